@@ -1,0 +1,140 @@
+# repl_ml: PGXS Makefile.
+#
+#   make, make install      build and install for the server of PG_CONFIG
+#   make installcheck       regress, isolation and TAP tests against that installation
+#   make regress | isolation | prove_installcheck      one kind of them
+#   make check-symbols      nothing exported without our prefix, nothing the server exports too
+#   make syntax             compile without output (other majors' headers)
+#   make check              everything, with dependencies and a private server; see test/run_checks
+#   make demo, demo-stop    a three-node cluster on loopback; see test/demo.sh
+#   make bench              cost of stamping; see test/bench
+
+MODULE_big = repl_ml
+EXTENSION = repl_ml
+PGFILEDESC = "repl_ml - multi-master replication with row clocks"
+DATA = $(wildcard sql/repl_ml--*.sql)
+
+# In the order of the way of a change.
+OBJS = \
+	src/repl_ml.o \
+	src/origin/stamp.o \
+	src/origin/guard.o \
+	src/origin/output.o \
+	src/wire/clock.o \
+	src/wire/stream.o \
+	src/row/table.o \
+	src/row/key.o \
+	src/row/tombstone.o \
+	src/row/store.o \
+	src/apply/worker.o \
+	src/apply/link.o \
+	src/apply/sync.o \
+	src/apply/enrol.o \
+	src/apply/dispatch.o \
+	src/apply/relation.o \
+	src/apply/target.o \
+	src/apply/row.o \
+	src/apply/conflict.o \
+	src/apply/resolve.o \
+	src/apply/history.o \
+	src/apply/park.o \
+	src/group/shmem.o \
+	src/group/ticker.o \
+	src/group/identity.o \
+	src/group/query.o \
+	src/group/peer.o \
+	src/group/launcher.o \
+	src/group/supervisor.o \
+	src/group/join.o \
+	src/group/schema.o \
+	src/group/stats.o
+
+# libpq's headers and library: connection strings are taken apart with PQconninfoParse.
+PG_CPPFLAGS = -I$(srcdir)/src -I$(libpq_srcdir)
+PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare
+SHLIB_LINK_INTERNAL = $(libpq)
+
+# sql/ holds the install script and the input of pg_regress, which wants it there.
+REGRESS := $(filter-out repl_ml--%,$(notdir $(basename $(sort $(wildcard sql/*.sql)))))
+REGRESS_PREP = tmp_server.conf
+REGRESS_OPTS = --temp-instance=./tmp_regress --temp-config=tmp_server.conf \
+	--encoding=UTF8 --no-locale --load-extension=repl_ml
+
+ISOLATION := $(notdir $(basename $(sort $(wildcard test/isolation/specs/*.spec))))
+ISOLATION_OPTS = --temp-instance=./tmp_isolation --temp-config=tmp_server.conf \
+	--encoding=UTF8 --no-locale --load-extension=repl_ml \
+	--inputdir=test/isolation --outputdir=output_iso
+
+PROVE_TESTS ?= $(sort $(wildcard test/t/*.pl))
+PROVE_FLAGS ?=
+override PROVE_FLAGS += -I test
+TAP_TESTS := $(if $(PROVE_TESTS),1)
+
+EXTRA_CLEAN = tmp_regress tmp_isolation tmp_server.conf tmp_symbols
+
+PG_CONFIG ?= pg_config
+
+# These bring their own server and must run on a machine that has none yet, so they do without PGXS.
+standalone := check demo demo-stop bench
+ifneq ($(filter $(standalone),$(MAKECMDGOALS)),)
+
+ifneq ($(filter-out $(standalone),$(MAKECMDGOALS)),)
+$(error run "make $(firstword $(filter $(standalone),$(MAKECMDGOALS)))" by itself)
+endif
+
+# Empty unless the caller chose a server.
+chosen_pg_config := $(if $(filter file default,$(origin PG_CONFIG)),,$(PG_CONFIG))
+
+.PHONY: $(standalone)
+check:
+	@PG_CONFIG='$(chosen_pg_config)' TESTS='$(TESTS)' test/run_checks
+demo:
+	@PG_CONFIG='$(chosen_pg_config)' test/demo.sh start
+demo-stop:
+	@test/demo.sh stop
+bench:
+	@PG_CONFIG='$(chosen_pg_config)' test/bench/run
+
+else # all other goals
+
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+ifeq ($(wildcard $(PGXS)),)
+$(error no PostgreSQL server headers found with "$(PG_CONFIG)": install postgresql-server-dev-15 or set PG_CONFIG)
+endif
+
+# A server built with LLVM asks for bitcode; go without where the compiler for it is not installed.
+pgxs_clang := $(shell sed -n 's/^CLANG *= *//p' $(dir $(PGXS))../Makefile.global)
+ifeq ($(if $(pgxs_clang),$(shell command -v $(pgxs_clang) 2>/dev/null)),)
+override with_llvm = no
+endif
+
+include $(PGXS)
+
+# PGXS knows nothing of headers: any change rebuilds everything, which takes seconds.
+headers := $(wildcard $(srcdir)/src/*.h $(srcdir)/src/*/*.h)
+$(OBJS) $(OBJS:.o=.bc): $(headers)
+
+tmp_server.conf: test/server_conf test/repl_ml.conf
+	test/server_conf '$(bindir)/postgres' > $@
+
+# The parts of installcheck, with PGXS's own commands: they set what each major's test modules expect.
+.PHONY: regress isolation prove_installcheck check-symbols syntax
+regress: submake $(REGRESS_PREP)
+	$(if $(REGRESS),$(pg_regress_installcheck) $(REGRESS_OPTS) $(REGRESS))
+isolation: submake $(REGRESS_PREP)
+	$(if $(ISOLATION),$(pg_isolation_regress_installcheck) $(ISOLATION_OPTS) $(ISOLATION))
+prove_installcheck:
+	$(if $(PROVE_TESTS),$(prove_installcheck))
+
+check-symbols: $(shlib)
+	@test/check_symbols $(shlib) '$(bindir)/postgres'
+
+syntax: $(OBJS:.o=.syntax)
+%.syntax: %.c
+	$(CC) $(CFLAGS) $(CPPFLAGS) -fsyntax-only $<
+
+# For test/run_checks: the value of one variable.
+print-%:
+	@echo '$($*)'
+
+endif

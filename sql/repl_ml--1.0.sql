@@ -1,0 +1,1338 @@
+/* repl_ml 1.0: installed by CREATE EXTENSION repl_ml */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION repl_ml" to load this file. \quit
+
+COMMENT ON SCHEMA repl_ml IS 'active-active replication with row clocks';
+
+--
+-- Roles: shared by all databases of the server, so they may exist already
+--
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) 'repl_ml_admin') THEN
+        CREATE ROLE repl_ml_admin NOLOGIN;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) 'repl_ml_replication') THEN
+        CREATE ROLE repl_ml_replication NOLOGIN REPLICATION;
+    END IF;
+END
+$$;
+
+-- types can be named and views be looked up; each object guards itself
+GRANT USAGE ON SCHEMA repl_ml TO PUBLIC;
+
+--
+-- The vector clock
+--
+-- The vector clock of a row: which write of every node its value knows of
+CREATE TYPE repl_ml.vclock;
+
+-- Text to clock
+CREATE FUNCTION repl_ml.vclock_in(pg_catalog.cstring) RETURNS repl_ml.vclock
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_in'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.vclock_in(pg_catalog.cstring) IS
+    'reads a vector clock from text such as {1:829000000000000,3:829000000000001}';
+
+-- Clock to text
+CREATE FUNCTION repl_ml.vclock_out(repl_ml.vclock) RETURNS pg_catalog.cstring
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_out'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.vclock_out(repl_ml.vclock) IS
+    'writes a vector clock as text';
+
+-- Binary protocol to clock
+CREATE FUNCTION repl_ml.vclock_recv(pg_catalog.internal) RETURNS repl_ml.vclock
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_recv'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.vclock_recv(pg_catalog.internal) IS
+    'reads a vector clock from the binary protocol';
+
+-- Clock to binary protocol
+CREATE FUNCTION repl_ml.vclock_send(repl_ml.vclock) RETURNS pg_catalog.bytea
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_send'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.vclock_send(repl_ml.vclock) IS
+    'writes a vector clock for the binary protocol';
+
+-- Nine bytes an entry and a one-byte header; main keeps it in the row
+CREATE TYPE repl_ml.vclock (
+    INPUT = repl_ml.vclock_in,
+    OUTPUT = repl_ml.vclock_out,
+    RECEIVE = repl_ml.vclock_recv,
+    SEND = repl_ml.vclock_send,
+    INTERNALLENGTH = VARIABLE,
+    ALIGNMENT = int4,
+    STORAGE = main
+);
+COMMENT ON TYPE repl_ml.vclock IS
+    'vector clock: for every node that wrote a value, the counter of its last write';
+
+-- The order of two clocks as a word
+CREATE FUNCTION repl_ml.compare(a repl_ml.vclock, b repl_ml.vclock) RETURNS pg_catalog.text
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_compare'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.compare(repl_ml.vclock, repl_ml.vclock) IS
+    'how vector clock a stands to b: before, after, equal or concurrent';
+
+-- Whether one clock is strictly before another
+CREATE FUNCTION repl_ml.happens_before(a repl_ml.vclock, b repl_ml.vclock) RETURNS pg_catalog.bool
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_happens_before'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.happens_before(repl_ml.vclock, repl_ml.vclock) IS
+    'whether vector clock a is strictly before b';
+
+-- Whether two clocks make a conflict
+CREATE FUNCTION repl_ml.concurrent(a repl_ml.vclock, b repl_ml.vclock) RETURNS pg_catalog.bool
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_concurrent'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.concurrent(repl_ml.vclock, repl_ml.vclock) IS
+    'whether neither vector clock knows all that the other knows';
+
+-- The least clock that knows all two others know
+CREATE FUNCTION repl_ml.merge(a repl_ml.vclock, b repl_ml.vclock) RETURNS repl_ml.vclock
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_merge'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.merge(repl_ml.vclock, repl_ml.vclock) IS
+    'the least vector clock that contains both a and b';
+
+-- The counter of one node
+CREATE FUNCTION repl_ml.counter(clock repl_ml.vclock, node pg_catalog.int4) RETURNS pg_catalog.int8
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_counter'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.counter(repl_ml.vclock, pg_catalog.int4) IS
+    'the counter of a node in a vector clock; NULL if it does not have the node';
+
+-- The greatest counter of all nodes
+CREATE FUNCTION repl_ml.max_counter(clock repl_ml.vclock) RETURNS pg_catalog.int8
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_max_counter'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.max_counter(repl_ml.vclock) IS
+    'the greatest counter in a vector clock; NULL if it is empty';
+
+-- The node of the last write a clock knows of
+CREATE FUNCTION repl_ml.last_writer(clock repl_ml.vclock) RETURNS pg_catalog.int4
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_last_writer'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.last_writer(repl_ml.vclock) IS
+    'the node with the greatest counter in a vector clock, of equal ones the greatest node id; NULL if it is empty';
+
+-- Function of <@
+CREATE FUNCTION repl_ml.vclock_contained(a repl_ml.vclock, b repl_ml.vclock) RETURNS pg_catalog.bool
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_contained'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.vclock_contained(repl_ml.vclock, repl_ml.vclock) IS
+    'implementation of the <@ operator';
+
+-- Function of @>
+CREATE FUNCTION repl_ml.vclock_contains(a repl_ml.vclock, b repl_ml.vclock) RETURNS pg_catalog.bool
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_contains'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.vclock_contains(repl_ml.vclock, repl_ml.vclock) IS
+    'implementation of the @> operator';
+
+-- Function of =
+CREATE FUNCTION repl_ml.vclock_eq(a repl_ml.vclock, b repl_ml.vclock) RETURNS pg_catalog.bool
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_eq'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.vclock_eq(repl_ml.vclock, repl_ml.vclock) IS
+    'implementation of the = operator';
+
+-- Function of <>
+CREATE FUNCTION repl_ml.vclock_ne(a repl_ml.vclock, b repl_ml.vclock) RETURNS pg_catalog.bool
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_ne'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.vclock_ne(repl_ml.vclock, repl_ml.vclock) IS
+    'implementation of the <> operator';
+
+-- Hash for joins, grouping and hash indexes
+CREATE FUNCTION repl_ml.vclock_hash(clock repl_ml.vclock) RETURNS pg_catalog.int4
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_hash'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.vclock_hash(repl_ml.vclock) IS
+    'hash of a vector clock';
+
+-- Hash with a seed for hash partitioning
+CREATE FUNCTION repl_ml.vclock_hash_extended(clock repl_ml.vclock, seed pg_catalog.int8) RETURNS pg_catalog.int8
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_hash_extended'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.vclock_hash_extended(repl_ml.vclock, pg_catalog.int8) IS
+    'seeded hash of a vector clock';
+
+-- Same clock
+CREATE OPERATOR repl_ml.= (
+    LEFTARG = repl_ml.vclock,
+    RIGHTARG = repl_ml.vclock,
+    FUNCTION = repl_ml.vclock_eq,
+    COMMUTATOR = OPERATOR(repl_ml.=),
+    NEGATOR = OPERATOR(repl_ml.<>),
+    RESTRICT = pg_catalog.eqsel,
+    JOIN = pg_catalog.eqjoinsel,
+    HASHES
+);
+COMMENT ON OPERATOR repl_ml.= (repl_ml.vclock, repl_ml.vclock) IS
+    'whether two vector clocks are equal';
+
+-- Different clocks
+CREATE OPERATOR repl_ml.<> (
+    LEFTARG = repl_ml.vclock,
+    RIGHTARG = repl_ml.vclock,
+    FUNCTION = repl_ml.vclock_ne,
+    COMMUTATOR = OPERATOR(repl_ml.<>),
+    NEGATOR = OPERATOR(repl_ml.=),
+    RESTRICT = pg_catalog.neqsel,
+    JOIN = pg_catalog.neqjoinsel
+);
+COMMENT ON OPERATOR repl_ml.<> (repl_ml.vclock, repl_ml.vclock) IS
+    'whether two vector clocks are different';
+
+-- Before or equal
+CREATE OPERATOR repl_ml.<@ (
+    LEFTARG = repl_ml.vclock,
+    RIGHTARG = repl_ml.vclock,
+    FUNCTION = repl_ml.vclock_contained,
+    COMMUTATOR = OPERATOR(repl_ml.@>),
+    RESTRICT = pg_catalog.contsel,
+    JOIN = pg_catalog.contjoinsel
+);
+COMMENT ON OPERATOR repl_ml.<@ (repl_ml.vclock, repl_ml.vclock) IS
+    'whether the left vector clock is before the right one or equal to it';
+
+-- After or equal
+CREATE OPERATOR repl_ml.@> (
+    LEFTARG = repl_ml.vclock,
+    RIGHTARG = repl_ml.vclock,
+    FUNCTION = repl_ml.vclock_contains,
+    COMMUTATOR = OPERATOR(repl_ml.<@),
+    RESTRICT = pg_catalog.contsel,
+    JOIN = pg_catalog.contjoinsel
+);
+COMMENT ON OPERATOR repl_ml.@> (repl_ml.vclock, repl_ml.vclock) IS
+    'whether the left vector clock is after the right one or equal to it';
+
+-- Merge
+CREATE OPERATOR repl_ml.|| (
+    LEFTARG = repl_ml.vclock,
+    RIGHTARG = repl_ml.vclock,
+    FUNCTION = repl_ml.merge,
+    COMMUTATOR = OPERATOR(repl_ml.||)
+);
+COMMENT ON OPERATOR repl_ml.|| (repl_ml.vclock, repl_ml.vclock) IS
+    'the least vector clock that contains both';
+
+-- Operators of hash indexes; there is none for btree, clocks have no total order
+CREATE OPERATOR FAMILY repl_ml.vclock_hash_ops USING hash;
+COMMENT ON OPERATOR FAMILY repl_ml.vclock_hash_ops USING hash IS
+    'hashing of vector clocks';
+
+-- Makes hash joins, GROUP BY, DISTINCT and hash partitions work for clocks
+CREATE OPERATOR CLASS repl_ml.vclock_hash_ops
+    DEFAULT FOR TYPE repl_ml.vclock USING hash FAMILY repl_ml.vclock_hash_ops AS
+        OPERATOR 1 repl_ml.=,
+        FUNCTION 1 repl_ml.vclock_hash(repl_ml.vclock),
+        FUNCTION 2 repl_ml.vclock_hash_extended(repl_ml.vclock, pg_catalog.int8);
+COMMENT ON OPERATOR CLASS repl_ml.vclock_hash_ops USING hash IS
+    'hashing of vector clocks';
+
+-- The least clock that contains all of many clocks
+CREATE AGGREGATE repl_ml.merge_agg(repl_ml.vclock) (
+    SFUNC = repl_ml.merge,
+    STYPE = repl_ml.vclock,
+    COMBINEFUNC = repl_ml.merge,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE repl_ml.merge_agg(repl_ml.vclock) IS
+    'the least vector clock that contains all; NULL if there are none';
+
+--
+-- The clock column's default and triggers
+--
+
+-- What an inserted row gets: STABLE for COPY's sake, evaluated once a row
+CREATE FUNCTION repl_ml.tick() RETURNS repl_ml.vclock
+    AS 'MODULE_PATHNAME', 'repl_ml_tick'
+    LANGUAGE C STABLE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION repl_ml.tick() IS
+    'the clock of a row that is being inserted on this node; default of the column __repl_clock';
+
+-- WHEN clause of the insert trigger
+CREATE FUNCTION repl_ml.insert_pending(clock repl_ml.vclock, relation pg_catalog.regclass) RETURNS pg_catalog.bool
+    AS 'MODULE_PATHNAME', 'repl_ml_insert_pending'
+    LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION repl_ml.insert_pending(repl_ml.vclock, pg_catalog.regclass) IS
+    'whether a row just inserted needs another clock than its default gave it';
+
+CREATE FUNCTION repl_ml.stamp_insert() RETURNS pg_catalog.trigger
+    AS 'MODULE_PATHNAME', 'repl_ml_stamp_insert' LANGUAGE C;
+COMMENT ON FUNCTION repl_ml.stamp_insert() IS 'trigger: lifts an inserted row''s clock above the tombstones of its key';
+CREATE FUNCTION repl_ml.stamp_update() RETURNS pg_catalog.trigger
+    AS 'MODULE_PATHNAME', 'repl_ml_stamp_update' LANGUAGE C;
+COMMENT ON FUNCTION repl_ml.stamp_update() IS 'trigger: gives an updated row a clock above its former one';
+CREATE FUNCTION repl_ml.stamp_moved() RETURNS pg_catalog.trigger
+    AS 'MODULE_PATHNAME', 'repl_ml_stamp_moved' LANGUAGE C;
+COMMENT ON FUNCTION repl_ml.stamp_moved() IS 'trigger: lifts the clock of a row that got another key above that key''s tombstones';
+CREATE FUNCTION repl_ml.stamp_delete() RETURNS pg_catalog.trigger
+    AS 'MODULE_PATHNAME', 'repl_ml_stamp_delete' LANGUAGE C;
+COMMENT ON FUNCTION repl_ml.stamp_delete() IS 'trigger: leaves a tombstone for a deleted row';
+CREATE FUNCTION repl_ml.stamp_truncate() RETURNS pg_catalog.trigger
+    AS 'MODULE_PATHNAME', 'repl_ml_stamp_truncate' LANGUAGE C;
+COMMENT ON FUNCTION repl_ml.stamp_truncate() IS 'trigger: leaves a tombstone for every row a TRUNCATE removes';
+
+--
+-- Tables. Not readable by others: DSNs may hold passwords, histories hold rows.
+-- The first four are replicated themselves; the rest is this node's own.
+--
+
+-- Members, for ever: a dropped one keeps its row, so ids are never reused
+CREATE TABLE repl_ml.member (
+    node_id           integer PRIMARY KEY CHECK (node_id BETWEEN 1 AND 65535),
+    node_name         name NOT NULL,
+    dsn               text NOT NULL,
+    host              text,
+    port              integer,
+    dbname            text,
+    system_identifier bigint NOT NULL,
+    state             text NOT NULL CHECK (state IN ('joining', 'ready', 'dropped')),
+    joined_at         timestamptz NOT NULL,
+    __repl_clock      repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
+);
+COMMENT ON TABLE repl_ml.member IS 'members of the group, also former ones; see the view repl_ml.nodes';
+
+-- Enrolled tables, known by name
+CREATE TABLE repl_ml.replicated_table (
+    schema_name  name NOT NULL,
+    table_name   name NOT NULL,
+    state        text NOT NULL CHECK (state IN ('enrolled', 'removed')),
+    enrolled_by  integer NOT NULL,
+    resolver     text NOT NULL DEFAULT 'last_write' CHECK (resolver IN ('last_write')),
+    __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
+    PRIMARY KEY (schema_name, table_name)
+);
+COMMENT ON TABLE repl_ml.replicated_table IS 'tables the group replicates; see repl_ml.add_table';
+
+-- Each node's pulse: what it has issued and applied
+CREATE TABLE repl_ml.heartbeat (
+    node_id      integer PRIMARY KEY,
+    sent_at      timestamptz NOT NULL,
+    safe_counter bigint NOT NULL,
+    applied      repl_ml.vclock NOT NULL,
+    __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
+);
+COMMENT ON TABLE repl_ml.heartbeat IS 'each node''s last heartbeat: every write of it below safe_counter came before; applied is what it had of the others';
+
+-- Deleted rows; key_hash is local, everything else travels
+CREATE TABLE repl_ml.tombstone (
+    schema_name  name NOT NULL,
+    table_name   name NOT NULL,
+    key          text[] NOT NULL,
+    key_hash     bigint NOT NULL,
+    deleted_at   timestamptz NOT NULL,
+    __repl_clock repl_ml.vclock NOT NULL
+);
+CREATE INDEX tombstone_key_hash_idx ON repl_ml.tombstone (key_hash);
+COMMENT ON TABLE repl_ml.tombstone IS 'deleted rows whose deletion may still have to win against a late version';
+
+-- Who this database is
+CREATE TABLE repl_ml.local_node (
+    node_id           integer NOT NULL,
+    node_name         name NOT NULL,
+    group_name        name NOT NULL,
+    group_id          uuid NOT NULL,
+    state             text NOT NULL CHECK (state IN ('joining', 'copying', 'ready', 'dropped')),
+    system_identifier bigint NOT NULL,
+    timeline          bigint NOT NULL,
+    database          oid NOT NULL,
+    directory         text NOT NULL,
+    donor             integer,
+    copy_data         boolean NOT NULL DEFAULT true
+);
+CREATE UNIQUE INDEX local_node_singleton ON repl_ml.local_node ((true));
+COMMENT ON TABLE repl_ml.local_node IS 'this node: its id and the place it lives in';
+CREATE FUNCTION repl_ml.local_node_changed() RETURNS pg_catalog.trigger
+    AS 'MODULE_PATHNAME', 'repl_ml_local_node_changed' LANGUAGE C;
+COMMENT ON FUNCTION repl_ml.local_node_changed() IS 'trigger: makes every process read repl_ml.local_node again';
+CREATE TRIGGER local_node_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON repl_ml.local_node
+    FOR EACH STATEMENT EXECUTE FUNCTION repl_ml.local_node_changed();
+ALTER TABLE repl_ml.local_node ENABLE ALWAYS TRIGGER local_node_changed;
+
+-- Tables to copy from a peer before or beside its stream
+CREATE TABLE repl_ml.table_sync (
+    node_id     integer NOT NULL,
+    schema_name name NOT NULL,
+    table_name  name NOT NULL,
+    state       text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'copied')),
+    rows        bigint,
+    PRIMARY KEY (node_id, schema_name, table_name)
+);
+COMMENT ON TABLE repl_ml.table_sync IS 'copies of tables from a peer that are due or done';
+
+-- One row a conflict: the same id and verdict on every node that saw it
+CREATE TABLE repl_ml.conflict_history (
+    conflict_id   uuid PRIMARY KEY,
+    detected_at   timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    schema_name   name NOT NULL,
+    table_name    name NOT NULL,
+    key           text[] NOT NULL,
+    conflict_type text NOT NULL,
+    resolver      text NOT NULL,
+    winner_node   integer NOT NULL,
+    loser_node    integer NOT NULL,
+    winner_clock  repl_ml.vclock NOT NULL,
+    loser_clock   repl_ml.vclock NOT NULL,
+    winner_row    jsonb,
+    loser_row     jsonb,
+    lost_columns  name[],
+    origin_node   integer NOT NULL,
+    origin_xid    xid NOT NULL,
+    origin_lsn    pg_lsn NOT NULL
+);
+CREATE INDEX conflict_history_detected_at_idx ON repl_ml.conflict_history (detected_at);
+COMMENT ON TABLE repl_ml.conflict_history IS 'resolved conflicts; see the view repl_ml.conflicts';
+
+-- Changes that could not be applied: kept, never skipped
+CREATE TABLE repl_ml.parked_change (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    parked_at     timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    origin_node   integer NOT NULL,
+    origin_xid    xid NOT NULL,
+    origin_lsn    pg_lsn NOT NULL,
+    schema_name   name NOT NULL,
+    table_name    name NOT NULL,
+    action        text NOT NULL,
+    change        jsonb NOT NULL,
+    sqlstate      text NOT NULL,
+    message       text NOT NULL,
+    detail        text
+);
+COMMENT ON TABLE repl_ml.parked_change IS 'changes that failed to apply here; see the view repl_ml.parked_changes';
+
+--
+-- Internal helpers
+--
+
+-- The place this database lives in
+CREATE FUNCTION repl_ml.local_fingerprint(OUT system_identifier bigint, OUT timeline bigint, OUT database oid, OUT directory text)
+    AS 'MODULE_PATHNAME', 'repl_ml_local_fingerprint' LANGUAGE C STABLE PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.local_fingerprint() IS 'what tells this data directory and database from a copy';
+
+-- Raises an error where this database is not a member that may act
+CREATE FUNCTION repl_ml.require_member(OUT node_id integer, OUT node_name name)
+    AS 'MODULE_PATHNAME', 'repl_ml_require_member' LANGUAGE C STABLE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION repl_ml.require_member() IS 'this node''s id and name, or an error that says why it cannot act';
+
+-- Connects and tells where a connection string leads; 08001 if nowhere
+CREATE FUNCTION repl_ml.probe(dsn text, OUT system_identifier bigint, OUT database oid, OUT dbname text, OUT host text, OUT port integer, OUT server_version integer)
+    AS 'MODULE_PATHNAME', 'repl_ml_probe' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.probe(text) IS 'where a connection string leads';
+
+-- Runs SQL on a peer
+CREATE FUNCTION repl_ml.run_on_peer(dsn text, command text) RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_run_on_peer' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.run_on_peer(text, text) IS 'runs one command on a peer; its error is raised here';
+
+-- Stops this database's workers until the end of the transaction
+CREATE FUNCTION repl_ml.stop_workers() RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_stop_workers' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.stop_workers() IS 'stops the apply workers of this database until the transaction ends';
+
+-- Wakes the launcher and the supervisor
+CREATE FUNCTION repl_ml.wake_workers() RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_wake_workers' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.wake_workers() IS 'makes the workers of this database look at the catalogs when the transaction commits';
+
+-- The shared memory of the workers
+CREATE FUNCTION repl_ml.worker_stats(
+    OUT peer integer, OUT pid integer, OUT state text, OUT received_lsn pg_lsn, OUT applied_lsn pg_lsn, OUT peer_lsn pg_lsn,
+    OUT applied_commit_time timestamptz, OUT last_message_time timestamptz, OUT start_time timestamptz,
+    OUT transactions bigint, OUT changes bigint, OUT conflicts bigint, OUT parked bigint, OUT retries bigint, OUT errors bigint,
+    OUT copy_relation regclass, OUT copy_rows bigint,
+    OUT error_time timestamptz, OUT error_sqlstate text, OUT error_message text, OUT error_hint text)
+    RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'repl_ml_worker_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION repl_ml.worker_stats() IS 'state and counters of this database''s workers since server start; peer 0 is the supervisor';
+
+-- The origin and slot name that belong to a peer of this database
+CREATE FUNCTION repl_ml.link_name(node_id integer) RETURNS text
+    RETURN (SELECT pg_catalog.format('repl_ml_%s_%s', oid, node_id) FROM pg_catalog.pg_database WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database());
+COMMENT ON FUNCTION repl_ml.link_name(integer) IS 'name of the origin that tracks a peer here, and of the slot that peer reads from here';
+
+-- What a peer asks before anything else
+CREATE FUNCTION repl_ml.local_info(asked_by integer DEFAULT NULL,
+    OUT version text, OUT group_id uuid, OUT group_name name, OUT node_id integer, OUT node_name name, OUT state text,
+    OUT fenced boolean, OUT system_identifier bigint, OUT database oid, OUT flush_lsn pg_lsn, OUT asker_dropped boolean)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT e.extversion, l.group_id, l.group_name, l.node_id, l.node_name, l.state,
+           (l.system_identifier, l.timeline, l.database, l.directory) IS DISTINCT FROM
+           (f.system_identifier, f.timeline, f.database, f.directory),
+           f.system_identifier, f.database, pg_catalog.pg_current_wal_flush_lsn(),
+           EXISTS (SELECT FROM repl_ml.member m WHERE m.node_id = asked_by AND m.state = 'dropped')
+      FROM pg_catalog.pg_extension e CROSS JOIN repl_ml.local_fingerprint() f LEFT JOIN repl_ml.local_node l ON true
+     WHERE e.extname = 'repl_ml'
+    $$;
+COMMENT ON FUNCTION repl_ml.local_info(integer) IS 'who this node is: asked by peers';
+
+-- How far this node has applied another one's WAL
+CREATE FUNCTION repl_ml.applied_lsn(of_node integer) RETURNS pg_lsn
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT coalesce((SELECT pg_catalog.pg_replication_origin_progress(o.roname, true)
+                       FROM pg_catalog.pg_replication_origin o
+                      WHERE o.roname = repl_ml.link_name(of_node)), '0/0')
+    $$;
+COMMENT ON FUNCTION repl_ml.applied_lsn(integer) IS 'up to which WAL position of a peer this node has durably applied everything';
+
+-- A joining node puts itself on the members' lists
+CREATE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name name, dsn text, host text, port integer,
+                                      dbname text, system_identifier bigint, joined_at timestamptz) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        PERFORM repl_ml.require_member();
+        LOCK TABLE repl_ml.member IN SHARE ROW EXCLUSIVE MODE;
+        IF NOT EXISTS (SELECT FROM repl_ml.local_node l WHERE l.group_id = register_node.group_id) THEN
+            RAISE EXCEPTION 'this node belongs to another group' USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = 'Remove the other group first with SELECT repl_ml.leave_group().';
+        END IF;
+        IF EXISTS (SELECT FROM repl_ml.member m WHERE m.node_name = register_node.node_name
+                      AND m.state <> 'dropped' AND m.node_id <> register_node.node_id) THEN
+            RAISE EXCEPTION 'node name "%" is already in use in the group', node_name USING ERRCODE = 'duplicate_object',
+                HINT = pg_catalog.format('Choose another name, or remove the old node with SELECT repl_ml.drop_node(%L).', node_name);
+        END IF;
+        IF EXISTS (SELECT FROM repl_ml.member m WHERE m.node_id = register_node.node_id
+                      AND (m.node_name, m.joined_at) IS DISTINCT FROM (register_node.node_name, register_node.joined_at)) THEN
+            RETURN false;
+        END IF;
+        INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname, system_identifier, state, joined_at)
+        VALUES (node_id, node_name, dsn, host, port, dbname, system_identifier, 'joining', joined_at)
+        ON CONFLICT DO NOTHING;
+        PERFORM repl_ml.wake_workers();
+        RETURN true;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz) IS
+    'called on members by a joining node; false if the node id is taken';
+
+-- A leaving node, or one whose joining failed, takes itself off the lists
+CREATE FUNCTION repl_ml.forget_node(group_id uuid, node_id integer) RETURNS void
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        PERFORM repl_ml.require_member();
+        IF NOT EXISTS (SELECT FROM repl_ml.local_node l WHERE l.group_id = forget_node.group_id) THEN
+            RAISE EXCEPTION 'this node belongs to another group' USING ERRCODE = 'object_not_in_prerequisite_state';
+        END IF;
+        UPDATE repl_ml.member m SET state = 'dropped' WHERE m.node_id = forget_node.node_id AND m.state <> 'dropped';
+        PERFORM repl_ml.wake_workers();
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.forget_node(uuid, integer) IS 'called on members by a node that leaves';
+
+-- Why a table cannot be enrolled; no row if it can
+CREATE FUNCTION repl_ml.enrol_obstacle(relation regclass, OUT message text, OUT hint text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        c pg_catalog.pg_class;
+        n name;
+        i pg_catalog.pg_index;
+    BEGIN
+        SELECT * INTO c FROM pg_catalog.pg_class WHERE oid = relation;
+        n := c.relnamespace::pg_catalog.regnamespace;
+        IF c.relkind NOT IN ('r', 'p') THEN
+            RETURN QUERY SELECT pg_catalog.format('%s is not a table', relation), 'Only ordinary and partitioned tables can be replicated.'::text;
+            RETURN;
+        END IF;
+        IF c.relpersistence <> 'p' THEN
+            RETURN QUERY SELECT pg_catalog.format('table %s is %s', relation, CASE c.relpersistence WHEN 't' THEN 'temporary' ELSE 'unlogged' END),
+                CASE c.relpersistence WHEN 't' THEN 'Temporary tables cannot be replicated.' ELSE pg_catalog.format('Run ALTER TABLE %s SET LOGGED.', relation) END;
+            RETURN;
+        END IF;
+        IF n IN ('repl_ml', 'information_schema') OR n LIKE 'pg\_%' THEN
+            RETURN QUERY SELECT pg_catalog.format('%s is a system table', relation), 'Only users'' tables can be replicated.'::text;
+            RETURN;
+        END IF;
+        IF c.relispartition THEN
+            RETURN QUERY SELECT pg_catalog.format('%s is a partition', relation),
+                pg_catalog.format('Run SELECT repl_ml.add_table(%L): its partitions follow.', pg_catalog.pg_partition_root(relation));
+            RETURN;
+        END IF;
+        IF EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE relation IN (h.inhrelid, h.inhparent)) AND c.relkind = 'r' THEN
+            RETURN QUERY SELECT pg_catalog.format('table %s is part of an inheritance tree', relation), 'Use declarative partitioning instead of inheritance.'::text;
+            RETURN;
+        END IF;
+        IF c.relrowsecurity AND c.relforcerowsecurity THEN
+            RETURN QUERY SELECT pg_catalog.format('row-level security is forced on table %s', relation),
+                pg_catalog.format('Run ALTER TABLE %s NO FORCE ROW LEVEL SECURITY: changes are applied as the table''s owner.', relation);
+            RETURN;
+        END IF;
+        SELECT * INTO i FROM pg_catalog.pg_index x WHERE x.indrelid = relation AND x.indisprimary;
+        IF NOT FOUND THEN
+            RETURN QUERY SELECT pg_catalog.format('table %s has no primary key', relation),
+                pg_catalog.format('Run ALTER TABLE %s ADD PRIMARY KEY (...).', relation);
+            RETURN;
+        END IF;
+        IF NOT i.indimmediate THEN
+            RETURN QUERY SELECT pg_catalog.format('the primary key of table %s is deferrable', relation),
+                'Make the primary key NOT DEFERRABLE.'::text;
+            RETURN;
+        END IF;
+        IF EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = '__repl_clock' AND NOT a.attisdropped
+                      AND a.atttypid <> 'repl_ml.vclock'::pg_catalog.regtype) THEN
+            RETURN QUERY SELECT pg_catalog.format('table %s has a column "__repl_clock" of its own', relation),
+                pg_catalog.format('Run ALTER TABLE %s RENAME COLUMN __repl_clock TO ....', relation);
+        END IF;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.enrol_obstacle(regclass) IS 'why a table cannot be replicated, and what to do; no row if it can';
+
+-- Makes a table of this database stamp and publish its rows; repeatable
+CREATE FUNCTION repl_ml.enrol(relation regclass) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
+    AS $$
+    DECLARE
+        obstacle record;
+        keys text;
+    BEGIN
+        SELECT * INTO obstacle FROM repl_ml.enrol_obstacle(relation);
+        IF FOUND THEN
+            RAISE EXCEPTION '%', obstacle.message USING ERRCODE = 'object_not_in_prerequisite_state', HINT = obstacle.hint;
+        END IF;
+        SELECT pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ') INTO keys
+          FROM pg_catalog.pg_index x JOIN pg_catalog.pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = ANY (x.indkey)
+         WHERE x.indrelid = relation AND x.indisprimary;
+
+        IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = '__repl_clock' AND NOT a.attisdropped) THEN
+            -- a constant, so the table is not rewritten: what is there counts as written here now
+            EXECUTE pg_catalog.format('ALTER TABLE %s ADD COLUMN __repl_clock repl_ml.vclock NOT NULL DEFAULT %L', relation, repl_ml.tick());
+        END IF;
+        EXECUTE pg_catalog.format('ALTER TABLE %s ALTER COLUMN __repl_clock SET DEFAULT repl_ml.tick()', relation);
+        EXECUTE pg_catalog.format('COMMENT ON COLUMN %s.__repl_clock IS %L', relation, 'version of the row in the repl_ml group');
+        PERFORM repl_ml.drop_triggers(relation);
+        EXECUTE pg_catalog.format('CREATE TRIGGER _repl_ml_insert AFTER INSERT ON %s FOR EACH ROW WHEN (repl_ml.insert_pending(NEW.__repl_clock, %L::pg_catalog.regclass)) EXECUTE FUNCTION repl_ml.stamp_insert()', relation, relation::text);
+        EXECUTE pg_catalog.format('CREATE TRIGGER zz_repl_ml_update BEFORE UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION repl_ml.stamp_update()', relation);
+        EXECUTE pg_catalog.format('CREATE TRIGGER _repl_ml_moved AFTER UPDATE OF %s ON %s FOR EACH ROW EXECUTE FUNCTION repl_ml.stamp_moved()', keys, relation);
+        EXECUTE pg_catalog.format('CREATE TRIGGER zz_repl_ml_delete BEFORE DELETE ON %s FOR EACH ROW EXECUTE FUNCTION repl_ml.stamp_delete()', relation);
+        EXECUTE pg_catalog.format('CREATE TRIGGER zz_repl_ml_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION repl_ml.stamp_truncate()', relation);
+        EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER _repl_ml_insert, ENABLE ALWAYS TRIGGER zz_repl_ml_update, ENABLE ALWAYS TRIGGER _repl_ml_moved, ENABLE ALWAYS TRIGGER zz_repl_ml_delete, ENABLE ALWAYS TRIGGER zz_repl_ml_truncate', relation);
+        IF NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+                        WHERE p.pubname = 'repl_ml' AND r.prrelid = relation) THEN
+            EXECUTE pg_catalog.format('ALTER PUBLICATION repl_ml ADD TABLE %s', relation);
+        END IF;
+        EXECUTE pg_catalog.format('GRANT SELECT ON %s TO repl_ml_replication', relation);
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.enrol(regclass) IS 'gives a table of this database its clock column and triggers and publishes it';
+
+-- Enrols a table another node has added, and orders the copy of its rows
+CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        self repl_ml.local_node;
+        t repl_ml.replicated_table;
+        had_clock boolean;
+        has_rows boolean;
+    BEGIN
+        SELECT * INTO self FROM repl_ml.local_node;
+        SELECT r.* INTO t FROM repl_ml.replicated_table r, pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.oid = relation AND r.schema_name = n.nspname AND r.table_name = c.relname;
+        EXECUTE pg_catalog.format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', relation);
+        EXECUTE pg_catalog.format('SELECT EXISTS (SELECT FROM %s)', relation) INTO has_rows;
+        IF has_rows AND self.state <> 'ready' AND self.copy_data THEN
+            RAISE EXCEPTION 'table % of the joining database is not empty', relation USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = pg_catalog.format('Run SELECT repl_ml.leave_group(force => true), then TRUNCATE %s or drop it, and join again; or join with copy_data => false if it holds the group''s rows already.', relation);
+        END IF;
+        SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = '__repl_clock' AND NOT a.attisdropped) INTO had_clock;
+        PERFORM repl_ml.enrol(relation);
+        IF has_rows AND NOT had_clock AND self.state = 'ready' THEN
+            -- rows of our own: written anew, so that the others get them
+            EXECUTE pg_catalog.format('UPDATE %s SET __repl_clock = __repl_clock', relation);
+        END IF;
+        INSERT INTO repl_ml.table_sync AS y (node_id, schema_name, table_name)
+        SELECT coalesce(CASE WHEN self.state <> 'ready' THEN self.donor END, t.enrolled_by), t.schema_name, t.table_name
+         WHERE self.copy_data OR self.state = 'ready'
+        ON CONFLICT ON CONSTRAINT table_sync_pkey DO UPDATE SET state = 'pending', rows = NULL;
+        DELETE FROM repl_ml.table_sync y WHERE y.node_id = self.node_id;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.adopt(regclass) IS 'enrols a table that another node added to the group and orders the copy of its rows';
+
+CREATE FUNCTION repl_ml.drop_triggers(relation regclass) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        t name;
+    BEGIN
+        FOR t IN SELECT g.tgname FROM pg_catalog.pg_trigger g JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
+                  WHERE g.tgrelid = relation AND p.pronamespace = 'repl_ml'::pg_catalog.regnamespace AND g.tgparentid = 0
+        LOOP
+            EXECUTE pg_catalog.format('DROP TRIGGER %I ON %s', t, relation);
+        END LOOP;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.drop_triggers(regclass) IS 'removes repl_ml''s triggers from a table';
+
+-- The reverse of enrol
+CREATE FUNCTION repl_ml.disenrol(relation regclass) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
+    AS $$
+    BEGIN
+        PERFORM repl_ml.drop_triggers(relation);
+        IF EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+                    WHERE p.pubname = 'repl_ml' AND r.prrelid = relation) THEN
+            EXECUTE pg_catalog.format('ALTER PUBLICATION repl_ml DROP TABLE %s', relation);
+        END IF;
+        EXECUTE pg_catalog.format('ALTER TABLE %s DROP COLUMN IF EXISTS __repl_clock', relation);
+        EXECUTE pg_catalog.format('REVOKE SELECT ON %s FROM repl_ml_replication', relation);
+        DELETE FROM repl_ml.tombstone t USING pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.oid = relation AND t.schema_name = n.nspname AND t.table_name = c.relname;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.disenrol(regclass) IS 'makes a table of this database an ordinary one again';
+
+-- The list of enrolled tables against what this database has; used after the list changed
+CREATE FUNCTION repl_ml.pending_tables(OUT schema_name name, OUT table_name name, OUT relation regclass, OUT action text, OUT enrolled_by integer)
+    RETURNS SETOF record
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT t.schema_name, t.table_name, c.oid::pg_catalog.regclass,
+           CASE WHEN t.state = 'removed' THEN 'remove' WHEN c.oid IS NULL THEN 'create' ELSE 'enrol' END, t.enrolled_by
+      FROM repl_ml.replicated_table t
+      LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace)
+             ON n.nspname = t.schema_name AND c.relname = t.table_name
+      LEFT JOIN (pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid AND p.pubname = 'repl_ml')
+             ON r.prrelid = c.oid
+     WHERE (t.state = 'enrolled') <> (r.oid IS NOT NULL)
+     ORDER BY 1, 2
+    $$;
+COMMENT ON FUNCTION repl_ml.pending_tables() IS 'tables whose state in this database differs from the group''s list, and what to do';
+
+--
+-- Setting up
+--
+
+-- One row a setting: what it is, what it should be, the line to write
+CREATE FUNCTION repl_ml.check_setup(peer_dsn text DEFAULT NULL, OUT check_name text, OUT status text, OUT detail text, OUT hint text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        members integer := greatest(2, (SELECT pg_catalog.count(*) FROM repl_ml.member m WHERE m.state <> 'dropped'));
+        peers integer := members - 1;
+        v text;
+        p record;
+        need record;
+    BEGIN
+        check_name := 'shared_preload_libraries';
+        v := pg_catalog.current_setting('shared_preload_libraries');
+        detail := pg_catalog.format('is %L', v);
+        IF v ~ '(^|,)\s*"?(\$libdir/)?repl_ml"?\s*(,|$)' THEN
+            status := 'ok'; hint := NULL;
+        ELSE
+            status := 'error';
+            hint := pg_catalog.format('Write %s into postgresql.conf and restart the server.',
+                'shared_preload_libraries = ' || pg_catalog.quote_literal(CASE v WHEN '' THEN '' ELSE v || ', ' END || 'repl_ml'));
+        END IF;
+        RETURN NEXT;
+
+        check_name := 'wal_level';
+        v := pg_catalog.current_setting('wal_level');
+        detail := pg_catalog.format('is %L', v);
+        IF v = 'logical' THEN
+            status := 'ok'; hint := NULL;
+        ELSE
+            status := 'error'; hint := 'Write wal_level = logical into postgresql.conf and restart the server.';
+        END IF;
+        RETURN NEXT;
+
+        FOR need IN
+            SELECT * FROM (VALUES
+                ('max_worker_processes', 2 + peers + pg_catalog.current_setting('max_logical_replication_workers')::integer
+                                         + CASE WHEN pg_catalog.current_setting('max_parallel_workers')::integer > 0 THEN 1 ELSE 0 END,
+                 pg_catalog.format('a launcher, a supervisor and %s apply workers beside the server''s own', peers)),
+                ('max_wal_senders', 2 * peers, pg_catalog.format('a stream and a copy for each of %s peers', peers)),
+                ('max_replication_slots', peers + 1, pg_catalog.format('a slot and an origin for each of %s peers', peers))) AS x(name, least, why)
+        LOOP
+            check_name := need.name;
+            detail := pg_catalog.format('is %s, needed for %s members: %s (%s)', pg_catalog.current_setting(need.name), members, need.least, need.why);
+            IF pg_catalog.current_setting(need.name)::integer >= need.least THEN
+                status := 'ok'; hint := NULL;
+            ELSE
+                status := 'error';
+                hint := pg_catalog.format('Write %s = %s into postgresql.conf and restart the server.', need.name, need.least);
+            END IF;
+            RETURN NEXT;
+        END LOOP;
+
+        v := pg_catalog.current_setting('max_active_replication_origins', true);
+        IF v IS NOT NULL THEN
+            check_name := 'max_active_replication_origins';
+            detail := pg_catalog.format('is %s, needed for %s members: %s', v, members, peers);
+            IF v::integer >= peers THEN
+                status := 'ok'; hint := NULL;
+            ELSE
+                status := 'error';
+                hint := pg_catalog.format('Write max_active_replication_origins = %s into postgresql.conf and restart the server.', peers);
+            END IF;
+            RETURN NEXT;
+        END IF;
+
+        check_name := 'output_plugin_libraries';
+        v := pg_catalog.current_setting('output_plugin_libraries', true);
+        hint := NULL;
+        IF v IS NULL THEN
+            status := 'ok'; detail := 'this server version has no such setting';
+        ELSIF v ~ '(^|,)\s*"?repl_ml"?\s*(,|$)' THEN
+            status := 'ok'; detail := pg_catalog.format('is %L', v);
+        ELSE
+            status := 'error'; detail := pg_catalog.format('is %L', v);
+            hint := pg_catalog.format('Run ALTER SYSTEM SET output_plugin_libraries = %s, repl_ml; SELECT pg_reload_conf(); (without quotes).', v);
+        END IF;
+        RETURN NEXT;
+
+        check_name := 'synchronous_standby_names';
+        v := pg_catalog.current_setting('synchronous_standby_names');
+        detail := pg_catalog.format('is %L', v);
+        status := CASE WHEN v ~ 'repl_ml' THEN 'warning' ELSE 'ok' END;
+        hint := CASE WHEN v ~ 'repl_ml' THEN 'Do not name repl_ml''s connections in synchronous_standby_names.' END;
+        RETURN NEXT;
+
+        check_name := 'max_slot_wal_keep_size';
+        v := pg_catalog.current_setting('max_slot_wal_keep_size');
+        detail := pg_catalog.format('is %s', v);
+        status := CASE WHEN v = '-1' THEN 'warning' ELSE 'ok' END;
+        hint := CASE WHEN v = '-1' THEN 'A peer that is down keeps WAL without limit; write, for example, max_slot_wal_keep_size = 50GB into postgresql.conf.' END;
+        RETURN NEXT;
+
+        IF peer_dsn IS NOT NULL THEN
+            check_name := 'peer';
+            BEGIN
+                SELECT * INTO p FROM repl_ml.probe(peer_dsn);
+                detail := pg_catalog.format('leads to database %I on %s:%s', p.dbname, p.host, p.port);
+                status := 'ok'; hint := NULL;
+            EXCEPTION WHEN OTHERS THEN
+                GET STACKED DIAGNOSTICS v = PG_EXCEPTION_DETAIL;
+                detail := sqlerrm || coalesce(': ' || nullif(v, ''), '');
+                status := 'error';
+                hint := 'Check the connection string, pg_hba.conf on that server, and that the role has LOGIN and REPLICATION.';
+            END;
+            RETURN NEXT;
+        END IF;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.check_setup(text) IS
+    'checks this server''s settings for the group''s size, and a peer''s connection string; status is ok, warning or error, hint is what to do';
+
+-- Raises the first error of check_setup
+CREATE FUNCTION repl_ml.require_setup() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        s record;
+    BEGIN
+        FOR s IN SELECT * FROM repl_ml.check_setup() c WHERE c.status = 'error' LOOP
+            RAISE EXCEPTION 'setting "%" does not allow replication: it %', s.check_name, s.detail
+                USING ERRCODE = 'object_not_in_prerequisite_state', HINT = s.hint;
+        END LOOP;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.require_setup() IS 'raises an error for the first setting check_setup finds wrong';
+
+-- What create_group and join_group check before anything is written
+CREATE FUNCTION repl_ml.check_new_member(group_name name, node_name name, dsn text, OUT host text, OUT port integer, OUT dbname text)
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        here record;
+        there record;
+        existing record;
+    BEGIN
+        IF group_name = '' OR group_name ~ '[[:cntrl:]]' THEN
+            RAISE EXCEPTION 'invalid group name %', pg_catalog.quote_literal(group_name) USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'A name is 1 to 63 bytes without control characters.';
+        END IF;
+        IF node_name = '' OR node_name ~ '[[:cntrl:]]' THEN
+            RAISE EXCEPTION 'invalid node name %', pg_catalog.quote_literal(node_name) USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'A name is 1 to 63 bytes without control characters.';
+        END IF;
+        SELECT * INTO existing FROM repl_ml.local_node;
+        IF FOUND THEN
+            RAISE EXCEPTION 'this database is already node "%" of group "%"', existing.node_name, existing.group_name
+                USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'To leave that group, run SELECT repl_ml.leave_group().';
+        END IF;
+        PERFORM repl_ml.require_setup();
+        SELECT * INTO here FROM repl_ml.local_fingerprint();
+        SELECT * INTO there FROM repl_ml.probe(dsn);
+        IF (there.system_identifier, there.database, there.dbname) IS DISTINCT FROM
+           (here.system_identifier, here.database, pg_catalog.current_database()::text) THEN
+            RAISE EXCEPTION 'the connection string of node "%" does not lead to this database', node_name
+                USING ERRCODE = 'invalid_parameter_value',
+                DETAIL = pg_catalog.format('It leads to database %I on %s:%s.', there.dbname, there.host, there.port),
+                HINT = 'The argument dsn is how the other nodes reach this database.';
+        END IF;
+        host := there.host; port := there.port; dbname := there.dbname;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.check_new_member(name, name, text) IS 'checks the arguments of create_group and join_group and this server''s settings';
+
+-- What makes this database a member, as the last thing before commit
+CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id integer, node_name name, state text, donor integer, copy_data boolean) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        DELETE FROM repl_ml.heartbeat;
+        DELETE FROM repl_ml.tombstone;
+        DELETE FROM repl_ml.table_sync;
+        INSERT INTO repl_ml.local_node (node_id, node_name, group_name, group_id, state, system_identifier, timeline, database, directory, donor, copy_data)
+        SELECT become_member.node_id, become_member.node_name, become_member.group_name, become_member.group_id, become_member.state,
+               f.system_identifier, f.timeline, f.database, f.directory, become_member.donor, become_member.copy_data
+          FROM repl_ml.local_fingerprint() f;
+        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone
+            WITH (publish = 'insert, update', publish_via_partition_root = true);
+        COMMENT ON PUBLICATION repl_ml IS 'what the repl_ml group replicates; managed by repl_ml.add_table and remove_table';
+        PERFORM repl_ml.wake_workers();
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.become_member(name, uuid, integer, name, text, integer, boolean) IS 'writes this database''s identity and wakes the workers';
+
+CREATE FUNCTION repl_ml.create_group(group_name name, node_name name, dsn text) RETURNS integer
+    LANGUAGE plpgsql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        c record;
+    BEGIN
+        SELECT * INTO c FROM repl_ml.check_new_member(group_name, node_name, dsn);
+        PERFORM repl_ml.become_member(group_name, pg_catalog.gen_random_uuid(), 1, node_name, 'ready', NULL, false);
+        DELETE FROM repl_ml.member;
+        DELETE FROM repl_ml.replicated_table;
+        INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname, system_identifier, state, joined_at)
+        SELECT 1, node_name, dsn, c.host, c.port, c.dbname, f.system_identifier, 'ready', pg_catalog.now() FROM repl_ml.local_fingerprint() f;
+        RETURN 1;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.create_group(name, name, text) IS
+    'makes this database the first node of a new group; dsn is how the other nodes will reach it. Returns the node id. Errors: 55000 wrong setting or already a member, 08001 unreachable dsn, 22023 bad argument';
+
+CREATE FUNCTION repl_ml.join_group(node_name name, dsn text, join_dsn text, copy_data boolean DEFAULT true, wait boolean DEFAULT true, timeout interval DEFAULT '10 min') RETURNS integer
+    LANGUAGE plpgsql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        c record;
+        id integer;
+    BEGIN
+        IF timeout <= '0' THEN
+            RAISE EXCEPTION 'timeout must be positive' USING ERRCODE = 'invalid_parameter_value', HINT = 'For example: timeout => ''10 min''.';
+        END IF;
+        SELECT * INTO c FROM repl_ml.check_new_member('-', node_name, dsn);
+        id := repl_ml.start_joining(node_name, dsn, join_dsn, copy_data, timeout);
+        IF wait THEN
+            PERFORM repl_ml.wait_for_node(node_name, timeout);
+        END IF;
+        RETURN id;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.join_group(name, text, text, boolean, boolean, interval) IS
+    'makes this database a node of the group that join_dsn leads to: schema and rows are copied from that member. dsn is how the others reach this database. Returns the node id. Errors: 08001 unreachable, 42710 name in use, 55000 wrong state or setting, 57014 timeout';
+
+-- The part of joining that must commit on its own: done by a background worker
+CREATE FUNCTION repl_ml.start_joining(node_name name, dsn text, join_dsn text, copy_data boolean, timeout interval) RETURNS integer
+    AS 'MODULE_PATHNAME', 'repl_ml_start_joining' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.start_joining(name, text, text, boolean, interval) IS 'registers this database with the group and makes it a joining member; commits by itself';
+
+CREATE FUNCTION repl_ml.wait_for_node(node_name name, timeout interval DEFAULT '10 min') RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_wait_for_node' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.wait_for_node(name, interval) IS
+    'waits until a node is ready, as seen from here. Errors: 42704 no such node, 57014 timeout, with the last error of the worker that copies';
+
+CREATE FUNCTION repl_ml.drop_node(node_name name, if_exists boolean DEFAULT false) RETURNS void
+    LANGUAGE plpgsql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        self record;
+    BEGIN
+        SELECT * INTO self FROM repl_ml.require_member();
+        IF drop_node.node_name = self.node_name THEN
+            RAISE EXCEPTION 'node "%" cannot drop itself', node_name USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'Run SELECT repl_ml.leave_group() here, or drop the node from another member.';
+        END IF;
+        UPDATE repl_ml.member m SET state = 'dropped' WHERE m.node_name = drop_node.node_name AND m.state <> 'dropped';
+        IF NOT FOUND THEN
+            IF if_exists THEN
+                RAISE NOTICE 'node "%" does not exist, skipping', node_name;
+                RETURN;
+            END IF;
+            RAISE EXCEPTION 'node "%" does not exist', node_name USING ERRCODE = 'undefined_object',
+                HINT = 'Run SELECT node_name, state FROM repl_ml.nodes.';
+        END IF;
+        PERFORM repl_ml.wake_workers();
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.drop_node(name, boolean) IS
+    'removes a node from the group, on all members: for a node that will not come back. Its id is never used again. Errors: 42704 no such node, 22023 this node';
+
+CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
+    LANGUAGE plpgsql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        self record;
+        fenced boolean;
+        peer record;
+        told integer := 0;
+        peers integer := 0;
+        reason text;
+        until timestamptz := pg_catalog.clock_timestamp() + '30 s';
+        lsn pg_lsn;
+        r record;
+    BEGIN
+        SELECT * INTO self FROM repl_ml.local_node;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'this database is not a member of a repl_ml group' USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = 'Nothing needs to be done.';
+        END IF;
+        SELECT i.fenced INTO fenced FROM repl_ml.local_info() i;
+        IF fenced AND NOT force THEN
+            PERFORM repl_ml.require_member();
+        END IF;
+
+        IF NOT fenced THEN
+            -- nothing written here may be known only here
+            lsn := pg_catalog.pg_current_wal_flush_lsn();
+            WHILE NOT force AND EXISTS (
+                SELECT FROM repl_ml.member m LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = repl_ml.link_name(m.node_id)
+                 WHERE m.node_id <> self.node_id AND m.state = 'ready' AND s.confirmed_flush_lsn < lsn) LOOP
+                IF pg_catalog.clock_timestamp() > until THEN
+                    RAISE EXCEPTION 'a peer has not received everything written on node "%" yet', self.node_name
+                        USING ERRCODE = 'object_not_in_prerequisite_state',
+                        HINT = 'See repl_ml.stat_replication and try again, or run SELECT repl_ml.leave_group(force => true) and lose what is not there yet.';
+                END IF;
+                PERFORM pg_catalog.pg_sleep(0.05);
+                PERFORM pg_catalog.pg_stat_clear_snapshot();
+            END LOOP;
+            FOR peer IN SELECT * FROM repl_ml.member m WHERE m.node_id <> self.node_id AND m.state <> 'dropped' ORDER BY m.node_id LOOP
+                peers := peers + 1;
+                BEGIN
+                    PERFORM repl_ml.run_on_peer(peer.dsn, pg_catalog.format('SELECT repl_ml.forget_node(%L, %s)', self.group_id, self.node_id));
+                    told := told + 1;
+                EXCEPTION WHEN OTHERS THEN
+                    reason := sqlerrm;
+                END;
+            END LOOP;
+            IF peers > 0 AND told = 0 AND NOT force THEN
+                RAISE EXCEPTION 'no member of the group could be told that node "%" leaves', self.node_name
+                    USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = reason,
+                    HINT = 'Try again when a member is up, or run SELECT repl_ml.leave_group(force => true) and then SELECT repl_ml.drop_node(...) on a member.';
+            END IF;
+        END IF;
+
+        PERFORM repl_ml.stop_workers();
+        DELETE FROM repl_ml.local_node;
+        FOR r IN SELECT c.oid::regclass AS relation FROM repl_ml.replicated_table t
+                   JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema_name
+                   JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.table_name LOOP
+            PERFORM repl_ml.disenrol(r.relation);
+        END LOOP;
+        DROP PUBLICATION IF EXISTS repl_ml;
+        DELETE FROM repl_ml.member;
+        DELETE FROM repl_ml.replicated_table;
+        DELETE FROM repl_ml.heartbeat;
+        DELETE FROM repl_ml.tombstone;
+        DELETE FROM repl_ml.table_sync;
+        FOR r IN SELECT o.roname FROM pg_catalog.pg_replication_origin o
+                  WHERE pg_catalog.starts_with(o.roname, repl_ml.link_name(0) COLLATE "C") OR o.roname ~ ('^' || pg_catalog.regexp_replace(repl_ml.link_name(0), '0$', '') || '[0-9]+$') LOOP
+            PERFORM pg_catalog.pg_replication_origin_drop(r.roname);
+        END LOOP;
+        IF NOT fenced THEN
+            PERFORM repl_ml.drop_own_slots();
+        END IF;
+        PERFORM repl_ml.wake_workers();
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.leave_group(boolean) IS
+    'takes this database out of its group: its tables stay, as ordinary ones. With force also when no member can be told, or when this is a copy of a node. Errors: 55000 not a member, or peers are behind or down';
+
+-- Slots that peers read from here, and their walsenders
+CREATE FUNCTION repl_ml.drop_own_slots() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        s record;
+        until timestamptz := pg_catalog.clock_timestamp() + '30 s';
+    BEGIN
+        LOOP
+            FOR s IN SELECT slot_name, active_pid FROM pg_catalog.pg_replication_slots
+                      WHERE database = pg_catalog.current_database() AND plugin = 'repl_ml' LOOP
+                BEGIN
+                    IF s.active_pid IS NOT NULL THEN
+                        PERFORM pg_catalog.pg_terminate_backend(s.active_pid, 2000);
+                    END IF;
+                    PERFORM pg_catalog.pg_drop_replication_slot(s.slot_name);
+                EXCEPTION WHEN object_in_use OR undefined_object THEN
+                    IF pg_catalog.clock_timestamp() > until THEN
+                        RAISE;
+                    END IF;
+                END;
+            END LOOP;
+            EXIT WHEN NOT FOUND;
+            PERFORM pg_catalog.pg_sleep(0.02);
+        END LOOP;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.drop_own_slots() IS 'drops the slots peers read from this database';
+
+--
+-- Tables of the group
+--
+
+CREATE FUNCTION repl_ml.add_table(relation regclass) RETURNS void
+    LANGUAGE plpgsql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        self record;
+    BEGIN
+        SELECT * INTO self FROM repl_ml.require_member();
+        PERFORM repl_ml.enrol(relation);
+        INSERT INTO repl_ml.replicated_table AS t (schema_name, table_name, state, enrolled_by)
+        SELECT n.nspname, c.relname, 'enrolled', self.node_id
+          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation
+        ON CONFLICT ON CONSTRAINT replicated_table_pkey DO UPDATE SET state = 'enrolled', enrolled_by = excluded.enrolled_by WHERE t.state <> 'enrolled';
+        PERFORM repl_ml.wake_workers();
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.add_table(regclass) IS
+    'replicates a table on all members: they create it if they lack it and get its rows. Adds the column __repl_clock without rewriting the table. Errors: 55000 not a member, or the table cannot be replicated';
+
+CREATE FUNCTION repl_ml.add_all_tables(schema_names name[] DEFAULT '{public}', OUT relation regclass, OUT status text, OUT detail text, OUT hint text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        s name;
+        obstacle record;
+    BEGIN
+        PERFORM repl_ml.require_member();
+        FOREACH s IN ARRAY schema_names LOOP
+            IF s IS NULL OR NOT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname = s) THEN
+                RAISE EXCEPTION 'schema "%" does not exist', s USING ERRCODE = 'invalid_schema_name';
+            END IF;
+        END LOOP;
+        FOR relation IN SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                  WHERE n.nspname = ANY (schema_names) AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+                    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+                  ORDER BY n.nspname, c.relname LOOP
+            SELECT * INTO obstacle FROM repl_ml.enrol_obstacle(relation);
+            IF FOUND THEN
+                status := 'skipped'; detail := obstacle.message; hint := obstacle.hint;
+            ELSIF EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+                           WHERE p.pubname = 'repl_ml' AND r.prrelid = relation) THEN
+                status := 'already replicated'; detail := NULL; hint := NULL;
+            ELSE
+                PERFORM repl_ml.add_table(relation);
+                status := 'added'; detail := NULL; hint := NULL;
+            END IF;
+            RETURN NEXT;
+        END LOOP;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.add_all_tables(name[]) IS
+    'replicates all tables of the schemas; says for each one whether it was added, or why it cannot be and what to do';
+
+CREATE FUNCTION repl_ml.remove_table(relation regclass) RETURNS void
+    LANGUAGE plpgsql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        PERFORM repl_ml.require_member();
+        UPDATE repl_ml.replicated_table t SET state = 'removed'
+          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.oid = relation AND t.schema_name = n.nspname AND t.table_name = c.relname AND t.state = 'enrolled';
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'table % is not replicated', relation USING ERRCODE = 'undefined_object',
+                HINT = 'Run SELECT * FROM repl_ml.tables.';
+        END IF;
+        PERFORM repl_ml.disenrol(relation);
+        PERFORM repl_ml.wake_workers();
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.remove_table(regclass) IS
+    'stops replicating a table on all members; the table and its rows stay, the column __repl_clock goes. Errors: 42704 not replicated';
+
+--
+-- Operating
+--
+
+CREATE FUNCTION repl_ml.pause_apply(peer name) RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_pause_apply' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.pause_apply(name) IS 'stops applying what a peer sends, until resume_apply or a restart; returns when applying has stopped. Errors: 42704 no such peer';
+CREATE FUNCTION repl_ml.resume_apply(peer name) RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_resume_apply' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.resume_apply(name) IS 'goes on applying what a peer sends. Errors: 42704 no such peer';
+
+CREATE FUNCTION repl_ml.retry_parked(id bigint) RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_retry_parked' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.retry_parked(bigint) IS 'applies a parked change again; it leaves repl_ml.parked_changes if that works. Errors: 42704 no such change, else what the change raises';
+CREATE FUNCTION repl_ml.discard_parked(id bigint) RETURNS void
+    LANGUAGE plpgsql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        DELETE FROM repl_ml.parked_change p WHERE p.id = discard_parked.id;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'parked change % does not exist', id USING ERRCODE = 'undefined_object',
+                HINT = 'Run SELECT id, message FROM repl_ml.parked_changes.';
+        END IF;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.discard_parked(bigint) IS 'gives up a parked change for good: this node then differs from the others. Errors: 42704 no such change';
+
+CREATE FUNCTION repl_ml.current_vector() RETURNS repl_ml.vclock
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT coalesce(repl_ml.merge_agg(pg_catalog.format('{%s:%s}', h.node_id, h.safe_counter)::repl_ml.vclock), '{}') FROM repl_ml.heartbeat h
+    $$;
+COMMENT ON FUNCTION repl_ml.current_vector() IS 'for each node the counter below which this node has all its writes; as old as the last heartbeats';
+
+-- What every member has applied of every node; dropped nodes send nothing more
+CREATE FUNCTION repl_ml.stable_vector() RETURNS repl_ml.vclock
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT coalesce(repl_ml.merge_agg(pg_catalog.format('{%s:%s}', s.node_id, s.least)::repl_ml.vclock), '{}')
+      FROM (SELECT w.node_id,
+                   CASE WHEN w.state = 'dropped' THEN 36028797018963967
+                        ELSE min(coalesce(repl_ml.counter(h.applied, w.node_id), 0)) END AS least
+              FROM repl_ml.member w CROSS JOIN repl_ml.member m LEFT JOIN repl_ml.heartbeat h ON h.node_id = m.node_id
+             WHERE m.state <> 'dropped' GROUP BY w.node_id, w.state) s
+     WHERE s.least > 0
+    $$;
+COMMENT ON FUNCTION repl_ml.stable_vector() IS 'for each node the counter below which all members have all its writes, as the heartbeats tell';
+
+-- Reached by stable_vector when all have read a newer heartbeat of each member than the present one
+CREATE FUNCTION repl_ml.next_heartbeats() RETURNS repl_ml.vclock
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT repl_ml.merge_agg(pg_catalog.format('{%s:%s}', m.node_id, coalesce(h.safe_counter, 0) + 1)::repl_ml.vclock)
+      FROM repl_ml.member m LEFT JOIN repl_ml.heartbeat h USING (node_id) WHERE m.state <> 'dropped'
+    $$;
+COMMENT ON FUNCTION repl_ml.next_heartbeats() IS 'a vector that stable_vector covers only after another heartbeat of each member has been applied by all';
+
+--
+-- Views
+--
+
+CREATE VIEW repl_ml.nodes AS
+    SELECT m.node_id, m.node_name, m.state, m.node_id = l.node_id AS is_local, m.host, m.port, m.dbname, m.system_identifier, m.joined_at,
+           h.sent_at AS last_heartbeat
+      FROM repl_ml.member m LEFT JOIN repl_ml.local_node l ON true LEFT JOIN repl_ml.heartbeat h ON h.node_id = m.node_id;
+COMMENT ON VIEW repl_ml.nodes IS 'members of the group, also dropped ones; connection strings are not shown';
+
+CREATE VIEW repl_ml.tables AS
+    SELECT t.schema_name, t.table_name, c.oid::regclass AS relation, t.resolver, m.node_name AS enrolled_by,
+           CASE WHEN c.oid IS NULL THEN 'missing' WHEN r.oid IS NULL THEN 'pending' ELSE 'replicated' END AS state,
+           (SELECT pg_catalog.count(*) FROM repl_ml.table_sync y
+             WHERE y.schema_name = t.schema_name AND y.table_name = t.table_name AND y.state = 'pending') AS pending_copies
+      FROM repl_ml.replicated_table t
+      LEFT JOIN repl_ml.member m ON m.node_id = t.enrolled_by
+      LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace)
+             ON n.nspname = t.schema_name AND c.relname = t.table_name
+      LEFT JOIN (pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid AND p.pubname = 'repl_ml') ON r.prrelid = c.oid
+     WHERE t.state = 'enrolled';
+COMMENT ON VIEW repl_ml.tables IS 'replicated tables and their state on this node';
+
+CREATE VIEW repl_ml.stat_replication AS
+    SELECT s.active_pid AS pid, w.usesysid, w.usename, w.application_name, w.client_addr, w.client_hostname, w.client_port,
+           w.backend_start, w.backend_xmin, coalesce(w.state, 'down') AS state, w.sent_lsn, w.write_lsn,
+           coalesce(w.flush_lsn, s.confirmed_flush_lsn) AS flush_lsn, w.replay_lsn,
+           w.write_lag, w.flush_lag,
+           CASE WHEN (h.applied_own) IS NOT NULL THEN
+               greatest(pg_catalog.clock_timestamp() - h.applied_own, '0'::interval) END AS replay_lag,
+           w.sync_priority, w.sync_state, w.reply_time,
+           m.node_id, m.node_name, s.slot_name, s.wal_status, s.safe_wal_size,
+           pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), s.confirmed_flush_lsn)::bigint AS lag_bytes
+      FROM repl_ml.member m
+      JOIN repl_ml.local_node l ON l.node_id <> m.node_id
+      LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = repl_ml.link_name(m.node_id)
+      LEFT JOIN pg_catalog.pg_stat_replication w ON w.pid = s.active_pid
+      LEFT JOIN LATERAL (SELECT '2000-01-01 00:00:00+00'::timestamptz + repl_ml.counter(b.applied, l.node_id) * '1 us'::interval AS applied_own
+                           FROM repl_ml.heartbeat b WHERE b.node_id = m.node_id) h ON true
+     WHERE m.state <> 'dropped';
+COMMENT ON VIEW repl_ml.stat_replication IS
+    'one row a peer, also when it is down: how far it has confirmed what this node wrote. replay_lag is the age of the newest heartbeat of this node that the peer is known to have applied: it includes both directions and the heartbeat interval, and is NULL when unknown';
+
+CREATE VIEW repl_ml.stat_apply AS
+    SELECT m.node_id, m.node_name, nullif(w.pid, 0) AS pid, coalesce(w.state, 'stopped') AS state,
+           w.received_lsn, w.applied_lsn, w.peer_lsn, w.applied_commit_time, w.last_message_time, w.start_time,
+           w.transactions, w.changes, w.conflicts, w.parked, w.retries, w.errors,
+           w.copy_relation, w.copy_rows,
+           (SELECT pg_catalog.count(*) FROM repl_ml.table_sync y WHERE y.node_id = m.node_id AND y.state = 'pending') AS tables_to_copy,
+           pg_catalog.clock_timestamp() - h.sent_at AS heartbeat_age,
+           w.error_time, w.error_sqlstate, w.error_message, w.error_hint
+      FROM repl_ml.member m
+      JOIN repl_ml.local_node l ON l.node_id <> m.node_id
+      LEFT JOIN repl_ml.worker_stats() w ON w.peer = m.node_id
+      LEFT JOIN repl_ml.heartbeat h ON h.node_id = m.node_id
+     WHERE m.state <> 'dropped';
+COMMENT ON VIEW repl_ml.stat_apply IS
+    'one row a peer: the worker that applies what the peer writes. Counters since server start; error_* is the last error; heartbeat_age is the age of the peer''s newest write that is applied here';
+
+CREATE VIEW repl_ml.conflicts AS
+    SELECT c.conflict_id, c.detected_at, c.schema_name, c.table_name, c.key, c.conflict_type, c.resolver,
+           coalesce(w.node_name, c.winner_node::text::name) AS winner_node, coalesce(l.node_name, c.loser_node::text::name) AS loser_node,
+           c.winner_clock, c.loser_clock, c.winner_row, c.loser_row, c.lost_columns,
+           coalesce(o.node_name, c.origin_node::text::name) AS origin_node, c.origin_xid, c.origin_lsn
+      FROM repl_ml.conflict_history c
+      LEFT JOIN repl_ml.member w ON w.node_id = c.winner_node
+      LEFT JOIN repl_ml.member l ON l.node_id = c.loser_node
+      LEFT JOIN repl_ml.member o ON o.node_id = c.origin_node;
+COMMENT ON VIEW repl_ml.conflicts IS
+    'conflicts this node has resolved: two versions of a row of which neither knew the other; conflict_id is the same on all nodes';
+
+CREATE VIEW repl_ml.stat_conflicts AS
+    SELECT c.schema_name, c.table_name, c.conflict_type, c.resolver, pg_catalog.count(*) AS conflicts,
+           pg_catalog.min(c.detected_at) AS first_detected_at, pg_catalog.max(c.detected_at) AS last_detected_at
+      FROM repl_ml.conflict_history c GROUP BY 1, 2, 3, 4;
+COMMENT ON VIEW repl_ml.stat_conflicts IS 'kept conflicts by table and type';
+
+CREATE VIEW repl_ml.parked_changes AS
+    SELECT p.id, p.parked_at, coalesce(m.node_name, p.origin_node::text::name) AS origin_node, p.origin_xid, p.origin_lsn,
+           p.schema_name, p.table_name, p.action, p.change, p.sqlstate, p.message, p.detail
+      FROM repl_ml.parked_change p LEFT JOIN repl_ml.member m ON m.node_id = p.origin_node;
+COMMENT ON VIEW repl_ml.parked_changes IS
+    'changes that could not be applied here, with the reason; see repl_ml.retry_parked and repl_ml.discard_parked';
+
+--
+-- Triggers of the replicated catalogs, and privileges
+--
+DO $$
+DECLARE
+    t regclass;
+BEGIN
+    FOREACH t IN ARRAY '{repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat}'::regclass[] LOOP
+        EXECUTE pg_catalog.format('CREATE TRIGGER zz_repl_ml_update BEFORE UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION repl_ml.stamp_update()', t);
+        EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER zz_repl_ml_update', t);
+    END LOOP;
+END
+$$;
+
+-- Nothing is for everybody but what writing an enrolled table and reading a clock needs
+DO $$
+DECLARE
+    f regprocedure;
+BEGIN
+    FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p
+              WHERE p.pronamespace OPERATOR(pg_catalog.=) 'repl_ml'::pg_catalog.regnamespace
+                AND NOT (p.prorettype OPERATOR(pg_catalog.=) 'repl_ml.vclock'::pg_catalog.regtype AND p.proname OPERATOR(pg_catalog.<>) 'current_vector')
+                AND NOT ('repl_ml.vclock'::pg_catalog.regtype OPERATOR(pg_catalog.=) ANY (p.proargtypes)) LOOP
+        EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
+    END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION repl_ml.current_vector() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION repl_ml.vclock_in(cstring), repl_ml.vclock_recv(internal) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION repl_ml.current_vector(), repl_ml.worker_stats(), repl_ml.link_name(integer), repl_ml.check_setup(text) TO pg_monitor;
+GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts TO pg_monitor;
+GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts, repl_ml.conflicts, repl_ml.parked_changes TO repl_ml_admin;
+
+GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone TO repl_ml_replication;
+GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.applied_lsn(integer), repl_ml.link_name(integer),
+    repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz),
+    repl_ml.forget_node(uuid, integer) TO repl_ml_replication;

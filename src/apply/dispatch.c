@@ -1,0 +1,349 @@
+/*
+ * dispatch.c
+ *		From a message of the stream to its handler.
+ *
+ * A table says which message is welcome inside and outside a transaction;
+ * anything else is a protocol error, whoever the peer is.  A change is applied
+ * straight, or in a subtransaction that parks it when it fails: see
+ * ReplMlApplyMode.  Before this on the way of a change: worker.c; after it:
+ * relation.c and row.c.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "libpq/pqformat.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "replication/logicalproto.h"
+#include "replication/origin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+
+#include "apply/apply.h"
+#include "compat.h"
+
+#define TRIES_ON_UNIQUE_VIOLATION	3
+
+typedef struct MessageKind
+{
+	char		type;
+	const char *name;
+	bool		in_transaction; /* welcome only there, or only outside */
+	bool		anywhere;		/* welcome in both places */
+	void		(*handle) (ReplMlApply *apply, StringInfo message);
+} MessageKind;
+
+static void handle_begin(ReplMlApply *apply, StringInfo message);
+static void handle_commit(ReplMlApply *apply, StringInfo message);
+static void handle_origin(ReplMlApply *apply, StringInfo message);
+static void handle_relation(ReplMlApply *apply, StringInfo message);
+static void handle_type(ReplMlApply *apply, StringInfo message);
+static void handle_insert(ReplMlApply *apply, StringInfo message);
+static void handle_update(ReplMlApply *apply, StringInfo message);
+static void change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
+static void change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
+static void apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleData *tuple);
+
+static const MessageKind kinds[] = {
+	{.type = LOGICAL_REP_MSG_BEGIN,.name = "BEGIN",.handle = handle_begin},
+	{.type = LOGICAL_REP_MSG_COMMIT,.name = "COMMIT",.in_transaction = true,.handle = handle_commit},
+	{.type = LOGICAL_REP_MSG_ORIGIN,.name = "ORIGIN",.in_transaction = true,.handle = handle_origin},
+	{.type = LOGICAL_REP_MSG_RELATION,.name = "RELATION",.anywhere = true,.handle = handle_relation},
+	{.type = LOGICAL_REP_MSG_TYPE,.name = "TYPE",.anywhere = true,.handle = handle_type},
+	{.type = LOGICAL_REP_MSG_INSERT,.name = "INSERT",.in_transaction = true,.handle = handle_insert},
+	{.type = LOGICAL_REP_MSG_UPDATE,.name = "UPDATE",.in_transaction = true,.handle = handle_update},
+};
+
+/* Handles one message of the stream. */
+void
+repl_ml_dispatch(ReplMlApply *apply, StringInfo message)
+{
+	char		type = pq_getmsgbyte(message);
+
+	for (int i = 0; i < lengthof(kinds); i++)
+	{
+		const MessageKind *kind = &kinds[i];
+
+		if (kind->type != type)
+			continue;
+		if (!kind->anywhere && kind->in_transaction != apply->transaction.open)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROTOCOL_VIOLATION),
+					 errmsg("the peer sent the message %s %s a transaction", kind->name,
+							apply->transaction.open ? "inside" : "outside")));
+		apply->doing = kind->name;
+		apply->table = NULL;
+		kind->handle(apply, message);
+		apply->doing = NULL;
+		apply->table = NULL;
+		return;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_PROTOCOL_VIOLATION),
+			 errmsg("the peer sent a message of the unknown type %d", (unsigned char) type)));
+}
+
+/* Forgets the transaction, after it has been aborted. */
+void
+repl_ml_dispatch_reset(ReplMlApply *apply)
+{
+	memset(&apply->transaction, 0, sizeof(apply->transaction));
+	apply->doing = NULL;
+	apply->table = NULL;
+	repl_ml_targets_forget();
+}
+
+static void
+handle_begin(ReplMlApply *apply, StringInfo message)
+{
+	LogicalRepBeginData begin;
+
+	logicalrep_read_begin(message, &begin);
+	memset(&apply->transaction, 0, sizeof(apply->transaction));
+	apply->transaction.open = true;
+	apply->transaction.xid = begin.xid;
+	apply->transaction.final_lsn = begin.final_lsn;
+	apply->transaction.commit_time = begin.committime;
+	if (begin.final_lsn == apply->failed_lsn && apply->failures > 0)
+		apply->transaction.mode = apply->failures < 3 ? REPL_ML_APPLY_CAREFUL : REPL_ML_APPLY_PARK;
+}
+
+static void
+handle_commit(ReplMlApply *apply, StringInfo message)
+{
+	LogicalRepCommitData commit;
+	ReplMlTransaction *transaction = &apply->transaction;
+
+	logicalrep_read_commit(message, &commit);
+	if (commit.commit_lsn != transaction->final_lsn)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the peer sent a COMMIT at %X/%X for the transaction that ends at %X/%X",
+						LSN_FORMAT_ARGS(commit.commit_lsn), LSN_FORMAT_ARGS(transaction->final_lsn))));
+	if (transaction->started)
+	{
+		repl_ml_targets_close();
+		PopActiveSnapshot();
+		replorigin_session_origin_lsn = commit.end_lsn;
+		replorigin_session_origin_timestamp = commit.committime;
+		CommitTransactionCommand();
+		pgstat_report_stat(false);
+	}
+	apply->applied = commit.end_lsn;
+	apply->failed_lsn = InvalidXLogRecPtr;
+	apply->failures = 0;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	apply->worker->applied_lsn = commit.end_lsn;
+	apply->worker->applied_commit_time = commit.committime;
+	apply->worker->transactions++;
+	apply->worker->changes += transaction->changes;
+	apply->worker->conflicts += transaction->conflicts;
+	apply->worker->parked += transaction->parked;
+	LWLockRelease(repl_ml_shared->lock);
+	transaction->open = false;
+	transaction->started = false;
+}
+
+/* Where the peer had the transaction from: a foreign origin; it is all the same to us. */
+static void
+handle_origin(ReplMlApply *apply, StringInfo message)
+{
+	XLogRecPtr	origin_lsn;
+
+	(void) logicalrep_read_origin(message, &origin_lsn);
+}
+
+static void
+handle_relation(ReplMlApply *apply, StringInfo message)
+{
+	repl_ml_relation_remember(logicalrep_read_rel(message));
+}
+
+/* Types go by name of the column's type here, so what the peer calls them is unused. */
+static void
+handle_type(ReplMlApply *apply, StringInfo message)
+{
+	LogicalRepTyp type;
+
+	logicalrep_read_typ(message, &type);
+}
+
+static void
+handle_insert(ReplMlApply *apply, StringInfo message)
+{
+	LogicalRepTupleData tuple;
+	LogicalRepRelId id = logicalrep_read_insert(message, &tuple);
+
+	change(apply, id, 'I', &tuple);
+}
+
+/* The new version is whole, so what it replaced does not matter. */
+static void
+handle_update(ReplMlApply *apply, StringInfo message)
+{
+	LogicalRepTupleData old;
+	LogicalRepTupleData new;
+	bool		has_old;
+	LogicalRepRelId id = logicalrep_read_update(message, &has_old, &old, &new);
+
+	change(apply, id, 'U', &new);
+}
+
+static void
+change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple)
+{
+	if (!apply->transaction.started)
+	{
+		SetCurrentStatementStartTimestamp();
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		apply->transaction.started = true;
+		MemoryContextSwitchTo(apply->message_context);
+	}
+	apply->transaction.changes++;
+	if (apply->transaction.mode == REPL_ML_APPLY_NORMAL)
+		repl_ml_dispatch_change(apply, id, tuple);
+	else
+		change_carefully(apply, id, action, tuple);
+}
+
+/* Will the change fail again, however often it is simply tried again? */
+bool
+repl_ml_dispatch_is_permanent(int sqlstate)
+{
+	switch (ERRCODE_TO_CATEGORY(sqlstate))
+	{
+		case MAKE_SQLSTATE('4', '0', '0', '0', '0'):	/* deadlock, serialization */
+		case MAKE_SQLSTATE('5', '3', '0', '0', '0'):	/* disk, memory */
+		case MAKE_SQLSTATE('5', '7', '0', '0', '0'):	/* shutdown, cancel */
+		case MAKE_SQLSTATE('5', '8', '0', '0', '0'):	/* I/O */
+		case MAKE_SQLSTATE('0', '8', '0', '0', '0'):	/* connection */
+			return false;
+		default:
+			return sqlstate != ERRCODE_LOCK_NOT_AVAILABLE;
+	}
+}
+
+static ReplMlSource
+source_of(ReplMlApply *apply)
+{
+	ReplMlSource source = {
+		.node = apply->peer->node_id,
+		.xid = apply->transaction.xid,
+		.lsn = apply->transaction.final_lsn
+	};
+
+	return source;
+}
+
+/*
+ * One change in a subtransaction; if it fails for good it is parked with its
+ * error, and the rest of the transaction goes on.
+ */
+static void
+change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = apply->failure;
+	volatile int tries = apply->transaction.mode == REPL_ML_APPLY_PARK ? 0 : TRIES_ON_UNIQUE_VIOLATION;
+	ReplMlSource source = source_of(apply);
+
+	for (; tries > 0; tries--)
+	{
+		error = NULL;
+		BeginInternalSubTransaction(NULL);
+		MemoryContextSwitchTo(context);
+		PG_TRY();
+		{
+			repl_ml_dispatch_change(apply, id, tuple);
+			repl_ml_targets_close();
+			ReleaseCurrentSubTransaction();
+		}
+		PG_CATCH();
+		{
+			MemoryContextSwitchTo(context);
+			error = CopyErrorData();
+			FlushErrorState();
+			RollbackAndReleaseCurrentSubTransaction();
+			repl_ml_targets_forget();
+		}
+		PG_END_TRY();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		if (error == NULL)
+			return;
+		if (!repl_ml_dispatch_is_permanent(error->sqlerrcode))
+			ReThrowError(error);
+		/* the key may have been inserted here since we looked */
+		if (error->sqlerrcode != ERRCODE_UNIQUE_VIOLATION)
+			break;
+	}
+	repl_ml_park(&source, repl_ml_relation_find(id), action, tuple, error);
+	CommandCounterIncrement();
+	apply->transaction.parked++;
+}
+
+/*
+ * Joins one change into the local table, in the caller's transaction.  Also
+ * for a parked change that is tried again.
+ */
+void
+repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, LogicalRepTupleData *tuple)
+{
+	ReplMlRemoteTable *table = repl_ml_relation_get(id);
+	ReplMlSource source = source_of(apply);
+	ReplMlTarget *target;
+	ReplMlUser	saved;
+	bool		is_catalog;
+
+	apply->table = table->remote.relname;
+	if (!OidIsValid(table->local))
+		return;					/* no longer replicated */
+
+	is_catalog = strcmp(table->remote.nspname, REPL_ML_SCHEMA) == 0;
+	if (is_catalog && strcmp(table->remote.relname, "tombstone") == 0)
+	{
+		apply_tombstone(apply, table, tuple);
+		return;
+	}
+	target = repl_ml_targets_get(table->local);
+	if (!table->valid)			/* changed while we waited for the lock */
+		table = repl_ml_relation_get(id);
+	repl_ml_become_owner(target->rel, &saved);
+	repl_ml_relation_fill_slot(table, tuple, target->incoming);
+	repl_ml_become_self(&saved);
+	apply->transaction.conflicts += repl_ml_row_join(table->local, target->incoming, &source);
+	if (is_catalog && strcmp(table->remote.relname, "heartbeat") != 0)
+		apply->transaction.catalogs_changed = true;
+}
+
+/* A row of the peer's repl_ml.tombstone: the deletion of a row of another table. */
+static void
+apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleData *tuple)
+{
+	ReplMlSource source = source_of(apply);
+	char	   *schema_name = repl_ml_relation_text(table, tuple, "schema_name");
+	char	   *table_name = repl_ml_relation_text(table, tuple, "table_name");
+	char	   *key = repl_ml_relation_text(table, tuple, "key");
+	char	   *clock = repl_ml_relation_text(table, tuple, REPL_ML_CLOCK_COLUMN);
+	Oid			relid;
+
+	if (schema_name == NULL || table_name == NULL || key == NULL || clock == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the peer sent a deletion without table, key or clock")));
+	relid = repl_ml_relation_local(schema_name, table_name);
+	if (!OidIsValid(relid))
+		return;					/* no longer replicated */
+	apply->transaction.conflicts +=
+		repl_ml_row_bury(relid,
+						 OidInputFunctionCall(F_ARRAY_IN, key, TEXTOID, -1),
+						 repl_ml_clock_from_text(clock), &source);
+}

@@ -1,0 +1,290 @@
+/*
+ * link.c
+ *		The link to a peer: is it who it should be, the slot there that keeps
+ *		its changes for us, the origin here that says how far we are.
+ *
+ * Slot and origin belong together.  Where one of them is missing the link is
+ * made anew from the peer's present position, and what the slot did not keep
+ * is copied (sync.c): a join may repeat rows, so nothing has to fit exactly.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "catalog/pg_replication_origin.h"
+#include "replication/origin.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/pg_lsn.h"
+#include "utils/uuid.h"
+#include "utils/fmgrprotos.h"
+
+#include "apply/apply.h"
+#include "compat.h"
+#include "group/query.h"
+#include "wire/stream.h"
+
+#define JOINING_PATIENCE_MS		10000
+
+/* What the peer says of itself; see repl_ml.local_info(). */
+typedef struct PeerInfo
+{
+	char	   *version;
+	char	   *group_id;
+	int			node_id;
+	char	   *node_name;
+	char	   *state;
+	bool		fenced;
+	bool		we_are_dropped;
+	Oid			database;
+	XLogRecPtr	flush_lsn;
+} PeerInfo;
+
+static PeerInfo ask(ReplMlApply *apply);
+static void check(ReplMlApply *apply, const PeerInfo *info);
+static bool slot_is_usable(ReplMlApply *apply, const char *slot);
+static XLogRecPtr make_slot(ReplMlApply *apply, const char *slot);
+static void make_origin(const char *origin, XLogRecPtr from);
+static void order_copies(ReplMlApply *apply, const PeerInfo *info, bool rebuilt);
+
+/*
+ * Checks the peer and makes slot and origin where they are missing; sets up
+ * the origin for this session.  Returns the position to stream from.
+ */
+XLogRecPtr
+repl_ml_link_prepare(ReplMlApply *apply)
+{
+	PeerInfo	info = ask(apply);
+	TimestampTz start = GetCurrentTimestamp();
+	char	   *origin;
+	char	   *slot;
+	RepOriginId id;
+	XLogRecPtr	from = InvalidXLogRecPtr;
+	bool		had_origin;
+
+	/* a joining node is on the list a moment before it knows itself */
+	while (info.node_id == 0 && strcmp(apply->peer->state, "joining") == 0 &&
+		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), JOINING_PATIENCE_MS))
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 100,
+						 wait_event_compat("ReplMlPeerJoining"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		info = ask(apply);
+	}
+	check(apply, &info);
+	apply->peer_database = info.database;
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	apply->worker->target_lsn = info.flush_lsn;
+	apply->worker->peer_lsn = info.flush_lsn;
+	LWLockRelease(repl_ml_shared->lock);
+
+	StartTransactionCommand();
+	origin = MemoryContextStrdup(TopMemoryContext, repl_ml_origin_name(MyDatabaseId, apply->peer->node_id));
+	slot = MemoryContextStrdup(TopMemoryContext, repl_ml_origin_name(info.database, apply->self));
+	id = replorigin_by_name(origin, true);
+	CommitTransactionCommand();
+	had_origin = id != InvalidRepOriginId;
+
+	if (!had_origin || !slot_is_usable(apply, slot))
+	{
+		if (had_origin)
+			ereport(WARNING,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("slot \"%s\" on node \"%s\" is lost and is made anew",
+							slot, apply->peer->node_name),
+					 errdetail("All tables are copied from that node again and joined.")));
+		from = make_slot(apply, slot);
+		StartTransactionCommand();
+		make_origin(origin, from);
+		order_copies(apply, &info, had_origin);
+		CommitTransactionCommand();
+	}
+
+	StartTransactionCommand();
+	apply->origin = replorigin_by_name(origin, false);
+	if (replorigin_session_origin == InvalidRepOriginId)
+		replorigin_session_setup_compat(apply->origin);
+	replorigin_session_origin = apply->origin;
+	from = replorigin_session_get_progress(false);
+	CommitTransactionCommand();
+
+	if (had_origin && from > info.flush_lsn)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("node \"%s\" has been set back to an older state", apply->peer->node_name),
+				 errdetail("Changes up to %X/%X have been applied from it, but its WAL ends at %X/%X.",
+						   LSN_FORMAT_ARGS(from), LSN_FORMAT_ARGS(info.flush_lsn)),
+				 errhint("Run SELECT repl_ml.leave_group(force => true) there, SELECT repl_ml.drop_node(%s) here, and join it again.",
+						 quote_literal_cstr(apply->peer->node_name))));
+	return from;
+}
+
+static PeerInfo
+ask(ReplMlApply *apply)
+{
+	static const Oid types[9] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, OIDOID, PG_LSNOID, BOOLOID};
+	PeerInfo	info = {0};
+	char	   *fields[5];
+	ReplMlResult *result = repl_ml_stream_query(apply->conn,
+												psprintf("SELECT version, group_id::pg_catalog.text, node_id::pg_catalog.text, node_name::pg_catalog.text, state, fenced, database, flush_lsn, asker_dropped"
+														 " FROM repl_ml.local_info(%d)", apply->self), 9, types);
+
+	if (!repl_ml_stream_next(result))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the extension repl_ml is not installed on node \"%s\"", apply->peer->node_name)));
+	slot_getallattrs(result->slot);
+	for (int i = 0; i < 5; i++)
+		fields[i] = result->slot->tts_isnull[i] ? NULL :
+			MemoryContextStrdup(apply->message_context, TextDatumGetCString(result->slot->tts_values[i]));
+	info.version = fields[0];
+	info.group_id = fields[1];
+	info.node_id = fields[2] == NULL ? 0 : atoi(fields[2]);
+	info.node_name = fields[3];
+	info.state = fields[4];
+	info.fenced = DatumGetBool(result->slot->tts_values[5]);
+	info.database = DatumGetObjectId(result->slot->tts_values[6]);
+	info.flush_lsn = DatumGetLSN(result->slot->tts_values[7]);
+	info.we_are_dropped = DatumGetBool(result->slot->tts_values[8]);
+	repl_ml_stream_free(result);
+	return info;
+}
+
+/* Is this the node the catalog means, and may it act? */
+static void
+check(ReplMlApply *apply, const PeerInfo *info)
+{
+	const char *name = apply->peer->node_name;
+	const ReplMlIdentity *self;
+	char	   *group_id;
+
+	StartTransactionCommand();
+	self = repl_ml_identity_require();
+	group_id = MemoryContextStrdup(apply->message_context,
+								   DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&self->group_id))));
+	CommitTransactionCommand();
+
+	if (info->node_id == 0 || strcmp(info->group_id, group_id) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("node \"%s\" is not a member of this group", name),
+				 errhint("If it left for good, run SELECT repl_ml.drop_node(%s).", quote_literal_cstr(name))));
+	if (info->node_id != apply->peer->node_id)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the connection string of node \"%s\" leads to node \"%s\"", name, info->node_name)));
+	if (info->we_are_dropped)
+	{
+		repl_ml_begin();
+		SPI_execute("UPDATE repl_ml.local_node SET state = 'dropped'", false, 0);
+		repl_ml_commit();
+		StartTransactionCommand();
+		(void) repl_ml_identity_require();
+	}
+	if (info->fenced)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the server found as node \"%s\" is a copy of it", name),
+				 errhint("Run SELECT repl_ml.leave_group(force => true) there and join it anew.")));
+	if (strcmp(info->version, REPL_ML_VERSION) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("node \"%s\" runs repl_ml %s, this node %s", name, info->version, REPL_ML_VERSION),
+				 errhint("Run ALTER EXTENSION repl_ml UPDATE where the version is older.")));
+}
+
+/* Is the slot there, and has it kept everything? */
+static bool
+slot_is_usable(ReplMlApply *apply, const char *slot)
+{
+	static const Oid types[1] = {TEXTOID};
+	char	   *sql = psprintf("SELECT wal_status FROM pg_catalog.pg_replication_slots WHERE slot_name OPERATOR(pg_catalog.=) %s",
+							   quote_literal_cstr(slot));
+	ReplMlResult *result = repl_ml_stream_query(apply->conn, sql, 1, types);
+	bool		usable = false;
+
+	if (repl_ml_stream_next(result))
+	{
+		slot_getallattrs(result->slot);
+		usable = !result->slot->tts_isnull[0] &&
+			strcmp(TextDatumGetCString(result->slot->tts_values[0]), "lost") != 0;
+	}
+	repl_ml_stream_free(result);
+	return usable;
+}
+
+/* Makes the slot on the peer, in place of one that is of no use; returns its start. */
+static XLogRecPtr
+make_slot(ReplMlApply *apply, const char *slot)
+{
+	static const Oid types[1] = {PG_LSNOID};
+	char	   *name = quote_literal_cstr(slot);
+	ReplMlResult *result;
+	XLogRecPtr	start;
+
+	repl_ml_stream_command(apply->conn,
+						   psprintf("SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots"
+									" WHERE slot_name OPERATOR(pg_catalog.=) %s", name));
+	PG_TRY();
+	{
+		result = repl_ml_stream_query(apply->conn,
+									  psprintf("SELECT lsn FROM pg_catalog.pg_create_logical_replication_slot(%s, '%s')",
+											   name, REPL_ML_PLUGIN), 1, types);
+	}
+	PG_CATCH();
+	{
+		errhint("On node \"%s\" run SELECT * FROM repl_ml.check_setup().", apply->peer->node_name);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	if (!repl_ml_stream_next(result))
+		elog(ERROR, "no row from pg_create_logical_replication_slot");
+	slot_getallattrs(result->slot);
+	start = DatumGetLSN(result->slot->tts_values[0]);
+	repl_ml_stream_free(result);
+	return start;
+}
+
+static void
+make_origin(const char *origin, XLogRecPtr from)
+{
+	RepOriginId id = replorigin_by_name(origin, true);
+
+	if (id == InvalidRepOriginId)
+		id = replorigin_create(origin);
+	else if (replorigin_session_origin != InvalidRepOriginId)
+	{
+		replorigin_session_reset();
+		replorigin_session_origin = InvalidRepOriginId;
+	}
+	LockRelationOid(ReplicationOriginRelationId, RowExclusiveLock);
+	replorigin_advance(id, from, InvalidXLogRecPtr, true /* go backward */ , true /* WAL log */ );
+	UnlockRelationOid(ReplicationOriginRelationId, RowExclusiveLock);
+}
+
+/*
+ * What the peer wrote before its slot existed has to be copied.  Not while we
+ * join and the copy from the donor is still to come (it waits for the donor
+ * to have everything up to the slots), unless this is the donor; and not from
+ * a node that joins itself, which has nothing of its own.
+ */
+static void
+order_copies(ReplMlApply *apply, const PeerInfo *info, bool rebuilt)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		values[1] = {Int32GetDatum(apply->peer->node_id)};
+
+	if (!rebuilt && strcmp(info->state, "ready") != 0)
+		return;
+	repl_ml_spi_execute("INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name)"
+						" SELECT $1, t.schema_name, t.table_name FROM repl_ml.replicated_table t, repl_ml.local_node l"
+						"  WHERE t.state OPERATOR(pg_catalog.=) 'enrolled' AND l.copy_data"
+						"    AND (l.state OPERATOR(pg_catalog.<>) 'joining' OR l.donor OPERATOR(pg_catalog.=) $1)"
+						" UNION ALL SELECT $1, 'repl_ml', 'tombstone' FROM repl_ml.local_node l"
+						"  WHERE l.state OPERATOR(pg_catalog.<>) 'joining' OR l.donor OPERATOR(pg_catalog.=) $1"
+						" ON CONFLICT (node_id, schema_name, table_name) DO UPDATE SET state = 'pending', rows = NULL",
+						1, types, values, NULL);
+}

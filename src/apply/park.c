@@ -1,0 +1,174 @@
+/*
+ * park.c
+ *		Changes that cannot be applied: kept with their error, tried again on
+ *		request.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/json.h"
+#include "utils/memutils.h"
+#include "utils/pg_lsn.h"
+#include "utils/snapmgr.h"
+
+#include "apply/apply.h"
+#include "compat.h"
+#include "group/query.h"
+
+/* id under which a parked table is known while its change is tried again */
+#define PARKED_TABLE_ID		1
+
+static char *tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple);
+static void load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple);
+static void apply_as_worker(ReplMlApply *apply, LogicalRepTupleData *tuple);
+
+/* Keeps a change, as it came, with the error it failed with. */
+void
+repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
+			 LogicalRepTupleData *tuple, ErrorData *error)
+{
+	Oid			types[10] = {INT4OID, XIDOID, PG_LSNOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[10];
+	char		nulls[11] = "          ";
+
+	values[0] = Int32GetDatum(source->node);
+	values[1] = TransactionIdGetDatum(source->xid);
+	values[2] = LSNGetDatum(source->lsn);
+	values[3] = CStringGetTextDatum(table->remote.nspname);
+	values[4] = CStringGetTextDatum(table->remote.relname);
+	values[5] = CStringGetTextDatum(action == 'I' ? "insert" : "update");
+	values[6] = CStringGetTextDatum(tuple_as_json(table, tuple));
+	values[7] = CStringGetTextDatum(unpack_sql_state(error->sqlerrcode));
+	values[8] = CStringGetTextDatum(error->message);
+	values[9] = (Datum) 0;
+	if (error->detail != NULL)
+		values[9] = CStringGetTextDatum(error->detail);
+	else
+		nulls[9] = 'n';
+	repl_ml_spi_execute("INSERT INTO repl_ml.parked_change (origin_node, origin_xid, origin_lsn, schema_name, table_name, action, change, sqlstate, message, detail)"
+						" VALUES ($1, $2, $3, $4::pg_catalog.name, $5::pg_catalog.name, $6, $7::pg_catalog.jsonb, $8, $9, $10)",
+						10, types, values, nulls);
+	ereport(LOG,
+			(errmsg("change of table \"%s.%s\" is parked: %s",
+					table->remote.nspname, table->remote.relname, error->message),
+			 errhint("See SELECT * FROM repl_ml.parked_changes.")));
+}
+
+/* The received columns as a JSON object of strings. */
+static char *
+tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple)
+{
+	StringInfoData json;
+
+	initStringInfo(&json);
+	appendStringInfoChar(&json, '{');
+	for (int i = 0; i < Min(tuple->ncols, table->remote.natts); i++)
+	{
+		if (i > 0)
+			appendStringInfoChar(&json, ',');
+		escape_json(&json, table->remote.attnames[i]);
+		appendStringInfoChar(&json, ':');
+		if (tuple->colstatus[i] == LOGICALREP_COLUMN_TEXT)
+			escape_json(&json, tuple->colvalues[i].data);
+		else
+			appendStringInfoString(&json, "null");
+	}
+	appendStringInfoChar(&json, '}');
+	return json.data;
+}
+
+/*
+ * repl_ml.retry_parked(id): joins a parked change again and forgets it.  What
+ * fails is raised, and the change stays.
+ */
+PG_FUNCTION_INFO_V1(repl_ml_retry_parked);
+Datum
+repl_ml_retry_parked(PG_FUNCTION_ARGS)
+{
+	int64		id = PG_GETARG_INT64(0);
+	const ReplMlIdentity *self = repl_ml_identity_require();
+	ReplMlApply apply = {.self = self->node_id,.message_context = CurrentMemoryContext};
+	ReplMlPeer	peer = {0};
+	LogicalRepTupleData tuple;
+	Oid			types[1] = {INT8OID};
+	Datum		values[1] = {Int64GetDatum(id)};
+
+	apply.peer = &peer;
+	load_change(id, &apply, &tuple);
+	apply_as_worker(&apply, &tuple);
+	repl_ml_spi_execute("DELETE FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1", 1, types, values, NULL);
+	PG_RETURN_VOID();
+}
+
+/* Reads the parked change back into the form it came in. */
+static void
+load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple)
+{
+	Oid			types[1] = {INT8OID};
+	Datum		values[1] = {Int64GetDatum(id)};
+	MemoryContext context = CurrentMemoryContext;
+	LogicalRepRelation remote = {.remoteid = PARKED_TABLE_ID};
+	int			count;
+
+	SPI_connect();
+	SPI_execute_with_args("SELECT p.schema_name, p.table_name, p.origin_node, p.origin_xid, p.origin_lsn, c.key, c.value"
+						  " FROM repl_ml.parked_change p, pg_catalog.jsonb_each_text(p.change) c"
+						  " WHERE p.id OPERATOR(pg_catalog.=) $1", 1, types, values, NULL, false, 0);
+	count = (int) SPI_processed;
+	if (count == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("parked change " INT64_FORMAT " does not exist", id),
+				 errhint("Run SELECT id, message FROM repl_ml.parked_changes.")));
+
+	MemoryContextSwitchTo(context);
+	remote.nspname = pstrdup(repl_ml_spi_text(0, 0));
+	remote.relname = pstrdup(repl_ml_spi_text(0, 1));
+	apply->peer->node_id = atoi(repl_ml_spi_text(0, 2));
+	apply->transaction.xid = strtoul(repl_ml_spi_text(0, 3), NULL, 10);
+	apply->transaction.final_lsn = DatumGetLSN(DirectFunctionCall1(pg_lsn_in, CStringGetDatum(repl_ml_spi_text(0, 4))));
+	remote.natts = tuple->ncols = count;
+	remote.attnames = palloc(count * sizeof(char *));
+	tuple->colvalues = palloc0(count * sizeof(StringInfoData));
+	tuple->colstatus = palloc(count);
+	for (int i = 0; i < count; i++)
+	{
+		char	   *value = repl_ml_spi_text(i, 6);
+
+		remote.attnames[i] = pstrdup(repl_ml_spi_text(i, 5));
+		tuple->colstatus[i] = value == NULL ? LOGICALREP_COLUMN_NULL : LOGICALREP_COLUMN_TEXT;
+		initStringInfo(&tuple->colvalues[i]);
+		if (value != NULL)
+			appendStringInfoString(&tuple->colvalues[i], value);
+	}
+	repl_ml_relation_forget_all();
+	repl_ml_relation_remember(&remote);
+	SPI_finish();
+}
+
+/* Applies it in this session as the worker would: no stamping, replica triggers. */
+static void
+apply_as_worker(ReplMlApply *apply, LogicalRepTupleData *tuple)
+{
+	int			level = NewGUCNestLevel();
+
+	(void) set_config_option("session_replication_role", "replica", PGC_SUSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	repl_ml_applying = true;
+	PG_TRY();
+	{
+		repl_ml_dispatch_change(apply, PARKED_TABLE_ID, tuple);
+		repl_ml_targets_close();
+	}
+	PG_FINALLY();
+	{
+		repl_ml_applying = false;
+		repl_ml_targets_forget();
+	}
+	PG_END_TRY();
+	AtEOXact_GUC(true, level);
+}

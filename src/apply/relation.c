@@ -1,0 +1,316 @@
+/*
+ * relation.c
+ *		The peer's tables: what it told about each one, and which table that is
+ *		here.
+ *
+ * Core's own map needs a subscription, so this is ours.  An entry is made by
+ * a RELATION message and resolved by name at its first use; a change of the
+ * local catalogs makes it resolve again.  A table that is not here, or has
+ * other columns, is an error that names the difference.
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "executor/executor.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+#include "apply/apply.h"
+#include "compat.h"
+#include "group/query.h"
+#include "nodes/makefuncs.h"
+
+static HTAB *remote_tables = NULL;
+static MemoryContext relation_context = NULL;	/* lives as long as a connection */
+
+static void resolve(ReplMlRemoteTable *table);
+static void map_columns(ReplMlRemoteTable *table, Relation rel);
+static void invalidate(Datum arg, Oid relid);
+
+/* Forgets all: the ids of a new connection may mean other tables. */
+void
+repl_ml_relation_forget_all(void)
+{
+	static bool registered = false;
+	HASHCTL		ctl = {.keysize = sizeof(LogicalRepRelId),.entrysize = sizeof(ReplMlRemoteTable)};
+
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
+		registered = true;
+	}
+	remote_tables = NULL;
+	if (relation_context != NULL)
+		MemoryContextDelete(relation_context);
+	relation_context = AllocSetContextCreate(TopMemoryContext, "repl_ml remote tables",
+											 ALLOCSET_DEFAULT_SIZES);
+	ctl.hcxt = relation_context;
+	remote_tables = hash_create("repl_ml remote tables", 64, &ctl,
+								HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+static void
+invalidate(Datum arg, Oid relid)
+{
+	HASH_SEQ_STATUS scan;
+	ReplMlRemoteTable *table;
+
+	if (remote_tables == NULL)
+		return;
+	hash_seq_init(&scan, remote_tables);
+	while ((table = hash_seq_search(&scan)) != NULL)
+	{
+		if (relid == InvalidOid || table->local == relid || !OidIsValid(table->local))
+			table->valid = false;
+	}
+}
+
+/* Keeps what a RELATION message says; replaces what an earlier one said. */
+void
+repl_ml_relation_remember(LogicalRepRelation *remote)
+{
+	MemoryContext old = MemoryContextSwitchTo(relation_context);
+	ReplMlRemoteTable *table;
+	bool		found;
+
+	table = hash_search(remote_tables, &remote->remoteid, HASH_ENTER, &found);
+	if (found && table->context != NULL)
+		MemoryContextDelete(table->context);
+	table->valid = false;
+	table->local = InvalidOid;
+	table->context = NULL;
+	table->remote = *remote;
+	table->remote.nspname = pstrdup(remote->nspname);
+	table->remote.relname = pstrdup(remote->relname);
+	table->remote.attnames = palloc(Max(remote->natts, 1) * sizeof(char *));
+	for (int i = 0; i < remote->natts; i++)
+		table->remote.attnames[i] = pstrdup(remote->attnames[i]);
+	table->remote.atttyps = NULL;
+	table->remote.attkeys = NULL;
+	MemoryContextSwitchTo(old);
+}
+
+/* The table with the peer's id, as it was described, resolved or not. */
+ReplMlRemoteTable *
+repl_ml_relation_find(LogicalRepRelId id)
+{
+	ReplMlRemoteTable *table = hash_search(remote_tables, &id, HASH_FIND, NULL);
+
+	if (table == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the peer sent a change of table %u without describing the table", id)));
+	return table;
+}
+
+/*
+ * The table with the peer's id, resolved; its local table may be InvalidOid
+ * when the group has removed it and its changes are to be dropped.
+ */
+ReplMlRemoteTable *
+repl_ml_relation_get(LogicalRepRelId id)
+{
+	ReplMlRemoteTable *table = repl_ml_relation_find(id);
+
+	if (!table->valid)
+		resolve(table);
+	return table;
+}
+
+/* Has the group stopped replicating the table of this name? */
+static bool
+is_removed(const char *schema_name, const char *table_name)
+{
+	Oid			types[2] = {TEXTOID, TEXTOID};
+	Datum		values[2] = {CStringGetTextDatum(schema_name), CStringGetTextDatum(table_name)};
+
+	return repl_ml_spi_execute("SELECT FROM repl_ml.replicated_table WHERE schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
+							   " AND table_name OPERATOR(pg_catalog.=) $2::pg_catalog.name"
+							   " AND state OPERATOR(pg_catalog.=) 'removed'",
+							   2, types, values, NULL) > 0;
+}
+
+/*
+ * The local table of that name, locked for the transaction; InvalidOid if the
+ * group has removed it, an error if it should be here and is not.
+ */
+Oid
+repl_ml_relation_local(const char *schema_name, const char *table_name)
+{
+	RangeVar   *range = makeRangeVar(pstrdup(schema_name), pstrdup(table_name), -1);
+	Oid			relid = RangeVarGetRelid(range, RowExclusiveLock, true);
+
+	if (OidIsValid(relid) && repl_ml_table_clock_attnum(relid) != InvalidAttrNumber)
+		return relid;
+	if (is_removed(schema_name, table_name))
+		return InvalidOid;
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_TABLE),
+			 errmsg("table \"%s.%s\" is not replicated on this node", schema_name, table_name),
+			 errhint("See SELECT * FROM repl_ml.tables.")));
+	return InvalidOid;			/* keep the compiler quiet */
+}
+
+static void
+resolve(ReplMlRemoteTable *table)
+{
+	Oid			relid;
+	Relation	rel;
+
+	table->local = InvalidOid;
+	/* valid before we look: what changes meanwhile must count */
+	table->valid = true;
+	PG_TRY();
+	{
+		relid = repl_ml_relation_local(table->remote.nspname, table->remote.relname);
+		if (OidIsValid(relid))
+		{
+			rel = table_open(relid, NoLock);
+			if (rel->rd_rel->relkind != RELKIND_RELATION && rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+				ereport(ERROR,
+						(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+						 errmsg("\"%s.%s\" is not a table on this node",
+								table->remote.nspname, table->remote.relname)));
+			map_columns(table, rel);
+			table->local = relid;
+			table_close(rel, NoLock);
+		}
+	}
+	PG_CATCH();
+	{
+		table->valid = false;
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}
+
+/* Remote column of each local attribute; an error where the two differ. */
+static void
+map_columns(ReplMlRemoteTable *table, Relation rel)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	int			matched = 0;
+	MemoryContext old;
+
+	if (table->context != NULL)
+		MemoryContextDelete(table->context);
+	table->context = AllocSetContextCreate(relation_context, "repl_ml remote table",
+										   ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(table->context);
+	table->natts = desc->natts;
+	table->remote_column = palloc(desc->natts * sizeof(int));
+	table->input = palloc0(desc->natts * sizeof(FmgrInfo));
+	table->input_param = palloc0(desc->natts * sizeof(Oid));
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		Oid			function;
+
+		table->remote_column[i] = -1;
+		if (att->attisdropped || att->attgenerated != '\0')
+			continue;
+		for (int j = 0; j < table->remote.natts; j++)
+		{
+			if (strcmp(table->remote.attnames[j], NameStr(att->attname)) == 0)
+				table->remote_column[i] = j;
+		}
+		if (table->remote_column[i] < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("column \"%s\" of table \"%s.%s\" does not exist on the peer",
+							NameStr(att->attname), table->remote.nspname, table->remote.relname),
+					 errhint("Make the table the same on all nodes, then run SELECT repl_ml.retry_parked(id).")));
+		matched++;
+		getTypeInputInfo(att->atttypid, &function, &table->input_param[i]);
+		fmgr_info(function, &table->input[i]);
+	}
+	MemoryContextSwitchTo(old);
+
+	for (int j = 0; matched < table->remote.natts && j < table->remote.natts; j++)
+	{
+		AttrNumber	attnum = get_attnum(RelationGetRelid(rel), table->remote.attnames[j]);
+
+		if (attnum == InvalidAttrNumber || table->remote_column[attnum - 1] != j)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("column \"%s\" of table \"%s.%s\" does not exist on this node",
+							table->remote.attnames[j], table->remote.nspname, table->remote.relname),
+					 errhint("Make the table the same on all nodes, then run SELECT repl_ml.retry_parked(id).")));
+	}
+}
+
+/* A received value as text, NULL for null; an error if it is not in the message. */
+static char *
+received_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column)
+{
+	if (tuple->ncols != table->remote.natts)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("a row of table \"%s.%s\" has %d columns instead of %d",
+						table->remote.nspname, table->remote.relname,
+						tuple->ncols, table->remote.natts)));
+	switch (tuple->colstatus[column])
+	{
+		case LOGICALREP_COLUMN_NULL:
+			return NULL;
+		case LOGICALREP_COLUMN_TEXT:
+			return tuple->colvalues[column].data;
+		case LOGICALREP_COLUMN_UNCHANGED:
+			ereport(ERROR,
+					(errcode(ERRCODE_PROTOCOL_VIOLATION),
+					 errmsg("the peer did not send the value of column \"%s\" of table \"%s.%s\"",
+							table->remote.attnames[column], table->remote.nspname, table->remote.relname),
+					 errdetail("An unchanged out-of-line value was updated around the trigger \"zz_repl_ml_update\"."),
+					 errhint("Update the row again on the peer.")));
+			break;
+		default:
+			ereport(ERROR,
+					(errcode(ERRCODE_PROTOCOL_VIOLATION),
+					 errmsg("the peer sent column \"%s\" of table \"%s.%s\" in the unknown format \"%c\"",
+							table->remote.attnames[column], table->remote.nspname,
+							table->remote.relname, tuple->colstatus[column])));
+	}
+	return NULL;				/* keep the compiler quiet */
+}
+
+/* The received row as a tuple of the local table, in "slot". */
+void
+repl_ml_relation_fill_slot(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, TupleTableSlot *slot)
+{
+	TupleDesc	desc = slot->tts_tupleDescriptor;
+
+	ExecClearTuple(slot);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		char	   *text = table->remote_column[i] < 0 ? NULL :
+			received_text(table, tuple, table->remote_column[i]);
+
+		slot->tts_isnull[i] = text == NULL;
+		slot->tts_values[i] = (Datum) 0;
+		if (text != NULL)
+			slot->tts_values[i] = InputFunctionCall(&table->input[i], text, table->input_param[i],
+													TupleDescAttr(desc, i)->atttypmod);
+	}
+	ExecStoreVirtualTuple(slot);
+}
+
+/* One column of a received row by name, as text; NULL for null. */
+char *
+repl_ml_relation_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, const char *column)
+{
+	for (int j = 0; j < table->remote.natts; j++)
+	{
+		if (strcmp(table->remote.attnames[j], column) == 0)
+			return received_text(table, tuple, j);
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_PROTOCOL_VIOLATION),
+			 errmsg("the peer sent table \"%s.%s\" without column \"%s\"",
+					table->remote.nspname, table->remote.relname, column)));
+	return NULL;				/* keep the compiler quiet */
+}

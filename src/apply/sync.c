@@ -1,0 +1,389 @@
+/*
+ * sync.c
+ *		Copies tables from the peer: each row is joined, so a copy may overlap
+ *		with the stream, be repeated, and start over after a failure.
+ *
+ * A copy uses a connection of its own beside the stream's.  The group's
+ * catalogs are copied at each connection, enrolled tables when repl_ml.table_sync
+ * says so.
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/copy.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "parser/parse_relation.h"
+#include "pgstat.h"
+#include "replication/origin.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/pg_lsn.h"
+#include "utils/snapmgr.h"
+
+#include "apply/apply.h"
+#include "compat.h"
+#include "group/query.h"
+#include "wire/stream.h"
+
+#define DONOR_PATIENCE_MS	30000	/* how long a donor may take to catch up */
+#define POLL_MS				100
+
+/* What NextCopyFrom reads from; set only while a copy runs. */
+static WalReceiverConn *copy_source = NULL;
+static char *copy_buffer = NULL;
+static int	copy_left = 0;
+
+typedef struct OtherMember
+{
+	int			node_id;
+	XLogRecPtr	from;			/* what the donor must have of it, invalid: no link yet */
+} OtherMember;
+
+static void copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, const char *table_name);
+static int64 join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy);
+static void join_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
+static void join_tombstone(ReplMlApply *apply, Datum *values, Datum clock);
+static int	read_copy(void *out, int min, int max);
+
+/* Joins the peer's list of members and of tables into ours. */
+void
+repl_ml_sync_catalogs(ReplMlApply *apply)
+{
+	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "member");
+	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "replicated_table");
+	repl_ml_shmem_wake_supervisor(MyDatabaseId);
+}
+
+/* The next table to be copied from the peer, or false. */
+static bool
+next_pending(ReplMlApply *apply, char **schema_name, char **table_name)
+{
+	bool		found;
+
+	repl_ml_begin();
+	SPI_execute(psprintf("SELECT schema_name, table_name FROM repl_ml.table_sync WHERE node_id OPERATOR(pg_catalog.=) %d"
+						 " AND state OPERATOR(pg_catalog.=) 'pending' ORDER BY schema_name OPERATOR(pg_catalog.<>) 'repl_ml', 1, 2",
+						 apply->peer->node_id), true, 1);
+	found = SPI_processed > 0;
+	if (found)
+	{
+		*schema_name = MemoryContextStrdup(apply->message_context, repl_ml_spi_text(0, 0));
+		*table_name = MemoryContextStrdup(apply->message_context, repl_ml_spi_text(0, 1));
+	}
+	repl_ml_commit();
+	return found;
+}
+
+/* Copies the tables that are due from this peer, over a connection of its own. */
+void
+repl_ml_sync_tables(ReplMlApply *apply)
+{
+	char	   *schema_name;
+	char	   *table_name;
+
+	while (next_pending(apply, &schema_name, &table_name))
+	{
+		if (apply->copy_conn == NULL)
+			apply->copy_conn = repl_ml_stream_connect(apply->peer->dsn, "repl_ml copy");
+		repl_ml_apply_set_state(apply, REPL_ML_WORKER_COPYING);
+		copy_table(apply, apply->copy_conn, schema_name, table_name);
+	}
+	repl_ml_stream_disconnect(apply->copy_conn);
+	apply->copy_conn = NULL;
+}
+
+static void
+set_progress(ReplMlApply *apply, Oid relid, int64 rows)
+{
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	apply->worker->copy_relation = relid;
+	apply->worker->copy_rows = rows;
+	LWLockRelease(repl_ml_shared->lock);
+}
+
+/* SELECT list and COPY column list of all columns that are stored. */
+static List *
+stored_columns(Relation rel, StringInfo select)
+{
+	List	   *names = NIL;
+
+	for (int i = 0; i < RelationGetNumberOfAttributes(rel); i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), i);
+
+		if (att->attisdropped || att->attgenerated != '\0')
+			continue;
+		appendStringInfo(select, "%s%s", names == NIL ? "" : ", ", quote_identifier(NameStr(att->attname)));
+		names = lappend(names, makeString(pstrdup(NameStr(att->attname))));
+	}
+	return names;
+}
+
+/* Joins all rows of one table of the peer, in one transaction, and ticks it off. */
+static void
+copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, const char *table_name)
+{
+	StringInfoData command;
+	ParseState *pstate;
+	CopyFromState copy;
+	Relation	rel;
+	List	   *columns;
+	ReplMlUser	saved;
+	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
+	Datum		values[3];
+	Oid			relid;
+	int64		rows = 0;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	relid = repl_ml_relation_local(schema_name, table_name);
+	if (OidIsValid(relid))
+	{
+		rel = table_open(relid, RowExclusiveLock);
+		set_progress(apply, relid, 0);
+		initStringInfo(&command);
+		appendStringInfoString(&command, "COPY (SELECT ");
+		columns = stored_columns(rel, &command);
+		appendStringInfo(&command, " FROM %s) TO STDOUT", quote_qualified_identifier(schema_name, table_name));
+		repl_ml_stream_copy_out(conn, command.data);
+
+		copy_source = conn;
+		copy_left = 0;
+		pstate = make_parsestate(NULL);
+		(void) addRangeTableEntryForRelation(pstate, rel, AccessShareLock, NULL, false, false);
+		repl_ml_become_owner(rel, &saved);
+		copy = BeginCopyFrom(pstate, rel, NULL, NULL, false, read_copy, columns, NIL);
+		repl_ml_become_self(&saved);
+		rows = join_rows(apply, rel, copy);
+		EndCopyFrom(copy);
+		repl_ml_targets_close();
+		table_close(rel, NoLock);
+	}
+	values[0] = Int32GetDatum(apply->peer->node_id);
+	values[1] = CStringGetTextDatum(schema_name);
+	values[2] = CStringGetTextDatum(table_name);
+	repl_ml_spi_execute(psprintf("UPDATE repl_ml.table_sync SET state = 'copied', rows = " INT64_FORMAT
+								 " WHERE node_id OPERATOR(pg_catalog.=) $1 AND schema_name OPERATOR(pg_catalog.=) $2::pg_catalog.name"
+								 " AND table_name OPERATOR(pg_catalog.=) $3::pg_catalog.name", rows),
+						3, types, values, NULL);
+	PopActiveSnapshot();
+	replorigin_session_origin_lsn = InvalidXLogRecPtr;
+	replorigin_session_origin_timestamp = 0;
+	CommitTransactionCommand();
+	set_progress(apply, InvalidOid, 0);
+}
+
+static int64
+join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy)
+{
+	EState	   *estate = CreateExecutorState();
+	ExprContext *econtext = GetPerTupleExprContext(estate);
+	int			natts = RelationGetNumberOfAttributes(rel);
+	Datum	   *values = palloc0(natts * sizeof(Datum));
+	bool	   *nulls = palloc0(natts * sizeof(bool));
+	MemoryContext row_context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml copied row",
+													  ALLOCSET_DEFAULT_SIZES);
+	bool		tombstones = RelationGetRelid(rel) == repl_ml_catalog_oid("tombstone");
+	MemoryContext old = MemoryContextSwitchTo(row_context);
+	int64		rows = 0;
+
+	for (;;)
+	{
+		ReplMlUser	saved;
+		bool		more;
+
+		CHECK_FOR_INTERRUPTS();
+		MemoryContextReset(row_context);
+		ResetPerTupleExprContext(estate);
+		repl_ml_become_owner(rel, &saved);
+		more = NextCopyFrom(copy, econtext, values, nulls);
+		repl_ml_become_self(&saved);
+		if (!more)
+			break;
+		if (tombstones)
+			join_tombstone(apply, values, values[natts - 1]);
+		else
+			join_row(apply, rel, values, nulls);
+		if (++rows % 1000 == 0)
+			set_progress(apply, RelationGetRelid(rel), rows);
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(row_context);
+	FreeExecutorState(estate);
+	return rows;
+}
+
+static void
+join_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
+{
+	ReplMlSource source = {.node = apply->peer->node_id};
+	TupleTableSlot *slot = repl_ml_targets_get(RelationGetRelid(rel))->incoming;
+	int			natts = slot->tts_tupleDescriptor->natts;
+
+	ExecClearTuple(slot);
+	memcpy(slot->tts_values, values, natts * sizeof(Datum));
+	memcpy(slot->tts_isnull, nulls, natts * sizeof(bool));
+	for (int i = 0; i < natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(slot->tts_tupleDescriptor, i);
+
+		if (att->attisdropped || att->attgenerated != '\0')
+			slot->tts_isnull[i] = true;
+	}
+	ExecStoreVirtualTuple(slot);
+	repl_ml_row_join(RelationGetRelid(rel), slot, &source);
+}
+
+/* A row of repl_ml.tombstone: schema, table, key first, the clock last. */
+static void
+join_tombstone(ReplMlApply *apply, Datum *values, Datum clock)
+{
+	ReplMlSource source = {.node = apply->peer->node_id};
+	Oid			relid = repl_ml_relation_local(NameStr(*DatumGetName(values[0])), NameStr(*DatumGetName(values[1])));
+
+	if (OidIsValid(relid))
+		repl_ml_row_bury(relid, values[2], DatumGetReplMlClockP(clock), &source);
+}
+
+/* NextCopyFrom's source: waits for the peer, but not longer than its timeout. */
+static int
+read_copy(void *out, int min, int max)
+{
+	int			got = 0;
+
+	while (got < min)
+	{
+		pgsocket	fd = PGINVALID_SOCKET;
+		int			length;
+
+		if (copy_left > 0)
+		{
+			length = Min(copy_left, max - got);
+			memcpy((char *) out + got, copy_buffer, length);
+			copy_buffer += length;
+			copy_left -= length;
+			got += length;
+			continue;
+		}
+		CHECK_FOR_INTERRUPTS();
+		length = walrcv_receive(copy_source, &copy_buffer, &fd);
+		if (length > 0)
+			copy_left = length;
+		else if (length < 0)
+			return got;
+		else
+		{
+			if ((WaitLatchOrSocket(MyLatch, WL_SOCKET_READABLE | WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+								   fd, Max(wal_receiver_timeout, 1000), wait_event_compat("ReplMlCopy")) & WL_TIMEOUT) &&
+				wal_receiver_timeout > 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_CONNECTION_FAILURE),
+						 errmsg("the peer sends no rows of a copy")));
+			ResetLatch(MyLatch);
+		}
+	}
+	return got;
+}
+
+/* The other members that are up and running, and our link to each. */
+static List *
+load_others(ReplMlApply *apply)
+{
+	List	   *others = NIL;
+
+	SPI_execute(psprintf("SELECT m.node_id, pg_catalog.pg_replication_origin_progress(o.roname, false)"
+						 " FROM repl_ml.member m LEFT JOIN pg_catalog.pg_replication_origin o ON o.roname OPERATOR(pg_catalog.=) repl_ml.link_name(m.node_id)"
+						 " WHERE m.state OPERATOR(pg_catalog.=) 'ready' AND m.node_id OPERATOR(pg_catalog.<>) %d AND m.node_id OPERATOR(pg_catalog.<>) %d",
+						 apply->peer->node_id, apply->self), true, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		char	   *lsn = repl_ml_spi_text(i, 1);
+		MemoryContext old = MemoryContextSwitchTo(apply->message_context);
+		OtherMember *other = palloc(sizeof(OtherMember));
+
+		other->node_id = atoi(repl_ml_spi_text(i, 0));
+		other->from = lsn == NULL ? InvalidXLogRecPtr : DatumGetLSN(DirectFunctionCall1(pg_lsn_in, CStringGetDatum(lsn)));
+		others = lappend(others, other);
+		MemoryContextSwitchTo(old);
+	}
+	return others;
+}
+
+/* Has the donor everything that the others wrote before we linked to them? */
+static bool
+donor_has_all(ReplMlApply *apply, List *others)
+{
+	static const Oid types[1] = {BOOLOID};
+	ListCell   *lc;
+
+	foreach(lc, others)
+	{
+		OtherMember *other = lfirst(lc);
+		ReplMlResult *result;
+		bool		has;
+
+		if (other->from == InvalidXLogRecPtr)
+			return false;
+		result = repl_ml_stream_query(apply->conn,
+									  psprintf("SELECT repl_ml.applied_lsn(%d) OPERATOR(pg_catalog.>=) '%X/%X'::pg_catalog.pg_lsn",
+											   other->node_id, LSN_FORMAT_ARGS(other->from)), 1, types);
+		has = repl_ml_stream_next(result) && (slot_getallattrs(result->slot), DatumGetBool(result->slot->tts_values[0]));
+		repl_ml_stream_free(result);
+		if (!has)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Between the slots and the copy, while this node joins and this peer is the
+ * donor: waits until the donor has what the slots of the others do not keep
+ * for us.  A member that cannot be reached is not waited for; it is copied
+ * from when it is back (link.c), as is one the donor does not catch up with.
+ */
+void
+repl_ml_sync_await_donor(ReplMlApply *apply)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	bool		all = false;
+	List	   *others;
+
+	repl_ml_begin();
+	all = repl_ml_query_int(psprintf("SELECT 1 FROM repl_ml.local_node WHERE state OPERATOR(pg_catalog.=) 'joining' AND donor OPERATOR(pg_catalog.=) %d",
+									 apply->peer->node_id)) == 0;
+	repl_ml_commit();
+	if (all)
+		return;
+
+	do
+	{
+		repl_ml_begin();
+		others = load_others(apply);
+		repl_ml_commit();
+		all = donor_has_all(apply, others);
+		if (!all)
+		{
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, POLL_MS,
+							 wait_event_compat("ReplMlDonor"));
+			ResetLatch(MyLatch);
+			CHECK_FOR_INTERRUPTS();
+		}
+	} while (!all && !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), DONOR_PATIENCE_MS));
+
+	repl_ml_begin();
+	if (!all)
+		SPI_execute(psprintf("INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name)"
+							 " SELECT m.node_id, t.schema_name, t.table_name FROM repl_ml.member m,"
+							 "  (SELECT schema_name, table_name FROM repl_ml.replicated_table WHERE state OPERATOR(pg_catalog.=) 'enrolled'"
+							 "   UNION ALL SELECT 'repl_ml', 'tombstone') t"
+							 " WHERE m.state OPERATOR(pg_catalog.=) 'ready' AND m.node_id OPERATOR(pg_catalog.<>) %d AND m.node_id OPERATOR(pg_catalog.<>) %d"
+							 " ON CONFLICT DO NOTHING", apply->peer->node_id, apply->self), false, 0);
+	SPI_execute("UPDATE repl_ml.local_node SET state = 'copying' WHERE state OPERATOR(pg_catalog.=) 'joining'", false, 0);
+	repl_ml_commit();
+}

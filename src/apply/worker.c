@@ -1,0 +1,465 @@
+/*
+ * worker.c
+ *		The apply worker's main loop: connect, prepare the link, read the
+ *		stream, tell the peer how far we are; after an error, say so and begin
+ *		again.
+ *
+ * The process stays through errors: it shows the error in shared memory, backs
+ * off and reconnects, from the position its replication origin holds.  It ends
+ * when the supervisor ends it.  Three memory contexts: the process's, the
+ * message's (reset here, after each message) and the executor's per row.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "executor/spi.h"
+#include "libpq/pqformat.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "replication/origin.h"
+#include "replication/walreceiver.h"
+#include "storage/ipc.h"
+#include "storage/proc.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+
+#include "apply/apply.h"
+#include "compat.h"
+#include "group/query.h"
+#include "wire/stream.h"
+
+#define FIRST_DELAY_MS		200
+#define STATUS_INTERVAL_MS	1000
+
+static ReplMlApply apply;		/* the process's state; this file only */
+
+static void attach(int slot);
+static void detach(int code, Datum arg);
+static void prepare_session(void);
+static bool run_and_recover(void);
+static void run(void);
+static void stream(XLogRecPtr from);
+static void receive_all(void);
+static void handle_message(char *data, int length);
+static void acknowledge(bool reply_wanted);
+static void wait_for_data(pgsocket fd);
+static bool recover(void);
+static void add_context(void *arg);
+
+/* Entry point; the argument is the worker's slot in shared memory. */
+void
+repl_ml_apply_main(Datum arg)
+{
+	int			delay = 0;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	attach(DatumGetInt32(arg));
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(apply.worker->database, InvalidOid, 0);
+	prepare_session();
+
+	for (;;)
+	{
+		bool		again_at_once = run_and_recover();
+
+		if (again_at_once)
+			delay = 0;
+		else
+			delay = delay == 0 ? FIRST_DELAY_MS : Min(delay * 2, repl_ml_max_apply_delay);
+		if (apply.durable > InvalidXLogRecPtr && !again_at_once)
+			delay = FIRST_DELAY_MS; /* it had worked */
+		apply.durable = InvalidXLogRecPtr;
+		if (delay > 0)
+		{
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, delay,
+							 wait_event_compat("ReplMlApplyDelay"));
+			ResetLatch(MyLatch);
+		}
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/* One connection; true if the next one may follow at once. */
+static bool
+run_and_recover(void)
+{
+	volatile bool at_once = false;
+
+	PG_TRY();
+	{
+		run();
+	}
+	PG_CATCH();
+	{
+		at_once = recover();
+	}
+	PG_END_TRY();
+	return at_once;
+}
+
+static void
+attach(int slot)
+{
+	apply.worker = &repl_ml_shared->workers[slot];
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	apply.worker->pid = MyProcPid;
+	apply.worker->latch = MyLatch;
+	apply.worker->start_time = GetCurrentTimestamp();
+	apply.worker->state = REPL_ML_WORKER_STARTING;
+	LWLockRelease(repl_ml_shared->lock);
+	before_shmem_exit(detach, (Datum) 0);
+}
+
+static void
+disconnect(void)
+{
+	repl_ml_stream_disconnect(apply.conn);
+	apply.conn = NULL;
+	repl_ml_stream_disconnect(apply.copy_conn);
+	apply.copy_conn = NULL;
+}
+
+static void
+detach(int code, Datum arg)
+{
+	disconnect();
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	apply.worker->pid = 0;
+	apply.worker->latch = NULL;
+	apply.worker->state = REPL_ML_WORKER_STOPPED;
+	LWLockRelease(repl_ml_shared->lock);
+	repl_ml_shmem_wake_supervisor(apply.worker->database);
+}
+
+/* Shows what the worker is doing in repl_ml.stat_apply. */
+void
+repl_ml_apply_set_state(ReplMlApply *worker, ReplMlWorkerState state)
+{
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	worker->worker->state = state;
+	LWLockRelease(repl_ml_shared->lock);
+	pgstat_report_activity(STATE_RUNNING, repl_ml_worker_state_name(state));
+}
+
+/* Settings that hold for all that is applied. */
+static void
+prepare_session(void)
+{
+	char		lock_timeout[32];
+	ErrorContextCallback *context = MemoryContextAlloc(TopMemoryContext, sizeof(ErrorContextCallback));
+
+	repl_ml_applying = true;
+	repl_ml_internal_write = true;
+	SetConfigOption("session_replication_role", "replica", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("datestyle", "ISO, MDY", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("intervalstyle", "postgres", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("extra_float_digits", "3", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("idle_in_transaction_session_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("row_security", "off", PGC_SUSET, PGC_S_OVERRIDE);
+	/* give up before a client that waits for us is told of a deadlock */
+	snprintf(lock_timeout, sizeof(lock_timeout), "%d", Max(DeadlockTimeout * 3 / 4, 10));
+	SetConfigOption("lock_timeout", lock_timeout, PGC_SUSET, PGC_S_OVERRIDE);
+
+	apply.message_context = AllocSetContextCreate(TopMemoryContext, "repl_ml message",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(apply.message_context);
+	context->callback = add_context;
+	context->arg = NULL;
+	context->previous = NULL;
+	error_context_stack = context;
+}
+
+/* Says in each error's context what was being applied. */
+static void
+add_context(void *arg)
+{
+	if (apply.doing == NULL || apply.peer == NULL)
+		return;
+	if (apply.table != NULL)
+		errcontext("applying %s on table \"%s\" from node \"%s\", transaction %u that ends at %X/%X",
+				   apply.doing, apply.table, apply.peer->node_name,
+				   apply.transaction.xid, LSN_FORMAT_ARGS(apply.transaction.final_lsn));
+	else
+		errcontext("reading %s from node \"%s\"", apply.doing, apply.peer->node_name);
+}
+
+static bool
+pause_asked(void)
+{
+	bool		asked;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	asked = apply.worker->pause;
+	LWLockRelease(repl_ml_shared->lock);
+	return asked;
+}
+
+/* Between connections: stays here as long as somebody wants us to pause. */
+static void
+wait_while_paused(void)
+{
+	while (pause_asked())
+	{
+		repl_ml_apply_set_state(&apply, REPL_ML_WORKER_PAUSED);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10000,
+						 wait_event_compat("ReplMlPaused"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/* One connection, from connecting to the error or pause that ends it. */
+static void
+run(void)
+{
+	XLogRecPtr	from;
+	const ReplMlIdentity *self;
+	char	   *name;
+
+	wait_while_paused();
+	MemoryContextSwitchTo(apply.message_context);
+	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_CONNECTING);
+	repl_ml_begin();
+	self = repl_ml_identity_require();
+	apply.self = self->node_id;
+	name = MemoryContextStrdup(apply.message_context, psprintf("repl_ml %s", NameStr(self->node_name)));
+	apply.peer = repl_ml_peer_load(apply.worker->peer);
+	repl_ml_commit();
+
+	MemoryContextSwitchTo(apply.message_context);
+	apply.conn = repl_ml_stream_connect(apply.peer->dsn, name);
+	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_PREPARING);
+	repl_ml_relation_forget_all();
+	from = repl_ml_link_prepare(&apply);
+	repl_ml_sync_catalogs(&apply);
+	repl_ml_sync_await_donor(&apply);
+	repl_ml_enrol_pending(&apply);
+	repl_ml_sync_tables(&apply);
+
+	apply.received = apply.applied = apply.durable = from;
+	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
+	stream(from);
+	disconnect();
+	apply.durable = InvalidXLogRecPtr;
+}
+
+/* Reads and applies until a pause is asked for. */
+static void
+stream(XLogRecPtr from)
+{
+	char	   *slot = repl_ml_origin_name(apply.peer_database, apply.self);
+
+	repl_ml_stream_start(apply.conn, slot, from, REPL_ML_PUBLICATION);
+	for (;;)
+	{
+		CHECK_FOR_INTERRUPTS();
+		receive_all();
+		if (!apply.transaction.open && pause_asked())
+			return;
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+	}
+}
+
+/* Handles what has arrived; then acknowledges and waits for more. */
+static void
+receive_all(void)
+{
+	static TimestampTz last_status = 0;
+	pgsocket	fd = PGINVALID_SOCKET;
+	char	   *data;
+	int			length;
+
+	while ((length = walrcv_receive(apply.conn, &data, &fd)) != 0)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (length < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_CONNECTION_FAILURE),
+					 errmsg("node \"%s\" ended the stream", apply.peer->node_name)));
+		handle_message(data, length);
+		if (TimestampDifferenceExceeds(last_status, GetCurrentTimestamp(), STATUS_INTERVAL_MS))
+		{
+			acknowledge(false);
+			last_status = GetCurrentTimestamp();
+		}
+		if (!apply.transaction.open && pause_asked())
+			return;
+	}
+	acknowledge(false);
+	last_status = GetCurrentTimestamp();
+	wait_for_data(fd);
+}
+
+static void
+handle_message(char *data, int length)
+{
+	StringInfoData message = {.data = data,.len = length,.maxlen = -1};
+	XLogRecPtr	start;
+	XLogRecPtr	end;
+	char		type;
+
+	MemoryContextSwitchTo(apply.message_context);
+	type = pq_getmsgbyte(&message);
+	if (type == 'w')
+	{
+		start = pq_getmsgint64(&message);
+		end = pq_getmsgint64(&message);
+		(void) pq_getmsgint64(&message);	/* send time */
+		apply.received = Max(apply.received, Max(start, end));
+		repl_ml_dispatch(&apply, &message);
+	}
+	else if (type == 'k')
+	{
+		end = pq_getmsgint64(&message);
+		(void) pq_getmsgint64(&message);	/* send time */
+		apply.received = Max(apply.received, end);
+		if (pq_getmsgbyte(&message))
+			acknowledge(false);
+	}
+	else
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the peer sent a replication message of the unknown type %d", (unsigned char) type)));
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	apply.worker->received_lsn = apply.received;
+	apply.worker->peer_lsn = Max(apply.worker->peer_lsn, apply.received);
+	apply.worker->last_message_time = GetCurrentTimestamp();
+	LWLockRelease(repl_ml_shared->lock);
+	MemoryContextReset(apply.message_context);
+
+	if (!apply.transaction.open && apply.transaction.catalogs_changed)
+	{
+		apply.transaction.catalogs_changed = false;
+		repl_ml_shmem_wake_supervisor(MyDatabaseId);
+		repl_ml_enrol_pending(&apply);
+		repl_ml_sync_tables(&apply);
+		repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
+	}
+}
+
+/*
+ * Makes what is applied durable and tells the peer.  Outside a transaction
+ * everything received counts: what is not ours to apply needs no keeping.
+ */
+static void
+acknowledge(bool reply_wanted)
+{
+	if (!apply.transaction.open)
+	{
+		if (apply.durable < apply.applied)
+			XLogFlush(XactLastCommitEnd);
+		apply.applied = Max(apply.applied, apply.received);
+		apply.durable = apply.applied;
+	}
+	repl_ml_stream_status(apply.conn, apply.received, apply.applied, apply.durable, reply_wanted);
+}
+
+static void
+wait_for_data(pgsocket fd)
+{
+	static bool asked = false;
+	TimestampTz last;
+	int			events;
+
+	events = WaitLatchOrSocket(MyLatch, WL_SOCKET_READABLE | WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							   fd, STATUS_INTERVAL_MS, wait_event_compat("ReplMlApplyMain"));
+	if (events & WL_LATCH_SET)
+		ResetLatch(MyLatch);
+	if (events & WL_SOCKET_READABLE)
+	{
+		asked = false;
+		return;
+	}
+	last = Max(apply.worker->last_message_time, apply.worker->start_time);
+	if (wal_receiver_timeout <= 0)
+		return;
+	if (TimestampDifferenceExceeds(last, GetCurrentTimestamp(), wal_receiver_timeout) && asked)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("node \"%s\" has been silent for more than %d ms",
+						apply.peer->node_name, wal_receiver_timeout)));
+	if (!asked && TimestampDifferenceExceeds(last, GetCurrentTimestamp(), wal_receiver_timeout / 2))
+	{
+		acknowledge(true);
+		asked = true;
+	}
+}
+
+/* Is it the fate of a transaction that met a client's, not an error? */
+static bool
+is_race(int sqlstate)
+{
+	return ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_TO_CATEGORY(ERRCODE_T_R_SERIALIZATION_FAILURE) ||
+		sqlstate == ERRCODE_LOCK_NOT_AVAILABLE;
+}
+
+/*
+ * After an error: shows it, gives everything back, remembers which transaction
+ * it hit.  True if the same may be tried again at once.
+ */
+static bool
+recover(void)
+{
+	ErrorData  *error;
+	XLogRecPtr	hit = apply.transaction.open ? apply.transaction.final_lsn : InvalidXLogRecPtr;
+	bool		race;
+
+	HOLD_INTERRUPTS();
+	MemoryContextSwitchTo(TopMemoryContext);
+	error = CopyErrorData();
+	race = is_race(error->sqlerrcode) ||
+		(hit != InvalidXLogRecPtr && error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION && apply.failures == 0);
+	if (!race)
+		EmitErrorReport();
+	FlushErrorState();
+	AbortOutOfAnyTransaction();
+	repl_ml_dispatch_reset(&apply);
+	disconnect();
+	repl_ml_applying = true;
+	repl_ml_enrol_unlock();
+	MemoryContextReset(apply.message_context);
+	MemoryContextSwitchTo(apply.message_context);
+
+	if (hit != InvalidXLogRecPtr && !is_race(error->sqlerrcode) &&
+		repl_ml_dispatch_is_permanent(error->sqlerrcode))
+	{
+		apply.failures = hit == apply.failed_lsn ? apply.failures + 1 : 1;
+		apply.failed_lsn = hit;
+		if (apply.failure != NULL)
+			FreeErrorData(apply.failure);
+		apply.failure = error;
+	}
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	if (race)
+		apply.worker->retries++;
+	else
+	{
+		apply.worker->errors++;
+		apply.worker->error_time = GetCurrentTimestamp();
+		apply.worker->error_sqlstate = error->sqlerrcode;
+		strlcpy(apply.worker->error_message, error->message, REPL_ML_ERROR_LENGTH);
+		if (error->detail != NULL && error->sqlerrcode == ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION)
+			snprintf(apply.worker->error_message, REPL_ML_ERROR_LENGTH, "%s: %s", error->message, error->detail);
+		strlcpy(apply.worker->error_hint, error->hint ? error->hint : "", REPL_ML_ERROR_LENGTH);
+		apply.worker->state = REPL_ML_WORKER_WAITING;
+	}
+	LWLockRelease(repl_ml_shared->lock);
+	if (error != apply.failure)
+		FreeErrorData(error);
+	RESUME_INTERRUPTS();
+	return race;
+}

@@ -1,0 +1,139 @@
+/*
+ * compat.h
+ *		What differs between the PostgreSQL majors repl_ml builds on.
+ *
+ * The only file that tests PG_VERSION_NUM.  Each wrapper has the newest
+ * signature and ends in _compat; its comment names the major that changed it.
+ */
+#ifndef REPL_ML_COMPAT_H
+#define REPL_ML_COMPAT_H
+
+#include "postgres.h"
+
+#if PG_VERSION_NUM < 150000
+#error "repl_ml needs PostgreSQL 15 or later"
+#endif
+
+#include "access/xlog.h"
+#include "executor/executor.h"
+#include "nodes/makefuncs.h"
+#include "replication/origin.h"
+#include "replication/walreceiver.h"
+#include "storage/proc.h"
+#include "utils/acl.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
+#include "utils/wait_event.h"
+#if PG_VERSION_NUM >= 160000
+#include "parser/parse_relation.h"
+#include "varatt.h"
+#endif
+
+/* _PG_init and the plugin entry point have prototypes in core from 16 on */
+extern PGDLLEXPORT void _PG_init(void);
+
+/* walrcv_connect: 16 added must_use_password, 17 added replication */
+static inline WalReceiverConn *
+walrcv_connect_compat(const char *conninfo, const char *appname, char **err)
+{
+#if PG_VERSION_NUM >= 170000
+	return walrcv_connect(conninfo, true, true, false, appname, err);
+#elif PG_VERSION_NUM >= 160000
+	return walrcv_connect(conninfo, true, false, appname, err);
+#else
+	return walrcv_connect(conninfo, true, appname, err);
+#endif
+}
+
+/* replorigin_session_setup: 16 added acquired_by */
+static inline void
+replorigin_session_setup_compat(RepOriginId node)
+{
+#if PG_VERSION_NUM >= 160000
+	replorigin_session_setup(node, 0);
+#else
+	replorigin_session_setup(node);
+#endif
+}
+
+/* EvalPlanQualInit: 16 added resultRelations */
+static inline void
+EvalPlanQualInit_compat(EPQState *epqstate, EState *estate)
+{
+#if PG_VERSION_NUM >= 160000
+	EvalPlanQualInit(epqstate, estate, NULL, NIL, -1, NIL);
+#else
+	EvalPlanQualInit(epqstate, estate, NULL, NIL, -1);
+#endif
+}
+
+/* ExecInitRangeTable: 16 added permission infos, 18 added unpruned relids */
+static inline void
+ExecInitRangeTable_compat(EState *estate, RangeTblEntry *rte)
+{
+#if PG_VERSION_NUM >= 160000
+	List	   *perminfos = NIL;
+
+	addRTEPermissionInfo(&perminfos, rte);
+#if PG_VERSION_NUM >= 180000
+	ExecInitRangeTable(estate, list_make1(rte), perminfos, bms_make_singleton(1));
+#else
+	ExecInitRangeTable(estate, list_make1(rte), perminfos);
+#endif
+#else
+	ExecInitRangeTable(estate, list_make1(rte));
+#endif
+}
+
+/* RelationGetPrimaryKeyIndex: 18 added deferrable_ok */
+static inline Oid
+RelationGetPrimaryKeyIndex_compat(Relation rel)
+{
+#if PG_VERSION_NUM >= 180000
+	return RelationGetPrimaryKeyIndex(rel, false);
+#else
+	return RelationGetPrimaryKeyIndex(rel);
+#endif
+}
+
+/* relation's owner privilege test: 16 replaced pg_class_ownercheck */
+static inline bool
+table_ownercheck_compat(Oid relid, Oid roleid)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_ownercheck(RelationRelationId, relid, roleid);
+#else
+	return pg_class_ownercheck(relid, roleid);
+#endif
+}
+
+/* this backend's number in 0 .. MaxBackends - 1: 17 replaced pgprocno */
+static inline int
+my_proc_number_compat(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return GetNumberFromPGProc(MyProc);
+#else
+	return MyProc->pgprocno;
+#endif
+}
+
+/* named wait events: 17 added WaitEventExtensionNew */
+static inline uint32
+wait_event_compat(const char *name)
+{
+#if PG_VERSION_NUM >= 170000
+	return WaitEventExtensionNew(name);
+#else
+	return PG_WAIT_EXTENSION;
+#endif
+}
+
+/* does this server have max_active_replication_origins of its own? (18) */
+#if PG_VERSION_NUM >= 180000
+#define REPL_ML_HAVE_ORIGIN_SETTING 1
+#else
+#define REPL_ML_HAVE_ORIGIN_SETTING 0
+#endif
+
+#endif							/* REPL_ML_COMPAT_H */

@@ -1,0 +1,238 @@
+/*
+ * launcher.c
+ *		One process a server: starts a supervisor for each database that is a
+ *		member of a group, and keeps the clock file ahead of the clock.
+ *
+ * It is connected to no database, so it cannot read whether one is a member.
+ * After a start it probes them, one at a time: it starts a supervisor, which
+ * ends at once where there is nothing to do.  Later a database says itself
+ * that it wants one (ReplMlDatabase.member).
+ */
+#include "postgres.h"
+
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/snapmgr.h"
+
+#include "compat.h"
+#include "group/group.h"
+
+#define PERSIST_INTERVAL_MS		1000
+#define PROBE_INTERVAL_MS		10
+#define START_PATIENCE_MS		5000	/* a worker that was asked for shows up by then */
+
+static void detach(int code, Datum arg);
+static List *all_databases(void);
+static bool probe_next(List **unprobed);
+static void start_supervisors(void);
+
+/* Makes the postmaster start the launcher with the server. */
+void
+repl_ml_launcher_register(void)
+{
+	BackgroundWorker worker = {0};
+
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = 1;
+	snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), "repl_ml");
+	snprintf(worker.bgw_function_name, sizeof(worker.bgw_function_name), "repl_ml_launcher_main");
+	snprintf(worker.bgw_name, sizeof(worker.bgw_name), "repl_ml launcher");
+	snprintf(worker.bgw_type, sizeof(worker.bgw_type), "repl_ml launcher");
+	RegisterBackgroundWorker(&worker);
+}
+
+/* Entry point. */
+void
+repl_ml_launcher_main(Datum arg)
+{
+	List	   *unprobed;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	repl_ml_shared->launcher_pid = MyProcPid;
+	repl_ml_shared->launcher_latch = MyLatch;
+	LWLockRelease(repl_ml_shared->lock);
+	before_shmem_exit(detach, (Datum) 0);
+
+	unprobed = all_databases();
+	while (!ShutdownRequestPending)
+	{
+		bool		probing = probe_next(&unprobed);
+
+		repl_ml_ticker_persist(false);
+		start_supervisors();
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 probing ? PROBE_INTERVAL_MS : PERSIST_INTERVAL_MS,
+						 wait_event_compat("ReplMlLauncherMain"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+	}
+	repl_ml_ticker_persist(true);
+	proc_exit(0);
+}
+
+static void
+detach(int code, Datum arg)
+{
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	repl_ml_shared->launcher_pid = 0;
+	repl_ml_shared->launcher_latch = NULL;
+	LWLockRelease(repl_ml_shared->lock);
+}
+
+/* All databases that can be connected to, in the caller's memory. */
+static List *
+all_databases(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	List	   *databases = NIL;
+	Relation	rel;
+	TableScanDesc scan;
+	HeapTuple	tuple;
+
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+	rel = table_open(DatabaseRelationId, AccessShareLock);
+	scan = table_beginscan_catalog(rel, 0, NULL);
+	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
+	{
+		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
+		MemoryContext old = MemoryContextSwitchTo(context);
+
+		if (database->datallowconn && !database->datistemplate)
+			databases = lappend_oid(databases, database->oid);
+		MemoryContextSwitchTo(old);
+	}
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	return databases;
+}
+
+/* Has the supervisor started for a probe ended, or found a member? */
+static bool
+probe_is_over(Oid database)
+{
+	bool		over = true;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		ReplMlWorker *worker = &repl_ml_shared->workers[i];
+
+		if (worker->database == database && worker->peer == 0 &&
+			worker->state != REPL_ML_WORKER_STREAMING &&
+			!TimestampDifferenceExceeds(worker->launch_time, GetCurrentTimestamp(), START_PATIENCE_MS))
+			over = false;
+	}
+	LWLockRelease(repl_ml_shared->lock);
+	return over;
+}
+
+/* Goes on with the probes; true while there are more. */
+static bool
+probe_next(List **unprobed)
+{
+	static Oid	probing = InvalidOid;
+
+	if (OidIsValid(probing) && !probe_is_over(probing))
+		return true;
+	if (*unprobed == NIL)
+		return false;
+	probing = linitial_oid(*unprobed);
+	*unprobed = list_delete_first(*unprobed);
+	(void) repl_ml_worker_start(probing, 0);
+	return true;
+}
+
+/* A supervisor for each database that wants one. */
+static void
+start_supervisors(void)
+{
+	for (int i = 0; i < REPL_ML_MAX_DATABASES; i++)
+	{
+		ReplMlDatabase *entry = &repl_ml_shared->databases[i];
+
+		if (OidIsValid(entry->database) && entry->member)
+			(void) repl_ml_worker_start(entry->database, 0);
+	}
+}
+
+/* Takes the slot if its worker neither runs nor is being started. */
+static int
+claim_slot(Oid database, int peer)
+{
+	ReplMlWorker *worker;
+	int			slot = -1;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	worker = repl_ml_shmem_worker(database, peer);
+	if (worker != NULL && worker->pid == 0 && !worker->stop &&
+		TimestampDifferenceExceeds(worker->launch_time, GetCurrentTimestamp(), START_PATIENCE_MS))
+	{
+		worker->launch_time = GetCurrentTimestamp();
+		slot = worker - repl_ml_shared->workers;
+	}
+	LWLockRelease(repl_ml_shared->lock);
+	return slot;
+}
+
+/*
+ * Starts the supervisor (peer 0) or an apply worker of a database, unless it
+ * runs or is being started.  False, with a warning, if the server has no
+ * room for it.
+ */
+bool
+repl_ml_worker_start(Oid database, int peer)
+{
+	BackgroundWorker worker = {0};
+	int			slot = claim_slot(database, peer);
+
+	if (slot < 0)
+		return true;
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	worker.bgw_main_arg = Int32GetDatum(slot);
+	snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), "repl_ml");
+	snprintf(worker.bgw_function_name, sizeof(worker.bgw_function_name), "%s",
+			 peer == 0 ? "repl_ml_supervisor_main" : "repl_ml_apply_main");
+	if (peer == 0)
+		snprintf(worker.bgw_name, sizeof(worker.bgw_name), "repl_ml supervisor of database %u", database);
+	else
+		snprintf(worker.bgw_name, sizeof(worker.bgw_name), "repl_ml apply of node %d in database %u", peer, database);
+	snprintf(worker.bgw_type, sizeof(worker.bgw_type), "%s",
+			 peer == 0 ? "repl_ml supervisor" : "repl_ml apply");
+	if (RegisterDynamicBackgroundWorker(&worker, NULL))
+		return true;
+	ereport(WARNING,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg("out of background worker slots"),
+			 errhint("Raise max_worker_processes; SELECT * FROM repl_ml.check_setup() says how far.")));
+	return false;
+}

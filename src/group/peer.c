@@ -1,0 +1,147 @@
+/*
+ * peer.c
+ *		The other members: what the catalog knows of them, what their link is
+ *		called, and commands to them from SQL.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "group/group.h"
+#include "group/query.h"
+#include "wire/stream.h"
+
+/*
+ * The name of the origin that tracks a peer in a database, and, with the
+ * peer's database and our id, of the slot there that serves us.
+ */
+char *
+repl_ml_origin_name(Oid database, int peer)
+{
+	return psprintf("repl_ml_%u_%d", database, peer);
+}
+
+/* Is this such a name?  Then whose. */
+bool
+repl_ml_origin_parse(const char *name, Oid *database, int *peer)
+{
+	int			used = 0;
+
+	return sscanf(name, "repl_ml_%u_%d%n", database, peer, &used) == 2 && name[used] == '\0';
+}
+
+/*
+ * A member by its id, in the message context of the caller; an error if there
+ * is none or it has been dropped.  Between repl_ml_begin and repl_ml_commit.
+ */
+ReplMlPeer *
+repl_ml_peer_load(int node_id)
+{
+	static ReplMlPeer peer;
+
+	SPI_execute(psprintf("SELECT node_name, dsn, state FROM repl_ml.member WHERE node_id OPERATOR(pg_catalog.=) %d", node_id), true, 1);
+	if (SPI_processed == 0 || strcmp(repl_ml_spi_text(0, 2), "dropped") == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("node %d is not a member of the group", node_id)));
+	if (peer.node_name != NULL)
+	{
+		pfree(peer.node_name);
+		pfree(peer.dsn);
+		pfree(peer.state);
+	}
+	peer.node_id = node_id;
+	peer.node_name = MemoryContextStrdup(TopMemoryContext, repl_ml_spi_text(0, 0));
+	peer.dsn = MemoryContextStrdup(TopMemoryContext, repl_ml_spi_text(0, 1));
+	peer.state = MemoryContextStrdup(TopMemoryContext, repl_ml_spi_text(0, 2));
+	return &peer;
+}
+
+/* repl_ml.probe(dsn): connects and tells where that leads; 08001 if nowhere. */
+PG_FUNCTION_INFO_V1(repl_ml_probe);
+Datum
+repl_ml_probe(PG_FUNCTION_ARGS)
+{
+	static const Oid types[4] = {INT8OID, OIDOID, TEXTOID, INT4OID};
+	WalReceiverConn *conn;
+	Datum		values[6];
+	bool		nulls[6] = {false};
+	TupleDesc	desc;
+	HeapTuple	volatile tuple = NULL;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	conn = repl_ml_stream_connect(text_to_cstring(PG_GETARG_TEXT_PP(0)), "repl_ml probe");
+	PG_TRY();
+	{
+		ReplMlResult *result = repl_ml_stream_query(conn,
+													"SELECT s.system_identifier, d.oid, d.datname::pg_catalog.text,"
+													" pg_catalog.current_setting('server_version_num')::pg_catalog.int4"
+													" FROM pg_catalog.pg_control_system() s, pg_catalog.pg_database d"
+													" WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()", 4, types);
+		char	   *host = NULL;
+		int			port = 0;
+
+		if (!repl_ml_stream_next(result))
+			elog(ERROR, "no row from the peer");
+		slot_getallattrs(result->slot);
+		walrcv_get_senderinfo(conn, &host, &port);
+		values[0] = result->slot->tts_values[0];
+		values[1] = result->slot->tts_values[1];
+		values[2] = result->slot->tts_values[2];
+		values[5] = result->slot->tts_values[3];
+		nulls[3] = host == NULL;
+		values[3] = host == NULL ? (Datum) 0 : CStringGetTextDatum(host);
+		values[4] = Int32GetDatum(port);
+		tuple = heap_form_tuple(BlessTupleDesc(desc), values, nulls);
+		repl_ml_stream_free(result);
+	}
+	PG_FINALLY();
+	{
+		repl_ml_stream_disconnect(conn);
+	}
+	PG_END_TRY();
+	PG_RETURN_DATUM(HeapTupleGetDatum(tuple));
+}
+
+/* repl_ml.run_on_peer(dsn, command): its error is raised here. */
+PG_FUNCTION_INFO_V1(repl_ml_run_on_peer);
+Datum
+repl_ml_run_on_peer(PG_FUNCTION_ARGS)
+{
+	WalReceiverConn *conn = repl_ml_stream_connect(text_to_cstring(PG_GETARG_TEXT_PP(0)), "repl_ml command");
+
+	PG_TRY();
+	{
+		repl_ml_stream_command(conn, text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	}
+	PG_FINALLY();
+	{
+		repl_ml_stream_disconnect(conn);
+	}
+	PG_END_TRY();
+	PG_RETURN_VOID();
+}
+
+/* repl_ml.require_member(): this node's id and name, or why it cannot act. */
+PG_FUNCTION_INFO_V1(repl_ml_require_member);
+Datum
+repl_ml_require_member(PG_FUNCTION_ARGS)
+{
+	const ReplMlIdentity *self = repl_ml_identity_require();
+	NameData	name = self->node_name;
+	Datum		values[2] = {Int32GetDatum(self->node_id), NameGetDatum(&name)};
+	bool		nulls[2] = {false, false};
+	TupleDesc	desc;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}

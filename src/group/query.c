@@ -1,0 +1,88 @@
+/*
+ * query.c
+ *		Our own catalogs through SQL, for the workers.
+ *
+ * A worker brackets its work with repl_ml_begin and repl_ml_commit: a
+ * transaction with a snapshot and an SPI connection.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "pgstat.h"
+#include "utils/builtins.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "group/query.h"
+#include "row/row.h"
+
+/* Starts a transaction for SPI. */
+void
+repl_ml_begin(void)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+/* Commits what repl_ml_begin started. */
+void
+repl_ml_commit(void)
+{
+	SPI_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+}
+
+/*
+ * Runs one statement with its own SPI connection and snapshot; returns the
+ * number of rows.  Inside repl_ml_begin use SPI directly to see rows.
+ */
+uint64
+repl_ml_spi_execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls)
+{
+	uint64		processed;
+	int			result;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	result = SPI_execute_with_args(sql, nargs, types, values, nulls, false, 0);
+	if (result < 0)
+		elog(ERROR, "SPI failed: %s", SPI_result_code_string(result));
+	processed = SPI_processed;
+	SPI_finish();
+	PopActiveSnapshot();
+	return processed;
+}
+
+/* A value of the last result as text, NULL for null; rows and columns from 0. */
+char *
+repl_ml_spi_text(uint64 row, int column)
+{
+	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column + 1);
+}
+
+/* The first value of a query's only row as a number, 0 for none or null. */
+int64
+repl_ml_query_int(const char *sql)
+{
+	char	   *text;
+
+	if (SPI_execute(sql, false, 1) < 0)
+		elog(ERROR, "SPI failed");
+	text = SPI_processed == 0 || SPI_tuptable == NULL ? NULL : repl_ml_spi_text(0, 0);
+	return text == NULL ? 0 : strtoll(text, NULL, 10);
+}
+
+/* The type repl_ml.vclock. */
+Oid
+repl_ml_clock_type(void)
+{
+	return GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
+						   CStringGetDatum("vclock"), ObjectIdGetDatum(repl_ml_schema_oid()));
+}

@@ -1,0 +1,280 @@
+/*
+ * schema.c
+ *		Table definitions from a peer: pg_dump's, run here in a transaction.
+ *
+ * pg_dump is started without a shell and gets the password through its
+ * environment, so that neither a process list nor a log shows it.  What it
+ * prints is one script of SQL statements, executed in this process as one
+ * transaction: all objects come, or none.
+ */
+#include "postgres.h"
+
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "access/xact.h"
+#include "executor/spi.h"
+#include "lib/stringinfo.h"
+#include "libpq-fe.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "port.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/wait_event.h"
+
+#include "compat.h"
+#include "group/group.h"
+#include "group/query.h"
+
+#define DUMP_LIMIT		(256 * 1024 * 1024) /* of a script of definitions */
+
+/* A running pg_dump. */
+typedef struct Dump
+{
+	pid_t		pid;
+	int			out;
+	int			err;
+} Dump;
+
+static char *split_password(const char *dsn, char **password);
+static char **build_arguments(const char *conninfo, List *tables);
+static void start(Dump *dump, char **arguments, const char *password);
+static char *read_script(Dump *dump);
+static void run_script(char *script);
+static bool database_is_empty(void);
+
+/*
+ * Creates the tables (quoted, qualified names) from the definitions on the
+ * server "dsn" leads to.  A database without any tables of its own gets all of
+ * the peer's schema, so that types and functions are there too.
+ */
+void
+repl_ml_schema_copy(const char *dsn, List *tables)
+{
+	char	   *password;
+	char	   *conninfo = split_password(dsn, &password);
+	Dump		dump;
+	char	   *script;
+
+	repl_ml_begin();
+	if (database_is_empty())
+		tables = NIL;
+	repl_ml_commit();
+	start(&dump, build_arguments(conninfo, tables), password);
+	script = read_script(&dump);
+	run_script(script);
+	pfree(script);
+}
+
+static bool
+database_is_empty(void)
+{
+	return repl_ml_query_int("SELECT 1 FROM pg_catalog.pg_class c WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')"
+							 " AND c.relnamespace OPERATOR(pg_catalog.<>) ALL (ARRAY['pg_catalog', 'information_schema', 'repl_ml']::pg_catalog.regnamespace[])"
+							 " AND c.relnamespace::pg_catalog.regnamespace::pg_catalog.text !~ '^pg_(toast|temp)'"
+							 " AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass"
+							 "                    AND d.objid OPERATOR(pg_catalog.=) c.oid AND d.deptype OPERATOR(pg_catalog.=) 'e') LIMIT 1") == 0;
+}
+
+/* The connection string without its password, which goes another way. */
+static char *
+split_password(const char *dsn, char **password)
+{
+	PQconninfoOption *options = PQconninfoParse(dsn, NULL);
+	StringInfoData conninfo;
+
+	*password = NULL;
+	if (options == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid connection string")));
+	initStringInfo(&conninfo);
+	for (PQconninfoOption *option = options; option->keyword != NULL; option++)
+	{
+		if (option->val == NULL)
+			continue;
+		if (strcmp(option->keyword, "password") == 0)
+		{
+			*password = pstrdup(option->val);
+			continue;
+		}
+		appendStringInfo(&conninfo, "%s='", option->keyword);
+		for (const char *c = option->val; *c != '\0'; c++)
+		{
+			if (*c == '\'' || *c == '\\')
+				appendStringInfoChar(&conninfo, '\\');
+			appendStringInfoChar(&conninfo, *c);
+		}
+		appendStringInfoString(&conninfo, "' ");
+	}
+	PQconninfoFree(options);
+	return conninfo.data;
+}
+
+static char **
+build_arguments(const char *conninfo, List *tables)
+{
+	char	  **arguments = palloc0((12 + 2 * list_length(tables)) * sizeof(char *));
+	int			n = 0;
+	char		path[MAXPGPATH];
+	ListCell   *lc;
+
+	strlcpy(path, my_exec_path, MAXPGPATH);
+	get_parent_directory(path);
+	arguments[n++] = psprintf("%s/pg_dump", path);
+	arguments[n++] = psprintf("--dbname=%s", conninfo);
+	arguments[n++] = "--schema-only";
+	arguments[n++] = "--no-publications";
+	arguments[n++] = "--no-subscriptions";
+	arguments[n++] = "--no-tablespaces";
+	arguments[n++] = "--no-password";
+	arguments[n++] = psprintf("--encoding=%s", GetDatabaseEncodingName());
+	if (tables == NIL)
+		arguments[n++] = "--exclude-schema=repl_ml";
+	foreach(lc, tables)
+		arguments[n++] = psprintf("--table=%s", (char *) lfirst(lc));
+	return arguments;
+}
+
+static void
+start(Dump *dump, char **arguments, const char *password)
+{
+	int			out[2];
+	int			err[2];
+
+	if (pipe(out) != 0 || pipe(err) != 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not create a pipe: %m")));
+	fflush(NULL);
+	dump->pid = fork();
+	if (dump->pid == 0)
+	{
+		sigset_t	none;
+
+		/* only what is safe after fork: the next thing is another program */
+		sigemptyset(&none);
+		sigprocmask(SIG_SETMASK, &none, NULL);
+		if (dup2(out[1], STDOUT_FILENO) < 0 || dup2(err[1], STDERR_FILENO) < 0)
+			_exit(126);
+		for (int fd = STDERR_FILENO + 1; fd < 1024; fd++)
+			close(fd);
+		if (password != NULL)
+			setenv("PGPASSWORD", password, 1);
+		execv(arguments[0], arguments);
+		_exit(127);
+	}
+	close(out[1]);
+	close(err[1]);
+	dump->out = out[0];
+	dump->err = err[0];
+	if (dump->pid < 0)
+	{
+		close(out[0]);
+		close(err[0]);
+		ereport(ERROR,
+				(errcode(ERRCODE_SYSTEM_ERROR),
+				 errmsg("could not start \"%s\": %m", arguments[0])));
+	}
+}
+
+/* Reads what is there; false at the end of the pipe. */
+static bool
+drain(int fd, StringInfo into, int limit)
+{
+	char		buffer[8192];
+	ssize_t		got = read(fd, buffer, sizeof(buffer));
+
+	if (got < 0 && (errno == EINTR || errno == EAGAIN))
+		return true;
+	if (got <= 0)
+		return false;
+	if (into->len + got <= limit)
+		appendBinaryStringInfo(into, buffer, got);
+	return true;
+}
+
+/* Waits until one of the pipes has something; ends pg_dump when we are to end. */
+static void
+wait_for_output(Dump *dump, int fd)
+{
+	int			events = WaitLatchOrSocket(MyLatch, WL_SOCKET_READABLE | WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+										   fd, 1000, wait_event_compat("ReplMlSchemaDump"));
+
+	if (events & WL_LATCH_SET)
+		ResetLatch(MyLatch);
+	if (QueryCancelPending || ProcDiePending)
+		kill(dump->pid, SIGTERM);
+}
+
+static char *
+read_script(Dump *dump)
+{
+	StringInfoData script;
+	StringInfoData errors;
+	int			status;
+
+	initStringInfo(&script);
+	initStringInfo(&errors);
+	for (;;)
+	{
+		wait_for_output(dump, dump->out);
+		if (!drain(dump->out, &script, DUMP_LIMIT))
+			break;
+	}
+	while (drain(dump->err, &errors, 4096))
+		;
+	close(dump->out);
+	close(dump->err);
+	while (waitpid(dump->pid, &status, 0) < 0 && errno == EINTR)
+		;
+	CHECK_FOR_INTERRUPTS();
+	if (status != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
+				 errmsg("could not read the table definitions of the peer"),
+				 errdetail_internal("%s", errors.len > 0 ? pchomp(errors.data) : wait_result_to_str(status)),
+				 errhint("The role of the connection string must be able to run pg_dump --schema-only there: GRANT pg_read_all_data TO it.")));
+	return script.data;
+}
+
+/* pg_dump's script has commands for psql, which are not for us. */
+static void
+blank_psql_commands(char *script)
+{
+	char	   *line = script;
+
+	while (line != NULL && *line != '\0')
+	{
+		char	   *end = strchr(line, '\n');
+
+		if (strncmp(line, "\\restrict ", 10) == 0 || strncmp(line, "\\unrestrict ", 12) == 0)
+		{
+			for (char *c = line; *c != '\0' && *c != '\n'; c++)
+				*c = ' ';
+		}
+		line = end == NULL ? NULL : end + 1;
+	}
+}
+
+/* Runs the script as one transaction, in a session set as it leaves it. */
+static void
+run_script(char *script)
+{
+	int			level;
+
+	blank_psql_commands(script);
+	repl_ml_begin();
+	level = NewGUCNestLevel();
+	(void) set_config_option("session_replication_role", "origin", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("repl_ml.guard_off", "on", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("client_min_messages", "error", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	if (SPI_execute(script, false, 0) < 0)
+		elog(ERROR, "SPI failed");
+	AtEOXact_GUC(true, level);
+	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_OVERRIDE);
+	repl_ml_commit();
+}

@@ -1,0 +1,146 @@
+/*
+ * shmem.h
+ *		What the processes of one server share: the node's clock, the workers'
+ *		states and the requests to the launcher.
+ */
+#ifndef REPL_ML_SHMEM_H
+#define REPL_ML_SHMEM_H
+
+#include "repl_ml.h"
+#include "access/xlogdefs.h"
+#include "port/atomics.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+
+#define REPL_ML_MAX_WORKERS		128 /* supervisors and apply workers, all databases */
+#define REPL_ML_MAX_DATABASES	32
+#define REPL_ML_ERROR_LENGTH	512
+#define REPL_ML_DSN_LENGTH		1024
+#define REPL_ML_TOMBSTONE_BITS	64
+
+typedef enum ReplMlWorkerState
+{
+	REPL_ML_WORKER_STARTING,
+	REPL_ML_WORKER_CONNECTING,
+	REPL_ML_WORKER_PREPARING,	/* slot, catalogs, schema */
+	REPL_ML_WORKER_COPYING,		/* initial copy of tables */
+	REPL_ML_WORKER_STREAMING,
+	REPL_ML_WORKER_PAUSED,
+	REPL_ML_WORKER_WAITING,		/* backing off after an error */
+	REPL_ML_WORKER_STOPPED
+} ReplMlWorkerState;
+
+/*
+ * One worker, running or not.  A slot belongs to (database, peer) from the
+ * first start on and keeps its counters over restarts; peer 0 is the
+ * database's supervisor.  Written by the worker itself under the lock.
+ */
+typedef struct ReplMlWorker
+{
+	Oid			database;		/* InvalidOid: free */
+	int			peer;			/* node id, 0 for the supervisor */
+	pid_t		pid;			/* 0: not running */
+	Latch	   *latch;			/* valid while pid is set */
+	bool		pause;			/* asked to pause, by pause_apply */
+	bool		stop;			/* not to be started: its database is leaving */
+	TimestampTz launch_time;	/* when the process was last asked for */
+	ReplMlWorkerState state;
+	XLogRecPtr	target_lsn;		/* peer's WAL end when we connected */
+	XLogRecPtr	received_lsn;	/* peer's WAL read so far */
+	XLogRecPtr	applied_lsn;	/* end of the last remote transaction applied */
+	XLogRecPtr	peer_lsn;		/* peer's WAL end as it last told */
+	TimestampTz applied_commit_time;	/* commit time of that transaction */
+	TimestampTz last_message_time;
+	TimestampTz start_time;
+	int64		transactions;
+	int64		changes;
+	int64		conflicts;
+	int64		parked;
+	int64		retries;		/* transactions replayed after a lock or race loss */
+	int64		errors;			/* connection or apply attempts ended by an error */
+	Oid			copy_relation;	/* table being copied, else InvalidOid */
+	int64		copy_rows;
+	TimestampTz error_time;
+	int			error_sqlstate;
+	char		error_message[REPL_ML_ERROR_LENGTH];
+	char		error_hint[REPL_ML_ERROR_LENGTH];
+} ReplMlWorker;
+
+/*
+ * Which enrolled tables of a database have deleted rows: bit hash(relid) is
+ * set before a tombstone is written and never cleared while the server runs.
+ * Until the supervisor has read the tombstones every bit counts as set.
+ */
+typedef struct ReplMlDatabase
+{
+	Oid			database;
+	bool		member;			/* wants a supervisor */
+	bool		tombstones_known;
+	pg_atomic_uint64 tombstones;
+} ReplMlDatabase;
+
+typedef enum ReplMlJoinState
+{
+	REPL_ML_JOIN_FREE,
+	REPL_ML_JOIN_REQUESTED,
+	REPL_ML_JOIN_DONE,
+	REPL_ML_JOIN_FAILED
+} ReplMlJoinState;
+
+/* One request to the join worker, and its answer.  Under the lock. */
+typedef struct ReplMlJoinRequest
+{
+	ReplMlJoinState state;
+	uint64		serial;			/* tells a late answer to a former request */
+	pid_t		requester;
+	Latch	   *requester_latch;
+	Oid			database;
+	bool		copy_data;
+	NameData	node_name;
+	char		dsn[REPL_ML_DSN_LENGTH];
+	char		join_dsn[REPL_ML_DSN_LENGTH];
+	int			error_sqlstate;
+	char		error_message[REPL_ML_ERROR_LENGTH];
+	char		error_detail[REPL_ML_ERROR_LENGTH];
+	char		error_hint[REPL_ML_ERROR_LENGTH];
+} ReplMlJoinRequest;
+
+typedef struct ReplMlShared
+{
+	LWLock	   *lock;
+	LWLock	   *clock_file_lock;
+	pg_atomic_uint64 counter;	/* greatest counter issued or seen */
+	pg_atomic_uint64 counter_bound; /* durable: no counter above it was issued */
+	pid_t		launcher_pid;
+	Latch	   *launcher_latch;
+	ReplMlJoinRequest join;
+	ReplMlDatabase databases[REPL_ML_MAX_DATABASES];
+	ReplMlWorker workers[REPL_ML_MAX_WORKERS];
+	pg_atomic_uint64 first_tick[FLEXIBLE_ARRAY_MEMBER]; /* by backend number, 0: none */
+} ReplMlShared;
+
+extern ReplMlShared *repl_ml_shared;
+
+/* in shmem.c */
+extern void repl_ml_shmem_init(void);
+extern void repl_ml_shmem_require(void);
+extern ReplMlDatabase *repl_ml_shmem_database(Oid database);
+extern void repl_ml_shmem_mark_tombstone(Oid relid);
+extern bool repl_ml_shmem_may_have_tombstone(Oid relid);
+extern ReplMlWorker *repl_ml_shmem_worker(Oid database, int peer);
+extern void repl_ml_shmem_wake_supervisor(Oid database);
+extern void repl_ml_shmem_set_member(Oid database, bool member);
+extern void repl_ml_shmem_wake_launcher(void);
+extern const char *repl_ml_worker_state_name(ReplMlWorkerState state);
+
+/* in ticker.c */
+extern void repl_ml_ticker_startup(void);
+extern uint64 repl_ml_ticker_next(uint64 above);
+extern void repl_ml_ticker_observe(uint64 counter);
+extern uint64 repl_ml_ticker_now(void);
+extern uint64 repl_ml_ticker_safe(void);
+extern void repl_ml_ticker_forget(void);
+extern bool repl_ml_ticker_issued_here(uint64 counter);
+extern void repl_ml_ticker_persist(bool exact);
+
+#endif							/* REPL_ML_SHMEM_H */

@@ -1,0 +1,363 @@
+/*
+ * supervisor.c
+ *		One process a member database: keeps an apply worker running for each
+ *		peer, clears away what dropped peers leave, beats the heart, finishes a
+ *		join, removes tombstones and old conflicts.
+ *
+ * All of it is driven by the catalogs' state, again and again, so that nothing
+ * is lost by a crash in between.
+ */
+#include "postgres.h"
+
+#include <signal.h>
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "replication/origin.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "compat.h"
+#include "group/group.h"
+#include "group/query.h"
+#include "row/row.h"
+
+#define HOUSEKEEPING_BEATS	10	/* heartbeats between two collections */
+
+static ReplMlWorker *me = NULL; /* our slot; set once at start */
+static MemoryContext work_context = NULL;	/* reset each round */
+static bool release_slot = false;	/* at exit: nothing to do in this database */
+
+static void detach(int code, Datum arg);
+static void start_up(void);
+static bool round_of_work(void);
+static void tend_peers(void);
+static void bury_peer(int node_id);
+static void beat(uint16 self);
+static void finish_join(uint16 self);
+static void collect_garbage(void);
+
+/* Entry point; the argument is the slot in shared memory. */
+void
+repl_ml_supervisor_main(Datum arg)
+{
+	TimestampTz next = 0;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	me = &repl_ml_shared->workers[DatumGetInt32(arg)];
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	me->pid = MyProcPid;
+	me->latch = MyLatch;
+	me->start_time = GetCurrentTimestamp();
+	me->state = REPL_ML_WORKER_STARTING;
+	LWLockRelease(repl_ml_shared->lock);
+	before_shmem_exit(detach, (Datum) 0);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(me->database, InvalidOid, 0);
+	start_up();
+
+	for (;;)
+	{
+		long		wait;
+
+		MemoryContextReset(work_context);
+		MemoryContextSwitchTo(work_context);
+		if (!round_of_work())
+		{
+			repl_ml_shmem_set_member(MyDatabaseId, false);
+			release_slot = true;
+			proc_exit(0);
+		}
+		repl_ml_shmem_set_member(MyDatabaseId, true);
+		me->state = REPL_ML_WORKER_STREAMING;
+
+		next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), repl_ml_heartbeat_interval);
+		wait = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, wait,
+						 wait_event_compat("ReplMlSupervisorMain"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+	}
+}
+
+static void
+detach(int code, Datum arg)
+{
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	me->pid = 0;
+	me->latch = NULL;
+	me->launch_time = 0;
+	me->state = REPL_ML_WORKER_STOPPED;
+	if (release_slot)
+		me->database = InvalidOid;
+	LWLockRelease(repl_ml_shared->lock);
+}
+
+/* Settings, and which tables have deleted rows. */
+static void
+start_up(void)
+{
+	ReplMlDatabase *database = repl_ml_shmem_database(MyDatabaseId);
+
+	repl_ml_internal_write = true;
+	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	work_context = AllocSetContextCreate(TopMemoryContext, "repl_ml supervisor", ALLOCSET_DEFAULT_SIZES);
+
+	if (database == NULL)
+		ereport(FATAL,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("repl_ml serves at most %d databases of a server", REPL_ML_MAX_DATABASES)));
+	if (database->tombstones_known)
+		return;
+	repl_ml_begin();
+	if (OidIsValid(repl_ml_schema_oid()))
+	{
+		SPI_execute("SELECT DISTINCT c.oid FROM repl_ml.tombstone t JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) t.schema_name"
+					" JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid AND c.relname OPERATOR(pg_catalog.=) t.table_name", true, 0);
+		for (uint64 i = 0; i < SPI_processed; i++)
+			repl_ml_shmem_mark_tombstone(strtoul(repl_ml_spi_text(i, 0), NULL, 10));
+	}
+	repl_ml_commit();
+	pg_write_barrier();
+	database->tombstones_known = true;
+}
+
+/* One look at everything; false if this database is no longer a member. */
+static bool
+round_of_work(void)
+{
+	static int	beats = 0;
+	const ReplMlIdentity *self;
+	ReplMlIdentity copy;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	self = repl_ml_identity();
+	copy = *self;
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(work_context);
+	if (!copy.member)
+		return false;
+	if (copy.fenced || copy.dropped)
+	{
+		static bool told = false;
+
+		if (!told)
+			ereport(LOG,
+					(errmsg("node \"%s\" does not take part in its group: %s", NameStr(copy.node_name),
+							copy.fenced ? "this data directory is a copy" : "it has been dropped"),
+					 errhint("Run SELECT repl_ml.leave_group(force => true).")));
+		told = true;
+		return true;
+	}
+
+	tend_peers();
+	beat(copy.node_id);
+	if (copy.joining)
+		finish_join(copy.node_id);
+	if (++beats % HOUSEKEEPING_BEATS == 0)
+		collect_garbage();
+	return true;
+}
+
+/* A worker for each peer, and none for one that was dropped. */
+static void
+tend_peers(void)
+{
+	List	   *alive = NIL;
+	List	   *dropped = NIL;
+	ListCell   *lc;
+
+	repl_ml_begin();
+	SPI_execute("SELECT m.node_id, m.state OPERATOR(pg_catalog.=) 'dropped' FROM repl_ml.member m, repl_ml.local_node l"
+				" WHERE m.node_id OPERATOR(pg_catalog.<>) l.node_id", true, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(work_context);
+		int			node_id = atoi(repl_ml_spi_text(i, 0));
+
+		if (strcmp(repl_ml_spi_text(i, 1), "t") == 0)
+			dropped = lappend_int(dropped, node_id);
+		else
+			alive = lappend_int(alive, node_id);
+		MemoryContextSwitchTo(old);
+	}
+	repl_ml_commit();
+	MemoryContextSwitchTo(work_context);
+
+	foreach(lc, alive)
+		(void) repl_ml_worker_start(MyDatabaseId, lfirst_int(lc));
+	foreach(lc, dropped)
+		bury_peer(lfirst_int(lc));
+}
+
+/* Ends a dropped peer's worker, then forgets its slot here and its origin. */
+static void
+bury_peer(int node_id)
+{
+	char	   *origin = repl_ml_origin_name(MyDatabaseId, node_id);
+	bool		running = false;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		ReplMlWorker *worker = &repl_ml_shared->workers[i];
+
+		if (worker->database != MyDatabaseId || worker->peer != node_id)
+			continue;
+		running = worker->pid != 0;
+		if (running)
+			kill(worker->pid, SIGTERM);
+		else
+			worker->database = InvalidOid;
+	}
+	LWLockRelease(repl_ml_shared->lock);
+	if (running)
+		return;					/* next round; its exit wakes us */
+
+	repl_ml_begin();
+	SPI_execute(psprintf("SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots"
+						 " WHERE slot_name OPERATOR(pg_catalog.=) '%s' AND active_pid IS NOT NULL", origin), false, 0);
+	SPI_execute(psprintf("SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots"
+						 " WHERE slot_name OPERATOR(pg_catalog.=) '%s' AND active_pid IS NULL", origin), false, 0);
+	SPI_execute(psprintf("SELECT pg_catalog.pg_replication_origin_drop(roname) FROM pg_catalog.pg_replication_origin"
+						 " WHERE roname OPERATOR(pg_catalog.=) '%s'", origin), false, 0);
+	SPI_execute(psprintf("DELETE FROM repl_ml.table_sync WHERE node_id OPERATOR(pg_catalog.=) %d", node_id), false, 0);
+	repl_ml_commit();
+	MemoryContextSwitchTo(work_context);
+}
+
+/*
+ * Writes this node's heartbeat: below safe_counter everything of ours comes
+ * before it in the WAL.  A prepared transaction holds the counter where it was.
+ */
+static void
+beat(uint16 self)
+{
+	static uint64 safe = 1;
+	Oid			types[2] = {INT4OID, INT8OID};
+	Datum		values[2];
+	uint64		now = repl_ml_ticker_safe();
+
+	repl_ml_begin();
+	if (repl_ml_query_int("SELECT 1 FROM pg_catalog.pg_prepared_xacts WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database() LIMIT 1") == 0)
+		safe = Max(safe, now);
+	values[0] = Int32GetDatum(self);
+	values[1] = Int64GetDatum((int64) safe);
+	SPI_execute_with_args("INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at, safe_counter, applied)"
+						  " VALUES ($1, pg_catalog.clock_timestamp(), $2, repl_ml.merge(repl_ml.current_vector(), pg_catalog.format('{%s:%s}', $1, $2)::repl_ml.vclock))"
+						  " ON CONFLICT (node_id) DO UPDATE SET sent_at = excluded.sent_at, safe_counter = excluded.safe_counter, applied = excluded.applied",
+						  2, types, values, NULL, false, 0);
+	repl_ml_commit();
+	MemoryContextSwitchTo(work_context);
+}
+
+/* Have all our streams reached what the peers had when we connected? */
+static bool
+streams_are_current(void)
+{
+	bool		current = true;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		ReplMlWorker *worker = &repl_ml_shared->workers[i];
+
+		if (worker->database == MyDatabaseId && worker->peer != 0 && worker->pid != 0 &&
+			worker->errors == 0 &&
+			(worker->state != REPL_ML_WORKER_STREAMING || worker->received_lsn < worker->target_lsn))
+			current = false;
+	}
+	LWLockRelease(repl_ml_shared->lock);
+	return current;
+}
+
+/*
+ * A joining node becomes ready when everything is copied, the streams have
+ * caught up, and every member that is up reads from us: so whatever users
+ * write from then on reaches all.
+ */
+static void
+finish_join(uint16 self)
+{
+	bool		done;
+
+	repl_ml_begin();
+	done = repl_ml_query_int("SELECT 1 FROM repl_ml.local_node WHERE state OPERATOR(pg_catalog.=) 'copying'") != 0 &&
+		repl_ml_query_int("SELECT pg_catalog.count(*) FROM repl_ml.table_sync y, repl_ml.local_node l"
+						  " WHERE y.state OPERATOR(pg_catalog.=) 'pending' AND y.node_id OPERATOR(pg_catalog.=) l.donor") == 0 &&
+		repl_ml_query_int("SELECT pg_catalog.count(*) FROM repl_ml.pending_tables()") == 0 &&
+		repl_ml_query_int("SELECT pg_catalog.count(*) FROM repl_ml.member m, repl_ml.local_node l"
+						  " WHERE m.state OPERATOR(pg_catalog.=) 'ready' AND m.node_id OPERATOR(pg_catalog.<>) l.node_id"
+						  " AND EXISTS (SELECT FROM repl_ml.worker_stats() w WHERE w.peer OPERATOR(pg_catalog.=) m.node_id AND w.state OPERATOR(pg_catalog.=) 'streaming')"
+						  " AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name OPERATOR(pg_catalog.=) repl_ml.link_name(m.node_id)::pg_catalog.name)") == 0 &&
+		streams_are_current();
+	if (done)
+	{
+		SPI_execute("UPDATE repl_ml.local_node SET state = 'ready'", false, 0);
+		SPI_execute(psprintf("UPDATE repl_ml.member SET state = 'ready' WHERE node_id OPERATOR(pg_catalog.=) %d AND state OPERATOR(pg_catalog.=) 'joining'", self), false, 0);
+	}
+	repl_ml_commit();
+	MemoryContextSwitchTo(work_context);
+	if (done)
+		ereport(LOG, (errmsg("node %d has joined the group and is ready", self)));
+}
+
+/*
+ * Removes tombstones that can no longer decide anything, and old conflicts.
+ *
+ * A tombstone is stable when every member has applied it and, after that,
+ * every member has applied everything each of them wrote before.  So two
+ * rounds: what all have now ("candidate") may go once all have read a
+ * heartbeat of each member that is newer than the one that said so ("proof").
+ */
+static void
+collect_garbage(void)
+{
+	static char candidate[8192] = "";
+	static char proof[8192] = "";
+	char	   *text;
+
+	repl_ml_begin();
+	if (candidate[0] != '\0' &&
+		repl_ml_query_int(psprintf("SELECT 1 WHERE '%s'::repl_ml.vclock OPERATOR(repl_ml.<@) repl_ml.stable_vector()", proof)) != 0)
+	{
+		SPI_execute(psprintf("DELETE FROM repl_ml.tombstone WHERE __repl_clock OPERATOR(repl_ml.<@) '%s'::repl_ml.vclock", candidate), false, 0);
+		candidate[0] = '\0';
+	}
+	if (candidate[0] == '\0')
+	{
+		SPI_execute("SELECT repl_ml.stable_vector(), repl_ml.next_heartbeats()", true, 1);
+		text = SPI_processed == 1 ? repl_ml_spi_text(0, 0) : NULL;
+		if (text != NULL && strlen(text) < sizeof(candidate))
+		{
+			strlcpy(candidate, text, sizeof(candidate));
+			strlcpy(proof, repl_ml_spi_text(0, 1), sizeof(proof));
+		}
+	}
+	if (repl_ml_conflict_retention >= 0)
+		SPI_execute(psprintf("DELETE FROM repl_ml.conflict_history WHERE detected_at OPERATOR(pg_catalog.<)"
+							 " (pg_catalog.now() OPERATOR(pg_catalog.-) '%d min'::pg_catalog.interval)", repl_ml_conflict_retention), false, 0);
+	repl_ml_commit();
+	MemoryContextSwitchTo(work_context);
+}

@@ -1,0 +1,239 @@
+/*
+ * guard.c
+ *		Statements about enrolled tables: what the clock column would break is
+ *		mended, what would break replication is refused.
+ *
+ * COPY without a column list gets one without the clock, so that files keep
+ * their columns.  Dropping or changing the clock column, renaming or moving
+ * the table (its name is its identity in the group) and truncating a single
+ * partition are refused with the way to do it.  repl_ml's own functions work
+ * on the table under repl_ml_guard_off.
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/partition.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "nodes/parsenodes.h"
+#include "tcop/utility.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+
+#include "compat.h"
+#include "origin/origin.h"
+#include "row/row.h"
+
+static ProcessUtility_hook_type previous_hook = NULL;
+
+/* repl_ml.guard_off: set by our own functions only, for their transaction */
+static bool guard_off = false;
+
+static void guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
+				  ProcessUtilityContext context, ParamListInfo params,
+				  QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc);
+static void list_copy_columns(CopyStmt *stmt);
+static void check_alter_table(AlterTableStmt *stmt);
+static void check_rename(RenameStmt *stmt);
+static void check_new_schema(AlterObjectSchemaStmt *stmt);
+static void check_truncate(TruncateStmt *stmt);
+static bool is_enrolled(RangeVar *range, Oid *relid);
+
+/* Installs the hook and the switch. */
+void
+repl_ml_guard_init(void)
+{
+	DefineCustomBoolVariable("repl_ml.guard_off",
+							 "Lets repl_ml's own functions change enrolled tables.",
+							 NULL,
+							 &guard_off,
+							 false,
+							 PGC_SUSET,
+							 GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE,
+							 NULL,
+							 NULL,
+							 NULL);
+	previous_hook = ProcessUtility_hook;
+	ProcessUtility_hook = guard;
+}
+
+static void
+guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
+	  ProcessUtilityContext context, ParamListInfo params,
+	  QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc)
+{
+	if (IsTransactionState() && OidIsValid(repl_ml_schema_oid()))
+	{
+		switch (nodeTag(pstmt->utilityStmt))
+		{
+			case T_CopyStmt:
+				if (read_only_tree)
+				{
+					pstmt = copyObject(pstmt);
+					read_only_tree = false;
+				}
+				list_copy_columns((CopyStmt *) pstmt->utilityStmt);
+				break;
+			case T_AlterTableStmt:
+				check_alter_table((AlterTableStmt *) pstmt->utilityStmt);
+				break;
+			case T_RenameStmt:
+				check_rename((RenameStmt *) pstmt->utilityStmt);
+				break;
+			case T_AlterObjectSchemaStmt:
+				check_new_schema((AlterObjectSchemaStmt *) pstmt->utilityStmt);
+				break;
+			case T_TruncateStmt:
+				check_truncate((TruncateStmt *) pstmt->utilityStmt);
+				break;
+			default:
+				break;
+		}
+	}
+	if (previous_hook)
+		previous_hook(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
+}
+
+/* COPY t FROM/TO means the columns the user knows: all but the clock. */
+static void
+list_copy_columns(CopyStmt *stmt)
+{
+	Relation	rel;
+	Oid			relid;
+
+	if (stmt->relation == NULL || stmt->attlist != NIL || !is_enrolled(stmt->relation, &relid))
+		return;
+	rel = table_open(relid, AccessShareLock);
+	for (int i = 0; i < RelationGetNumberOfAttributes(rel); i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), i);
+
+		if (!att->attisdropped && att->attgenerated == '\0' &&
+			strcmp(NameStr(att->attname), REPL_ML_CLOCK_COLUMN) != 0)
+			stmt->attlist = lappend(stmt->attlist, makeString(pstrdup(NameStr(att->attname))));
+	}
+	table_close(rel, AccessShareLock);
+}
+
+static void
+refuse_clock_change(Oid relid)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("column \"%s\" of replicated table \"%s\" cannot be changed or dropped",
+					REPL_ML_CLOCK_COLUMN, get_rel_name(relid)),
+			 errdetail("It holds the version of each row."),
+			 errhint("To stop replicating the table, run SELECT repl_ml.remove_table(%s).",
+					 quote_literal_cstr(quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+																   get_rel_name(relid))))));
+}
+
+static void
+check_alter_table(AlterTableStmt *stmt)
+{
+	Oid			relid;
+	ListCell   *lc;
+
+	if (guard_off || stmt->objtype != OBJECT_TABLE || !is_enrolled(stmt->relation, &relid))
+		return;
+	foreach(lc, stmt->cmds)
+	{
+		AlterTableCmd *cmd = lfirst_node(AlterTableCmd, lc);
+
+		switch (cmd->subtype)
+		{
+			case AT_DropColumn:
+			case AT_AlterColumnType:
+			case AT_ColumnDefault:
+			case AT_DropNotNull:
+				if (cmd->name != NULL && strcmp(cmd->name, REPL_ML_CLOCK_COLUMN) == 0)
+					refuse_clock_change(relid);
+				break;
+			default:
+				break;
+		}
+	}
+}
+
+static void
+refuse_new_name(Oid relid)
+{
+	char	   *name = quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+												  get_rel_name(relid));
+
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("replicated table %s cannot be renamed or moved", name),
+			 errdetail("The members of a group know a table by its name."),
+			 errhint("Run SELECT repl_ml.remove_table(%s), rename it on every node, and add it again.",
+					 quote_literal_cstr(name))));
+}
+
+static void
+check_rename(RenameStmt *stmt)
+{
+	Oid			relid;
+
+	if (guard_off || stmt->relation == NULL)
+		return;
+	if (stmt->renameType != OBJECT_TABLE && stmt->renameType != OBJECT_COLUMN)
+		return;
+	if (!is_enrolled(stmt->relation, &relid))
+		return;
+	if (stmt->renameType == OBJECT_COLUMN)
+	{
+		if (strcmp(stmt->subname, REPL_ML_CLOCK_COLUMN) == 0)
+			refuse_clock_change(relid);
+	}
+	else if (!get_rel_relispartition(relid))
+		refuse_new_name(relid);
+}
+
+static void
+check_new_schema(AlterObjectSchemaStmt *stmt)
+{
+	Oid			relid;
+
+	if (!guard_off && stmt->objectType == OBJECT_TABLE && stmt->relation != NULL &&
+		is_enrolled(stmt->relation, &relid) && !get_rel_relispartition(relid))
+		refuse_new_name(relid);
+}
+
+/* The root's trigger does not see the TRUNCATE of one partition. */
+static void
+check_truncate(TruncateStmt *stmt)
+{
+	ListCell   *lc;
+
+	if (repl_ml_applying)
+		return;
+	foreach(lc, stmt->relations)
+	{
+		Oid			relid;
+
+		if (is_enrolled(lfirst_node(RangeVar, lc), &relid) && get_rel_relispartition(relid))
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("partition \"%s\" of a replicated table cannot be truncated on its own",
+							get_rel_name(relid)),
+					 errhint("Run DELETE FROM %s, or TRUNCATE the partitioned table.",
+							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+														get_rel_name(relid)))));
+	}
+}
+
+/* Names "range" a table with our clock column?  False where it does not exist. */
+static bool
+is_enrolled(RangeVar *range, Oid *relid)
+{
+	*relid = RangeVarGetRelid(range, NoLock, true);
+	return OidIsValid(*relid) &&
+		repl_ml_table_clock_attnum(*relid) != InvalidAttrNumber &&
+		get_rel_namespace(*relid) != repl_ml_schema_oid();
+}

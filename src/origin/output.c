@@ -1,0 +1,98 @@
+/*
+ * output.c
+ *		The output plugin: core's pgoutput with a filter of our own.
+ *
+ * Publications, row format, spilling and streaming are pgoutput's.  What we
+ * add: changes that our own apply workers made are not sent on, while changes
+ * of any other origin (a core subscription into an enrolled table, say) are.
+ * Runs in the walsender.  Before it: stamp.c; after it: wire/stream.c on the
+ * peer.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "fmgr.h"
+#include "replication/logical.h"
+#include "replication/origin.h"
+#include "replication/output_plugin.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "group/group.h"
+#include "origin/origin.h"
+
+extern PGDLLEXPORT void _PG_output_plugin_init(OutputPluginCallbacks *cb);
+
+/* what is known of an origin: whether an apply worker of ours writes under it */
+typedef struct KnownOrigin
+{
+	RepOriginId id;				/* hash key */
+	bool		ours;
+} KnownOrigin;
+
+static HTAB *known_origins = NULL;
+
+static bool filter_by_origin(LogicalDecodingContext *ctx, RepOriginId origin);
+static bool origin_is_ours(RepOriginId origin);
+
+/* The plugin's entry point: pgoutput's callbacks, ours around them. */
+void
+_PG_output_plugin_init(OutputPluginCallbacks *cb)
+{
+	LogicalOutputPluginInit core_init = (LogicalOutputPluginInit)
+		load_external_function("pgoutput", "_PG_output_plugin_init", true, NULL);
+
+	core_init(cb);
+	cb->filter_by_origin_cb = filter_by_origin;
+}
+
+/* True: the change is not for peers, because it came from one of them. */
+static bool
+filter_by_origin(LogicalDecodingContext *ctx, RepOriginId origin)
+{
+	KnownOrigin *known;
+	bool		found;
+
+	if (origin == InvalidRepOriginId)
+		return false;
+	if (origin == DoNotReplicateId)
+		return true;
+	if (known_origins == NULL)
+	{
+		HASHCTL		ctl = {.keysize = sizeof(RepOriginId),.entrysize = sizeof(KnownOrigin)};
+
+		known_origins = hash_create("repl_ml origins", 16, &ctl, HASH_ELEM | HASH_BLOBS);
+	}
+	known = hash_search(known_origins, &origin, HASH_FIND, NULL);
+	if (known == NULL)
+	{
+		bool		ours = origin_is_ours(origin);
+
+		known = hash_search(known_origins, &origin, HASH_ENTER, &found);
+		known->ours = ours;
+	}
+	return known->ours;
+}
+
+/* Looks an origin's name up; called between transactions of the decoding. */
+static bool
+origin_is_ours(RepOriginId origin)
+{
+	bool		own_transaction = !IsTransactionState();
+	MemoryContext context = CurrentMemoryContext;
+	char	   *name;
+	Oid			database;
+	int			peer;
+	bool		ours;
+
+	if (own_transaction)
+		StartTransactionCommand();
+	/* a dropped origin was a peer's: nobody else's is dropped under a slot of ours */
+	ours = !replorigin_by_oid(origin, true, &name) ||
+		repl_ml_origin_parse(name, &database, &peer);
+	if (own_transaction)
+		CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	return ours;
+}

@@ -1,0 +1,88 @@
+/*
+ * repl_ml.c
+ *		_PG_init: settings, shared memory, hooks, the launcher.  Nothing else.
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "utils/guc.h"
+
+#include "compat.h"
+#include "group/group.h"
+#include "group/shmem.h"
+#include "origin/origin.h"
+#include "repl_ml.h"
+
+PG_MODULE_MAGIC;
+
+/* settings: default, minimum, maximum */
+#define HEARTBEAT_INTERVAL		1000, 100, 60000	/* ms */
+#define MAX_CLOCK_SKEW			10000, 0, 86400000	/* ms */
+#define CONFLICT_RETENTION		(30 * 24 * 60), -1, INT_MAX	/* minutes */
+#define MAX_APPLY_DELAY			5000, 200, 600000	/* ms */
+
+int			repl_ml_heartbeat_interval;
+int			repl_ml_max_clock_skew;
+int			repl_ml_conflict_retention;
+int			repl_ml_max_apply_delay;
+
+static void
+define_settings(void)
+{
+	DefineCustomIntVariable("repl_ml.conflict_retention",
+							"How long resolved conflicts are kept; -1 keeps them for ever.",
+							NULL,
+							&repl_ml_conflict_retention,
+							CONFLICT_RETENTION,
+							PGC_SIGHUP,
+							GUC_UNIT_MIN,
+							NULL,
+							NULL,
+							NULL);
+	DefineCustomIntVariable("repl_ml.heartbeat_interval",
+							"Time between two heartbeats of this node, from which lag is measured.",
+							NULL,
+							&repl_ml_heartbeat_interval,
+							HEARTBEAT_INTERVAL,
+							PGC_SIGHUP,
+							GUC_UNIT_MS,
+							NULL,
+							NULL,
+							NULL);
+	DefineCustomIntVariable("repl_ml.max_apply_delay",
+							"Longest time an apply worker waits before it tries again after an error.",
+							NULL,
+							&repl_ml_max_apply_delay,
+							MAX_APPLY_DELAY,
+							PGC_SIGHUP,
+							GUC_UNIT_MS,
+							NULL,
+							NULL,
+							NULL);
+	DefineCustomIntVariable("repl_ml.max_clock_skew",
+							"How far ahead of this node's wall clock another node's may be before this node's no longer follows.",
+							NULL,
+							&repl_ml_max_clock_skew,
+							MAX_CLOCK_SKEW,
+							PGC_SIGHUP,
+							GUC_UNIT_MS,
+							NULL,
+							NULL,
+							NULL);
+}
+
+/* Called when the library is loaded; only at server start it does its work. */
+void
+_PG_init(void)
+{
+	define_settings();
+	repl_ml_guard_init();
+	MarkGUCPrefixReserved("repl_ml");
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	repl_ml_shmem_init();
+	repl_ml_launcher_register();
+}

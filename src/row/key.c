@@ -1,0 +1,148 @@
+/*
+ * key.c
+ *		The primary key of a row: as datums, as text every node reads alike,
+ *		as a hash.
+ *
+ * A key travels between nodes as an array of the columns' text forms under
+ * fixed settings.  Its hash and its equality are those of the columns' types,
+ * so that values which are equal without being identical (numeric 1.0 and
+ * 1.00) are one key.  Key datums are arrays of key_natts values, never NULL.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "executor/tuptable.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+
+#include "row/row.h"
+
+/* The key's datums in "tuple"; they point into it. */
+void
+repl_ml_key_from_tuple(ReplMlTable *table, HeapTuple tuple, TupleDesc desc, Datum *key)
+{
+	bool		isnull;
+
+	for (int i = 0; i < table->key_natts; i++)
+		key[i] = heap_getattr(tuple, table->key_attnums[i], desc, &isnull);
+}
+
+/* The key's datums in "slot"; they are valid as long as the slot's. */
+void
+repl_ml_key_from_slot(ReplMlTable *table, TupleTableSlot *slot, Datum *key)
+{
+	bool		isnull;
+
+	for (int i = 0; i < table->key_natts; i++)
+	{
+		key[i] = slot_getattr(slot, table->key_attnums[i], &isnull);
+		if (isnull)
+			ereport(ERROR,
+					(errcode(ERRCODE_NOT_NULL_VIOLATION),
+					 errmsg("null value in key column \"%s\" of table \"%s.%s\"",
+							NameStr(TupleDescAttr(slot->tts_tupleDescriptor, table->key_attnums[i] - 1)->attname),
+							NameStr(table->schema_name), NameStr(table->table_name))));
+	}
+}
+
+/* A hash that equal keys of one table share; 0 stands for unhashable columns. */
+uint64
+repl_ml_key_hash(ReplMlTable *table, Datum *key)
+{
+	uint64		hash = table->root;
+
+	for (int i = 0; i < table->key_natts; i++)
+	{
+		if (OidIsValid(table->key_hash[i].fn_oid))
+			hash = hash_combine64(hash,
+								  DatumGetUInt64(FunctionCall2Coll(&table->key_hash[i],
+																   table->key_collations[i],
+																   key[i], UInt64GetDatum(0))));
+	}
+	return hash;
+}
+
+/* Do the two keys name the same row? */
+bool
+repl_ml_key_equal(ReplMlTable *table, Datum *a, Datum *b)
+{
+	for (int i = 0; i < table->key_natts; i++)
+	{
+		if (!DatumGetBool(FunctionCall2Coll(&table->key_eq[i], table->key_collations[i], a[i], b[i])))
+			return false;
+	}
+	return true;
+}
+
+/* Fixes the settings that change the text form of values; see AtEOXact_GUC. */
+static int
+fix_settings(void)
+{
+	static const struct
+	{
+		const char *name;
+		const char *value;
+	}			fixed[] = {
+		{"datestyle", "ISO, MDY"},
+		{"intervalstyle", "postgres"},
+		{"timezone", "UTC"},
+		{"extra_float_digits", "3"},
+		{"bytea_output", "hex"},
+	};
+	int			level = NewGUCNestLevel();
+
+	for (int i = 0; i < lengthof(fixed); i++)
+		(void) set_config_option(fixed[i].name, fixed[i].value, PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	return level;
+}
+
+/* The key as text[], the same on every node. */
+Datum
+repl_ml_key_to_array(ReplMlTable *table, Datum *key)
+{
+	Datum		texts[INDEX_MAX_KEYS];
+	int			level = table->key_plain ? 0 : fix_settings();
+
+	for (int i = 0; i < table->key_natts; i++)
+		texts[i] = CStringGetTextDatum(OutputFunctionCall(&table->key_out[i], key[i]));
+	if (level != 0)
+		AtEOXact_GUC(true, level);
+	return PointerGetDatum(construct_array(texts, table->key_natts, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
+/* The datums of a key that came as text[]; an error if it is not one of this table. */
+void
+repl_ml_key_from_array(ReplMlTable *table, Datum array, Datum *key)
+{
+	Datum	   *texts;
+	bool	   *nulls;
+	int			count;
+	int			level;
+
+	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false, TYPALIGN_INT,
+					  &texts, &nulls, &count);
+	if (count != table->key_natts)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("a deleted row of table \"%s.%s\" has %d key columns instead of %d",
+						NameStr(table->schema_name), NameStr(table->table_name),
+						count, table->key_natts),
+				 errhint("Make the primary key of the table the same on all nodes.")));
+	level = table->key_plain ? 0 : fix_settings();
+	for (int i = 0; i < count; i++)
+	{
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_PROTOCOL_VIOLATION),
+					 errmsg("a deleted row of table \"%s.%s\" has a null key column",
+							NameStr(table->schema_name), NameStr(table->table_name))));
+		key[i] = InputFunctionCall(&table->key_in[i], TextDatumGetCString(texts[i]),
+								   table->key_ioparams[i], table->key_typmods[i]);
+	}
+	if (level != 0)
+		AtEOXact_GUC(true, level);
+}

@@ -1,0 +1,151 @@
+/*
+ * store.c
+ *		Storing a version of a row through the executor: find, insert, update,
+ *		delete.
+ *
+ * A target is one open table with its indexes and executor state; it is valid
+ * in the transaction (and subtransaction) that opened it.  What the row should
+ * become is decided by the caller.  Constraints are checked and generated
+ * columns computed; foreign keys are left to the origin, because the apply
+ * worker runs in replica mode.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "commands/trigger.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "compat.h"
+#include "row/row.h"
+
+static EState *make_estate(Relation rel);
+static void begin_change(ReplMlTarget *target);
+static void end_change(ReplMlTarget *target);
+
+/*
+ * Opens a target on "rel", which the caller keeps open and locked.  With
+ * "fire_triggers" false no trigger at all is run.
+ */
+ReplMlTarget *
+repl_ml_target_open(Relation rel, bool fire_triggers)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml target",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	ReplMlTarget *target = palloc0(sizeof(ReplMlTarget));
+
+	target->context = context;
+	target->rel = rel;
+	target->table = repl_ml_table_get(rel);
+	target->estate = make_estate(rel);
+	target->result = makeNode(ResultRelInfo);
+	InitResultRelInfo(target->result, rel, 1, NULL, 0);
+	if (!fire_triggers)
+		target->result->ri_TrigDesc = NULL;
+	ExecOpenIndices(target->result, false);
+	EvalPlanQualInit_compat(&target->epqstate, target->estate);
+	target->found = table_slot_create(rel, &target->estate->es_tupleTable);
+	target->incoming = ExecInitExtraTupleSlot(target->estate, RelationGetDescr(rel), &TTSOpsVirtual);
+	target->scratch = ExecInitExtraTupleSlot(target->estate, RelationGetDescr(rel), &TTSOpsVirtual);
+	MemoryContextSwitchTo(old);
+	return target;
+}
+
+static EState *
+make_estate(Relation rel)
+{
+	EState	   *estate = CreateExecutorState();
+	RangeTblEntry *rte = makeNode(RangeTblEntry);
+
+	rte->rtekind = RTE_RELATION;
+	rte->relid = RelationGetRelid(rel);
+	rte->relkind = rel->rd_rel->relkind;
+	rte->rellockmode = AccessShareLock;
+	ExecInitRangeTable_compat(estate, rte);
+	estate->es_output_cid = GetCurrentCommandId(true);
+	return estate;
+}
+
+/* Closes what repl_ml_target_open opened, except the relation. */
+void
+repl_ml_target_close(ReplMlTarget *target)
+{
+	EvalPlanQualEnd(&target->epqstate);
+	ExecCloseIndices(target->result);
+	ExecResetTupleTable(target->estate->es_tupleTable, false);
+	ExecCloseResultRelations(target->estate);
+	FreeExecutorState(target->estate);
+	MemoryContextDelete(target->context);
+}
+
+/*
+ * Finds the row with the primary key of "searched", waits for whoever is
+ * changing it and locks it; its latest version is then in target->found.
+ */
+bool
+repl_ml_target_find(ReplMlTarget *target, TupleTableSlot *searched)
+{
+	bool		found;
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	found = RelationFindReplTupleByIndex(target->rel, target->table->key_index,
+										 LockTupleExclusive, searched, target->found);
+	PopActiveSnapshot();
+	return found;
+}
+
+/* Inserts the row. */
+void
+repl_ml_target_insert(ReplMlTarget *target, TupleTableSlot *slot)
+{
+	begin_change(target);
+	ExecSimpleRelationInsert(target->result, target->estate, slot);
+	end_change(target);
+}
+
+/* Replaces the version in target->found. */
+void
+repl_ml_target_update(ReplMlTarget *target, TupleTableSlot *slot)
+{
+	begin_change(target);
+	EvalPlanQualSetSlot(&target->epqstate, slot);
+	ExecSimpleRelationUpdate(target->result, target->estate, &target->epqstate,
+							 target->found, slot);
+	end_change(target);
+}
+
+/* Deletes the version in target->found. */
+void
+repl_ml_target_delete(ReplMlTarget *target)
+{
+	begin_change(target);
+	EvalPlanQualSetSlot(&target->epqstate, target->found);
+	ExecSimpleRelationDelete(target->result, target->estate, &target->epqstate,
+							 target->found);
+	end_change(target);
+}
+
+static void
+begin_change(ReplMlTarget *target)
+{
+	PushActiveSnapshot(GetTransactionSnapshot());
+	target->estate->es_output_cid = GetCurrentCommandId(true);
+	if (target->result->ri_TrigDesc != NULL)
+		AfterTriggerBeginQuery();
+}
+
+/* Runs what triggers the change queued and makes it visible to the next one. */
+static void
+end_change(ReplMlTarget *target)
+{
+	if (target->result->ri_TrigDesc != NULL)
+		AfterTriggerEndQuery(target->estate);
+	ResetPerTupleExprContext(target->estate);
+	PopActiveSnapshot();
+	CommandCounterIncrement();
+}

@@ -1,0 +1,227 @@
+/*
+ * table.c
+ *		The per-process cache of enrolled tables: clock column, key, group-wide
+ *		name.
+ *
+ * Filled from the relation's catalogs at the first row, dropped by relcache
+ * invalidation.  A returned pointer stays allocated for the life of the
+ * process, but its content is rebuilt by the next repl_ml_table_get after an
+ * invalidation, so callers fetch it anew for each statement or row.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/namespace.h"
+#include "catalog/partition.h"
+#include "catalog/pg_type.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+#include "utils/typcache.h"
+
+#include "compat.h"
+#include "row/row.h"
+
+bool		repl_ml_applying = false;
+bool		repl_ml_internal_write = false;
+
+static HTAB *tables = NULL;
+static MemoryContext table_context = NULL;	/* function lookups of the entries */
+
+static void fill(ReplMlTable *table, Relation rel);
+static void fill_key(ReplMlTable *table, Relation rel);
+static void fill_key_column(ReplMlTable *table, int i, Form_pg_attribute att);
+static bool plain_text_type(Oid type);
+static void invalidate(Datum arg, Oid relid);
+
+static void
+create_cache(void)
+{
+	HASHCTL		ctl = {.keysize = sizeof(Oid),.entrysize = sizeof(ReplMlTable)};
+
+	table_context = AllocSetContextCreate(CacheMemoryContext, "repl_ml tables",
+										  ALLOCSET_SMALL_SIZES);
+	tables = hash_create("repl_ml tables", 64, &ctl, HASH_ELEM | HASH_BLOBS);
+	CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
+}
+
+static void
+invalidate(Datum arg, Oid relid)
+{
+	HASH_SEQ_STATUS scan;
+	ReplMlTable *table;
+
+	if (relid != InvalidOid)
+	{
+		table = hash_search(tables, &relid, HASH_FIND, NULL);
+		if (table != NULL)
+			table->valid = false;
+		return;
+	}
+	hash_seq_init(&scan, tables);
+	while ((table = hash_seq_search(&scan)) != NULL)
+		table->valid = false;
+}
+
+/*
+ * What is to be known about the rows of "rel", or an error that says why its
+ * rows cannot be replicated.
+ */
+ReplMlTable *
+repl_ml_table_get(Relation rel)
+{
+	Oid			relid = RelationGetRelid(rel);
+	ReplMlTable *table;
+	bool		found;
+
+	if (tables == NULL)
+		create_cache();
+	table = hash_search(tables, &relid, HASH_ENTER, &found);
+	if (!found)
+		table->valid = false;
+	if (!table->valid)
+		fill(table, rel);
+	return table;
+}
+
+static void
+fill(ReplMlTable *table, Relation rel)
+{
+	table->relid = RelationGetRelid(rel);
+	table->root = table->relid;
+	if (rel->rd_rel->relispartition)
+		table->root = llast_oid(get_partition_ancestors(table->relid));
+	namestrcpy(&table->table_name, get_rel_name(table->root));
+	namestrcpy(&table->schema_name, get_namespace_name(get_rel_namespace(table->root)));
+
+	table->clock_attnum = repl_ml_table_clock_attnum(table->relid);
+	if (table->clock_attnum == InvalidAttrNumber)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" is not replicated by repl_ml",
+						RelationGetRelationName(rel)),
+				 errhint("Run SELECT repl_ml.add_table(%s).",
+						 quote_literal_cstr(quote_qualified_identifier(NameStr(table->schema_name),
+																	   NameStr(table->table_name))))));
+	table->clock_is_last = table->clock_attnum == RelationGetNumberOfAttributes(rel);
+	fill_key(table, rel);
+	table->valid = true;
+}
+
+static void
+fill_key(ReplMlTable *table, Relation rel)
+{
+	Relation	index;
+
+	table->key_index = RelationGetPrimaryKeyIndex_compat(rel);
+	if (!OidIsValid(table->key_index))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" has no primary key", RelationGetRelationName(rel)),
+				 errhint("Run ALTER TABLE %s ADD PRIMARY KEY (...).",
+						 quote_qualified_identifier(NameStr(table->schema_name),
+													NameStr(table->table_name)))));
+
+	index = RelationIdGetRelation(table->key_index);
+	if (index == NULL)
+		elog(ERROR, "could not open index with OID %u", table->key_index);
+	table->key_natts = IndexRelationGetNumberOfKeyAttributes(index);
+	table->key_plain = true;
+	for (int i = 0; i < table->key_natts; i++)
+	{
+		AttrNumber	attnum = index->rd_index->indkey.values[i];
+
+		table->key_attnums[i] = attnum;
+		table->key_collations[i] = index->rd_indcollation[i];
+		fill_key_column(table, i, TupleDescAttr(RelationGetDescr(rel), attnum - 1));
+	}
+	RelationClose(index);
+}
+
+static void
+fill_key_column(ReplMlTable *table, int i, Form_pg_attribute att)
+{
+	TypeCacheEntry *type = lookup_type_cache(att->atttypid,
+											 TYPECACHE_EQ_OPR_FINFO |
+											 TYPECACHE_HASH_EXTENDED_PROC_FINFO);
+	Oid			function;
+	bool		is_varlena;
+
+	table->key_types[i] = att->atttypid;
+	table->key_typmods[i] = att->atttypmod;
+	if (!plain_text_type(getBaseType(att->atttypid)))
+		table->key_plain = false;
+	getTypeOutputInfo(att->atttypid, &function, &is_varlena);
+	fmgr_info_cxt(function, &table->key_out[i], table_context);
+	getTypeInputInfo(att->atttypid, &function, &table->key_ioparams[i]);
+	fmgr_info_cxt(function, &table->key_in[i], table_context);
+	fmgr_info_copy(&table->key_eq[i], &type->eq_opr_finfo, table_context);
+	table->key_hash[i].fn_oid = InvalidOid;
+	if (OidIsValid(type->hash_extended_proc_finfo.fn_oid))
+		fmgr_info_copy(&table->key_hash[i], &type->hash_extended_proc_finfo, table_context);
+}
+
+/* Types whose output no setting changes: the common ones, for speed only. */
+static bool
+plain_text_type(Oid type)
+{
+	switch (type)
+	{
+		case BOOLOID:
+		case INT2OID:
+		case INT4OID:
+		case INT8OID:
+		case NUMERICOID:
+		case OIDOID:
+		case NAMEOID:
+		case TEXTOID:
+		case VARCHAROID:
+		case BPCHAROID:
+		case UUIDOID:
+			return true;
+		default:
+			return false;
+	}
+}
+
+/* The clock column of a relation, InvalidAttrNumber if it has none of our type. */
+AttrNumber
+repl_ml_table_clock_attnum(Oid relid)
+{
+	AttrNumber	attnum = get_attnum(relid, REPL_ML_CLOCK_COLUMN);
+	Oid			schema;
+
+	if (attnum == InvalidAttrNumber)
+		return InvalidAttrNumber;
+	schema = repl_ml_schema_oid();
+	if (!OidIsValid(schema) ||
+		get_atttype(relid, attnum) != GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
+													  CStringGetDatum("vclock"),
+													  ObjectIdGetDatum(schema)))
+		return InvalidAttrNumber;
+	return attnum;
+}
+
+/* The extension's schema, InvalidOid where the extension is not installed. */
+Oid
+repl_ml_schema_oid(void)
+{
+	return get_namespace_oid(REPL_ML_SCHEMA, true);
+}
+
+/* One of the extension's own tables. */
+Oid
+repl_ml_catalog_oid(const char *name)
+{
+	Oid			relid = get_relname_relid(name, repl_ml_schema_oid());
+
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("table \"%s.%s\" does not exist", REPL_ML_SCHEMA, name),
+				 errhint("Run CREATE EXTENSION repl_ml.")));
+	return relid;
+}

@@ -1,0 +1,162 @@
+/*
+ * tombstone.c
+ *		Deleted rows: repl_ml.tombstone, one row per deletion seen.
+ *
+ * Several tombstones of one key count as one whose clock is the join of
+ * theirs, so nobody ever updates one and a tombstone may be written twice.
+ * They are only removed when no version they suppress can still arrive
+ * (group/supervisor.c).
+ *
+ * A row and its tombstone are kept apart by order, not by a lock: who inserts
+ * a row looks for tombstones after it, who writes a tombstone looks for the
+ * row after it, and both wait for a transaction in progress.  So at least one
+ * of two concurrent writers sees the other.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "group/shmem.h"
+#include "row/row.h"
+
+#define TOMBSTONE_TABLE			"tombstone"
+#define TOMBSTONE_INDEX			"tombstone_key_hash_idx"
+
+enum
+{
+	Anum_tombstone_schema_name = 1,
+	Anum_tombstone_table_name,
+	Anum_tombstone_key,
+	Anum_tombstone_key_hash,
+	Anum_tombstone_deleted_at,
+	Anum_tombstone_clock,
+	Natts_tombstone = Anum_tombstone_clock
+};
+
+static ReplMlClock *scan_once(ReplMlTable *table, Datum *key, Relation rel, Oid index,
+							  uint64 hash, TransactionId *wait_for);
+static bool is_for(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple, ReplMlClock **clock);
+
+/*
+ * The joined clock of the key's tombstones, palloc'd, or NULL if it has none.
+ * Sees what is committed now, whatever the transaction's snapshot, and waits
+ * for a transaction that is writing one.
+ */
+ReplMlClock *
+repl_ml_tombstone_find(ReplMlTable *table, Datum *key)
+{
+	Relation	rel;
+	Oid			index;
+	uint64		hash;
+
+	if (!repl_ml_shmem_may_have_tombstone(table->root))
+		return NULL;
+
+	hash = repl_ml_key_hash(table, key);
+	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), AccessShareLock);
+	index = repl_ml_catalog_oid(TOMBSTONE_INDEX);
+	for (;;)
+	{
+		TransactionId writer = InvalidTransactionId;
+		ReplMlClock *clock = scan_once(table, key, rel, index, hash, &writer);
+
+		if (!TransactionIdIsValid(writer))
+		{
+			table_close(rel, AccessShareLock);
+			return clock;
+		}
+		XactLockTableWait(writer, NULL, NULL, XLTW_None);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+static ReplMlClock *
+scan_once(ReplMlTable *table, Datum *key, Relation rel, Oid index,
+		  uint64 hash, TransactionId *wait_for)
+{
+	ReplMlClock *joined = NULL;
+	SnapshotData dirty;
+	ScanKeyData scankey;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	InitDirtySnapshot(dirty);
+	ScanKeyInit(&scankey, Anum_tombstone_key_hash, BTEqualStrategyNumber,
+				F_INT8EQ, Int64GetDatum((int64) hash));
+	scan = systable_beginscan(rel, index, true, &dirty, 1, &scankey);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		ReplMlClock *clock;
+
+		/* a writer or remover in progress: its outcome decides */
+		if (TransactionIdIsValid(dirty.xmin))
+		{
+			*wait_for = dirty.xmin;
+			break;
+		}
+		if (is_for(table, key, rel, tuple, &clock))
+			joined = joined == NULL ? clock : repl_ml_clock_merge(joined, clock);
+	}
+	systable_endscan(scan);
+	return joined;
+}
+
+/* Is this tombstone the key's?  Hashes may collide.  Returns a copy of its clock. */
+static bool
+is_for(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple, ReplMlClock **clock)
+{
+	Datum		values[Natts_tombstone];
+	bool		nulls[Natts_tombstone];
+	Datum		its_key[INDEX_MAX_KEYS];
+
+	Assert(RelationGetNumberOfAttributes(rel) == Natts_tombstone);
+	heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+	if (strcmp(NameStr(*DatumGetName(values[Anum_tombstone_table_name - 1])),
+			   NameStr(table->table_name)) != 0 ||
+		strcmp(NameStr(*DatumGetName(values[Anum_tombstone_schema_name - 1])),
+			   NameStr(table->schema_name)) != 0)
+		return false;
+	repl_ml_key_from_array(table, values[Anum_tombstone_key - 1], its_key);
+	if (!repl_ml_key_equal(table, key, its_key))
+		return false;
+	*clock = (ReplMlClock *) PG_DETOAST_DATUM_COPY(values[Anum_tombstone_clock - 1]);
+	return true;
+}
+
+/*
+ * Records that the row with this key was deleted by the event "clock" stands
+ * for.  Written with the extension's rights: whoever may delete the row may
+ * do this.
+ */
+void
+repl_ml_tombstone_insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock)
+{
+	Relation	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), RowExclusiveLock);
+	Datum		values[Natts_tombstone];
+	bool		nulls[Natts_tombstone] = {false};
+	HeapTuple	tuple;
+
+	values[Anum_tombstone_schema_name - 1] = NameGetDatum(&table->schema_name);
+	values[Anum_tombstone_table_name - 1] = NameGetDatum(&table->table_name);
+	values[Anum_tombstone_key - 1] = repl_ml_key_to_array(table, key);
+	values[Anum_tombstone_key_hash - 1] = Int64GetDatum((int64) repl_ml_key_hash(table, key));
+	values[Anum_tombstone_deleted_at - 1] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
+	values[Anum_tombstone_clock - 1] = PointerGetDatum(clock);
+	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+
+	/* seen by whoever inserts the key, from before the tombstone on */
+	repl_ml_shmem_mark_tombstone(table->root);
+	CatalogTupleInsert(rel, tuple);
+	heap_freetuple(tuple);
+	table_close(rel, RowExclusiveLock);
+}

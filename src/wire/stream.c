@@ -1,0 +1,185 @@
+/*
+ * stream.c
+ *		The connection to a peer, over core's libpqwalreceiver.
+ *
+ * One connection serves SQL first (handshake, slot, copies) and the
+ * replication stream after repl_ml_stream_start.  An error of the peer is
+ * raised here with the peer's own SQLSTATE.  Messages are read by
+ * apply/worker.c with walrcv_receive.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/executor.h"
+#include "libpq/pqformat.h"
+#include "miscadmin.h"
+#include "replication/walreceiver.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "wire/stream.h"
+
+static WalRcvExecResult *execute(WalReceiverConn *conn, const char *sql, int ncolumns, const Oid *types);
+
+/*
+ * Connects, or raises 08001 with libpq's reason.  The message never holds the
+ * connection string, so no password reaches a log.
+ */
+WalReceiverConn *
+repl_ml_stream_connect(const char *dsn, const char *application_name)
+{
+	WalReceiverConn *conn;
+	char	   *reason = NULL;
+	MemoryContext old;
+
+	load_file("libpqwalreceiver", false);
+	/* lives until repl_ml_stream_disconnect, which frees it */
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	conn = walrcv_connect_compat(dsn, application_name, &reason);
+	MemoryContextSwitchTo(old);
+	if (conn == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
+				 errmsg("could not connect to the peer"),
+				 errdetail_internal("%s", pchomp(reason))));
+	return conn;
+}
+
+/* Closes the connection; NULL is nothing to close. */
+void
+repl_ml_stream_disconnect(WalReceiverConn *conn)
+{
+	if (conn != NULL)
+		walrcv_disconnect(conn);
+}
+
+/* Runs a query of one column whose result does not matter. */
+void
+repl_ml_stream_command(WalReceiverConn *conn, const char *sql)
+{
+	static const Oid types[1] = {TEXTOID};
+
+	repl_ml_stream_free(repl_ml_stream_query(conn, sql, 1, types));
+}
+
+/*
+ * Runs a query that returns columns of these types.  Reading values needs the
+ * catalogs, so without a transaction it starts one, until the result is freed.
+ */
+ReplMlResult *
+repl_ml_stream_query(WalReceiverConn *conn, const char *sql, int ncolumns, const Oid *types)
+{
+	ReplMlResult *result = palloc0(sizeof(ReplMlResult));
+	MemoryContext context = CurrentMemoryContext;
+
+	if (!IsTransactionState())
+	{
+		StartTransactionCommand();
+		MemoryContextSwitchTo(context);
+		result->own_transaction = true;
+	}
+	result->raw = execute(conn, sql, ncolumns, types);
+	if (result->raw->status != WALRCV_OK_TUPLES)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the peer returned no rows where rows were expected")));
+	result->slot = MakeSingleTupleTableSlot(result->raw->tupledesc, &TTSOpsMinimalTuple);
+	return result;
+}
+
+/* The next row into result->slot; false after the last one. */
+bool
+repl_ml_stream_next(ReplMlResult *result)
+{
+	return tuplestore_gettupleslot(result->raw->tuplestore, true, false, result->slot);
+}
+
+/* Frees the rows; what was copied from them stays. */
+void
+repl_ml_stream_free(ReplMlResult *result)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	ExecDropSingleTupleTableSlot(result->slot);
+	walrcv_clear_result(result->raw);
+	if (result->own_transaction)
+	{
+		CommitTransactionCommand();
+		MemoryContextSwitchTo(context);
+	}
+	pfree(result);
+}
+
+/* Starts a COPY ... TO STDOUT; the rows follow through walrcv_receive. */
+void
+repl_ml_stream_copy_out(WalReceiverConn *conn, const char *sql)
+{
+	static const Oid none[1] = {InvalidOid};
+	WalRcvExecResult *result = execute(conn, sql, 0, none);
+
+	if (result->status != WALRCV_OK_COPY_OUT)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the peer did not start a copy")));
+	walrcv_clear_result(result);
+}
+
+/*
+ * Starts the stream of "slot" from "from" on.  START_REPLICATION is sent as
+ * SQL because walrcv_startstreaming passes no options of other plugins.
+ */
+void
+repl_ml_stream_start(WalReceiverConn *conn, const char *slot, XLogRecPtr from,
+					 const char *publication)
+{
+	static const Oid none[1] = {InvalidOid};
+	WalRcvExecResult *result;
+	char	   *sql = psprintf("START_REPLICATION SLOT %s LOGICAL %X/%X (proto_version '1', publication_names '%s')",
+							   quote_identifier(slot), LSN_FORMAT_ARGS(from),
+							   quote_identifier(publication));
+
+	result = execute(conn, sql, 0, none);
+	if (result->status != WALRCV_OK_COPY_BOTH)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the peer did not start the stream of slot \"%s\"", slot)));
+	walrcv_clear_result(result);
+	pfree(sql);
+}
+
+/*
+ * Tells the peer how far we are: WAL received, applied, and applied durably.
+ * Only the last one lets it forget.
+ */
+void
+repl_ml_stream_status(WalReceiverConn *conn, XLogRecPtr received,
+					  XLogRecPtr applied, XLogRecPtr durable, bool reply_wanted)
+{
+	StringInfoData message;
+
+	initStringInfo(&message);
+	pq_sendbyte(&message, 'r');
+	pq_sendint64(&message, received);
+	pq_sendint64(&message, durable);
+	pq_sendint64(&message, applied);
+	pq_sendint64(&message, GetCurrentTimestamp());
+	pq_sendbyte(&message, reply_wanted);
+	walrcv_send(conn, message.data, message.len);
+	pfree(message.data);
+}
+
+/* Runs one command and raises the peer's error, if any, as ours. */
+static WalRcvExecResult *
+execute(WalReceiverConn *conn, const char *sql, int ncolumns, const Oid *types)
+{
+	WalRcvExecResult *result = walrcv_exec(conn, sql, ncolumns, types);
+
+	if (result->status == WALRCV_ERROR)
+		ereport(ERROR,
+				(errcode(result->sqlstate != 0 ? result->sqlstate : ERRCODE_CONNECTION_FAILURE),
+				 errmsg("the peer reported: %s", pchomp(result->err))));
+	return result;
+}

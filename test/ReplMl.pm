@@ -1,0 +1,167 @@
+# Helper of the TAP tests: groups of real servers, convergence, conflicts, clear failures.
+# On PostgreSQL::Test::Cluster of 15, 17 and 18. Nodes are called n1, n2, ... in Perl and in repl_ml.
+package ReplMl;
+
+use strict;
+use warnings;
+use Exporter 'import';
+use File::Basename qw(dirname);
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+our @EXPORT = qw(
+  new_node new_group join_node dsn sql
+  wait_converged table_state is_equal_everywhere conflict_rows
+  poll_until psql_fails cut heal);
+
+my $testdir = dirname(__FILE__);
+
+# The settings of a throw-away server, as the other kinds of test use them.
+sub server_conf
+{
+	chomp(my $bindir = `pg_config --bindir`);
+	my $conf = `'$testdir/server_conf' '$bindir/postgres'`;
+	die "test/server_conf failed" if $? != 0;
+	return $conf;
+}
+
+# A running server with repl_ml loaded and nothing created. Extra lines of postgresql.conf may follow.
+sub new_node
+{
+	my ($name, @conf) = @_;
+	my $node = PostgreSQL::Test::Cluster->new($name);
+
+	$node->init;
+	$node->append_conf('postgresql.conf', join("\n", server_conf(), @conf) . "\n");
+	$node->start;
+	return $node;
+}
+
+# How the other nodes reach this one.
+sub dsn { my ($node) = @_; return $node->connstr('postgres'); }
+
+# Runs SQL that has to succeed and returns what psql prints.
+sub sql { my ($node, $sql) = @_; return $node->safe_psql('postgres', $sql); }
+
+# Text as an SQL literal.
+sub literal
+{
+	my ($text) = @_;
+	$text =~ s/'/''/g;
+	return "'$text'";
+}
+
+# A group of n nodes, n1 .. nN, all of them ready. The SQL runs on n1 once the group
+# exists and before the others join, so they have to copy what it makes.
+sub new_group
+{
+	my ($n, $sql) = @_;
+	my @nodes = map { new_node("n$_") } 1 .. $n;
+
+	sql($nodes[0], 'CREATE EXTENSION repl_ml');
+	sql($nodes[0], "SELECT repl_ml.create_group('g', 'n1', " . literal(dsn($nodes[0])) . ')');
+	sql($nodes[0], $sql) if defined $sql;
+	join_node($_, $nodes[0]) foreach @nodes[ 1 .. $#nodes ];
+	return @nodes;
+}
+
+# Joins a server to the group of another, and waits until all members call it ready.
+sub join_node
+{
+	my ($node, $member) = @_;
+	my ($name, $own, $to) = map { literal($_) } ($node->name, dsn($node), dsn($member));
+
+	sql($node, 'CREATE EXTENSION IF NOT EXISTS repl_ml');
+	sql($node, "SELECT repl_ml.join_group($name, $own, $to)");
+	poll_until($_,
+		"SELECT count(*) = 1 FROM repl_ml.nodes WHERE node_name = $name AND state = 'ready'")
+	  foreach ($node, $member);
+}
+
+# Waits until the query gives the result (default: t); dies after the usual timeout,
+# PG_TEST_TIMEOUT_DEFAULT, with the last result in the log.
+sub poll_until
+{
+	my ($node, $sql, $expected) = @_;
+	$node->poll_query_until('postgres', $sql, $expected)
+	  or die $node->name . ": timed out waiting for: $sql";
+}
+
+# Waits until every node has everything that was committed on any of them before the call, then
+# tests that the given tables are equal. All members must be given, and be up.
+sub wait_converged
+{
+	my ($nodes, @tables) = @_;
+	my $peers = @$nodes - 1;
+
+	# first all positions, so that nothing committed on a later node meanwhile is waited for
+	my @lsns = map { sql($_, 'SELECT pg_current_wal_flush_lsn()') } @$nodes;
+	foreach my $i (0 .. $#$nodes)
+	{
+		poll_until($nodes->[$i],
+				"SELECT count(*) >= $peers AND coalesce(bool_and(confirmed_flush_lsn >= '$lsns[$i]'), true)"
+			  . " FROM pg_catalog.pg_replication_slots WHERE slot_name LIKE 'repl\\_ml\\_%'");
+	}
+	is_equal_everywhere($nodes, $_) foreach @tables;
+}
+
+# All rows of a table, clocks included, in an order that depends on nothing but their content.
+sub table_state
+{
+	my ($node, $table) = @_;
+	my $row = 'pg_catalog.to_jsonb(t)::text';
+	return sql($node, qq(SELECT $row FROM $table t ORDER BY $row COLLATE "C"));
+}
+
+# Tests that a table has the same rows and clocks on all nodes, and clocks at all.
+sub is_equal_everywhere
+{
+	my ($nodes, $table, $name) = @_;
+	my ($first, @others) = @$nodes;
+	my $state = table_state($first, $table);
+
+	$name ||= "$table is equal";
+	is(sql($first, "SELECT count(*) FROM $table WHERE __repl_clock IS NULL"),
+		'0', "$name: every row has a clock");
+	is(table_state($_, $table), $state, "$name: " . $_->name . ' as ' . $first->name)
+	  foreach @others;
+}
+
+# A node's resolved conflicts, one line each: table|key|type|resolution|winner|loser.
+sub conflict_rows
+{
+	my ($node) = @_;
+	return sql($node, <<'SQL');
+SELECT table_name, key, conflict_type, resolution, winner_node, loser_node
+FROM repl_ml.conflicts ORDER BY 1, 2, 3, 4, 5, 6, conflict_id
+SQL
+}
+
+# Tests that SQL fails with this SQLSTATE, message and, where given, hint (regular expressions).
+sub psql_fails
+{
+	my ($node, $sql, $sqlstate, $message, $hint) = @_;
+	my ($status, undef, $stderr) =
+	  $node->psql('postgres', $sql, extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+	my ($short) = split /\n/, $sql;
+
+	isnt($status, 0, "fails: $short");
+	like($stderr, qr/(?:ERROR|FATAL):  (?:$sqlstate): .*(?:$message)/, "its error: $short");
+	like($stderr, qr/^HINT:  .*(?:$hint)/m, "its hint: $short") if defined $hint;
+}
+
+# Stops the apply of the peer's changes on this node, and starts it again.
+sub cut
+{
+	my ($node, $peer) = @_;
+	sql($node, 'SELECT repl_ml.pause_apply(' . literal($peer->name) . ')');
+}
+
+sub heal
+{
+	my ($node, $peer) = @_;
+	sql($node, 'SELECT repl_ml.resume_apply(' . literal($peer->name) . ')');
+}
+
+1;
