@@ -81,6 +81,7 @@ repl_ml_dispatch(ReplMlApply *apply, StringInfo message)
 		kind->handle(apply, message);
 		apply->doing = NULL;
 		apply->table = NULL;
+		apply->blame_transaction = false;
 		return;
 	}
 	ereport(ERROR,
@@ -95,6 +96,7 @@ repl_ml_dispatch_reset(ReplMlApply *apply)
 	memset(&apply->transaction, 0, sizeof(apply->transaction));
 	apply->doing = NULL;
 	apply->table = NULL;
+	apply->blame_transaction = false;
 	repl_ml_targets_forget();
 }
 
@@ -125,6 +127,7 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("the peer sent a COMMIT at %X/%X for the transaction that ends at %X/%X",
 						LSN_FORMAT_ARGS(commit.commit_lsn), LSN_FORMAT_ARGS(transaction->final_lsn))));
+	apply->blame_transaction = true;
 	if (transaction->started)
 	{
 		repl_ml_targets_close();
@@ -135,6 +138,7 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 		pgstat_report_stat(false);
 	}
 	apply->applied = commit.end_lsn;
+	apply->progressed = true;
 	apply->failed_lsn = InvalidXLogRecPtr;
 	apply->failures = 0;
 
@@ -206,6 +210,7 @@ change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData 
 		apply->transaction.started = true;
 		MemoryContextSwitchTo(apply->message_context);
 	}
+	apply->blame_transaction = true;
 	apply->transaction.changes++;
 	if (apply->transaction.mode == REPL_ML_APPLY_NORMAL)
 		repl_ml_dispatch_change(apply, id, tuple);
@@ -223,7 +228,6 @@ repl_ml_dispatch_is_permanent(int sqlstate)
 		case MAKE_SQLSTATE('5', '3', '0', '0', '0'):	/* disk, memory */
 		case MAKE_SQLSTATE('5', '7', '0', '0', '0'):	/* shutdown, cancel */
 		case MAKE_SQLSTATE('5', '8', '0', '0', '0'):	/* I/O */
-		case MAKE_SQLSTATE('0', '8', '0', '0', '0'):	/* connection */
 			return false;
 		default:
 			return sqlstate != ERRCODE_LOCK_NOT_AVAILABLE;

@@ -69,11 +69,10 @@ repl_ml_apply_main(Datum arg)
 
 		if (again_at_once)
 			delay = 0;
+		else if (delay == 0 || apply.progressed)
+			delay = FIRST_DELAY_MS;
 		else
-			delay = delay == 0 ? FIRST_DELAY_MS : Min(delay * 2, repl_ml_max_apply_delay);
-		if (apply.durable > InvalidXLogRecPtr && !again_at_once)
-			delay = FIRST_DELAY_MS; /* it had worked */
-		apply.durable = InvalidXLogRecPtr;
+			delay = Min(delay * 2, repl_ml_max_apply_delay);
 		if (delay > 0)
 		{
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, delay,
@@ -245,10 +244,10 @@ run(void)
 	repl_ml_sync_tables(&apply);
 
 	apply.received = apply.applied = apply.durable = from;
+	apply.progressed = false;
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
 	stream(from);
 	disconnect();
-	apply.durable = InvalidXLogRecPtr;
 }
 
 /* Reads and applies until a pause is asked for. */
@@ -414,7 +413,7 @@ static bool
 recover(void)
 {
 	ErrorData  *error;
-	XLogRecPtr	hit = apply.transaction.open ? apply.transaction.final_lsn : InvalidXLogRecPtr;
+	XLogRecPtr	hit = apply.transaction.open && apply.blame_transaction ? apply.transaction.final_lsn : InvalidXLogRecPtr;
 	bool		race;
 
 	HOLD_INTERRUPTS();

@@ -18,6 +18,7 @@
 #include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/sysattr.h"
+#include "access/xact.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "catalog/pg_inherits.h"
@@ -443,13 +444,17 @@ restamp(Relation rel, TupleTableSlot *slot, const ReplMlClock *clock)
 	ReplMlTarget *target = repl_ml_target_open(rel, false);
 	TupleTableSlot *stamped = table_slot_create(rel, NULL);
 
+	/* the row is this very command's: only the next one may change it */
+	CommandCounterIncrement();
 	if (repl_ml_target_find(target, slot))
 	{
 		bool		should_free;
 		HeapTuple	tuple = ExecFetchSlotHeapTuple(target->found, true, &should_free);
+		HeapTuple	result = with_clock(target->table, RelationGetDescr(rel), tuple, clock);
 
-		ExecForceStoreHeapTuple(with_clock(target->table, RelationGetDescr(rel), tuple, clock),
-								stamped, false);
+		if (HeapTupleHasExternal(result))
+			result = with_whole_values(result, RelationGetDescr(rel));
+		ExecForceStoreHeapTuple(result, stamped, false);
 		repl_ml_target_update(target, stamped);
 		if (should_free)
 			heap_freetuple(tuple);
