@@ -356,6 +356,14 @@ CREATE TRIGGER local_node_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE O
     FOR EACH STATEMENT EXECUTE FUNCTION repl_ml.local_node_changed();
 ALTER TABLE repl_ml.local_node ENABLE ALWAYS TRIGGER local_node_changed;
 
+-- How far a dropped node had been applied here, and which peers have been compared with
+CREATE TABLE repl_ml.dropped_node (
+    node_id     integer PRIMARY KEY,
+    applied_lsn pg_lsn NOT NULL,
+    compared    integer[] NOT NULL DEFAULT '{}'
+);
+COMMENT ON TABLE repl_ml.dropped_node IS 'nodes dropped from the group: how far this node had their changes, and the peers known to have no more of them, or copied from';
+
 -- Tables to copy from a peer before or beside its stream
 CREATE TABLE repl_ml.table_sync (
     node_id     integer NOT NULL,
@@ -477,11 +485,20 @@ COMMENT ON FUNCTION repl_ml.local_info(integer) IS 'who this node is: asked by p
 CREATE FUNCTION repl_ml.applied_lsn(of_node integer) RETURNS pg_lsn
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT coalesce((SELECT pg_catalog.pg_replication_origin_progress(o.roname, true)
+    SELECT coalesce((SELECT d.applied_lsn FROM repl_ml.dropped_node d WHERE d.node_id = of_node),
+                    (SELECT pg_catalog.pg_replication_origin_progress(o.roname, true)
                        FROM pg_catalog.pg_replication_origin o
                       WHERE o.roname = repl_ml.link_name(of_node)), '0/0')
     $$;
 COMMENT ON FUNCTION repl_ml.applied_lsn(integer) IS 'up to which WAL position of a peer this node has durably applied everything';
+
+-- The last position of a dropped node applied here; NULL as long as it may still grow
+CREATE FUNCTION repl_ml.final_lsn(of_node integer) RETURNS pg_lsn
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT d.applied_lsn FROM repl_ml.dropped_node d WHERE d.node_id = of_node
+    $$;
+COMMENT ON FUNCTION repl_ml.final_lsn(integer) IS 'up to which WAL position of a dropped node this node had applied its changes; NULL before it has let go of it';
 
 -- A joining node puts itself on the members' lists
 CREATE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name name, dsn text, host text, port integer,
@@ -886,6 +903,7 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
         DELETE FROM repl_ml.heartbeat;
         DELETE FROM repl_ml.tombstone;
         DELETE FROM repl_ml.table_sync;
+        DELETE FROM repl_ml.dropped_node;
         INSERT INTO repl_ml.local_node (node_id, node_name, group_name, group_id, state, system_identifier, timeline, database, directory, donor, copy_data)
         SELECT become_member.node_id, become_member.node_name, become_member.group_name, become_member.group_id, become_member.state,
                f.system_identifier, f.timeline, f.database, f.directory, become_member.donor, become_member.copy_data
@@ -1040,6 +1058,7 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         DELETE FROM repl_ml.heartbeat;
         DELETE FROM repl_ml.tombstone;
         DELETE FROM repl_ml.table_sync;
+        DELETE FROM repl_ml.dropped_node;
         FOR r IN SELECT o.roname FROM pg_catalog.pg_replication_origin o
                   WHERE pg_catalog.starts_with(o.roname, repl_ml.link_name(0) COLLATE "C") OR o.roname ~ ('^' || pg_catalog.regexp_replace(repl_ml.link_name(0), '0$', '') || '[0-9]+$') LOOP
             PERFORM pg_catalog.pg_replication_origin_drop(r.roname);
@@ -1093,6 +1112,13 @@ CREATE FUNCTION repl_ml.add_table(relation regclass) RETURNS void
         self record;
     BEGIN
         SELECT * INTO self FROM repl_ml.require_member();
+        IF EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = '__repl_clock' AND NOT a.attisdropped
+                      AND a.atttypid = 'repl_ml.vclock'::pg_catalog.regtype)
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+                            WHERE p.pubname = 'repl_ml' AND r.prrelid = relation) THEN
+            -- clocks of another group, out of a dump: they mean nothing here
+            PERFORM repl_ml.disenrol(relation);
+        END IF;
         PERFORM repl_ml.enrol(relation);
         INSERT INTO repl_ml.replicated_table AS t (schema_name, table_name, state, enrolled_by)
         SELECT n.nspname, c.relname, 'enrolled', self.node_id
@@ -1243,11 +1269,12 @@ CREATE VIEW repl_ml.stat_replication AS
            w.backend_start, w.backend_xmin, coalesce(w.state, 'down') AS state, w.sent_lsn, w.write_lsn,
            coalesce(w.flush_lsn, s.confirmed_flush_lsn) AS flush_lsn, w.replay_lsn,
            w.write_lag, w.flush_lag,
-           CASE WHEN (h.applied_own) IS NOT NULL THEN
-               greatest(pg_catalog.clock_timestamp() - h.applied_own, '0'::interval) END AS replay_lag,
+           w.replay_lag,
            w.sync_priority, w.sync_state, w.reply_time,
            m.node_id, m.node_name, s.slot_name, s.wal_status, s.safe_wal_size,
-           pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), s.confirmed_flush_lsn)::bigint AS lag_bytes
+           pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), s.confirmed_flush_lsn)::bigint AS lag_bytes,
+           CASE WHEN h.applied_own IS NOT NULL THEN
+               greatest(pg_catalog.clock_timestamp() - h.applied_own, '0'::interval) END AS heartbeat_lag
       FROM repl_ml.member m
       JOIN repl_ml.local_node l ON l.node_id <> m.node_id
       LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = repl_ml.link_name(m.node_id)
@@ -1256,7 +1283,7 @@ CREATE VIEW repl_ml.stat_replication AS
                            FROM repl_ml.heartbeat b WHERE b.node_id = m.node_id) h ON true
      WHERE m.state <> 'dropped';
 COMMENT ON VIEW repl_ml.stat_replication IS
-    'one row a peer, also when it is down: how far it has confirmed what this node wrote. replay_lag is the age of the newest heartbeat of this node that the peer is known to have applied: it includes both directions and the heartbeat interval, and is NULL when unknown';
+    'one row a peer, also when it is down: how far it has confirmed what this node wrote. Lags are as in pg_stat_replication, NULL when unknown or idle; heartbeat_lag is the age of the newest heartbeat of this node that the peer is known to have applied: it includes both directions and the heartbeat interval';
 
 CREATE VIEW repl_ml.stat_apply AS
     SELECT m.node_id, m.node_name, nullif(w.pid, 0) AS pid, coalesce(w.state, 'stopped') AS state,
@@ -1326,13 +1353,13 @@ BEGIN
     END LOOP;
 END
 $$;
-REVOKE ALL ON FUNCTION repl_ml.current_vector() FROM PUBLIC;
+REVOKE ALL ON FUNCTION repl_ml.current_vector(), repl_ml.stable_vector(), repl_ml.next_heartbeats() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION repl_ml.vclock_in(cstring), repl_ml.vclock_recv(internal) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION repl_ml.current_vector(), repl_ml.worker_stats(), repl_ml.link_name(integer), repl_ml.check_setup(text) TO pg_monitor;
 GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts TO pg_monitor;
 GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts, repl_ml.conflicts, repl_ml.parked_changes TO repl_ml_admin;
 
 GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone TO repl_ml_replication;
-GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.applied_lsn(integer), repl_ml.link_name(integer),
+GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.applied_lsn(integer), repl_ml.final_lsn(integer), repl_ml.link_name(integer),
     repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz),
     repl_ml.forget_node(uuid, integer) TO repl_ml_replication;

@@ -178,6 +178,7 @@ extern void repl_ml_enrol_unlock(void);
 /* in sync.c */
 extern void repl_ml_sync_catalogs(ReplMlApply *apply);
 extern void repl_ml_sync_await_donor(ReplMlApply *apply);
+extern void repl_ml_sync_dropped(ReplMlApply *apply);
 extern void repl_ml_sync_tables(ReplMlApply *apply);
 
 /* in link.c */

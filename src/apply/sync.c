@@ -291,6 +291,72 @@ read_copy(void *out, int min, int max)
 	return got;
 }
 
+/* How far the peer had applied a dropped node; invalid while it may still go on. */
+static XLogRecPtr
+peer_final_lsn(ReplMlApply *apply, const char *node_id)
+{
+	static const Oid types[1] = {PG_LSNOID};
+	ReplMlResult *result = repl_ml_stream_query(apply->conn, psprintf("SELECT repl_ml.final_lsn(%s)", node_id), 1, types);
+	XLogRecPtr	lsn = InvalidXLogRecPtr;
+
+	if (repl_ml_stream_next(result))
+	{
+		slot_getallattrs(result->slot);
+		if (!result->slot->tts_isnull[0])
+			lsn = DatumGetLSN(result->slot->tts_values[0]);
+	}
+	repl_ml_stream_free(result);
+	return lsn;
+}
+
+/* Notes that the peer's part of a dropped node is known; orders a copy if it has more. */
+static void
+settle_dropped(ReplMlApply *apply, const char *node_id, XLogRecPtr theirs)
+{
+	repl_ml_begin();
+	SPI_execute(psprintf("INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name)"
+						 " SELECT %d, t.schema_name, t.table_name FROM repl_ml.dropped_node d,"
+						 "  (SELECT schema_name, table_name FROM repl_ml.replicated_table WHERE state OPERATOR(pg_catalog.=) 'enrolled'"
+						 "   UNION ALL SELECT 'repl_ml', 'tombstone') t"
+						 " WHERE d.node_id OPERATOR(pg_catalog.=) %s AND d.applied_lsn OPERATOR(pg_catalog.<) '%X/%X'::pg_catalog.pg_lsn"
+						 " ON CONFLICT (node_id, schema_name, table_name) DO UPDATE SET state = 'pending', rows = NULL",
+						 apply->peer->node_id, node_id, LSN_FORMAT_ARGS(theirs)), false, 0);
+	SPI_execute(psprintf("UPDATE repl_ml.dropped_node SET compared = compared OPERATOR(pg_catalog.||) %d"
+						 " WHERE node_id OPERATOR(pg_catalog.=) %s", apply->peer->node_id, node_id), false, 0);
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
+}
+
+/*
+ * A dropped node may have reached one member and not another before it died.
+ * Whoever has less of it copies all tables from the peer that has more.
+ */
+void
+repl_ml_sync_dropped(ReplMlApply *apply)
+{
+	List	   *nodes = NIL;
+	ListCell   *lc;
+
+	repl_ml_begin();
+	SPI_execute(psprintf("SELECT node_id FROM repl_ml.dropped_node WHERE %d OPERATOR(pg_catalog.<>) ALL (compared)", apply->peer->node_id), true, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(apply->message_context);
+
+		nodes = lappend(nodes, pstrdup(repl_ml_spi_text(i, 0)));
+		MemoryContextSwitchTo(old);
+	}
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
+	foreach(lc, nodes)
+	{
+		XLogRecPtr	theirs = peer_final_lsn(apply, lfirst(lc));
+
+		if (theirs != InvalidXLogRecPtr)
+			settle_dropped(apply, lfirst(lc), theirs);
+	}
+}
+
 /* The other members that are up and running, and our link to each. */
 static List *
 load_others(ReplMlApply *apply)

@@ -241,6 +241,7 @@ run(void)
 	repl_ml_sync_catalogs(&apply);
 	repl_ml_sync_await_donor(&apply);
 	repl_ml_enrol_pending(&apply);
+	repl_ml_sync_dropped(&apply);
 	repl_ml_sync_tables(&apply);
 
 	apply.received = apply.applied = apply.durable = from;

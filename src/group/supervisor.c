@@ -33,6 +33,7 @@
 #include "group/query.h"
 #include "row/row.h"
 
+#define COMPARISON_INTERVAL_MS	5000
 #define HOUSEKEEPING_BEATS	10	/* heartbeats between two collections */
 
 static ReplMlWorker *me = NULL; /* our slot; set once at start */
@@ -44,6 +45,7 @@ static void start_up(void);
 static bool round_of_work(void);
 static void tend_peers(void);
 static void bury_peer(int node_id);
+static void order_comparisons(void);
 static void beat(uint16 self);
 static void finish_join(uint16 self);
 static void collect_garbage(void);
@@ -209,6 +211,28 @@ tend_peers(void)
 		(void) repl_ml_worker_start(MyDatabaseId, lfirst_int(lc));
 	foreach(lc, dropped)
 		bury_peer(lfirst_int(lc));
+	if (dropped != NIL)
+		order_comparisons();
+}
+
+/*
+ * Makes the workers reconnect, and so compare with their peers what these had
+ * of a dropped node, until all have.
+ */
+static void
+order_comparisons(void)
+{
+	static TimestampTz last = 0;
+
+	if (!TimestampDifferenceExceeds(last, GetCurrentTimestamp(), COMPARISON_INTERVAL_MS))
+		return;
+	last = GetCurrentTimestamp();
+	repl_ml_begin();
+	SPI_execute("SELECT pg_catalog.pg_terminate_backend(w.pid) FROM repl_ml.worker_stats() w JOIN repl_ml.member m ON m.node_id OPERATOR(pg_catalog.=) w.peer"
+				" WHERE m.state OPERATOR(pg_catalog.=) 'ready' AND w.state OPERATOR(pg_catalog.=) 'streaming'"
+				" AND EXISTS (SELECT FROM repl_ml.dropped_node d WHERE m.node_id OPERATOR(pg_catalog.<>) ALL (d.compared))", false, 0);
+	repl_ml_commit();
+	MemoryContextSwitchTo(work_context);
 }
 
 /* Ends a dropped peer's worker, then forgets its slot here and its origin. */
@@ -236,6 +260,9 @@ bury_peer(int node_id)
 		return;					/* next round; its exit wakes us */
 
 	repl_ml_begin();
+	/* for good now: what a peer has beyond it is copied from there, see apply/sync.c */
+	SPI_execute(psprintf("INSERT INTO repl_ml.dropped_node (node_id, applied_lsn) VALUES (%d, repl_ml.applied_lsn(%d))"
+						 " ON CONFLICT (node_id) DO NOTHING", node_id, node_id), false, 0);
 	SPI_execute(psprintf("SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots"
 						 " WHERE slot_name OPERATOR(pg_catalog.=) '%s' AND active_pid IS NOT NULL", origin), false, 0);
 	SPI_execute(psprintf("SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots"

@@ -1,6 +1,6 @@
 /*
  * clock.c
- *		The vector clock: bytes, text, order and merge.
+ *		The vector clock: bytes, order and merge.  Its text form is vclock.c's.
  *
  * A clock says, for every node that ever wrote a row, the counter of that
  * node's last write the row's value knows of.  A node that is missing counts
@@ -21,12 +21,7 @@
  */
 #include "postgres.h"
 
-#include "common/hashfn.h"
 #include "fmgr.h"
-#include "lib/stringinfo.h"
-#include "libpq/pqformat.h"
-#include "mb/pg_wchar.h"
-#include "utils/builtins.h"
 
 #include "compat.h"
 #include "wire/clock.h"
@@ -35,36 +30,6 @@
 #define NODE_SIZE	2
 #define ENTRY_SIZE	REPL_ML_CLOCK_ENTRY_SIZE
 
-/* a clock from outside while it is read; only add_entry() appends to it */
-typedef struct ClockInput
-{
-	const char *text;			/* the whole text input; NULL if binary */
-	const char *next;			/* the first character not read yet */
-	uint64		last_node;		/* the node of the last entry, or 0 */
-	int			count;
-	uint8		entries[REPL_ML_MAX_CLOCK_ENTRIES * ENTRY_SIZE];
-} ClockInput;
-
-PG_FUNCTION_INFO_V1(repl_ml_vclock_in);
-PG_FUNCTION_INFO_V1(repl_ml_vclock_out);
-PG_FUNCTION_INFO_V1(repl_ml_vclock_recv);
-PG_FUNCTION_INFO_V1(repl_ml_vclock_send);
-PG_FUNCTION_INFO_V1(repl_ml_vclock_compare);
-PG_FUNCTION_INFO_V1(repl_ml_vclock_happens_before);
-PG_FUNCTION_INFO_V1(repl_ml_vclock_concurrent);
-PG_FUNCTION_INFO_V1(repl_ml_vclock_contained);
-PG_FUNCTION_INFO_V1(repl_ml_vclock_contains);
-PG_FUNCTION_INFO_V1(repl_ml_vclock_eq);
-PG_FUNCTION_INFO_V1(repl_ml_vclock_ne);
-PG_FUNCTION_INFO_V1(repl_ml_vclock_hash);
-PG_FUNCTION_INFO_V1(repl_ml_vclock_hash_extended);
-PG_FUNCTION_INFO_V1(repl_ml_vclock_merge);
-PG_FUNCTION_INFO_V1(repl_ml_vclock_counter);
-PG_FUNCTION_INFO_V1(repl_ml_vclock_max_counter);
-PG_FUNCTION_INFO_V1(repl_ml_vclock_last_writer);
-
-static ReplMlClockOrder compare_arguments(FunctionCallInfo fcinfo);
-static bool clocks_equal(const ReplMlClock *a, const ReplMlClock *b);
 static const uint8 *first_entry(const ReplMlClock *clock);
 static const uint8 *end_of_entries(const ReplMlClock *clock);
 static uint16 read_node(const uint8 *entry);
@@ -73,15 +38,6 @@ static void write_entry(uint8 *entry, uint16 node, uint64 counter);
 static void check_own_entry(uint16 node, uint64 counter);
 static ReplMlClock *allocate_clock(int count);
 static void set_count(ReplMlClock *clock, int count);
-static void read_text_entry(ClockInput *input);
-static uint64 read_number(ClockInput *input);
-static bool skip_token(ClockInput *input, char token);
-static void expect_token(ClockInput *input, char token);
-static void skip_blanks(ClockInput *input);
-static void add_entry(ClockInput *input, uint64 node, uint64 counter);
-static ReplMlClock *finish_input(const ClockInput *input);
-static void refuse_syntax(const ClockInput *input, const char *expected);
-static void refuse_input(const ClockInput *input, int sqlstate, const char *detail);
 
 /*
  * The number of entries of a clock.  Every reader comes through here first, so
@@ -185,11 +141,15 @@ repl_ml_clock_empty(void)
 	return allocate_clock(0);
 }
 
-/* The clock with this text form; an error as the type's input function's. */
+/* A clock of "count" entries in order, each checked by whoever made it. */
 ReplMlClock *
-repl_ml_clock_from_text(const char *text)
+repl_ml_clock_from_entries(const ReplMlClockEntry *entries, int count)
 {
-	return DatumGetReplMlClockP(DirectFunctionCall1(repl_ml_vclock_in, CStringGetDatum(text)));
+	ReplMlClock *result = allocate_clock(count);
+
+	for (int i = 0; i < count; i++)
+		write_entry((uint8 *) VARDATA(result) + i * ENTRY_SIZE, entries[i].node, entries[i].counter);
+	return result;
 }
 
 /*
@@ -337,266 +297,6 @@ repl_ml_clock_order_name(ReplMlClockOrder order)
 }
 
 /*
- * vclock_in(cstring): reads {node:counter,...}, sorted by node, blanks allowed
- * around every token.  Refuses anything else.
- */
-Datum
-repl_ml_vclock_in(PG_FUNCTION_ARGS)
-{
-	ClockInput	input;
-
-	input.text = input.next = PG_GETARG_CSTRING(0);
-	input.last_node = 0;
-	input.count = 0;
-
-	expect_token(&input, '{');
-	if (!skip_token(&input, '}'))
-	{
-		read_text_entry(&input);
-		while (skip_token(&input, ','))
-			read_text_entry(&input);
-		if (!skip_token(&input, '}'))
-			refuse_syntax(&input, "\",\" or \"}\"");
-	}
-
-	skip_blanks(&input);
-	if (*input.next != '\0')
-		refuse_syntax(&input, "the end");
-	PG_RETURN_POINTER(finish_input(&input));
-}
-
-/* vclock_out(vclock): the text vclock_in() reads, without blanks */
-Datum
-repl_ml_vclock_out(PG_FUNCTION_ARGS)
-{
-	ReplMlClock *clock = PG_GETARG_REPL_ML_CLOCK_P(0);
-	int			count = repl_ml_clock_count(clock);
-	StringInfoData text;
-
-	initStringInfo(&text);
-	appendStringInfoChar(&text, '{');
-	for (int i = 0; i < count; i++)
-	{
-		ReplMlClockEntry entry = repl_ml_clock_entry(clock, i);
-
-		appendStringInfo(&text, "%s%u:" UINT64_FORMAT,
-						 i > 0 ? "," : "", entry.node, entry.counter);
-	}
-	appendStringInfoChar(&text, '}');
-	PG_RETURN_CSTRING(text.data);
-}
-
-/*
- * vclock_recv(internal): reads an int32 count, then an int32 node and an int64
- * counter for every entry.  Trusts nothing that comes over the wire.
- */
-Datum
-repl_ml_vclock_recv(PG_FUNCTION_ARGS)
-{
-	StringInfo	message = (StringInfo) PG_GETARG_POINTER(0);
-	ClockInput	input;
-	int32		count;
-
-	input.text = input.next = NULL;
-	input.last_node = 0;
-	input.count = 0;
-
-	count = (int32) pq_getmsgint(message, 4);
-	if (count < 0 || count > REPL_ML_MAX_CLOCK_ENTRIES)
-		refuse_input(&input, ERRCODE_INVALID_BINARY_REPRESENTATION,
-					 psprintf("The number of entries is %d; it can be 0 to %d.",
-							  count, REPL_ML_MAX_CLOCK_ENTRIES));
-
-	for (int i = 0; i < count; i++)
-	{
-		/* negative numbers become large ones, which are refused as well */
-		uint64		node = (uint32) pq_getmsgint(message, 4);
-		uint64		counter = (uint64) pq_getmsgint64(message);
-
-		add_entry(&input, node, counter);
-	}
-	PG_RETURN_POINTER(finish_input(&input));
-}
-
-/* vclock_send(vclock): the bytes vclock_recv() reads */
-Datum
-repl_ml_vclock_send(PG_FUNCTION_ARGS)
-{
-	ReplMlClock *clock = PG_GETARG_REPL_ML_CLOCK_P(0);
-	int			count = repl_ml_clock_count(clock);
-	StringInfoData message;
-
-	pq_begintypsend(&message);
-	pq_sendint32(&message, count);
-	for (int i = 0; i < count; i++)
-	{
-		ReplMlClockEntry entry = repl_ml_clock_entry(clock, i);
-
-		pq_sendint32(&message, entry.node);
-		pq_sendint64(&message, entry.counter);
-	}
-	PG_RETURN_BYTEA_P(pq_endtypsend(&message));
-}
-
-/* compare(vclock, vclock): the name of the order, as text */
-Datum
-repl_ml_vclock_compare(PG_FUNCTION_ARGS)
-{
-	ReplMlClockOrder order = compare_arguments(fcinfo);
-
-	PG_RETURN_TEXT_P(cstring_to_text(repl_ml_clock_order_name(order)));
-}
-
-/* happens_before(vclock, vclock): whether the first is strictly before */
-Datum
-repl_ml_vclock_happens_before(PG_FUNCTION_ARGS)
-{
-	PG_RETURN_BOOL(compare_arguments(fcinfo) == REPL_ML_CLOCK_BEFORE);
-}
-
-/* concurrent(vclock, vclock): whether neither knows all the other knows */
-Datum
-repl_ml_vclock_concurrent(PG_FUNCTION_ARGS)
-{
-	PG_RETURN_BOOL(compare_arguments(fcinfo) == REPL_ML_CLOCK_CONCURRENT);
-}
-
-/* vclock <@ vclock: whether the second knows all the first knows */
-Datum
-repl_ml_vclock_contained(PG_FUNCTION_ARGS)
-{
-	ReplMlClockOrder order = compare_arguments(fcinfo);
-
-	PG_RETURN_BOOL(order == REPL_ML_CLOCK_BEFORE || order == REPL_ML_CLOCK_EQUAL);
-}
-
-/* vclock @> vclock: whether the first knows all the second knows */
-Datum
-repl_ml_vclock_contains(PG_FUNCTION_ARGS)
-{
-	ReplMlClockOrder order = compare_arguments(fcinfo);
-
-	PG_RETURN_BOOL(order == REPL_ML_CLOCK_AFTER || order == REPL_ML_CLOCK_EQUAL);
-}
-
-/* vclock = vclock */
-Datum
-repl_ml_vclock_eq(PG_FUNCTION_ARGS)
-{
-	ReplMlClock *a = PG_GETARG_REPL_ML_CLOCK_P(0);
-	ReplMlClock *b = PG_GETARG_REPL_ML_CLOCK_P(1);
-	bool		equal = clocks_equal(a, b);
-
-	PG_FREE_IF_COPY(a, 0);
-	PG_FREE_IF_COPY(b, 1);
-	PG_RETURN_BOOL(equal);
-}
-
-/* vclock <> vclock */
-Datum
-repl_ml_vclock_ne(PG_FUNCTION_ARGS)
-{
-	PG_RETURN_BOOL(!clocks_equal(PG_GETARG_REPL_ML_CLOCK_P(0),
-								 PG_GETARG_REPL_ML_CLOCK_P(1)));
-}
-
-/* hash support: equal clocks have equal hashes */
-Datum
-repl_ml_vclock_hash(PG_FUNCTION_ARGS)
-{
-	ReplMlClock *clock = PG_GETARG_REPL_ML_CLOCK_P(0);
-	Datum		hash = hash_any(first_entry(clock), VARSIZE_ANY_EXHDR(clock));
-
-	PG_FREE_IF_COPY(clock, 0);
-	PG_RETURN_DATUM(hash);
-}
-
-/* hash support with a seed; the low 32 bits with seed 0 are the hash above */
-Datum
-repl_ml_vclock_hash_extended(PG_FUNCTION_ARGS)
-{
-	ReplMlClock *clock = PG_GETARG_REPL_ML_CLOCK_P(0);
-	Datum		hash = hash_any_extended(first_entry(clock), VARSIZE_ANY_EXHDR(clock),
-										 PG_GETARG_INT64(1));
-
-	PG_FREE_IF_COPY(clock, 0);
-	PG_RETURN_DATUM(hash);
-}
-
-/* merge(vclock, vclock), vclock || vclock and the step of merge_agg(vclock) */
-Datum
-repl_ml_vclock_merge(PG_FUNCTION_ARGS)
-{
-	PG_RETURN_POINTER(repl_ml_clock_merge(PG_GETARG_REPL_ML_CLOCK_P(0),
-										  PG_GETARG_REPL_ML_CLOCK_P(1)));
-}
-
-/*
- * counter(vclock, integer): a node's counter; NULL if the clock does not have
- * the node, or if there can be no such node.
- */
-Datum
-repl_ml_vclock_counter(PG_FUNCTION_ARGS)
-{
-	ReplMlClock *clock = PG_GETARG_REPL_ML_CLOCK_P(0);
-	int32		node = PG_GETARG_INT32(1);
-	uint64		counter;
-
-	if (node < 1 || node > REPL_ML_MAX_NODE_ID)
-		PG_RETURN_NULL();
-
-	counter = repl_ml_clock_counter(clock, (uint16) node);
-	if (counter == 0)
-		PG_RETURN_NULL();
-	PG_RETURN_INT64((int64) counter);
-}
-
-/* max_counter(vclock): the greatest counter; NULL for the empty clock */
-Datum
-repl_ml_vclock_max_counter(PG_FUNCTION_ARGS)
-{
-	uint64		counter = repl_ml_clock_max_counter(PG_GETARG_REPL_ML_CLOCK_P(0));
-
-	if (counter == 0)
-		PG_RETURN_NULL();
-	PG_RETURN_INT64((int64) counter);
-}
-
-/* last_writer(vclock): the node of the last write; NULL for the empty clock */
-Datum
-repl_ml_vclock_last_writer(PG_FUNCTION_ARGS)
-{
-	ReplMlClockEntry dot = repl_ml_clock_dot(PG_GETARG_REPL_ML_CLOCK_P(0));
-
-	if (dot.counter == 0)
-		PG_RETURN_NULL();
-	PG_RETURN_INT32((int32) dot.node);
-}
-
-/*
- * How the two clocks an SQL function is called with stand to each other.
- */
-static ReplMlClockOrder
-compare_arguments(FunctionCallInfo fcinfo)
-{
-	return repl_ml_clock_compare(PG_GETARG_REPL_ML_CLOCK_P(0),
-								 PG_GETARG_REPL_ML_CLOCK_P(1));
-}
-
-/*
- * Whether two clocks are the same.  A clock has one form, so this is whether
- * their bytes are.
- */
-static bool
-clocks_equal(const ReplMlClock *a, const ReplMlClock *b)
-{
-	Size		size = VARSIZE_ANY_EXHDR(a);
-
-	return size == VARSIZE_ANY_EXHDR(b) &&
-		memcmp(first_entry(a), first_entry(b), size) == 0;
-}
-
-/*
  * The first entry of a clock, whichever header the clock carries.
  */
 static inline const uint8 *
@@ -688,145 +388,3 @@ set_count(ReplMlClock *clock, int count)
 	SET_VARSIZE(clock, VARHDRSZ + count * ENTRY_SIZE);
 }
 
-/*
- * Reads node:counter and appends it.
- */
-static void
-read_text_entry(ClockInput *input)
-{
-	uint64		node = read_number(input);
-	uint64		counter;
-
-	expect_token(input, ':');
-	counter = read_number(input);
-	add_entry(input, node, counter);
-}
-
-/*
- * Reads decimal digits, at least one and no sign.  A number too large to be a
- * counter comes back as some number too large to be one.
- */
-static uint64
-read_number(ClockInput *input)
-{
-	uint64		number = 0;
-
-	skip_blanks(input);
-	if (*input->next < '0' || *input->next > '9')
-		refuse_syntax(input, "a number");
-
-	for (; *input->next >= '0' && *input->next <= '9'; input->next++)
-	{
-		if (number <= REPL_ML_MAX_COUNTER)
-			number = number * 10 + (*input->next - '0');
-	}
-	return number;
-}
-
-/*
- * Reads past the token if it comes next, and says whether it did.
- */
-static bool
-skip_token(ClockInput *input, char token)
-{
-	skip_blanks(input);
-	if (*input->next != token)
-		return false;
-	input->next++;
-	return true;
-}
-
-/*
- * Reads past the token, which must come next.
- */
-static void
-expect_token(ClockInput *input, char token)
-{
-	if (!skip_token(input, token))
-		refuse_syntax(input, psprintf("\"%c\"", token));
-}
-
-/*
- * Reads past the characters that array input takes for blanks, in any locale.
- */
-static void
-skip_blanks(ClockInput *input)
-{
-	while (*input->next == ' ' || (*input->next >= '\t' && *input->next <= '\r'))
-		input->next++;
-}
-
-/*
- * Appends an entry, after everything that makes a clock valid has been checked.
- */
-static void
-add_entry(ClockInput *input, uint64 node, uint64 counter)
-{
-	if (input->count == REPL_ML_MAX_CLOCK_ENTRIES)
-		refuse_input(input, ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-					 psprintf("A clock can have at most %d entries.",
-							  REPL_ML_MAX_CLOCK_ENTRIES));
-	if (node == 0 || node > REPL_ML_MAX_NODE_ID)
-		refuse_input(input, ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
-					 psprintf("Node ids are 1 to %d.", REPL_ML_MAX_NODE_ID));
-	if (counter == 0 || counter > REPL_ML_MAX_COUNTER)
-		refuse_input(input, ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
-					 psprintf("The counter of node " UINT64_FORMAT " is out of range; counters are 1 to " UINT64_FORMAT ".",
-							  node, REPL_ML_MAX_COUNTER));
-	if (node == input->last_node)
-		refuse_input(input, ERRCODE_INVALID_TEXT_REPRESENTATION,
-					 psprintf("Node " UINT64_FORMAT " appears more than once.", node));
-	if (node < input->last_node)
-		refuse_input(input, ERRCODE_INVALID_TEXT_REPRESENTATION,
-					 psprintf("Node " UINT64_FORMAT " comes after node " UINT64_FORMAT "; nodes must be in ascending order.",
-							  node, input->last_node));
-
-	write_entry(input->entries + input->count * ENTRY_SIZE,
-				(uint16) node, counter);
-	input->last_node = node;
-	input->count++;
-}
-
-/*
- * The clock that was read.
- */
-static ReplMlClock *
-finish_input(const ClockInput *input)
-{
-	ReplMlClock *result = allocate_clock(input->count);
-
-	memcpy(VARDATA(result), input->entries,
-		   input->count * ENTRY_SIZE);
-	return result;
-}
-
-/*
- * Refuses text that has something else where the expected token belongs.
- */
-static void
-refuse_syntax(const ClockInput *input, const char *expected)
-{
-	int			position = pg_mbstrlen_with_len(input->text,
-												input->next - input->text) + 1;
-
-	refuse_input(input, ERRCODE_INVALID_TEXT_REPRESENTATION,
-				 psprintf("Expected %s at character %d.", expected, position));
-}
-
-/*
- * Refuses input.  Whatever is wrong with binary input has the one SQLSTATE
- * that clients know for it.
- */
-static void
-refuse_input(const ClockInput *input, int sqlstate, const char *detail)
-{
-	if (input->text == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
-				 errmsg("invalid binary vector clock"),
-				 errdetail_internal("%s", detail)));
-	ereport(ERROR,
-			(errcode(sqlstate),
-			 errmsg("invalid vector clock: \"%s\"", input->text),
-			 errdetail_internal("%s", detail)));
-}

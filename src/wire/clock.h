@@ -40,6 +40,7 @@ typedef struct ReplMlClockEntry
 #define DatumGetReplMlClockP(d)		((ReplMlClock *) PG_DETOAST_DATUM_PACKED(d))
 #define PG_GETARG_REPL_ML_CLOCK_P(n) DatumGetReplMlClockP(PG_GETARG_DATUM(n))
 
+/* in clock.c */
 extern int	repl_ml_clock_count(const ReplMlClock *clock);
 extern ReplMlClockEntry repl_ml_clock_entry(const ReplMlClock *clock, int i);
 extern uint64 repl_ml_clock_counter(const ReplMlClock *clock, uint16 node);
@@ -47,11 +48,14 @@ extern uint64 repl_ml_clock_max_counter(const ReplMlClock *clock);
 extern ReplMlClockEntry repl_ml_clock_dot(const ReplMlClock *clock);
 extern bool repl_ml_clock_covers(const ReplMlClock *clock, ReplMlClockEntry dot);
 extern ReplMlClock *repl_ml_clock_empty(void);
-extern ReplMlClock *repl_ml_clock_from_text(const char *text);
+extern ReplMlClock *repl_ml_clock_from_entries(const ReplMlClockEntry *entries, int count);
 extern ReplMlClock *repl_ml_clock_make(uint16 node, uint64 counter);
 extern ReplMlClock *repl_ml_clock_advance(const ReplMlClock *clock, uint16 node, uint64 counter);
 extern ReplMlClock *repl_ml_clock_merge(const ReplMlClock *a, const ReplMlClock *b);
 extern ReplMlClockOrder repl_ml_clock_compare(const ReplMlClock *a, const ReplMlClock *b);
 extern const char *repl_ml_clock_order_name(ReplMlClockOrder order);
+
+/* in vclock.c */
+extern ReplMlClock *repl_ml_clock_from_text(const char *text);
 
 #endif							/* REPL_ML_CLOCK_H */

@@ -28,6 +28,7 @@ class Client(threading.Thread):
         self.serial = 0
         self.acked = self.refused = self.unknown = 0
         self.own_keys = []
+        self.between_tries = threading.Event()  # never set
         self.connection = None
 
     def key(self):
@@ -122,7 +123,7 @@ class Client(threading.Thread):
                     continue
                 self.unknown += 1
                 self.connection = None
-                time.sleep(0.05)
+                self.between_tries.wait(0.05)
             except psycopg2.Error:
                 self.refused += 1
                 self.connection.rollback()
