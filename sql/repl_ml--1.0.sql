@@ -521,6 +521,8 @@ CREATE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name 
                       AND (m.node_name, m.joined_at) IS DISTINCT FROM (register_node.node_name, register_node.joined_at)) THEN
             RETURN false;
         END IF;
+        PERFORM repl_ml.require_setup((SELECT pg_catalog.count(*)::integer + 1 FROM repl_ml.member m
+                                        WHERE m.state <> 'dropped' AND m.node_id <> register_node.node_id));
         INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname, system_identifier, state, joined_at)
         VALUES (node_id, node_name, dsn, host, port, dbname, system_identifier, 'joining', joined_at)
         ON CONFLICT DO NOTHING;
@@ -732,15 +734,13 @@ COMMENT ON FUNCTION repl_ml.pending_tables() IS 'tables whose state in this data
 --
 
 -- One row a setting: what it is, what it should be, the line to write
-CREATE FUNCTION repl_ml.check_setup(peer_dsn text DEFAULT NULL, OUT check_name text, OUT status text, OUT detail text, OUT hint text)
+CREATE FUNCTION repl_ml.check_settings(members integer, OUT check_name text, OUT status text, OUT detail text, OUT hint text)
     RETURNS SETOF record
-    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
-        members integer := greatest(2, (SELECT pg_catalog.count(*) FROM repl_ml.member m WHERE m.state <> 'dropped'));
         peers integer := members - 1;
         v text;
-        p record;
         need record;
     BEGIN
         check_name := 'shared_preload_libraries';
@@ -767,9 +767,8 @@ CREATE FUNCTION repl_ml.check_setup(peer_dsn text DEFAULT NULL, OUT check_name t
 
         FOR need IN
             SELECT * FROM (VALUES
-                ('max_worker_processes', 2 + peers + pg_catalog.current_setting('max_logical_replication_workers')::integer
-                                         + CASE WHEN pg_catalog.current_setting('max_parallel_workers')::integer > 0 THEN 1 ELSE 0 END,
-                 pg_catalog.format('a launcher, a supervisor and %s apply workers beside the server''s own', peers)),
+                ('max_worker_processes', 4 + peers,
+                 pg_catalog.format('the server''s own, a launcher, a supervisor, a join worker and %s for applying', peers)),
                 ('max_wal_senders', 2 * peers, pg_catalog.format('a stream and a copy for each of %s peers', peers)),
                 ('max_replication_slots', peers + 1, pg_catalog.format('a slot and an origin for each of %s peers', peers))) AS x(name, least, why)
         LOOP
@@ -824,6 +823,21 @@ CREATE FUNCTION repl_ml.check_setup(peer_dsn text DEFAULT NULL, OUT check_name t
         hint := CASE WHEN v = '-1' THEN 'A peer that is down keeps WAL without limit; write, for example, max_slot_wal_keep_size = 50GB into postgresql.conf.' END;
         RETURN NEXT;
 
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.check_settings(integer) IS 'this server''s settings against what a group of so many members needs';
+
+-- For a person: the settings for the group's size, and whether a peer can be reached
+CREATE FUNCTION repl_ml.check_setup(peer_dsn text DEFAULT NULL, OUT check_name text, OUT status text, OUT detail text, OUT hint text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        v text;
+        p record;
+    BEGIN
+        RETURN QUERY SELECT * FROM repl_ml.check_settings(
+            greatest(2, (SELECT pg_catalog.count(*)::integer FROM repl_ml.member m WHERE m.state <> 'dropped')));
         IF peer_dsn IS NOT NULL THEN
             check_name := 'peer';
             BEGIN
@@ -844,19 +858,20 @@ COMMENT ON FUNCTION repl_ml.check_setup(text) IS
     'checks this server''s settings for the group''s size, and a peer''s connection string; status is ok, warning or error, hint is what to do';
 
 -- Raises the first error of check_setup
-CREATE FUNCTION repl_ml.require_setup() RETURNS void
-    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+CREATE FUNCTION repl_ml.require_setup(members integer) RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
         s record;
     BEGIN
-        FOR s IN SELECT * FROM repl_ml.check_setup() c WHERE c.status = 'error' LOOP
-            RAISE EXCEPTION 'setting "%" does not allow replication: it %', s.check_name, s.detail
+        FOR s IN SELECT * FROM repl_ml.check_settings(members) c WHERE c.status = 'error' LOOP
+            RAISE EXCEPTION 'setting "%"% does not allow replication: it %', s.check_name,
+                coalesce((SELECT pg_catalog.format(' of node "%s"', l.node_name) FROM repl_ml.local_node l), ''), s.detail
                 USING ERRCODE = 'object_not_in_prerequisite_state', HINT = s.hint;
         END LOOP;
     END
     $$;
-COMMENT ON FUNCTION repl_ml.require_setup() IS 'raises an error for the first setting check_setup finds wrong';
+COMMENT ON FUNCTION repl_ml.require_setup(integer) IS 'raises an error for the first setting that does not allow a group of so many members';
 
 -- What create_group and join_group check before anything is written
 CREATE FUNCTION repl_ml.check_new_member(group_name name, node_name name, dsn text, OUT host text, OUT port integer, OUT dbname text)
@@ -880,7 +895,7 @@ CREATE FUNCTION repl_ml.check_new_member(group_name name, node_name name, dsn te
             RAISE EXCEPTION 'this database is already node "%" of group "%"', existing.node_name, existing.group_name
                 USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'To leave that group, run SELECT repl_ml.leave_group().';
         END IF;
-        PERFORM repl_ml.require_setup();
+        PERFORM repl_ml.require_setup(2);
         SELECT * INTO here FROM repl_ml.local_fingerprint();
         SELECT * INTO there FROM repl_ml.probe(dsn);
         IF (there.system_identifier, there.database, there.dbname) IS DISTINCT FROM

@@ -70,6 +70,7 @@ typedef struct ReplMlApply
 	const char *doing;			/* for the error context: the message handled */
 	const char *table;			/* ... and the table, or NULL */
 	bool		blame_transaction;	/* an error now is the transaction's, not the stream's */
+	int			races;			/* transactions lost to clients in a row */
 	bool		progressed;		/* a transaction was applied over this connection */
 	XLogRecPtr	failed_lsn;		/* final LSN of the transaction that failed last */
 	int			failures;		/* how often in a row */

@@ -139,6 +139,7 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 	}
 	apply->applied = commit.end_lsn;
 	apply->progressed = true;
+	apply->races = 0;
 	apply->failed_lsn = InvalidXLogRecPtr;
 	apply->failures = 0;
 

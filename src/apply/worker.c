@@ -68,7 +68,7 @@ repl_ml_apply_main(Datum arg)
 		bool		again_at_once = run_and_recover();
 
 		if (again_at_once)
-			delay = 0;
+			delay = Min(FIRST_DELAY_MS / 4 * Max(apply.races - 1, 0), FIRST_DELAY_MS * 5);
 		else if (delay == 0 || apply.progressed)
 			delay = FIRST_DELAY_MS;
 		else
@@ -445,7 +445,10 @@ recover(void)
 
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	if (race)
+	{
+		apply.races++;
 		apply.worker->retries++;
+	}
 	else
 	{
 		apply.worker->errors++;

@@ -396,7 +396,21 @@ load_members(WalReceiverConn *donor, Candidate *candidate)
 	repl_ml_stream_free(result);
 }
 
-/* What every member is told of us. */
+static int
+live_members(Candidate *candidate)
+{
+	int			count = 0;
+	ListCell   *lc;
+
+	foreach(lc, candidate->members)
+	{
+		if (strcmp(((Member *) lfirst(lc))->state, "dropped") != 0)
+			count++;
+	}
+	return count;
+}
+
+/* What every member is told of us; our own settings must do for one more member. */
 static void
 describe_self(ReplMlJoinRequest *request, Candidate *candidate)
 {
@@ -404,6 +418,7 @@ describe_self(ReplMlJoinRequest *request, Candidate *candidate)
 	Datum		values[2] = {CStringGetTextDatum(NameStr(request->node_name)), CStringGetTextDatum(request->dsn)};
 
 	repl_ml_begin();
+	SPI_execute(psprintf("SELECT repl_ml.require_setup(%d)", live_members(candidate) + 1), true, 0);
 	SPI_execute_with_args("SELECT pg_catalog.format('%L, %L, %L, %L::int, %L, %s, %L', $1, $2, p.host, p.port, p.dbname, p.system_identifier, pg_catalog.now())"
 						  " FROM repl_ml.probe($2) p", 2, types, values, NULL, false, 1);
 	candidate->registration = MemoryContextStrdup(TopMemoryContext, repl_ml_spi_text(0, 0));

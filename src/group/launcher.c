@@ -183,16 +183,21 @@ start_supervisors(void)
 	}
 }
 
+#define SLOT_IN_USE			(-1)
+#define SLOTS_EXHAUSTED		(-2)
+
 /* Takes the slot if its worker neither runs nor is being started. */
 static int
 claim_slot(Oid database, int peer)
 {
 	ReplMlWorker *worker;
-	int			slot = -1;
+	int			slot = SLOT_IN_USE;
 
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	worker = repl_ml_shmem_worker(database, peer);
-	if (worker != NULL && worker->pid == 0 && !worker->stop &&
+	if (worker == NULL)
+		slot = SLOTS_EXHAUSTED;
+	else if (worker->pid == 0 && !worker->stop &&
 		TimestampDifferenceExceeds(worker->launch_time, GetCurrentTimestamp(), START_PATIENCE_MS))
 	{
 		worker->launch_time = GetCurrentTimestamp();
@@ -213,8 +218,15 @@ repl_ml_worker_start(Oid database, int peer)
 	BackgroundWorker worker = {0};
 	int			slot = claim_slot(database, peer);
 
-	if (slot < 0)
+	if (slot == SLOT_IN_USE)
 		return true;
+	if (slot == SLOTS_EXHAUSTED)
+	{
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("repl_ml runs at most %d workers on a server", REPL_ML_MAX_WORKERS)));
+		return false;
+	}
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;

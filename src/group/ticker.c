@@ -35,6 +35,7 @@
 #define CLOCK_FILE		"repl_ml.clock"
 #define CLOCK_FILE_TMP	"repl_ml.clock.tmp"
 #define CLOCK_FILE_MAGIC	0x52504D4C
+#define SKEW_REPORT_MS	60000
 #define BOUND_AHEAD		INT64CONST(5000000) /* how far the bound is moved ahead, µs */
 
 typedef struct ClockFile
@@ -121,15 +122,37 @@ repl_ml_ticker_next(uint64 above)
 	return next;
 }
 
+/* Tells of a clock that is too far ahead of ours, once a minute at most. */
+static void
+report_skew(uint64 ahead)
+{
+	static TimestampTz last = 0;
+
+	if (!TimestampDifferenceExceeds(last, GetCurrentTimestamp(), SKEW_REPORT_MS))
+		return;
+	last = GetCurrentTimestamp();
+	ereport(WARNING,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("a row was written by a node whose clock is " UINT64_FORMAT " ms ahead of this one's", ahead / 1000),
+			 errdetail("In a conflict the later clock wins, so that node wins more often than it should."),
+			 errhint("Correct the system clocks; see repl_ml.max_clock_skew.")));
+}
+
 /* Makes later counters greater than "counter", if that is not absurdly ahead. */
 void
 repl_ml_ticker_observe(uint64 counter)
 {
 	uint64		old = pg_atomic_read_u64(&repl_ml_shared->counter);
+	uint64		now;
 
-	if (counter <= old ||
-		counter > repl_ml_ticker_now() + (uint64) repl_ml_max_clock_skew * 1000)
+	if (counter <= old)
 		return;
+	now = repl_ml_ticker_now();
+	if (counter > now + (uint64) repl_ml_max_clock_skew * 1000)
+	{
+		report_skew(counter - now);
+		return;
+	}
 	while (old < counter &&
 		   !pg_atomic_compare_exchange_u64(&repl_ml_shared->counter, &old, counter))
 		;
