@@ -281,7 +281,7 @@ COMMENT ON FUNCTION repl_ml.stamp_truncate() IS 'trigger: leaves a tombstone for
 
 --
 -- Tables. Not readable by others: DSNs may hold passwords, histories hold rows.
--- The first four are replicated themselves; the rest is this node's own.
+-- The first five are replicated themselves; the rest is this node's own.
 --
 
 -- Members, for ever: a dropped one keeps its row, so ids are never reused
@@ -332,6 +332,14 @@ CREATE TABLE repl_ml.tombstone (
 );
 CREATE INDEX tombstone_key_hash_idx ON repl_ml.tombstone (key_hash);
 COMMENT ON TABLE repl_ml.tombstone IS 'deleted rows whose deletion may still have to win against a late version';
+
+-- Which tombstones each node has removed: those at or below its floor
+CREATE TABLE repl_ml.collection (
+    node_id      integer PRIMARY KEY,
+    floor        repl_ml.vclock NOT NULL,
+    __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
+);
+COMMENT ON TABLE repl_ml.collection IS 'for each node the clock up to which it has removed tombstones: what it writes later cannot know of them and need not';
 
 -- Who this database is
 CREATE TABLE repl_ml.local_node (
@@ -917,13 +925,14 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
     BEGIN
         DELETE FROM repl_ml.heartbeat;
         DELETE FROM repl_ml.tombstone;
+        DELETE FROM repl_ml.collection;
         DELETE FROM repl_ml.table_sync;
         DELETE FROM repl_ml.dropped_node;
         INSERT INTO repl_ml.local_node (node_id, node_name, group_name, group_id, state, system_identifier, timeline, database, directory, donor, copy_data)
         SELECT become_member.node_id, become_member.node_name, become_member.group_name, become_member.group_id, become_member.state,
                f.system_identifier, f.timeline, f.database, f.directory, become_member.donor, become_member.copy_data
           FROM repl_ml.local_fingerprint() f;
-        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone
+        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection
             WITH (publish = 'insert, update', publish_via_partition_root = true);
         COMMENT ON PUBLICATION repl_ml IS 'what the repl_ml group replicates; managed by repl_ml.add_table and remove_table';
         PERFORM repl_ml.wake_workers();
@@ -1072,6 +1081,7 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         DELETE FROM repl_ml.replicated_table;
         DELETE FROM repl_ml.heartbeat;
         DELETE FROM repl_ml.tombstone;
+        DELETE FROM repl_ml.collection;
         DELETE FROM repl_ml.table_sync;
         DELETE FROM repl_ml.dropped_node;
         FOR r IN SELECT o.roname FROM pg_catalog.pg_replication_origin o
@@ -1348,7 +1358,7 @@ DO $$
 DECLARE
     t regclass;
 BEGIN
-    FOREACH t IN ARRAY '{repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat}'::regclass[] LOOP
+    FOREACH t IN ARRAY '{repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.collection}'::regclass[] LOOP
         EXECUTE pg_catalog.format('CREATE TRIGGER zz_repl_ml_update BEFORE UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION repl_ml.stamp_update()', t);
         EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER zz_repl_ml_update', t);
     END LOOP;
@@ -1374,7 +1384,7 @@ GRANT EXECUTE ON FUNCTION repl_ml.current_vector(), repl_ml.worker_stats(), repl
 GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts TO pg_monitor;
 GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts, repl_ml.conflicts, repl_ml.parked_changes TO repl_ml_admin;
 
-GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone TO repl_ml_replication;
+GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection TO repl_ml_replication;
 GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.applied_lsn(integer), repl_ml.final_lsn(integer), repl_ml.link_name(integer),
     repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz),
     repl_ml.forget_node(uuid, integer) TO repl_ml_replication;

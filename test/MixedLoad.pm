@@ -20,12 +20,20 @@ sub load_group
 {
 	my $schema = join '', map { slurp("$testdir/sql/$_.sql") } qw(mlflow feast);
 
-	return new_group(3, $schema . <<'SQL');
+	my @nodes = new_group(3, $schema . <<'SQL');
 SELECT repl_ml.add_all_tables();
 INSERT INTO experiments (experiment_id, name) VALUES (0, 'Default');
 INSERT INTO runs (run_uuid, experiment_id) SELECT 'shared' || g, 0 FROM generate_series(0, 4) g;
 INSERT INTO registered_models (name) SELECT 'model' || g FROM generate_series(0, 4) g;
 SQL
+
+	# tombstones are removed every ten heartbeats: often enough to be part of the test
+	foreach my $node (@nodes)
+	{
+		sql($node, "ALTER SYSTEM SET repl_ml.heartbeat_interval = '200ms'");
+		sql($node, 'SELECT pg_reload_conf()');
+	}
+	return @nodes;
 }
 
 sub slurp

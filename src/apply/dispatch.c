@@ -325,7 +325,8 @@ repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, LogicalRepTupleD
 	repl_ml_relation_fill_slot(table, tuple, target->incoming);
 	repl_ml_become_self(&saved);
 	apply->transaction.conflicts += repl_ml_row_join(table->local, target->incoming, &source);
-	if (is_catalog && strcmp(table->remote.relname, "heartbeat") != 0)
+	if (is_catalog && strcmp(table->remote.relname, "heartbeat") != 0 &&
+		strcmp(table->remote.relname, "collection") != 0)
 		apply->transaction.catalogs_changed = true;
 }
 

@@ -118,7 +118,8 @@ join_into_row(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, const 
 static ReplMlConflict *
 join_into_nothing(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, const ReplMlClock *clock)
 {
-	ReplMlClock *dead = repl_ml_tombstone_find(target->table, key);
+	uint16		writer = repl_ml_clock_dot(clock).node;
+	ReplMlClock *dead = repl_ml_tombstone_find(target->table, key, writer);
 	ReplMlVerdict verdict = {.action = REPL_ML_TAKE,.clock = clock};
 	ReplMlConflict *conflict = NULL;
 
@@ -135,7 +136,7 @@ join_into_nothing(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, co
 	repl_ml_target_insert(target, with_clock(target, arriving, verdict.clock));
 
 	/* a deletion that another worker is applying may not have seen the row */
-	dead = repl_ml_tombstone_find(target->table, key);
+	dead = repl_ml_tombstone_find(target->table, key, writer);
 	if (dead != NULL && repl_ml_clock_compare(dead, verdict.clock) != REPL_ML_CLOCK_BEFORE &&
 		repl_ml_clock_compare(dead, verdict.clock) != REPL_ML_CLOCK_EQUAL)
 		return settle_with_tombstone(target, key, arriving, dead);
@@ -146,9 +147,11 @@ join_into_nothing(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, co
 static ReplMlConflict *
 bury_row(ReplMlTarget *target, Datum *key, TupleTableSlot *searched, const ReplMlClock *clock)
 {
-	ReplMlClock *dead = repl_ml_tombstone_find(target->table, key);
+	ReplMlClock *dead = repl_ml_tombstone_find(target->table, key, 0);
 
 	repl_ml_ticker_observe(repl_ml_clock_max_counter(clock));
+	if (repl_ml_tombstone_collected(repl_ml_identity()->node_id, clock))
+		return NULL;			/* an old copy of one we have removed */
 	if (dead != NULL && (repl_ml_clock_compare(clock, dead) == REPL_ML_CLOCK_BEFORE ||
 						 repl_ml_clock_compare(clock, dead) == REPL_ML_CLOCK_EQUAL))
 		return NULL;

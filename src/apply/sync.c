@@ -57,6 +57,7 @@ repl_ml_sync_catalogs(ReplMlApply *apply)
 {
 	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "member");
 	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "replicated_table");
+	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "collection");
 	repl_ml_shmem_wake_supervisor(MyDatabaseId);
 }
 

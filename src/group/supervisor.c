@@ -357,6 +357,9 @@ finish_join(uint16 self)
  * every member has applied everything each of them wrote before.  So two
  * rounds: what all have now ("candidate") may go once all have read a
  * heartbeat of each member that is newer than the one that said so ("proof").
+ * The members do not remove it at the same moment, so each tells the others
+ * what it has removed (repl_ml.collection): see tombstone.c.  A node that
+ * joins gets rows and tombstones of different moments, so all wait for it.
  */
 static void
 collect_garbage(void)
@@ -367,9 +370,14 @@ collect_garbage(void)
 
 	repl_ml_begin();
 	if (candidate[0] != '\0' &&
+		repl_ml_query_int("SELECT 1 FROM repl_ml.member WHERE state OPERATOR(pg_catalog.=) 'joining' LIMIT 1") == 0 &&
 		repl_ml_query_int(psprintf("SELECT 1 WHERE '%s'::repl_ml.vclock OPERATOR(repl_ml.<@) repl_ml.stable_vector()", proof)) != 0)
 	{
 		SPI_execute(psprintf("DELETE FROM repl_ml.tombstone WHERE __repl_clock OPERATOR(repl_ml.<@) '%s'::repl_ml.vclock", candidate), false, 0);
+		/* in the stream before whatever is written without these tombstones */
+		if (SPI_processed > 0)
+			SPI_execute(psprintf("INSERT INTO repl_ml.collection AS c (node_id, floor) SELECT node_id, '%s' FROM repl_ml.local_node"
+								 " ON CONFLICT (node_id) DO UPDATE SET floor = repl_ml.merge(c.floor, excluded.floor)", candidate), false, 0);
 		candidate[0] = '\0';
 	}
 	if (candidate[0] == '\0')

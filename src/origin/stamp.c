@@ -417,7 +417,7 @@ settle(TriggerData *trigdata, ReplMlTable *table, TupleTableSlot *slot, bool onl
 	if (self == NULL)
 		return;
 	repl_ml_key_from_slot(table, slot, key);
-	dead = repl_ml_tombstone_find(table, key);
+	dead = repl_ml_tombstone_find(table, key, 0);
 	clock = DatumGetReplMlClockP(slot_getattr(slot, table->clock_attnum, &isnull));
 	own = !only_own ||
 		(repl_ml_clock_count(clock) == 1 &&

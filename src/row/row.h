@@ -76,7 +76,8 @@ extern void repl_ml_key_from_tuple(ReplMlTable *table, HeapTuple tuple, TupleDes
 extern void repl_ml_key_from_slot(ReplMlTable *table, TupleTableSlot *slot, Datum *key);
 
 /* in tombstone.c */
-extern ReplMlClock *repl_ml_tombstone_find(ReplMlTable *table, Datum *key);
+extern ReplMlClock *repl_ml_tombstone_find(ReplMlTable *table, Datum *key, uint16 writer);
+extern bool repl_ml_tombstone_collected(uint16 node, const ReplMlClock *clock);
 extern void repl_ml_tombstone_insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock);
 
 /* in store.c */

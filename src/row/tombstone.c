@@ -5,7 +5,11 @@
  * Several tombstones of one key count as one whose clock is the join of
  * theirs, so nobody ever updates one and a tombstone may be written twice.
  * They are only removed when no version they suppress can still arrive
- * (group/supervisor.c).
+ * (group/supervisor.c).  Members do that at different moments.  A row that a
+ * node inserts after it has removed a tombstone does not have that tombstone
+ * in its clock; elsewhere, where the tombstone may still be, the row must
+ * meet it as one it knew.  So each node's removals travel in its own stream,
+ * ahead of such rows, as the clock up to which it has removed: its floor.
  *
  * A row and its tombstone are kept apart by order, not by a lock: who inserts
  * a row looks for tombstones after it, who writes a tombstone looks for the
@@ -32,6 +36,14 @@
 #define TOMBSTONE_TABLE			"tombstone"
 #define TOMBSTONE_INDEX			"tombstone_key_hash_idx"
 
+#define COLLECTION_TABLE		"collection"
+
+enum
+{
+	Anum_collection_node_id = 1,
+	Anum_collection_floor
+};
+
 enum
 {
 	Anum_tombstone_schema_name = 1,
@@ -43,17 +55,19 @@ enum
 	Natts_tombstone = Anum_tombstone_clock
 };
 
-static ReplMlClock *scan_once(ReplMlTable *table, Datum *key, Relation rel, Oid index,
+static ReplMlClock *scan_once(ReplMlTable *table, Datum *key, uint16 writer, Relation rel, Oid index,
 							  uint64 hash, TransactionId *wait_for);
 static bool is_for(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple, ReplMlClock **clock);
 
 /*
  * The joined clock of the key's tombstones, palloc'd, or NULL if it has none.
+ * Those that the node "writer" had removed when it wrote do not count; 0 is
+ * for a row written here, which has to know all.
  * Sees what is committed now, whatever the transaction's snapshot, and waits
  * for a transaction that is writing one.
  */
 ReplMlClock *
-repl_ml_tombstone_find(ReplMlTable *table, Datum *key)
+repl_ml_tombstone_find(ReplMlTable *table, Datum *key, uint16 writer)
 {
 	Relation	rel;
 	Oid			index;
@@ -67,21 +81,21 @@ repl_ml_tombstone_find(ReplMlTable *table, Datum *key)
 	index = repl_ml_catalog_oid(TOMBSTONE_INDEX);
 	for (;;)
 	{
-		TransactionId writer = InvalidTransactionId;
-		ReplMlClock *clock = scan_once(table, key, rel, index, hash, &writer);
+		TransactionId busy = InvalidTransactionId;
+		ReplMlClock *clock = scan_once(table, key, writer, rel, index, hash, &busy);
 
-		if (!TransactionIdIsValid(writer))
+		if (!TransactionIdIsValid(busy))
 		{
 			table_close(rel, AccessShareLock);
 			return clock;
 		}
-		XactLockTableWait(writer, NULL, NULL, XLTW_None);
+		XactLockTableWait(busy, NULL, NULL, XLTW_None);
 		CHECK_FOR_INTERRUPTS();
 	}
 }
 
 static ReplMlClock *
-scan_once(ReplMlTable *table, Datum *key, Relation rel, Oid index,
+scan_once(ReplMlTable *table, Datum *key, uint16 writer, Relation rel, Oid index,
 		  uint64 hash, TransactionId *wait_for)
 {
 	ReplMlClock *joined = NULL;
@@ -104,11 +118,44 @@ scan_once(ReplMlTable *table, Datum *key, Relation rel, Oid index,
 			*wait_for = dirty.xmin;
 			break;
 		}
-		if (is_for(table, key, rel, tuple, &clock))
+		if (is_for(table, key, rel, tuple, &clock) &&
+			(writer == 0 || !repl_ml_tombstone_collected(writer, clock)))
 			joined = joined == NULL ? clock : repl_ml_clock_merge(joined, clock);
 	}
 	systable_endscan(scan);
 	return joined;
+}
+
+/* Has the node, as far as its stream has told us, removed a tombstone with this clock? */
+bool
+repl_ml_tombstone_collected(uint16 node, const ReplMlClock *clock)
+{
+	Relation	rel = table_open(repl_ml_catalog_oid(COLLECTION_TABLE), AccessShareLock);
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, SnapshotSelf, 0, NULL);
+	bool		collected = false;
+	HeapTuple	tuple;
+
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		bool		isnull;
+		ReplMlClock *floor;
+
+		if (DatumGetInt32(heap_getattr(tuple, Anum_collection_node_id, RelationGetDescr(rel), &isnull)) != node)
+			continue;
+		floor = DatumGetReplMlClockP(heap_getattr(tuple, Anum_collection_floor, RelationGetDescr(rel), &isnull));
+		switch (repl_ml_clock_compare(clock, floor))
+		{
+			case REPL_ML_CLOCK_BEFORE:
+			case REPL_ML_CLOCK_EQUAL:
+				collected = true;
+				break;
+			default:
+				break;
+		}
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return collected;
 }
 
 /* Is this tombstone the key's?  Hashes may collide.  Returns a copy of its clock. */
