@@ -1,0 +1,103 @@
+# Helper of the membership tests: writers in the background, crashes, what a node leaves behind.
+package Membership;
+
+use strict;
+use warnings;
+use Exporter 'import';
+use File::Basename qw(basename);
+use IPC::Run;
+use PostgreSQL::Test::Utils;
+use ReplMl;
+use Test::More;
+
+our @EXPORT = qw(start_writer stop_writer crash restart no_errors left_behind is_clean);
+
+# Runs a pgbench script on a node, again and again, until stop_writer (or a minute has passed).
+sub start_writer
+{
+	my ($node, $script) = @_;
+	my $file = PostgreSQL::Test::Utils::tempdir() . '/writer.sql';
+	my %writer = (node => $node, out => '');
+
+	PostgreSQL::Test::Utils::append_to_file($file, $script);
+	$writer{run} = IPC::Run::start(
+		[ 'pgbench', '-n', '-T', 60, '-R', 100, '-f', $file, '-h', $node->host, '-p', $node->port, 'postgres' ],
+		'>&', \$writer{out});
+	return \%writer;
+}
+
+# Ends a writer; tests that none of its transactions failed, unless the server went away under it.
+sub stop_writer
+{
+	my ($writer, $may_fail) = @_;
+
+	$writer->{run}->signal('INT');
+	$writer->{run}->finish;
+	unlike($writer->{out}, qr/error|aborted/i, 'no write failed on ' . $writer->{node}->name)
+	  unless $may_fail;
+}
+
+# Ends a server as a power cut does: 'immediate' is a signal to the postmaster, 'kill9' says nothing to anybody.
+sub crash
+{
+	my ($node, $how) = @_;
+	return $how eq 'kill9' ? $node->kill9 : $node->stop('immediate');
+}
+
+# Starts a server again after a crash: the processes of the former one may need a moment to end.
+sub restart
+{
+	my ($node) = @_;
+	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		return if $node->start(fail_ok => 1);
+	}
+	die $node->name . ': does not start again';
+}
+
+# Tests that nothing was parked, and that every apply worker streams.
+sub no_errors
+{
+	my ($nodes) = @_;
+	foreach my $node (@$nodes)
+	{
+		is(sql($node, 'SELECT table_name, action, message FROM repl_ml.parked_changes'),
+			'', 'nothing parked on ' . $node->name);
+		poll_until($node, "SELECT bool_and(state = 'streaming') FROM repl_ml.stat_apply");
+	}
+}
+
+# What a node keeps for the node with this id: slots, origins, catalog rows, tables due for a copy.
+sub left_behind
+{
+	my ($node, $id) = @_;
+	return sql($node, <<"SQL");
+SELECT 'slot ' || slot_name FROM pg_catalog.pg_replication_slots WHERE slot_name LIKE 'repl\\_ml\\_%\\_$id'
+UNION ALL SELECT 'origin ' || roname FROM pg_catalog.pg_replication_origin WHERE roname LIKE 'repl\\_ml\\_%\\_$id'
+UNION ALL SELECT 'member ' || state FROM repl_ml.member WHERE node_id = $id AND state <> 'dropped'
+UNION ALL SELECT 'copy of ' || table_name FROM repl_ml.table_sync WHERE node_id = $id
+SQL
+}
+
+# Tests that a database has nothing of a group: no identity, links, publication, columns, triggers, rows.
+sub is_clean
+{
+	my ($node, $name) = @_;
+	is(sql($node, <<'SQL'), '', $name);
+SELECT 'slot ' || slot_name FROM pg_catalog.pg_replication_slots WHERE plugin = 'repl_ml'
+UNION ALL SELECT 'origin ' || roname FROM pg_catalog.pg_replication_origin
+UNION ALL SELECT 'publication ' || pubname FROM pg_catalog.pg_publication
+UNION ALL SELECT 'column of ' || attrelid::regclass FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+           WHERE attname = '__repl_clock' AND NOT attisdropped AND c.relnamespace <> 'repl_ml'::regnamespace
+UNION ALL SELECT 'trigger ' || tgname FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+           WHERE tgname LIKE '%repl\_ml%' AND c.relnamespace <> 'repl_ml'::regnamespace
+UNION ALL SELECT 'identity' FROM repl_ml.local_node
+UNION ALL SELECT 'member' FROM repl_ml.member
+UNION ALL SELECT 'table' FROM repl_ml.replicated_table
+UNION ALL SELECT 'heartbeat' FROM repl_ml.heartbeat
+UNION ALL SELECT 'tombstone' FROM repl_ml.tombstone
+UNION ALL SELECT 'copy' FROM repl_ml.table_sync
+SQL
+}
+
+1;
