@@ -89,6 +89,7 @@ run_and_recover(void)
 {
 	volatile bool at_once = false;
 
+	apply.progressed = false;
 	PG_TRY();
 	{
 		run();
@@ -245,7 +246,6 @@ run(void)
 	repl_ml_sync_tables(&apply);
 
 	apply.received = apply.applied = apply.durable = from;
-	apply.progressed = false;
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
 	stream(from);
 	disconnect();
