@@ -278,30 +278,38 @@ repl_ml_wake_workers(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* The state of a node as committed now, palloc'd; NULL if there is none. */
+/*
+ * The state of a node as committed now, palloc'd; NULL if there is none.  For
+ * this node while it joins *donor is whom it is copied from, else 0.
+ */
 static char *
-node_state(Name node_name)
+node_state(Name node_name, int *donor)
 {
 	Oid			types[1] = {NAMEOID};
 	Datum		values[1] = {NameGetDatum(node_name)};
 	char	   *state = NULL;
 
+	*donor = 0;
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_connect();
-	SPI_execute_with_args("SELECT state FROM repl_ml.member WHERE node_name OPERATOR(pg_catalog.=) $1 ORDER BY state OPERATOR(pg_catalog.=) 'dropped' LIMIT 1",
+	SPI_execute_with_args("SELECT m.state, coalesce(l.donor, 0) FROM repl_ml.member m"
+						  " LEFT JOIN repl_ml.local_node l ON l.node_id OPERATOR(pg_catalog.=) m.node_id"
+						  " WHERE m.node_name OPERATOR(pg_catalog.=) $1 ORDER BY m.state OPERATOR(pg_catalog.=) 'dropped' LIMIT 1",
 						  1, types, values, NULL, true, 1);
 	if (SPI_processed > 0)
+	{
 		state = SPI_palloc(32);
-	if (state != NULL)
 		strlcpy(state, repl_ml_spi_text(0, 0), 32);
+		*donor = atoi(repl_ml_spi_text(0, 1));
+	}
 	SPI_finish();
 	PopActiveSnapshot();
 	return state;
 }
 
-/* The last error of a worker that keeps failing; false if none does. */
+/* The last error of a worker that keeps failing, the peer's or (0) anyone's; false if none does. */
 static bool
-failing_worker(ReplMlWorker *copy, int errors_wanted)
+failing_worker(ReplMlWorker *copy, int peer, int errors_wanted)
 {
 	bool		found = false;
 
@@ -311,6 +319,7 @@ failing_worker(ReplMlWorker *copy, int errors_wanted)
 		ReplMlWorker *worker = &repl_ml_shared->workers[i];
 
 		found = worker->database == MyDatabaseId && worker->peer != 0 && worker->error_time != 0 &&
+			(peer == 0 || worker->peer == peer) &&
 			worker->state != REPL_ML_WORKER_STREAMING && worker->errors >= errors_wanted;
 		if (found)
 			*copy = *worker;
@@ -323,7 +332,7 @@ static void
 give_up_waiting(Name node_name, const char *state, int sqlstate)
 {
 	ReplMlWorker worker;
-	bool		failing = failing_worker(&worker, 1);
+	bool		failing = failing_worker(&worker, 0, 1);
 
 	ereport(ERROR,
 			(errcode(sqlstate),
@@ -346,7 +355,8 @@ repl_ml_wait_for_node(PG_FUNCTION_ARGS)
 	repl_ml_shmem_require();
 	for (;;)
 	{
-		char	   *state = node_state(node_name);
+		int			donor;
+		char	   *state = node_state(node_name, &donor);
 		ReplMlWorker worker;
 
 		if (state == NULL || strcmp(state, "dropped") == 0)
@@ -356,8 +366,8 @@ repl_ml_wait_for_node(PG_FUNCTION_ARGS)
 					 errhint("Run SELECT node_name, state FROM repl_ml.nodes.")));
 		if (strcmp(state, "ready") == 0)
 			PG_RETURN_VOID();
-		if (strcmp(NameStr(repl_ml_identity()->node_name), NameStr(*node_name)) == 0 &&
-			failing_worker(&worker, ERRORS_UNTIL_TOLD))
+		/* only the donor's failure keeps this node from becoming ready */
+		if (donor != 0 && failing_worker(&worker, donor, ERRORS_UNTIL_TOLD))
 			give_up_waiting(node_name, state, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE);
 		if (GetCurrentTimestamp() >= deadline)
 			give_up_waiting(node_name, state, ERRCODE_QUERY_CANCELED);
