@@ -43,6 +43,8 @@ typedef struct OtherMember
 {
 	int			node_id;
 	XLogRecPtr	from;			/* what the donor must have of it, invalid: no link yet */
+	bool		fails;			/* connecting to it has failed */
+	bool		donor_has_it;
 } OtherMember;
 
 static void copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, const char *table_name);
@@ -358,54 +360,90 @@ repl_ml_sync_dropped(ReplMlApply *apply)
 	}
 }
 
-/* The other members that are up and running, and our link to each. */
+/* The other members, our link to each, and whether it fails. */
 static List *
 load_others(ReplMlApply *apply)
 {
 	List	   *others = NIL;
 
-	SPI_execute(psprintf("SELECT m.node_id, pg_catalog.pg_replication_origin_progress(o.roname, false)"
+	SPI_execute(psprintf("SELECT m.node_id, pg_catalog.pg_replication_origin_progress(o.roname, false), w.errors OPERATOR(pg_catalog.>) 0"
 						 " FROM repl_ml.member m LEFT JOIN pg_catalog.pg_replication_origin o ON o.roname OPERATOR(pg_catalog.=) repl_ml.link_name(m.node_id)"
+						 " LEFT JOIN repl_ml.worker_stats() w ON w.peer OPERATOR(pg_catalog.=) m.node_id"
 						 " WHERE m.state OPERATOR(pg_catalog.=) 'ready' AND m.node_id OPERATOR(pg_catalog.<>) %d AND m.node_id OPERATOR(pg_catalog.<>) %d",
 						 apply->peer->node_id, apply->self), true, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		char	   *lsn = repl_ml_spi_text(i, 1);
+		char	   *fails = repl_ml_spi_text(i, 2);
 		MemoryContext old = MemoryContextSwitchTo(apply->message_context);
-		OtherMember *other = palloc(sizeof(OtherMember));
+		OtherMember *other = palloc0(sizeof(OtherMember));
 
 		other->node_id = atoi(repl_ml_spi_text(i, 0));
 		other->from = lsn == NULL ? InvalidXLogRecPtr : DatumGetLSN(DirectFunctionCall1(pg_lsn_in, CStringGetDatum(lsn)));
+		other->fails = fails != NULL && strcmp(fails, "t") == 0;
 		others = lappend(others, other);
 		MemoryContextSwitchTo(old);
 	}
 	return others;
 }
 
-/* Has the donor everything that the others wrote before we linked to them? */
+/* Has the donor everything that the other member wrote before we linked to it? */
 static bool
-donor_has_all(ReplMlApply *apply, List *others)
+donor_has(ReplMlApply *apply, OtherMember *other)
 {
 	static const Oid types[1] = {BOOLOID};
+	ReplMlResult *result;
+	bool		has;
+
+	if (other->from == InvalidXLogRecPtr)
+		return false;
+	result = repl_ml_stream_query(apply->conn,
+								  psprintf("SELECT repl_ml.applied_lsn(%d) OPERATOR(pg_catalog.>=) '%X/%X'::pg_catalog.pg_lsn",
+										   other->node_id, LSN_FORMAT_ARGS(other->from)), 1, types);
+	has = repl_ml_stream_next(result) && (slot_getallattrs(result->slot), DatumGetBool(result->slot->tts_values[0]));
+	repl_ml_stream_free(result);
+	return has;
+}
+
+/* One look at all others; false while it is worth waiting for one of them. */
+static bool
+donor_is_settled(ReplMlApply *apply, List *others)
+{
+	bool		settled = true;
 	ListCell   *lc;
 
 	foreach(lc, others)
 	{
 		OtherMember *other = lfirst(lc);
-		ReplMlResult *result;
-		bool		has;
 
-		if (other->from == InvalidXLogRecPtr)
-			return false;
-		result = repl_ml_stream_query(apply->conn,
-									  psprintf("SELECT repl_ml.applied_lsn(%d) OPERATOR(pg_catalog.>=) '%X/%X'::pg_catalog.pg_lsn",
-											   other->node_id, LSN_FORMAT_ARGS(other->from)), 1, types);
-		has = repl_ml_stream_next(result) && (slot_getallattrs(result->slot), DatumGetBool(result->slot->tts_values[0]));
-		repl_ml_stream_free(result);
-		if (!has)
-			return false;
+		other->donor_has_it = donor_has(apply, other);
+		/* one that was never reached is down: nothing to wait for */
+		if (!other->donor_has_it && !(other->fails && other->from == InvalidXLogRecPtr))
+			settled = false;
 	}
-	return true;
+	return settled;
+}
+
+/* From here on what the donor lacks of a member is copied from that member. */
+static void
+stop_waiting(List *others)
+{
+	ListCell   *lc;
+
+	repl_ml_begin();
+	foreach(lc, others)
+	{
+		OtherMember *other = lfirst(lc);
+
+		if (!other->donor_has_it)
+			SPI_execute(psprintf("INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name)"
+								 " SELECT %d, t.schema_name, t.table_name FROM"
+								 "  (SELECT schema_name, table_name FROM repl_ml.replicated_table WHERE state OPERATOR(pg_catalog.=) 'enrolled'"
+								 "   UNION ALL SELECT 'repl_ml', 'tombstone') t"
+								 " ON CONFLICT DO NOTHING", other->node_id), false, 0);
+	}
+	SPI_execute("UPDATE repl_ml.local_node SET state = 'copying' WHERE state OPERATOR(pg_catalog.=) 'joining'", false, 0);
+	repl_ml_commit();
 }
 
 /*
@@ -418,39 +456,28 @@ void
 repl_ml_sync_await_donor(ReplMlApply *apply)
 {
 	TimestampTz start = GetCurrentTimestamp();
-	bool		all = false;
+	bool		concerned;
 	List	   *others;
 
 	repl_ml_begin();
-	all = repl_ml_query_int(psprintf("SELECT 1 FROM repl_ml.local_node WHERE state OPERATOR(pg_catalog.=) 'joining' AND donor OPERATOR(pg_catalog.=) %d",
-									 apply->peer->node_id)) == 0;
+	concerned = repl_ml_query_int(psprintf("SELECT 1 FROM repl_ml.local_node WHERE state OPERATOR(pg_catalog.=) 'joining' AND donor OPERATOR(pg_catalog.=) %d",
+										   apply->peer->node_id)) != 0;
 	repl_ml_commit();
-	if (all)
+	if (!concerned)
 		return;
 
-	do
+	for (;;)
 	{
 		repl_ml_begin();
 		others = load_others(apply);
 		repl_ml_commit();
-		all = donor_has_all(apply, others);
-		if (!all)
-		{
-			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, POLL_MS,
-							 wait_event_compat("ReplMlDonor"));
-			ResetLatch(MyLatch);
-			CHECK_FOR_INTERRUPTS();
-		}
-	} while (!all && !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), DONOR_PATIENCE_MS));
-
-	repl_ml_begin();
-	if (!all)
-		SPI_execute(psprintf("INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name)"
-							 " SELECT m.node_id, t.schema_name, t.table_name FROM repl_ml.member m,"
-							 "  (SELECT schema_name, table_name FROM repl_ml.replicated_table WHERE state OPERATOR(pg_catalog.=) 'enrolled'"
-							 "   UNION ALL SELECT 'repl_ml', 'tombstone') t"
-							 " WHERE m.state OPERATOR(pg_catalog.=) 'ready' AND m.node_id OPERATOR(pg_catalog.<>) %d AND m.node_id OPERATOR(pg_catalog.<>) %d"
-							 " ON CONFLICT DO NOTHING", apply->peer->node_id, apply->self), false, 0);
-	SPI_execute("UPDATE repl_ml.local_node SET state = 'copying' WHERE state OPERATOR(pg_catalog.=) 'joining'", false, 0);
-	repl_ml_commit();
+		if (donor_is_settled(apply, others) ||
+			TimestampDifferenceExceeds(start, GetCurrentTimestamp(), DONOR_PATIENCE_MS))
+			break;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, POLL_MS,
+						 wait_event_compat("ReplMlDonor"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	stop_waiting(others);
 }
