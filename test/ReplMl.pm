@@ -11,7 +11,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 our @EXPORT = qw(
-  new_node new_group join_node dsn sql
+  new_node new_group join_node dsn sql literal
   wait_converged table_state is_equal_everywhere conflict_rows
   poll_until psql_fails cut heal);
 
