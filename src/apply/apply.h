@@ -75,6 +75,7 @@ typedef struct ReplMlApply
 	XLogRecPtr	failed_lsn;		/* final LSN of the transaction that failed last */
 	int			failures;		/* how often in a row */
 	ErrorData  *failure;		/* the error it failed with */
+	bool		tables_pending; /* some table could not be created or enrolled */
 	XLogRecPtr	received;
 	XLogRecPtr	applied;
 	XLogRecPtr	durable;
@@ -120,6 +121,7 @@ typedef struct ReplMlConflict
 /* in worker.c */
 extern PGDLLEXPORT void repl_ml_apply_main(Datum arg);
 extern void repl_ml_apply_set_state(ReplMlApply *apply, ReplMlWorkerState state);
+extern void repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error);
 
 /* in dispatch.c */
 extern void repl_ml_dispatch(ReplMlApply *apply, StringInfo message);

@@ -35,9 +35,13 @@ typedef struct PendingTable
 	char	   *action;
 } PendingTable;
 
+typedef void (*EnrolStep) (ReplMlApply *apply, void *argument);
+
+static void enrol_all(ReplMlApply *apply);
+static void attempt(ReplMlApply *apply, bool joining, EnrolStep step, void *argument);
 static List *load_pending(MemoryContext context);
-static void create_missing(ReplMlApply *apply, List *pending);
-static void enrol_table(ReplMlApply *apply, PendingTable *table, bool joining);
+static void create_missing(ReplMlApply *apply, void *pending);
+static void enrol_table(ReplMlApply *apply, void *argument);
 static void run_for(const char *sql, const char *relation);
 
 /* Does what is pending; cheap when nothing is. */
@@ -45,10 +49,9 @@ void
 repl_ml_enrol_pending(ReplMlApply *apply)
 {
 	RepOriginId origin = replorigin_session_origin;
-	bool		joining;
 	List	   *pending;
-	ListCell   *lc;
 
+	apply->tables_pending = false;
 	repl_ml_begin();
 	pending = load_pending(apply->message_context);
 	repl_ml_commit();
@@ -60,21 +63,69 @@ repl_ml_enrol_pending(ReplMlApply *apply)
 	CommitTransactionCommand();
 	replorigin_session_origin = InvalidRepOriginId;
 	repl_ml_applying = false;
+	PG_TRY();
+	{
+		enrol_all(apply);
+	}
+	PG_FINALLY();
+	{
+		repl_ml_applying = true;
+		replorigin_session_origin = origin;
+	}
+	PG_END_TRY();
+	repl_ml_enrol_unlock();
+}
+
+/*
+ * A failure is the joining node's, as long as it joins; later it is these
+ * tables' alone: it is shown and tried again after a while (worker.c), and
+ * changes of the tables are parked meanwhile.
+ */
+static void
+enrol_all(ReplMlApply *apply)
+{
+	bool		joining;
+	List	   *pending;
+	ListCell   *lc;
 
 	repl_ml_begin();
 	joining = repl_ml_identity_require()->joining;
 	pending = load_pending(apply->message_context);
 	repl_ml_commit();
-	create_missing(apply, pending);
+
+	attempt(apply, joining, create_missing, pending);
 	repl_ml_begin();
 	pending = load_pending(apply->message_context);
 	repl_ml_commit();
 	foreach(lc, pending)
-		enrol_table(apply, lfirst(lc), joining);
+		attempt(apply, joining, enrol_table, lfirst(lc));
+}
 
-	repl_ml_applying = true;
-	replorigin_session_origin = origin;
-	repl_ml_enrol_unlock();
+/* Runs one step; while the node joins its error is the caller's. */
+static void
+attempt(ReplMlApply *apply, bool joining, EnrolStep step, void *argument)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ErrorData  *error;
+
+	PG_TRY();
+	{
+		step(apply, argument);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		if (joining)
+			PG_RE_THROW();
+		error = CopyErrorData();
+		EmitErrorReport();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		MemoryContextSwitchTo(context);
+		repl_ml_apply_show_error(apply, error);
+		apply->tables_pending = true;
+	}
+	PG_END_TRY();
 }
 
 /* Gives the lock back, also after an error. */
@@ -109,61 +160,39 @@ load_pending(MemoryContext context)
 
 /* Creates the tables that are not here from the peer's definitions. */
 static void
-create_missing(ReplMlApply *apply, List *pending)
+create_missing(ReplMlApply *apply, void *pending)
 {
 	List	   *names = NIL;
+	List	   *schemas = NIL;
 	ListCell   *lc;
 
-	foreach(lc, pending)
+	foreach(lc, (List *) pending)
 	{
 		PendingTable *table = lfirst(lc);
 
-		if (strcmp(table->action, "create") == 0)
-			names = lappend(names, quote_qualified_identifier(table->schema_name, table->table_name));
+		if (strcmp(table->action, "create") != 0)
+			continue;
+		names = lappend(names, quote_qualified_identifier(table->schema_name, table->table_name));
+		schemas = list_append_unique(schemas, makeString(table->schema_name));
 	}
 	if (names == NIL)
 		return;
 	repl_ml_apply_set_state(apply, REPL_ML_WORKER_PREPARING);
-	repl_ml_schema_copy(apply->peer->dsn, names);
+	repl_ml_schema_copy(apply->peer->dsn, schemas, names);
 }
 
-/*
- * Enrols or removes one table.  A failure is the joining node's, as long as it
- * joins; later it is this table's alone, whose changes are then parked.
- */
+/* Enrols or removes one table. */
 static void
-enrol_table(ReplMlApply *apply, PendingTable *table, bool joining)
+enrol_table(ReplMlApply *apply, void *argument)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ErrorData  *error;
+	PendingTable *table = argument;
 
-	PG_TRY();
-	{
-		repl_ml_begin();
-		if (strcmp(table->action, "enrol") == 0)
-		{
-			run_for("SELECT repl_ml.adopt($1::pg_catalog.regclass)", table->relation);
-		}
-		else if (strcmp(table->action, "remove") == 0 && table->relation != NULL)
-			run_for("SELECT repl_ml.disenrol($1::pg_catalog.regclass)", table->relation);
-		repl_ml_commit();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		if (joining)
-			PG_RE_THROW();
-		error = CopyErrorData();
-		FlushErrorState();
-		AbortOutOfAnyTransaction();
-		MemoryContextSwitchTo(context);
-		ereport(WARNING,
-				(errcode(error->sqlerrcode),
-				 errmsg("table \"%s.%s\" could not be enrolled: %s",
-						table->schema_name, table->table_name, error->message),
-				 error->hint ? errhint("%s", error->hint) : 0));
-	}
-	PG_END_TRY();
+	repl_ml_begin();
+	if (strcmp(table->action, "enrol") == 0)
+		run_for("SELECT repl_ml.adopt($1::pg_catalog.regclass)", table->relation);
+	else if (strcmp(table->action, "remove") == 0 && table->relation != NULL)
+		run_for("SELECT repl_ml.disenrol($1::pg_catalog.regclass)", table->relation);
+	repl_ml_commit();
 }
 
 static void

@@ -36,6 +36,7 @@
 #define STATUS_INTERVAL_MS	1000
 
 static ReplMlApply apply;		/* the process's state; this file only */
+static TimestampTz last_enrolment = 0;	/* when follow_catalogs ran last */
 
 static void attach(int slot);
 static void detach(int code, Datum arg);
@@ -45,6 +46,7 @@ static void run(void);
 static void stream(XLogRecPtr from);
 static void receive_all(void);
 static void handle_message(char *data, int length);
+static void follow_catalogs(void);
 static void acknowledge(bool reply_wanted);
 static void wait_for_data(pgsocket fd);
 static bool recover(void);
@@ -144,6 +146,23 @@ repl_ml_apply_set_state(ReplMlApply *worker, ReplMlWorkerState state)
 	worker->worker->state = state;
 	LWLockRelease(repl_ml_shared->lock);
 	pgstat_report_activity(STATE_RUNNING, repl_ml_worker_state_name(state));
+}
+
+/* Shows an error in repl_ml.stat_apply. */
+void
+repl_ml_apply_show_error(ReplMlApply *worker, const ErrorData *error)
+{
+	ReplMlWorker *shown = worker->worker;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	shown->errors++;
+	shown->error_time = GetCurrentTimestamp();
+	shown->error_sqlstate = error->sqlerrcode;
+	strlcpy(shown->error_message, error->message, REPL_ML_ERROR_LENGTH);
+	if (error->detail != NULL && error->sqlerrcode == ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION)
+		snprintf(shown->error_message, REPL_ML_ERROR_LENGTH, "%s: %s", error->message, error->detail);
+	strlcpy(shown->error_hint, error->hint ? error->hint : "", REPL_ML_ERROR_LENGTH);
+	LWLockRelease(repl_ml_shared->lock);
 }
 
 /* Settings that hold for all that is applied. */
@@ -299,6 +318,9 @@ receive_all(void)
 	}
 	acknowledge(false);
 	last_status = GetCurrentTimestamp();
+	if (apply.tables_pending && !apply.transaction.open &&
+		TimestampDifferenceExceeds(last_enrolment, last_status, repl_ml_max_apply_delay))
+		follow_catalogs();
 	wait_for_data(fd);
 }
 
@@ -344,10 +366,18 @@ handle_message(char *data, int length)
 	{
 		apply.transaction.catalogs_changed = false;
 		repl_ml_shmem_wake_supervisor(MyDatabaseId);
-		repl_ml_enrol_pending(&apply);
-		repl_ml_sync_tables(&apply);
-		repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
+		follow_catalogs();
 	}
+}
+
+/* Brings our tables in line with the group's list, between transactions of the stream. */
+static void
+follow_catalogs(void)
+{
+	last_enrolment = GetCurrentTimestamp();
+	repl_ml_enrol_pending(&apply);
+	repl_ml_sync_tables(&apply);
+	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
 }
 
 /*
@@ -443,24 +473,18 @@ recover(void)
 		apply.failure = error;
 	}
 
-	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	if (race)
 	{
 		apply.races++;
+		LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 		apply.worker->retries++;
+		LWLockRelease(repl_ml_shared->lock);
 	}
 	else
 	{
-		apply.worker->errors++;
-		apply.worker->error_time = GetCurrentTimestamp();
-		apply.worker->error_sqlstate = error->sqlerrcode;
-		strlcpy(apply.worker->error_message, error->message, REPL_ML_ERROR_LENGTH);
-		if (error->detail != NULL && error->sqlerrcode == ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION)
-			snprintf(apply.worker->error_message, REPL_ML_ERROR_LENGTH, "%s: %s", error->message, error->detail);
-		strlcpy(apply.worker->error_hint, error->hint ? error->hint : "", REPL_ML_ERROR_LENGTH);
-		apply.worker->state = REPL_ML_WORKER_WAITING;
+		repl_ml_apply_show_error(&apply, error);
+		repl_ml_apply_set_state(&apply, REPL_ML_WORKER_WAITING);
 	}
-	LWLockRelease(repl_ml_shared->lock);
 	if (error != apply.failure)
 		FreeErrorData(error);
 	RESUME_INTERRUPTS();

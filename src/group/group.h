@@ -53,6 +53,6 @@ extern bool repl_ml_origin_parse(const char *name, Oid *database, int *peer);
 extern ReplMlPeer *repl_ml_peer_load(int node_id);
 
 /* in schema.c */
-extern void repl_ml_schema_copy(const char *dsn, List *tables);
+extern void repl_ml_schema_copy(const char *dsn, List *schemas, List *tables);
 
 #endif							/* REPL_ML_GROUP_H */

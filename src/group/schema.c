@@ -14,6 +14,8 @@
 #include <unistd.h>
 
 #include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "lib/stringinfo.h"
 #include "libpq-fe.h"
@@ -28,6 +30,7 @@
 #include "compat.h"
 #include "group/group.h"
 #include "group/query.h"
+#include "wire/stream.h"
 
 #define DUMP_LIMIT		(256 * 1024 * 1024) /* of a script of definitions */
 
@@ -45,28 +48,66 @@ static void start(Dump *dump, char **arguments, const char *password);
 static char *read_script(Dump *dump);
 static void run_script(char *script);
 static bool database_is_empty(void);
+static void create_schemas(const char *dsn, List *schemas);
 
 /*
- * Creates the tables (quoted, qualified names) from the definitions on the
- * server "dsn" leads to.  A database without any tables of its own gets all of
- * the peer's schema, so that types and functions are there too.
+ * Creates the tables (quoted, qualified names; of these schemas) from the
+ * definitions on the server "dsn" leads to.  A database without any tables of
+ * its own gets all of the peer's schema, so that types and functions are there
+ * too; any other one gets just the tables and their schemas.
  */
 void
-repl_ml_schema_copy(const char *dsn, List *tables)
+repl_ml_schema_copy(const char *dsn, List *schemas, List *tables)
 {
 	char	   *password;
 	char	   *conninfo = split_password(dsn, &password);
+	bool		everything;
 	Dump		dump;
 	char	   *script;
 
 	repl_ml_begin();
-	if (database_is_empty())
-		tables = NIL;
+	everything = database_is_empty();
 	repl_ml_commit();
-	start(&dump, build_arguments(conninfo, tables), password);
+	start(&dump, build_arguments(conninfo, everything ? NIL : tables), password);
 	script = read_script(&dump);
+	if (!everything)
+		create_schemas(dsn, schemas);
 	run_script(script);
 	pfree(script);
+}
+
+/* Creates the schemas that are not here, under their owners on the peer. */
+static void
+create_schemas(const char *dsn, List *schemas)
+{
+	static const Oid types[1] = {TEXTOID};
+	WalReceiverConn *conn = NULL;
+	ListCell   *lc;
+
+	foreach(lc, schemas)
+	{
+		char	   *name = strVal(lfirst(lc));
+		ReplMlResult *result;
+
+		repl_ml_begin();
+		if (!OidIsValid(get_namespace_oid(name, true)))
+		{
+			if (conn == NULL)
+				conn = repl_ml_stream_connect(dsn, "repl_ml schema");
+			result = repl_ml_stream_query(conn, psprintf("SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(nspowner))"
+														 " FROM pg_catalog.pg_namespace WHERE nspname OPERATOR(pg_catalog.=) %s",
+														 quote_literal_cstr(name)), 1, types);
+			if (repl_ml_stream_next(result))
+			{
+				slot_getallattrs(result->slot);
+				SPI_execute(psprintf("CREATE SCHEMA %s AUTHORIZATION %s", quote_identifier(name),
+									 TextDatumGetCString(result->slot->tts_values[0])), false, 0);
+			}
+			repl_ml_stream_free(result);
+		}
+		repl_ml_commit();
+	}
+	repl_ml_stream_disconnect(conn);
 }
 
 static bool
