@@ -1,0 +1,101 @@
+# A table added to or removed from a group that exists is so on all members, and their rows are joined.
+use strict;
+use warnings;
+use Membership;
+use ReplMl;
+use Test::More;
+
+my ($n1, $n2, $n3) = my @nodes = new_group(3);
+
+sub wait_replicated
+{
+	my ($table) = @_;
+	poll_until($_, "SELECT count(*) = 1 FROM repl_ml.tables WHERE relation = to_regclass('$table') AND state = 'replicated' AND pending_copies = 0")
+	  foreach @nodes;
+}
+
+# The others have no such table, nor its schema.
+sql($n2, <<'SQL');
+CREATE SCHEMA "New schema";
+CREATE TABLE "New schema"."it's" (id serial PRIMARY KEY, "a ""b" text DEFAULT 'x', twice integer GENERATED ALWAYS AS (id * 2) STORED);
+CREATE INDEX ON "New schema"."it's" ("a ""b");
+INSERT INTO "New schema"."it's" ("a ""b") SELECT i FROM generate_series(1, 500) i;
+SELECT repl_ml.add_table('"New schema"."it''s"');
+INSERT INTO "New schema"."it's" ("a ""b") VALUES ('after');
+SQL
+wait_replicated(q("New schema"."it''s"));
+sql($n3, q(UPDATE "New schema"."it's" SET "a ""b" = 'from n3' WHERE id <= 10; DELETE FROM "New schema"."it's" WHERE id = 20));
+wait_converged(\@nodes, q("New schema"."it's"));
+is(sql($n1, q(SELECT count(*), sum(twice), count(*) FILTER (WHERE "a ""b" = 'from n3') FROM "New schema"."it's")),
+	'500|251462|10', 'n1 has the table and its rows');
+is(sql($n1, q(SELECT count(*) FROM pg_indexes WHERE schemaname = 'New schema')), '2', 'and its indexes');
+
+# All have the table, two have rows: they are joined, and differing ones are conflicts.
+my $shared = 'CREATE TABLE shared (id integer PRIMARY KEY, v text)';
+sql($n1, "$shared; INSERT INTO shared VALUES (1, 'same'), (2, 'of n1'), (3, 'only n1')");
+sql($n2, $shared);
+sql($n3, "$shared; INSERT INTO shared VALUES (1, 'same'), (2, 'of n3'), (4, 'only n3')");
+sql($n1, q(SELECT repl_ml.add_table('shared')));
+wait_replicated('shared');
+wait_converged(\@nodes, 'shared');
+is(sql($n2, 'SELECT id, v FROM shared WHERE id <> 2 ORDER BY 1'), "1|same\n3|only n1\n4|only n3", 'rows of both');
+is(sql($_, q(SELECT key, winner_row ->> 'v' IN ('of n1', 'of n3'), loser_row ->> 'v' IN ('of n1', 'of n3') FROM repl_ml.conflicts WHERE table_name = 'shared')),
+	'{2}|t|t', 'one conflict on ' . $_->name) foreach @nodes;
+is(sql($n1, 'SELECT string_agg(conflict_id::text, $$,$$) FROM repl_ml.conflicts'),
+	sql($_, 'SELECT string_agg(conflict_id::text, $$,$$) FROM repl_ml.conflicts'), 'the same one on ' . $_->name)
+  foreach $n2, $n3;
+
+# The third member hears of a table first from one that did not add it.
+cut($n2, $n1);
+sql($n1, 'CREATE TABLE late (id integer PRIMARY KEY, v text); INSERT INTO late VALUES (1, $$n1$$)');
+sql($n1, q(SELECT repl_ml.add_table('late')));
+poll_until($n3, q(SELECT count(*) = 1 FROM repl_ml.tables WHERE table_name = 'late' AND state = 'replicated' AND pending_copies = 0));
+sql($n3, q(INSERT INTO late VALUES (2, 'n3'); UPDATE late SET v = 'n3' WHERE id = 1));
+poll_until($n2, q(SELECT to_regclass('late') IS NOT NULL));
+heal($n2, $n1);
+wait_replicated('late');
+wait_converged(\@nodes, 'late');
+is(sql($n2, 'SELECT id, v FROM late ORDER BY 1'), "1|n3\n2|n3", 'n2 has both rows');
+
+# A type that a member does not have keeps just this table from it, until the type is there.
+sql($n1, <<'SQL');
+CREATE TYPE mood AS ENUM ('good', 'bad');
+CREATE SCHEMA people;
+CREATE TABLE people.person (id integer PRIMARY KEY, mood mood NOT NULL);
+INSERT INTO people.person VALUES (1, 'good');
+SELECT repl_ml.add_table('people.person');
+INSERT INTO people.person VALUES (2, 'bad');
+INSERT INTO late VALUES (3, 'goes on');
+SQL
+poll_until($_, 'SELECT count(*) = 3 FROM late') foreach @nodes;
+is(sql($n2, q(SELECT state FROM repl_ml.tables WHERE table_name = 'person')), 'missing', 'the table is shown as missing');
+like($n2->safe_psql('postgres', q(SELECT string_agg(error_message, ' ') FROM repl_ml.stat_apply)),
+	qr/type "public.mood" does not exist/, 'with the reason');
+sql($_, q(CREATE TYPE mood AS ENUM ('good', 'bad'))) foreach $n2, $n3;
+wait_replicated('people.person');
+sql($n2, q(UPDATE people.person SET mood = 'good'));
+wait_converged(\@nodes, 'people.person');
+is(sql($n3, 'SELECT id, mood FROM people.person ORDER BY 1'), "1|good\n2|good", 'and then it comes with all rows');
+sql($_, 'SELECT repl_ml.retry_parked(id) FROM repl_ml.parked_changes') foreach $n2, $n3;
+is_equal_everywhere(\@nodes, 'people.person', 'what was parked meanwhile is no news');
+
+# Removed on one, ordinary on all; its rows stay, and nothing travels any more.
+sql($n3, q(SELECT repl_ml.remove_table('shared')));
+poll_until($_, q(SELECT count(*) = 0 FROM pg_attribute WHERE attrelid = 'shared'::regclass AND attname = '__repl_clock' AND NOT attisdropped)) foreach @nodes;
+is(sql($_, q(SELECT count(*) FROM pg_trigger WHERE tgrelid = 'shared'::regclass)), '0', 'no trigger on ' . $_->name) foreach @nodes;
+is(sql($_, q(SELECT count(*) FROM pg_publication_rel WHERE prrelid = 'shared'::regclass)), '0', 'not published on ' . $_->name) foreach @nodes;
+sql($n1, q(INSERT INTO shared VALUES (10, 'n1 alone')));
+sql($n2, q(DELETE FROM shared WHERE id = 1; INSERT INTO shared VALUES (10, 'n2 alone')));
+wait_converged(\@nodes);
+is(sql($n1, 'SELECT count(*) FROM shared'), '5', 'a write on n1 stays there');
+is(sql($n3, 'SELECT count(*) FROM shared'), '4', 'n3 keeps its rows');
+psql_fails($n1, q(SELECT repl_ml.remove_table('shared')), '42704', 'is not replicated', 'repl_ml.tables');
+
+# Added again, with what has become of it on each.
+sql($n1, q(SELECT repl_ml.add_table('shared')));
+wait_replicated('shared');
+wait_converged(\@nodes, 'shared');
+is(sql($n3, 'SELECT count(*) FROM shared'), '5', 'the union of all rows');
+no_errors(\@nodes);
+
+done_testing();
