@@ -10,7 +10,7 @@ use PostgreSQL::Test::Utils;
 use ReplMl;
 use Test::More;
 
-our @EXPORT = qw(start_writer stop_writer crash restart no_errors left_behind is_clean);
+our @EXPORT = qw(start_writer stop_writer crash_and_restart no_errors left_behind is_clean);
 
 # Runs a pgbench script on a node, again and again, until stop_writer (or a minute has passed).
 sub start_writer
@@ -37,22 +37,26 @@ sub stop_writer
 	  unless $may_fail;
 }
 
-# Ends a server as a power cut does: 'immediate' is a signal to the postmaster, 'kill9' says nothing to anybody.
-sub crash
+# Ends a server as a power cut does, and starts it again: 'immediate' is a signal to the postmaster,
+# 'kill9' says nothing to anybody, so its children have to notice.
+sub crash_and_restart
 {
 	my ($node, $how) = @_;
-	return $how eq 'kill9' ? $node->kill9 : $node->stop('immediate');
-}
 
-# Starts a server again after a crash: the processes of the former one may need a moment to end.
-sub restart
-{
-	my ($node) = @_;
-	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	if ($how eq 'kill9')
 	{
-		return if $node->start(fail_ok => 1);
+		my $postmaster = $node->{_pid};
+		my @processes = ($postmaster, split ' ', `ps -o pid= --ppid $postmaster`);
+		my $rounds = 20 * $PostgreSQL::Test::Utils::timeout_default;
+
+		$node->kill9;
+		select undef, undef, undef, 0.05 while grep({ kill 0, $_ } @processes) && $rounds-- > 0;
 	}
-	die $node->name . ': does not start again';
+	else
+	{
+		$node->stop('immediate');
+	}
+	$node->start;
 }
 
 # Tests that nothing was parked, and that every apply worker streams.
