@@ -120,6 +120,8 @@ repl_ml_targets_route(ReplMlTarget *root, TupleTableSlot *slot, TupleTableSlot *
 		if (((OpenTarget *) lfirst(lc))->target == root)
 			entry = lfirst(lc);
 	}
+	if (entry == NULL)
+		elog(ERROR, "target of table \"%s\" is not open", RelationGetRelationName(root->rel));
 	if (entry->router == NULL)
 	{
 		MemoryContext old = MemoryContextSwitchTo(open_context);

@@ -58,7 +58,7 @@ typedef struct Member
 	bool		registered;
 } Member;
 
-static void file_request(FunctionCallInfo fcinfo, Datum timeout);
+static void file_request(FunctionCallInfo fcinfo);
 static void await_answer(TimestampTz deadline, BackgroundWorkerHandle *handle);
 static void join(ReplMlJoinRequest *request);
 static void ask_donor(ReplMlJoinRequest *request, WalReceiverConn *donor, Candidate *candidate);
@@ -84,6 +84,49 @@ withdraw_request(int code, Datum arg)
 	LWLockRelease(repl_ml_shared->lock);
 }
 
+/* Starts the join worker, which finds the request in shared memory. */
+static BackgroundWorkerHandle *
+launch_worker(void)
+{
+	BackgroundWorker worker = {0};
+	BackgroundWorkerHandle *handle;
+
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	worker.bgw_notify_pid = MyProcPid;
+	snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), "repl_ml");
+	snprintf(worker.bgw_function_name, sizeof(worker.bgw_function_name), "repl_ml_join_main");
+	snprintf(worker.bgw_name, sizeof(worker.bgw_name), "repl_ml join");
+	snprintf(worker.bgw_type, sizeof(worker.bgw_type), "repl_ml join");
+	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("out of background worker slots"),
+				 errhint("Raise max_worker_processes; SELECT * FROM repl_ml.check_setup() says how far.")));
+	return handle;
+}
+
+/* Waits for the worker's answer; a cancelled wait cancels the worker too. */
+static void
+await_worker(TimestampTz deadline, BackgroundWorkerHandle *handle)
+{
+	PG_TRY();
+	{
+		await_answer(deadline, handle);
+	}
+	PG_CATCH();
+	{
+		pid_t		pid;
+
+		/* an error, unlike termination, makes it take back what it has done */
+		if (GetBackgroundWorkerPid(handle, &pid) == BGWH_STARTED)
+			kill(pid, SIGINT);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}
+
 /*
  * repl_ml.start_joining(node_name, dsn, join_dsn, copy_data, timeout) returns
  * the node id.  When it returns this database is a joining member, whatever
@@ -94,44 +137,16 @@ PG_FUNCTION_INFO_V1(repl_ml_start_joining);
 Datum
 repl_ml_start_joining(PG_FUNCTION_ARGS)
 {
-	BackgroundWorker worker = {0};
-	BackgroundWorkerHandle *handle;
 	TimestampTz deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
 																  TimestampTzGetDatum(GetCurrentTimestamp()),
 																  PG_GETARG_DATUM(4)));
 	int			node_id;
 
 	repl_ml_shmem_require();
-	file_request(fcinfo, PG_GETARG_DATUM(4));
+	file_request(fcinfo);
 	PG_ENSURE_ERROR_CLEANUP(withdraw_request, (Datum) 0);
 	{
-		worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-		worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-		worker.bgw_restart_time = BGW_NEVER_RESTART;
-		worker.bgw_notify_pid = MyProcPid;
-		snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), "repl_ml");
-		snprintf(worker.bgw_function_name, sizeof(worker.bgw_function_name), "repl_ml_join_main");
-		snprintf(worker.bgw_name, sizeof(worker.bgw_name), "repl_ml join");
-		snprintf(worker.bgw_type, sizeof(worker.bgw_type), "repl_ml join");
-		if (!RegisterDynamicBackgroundWorker(&worker, &handle))
-			ereport(ERROR,
-					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-					 errmsg("out of background worker slots"),
-					 errhint("Raise max_worker_processes; SELECT * FROM repl_ml.check_setup() says how far.")));
-		PG_TRY();
-		{
-			await_answer(deadline, handle);
-		}
-		PG_CATCH();
-		{
-			pid_t		pid;
-
-			/* an error, unlike termination, makes it take back what it has done */
-			if (GetBackgroundWorkerPid(handle, &pid) == BGWH_STARTED)
-				kill(pid, SIGINT);
-			PG_RE_THROW();
-		}
-		PG_END_TRY();
+		await_worker(deadline, launch_worker());
 	}
 	PG_END_ENSURE_ERROR_CLEANUP(withdraw_request, (Datum) 0);
 	withdraw_request(0, (Datum) 0);
@@ -153,7 +168,7 @@ copy_dsn(char *into, text *dsn, const char *argument)
 }
 
 static void
-file_request(FunctionCallInfo fcinfo, Datum timeout)
+file_request(FunctionCallInfo fcinfo)
 {
 	ReplMlJoinRequest request = {0};
 	bool		busy;
@@ -325,6 +340,20 @@ field(ReplMlResult *result, int column)
 		TextDatumGetCString(result->slot->tts_values[column]);
 }
 
+/* A value the peer has to give. */
+static char *
+required_field(ReplMlResult *result, int column)
+{
+	char	   *value = field(result, column);
+
+	if (value == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the peer described itself without \"%s\"",
+						NameStr(TupleDescAttr(result->slot->tts_tupleDescriptor, column)->attname))));
+	return value;
+}
+
 /* Is the donor a member that can take us in? */
 static void
 ask_donor(ReplMlJoinRequest *request, WalReceiverConn *donor, Candidate *candidate)
@@ -360,15 +389,15 @@ ask_donor(ReplMlJoinRequest *request, WalReceiverConn *donor, Candidate *candida
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the database join_dsn leads to is not a member of a repl_ml group"),
 				 errhint("Run SELECT repl_ml.create_group(...) there first.")));
-	candidate->group_id = field(result, 0);
-	candidate->group_name = field(result, 1);
-	candidate->donor = atoi(field(result, 2));
-	if (strcmp(field(result, 4), "ready") != 0 || DatumGetBool(result->slot->tts_values[5]))
+	candidate->group_id = required_field(result, 0);
+	candidate->group_name = required_field(result, 1);
+	candidate->donor = atoi(required_field(result, 2));
+	if (strcmp(required_field(result, 4), "ready") != 0 || DatumGetBool(result->slot->tts_values[5]))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("node \"%s\" is not ready to take in another node", field(result, 3)),
+				 errmsg("node \"%s\" is not ready to take in another node", required_field(result, 3)),
 				 errhint("Wait for it with SELECT repl_ml.wait_for_node(%s) there, or join through another member.",
-						 quote_literal_cstr(field(result, 3)))));
+						 quote_literal_cstr(required_field(result, 3)))));
 	repl_ml_stream_free(result);
 }
 
@@ -386,10 +415,10 @@ load_members(WalReceiverConn *donor, Candidate *candidate)
 		Member	   *member = palloc0(sizeof(Member));
 
 		slot_getallattrs(result->slot);
-		member->node_id = atoi(field(result, 0));
-		member->dsn = field(result, 1);
-		member->state = field(result, 2);
-		member->row = field(result, 3);
+		member->node_id = atoi(required_field(result, 0));
+		member->dsn = required_field(result, 1);
+		member->state = required_field(result, 2);
+		member->row = required_field(result, 3);
 		candidate->members = lappend(candidate->members, member);
 		candidate->node_id = Max(candidate->node_id, member->node_id);
 	}
