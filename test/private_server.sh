@@ -73,7 +73,7 @@ copy_server() {
 copy_sources() {
 	as_user mkdir -p "$scratch/build" || return 1
 	tar -C "$top" --exclude='*.o' --exclude='*.bc' --exclude='*.so' -cf - \
-		Makefile repl_ml.control src sql expected test |
+		Makefile README.md repl_ml.control src sql expected test |
 		as_user tar -C "$scratch/build" -xf -
 }
 

@@ -1,0 +1,184 @@
+# Everything README.md tells to do works, on servers configured as it says, and prints what it shows.
+#
+# A comment before each block says what to do with it:
+#   <!-- run: n1 n2 -->       SQL is run on these nodes, as a superuser in the database app
+#   <!-- wait, run: n1 -->    ... after all nodes have everything that was written before
+#   <!-- not run: reason -->  SQL is not run
+#   <!-- conf: condition -->  lines of postgresql.conf, for the nodes of this test
+#   <!-- from: make demo -->  output of test/demo.sh, whose headings must be the script's
+# A ```text block right after a run block is what psql prints, on each of the nodes. After
+# <!-- varies: reason --> only the columns' names and the number of rows must be the same.
+# "host=n1.example" stands for how n1 is reached. With README_OUTPUT set, the text found is put
+# into a copy of README.md there.
+use strict;
+use warnings;
+use File::Basename qw(dirname);
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use ReplMl;
+
+my $top = dirname(__FILE__) . '/../..';
+my $readme = slurp_file("$top/README.md");
+my %nodes;
+
+# ---- the document as a list of blocks: language, text, comment before it, line ----
+
+sub blocks
+{
+	my ($document) = @_;
+	my (@blocks, $comment, $block, $line);
+
+	foreach (split /^/, $document)
+	{
+		$line++;
+		if ($block)
+		{
+			if (/^```$/) { $block->{end} = $line; push @blocks, $block; undef $block; undef $comment; }
+			else { $block->{text} .= $_; }
+		}
+		elsif (/^```(\w*)$/) { $block = { language => $1, text => '', comment => $comment, line => $line }; }
+		elsif (/^<!-- (.*) -->$/) { $comment = $1; }
+		elsif (/\S/) { undef $comment; }
+	}
+	die 'README.md ends inside a block' if $block;
+	return @blocks;
+}
+
+# ---- servers as README.md configures them ----
+
+sub start_node
+{
+	my ($name, @conf) = @_;
+	my $node = PostgreSQL::Test::Cluster->new($name);
+
+	$node->init;
+	$node->append_conf('postgresql.conf', $_) foreach @conf;
+	# what the test's own cluster has taken away from the defaults, and less noise
+	$node->append_conf('postgresql.conf', "max_wal_senders = 10\nlog_statement = none\nlog_replication_commands = off\n");
+	$node->start;
+	$node->safe_psql('postgres', 'CREATE DATABASE app');
+	return $node;
+}
+
+sub server_knows
+{
+	my ($setting) = @_;
+	chomp(my $bindir = `pg_config --bindir`);
+	return scalar grep { /^$setting\t/ } `'$bindir/postgres' --describe-config`;
+}
+
+# ---- running a block ----
+
+sub run_sql
+{
+	my ($node, $sql) = @_;
+	my ($out, $err);
+
+	$sql =~ s/host=(n\d)\.example/$nodes{$1}->connstr()/ge;
+	IPC::Run::run([ 'psql', qw(-X -q -v ON_ERROR_STOP=1 -P pager=off -f -), '-d', $node->connstr('app') ],
+		'<', \$sql, '>', \$out, '2>', \$err);
+	is($err, '', $node->name . ': no error') or diag($sql);
+	$out =~ s/[ \t]+$//mg;
+	return $out;
+}
+
+# Column names and number of lines of what psql prints.
+sub shape
+{
+	my ($text) = @_;
+	my $last = '';
+	my @names;
+
+	foreach (split /\n/, $text)
+	{
+		push @names, map { s/^ +| +$//gr } split /\|/, $last if /^-+(\+-+)*$/;
+		$last = $_;
+	}
+	return join(' ', @names, 'lines:', scalar(split /\n/, $text));
+}
+
+sub wait_for_all
+{
+	my @all = map { $nodes{$_} } sort keys %nodes;
+	my @lsns = map { $_->safe_psql('app', 'SELECT pg_current_wal_flush_lsn()') } @all;
+
+	foreach my $i (0 .. $#all)
+	{
+		$all[$i]->poll_query_until('app',
+			"SELECT count(*) = $#all AND bool_and(confirmed_flush_lsn >= '$lsns[$i]') FROM pg_replication_slots")
+		  or die $all[$i]->name . ' is not read by all';
+	}
+}
+
+# ---- the test ----
+
+my @blocks = blocks($readme);
+my @lines = split /^/, $readme;
+my @conf;
+foreach my $block (grep { ($_->{comment} // '') =~ /^conf: / } @blocks)
+{
+	push @conf, $block->{text}
+	  unless $block->{comment} =~ /^conf: where (\w+) exists/ && !server_knows($1);
+}
+is(scalar(grep { ($_->{comment} // '') =~ /^conf: / } @blocks), 2, 'README.md has two blocks of settings');
+$nodes{$_} = start_node($_, @conf) foreach qw(n1 n2 n3);
+
+my $previous;
+my $found = '';
+foreach my $block (@blocks)
+{
+	my ($language, $comment, $line) = ($block->{language}, $block->{comment} // '', $block->{line});
+
+	if ($language eq 'sql')
+	{
+		$previous = undef;
+		next if $comment =~ /^not run: \S/;
+		my ($wait, $names) = $comment =~ /^(wait, )?run: (n[123](?: n[123])*)$/;
+		ok($names, "line $line: the block says where it is run") or next;
+		wait_for_all() if $wait;
+		$previous = { map { $_ => run_sql($nodes{$_}, $block->{text}) } split / /, $names };
+	}
+	elsif ($language eq 'text' && $comment =~ /^from: make demo/)
+	{
+		my $script = slurp_file("$top/test/demo.sh");
+		ok(index($script, "say \"$_\"") >= 0, "make demo prints: $_") foreach $block->{text} =~ /^== (.*) \(\d+ s\)$/mg;
+	}
+	elsif ($language eq 'text')
+	{
+		ok($previous, "line $line: output follows the SQL it is of") or next;
+		my $expected = $block->{text} =~ s/[ \t]+$//mgr;
+		foreach my $name (sort keys %$previous)
+		{
+			my @pair = ($previous->{$name}, $expected);
+			@pair = map { shape($_) } @pair if $comment =~ /^varies: /;
+			is($pair[0], $pair[1], "line $line: output on $name");
+		}
+		my $first = (sort keys %$previous)[0];
+		splice @lines, $line, $block->{end} - $line - 1, $previous->{$first}, ('') x ($block->{end} - $line - 2)
+		  if $block->{end} - $line - 1 > 0;
+		$lines[ $line - 1 ] .= $previous->{$first} if $block->{end} - $line - 1 == 0;
+		$previous = undef;
+	}
+	elsif ($language ne 'sh' && $language ne 'conf')
+	{
+		fail("line $line: a block of the language \"$language\"");
+	}
+}
+
+wait_for_all();
+foreach my $table (qw(model account))
+{
+	my ($first, @others) = map {
+		$nodes{$_}->safe_psql('app', "SELECT to_jsonb(t)::text FROM $table t ORDER BY 1")
+	} qw(n1 n2 n3);
+	like($first, qr/__repl_clock/, "$table has rows with clocks");
+	is($_, $first, "$table is the same everywhere in the end") foreach @others;
+}
+foreach my $name (qw(n1 n2 n3))
+{
+	is($nodes{$name}->safe_psql('app', 'SELECT count(*) FROM repl_ml.parked_changes'), '0', "$name: nothing is parked in the end");
+}
+
+append_to_file($ENV{README_OUTPUT}, join('', @lines)) if $ENV{README_OUTPUT};
+done_testing();
