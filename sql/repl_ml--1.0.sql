@@ -933,7 +933,9 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
                f.system_identifier, f.timeline, f.database, f.directory, become_member.donor, become_member.copy_data
           FROM repl_ml.local_fingerprint() f;
         -- a restored dump of a member brings one along
-        DROP PUBLICATION IF EXISTS repl_ml;
+        IF EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = 'repl_ml') THEN
+            DROP PUBLICATION repl_ml;
+        END IF;
         CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection
             WITH (publish = 'insert, update', publish_via_partition_root = true);
         COMMENT ON PUBLICATION repl_ml IS 'what the repl_ml group replicates; managed by repl_ml.add_table and remove_table';

@@ -336,7 +336,7 @@ show_views() {
 
 	say "What the views say"
 	print n1 -x -c "SELECT * FROM repl_ml.conflicts"
-	print n1 -c "SELECT node_name, slot_name, state, sent_lsn, replay_lsn, replay_lag FROM repl_ml.stat_replication ORDER BY node_name"
+	print n1 -c "SELECT node_name, slot_name, state, sent_lsn, replay_lsn, lag_bytes, replay_lag, heartbeat_lag FROM repl_ml.stat_replication ORDER BY node_name"
 	for node in "${nodes[@]}"; do
 		claim "$node streams to both others" 2 \
 			"$(sql "$node" "SELECT count(*) FROM repl_ml.stat_replication WHERE state = 'streaming'")"

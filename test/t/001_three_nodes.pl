@@ -81,7 +81,7 @@ is(sql($_, 'SELECT table_name, conflict_type, conflicts FROM repl_ml.stat_confli
 
 # ---- the views, with all peers up and with one down ----
 
-poll_until($n1, 'SELECT node_name, state, replay_lag IS NOT NULL, lag_bytes >= 0 FROM repl_ml.stat_replication ORDER BY 1',
+poll_until($n1, 'SELECT node_name, state, heartbeat_lag IS NOT NULL, lag_bytes >= 0 FROM repl_ml.stat_replication ORDER BY 1',
 	"n2|streaming|t|t\nn3|streaming|t|t");
 poll_until($n1, 'SELECT node_name, state, pid IS NOT NULL FROM repl_ml.stat_apply ORDER BY 1',
 	"n2|streaming|t\nn3|streaming|t");
@@ -90,7 +90,7 @@ is(sql($n1, 'SELECT node_name, errors, parked, conflicts FROM repl_ml.stat_apply
 
 $n3->stop('fast');
 poll_until($n1, "SELECT node_name, state FROM repl_ml.stat_replication ORDER BY 1", "n2|streaming\nn3|down");
-is(sql($n1, "SELECT pid, sent_lsn, write_lag, flush_lag, replay_lag > '0', slot_name IS NOT NULL, flush_lsn IS NOT NULL"
+is(sql($n1, "SELECT pid, sent_lsn, write_lag, flush_lag, heartbeat_lag > '0', slot_name IS NOT NULL, flush_lsn IS NOT NULL"
 	  . " FROM repl_ml.stat_replication WHERE node_name = 'n3'"), '||||t|t|t', 'a dead peer has no lag of its own, but its place');
 poll_until($n1, "SELECT error_sqlstate, pid IS NOT NULL, state IN ('waiting', 'connecting') FROM repl_ml.stat_apply WHERE node_name = 'n3'",
 	'08001|t|t');
