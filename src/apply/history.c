@@ -11,6 +11,7 @@
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
+#include "funcapi.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
@@ -22,7 +23,7 @@
 #include "group/query.h"
 
 static const char *conflict_type(const ReplMlClock *a, const ReplMlClock *b, bool both_live);
-static char *row_as_json(TupleTableSlot *slot);
+static char *row_as_json(ReplMlTarget *target, TupleTableSlot *slot);
 static List *differing_columns(ReplMlTarget *target, TupleTableSlot *a, TupleTableSlot *b);
 
 /*
@@ -46,8 +47,8 @@ repl_ml_history_describe(ReplMlTarget *target, Datum *key,
 	conflict->type = conflict_type(here_clock, arriving_clock, here != NULL && arriving != NULL);
 	conflict->winner_clock = arriving_wins ? arriving_clock : here_clock;
 	conflict->loser_clock = arriving_wins ? here_clock : arriving_clock;
-	conflict->winner_row = row_as_json(winner);
-	conflict->loser_row = row_as_json(loser);
+	conflict->winner_row = row_as_json(target, winner);
+	conflict->loser_row = row_as_json(target, loser);
 	if (winner != NULL && loser != NULL)
 		conflict->lost_columns = differing_columns(target, winner, loser);
 
@@ -71,12 +72,42 @@ conflict_type(const ReplMlClock *a, const ReplMlClock *b, bool both_live)
 	return "insert_insert";
 }
 
-static char *
-row_as_json(TupleTableSlot *slot)
+/* Does the column tell versions apart for users: neither the clock nor computed? */
+static bool
+is_content(ReplMlTarget *target, Form_pg_attribute att)
 {
+	return !att->attisdropped && att->attgenerated == '\0' && att->attnum != target->table->clock_attnum;
+}
+
+/* The row's content as a JSON object, NULL for no row. */
+static char *
+row_as_json(ReplMlTarget *target, TupleTableSlot *slot)
+{
+	TupleDesc	desc = RelationGetDescr(target->rel);
+	TupleDesc	content;
+	Datum	   *values;
+	bool	   *nulls;
+	int			count = 0;
+
 	if (slot == NULL)
 		return NULL;
-	return TextDatumGetCString(DirectFunctionCall1(row_to_json, ExecFetchSlotHeapTupleDatum(slot)));
+	for (int i = 0; i < desc->natts; i++)
+		count += is_content(target, TupleDescAttr(desc, i));
+	content = CreateTemplateTupleDesc(count);
+	values = palloc(count * sizeof(Datum));
+	nulls = palloc(count * sizeof(bool));
+	count = 0;
+	for (int i = 0; i < desc->natts; i++)
+	{
+		if (!is_content(target, TupleDescAttr(desc, i)))
+			continue;
+		TupleDescCopyEntry(content, count + 1, desc, i + 1);
+		values[count] = slot_getattr(slot, i + 1, &nulls[count]);
+		count++;
+	}
+	content = BlessTupleDesc(content);
+	return TextDatumGetCString(DirectFunctionCall1(row_to_json,
+												   HeapTupleGetDatum(heap_form_tuple(content, values, nulls))));
 }
 
 static List *
@@ -93,7 +124,7 @@ differing_columns(ReplMlTarget *target, TupleTableSlot *a, TupleTableSlot *b)
 		Datum		a_value;
 		Datum		b_value;
 
-		if (att->attisdropped || att->attgenerated != '\0' || i == target->table->clock_attnum - 1)
+		if (!is_content(target, att))
 			continue;
 		a_value = slot_getattr(a, i + 1, &a_null);
 		b_value = slot_getattr(b, i + 1, &b_null);
@@ -132,7 +163,7 @@ repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *sourc
 		"SELECT pg_catalog.encode(pg_catalog.substr(pg_catalog.sha256(pg_catalog.convert_to("
 		"  pg_catalog.format('%L %L %L %s %s', $1, $2, $3, repl_ml.last_writer($6), repl_ml.max_counter($6)), 'UTF8')), 1, 16), 'hex')::pg_catalog.uuid,"
 		" $1, $2, $3, $4, 'last_write', repl_ml.last_writer($5), repl_ml.last_writer($6), $5, $6,"
-		" $7::pg_catalog.jsonb OPERATOR(pg_catalog.-) '__repl_clock', $8::pg_catalog.jsonb OPERATOR(pg_catalog.-) '__repl_clock', $9,"
+		" $7::pg_catalog.json, $8::pg_catalog.json, $9,"
 		" $10, $11, $12 ON CONFLICT (conflict_id) DO NOTHING";
 	Oid			clock_type = repl_ml_clock_type();
 	Oid			types[12] = {NAMEOID, NAMEOID, TEXTARRAYOID, TEXTOID, clock_type, clock_type,
