@@ -22,11 +22,12 @@
 /* id under which a parked table is known while its change is tried again */
 #define PARKED_TABLE_ID		1
 
+static bool is_tombstone(ReplMlRemoteTable *table);
 static char *tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple);
 static void load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple);
 static void apply_as_worker(ReplMlApply *apply, LogicalRepTupleData *tuple);
 
-/* Keeps a change, as it came, with the error it failed with. */
+/* Keeps a change, as it came, with the error it failed with; a deletion under its table. */
 void
 repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 			 LogicalRepTupleData *tuple, ErrorData *error)
@@ -35,12 +36,22 @@ repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 	Datum		values[10];
 	char		nulls[11] = "          ";
 
+	const char *schema_name = table->remote.nspname;
+	const char *table_name = table->remote.relname;
+	const char *action_name = action == 'I' ? "insert" : "update";
+
+	if (is_tombstone(table))
+	{
+		schema_name = repl_ml_relation_text(table, tuple, "schema_name");
+		table_name = repl_ml_relation_text(table, tuple, "table_name");
+		action_name = "delete";
+	}
 	values[0] = Int32GetDatum(source->node);
 	values[1] = TransactionIdGetDatum(source->xid);
 	values[2] = LSNGetDatum(source->lsn);
-	values[3] = CStringGetTextDatum(table->remote.nspname);
-	values[4] = CStringGetTextDatum(table->remote.relname);
-	values[5] = CStringGetTextDatum(action == 'I' ? "insert" : "update");
+	values[3] = CStringGetTextDatum(schema_name);
+	values[4] = CStringGetTextDatum(table_name);
+	values[5] = CStringGetTextDatum(action_name);
 	values[6] = CStringGetTextDatum(tuple_as_json(table, tuple));
 	values[7] = CStringGetTextDatum(unpack_sql_state(error->sqlerrcode));
 	values[8] = CStringGetTextDatum(error->message);
@@ -53,9 +64,17 @@ repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 						" VALUES ($1, $2, $3, $4::pg_catalog.name, $5::pg_catalog.name, $6, $7::pg_catalog.jsonb, $8, $9, $10)",
 						10, types, values, nulls);
 	ereport(LOG,
-			(errmsg("change of table \"%s.%s\" is parked: %s",
-					table->remote.nspname, table->remote.relname, error->message),
+			(errmsg("%s of a row of table \"%s.%s\" is parked: %s",
+					action_name, schema_name, table_name, error->message),
 			 errhint("See SELECT * FROM repl_ml.parked_changes.")));
+}
+
+/* Do the table's rows stand for deletions? */
+static bool
+is_tombstone(ReplMlRemoteTable *table)
+{
+	return strcmp(table->remote.nspname, REPL_ML_SCHEMA) == 0 &&
+		strcmp(table->remote.relname, "tombstone") == 0;
 }
 
 /* The received columns as a JSON object of strings. */
@@ -115,7 +134,8 @@ load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple)
 	int			count;
 
 	SPI_connect();
-	SPI_execute_with_args("SELECT p.schema_name, p.table_name, p.origin_node, p.origin_xid, p.origin_lsn, c.key, c.value"
+	SPI_execute_with_args("SELECT CASE p.action WHEN 'delete' THEN 'repl_ml' ELSE p.schema_name END,"
+						  " CASE p.action WHEN 'delete' THEN 'tombstone' ELSE p.table_name END, p.origin_node, p.origin_xid, p.origin_lsn, c.key, c.value"
 						  " FROM repl_ml.parked_change p, pg_catalog.jsonb_each_text(p.change) c"
 						  " WHERE p.id OPERATOR(pg_catalog.=) $1", 1, types, values, NULL, false, 0);
 	count = (int) SPI_processed;
