@@ -360,6 +360,7 @@ finish_join(uint16 self)
  * The members do not remove it at the same moment, so each tells the others
  * what it has removed (repl_ml.collection): see tombstone.c.  A node that
  * joins gets rows and tombstones of different moments, so all wait for it.
+ * Those of a table with parked changes stay: one of these may be tried again.
  */
 static void
 collect_garbage(void)
@@ -373,7 +374,9 @@ collect_garbage(void)
 		repl_ml_query_int("SELECT 1 FROM repl_ml.member WHERE state OPERATOR(pg_catalog.=) 'joining' LIMIT 1") == 0 &&
 		repl_ml_query_int(psprintf("SELECT 1 WHERE '%s'::repl_ml.vclock OPERATOR(repl_ml.<@) repl_ml.stable_vector()", proof)) != 0)
 	{
-		SPI_execute(psprintf("DELETE FROM repl_ml.tombstone WHERE __repl_clock OPERATOR(repl_ml.<@) '%s'::repl_ml.vclock", candidate), false, 0);
+		SPI_execute(psprintf("DELETE FROM repl_ml.tombstone t WHERE __repl_clock OPERATOR(repl_ml.<@) '%s'::repl_ml.vclock"
+							 " AND NOT EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.schema_name OPERATOR(pg_catalog.=) t.schema_name"
+							 " AND p.table_name OPERATOR(pg_catalog.=) t.table_name)", candidate), false, 0);
 		/* in the stream before whatever is written without these tombstones */
 		if (SPI_processed > 0)
 			SPI_execute(psprintf("INSERT INTO repl_ml.collection AS c (node_id, floor) SELECT node_id, '%s' FROM repl_ml.local_node"
