@@ -34,6 +34,7 @@
 
 #define FIRST_DELAY_MS		200
 #define STATUS_INTERVAL_MS	1000
+#define DEADLOCK_TIMEOUT	"10ms"	/* applying looks first, and so loses */
 
 static ReplMlApply apply;		/* the process's state; this file only */
 static TimestampTz last_enrolment = 0;	/* when follow_catalogs ran last */
@@ -183,9 +184,12 @@ prepare_session(void)
 	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("idle_in_transaction_session_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("row_security", "off", PGC_SUSET, PGC_S_OVERRIDE);
-	/* give up before a client that waits for us is told of a deadlock */
+	/* give up before a client that waits for us is told of a deadlock ... */
 	snprintf(lock_timeout, sizeof(lock_timeout), "%d", Max(DeadlockTimeout * 3 / 4, 10));
 	SetConfigOption("lock_timeout", lock_timeout, PGC_SUSET, PGC_S_OVERRIDE);
+	/* ... also one that has been waiting for long when we begin to */
+	SetConfigOption("deadlock_timeout", DEADLOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("log_lock_waits", "off", PGC_SUSET, PGC_S_OVERRIDE);
 
 	apply.message_context = AllocSetContextCreate(TopMemoryContext, "repl_ml message",
 												  ALLOCSET_DEFAULT_SIZES);
