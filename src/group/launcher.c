@@ -92,7 +92,8 @@ repl_ml_launcher_main(Datum arg)
 		}
 	}
 	repl_ml_ticker_persist(true);
-	proc_exit(0);
+	/* not 0: whoever ended us, the postmaster starts us again unless it stops itself */
+	proc_exit(1);
 }
 
 static void
