@@ -110,7 +110,7 @@ sub wait_converged
 sub table_state
 {
 	my ($node, $table) = @_;
-	my $row = 'pg_catalog.to_jsonb(t)::text';
+	my $row = 'pg_catalog.row_to_json(t)::text';
 	return sql($node, qq(SELECT $row FROM $table t ORDER BY $row COLLATE "C"));
 }
 
@@ -128,13 +128,13 @@ sub is_equal_everywhere
 	  foreach @others;
 }
 
-# A node's resolved conflicts, one line each: table|key|type|resolution|winner|loser.
+# A node's resolved conflicts, one line each: table|key|type|winner|loser|lost columns.
 sub conflict_rows
 {
 	my ($node) = @_;
 	return sql($node, <<'SQL');
-SELECT table_name, key, conflict_type, resolution, winner_node, loser_node
-FROM repl_ml.conflicts ORDER BY 1, 2, 3, 4, 5, 6, conflict_id
+SELECT table_name, key, conflict_type, winner_node, loser_node, lost_columns
+FROM repl_ml.conflicts ORDER BY table_name, length(key::text), key, conflict_id
 SQL
 }
 
