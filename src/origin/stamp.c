@@ -40,6 +40,7 @@
 
 static const ReplMlIdentity *writing_member(void);
 static ReplMlTable *trigger_table(FunctionCallInfo fcinfo, TriggerEvent when, const char *name);
+static void refuse_later_triggers(TriggerData *trigdata);
 static HeapTuple with_clock(ReplMlTable *table, TupleDesc desc, HeapTuple tuple,
 							const ReplMlClock *clock);
 static HeapTuple with_whole_values(HeapTuple tuple, TupleDesc desc);
@@ -128,6 +129,7 @@ repl_ml_stamp_update(PG_FUNCTION_ARGS)
 	if (self == NULL)
 		return PointerGetDatum(trigdata->tg_newtuple);
 
+	refuse_later_triggers(trigdata);
 	desc = RelationGetDescr(trigdata->tg_relation);
 	old = DatumGetReplMlClockP(heap_getattr(trigdata->tg_trigtuple, table->clock_attnum, desc, &isnull));
 	clock = repl_ml_clock_advance(old, self->node_id,
@@ -180,6 +182,7 @@ repl_ml_stamp_delete(PG_FUNCTION_ARGS)
 	if (self == NULL)
 		return PointerGetDatum(trigdata->tg_trigtuple);
 
+	refuse_later_triggers(trigdata);
 	desc = RelationGetDescr(trigdata->tg_relation);
 	old = DatumGetReplMlClockP(heap_getattr(trigdata->tg_trigtuple, table->clock_attnum, desc, &isnull));
 	repl_ml_key_from_tuple(table, trigdata->tg_trigtuple, desc, key);
@@ -292,6 +295,38 @@ trigger_table(FunctionCallInfo fcinfo, TriggerEvent when, const char *name)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" must be called as the row trigger repl_ml.add_table makes", name)));
 	return repl_ml_applying ? NULL : repl_ml_table_get(trigdata->tg_relation);
+}
+
+/*
+ * Triggers fire in the order of their names, and ours is to see the row as it
+ * will be: one behind it could keep a row whose deletion is recorded already,
+ * or give it another key or clock.
+ */
+static void
+refuse_later_triggers(TriggerData *trigdata)
+{
+	Relation	rel = trigdata->tg_relation;
+
+	for (int i = rel->trigdesc->numtriggers - 1; i >= 0; i--)
+	{
+		Trigger    *trigger = &rel->trigdesc->triggers[i];
+
+		if (trigger->tgoid == trigdata->tg_trigger->tgoid)
+			return;
+		if (trigger->tgenabled != TRIGGER_DISABLED &&
+			TRIGGER_FOR_ROW(trigger->tgtype) && TRIGGER_FOR_BEFORE(trigger->tgtype) &&
+			(TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) ? TRIGGER_FOR_DELETE(trigger->tgtype) :
+			 TRIGGER_FOR_UPDATE(trigger->tgtype)))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("trigger \"%s\" of replicated table \"%s\" fires after \"%s\"",
+							trigger->tgname, RelationGetRelationName(rel), trigdata->tg_trigger->tgname),
+					 errhint("Run ALTER TRIGGER %s ON %s RENAME TO ... with a name that sorts before \"%s\".",
+							 quote_identifier(trigger->tgname),
+							 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
+														RelationGetRelationName(rel)),
+							 trigdata->tg_trigger->tgname)));
+	}
 }
 
 /*
