@@ -47,6 +47,7 @@ static void handle_insert(ReplMlApply *apply, StringInfo message);
 static void handle_update(ReplMlApply *apply, StringInfo message);
 static void change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
 static void change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
+static bool is_stamped_by(uint16 node, ReplMlTarget *target);
 static void apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleData *tuple);
 
 static const MessageKind kinds[] = {
@@ -214,7 +215,7 @@ change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData 
 	apply->blame_transaction = true;
 	apply->transaction.changes++;
 	if (apply->transaction.mode == REPL_ML_APPLY_NORMAL)
-		repl_ml_dispatch_change(apply, id, tuple);
+		repl_ml_dispatch_change(apply, id, action, tuple);
 	else
 		change_carefully(apply, id, action, tuple);
 }
@@ -267,7 +268,7 @@ change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRep
 		MemoryContextSwitchTo(context);
 		PG_TRY();
 		{
-			repl_ml_dispatch_change(apply, id, tuple);
+			repl_ml_dispatch_change(apply, id, action, tuple);
 			repl_ml_targets_close();
 			ReleaseCurrentSubTransaction();
 		}
@@ -300,7 +301,7 @@ change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRep
  * for a parked change that is tried again.
  */
 void
-repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, LogicalRepTupleData *tuple)
+repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple)
 {
 	ReplMlRemoteTable *table = repl_ml_relation_get(id);
 	ReplMlSource source = source_of(apply);
@@ -324,10 +325,27 @@ repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, LogicalRepTupleD
 	repl_ml_become_owner(target->rel, &saved);
 	repl_ml_relation_fill_slot(table, tuple, target->incoming);
 	repl_ml_become_self(&saved);
+	if (action == 'I' && !is_stamped_by(source.node, target))
+		return;
 	apply->transaction.conflicts += repl_ml_row_join(table->local, target->incoming, &source);
 	if (is_catalog && strcmp(table->remote.relname, "heartbeat") != 0 &&
 		strcmp(table->remote.relname, "collection") != 0)
 		apply->transaction.catalogs_changed = true;
+}
+
+/*
+ * Did the node stamp the row it inserted?  Otherwise a user of it supplied the
+ * clock, and the trigger's update with the real one follows.
+ */
+static bool
+is_stamped_by(uint16 node, ReplMlTarget *target)
+{
+	bool		isnull;
+	Datum		value = slot_getattr(target->incoming, target->table->clock_attnum, &isnull);
+	ReplMlClock *clock = isnull ? NULL : DatumGetReplMlClockP(value);
+
+	return clock != NULL && repl_ml_clock_count(clock) == 1 &&
+		repl_ml_clock_entry(clock, 0).node == node;
 }
 
 /* A row of the peer's repl_ml.tombstone: the deletion of a row of another table. */

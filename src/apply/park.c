@@ -181,7 +181,7 @@ apply_as_worker(ReplMlApply *apply, LogicalRepTupleData *tuple)
 	repl_ml_applying = true;
 	PG_TRY();
 	{
-		repl_ml_dispatch_change(apply, PARKED_TABLE_ID, tuple);
+		repl_ml_dispatch_change(apply, PARKED_TABLE_ID, 'U', tuple);
 		repl_ml_targets_close();
 	}
 	PG_FINALLY();

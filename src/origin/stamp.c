@@ -46,6 +46,7 @@ static HeapTuple with_clock(ReplMlTable *table, TupleDesc desc, HeapTuple tuple,
 static HeapTuple with_whole_values(HeapTuple tuple, TupleDesc desc);
 static bool key_changes(TriggerData *trigdata, ReplMlTable *table);
 static void settle(TriggerData *trigdata, ReplMlTable *table, TupleTableSlot *slot, bool only_own);
+static ReplMlClock *believable(ReplMlClock *clock, const ReplMlIdentity *self);
 static void restamp(Relation rel, TupleTableSlot *slot, const ReplMlClock *clock);
 
 /*
@@ -462,11 +463,29 @@ settle(TriggerData *trigdata, ReplMlTable *table, TupleTableSlot *slot, bool onl
 		return;
 
 	if (!own)
-		clock = repl_ml_clock_empty();
+		clock = believable(clock, self);
 	if (dead != NULL)
 		clock = repl_ml_clock_merge(clock, dead);
 	restamp(rel, slot, repl_ml_clock_advance(clock, self->node_id,
 											 repl_ml_ticker_next(repl_ml_clock_max_counter(clock))));
+}
+
+/*
+ * What a fresh clock has to be above when a user supplied "clock".  Peers get
+ * the row as it was inserted, too, and take no notice of it unless its clock
+ * has just this node's entry (see apply/dispatch.c).
+ */
+static ReplMlClock *
+believable(ReplMlClock *clock, const ReplMlIdentity *self)
+{
+	if (repl_ml_clock_count(clock) != 1 || repl_ml_clock_entry(clock, 0).node != self->node_id)
+		return repl_ml_clock_empty();
+	if (repl_ml_clock_max_counter(clock) > repl_ml_ticker_now() + (uint64) repl_ml_max_clock_skew * 1000)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the value of column \"%s\" is too far in the future", REPL_ML_CLOCK_COLUMN),
+				 errhint("Leave the column out: repl_ml fills it.")));
+	return clock;
 }
 
 /*
