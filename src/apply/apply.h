@@ -110,6 +110,8 @@ typedef struct ReplMlConflict
 	NameData	schema_name;
 	NameData	table_name;
 	Datum		key;			/* text[] */
+	uint64		key_hash;
+	bool		arriving_lost;
 	const char *type;
 	const ReplMlClock *winner_clock;
 	const ReplMlClock *loser_clock;
@@ -117,6 +119,9 @@ typedef struct ReplMlConflict
 	char	   *loser_row;
 	List	   *lost_columns;	/* of char * */
 } ReplMlConflict;
+
+/* A conflict as history.c remembers it until the transaction ends. */
+typedef struct ReplMlRecordedConflict ReplMlRecordedConflict;
 
 /* in worker.c */
 extern PGDLLEXPORT void repl_ml_apply_main(Datum arg);
@@ -169,6 +174,9 @@ extern ReplMlConflict *repl_ml_history_describe(ReplMlTarget *target, Datum *key
 												TupleTableSlot *arriving, const ReplMlClock *arriving_clock,
 												bool arriving_wins);
 extern void repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *source);
+extern ReplMlRecordedConflict *repl_ml_history_find_void(ReplMlTable *table, Datum *key, const ReplMlClock *clock,
+														 const ReplMlSource *source);
+extern void repl_ml_history_take_back(ReplMlTable *table, ReplMlRecordedConflict *conflict);
 
 /* in park.c */
 extern void repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,

@@ -17,7 +17,9 @@
 #include "apply/apply.h"
 #include "compat.h"
 
-static ReplMlConflict *join_row(ReplMlTarget *target, TupleTableSlot *arriving);
+static int	update_history(ReplMlTable *table, ReplMlRecordedConflict *no_longer,
+						   const ReplMlConflict *conflict, const ReplMlSource *source);
+static ReplMlConflict *join_row(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving);
 static ReplMlConflict *join_into_row(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, const ReplMlClock *clock);
 static ReplMlConflict *join_into_nothing(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, const ReplMlClock *clock);
 static ReplMlConflict *bury_row(ReplMlTarget *target, Datum *key, TupleTableSlot *searched, const ReplMlClock *clock);
@@ -28,7 +30,8 @@ static bool same_content(ReplMlTarget *target, TupleTableSlot *a, TupleTableSlot
 
 /*
  * Joins a row (of the enrolled table "relid") into the table.  Returns the
- * number of conflicts resolved, 0 or 1.
+ * number of conflicts resolved; -1 if the row shows that the one its
+ * transaction had with an earlier version is none.
  */
 int
 repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source)
@@ -37,16 +40,17 @@ repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source
 	ReplMlTarget *target;
 	TupleTableSlot *slot;
 	ReplMlConflict *conflict;
+	ReplMlRecordedConflict *no_longer;
 	ReplMlUser	saved;
+	Datum		key[INDEX_MAX_KEYS];
 
 	repl_ml_become_owner(root->rel, &saved);
 	target = repl_ml_targets_route(root, incoming, &slot);
-	conflict = join_row(target, slot);
+	repl_ml_key_from_slot(target->table, slot, key);
+	no_longer = repl_ml_history_find_void(target->table, key, clock_of(target, slot), source);
+	conflict = join_row(target, key, slot);
 	repl_ml_become_self(&saved);
-	if (conflict == NULL)
-		return 0;
-	repl_ml_history_record(conflict, source);
-	return 1;
+	return update_history(target->table, no_longer, conflict, source);
 }
 
 /* Joins a deletion; as repl_ml_row_join.  "key_array" is the key as text[]. */
@@ -57,6 +61,7 @@ repl_ml_row_bury(Oid relid, Datum key_array, const ReplMlClock *clock, const Rep
 	ReplMlTarget *target;
 	TupleTableSlot *slot = root->scratch;
 	ReplMlConflict *conflict;
+	ReplMlRecordedConflict *no_longer;
 	ReplMlUser	saved;
 	Datum		key[INDEX_MAX_KEYS];
 
@@ -71,21 +76,29 @@ repl_ml_row_bury(Oid relid, Datum key_array, const ReplMlClock *clock, const Rep
 	}
 	target = repl_ml_targets_route(root, slot, &slot);
 	repl_ml_key_from_slot(target->table, slot, key);
+	no_longer = repl_ml_history_find_void(target->table, key, clock, source);
 	conflict = bury_row(target, key, slot, clock);
 	repl_ml_become_self(&saved);
-	if (conflict == NULL)
-		return 0;
-	repl_ml_history_record(conflict, source);
-	return 1;
+	return update_history(target->table, no_longer, conflict, source);
+}
+
+/* Returns how many more conflicts the history has: -1, 0 or 1. */
+static int
+update_history(ReplMlTable *table, ReplMlRecordedConflict *no_longer,
+			   const ReplMlConflict *conflict, const ReplMlSource *source)
+{
+	if (no_longer != NULL)
+		repl_ml_history_take_back(table, no_longer);
+	if (conflict != NULL)
+		repl_ml_history_record(conflict, source);
+	return (conflict != NULL) - (no_longer != NULL);
 }
 
 static ReplMlConflict *
-join_row(ReplMlTarget *target, TupleTableSlot *arriving)
+join_row(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving)
 {
 	const ReplMlClock *clock = clock_of(target, arriving);
-	Datum		key[INDEX_MAX_KEYS];
 
-	repl_ml_key_from_slot(target->table, arriving, key);
 	repl_ml_ticker_observe(repl_ml_clock_max_counter(clock));
 	if (repl_ml_target_find(target, arriving))
 		return join_into_row(target, key, arriving, clock);
