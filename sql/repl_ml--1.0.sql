@@ -606,6 +606,11 @@ CREATE FUNCTION repl_ml.enrol_obstacle(relation regclass, OUT message text, OUT 
                 'Make the primary key NOT DEFERRABLE.'::text;
             RETURN;
         END IF;
+        IF EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attnum = ANY (i.indkey) AND a.attgenerated <> '') THEN
+            RETURN QUERY SELECT pg_catalog.format('the primary key of table %s has a generated column', relation),
+                pg_catalog.format('Run ALTER TABLE %s ADD PRIMARY KEY (...) with columns that are not generated.', relation);
+            RETURN;
+        END IF;
         IF EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = '__repl_clock' AND NOT a.attisdropped
                       AND a.atttypid <> 'repl_ml.vclock'::pg_catalog.regtype) THEN
             RETURN QUERY SELECT pg_catalog.format('table %s has a column "__repl_clock" of its own', relation),
