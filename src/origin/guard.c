@@ -12,9 +12,13 @@
 #include "postgres.h"
 
 #include "access/table.h"
+#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/partition.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_publication.h"
+#include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
@@ -23,6 +27,8 @@
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 #include "compat.h"
 #include "origin/origin.h"
@@ -41,7 +47,9 @@ static void check_alter_table(AlterTableStmt *stmt);
 static void check_rename(RenameStmt *stmt);
 static void check_new_schema(AlterObjectSchemaStmt *stmt);
 static void check_truncate(TruncateStmt *stmt);
+static void check_new_partition(Oid root, PartitionCmd *cmd);
 static bool is_enrolled(RangeVar *range, Oid *relid);
+static bool is_replicated(RangeVar *range, Oid *relid);
 
 /* Installs the hook and the switch. */
 void
@@ -140,7 +148,7 @@ check_alter_table(AlterTableStmt *stmt)
 	Oid			relid;
 	ListCell   *lc;
 
-	if (guard_off || stmt->objtype != OBJECT_TABLE || !is_enrolled(stmt->relation, &relid))
+	if (guard_off || stmt->objtype != OBJECT_TABLE || !is_replicated(stmt->relation, &relid))
 		return;
 	foreach(lc, stmt->cmds)
 	{
@@ -155,10 +163,59 @@ check_alter_table(AlterTableStmt *stmt)
 				if (cmd->name != NULL && strcmp(cmd->name, REPL_ML_CLOCK_COLUMN) == 0)
 					refuse_clock_change(relid);
 				break;
+			case AT_AttachPartition:
+				check_new_partition(relid, castNode(PartitionCmd, cmd->def));
+				break;
 			default:
 				break;
 		}
 	}
+}
+
+/* Does the table, or a partition of it, have a row of any transaction? */
+static bool
+has_rows(Oid root)
+{
+	bool		found = false;
+	ListCell   *lc;
+
+	foreach(lc, find_all_inheritors(root, ShareLock, NULL))
+	{
+		Relation	rel = table_open(lfirst_oid(lc), NoLock);
+
+		if (!found && rel->rd_rel->relkind == RELKIND_RELATION)
+		{
+			TupleTableSlot *slot = table_slot_create(rel, NULL);
+			Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+			TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
+
+			found = table_scan_getnextslot(scan, ForwardScanDirection, slot);
+			table_endscan(scan);
+			UnregisterSnapshot(snapshot);
+			ExecDropSingleTupleTableSlot(slot);
+		}
+		table_close(rel, NoLock);
+	}
+	return found;
+}
+
+/* Rows that come with a partition are written by nobody, so no peer gets them. */
+static void
+check_new_partition(Oid root, PartitionCmd *cmd)
+{
+	Oid			relid = RangeVarGetRelid(cmd->name, NoLock, true);
+
+	/* whoever may not attach it is told so by the server */
+	if (!OidIsValid(relid) || !table_ownercheck_compat(relid, GetUserId()) || !has_rows(relid))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("table \"%s\" is not empty and cannot become a partition of a replicated table",
+					get_rel_name(relid)),
+			 errdetail("The other nodes would not get its rows."),
+			 errhint("Attach an empty table and run INSERT INTO %s SELECT ... from this one.",
+					 quote_qualified_identifier(get_namespace_name(get_rel_namespace(root)),
+												get_rel_name(root)))));
 }
 
 static void
@@ -184,7 +241,7 @@ check_rename(RenameStmt *stmt)
 		return;
 	if (stmt->renameType != OBJECT_TABLE && stmt->renameType != OBJECT_COLUMN)
 		return;
-	if (!is_enrolled(stmt->relation, &relid))
+	if (!is_replicated(stmt->relation, &relid))
 		return;
 	if (stmt->renameType == OBJECT_COLUMN)
 	{
@@ -201,7 +258,7 @@ check_new_schema(AlterObjectSchemaStmt *stmt)
 	Oid			relid;
 
 	if (!guard_off && stmt->objectType == OBJECT_TABLE && stmt->relation != NULL &&
-		is_enrolled(stmt->relation, &relid) && !get_rel_relispartition(relid))
+		is_replicated(stmt->relation, &relid) && !get_rel_relispartition(relid))
 		refuse_new_name(relid);
 }
 
@@ -236,4 +293,17 @@ is_enrolled(RangeVar *range, Oid *relid)
 	return OidIsValid(*relid) &&
 		repl_ml_table_clock_attnum(*relid) != InvalidAttrNumber &&
 		get_rel_namespace(*relid) != repl_ml_schema_oid();
+}
+
+/* Does the group replicate the table, or the one it is a partition of? */
+static bool
+is_replicated(RangeVar *range, Oid *relid)
+{
+	Oid			publication = get_publication_oid(REPL_ML_PUBLICATION, true);
+	Oid			root;
+
+	if (!OidIsValid(publication) || !is_enrolled(range, relid))
+		return false;
+	root = get_rel_relispartition(*relid) ? llast_oid(get_partition_ancestors(*relid)) : *relid;
+	return SearchSysCacheExists2(PUBLICATIONRELMAP, ObjectIdGetDatum(root), ObjectIdGetDatum(publication));
 }
