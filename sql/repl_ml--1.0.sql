@@ -658,6 +658,17 @@ CREATE FUNCTION repl_ml.enrol(relation regclass) RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.enrol(regclass) IS 'gives a table of this database its clock column and triggers and publishes it';
 
+-- Everything is to be copied from a node, and joined
+CREATE FUNCTION repl_ml.order_copies(from_node integer) RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name)
+    SELECT from_node, t.schema_name, t.table_name FROM repl_ml.replicated_table t WHERE t.state = 'enrolled'
+    UNION ALL SELECT from_node, 'repl_ml', 'tombstone'
+    ON CONFLICT (node_id, schema_name, table_name) DO UPDATE SET state = 'pending', rows = NULL
+    $$;
+COMMENT ON FUNCTION repl_ml.order_copies(integer) IS 'marks all tables, tombstones first, to be copied from a node';
+
 -- Enrols a table another node has added, and orders the copy of its rows
 CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
@@ -1149,7 +1160,8 @@ CREATE FUNCTION repl_ml.add_table(relation regclass) RETURNS void
         IF EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = '__repl_clock' AND NOT a.attisdropped
                       AND a.atttypid = 'repl_ml.vclock'::pg_catalog.regtype)
            AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
-                            WHERE p.pubname = 'repl_ml' AND r.prrelid = relation) THEN
+                            WHERE p.pubname = 'repl_ml' AND r.prrelid = relation)
+           AND NOT EXISTS (SELECT FROM repl_ml.enrol_obstacle(relation)) THEN
             -- clocks of another group, out of a dump: they mean nothing here
             PERFORM repl_ml.disenrol(relation);
         END IF;

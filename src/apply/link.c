@@ -279,12 +279,8 @@ order_copies(ReplMlApply *apply, const PeerInfo *info, bool rebuilt)
 
 	if (!rebuilt && strcmp(info->state, "ready") != 0)
 		return;
-	repl_ml_spi_execute("INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name)"
-						" SELECT $1, t.schema_name, t.table_name FROM repl_ml.replicated_table t, repl_ml.local_node l"
-						"  WHERE t.state OPERATOR(pg_catalog.=) 'enrolled' AND l.copy_data"
-						"    AND (l.state OPERATOR(pg_catalog.<>) 'joining' OR l.donor OPERATOR(pg_catalog.=) $1)"
-						" UNION ALL SELECT $1, 'repl_ml', 'tombstone' FROM repl_ml.local_node l"
-						"  WHERE l.state OPERATOR(pg_catalog.<>) 'joining' OR l.donor OPERATOR(pg_catalog.=) $1"
-						" ON CONFLICT (node_id, schema_name, table_name) DO UPDATE SET state = 'pending', rows = NULL",
+	repl_ml_spi_execute("SELECT repl_ml.order_copies($1) FROM repl_ml.local_node l"
+						" WHERE (l.copy_data OR l.state OPERATOR(pg_catalog.=) 'ready')"
+						"   AND (l.donor OPERATOR(pg_catalog.=) $1 OR l.state OPERATOR(pg_catalog.<>) 'joining')",
 						1, types, values, NULL);
 }

@@ -317,12 +317,8 @@ static void
 settle_dropped(ReplMlApply *apply, const char *node_id, XLogRecPtr theirs)
 {
 	repl_ml_begin();
-	SPI_execute(psprintf("INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name)"
-						 " SELECT %d, t.schema_name, t.table_name FROM repl_ml.dropped_node d,"
-						 "  (SELECT schema_name, table_name FROM repl_ml.replicated_table WHERE state OPERATOR(pg_catalog.=) 'enrolled'"
-						 "   UNION ALL SELECT 'repl_ml', 'tombstone') t"
-						 " WHERE d.node_id OPERATOR(pg_catalog.=) %s AND d.applied_lsn OPERATOR(pg_catalog.<) '%X/%X'::pg_catalog.pg_lsn"
-						 " ON CONFLICT (node_id, schema_name, table_name) DO UPDATE SET state = 'pending', rows = NULL",
+	SPI_execute(psprintf("SELECT repl_ml.order_copies(%d) FROM repl_ml.dropped_node d"
+						 " WHERE d.node_id OPERATOR(pg_catalog.=) %s AND d.applied_lsn OPERATOR(pg_catalog.<) '%X/%X'::pg_catalog.pg_lsn",
 						 apply->peer->node_id, node_id, LSN_FORMAT_ARGS(theirs)), false, 0);
 	SPI_execute(psprintf("UPDATE repl_ml.dropped_node SET compared = compared OPERATOR(pg_catalog.||) %d"
 						 " WHERE node_id OPERATOR(pg_catalog.=) %s", apply->peer->node_id, node_id), false, 0);
@@ -436,11 +432,7 @@ stop_waiting(List *others)
 		OtherMember *other = lfirst(lc);
 
 		if (!other->donor_has_it)
-			SPI_execute(psprintf("INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name)"
-								 " SELECT %d, t.schema_name, t.table_name FROM"
-								 "  (SELECT schema_name, table_name FROM repl_ml.replicated_table WHERE state OPERATOR(pg_catalog.=) 'enrolled'"
-								 "   UNION ALL SELECT 'repl_ml', 'tombstone') t"
-								 " ON CONFLICT DO NOTHING", other->node_id), false, 0);
+			SPI_execute(psprintf("SELECT repl_ml.order_copies(%d)", other->node_id), false, 0);
 	}
 	SPI_execute("UPDATE repl_ml.local_node SET state = 'copying' WHERE state OPERATOR(pg_catalog.=) 'joining'", false, 0);
 	repl_ml_commit();

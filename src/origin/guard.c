@@ -4,13 +4,15 @@
  *		mended, what would break replication is refused.
  *
  * COPY without a column list gets one without the clock, so that files keep
- * their columns.  Dropping or changing the clock column, renaming or moving
- * the table (its name is its identity in the group) and truncating a single
- * partition are refused with the way to do it.  repl_ml's own functions work
- * on the table under repl_ml_guard_off.
+ * their columns.  Dropping or changing the clock column or our triggers,
+ * dropping, renaming or moving the table (its name is its identity in the
+ * group) and truncating a single partition are refused with the way to do it.
+ * repl_ml's own functions work on the table under repl_ml.guard_off.
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
@@ -18,12 +20,15 @@
 #include "catalog/partition.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_publication.h"
+#include "catalog/pg_trigger.h"
+#include "commands/trigger.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -43,6 +48,9 @@ static void guard(PlannedStmt *pstmt, const char *query_string, bool read_only_t
 				  ProcessUtilityContext context, ParamListInfo params,
 				  QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc);
 static void list_copy_columns(CopyStmt *stmt);
+static bool is_our_trigger(Oid relid, const char *name);
+static void refuse_trigger_change(Oid relid, const char *name);
+static void check_drop(DropStmt *stmt);
 static void check_alter_table(AlterTableStmt *stmt);
 static void check_rename(RenameStmt *stmt);
 static void check_new_schema(AlterObjectSchemaStmt *stmt);
@@ -95,6 +103,9 @@ guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 			case T_AlterObjectSchemaStmt:
 				check_new_schema((AlterObjectSchemaStmt *) pstmt->utilityStmt);
 				break;
+			case T_DropStmt:
+				check_drop((DropStmt *) pstmt->utilityStmt);
+				break;
 			case T_TruncateStmt:
 				check_truncate((TruncateStmt *) pstmt->utilityStmt);
 				break;
@@ -142,6 +153,76 @@ refuse_clock_change(Oid relid)
 																   get_rel_name(relid))))));
 }
 
+/* Is it one of the triggers repl_ml.enrol makes?  Their function tells. */
+static bool
+is_our_trigger(Oid relid, const char *name)
+{
+	Oid			trigger = name == NULL ? InvalidOid : get_trigger_oid(relid, name, true);
+	HeapTuple	tuple;
+	Relation	rel;
+	ScanKeyData key;
+	SysScanDesc scan;
+	bool		ours = false;
+
+	if (!OidIsValid(trigger))
+		return false;
+	rel = table_open(TriggerRelationId, AccessShareLock);
+	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(trigger));
+	scan = systable_beginscan(rel, TriggerOidIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		ours = get_func_namespace(((Form_pg_trigger) GETSTRUCT(tuple))->tgfoid) == repl_ml_schema_oid();
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return ours;
+}
+
+static void
+refuse_trigger_change(Oid relid, const char *name)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("trigger \"%s\" of replicated table \"%s\" must stay as it is",
+					name, get_rel_name(relid)),
+			 errdetail("Without it the other nodes would not learn of changes."),
+			 errhint("Name the triggers you mean, or run SELECT repl_ml.remove_table(%s).",
+					 quote_literal_cstr(quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+																   get_rel_name(relid))))));
+}
+
+/* A replicated table is dropped after it has been removed from the group. */
+static void
+check_drop(DropStmt *stmt)
+{
+	ListCell   *lc;
+	Oid			relid;
+
+	if (guard_off || (stmt->removeType != OBJECT_TABLE && stmt->removeType != OBJECT_TRIGGER))
+		return;
+	foreach(lc, stmt->objects)
+	{
+		List	   *name = castNode(List, lfirst(lc));
+		char	   *trigger = NULL;
+
+		if (stmt->removeType == OBJECT_TRIGGER)
+		{
+			trigger = strVal(llast(name));
+			name = list_truncate(list_copy(name), list_length(name) - 1);
+		}
+		if (!is_replicated(makeRangeVarFromNameList(name), &relid))
+			continue;
+		if (trigger != NULL && is_our_trigger(relid, trigger))
+			refuse_trigger_change(relid, trigger);
+		else if (trigger == NULL && !get_rel_relispartition(relid))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("table \"%s\" is replicated and cannot be dropped", get_rel_name(relid)),
+					 errhint("Run SELECT repl_ml.remove_table(%s), which all nodes follow, then drop it on each node.",
+							 quote_literal_cstr(quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+																		   get_rel_name(relid))))));
+	}
+}
+
 static void
 check_alter_table(AlterTableStmt *stmt)
 {
@@ -162,6 +243,18 @@ check_alter_table(AlterTableStmt *stmt)
 			case AT_DropNotNull:
 				if (cmd->name != NULL && strcmp(cmd->name, REPL_ML_CLOCK_COLUMN) == 0)
 					refuse_clock_change(relid);
+				break;
+			case AT_DisableTrig:
+			case AT_EnableTrig:
+			case AT_EnableReplicaTrig:
+				if (is_our_trigger(relid, cmd->name))
+					refuse_trigger_change(relid, cmd->name);
+				break;
+			case AT_DisableTrigAll:
+			case AT_DisableTrigUser:
+			case AT_EnableTrigAll:
+			case AT_EnableTrigUser:
+				refuse_trigger_change(relid, "zz_repl_ml_update");
 				break;
 			case AT_AttachPartition:
 				check_new_partition(relid, castNode(PartitionCmd, cmd->def));

@@ -68,8 +68,8 @@ is(sql($n1, "SELECT value, note, repl_ml.last_writer(__repl_clock) FROM feature 
 my $verdict = 'SELECT key, conflict_type, resolver, winner_node, loser_node, winner_row, loser_row, lost_columns FROM repl_ml.conflicts';
 is(sql($_, $verdict),
 	'{e7,clicks}|update_update|last_write|n2|n1|'
-	  . '{"name": "clicks", "note": "from n2", "value": 7, "entity": "e7"}|'
-	  . '{"name": "clicks", "note": "from n1", "value": 7, "entity": "e7"}|{note}',
+	  . '{"entity":"e7","name":"clicks","value":7,"note":"from n2"}|'
+	  . '{"entity":"e7","name":"clicks","value":7,"note":"from n1"}|{note}',
 	$_->name . ': who won, and what was lost')
   foreach @nodes;
 my $id = sql($n1, 'SELECT conflict_id, winner_clock, loser_clock FROM repl_ml.conflicts');
