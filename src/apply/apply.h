@@ -69,6 +69,7 @@ typedef struct ReplMlApply
 	ReplMlTransaction transaction;
 	const char *doing;			/* for the error context: the message handled */
 	const char *table;			/* ... and the table, or NULL */
+	bool		late;			/* a parked change is tried again */
 	bool		blame_transaction;	/* an error now is the transaction's, not the stream's */
 	int			races;			/* transactions lost to clients in a row */
 	bool		progressed;		/* a transaction was applied over this connection */
@@ -87,6 +88,7 @@ typedef struct ReplMlSource
 	uint16		node;
 	TransactionId xid;
 	XLogRecPtr	lsn;
+	bool		late;			/* it was parked: tombstones may have been removed since */
 } ReplMlSource;
 
 /* What a version that arrives does to the version that is here. */

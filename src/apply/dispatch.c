@@ -242,7 +242,8 @@ source_of(ReplMlApply *apply)
 	ReplMlSource source = {
 		.node = apply->peer->node_id,
 		.xid = apply->transaction.xid,
-		.lsn = apply->transaction.final_lsn
+		.lsn = apply->transaction.final_lsn,
+		.late = apply->late
 	};
 
 	return source;

@@ -110,7 +110,7 @@ repl_ml_retry_parked(PG_FUNCTION_ARGS)
 {
 	int64		id = PG_GETARG_INT64(0);
 	const ReplMlIdentity *self = repl_ml_identity_require();
-	ReplMlApply apply = {.self = self->node_id,.message_context = CurrentMemoryContext};
+	ReplMlApply apply = {.self = self->node_id,.late = true,.message_context = CurrentMemoryContext};
 	ReplMlPeer	peer = {0};
 	LogicalRepTupleData tuple;
 	Oid			types[1] = {INT8OID};

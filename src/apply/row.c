@@ -19,10 +19,10 @@
 
 static int	update_history(ReplMlTable *table, ReplMlRecordedConflict *no_longer,
 						   const ReplMlConflict *conflict, const ReplMlSource *source);
-static ReplMlConflict *join_row(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving);
+static ReplMlConflict *join_row(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, bool late);
 static ReplMlConflict *join_into_row(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, const ReplMlClock *clock);
-static ReplMlConflict *join_into_nothing(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, const ReplMlClock *clock);
-static ReplMlConflict *bury_row(ReplMlTarget *target, Datum *key, TupleTableSlot *searched, const ReplMlClock *clock);
+static ReplMlConflict *join_into_nothing(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, const ReplMlClock *clock, bool late);
+static ReplMlConflict *bury_row(ReplMlTarget *target, Datum *key, TupleTableSlot *searched, const ReplMlClock *clock, bool late);
 static ReplMlConflict *settle_with_tombstone(ReplMlTarget *target, Datum *key, TupleTableSlot *searched, const ReplMlClock *dead);
 static TupleTableSlot *with_clock(ReplMlTarget *target, TupleTableSlot *slot, const ReplMlClock *clock);
 static const ReplMlClock *clock_of(ReplMlTarget *target, TupleTableSlot *slot);
@@ -48,7 +48,7 @@ repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source
 	target = repl_ml_targets_route(root, incoming, &slot);
 	repl_ml_key_from_slot(target->table, slot, key);
 	no_longer = repl_ml_history_find_void(target->table, key, clock_of(target, slot), source);
-	conflict = join_row(target, key, slot);
+	conflict = join_row(target, key, slot, source->late);
 	repl_ml_become_self(&saved);
 	return update_history(target->table, no_longer, conflict, source);
 }
@@ -77,7 +77,7 @@ repl_ml_row_bury(Oid relid, Datum key_array, const ReplMlClock *clock, const Rep
 	target = repl_ml_targets_route(root, slot, &slot);
 	repl_ml_key_from_slot(target->table, slot, key);
 	no_longer = repl_ml_history_find_void(target->table, key, clock, source);
-	conflict = bury_row(target, key, slot, clock);
+	conflict = bury_row(target, key, slot, clock, source->late);
 	repl_ml_become_self(&saved);
 	return update_history(target->table, no_longer, conflict, source);
 }
@@ -95,14 +95,14 @@ update_history(ReplMlTable *table, ReplMlRecordedConflict *no_longer,
 }
 
 static ReplMlConflict *
-join_row(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving)
+join_row(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, bool late)
 {
 	const ReplMlClock *clock = clock_of(target, arriving);
 
 	repl_ml_ticker_observe(repl_ml_clock_max_counter(clock));
 	if (repl_ml_target_find(target, arriving))
 		return join_into_row(target, key, arriving, clock);
-	return join_into_nothing(target, key, arriving, clock);
+	return join_into_nothing(target, key, arriving, clock, late);
 }
 
 /* The row is here, in target->found, locked. */
@@ -129,9 +129,10 @@ join_into_row(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, const 
 
 /* The row is not here: it never was, or it was deleted. */
 static ReplMlConflict *
-join_into_nothing(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, const ReplMlClock *clock)
+join_into_nothing(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, const ReplMlClock *clock, bool late)
 {
-	uint16		writer = repl_ml_clock_dot(clock).node;
+	/* what the writer has removed since it wrote a late row does count */
+	uint16		writer = late ? 0 : repl_ml_clock_dot(clock).node;
 	ReplMlClock *dead = repl_ml_tombstone_find(target->table, key, writer);
 	ReplMlVerdict verdict = {.action = REPL_ML_TAKE,.clock = clock};
 	ReplMlConflict *conflict = NULL;
@@ -158,12 +159,12 @@ join_into_nothing(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, co
 
 /* Records the deletion first, then looks for the row: see tombstone.c. */
 static ReplMlConflict *
-bury_row(ReplMlTarget *target, Datum *key, TupleTableSlot *searched, const ReplMlClock *clock)
+bury_row(ReplMlTarget *target, Datum *key, TupleTableSlot *searched, const ReplMlClock *clock, bool late)
 {
 	ReplMlClock *dead = repl_ml_tombstone_find(target->table, key, 0);
 
 	repl_ml_ticker_observe(repl_ml_clock_max_counter(clock));
-	if (repl_ml_tombstone_collected(repl_ml_identity()->node_id, clock))
+	if (!late && repl_ml_tombstone_collected(repl_ml_identity()->node_id, clock))
 		return NULL;			/* an old copy of one we have removed */
 	if (dead != NULL && (repl_ml_clock_compare(clock, dead) == REPL_ML_CLOCK_BEFORE ||
 						 repl_ml_clock_compare(clock, dead) == REPL_ML_CLOCK_EQUAL))
