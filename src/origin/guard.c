@@ -26,6 +26,7 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
+#include "storage/lmgr.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -272,6 +273,7 @@ has_rows(Oid root)
 	bool		found = false;
 	ListCell   *lc;
 
+	LockRelationOid(root, ShareLock);
 	foreach(lc, find_all_inheritors(root, ShareLock, NULL))
 	{
 		Relation	rel = table_open(lfirst_oid(lc), NoLock);
