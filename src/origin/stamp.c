@@ -7,7 +7,9 @@
  * trigger, whose WHEN clause is false for nearly every row, then mends what
  * the default cannot know: the key's tombstones, and a clock that the user
  * supplied.  UPDATE and DELETE have BEFORE triggers.  All are ENABLE ALWAYS
- * and do nothing in a process that applies (repl_ml_applying).
+ * and do nothing for what is applied (repl_ml_applying).  What a user's
+ * trigger writes while a change is applied would stay on this node, so it is
+ * refused.
  *
  * What leaves here with the row: a clock strictly above that of the version
  * it replaces, and above the tombstones of its key.  Next on the way:
@@ -28,6 +30,7 @@
 #include "miscadmin.h"
 #include "nodes/bitmapset.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -39,6 +42,7 @@
 #include "row/row.h"
 
 static const ReplMlIdentity *writing_member(void);
+static void refuse_in_apply(int own_depth);
 static ReplMlTable *trigger_table(FunctionCallInfo fcinfo, TriggerEvent when, const char *name);
 static void refuse_later_triggers(TriggerData *trigdata);
 static HeapTuple with_clock(ReplMlTable *table, TupleDesc desc, HeapTuple tuple,
@@ -62,6 +66,7 @@ repl_ml_tick(PG_FUNCTION_ARGS)
 {
 	const ReplMlIdentity *self = writing_member();
 
+	refuse_in_apply(0);
 	if (self == NULL)
 		PG_RETURN_POINTER(repl_ml_clock_empty());
 	PG_RETURN_POINTER(repl_ml_clock_make(self->node_id, repl_ml_ticker_next(0)));
@@ -80,6 +85,7 @@ repl_ml_insert_pending(PG_FUNCTION_ARGS)
 	ReplMlClock *clock;
 	ReplMlClockEntry entry;
 
+	refuse_in_apply(0);
 	if (repl_ml_applying || repl_ml_shared == NULL)
 		PG_RETURN_BOOL(false);
 	if (repl_ml_shmem_may_have_tombstone(PG_GETARG_OID(1)))
@@ -245,6 +251,7 @@ repl_ml_stamp_truncate(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" must be called as a BEFORE TRUNCATE trigger", "stamp_truncate")));
+	refuse_in_apply(1);
 	if (repl_ml_applying || (self = writing_member()) == NULL)
 		return PointerGetDatum(NULL);
 
@@ -295,7 +302,25 @@ trigger_table(FunctionCallInfo fcinfo, TriggerEvent when, const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" must be called as the row trigger repl_ml.add_table makes", name)));
+	refuse_in_apply(1);
 	return repl_ml_applying ? NULL : repl_ml_table_get(trigdata->tg_relation);
+}
+
+/*
+ * An error if this is run by a user's trigger in a process that applies: by
+ * more triggers, that is, than the "own_depth" that a change itself fires.
+ */
+static void
+refuse_in_apply(int own_depth)
+{
+	if (!repl_ml_applying ||
+		DatumGetInt32(DirectFunctionCall1(pg_trigger_depth, (Datum) 0)) <= own_depth)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+			 errmsg("a trigger wrote a replicated table while a change was applied"),
+			 errdetail("What it wrote would not reach the other nodes, where the trigger fires as well."),
+			 errhint("Run ALTER TABLE ... ENABLE TRIGGER for the trigger, so that it fires where the user writes only.")));
 }
 
 /*

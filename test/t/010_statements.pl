@@ -130,6 +130,7 @@ foreach my $node (@nodes)
 	is(sql($node, 'SELECT schema_name, table_name, message FROM repl_ml.parked_changes'), '', "nothing parked on $name");
 	is(sql($node, 'SELECT sum(errors), string_agg(error_message, $$;$$) FROM repl_ml.stat_apply'), '0|', "nothing was tried twice on $name");
 }
+trigger_in_apply();
 done_testing();
 
 sub inserts
@@ -618,4 +619,19 @@ sub unprivileged
 	psql_fails($n1, "$as SELECT * FROM repl_ml.tombstone", '42501', 'permission denied');
 	sql($n2, "$as TRUNCATE again; INSERT INTO again VALUES (70, 'last')");
 	rows_are('SELECT id, v FROM again', '70|last', 'TRUNCATE by a user without other rights');
+}
+
+# A trigger that fires on every node may not write replicated tables: each node would have its own rows.
+sub trigger_in_apply
+{
+	sql($_, 'ALTER TABLE fired ENABLE ALWAYS TRIGGER audit') foreach @nodes;
+	sql($n1, "INSERT INTO fired VALUES (20, 'x')");
+	exchange();
+	is(sql($n2, 'SELECT table_name, sqlstate, message FROM repl_ml.parked_changes'),
+		'fired|27000|a trigger wrote a replicated table while a change was applied', 'such a change is parked');
+	sql($_, 'ALTER TABLE fired ENABLE TRIGGER audit') foreach @nodes;
+	sql($n2, 'SELECT repl_ml.retry_parked(id) FROM repl_ml.parked_changes');
+	rows_are('SELECT id, v FROM fired WHERE id = 20', '20|X', 'and comes when the trigger is as it should be');
+	is_equal_everywhere(\@nodes, $_) foreach qw(fired fired_audit);
+	is(conflict_rows($_), '', 'no conflict by triggers on ' . $_->name) foreach @nodes;
 }
