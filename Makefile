@@ -47,6 +47,7 @@ OBJS = \
 	src/group/launcher.o \
 	src/group/supervisor.o \
 	src/group/join.o \
+	src/group/admission.o \
 	src/group/schema.o \
 	src/group/stats.o
 

@@ -8,6 +8,7 @@
 #include "repl_ml.h"
 #include "group/shmem.h"
 #include "nodes/pg_list.h"
+#include "replication/walreceiver.h"
 #include "utils/uuid.h"
 
 /* This database in its group; see identity.c. */
@@ -47,12 +48,16 @@ extern PGDLLEXPORT void repl_ml_supervisor_main(Datum arg);
 /* in join.c */
 extern PGDLLEXPORT void repl_ml_join_main(Datum arg);
 
+/* in admission.c */
+extern void repl_ml_admission_check(WalReceiverConn *donor, bool copy_data);
+
 /* in peer.c */
 extern char *repl_ml_origin_name(Oid database, int peer);
 extern bool repl_ml_origin_parse(const char *name, Oid *database, int *peer);
 extern ReplMlPeer *repl_ml_peer_load(int node_id);
 
 /* in schema.c */
+extern bool repl_ml_schema_is_empty(void);
 extern void repl_ml_schema_copy(const char *dsn, List *schemas, List *tables);
 
 #endif							/* REPL_ML_GROUP_H */

@@ -47,7 +47,6 @@ static char **build_arguments(const char *conninfo, List *tables);
 static void start(Dump *dump, char **arguments, const char *password);
 static char *read_script(Dump *dump);
 static void run_script(char *script);
-static bool database_is_empty(void);
 static void create_schemas(const char *dsn, List *schemas);
 
 /*
@@ -66,7 +65,7 @@ repl_ml_schema_copy(const char *dsn, List *schemas, List *tables)
 	char	   *script;
 
 	repl_ml_begin();
-	everything = database_is_empty();
+	everything = repl_ml_schema_is_empty();
 	repl_ml_commit();
 	start(&dump, build_arguments(conninfo, everything ? NIL : tables), password);
 	script = read_script(&dump);
@@ -110,8 +109,9 @@ create_schemas(const char *dsn, List *schemas)
 	repl_ml_stream_disconnect(conn);
 }
 
-static bool
-database_is_empty(void)
+/* Has this database no table of its own?  Between repl_ml_begin and repl_ml_commit. */
+bool
+repl_ml_schema_is_empty(void)
 {
 	return repl_ml_query_int("SELECT 1 FROM pg_catalog.pg_class c WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')"
 							 " AND c.relnamespace OPERATOR(pg_catalog.<>) ALL (ARRAY['pg_catalog', 'information_schema', 'repl_ml']::pg_catalog.regnamespace[])"

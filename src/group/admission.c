@@ -1,0 +1,177 @@
+/*
+ * admission.c
+ *		Does this database fit the group?  Asked of the donor before anything is
+ *		written anywhere, so that a join that cannot end well does not begin.
+ *
+ * Called by join.c.  What changes after these checks makes the workers of the
+ * joining node fail, with the error in repl_ml.stat_apply.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/builtins.h"
+
+#include "compat.h"
+#include "group/group.h"
+#include "group/query.h"
+#include "wire/stream.h"
+
+/* A row of at most three texts. */
+typedef struct Row
+{
+	char	   *fields[3];
+} Row;
+
+static void check_version(void);
+static void check_tables(WalReceiverConn *donor, bool copy_data);
+static void check_roles(WalReceiverConn *donor, bool everything);
+static void check_readable(WalReceiverConn *donor);
+static List *ask(WalReceiverConn *donor, int ncolumns, const char *sql);
+
+/* The enrolled tables of the donor, as they are in its catalogs. */
+#define ENROLLED_TABLES \
+	" FROM repl_ml.replicated_table t JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) t.schema_name" \
+	" JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid AND c.relname OPERATOR(pg_catalog.=) t.table_name" \
+	" WHERE t.state OPERATOR(pg_catalog.=) 'enrolled'"
+
+/* Raises an error that says what to do first, or returns. */
+void
+repl_ml_admission_check(WalReceiverConn *donor, bool copy_data)
+{
+	bool		everything;
+
+	check_version();
+	repl_ml_begin();
+	everything = repl_ml_schema_is_empty();
+	repl_ml_commit();
+	check_tables(donor, copy_data);
+	check_roles(donor, everything);
+	if (everything)
+		check_readable(donor);
+}
+
+static void
+check_version(void)
+{
+	repl_ml_begin();
+	SPI_execute("SELECT extversion FROM pg_catalog.pg_extension WHERE extname OPERATOR(pg_catalog.=) 'repl_ml'", true, 1);
+	if (strcmp(repl_ml_spi_text(0, 0), REPL_ML_VERSION) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the extension repl_ml of this database is version %s, the library is %s",
+						repl_ml_spi_text(0, 0), REPL_ML_VERSION),
+				 errhint("Run ALTER EXTENSION repl_ml UPDATE.")));
+	repl_ml_commit();
+}
+
+/* A table that is here already has to be one that can be enrolled, and empty if rows are to come. */
+static void
+check_table(const Row *table, bool copy_data)
+{
+	char	   *name = quote_qualified_identifier(table->fields[0], table->fields[1]);
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1] = {CStringGetTextDatum(name)};
+
+	if (SPI_execute_with_args("SELECT o.message, o.hint FROM repl_ml.enrol_obstacle(pg_catalog.to_regclass($1)) o"
+							  " WHERE pg_catalog.to_regclass($1) IS NOT NULL", 1, types, values, NULL, true, 1) == SPI_OK_SELECT &&
+		SPI_processed > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("%s", repl_ml_spi_text(0, 0)),
+				 errdetail("The group replicates a table of that name."),
+				 errhint("%s", repl_ml_spi_text(0, 1))));
+	SPI_execute_with_args("SELECT 1 WHERE pg_catalog.to_regclass($1) IS NOT NULL", 1, types, values, NULL, true, 1);
+	if (copy_data && SPI_processed > 0 &&
+		repl_ml_query_int(psprintf("SELECT 1 FROM %s LIMIT 1", name)) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table %s of the joining database is not empty", name),
+				 errhint("Run TRUNCATE %s or drop it, and join again; or join with copy_data => false if it holds the group's rows already.", name)));
+}
+
+static void
+check_tables(WalReceiverConn *donor, bool copy_data)
+{
+	ListCell   *lc;
+	List	   *tables = ask(donor, 2, "SELECT t.schema_name::pg_catalog.text, t.table_name::pg_catalog.text" ENROLLED_TABLES);
+
+	repl_ml_begin();
+	foreach(lc, tables)
+		check_table(lfirst(lc), copy_data);
+	repl_ml_commit();
+}
+
+/* Owners and grantees have to be here: of the tables, or of all the donor has. */
+static void
+check_roles(WalReceiverConn *donor, bool everything)
+{
+	ListCell   *lc;
+	List	   *roles = ask(donor, 1, psprintf("SELECT pg_catalog.pg_get_userbyid(c.relowner)::pg_catalog.text" ENROLLED_TABLES
+											   " UNION SELECT r.rolname FROM pg_catalog.pg_shdepend d JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) d.refobjid"
+											   " JOIN pg_catalog.pg_database b ON b.oid OPERATOR(pg_catalog.=) d.dbid AND b.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()"
+											   " WHERE d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_authid'::pg_catalog.regclass AND d.deptype IN ('o', 'a')"
+											   " AND (%s OR (d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid IN (SELECT c.oid" ENROLLED_TABLES ")))",
+											   everything ? "true" : "false"));
+
+	repl_ml_begin();
+	foreach(lc, roles)
+	{
+		char	   *role = ((Row *) lfirst(lc))->fields[0];
+		Oid			types[1] = {TEXTOID};
+		Datum		values[1] = {CStringGetTextDatum(role)};
+
+		SPI_execute_with_args("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) $1::pg_catalog.name",
+							  1, types, values, NULL, true, 1);
+		if (SPI_processed == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("role \"%s\" does not exist on this server", role),
+					 errdetail("Tables of the group belong to it or are granted to it."),
+					 errhint("Run CREATE ROLE %s, or copy all roles with pg_dumpall --roles-only.", quote_identifier(role))));
+	}
+	repl_ml_commit();
+}
+
+/* pg_dump of everything locks every table, which takes the right to read it. */
+static void
+check_readable(WalReceiverConn *donor)
+{
+	List	   *tables = ask(donor, 2, "SELECT c.oid::pg_catalog.regclass::pg_catalog.text, CURRENT_USER::pg_catalog.text FROM pg_catalog.pg_class c"
+							 " JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
+							 " WHERE c.relkind IN ('r', 'p') AND c.relpersistence OPERATOR(pg_catalog.<>) 't' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'repl_ml')"
+							 " AND NOT (pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT')) LIMIT 1");
+	Row		   *row = tables == NIL ? NULL : linitial(tables);
+
+	if (row != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" of join_dsn may not read table %s there", row->fields[1], row->fields[0]),
+				 errdetail("The definitions of all its tables are copied with pg_dump."),
+				 errhint("On that server run GRANT pg_read_all_data TO %s.", quote_identifier(row->fields[1]))));
+}
+
+/* The rows of a query to the donor, in the caller's memory; none of the values is null. */
+static List *
+ask(WalReceiverConn *donor, int ncolumns, const char *sql)
+{
+	static const Oid types[3] = {TEXTOID, TEXTOID, TEXTOID};
+	MemoryContext context = CurrentMemoryContext;
+	ReplMlResult *result = repl_ml_stream_query(donor, sql, ncolumns, types);
+	List	   *rows = NIL;
+
+	while (repl_ml_stream_next(result))
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+		Row		   *row = palloc0(sizeof(Row));
+
+		slot_getallattrs(result->slot);
+		for (int i = 0; i < ncolumns; i++)
+			row->fields[i] = TextDatumGetCString(result->slot->tts_values[i]);
+		rows = lappend(rows, row);
+		MemoryContextSwitchTo(old);
+	}
+	repl_ml_stream_free(result);
+	MemoryContextSwitchTo(context);
+	return rows;
+}
