@@ -442,6 +442,11 @@ CREATE FUNCTION repl_ml.probe(dsn text, OUT system_identifier bigint, OUT databa
     AS 'MODULE_PATHNAME', 'repl_ml_probe' LANGUAGE C VOLATILE STRICT;
 COMMENT ON FUNCTION repl_ml.probe(text) IS 'where a connection string leads';
 
+-- Keeps a password in a statement out of logs and views
+CREATE FUNCTION repl_ml.hide_statement() RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_hide_statement' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.hide_statement() IS 'shows the client''s statement neither in pg_stat_activity nor with errors in the log';
+
 -- Runs SQL on a peer
 CREATE FUNCTION repl_ml.run_on_peer(dsn text, command text) RETURNS void
     AS 'MODULE_PATHNAME', 'repl_ml_run_on_peer' LANGUAGE C VOLATILE STRICT;
@@ -514,6 +519,7 @@ CREATE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name 
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     BEGIN
+        PERFORM repl_ml.hide_statement();
         PERFORM repl_ml.require_member();
         LOCK TABLE repl_ml.member IN SHARE ROW EXCLUSIVE MODE;
         IF NOT EXISTS (SELECT FROM repl_ml.local_node l WHERE l.group_id = register_node.group_id) THEN
@@ -542,7 +548,7 @@ COMMENT ON FUNCTION repl_ml.register_node(uuid, integer, name, text, text, integ
     'called on members by a joining node; false if the node id is taken';
 
 -- A leaving node, or one whose joining failed, takes itself off the lists
-CREATE FUNCTION repl_ml.forget_node(group_id uuid, node_id integer) RETURNS void
+CREATE FUNCTION repl_ml.forget_node(group_id uuid, node_id integer, joined_at timestamptz DEFAULT NULL) RETURNS void
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     BEGIN
@@ -550,11 +556,12 @@ CREATE FUNCTION repl_ml.forget_node(group_id uuid, node_id integer) RETURNS void
         IF NOT EXISTS (SELECT FROM repl_ml.local_node l WHERE l.group_id = forget_node.group_id) THEN
             RAISE EXCEPTION 'this node belongs to another group' USING ERRCODE = 'object_not_in_prerequisite_state';
         END IF;
-        UPDATE repl_ml.member m SET state = 'dropped' WHERE m.node_id = forget_node.node_id AND m.state <> 'dropped';
+        UPDATE repl_ml.member m SET state = 'dropped' WHERE m.node_id = forget_node.node_id AND m.state <> 'dropped'
+           AND (forget_node.joined_at IS NULL OR m.joined_at = forget_node.joined_at);
         PERFORM repl_ml.wake_workers();
     END
     $$;
-COMMENT ON FUNCTION repl_ml.forget_node(uuid, integer) IS 'called on members by a node that leaves';
+COMMENT ON FUNCTION repl_ml.forget_node(uuid, integer, timestamptz) IS 'called on members by a node that leaves, or whose joining failed';
 
 -- Why a table cannot be enrolled; no row if it can
 CREATE FUNCTION repl_ml.enrol_obstacle(relation regclass, OUT message text, OUT hint text)
@@ -863,6 +870,7 @@ CREATE FUNCTION repl_ml.check_setup(peer_dsn text DEFAULT NULL, OUT check_name t
         RETURN QUERY SELECT * FROM repl_ml.check_settings(
             greatest(2, (SELECT pg_catalog.count(*)::integer FROM repl_ml.member m WHERE m.state <> 'dropped')));
         IF peer_dsn IS NOT NULL THEN
+            PERFORM repl_ml.hide_statement();
             check_name := 'peer';
             BEGIN
                 SELECT * INTO p FROM repl_ml.probe(peer_dsn);
@@ -929,6 +937,8 @@ CREATE FUNCTION repl_ml.check_new_member(group_name name, node_name name, dsn te
                 DETAIL = pg_catalog.format('It leads to database %I on %s:%s.', there.dbname, there.host, there.port),
                 HINT = 'The argument dsn is how the other nodes reach this database.';
         END IF;
+        -- whoever reaches us that way has to be allowed to replicate
+        PERFORM repl_ml.run_on_peer(dsn, 'SELECT version FROM repl_ml.local_info()');
         host := there.host; port := there.port; dbname := there.dbname;
     END
     $$;
@@ -966,6 +976,7 @@ CREATE FUNCTION repl_ml.create_group(group_name name, node_name name, dsn text) 
     DECLARE
         c record;
     BEGIN
+        PERFORM repl_ml.hide_statement();
         SELECT * INTO c FROM repl_ml.check_new_member(group_name, node_name, dsn);
         PERFORM repl_ml.become_member(group_name, pg_catalog.gen_random_uuid(), 1, node_name, 'ready', NULL, false);
         DELETE FROM repl_ml.member;
@@ -985,6 +996,7 @@ CREATE FUNCTION repl_ml.join_group(node_name name, dsn text, join_dsn text, copy
         c record;
         id integer;
     BEGIN
+        PERFORM repl_ml.hide_statement();
         IF timeout <= '0' THEN
             RAISE EXCEPTION 'timeout must be positive' USING ERRCODE = 'invalid_parameter_value', HINT = 'For example: timeout => ''10 min''.';
         END IF;
@@ -1408,4 +1420,4 @@ GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.stat_replication, repl_ml
 GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection TO repl_ml_replication;
 GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.applied_lsn(integer), repl_ml.final_lsn(integer), repl_ml.link_name(integer),
     repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz),
-    repl_ml.forget_node(uuid, integer) TO repl_ml_replication;
+    repl_ml.forget_node(uuid, integer, timestamptz) TO repl_ml_replication;

@@ -46,6 +46,7 @@ typedef struct Candidate
 	int			donor;
 	int			node_id;
 	char	   *registration;	/* arguments of register_node behind the id */
+	char	   *joined_at;		/* the last of them: tells us from another one with the id */
 	List	   *members;		/* of Member, in order of node id */
 } Candidate;
 
@@ -55,7 +56,7 @@ typedef struct Member
 	char	   *dsn;
 	char	   *state;
 	char	   *row;			/* as VALUES of repl_ml.member */
-	bool		registered;
+	bool		asked;			/* to register us: perhaps it has */
 } Member;
 
 static void file_request(FunctionCallInfo fcinfo);
@@ -309,6 +310,7 @@ join(ReplMlJoinRequest *request)
 
 	ask_donor(request, donor, &candidate);
 	load_members(donor, &candidate);
+	repl_ml_admission_check(donor, request->copy_data);
 	repl_ml_stream_disconnect(donor);
 	describe_self(request, &candidate);
 	PG_TRY();
@@ -448,9 +450,11 @@ describe_self(ReplMlJoinRequest *request, Candidate *candidate)
 
 	repl_ml_begin();
 	SPI_execute(psprintf("SELECT repl_ml.require_setup(%d)", live_members(candidate) + 1), true, 0);
-	SPI_execute_with_args("SELECT pg_catalog.format('%L, %L, %L, %L::int, %L, %s, %L', $1, $2, p.host, p.port, p.dbname, p.system_identifier, pg_catalog.now())"
+	SPI_execute_with_args("SELECT pg_catalog.format('%L, %L, %L, %L::int, %L, %s, %L', $1, $2, p.host, p.port, p.dbname, p.system_identifier, pg_catalog.now()),"
+						  " pg_catalog.quote_literal(pg_catalog.now())"
 						  " FROM repl_ml.probe($2) p", 2, types, values, NULL, false, 1);
 	candidate->registration = MemoryContextStrdup(TopMemoryContext, repl_ml_spi_text(0, 0));
+	candidate->joined_at = MemoryContextStrdup(TopMemoryContext, repl_ml_spi_text(0, 1));
 	repl_ml_commit();
 	MemoryContextSwitchTo(TopMemoryContext);
 }
@@ -482,16 +486,18 @@ register_with(Candidate *candidate, Member *member)
 
 	PG_TRY();
 	{
-		ReplMlResult *result = repl_ml_stream_query(conn,
-													psprintf("SELECT repl_ml.register_node('%s', %d, %s)", candidate->group_id,
-															 candidate->node_id, candidate->registration), 1, types);
+		ReplMlResult *result;
 
+		/* a refusal comes here: the next statement holds our connection string */
+		repl_ml_stream_command(conn, "SELECT version FROM repl_ml.local_info()");
+		member->asked = true;
+		result = repl_ml_stream_query(conn, psprintf("SELECT repl_ml.register_node('%s', %d, %s)", candidate->group_id,
+													 candidate->node_id, candidate->registration), 1, types);
 		if (!repl_ml_stream_next(result))
 			elog(ERROR, "no row from repl_ml.register_node()");
 		slot_getallattrs(result->slot);
 		taken = !DatumGetBool(result->slot->tts_values[0]);
 		repl_ml_stream_free(result);
-		member->registered = !taken;
 	}
 	PG_FINALLY();
 	{
@@ -548,7 +554,10 @@ register_everywhere(Candidate *candidate)
 	return true;
 }
 
-/* Takes a registration back; the id stays used up. */
+/*
+ * Takes registrations back, also one that was asked for and not confirmed: the
+ * member may still be at it.  The id stays used up.
+ */
 static void
 unregister(Candidate *candidate)
 {
@@ -559,13 +568,13 @@ unregister(Candidate *candidate)
 		Member	   *member = lfirst(lc);
 		WalReceiverConn *volatile conn = NULL;
 
-		if (!member->registered)
+		if (!member->asked)
 			continue;
 		PG_TRY();
 		{
 			conn = repl_ml_stream_connect(member->dsn, "repl_ml join");
-			repl_ml_stream_command(conn, psprintf("SELECT repl_ml.forget_node('%s', %d)",
-												  candidate->group_id, candidate->node_id));
+			repl_ml_stream_command(conn, psprintf("SELECT repl_ml.forget_node('%s', %d, %s)",
+												  candidate->group_id, candidate->node_id, candidate->joined_at));
 		}
 		PG_CATCH();
 		{
@@ -574,7 +583,7 @@ unregister(Candidate *candidate)
 		}
 		PG_END_TRY();
 		repl_ml_stream_disconnect(conn);
-		member->registered = false;
+		member->asked = false;
 	}
 }
 

@@ -10,6 +10,8 @@
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "pgstat.h"
+#include "tcop/tcopprot.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
@@ -109,6 +111,24 @@ repl_ml_probe(PG_FUNCTION_ARGS)
 	}
 	PG_END_TRY();
 	PG_RETURN_DATUM(HeapTupleGetDatum(tuple));
+}
+
+/*
+ * repl_ml.hide_statement(): the client's statement, which holds a connection
+ * string, is shown neither in pg_stat_activity nor with errors in the log.
+ */
+PG_FUNCTION_INFO_V1(repl_ml_hide_statement);
+Datum
+repl_ml_hide_statement(PG_FUNCTION_ARGS)
+{
+	static const char *const shown = "repl_ml: a statement with a connection string";
+
+	if (debug_query_string != NULL)
+	{
+		debug_query_string = shown;
+		pgstat_report_activity(STATE_RUNNING, shown);
+	}
+	PG_RETURN_VOID();
 }
 
 /* repl_ml.run_on_peer(dsn, command): its error is raised here. */

@@ -12,6 +12,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
+#include "libpq-fe.h"
 #include "libpq/pqformat.h"
 #include "miscadmin.h"
 #include "replication/walreceiver.h"
@@ -24,6 +25,22 @@
 
 static WalRcvExecResult *execute(WalReceiverConn *conn, const char *sql, int ncolumns, const Oid *types);
 
+/* Raises an error if libpq cannot read the string; a URI, which it would quote, is not told. */
+static void
+check_dsn(const char *dsn)
+{
+	char	   *reason = NULL;
+	PQconninfoOption *options = PQconninfoParse(dsn, &reason);
+
+	if (options == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid connection string"),
+				 reason != NULL && strstr(dsn, "://") == NULL ? errdetail_internal("%s", pchomp(reason)) : 0,
+				 errhint("Write it as in 'host=n1.example port=5432 dbname=app user=repl'.")));
+	PQconninfoFree(options);
+}
+
 /*
  * Connects, or raises 08001 with libpq's reason.  The message never holds the
  * connection string, so no password reaches a log.
@@ -35,6 +52,7 @@ repl_ml_stream_connect(const char *dsn, const char *application_name)
 	char	   *reason = NULL;
 	MemoryContext old;
 
+	check_dsn(dsn);
 	load_file("libpqwalreceiver", false);
 	/* lives until repl_ml_stream_disconnect, which frees it */
 	old = MemoryContextSwitchTo(TopMemoryContext);
@@ -44,7 +62,8 @@ repl_ml_stream_connect(const char *dsn, const char *application_name)
 		ereport(ERROR,
 				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
 				 errmsg("could not connect to the peer"),
-				 errdetail_internal("%s", pchomp(reason))));
+				 errdetail_internal("%s", pchomp(reason)),
+				 errhint("Check the connection string, pg_hba.conf on that server, and that the role has LOGIN and REPLICATION.")));
 	return conn;
 }
 
@@ -180,6 +199,8 @@ execute(WalReceiverConn *conn, const char *sql, int ncolumns, const Oid *types)
 	if (result->status == WALRCV_ERROR)
 		ereport(ERROR,
 				(errcode(result->sqlstate != 0 ? result->sqlstate : ERRCODE_CONNECTION_FAILURE),
-				 errmsg("the peer reported: %s", pchomp(result->err))));
+				 errmsg("the peer reported: %s", pchomp(result->err)),
+				 result->sqlstate == ERRCODE_INSUFFICIENT_PRIVILEGE ?
+				 errhint("On that server run GRANT repl_ml_replication TO the role of the connection string.") : 0));
 	return result;
 }
