@@ -1057,7 +1057,7 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         told integer := 0;
         peers integer := 0;
         reason text;
-        until timestamptz := pg_catalog.clock_timestamp() + '30 s';
+        start timestamptz := pg_catalog.clock_timestamp();
         lsn pg_lsn;
         r record;
     BEGIN
@@ -1074,11 +1074,14 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         IF NOT fenced THEN
             -- nothing written here may be known only here
             lsn := pg_catalog.pg_current_wal_flush_lsn();
-            WHILE NOT force AND EXISTS (
-                SELECT FROM repl_ml.member m LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = repl_ml.link_name(m.node_id)
-                 WHERE m.node_id <> self.node_id AND m.state = 'ready' AND s.confirmed_flush_lsn < lsn) LOOP
-                IF pg_catalog.clock_timestamp() > until THEN
-                    RAISE EXCEPTION 'a peer has not received everything written on node "%" yet', self.node_name
+            LOOP
+                SELECT pg_catalog.min(m.node_name::text COLLATE "C") AS node_name, pg_catalog.bool_or(s.active) AS active INTO peer
+                  FROM repl_ml.member m LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = repl_ml.link_name(m.node_id)
+                 WHERE m.node_id <> self.node_id AND m.state = 'ready' AND s.confirmed_flush_lsn < lsn;
+                EXIT WHEN force OR peer.node_name IS NULL;
+                -- one that reads gets its time, one that is down does not come back soon
+                IF pg_catalog.clock_timestamp() > start + (CASE WHEN peer.active THEN '30 s' ELSE '3 s' END)::interval THEN
+                    RAISE EXCEPTION 'node "%" has not received everything written on node "%" yet', peer.node_name, self.node_name
                         USING ERRCODE = 'object_not_in_prerequisite_state',
                         HINT = 'See repl_ml.stat_replication and try again, or run SELECT repl_ml.leave_group(force => true) and lose what is not there yet.';
                 END IF;

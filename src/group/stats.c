@@ -186,7 +186,10 @@ repl_ml_resume_apply(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* At the end of the transaction: workers may be started again, if still wanted. */
+/*
+ * At the end of the transaction: workers may be started again, if still
+ * wanted.  After leaving, what was counted for the former peers is forgotten.
+ */
 static void
 release_workers(XactEvent event, void *arg)
 {
@@ -202,6 +205,8 @@ release_workers(XactEvent event, void *arg)
 			continue;
 		worker->stop = false;
 		worker->launch_time = 0;
+		if (event == XACT_EVENT_COMMIT && worker->pid == 0)
+			worker->database = InvalidOid;
 	}
 	LWLockRelease(repl_ml_shared->lock);
 	repl_ml_shmem_wake_launcher();
