@@ -10,7 +10,14 @@ use PostgreSQL::Test::Utils;
 use ReplMl;
 use Test::More;
 
-our @EXPORT = qw(start_writer stop_writer crash_and_restart no_errors left_behind is_clean);
+our @EXPORT = qw(call start_writer stop_writer crash_and_restart no_errors left_behind is_clean);
+
+# A call of one of repl_ml's functions with these texts as arguments.
+sub call
+{
+	my ($function, @arguments) = @_;
+	return "SELECT repl_ml.$function(" . join(', ', map { literal($_) } @arguments) . ')';
+}
 
 # Runs a pgbench script on a node, again and again, until stop_writer (or a minute has passed).
 sub start_writer
