@@ -132,13 +132,18 @@ repl_ml_stream_free(ReplMlResult *result)
 	pfree(result);
 }
 
-/* Starts a COPY ... TO STDOUT; the rows follow through walrcv_receive. */
+/*
+ * Starts a COPY ... TO STDOUT; the rows follow through walrcv_receive.  Rows
+ * that a policy hides from our role are an error, not left out.
+ */
 void
 repl_ml_stream_copy_out(WalReceiverConn *conn, const char *sql)
 {
 	static const Oid none[1] = {InvalidOid};
-	WalRcvExecResult *result = execute(conn, sql, 0, none);
+	WalRcvExecResult *result;
 
+	repl_ml_stream_command(conn, "SELECT pg_catalog.set_config('row_security', 'off', false)");
+	result = execute(conn, sql, 0, none);
 	if (result->status != WALRCV_OK_COPY_OUT)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
