@@ -180,5 +180,11 @@ foreach my $name (qw(n1 n2 n3))
 	is($nodes{$name}->safe_psql('app', 'SELECT count(*) FROM repl_ml.parked_changes'), '0', "$name: nothing is parked in the end");
 }
 
+# ---- src/README tells of all files in the order the Makefile builds them ----
+
+my @objects = slurp_file("$top/Makefile") =~ m{^\tsrc/([\w/]+)\.o}mg;
+my @told = slurp_file("$top/src/README") =~ m{^  ([\w/]+)\.c  }mg;
+is("@told", "@objects", 'src/README has the files in the order of OBJS');
+
 append_to_file($ENV{README_OUTPUT}, join('', @lines)) if $ENV{README_OUTPUT};
 done_testing();
