@@ -42,45 +42,100 @@ typedef struct Dump
 	int			err;
 } Dump;
 
+static void copy_tables(WalReceiverConn *conn, const char *dsn, List *schemas, List *tables);
+static List *load_partitions(WalReceiverConn *conn, const char *table, List **schemas);
+static void create_schemas(WalReceiverConn *conn, List *schemas);
+static char *dump_schema(const char *dsn, List *tables);
 static char *split_password(const char *dsn, char **password);
 static char **build_arguments(const char *conninfo, List *tables);
 static void start(Dump *dump, char **arguments, const char *password);
 static char *read_script(Dump *dump);
 static void run_script(char *script);
-static void create_schemas(const char *dsn, List *schemas);
 
 /*
  * Creates the tables (quoted, qualified names; of these schemas) from the
  * definitions on the server "dsn" leads to.  A database without any tables of
  * its own gets all of the peer's schema, so that types and functions are there
- * too; any other one gets just the tables and their schemas.
+ * too; any other one gets just the tables, their partitions and the schemas of
+ * both.
  */
 void
 repl_ml_schema_copy(const char *dsn, List *schemas, List *tables)
 {
-	char	   *password;
-	char	   *conninfo = split_password(dsn, &password);
+	MemoryContext context = CurrentMemoryContext;
+	WalReceiverConn *conn;
 	bool		everything;
-	Dump		dump;
-	char	   *script;
 
 	repl_ml_begin();
 	everything = repl_ml_schema_is_empty();
 	repl_ml_commit();
-	start(&dump, build_arguments(conninfo, everything ? NIL : tables), password);
-	script = read_script(&dump);
-	if (!everything)
-		create_schemas(dsn, schemas);
+	MemoryContextSwitchTo(context);
+	if (everything)
+	{
+		run_script(dump_schema(dsn, NIL));
+		return;
+	}
+
+	conn = repl_ml_stream_connect(dsn, "repl_ml schema");
+	PG_TRY();
+	{
+		copy_tables(conn, dsn, schemas, tables);
+	}
+	PG_FINALLY();
+	{
+		repl_ml_stream_disconnect(conn);
+	}
+	PG_END_TRY();
+}
+
+static void
+copy_tables(WalReceiverConn *conn, const char *dsn, List *schemas, List *tables)
+{
+	List	   *partitions = NIL;
+	char	   *script;
+	ListCell   *lc;
+
+	foreach(lc, tables)
+		partitions = list_concat(partitions, load_partitions(conn, lfirst(lc), &schemas));
+	script = dump_schema(dsn, list_concat(partitions, tables));
+	create_schemas(conn, schemas);
 	run_script(script);
-	pfree(script);
+}
+
+/* The names of a table's partitions on the peer; adds their schemas to the list. */
+static List *
+load_partitions(WalReceiverConn *conn, const char *table, List **schemas)
+{
+	static const Oid types[2] = {TEXTOID, TEXTOID};
+	char	   *root = quote_literal_cstr(table);
+	List	   *names = NIL;
+	ReplMlResult *result = repl_ml_stream_query(conn,
+												psprintf("SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text"
+														 " FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass(%s)) t"
+														 " JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.relid"
+														 " JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
+														 " WHERE t.level OPERATOR(pg_catalog.>) 0", root), 2, types);
+
+	while (repl_ml_stream_next(result))
+	{
+		char	   *schema;
+		char	   *name;
+
+		slot_getallattrs(result->slot);
+		schema = TextDatumGetCString(result->slot->tts_values[0]);
+		name = TextDatumGetCString(result->slot->tts_values[1]);
+		names = lappend(names, quote_qualified_identifier(schema, name));
+		*schemas = list_append_unique(*schemas, makeString(schema));
+	}
+	repl_ml_stream_free(result);
+	return names;
 }
 
 /* Creates the schemas that are not here, under their owners on the peer. */
 static void
-create_schemas(const char *dsn, List *schemas)
+create_schemas(WalReceiverConn *conn, List *schemas)
 {
 	static const Oid types[1] = {TEXTOID};
-	WalReceiverConn *conn = NULL;
 	ListCell   *lc;
 
 	foreach(lc, schemas)
@@ -91,8 +146,6 @@ create_schemas(const char *dsn, List *schemas)
 		repl_ml_begin();
 		if (!OidIsValid(get_namespace_oid(name, true)))
 		{
-			if (conn == NULL)
-				conn = repl_ml_stream_connect(dsn, "repl_ml schema");
 			result = repl_ml_stream_query(conn, psprintf("SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(nspowner))"
 														 " FROM pg_catalog.pg_namespace WHERE nspname OPERATOR(pg_catalog.=) %s",
 														 quote_literal_cstr(name)), 1, types);
@@ -106,7 +159,6 @@ create_schemas(const char *dsn, List *schemas)
 		}
 		repl_ml_commit();
 	}
-	repl_ml_stream_disconnect(conn);
 }
 
 /* Has this database no table of its own?  Between repl_ml_begin and repl_ml_commit. */
@@ -118,6 +170,18 @@ repl_ml_schema_is_empty(void)
 							 " AND c.relnamespace::pg_catalog.regnamespace::pg_catalog.text !~ '^pg_(toast|temp)'"
 							 " AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass"
 							 "                    AND d.objid OPERATOR(pg_catalog.=) c.oid AND d.deptype OPERATOR(pg_catalog.=) 'e') LIMIT 1") == 0;
+}
+
+/* pg_dump's script of the tables, or of everything but ourselves if there are none. */
+static char *
+dump_schema(const char *dsn, List *tables)
+{
+	char	   *password;
+	char	   *conninfo = split_password(dsn, &password);
+	Dump		process;
+
+	start(&process, build_arguments(conninfo, tables), password);
+	return read_script(&process);
 }
 
 /* The connection string without its password, which goes another way. */

@@ -82,6 +82,22 @@ is(sql($n3, 'SELECT id, mood FROM people.person ORDER BY 1'), "1|good\n2|good", 
 sql($_, 'SELECT repl_ml.retry_parked(id) FROM repl_ml.parked_changes') foreach $n2, $n3;
 is_equal_everywhere(\@nodes, 'people.person', 'what was parked meanwhile is no news');
 
+# A partitioned table comes with its partitions, wherever they are.
+sql($n1, <<'SQL');
+CREATE SCHEMA "Old parts";
+CREATE TABLE event (day date, id int, v text, PRIMARY KEY (day, id)) PARTITION BY RANGE (day);
+CREATE TABLE event_2025 PARTITION OF event FOR VALUES FROM ('2025-01-01') TO ('2026-01-01') PARTITION BY RANGE (id);
+CREATE TABLE "Old parts"."event ""2024""" PARTITION OF event FOR VALUES FROM ('2024-01-01') TO ('2025-01-01');
+CREATE TABLE event_2025_a PARTITION OF event_2025 DEFAULT;
+INSERT INTO event VALUES ('2024-05-05', 1, 'old'), ('2025-05-05', 2, 'new');
+SELECT repl_ml.add_table('event');
+SQL
+wait_replicated('event');
+sql($n2, q(INSERT INTO event VALUES ('2024-06-06', 3, 'n2'); UPDATE event SET v = 'n2' WHERE id = 2));
+wait_converged(\@nodes, 'event');
+is(sql($n3, 'SELECT tableoid::regclass, id, v FROM event ORDER BY id'),
+	q("Old parts"."event ""2024"""|1|old) . "\nevent_2025_a|2|n2\n" . q("Old parts"."event ""2024"""|3|n2), 'rows in their partitions');
+
 # Removed on one, ordinary on all; its rows stay, and nothing travels any more.
 sql($n3, q(SELECT repl_ml.remove_table('shared')));
 poll_until($_, q(SELECT count(*) = 0 FROM pg_attribute WHERE attrelid = 'shared'::regclass AND attname = '__repl_clock' AND NOT attisdropped)) foreach @nodes;
