@@ -122,8 +122,14 @@ is( parked($n3, 'secured'),
 	'secured|insert|n1|0A000|row-level security of table "secured" applies to its owner|1|v',
 	'forced row level security: the change is parked');
 
-write_between(q(INSERT INTO dropped VALUES (1, 'v')));
-arrived('dropped table');
+# A table that is missing is made again, with its rows, at the first change that does not find it.
+write_between(q(INSERT INTO dropped VALUES (1, 'before')));
+arrived('missing table, before');
+sql($n3, q(SET repl_ml.guard_off = on; DROP TABLE dropped));
+write_between(q(INSERT INTO dropped VALUES (2, 'after')));
+arrived('missing table');
+poll_until($n3, q(SELECT state = 'replicated' AND pending_copies = 0 FROM repl_ml.tables WHERE table_name = 'dropped'));
+is(sql($n3, 'SELECT v FROM dropped ORDER BY id'), "before\nafter", 'missing table: it is here again, with all rows');
 
 # What fails only at commit is everybody's: the transaction is parked whole.
 sql($n1, q(BEGIN; INSERT INTO deferred VALUES (1, 'bad'); INSERT INTO other VALUES (1000, 'with it'); COMMIT));
