@@ -9,6 +9,7 @@
 #include "executor/spi.h"
 
 extern uint64 repl_ml_spi_execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls);
+extern void repl_ml_settle_session(void);
 extern void repl_ml_begin(void);
 extern void repl_ml_commit(void);
 extern Oid	repl_ml_clock_type(void);

@@ -119,9 +119,7 @@ start_up(void)
 	ReplMlDatabase *database = repl_ml_shmem_database(MyDatabaseId);
 
 	repl_ml_internal_write = true;
-	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	repl_ml_settle_session();
 	work_context = AllocSetContextCreate(TopMemoryContext, "repl_ml supervisor", ALLOCSET_DEFAULT_SIZES);
 
 	if (database == NULL)
