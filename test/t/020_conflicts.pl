@@ -220,6 +220,12 @@ heal_all();
 wait_converged(\@nodes, 'item');
 is(item(13), 'n2|||||', 'delete before delete and insert: the new row');
 is(item(16), qq(n2|b0|{"k": 0}|$emb|0), 'update before equal update and another: the last one');
+TODO:
+{
+	local $TODO = 'the joined clock of equal versions has one last writer, so who joined them first sees fewer conflicts';
+	my $seen = q(SELECT conflict_id, loser_node FROM repl_ml.conflicts WHERE key IN ('{13}', '{16}') ORDER BY 1);
+	is(sql($_, $seen), sql($n1, $seen), '... and the same conflicts on ' . $_->name) foreach $n2;
+}
 
 is(sql($_, 'SELECT count(*) FROM repl_ml.parked_changes'), '0', 'nothing is parked on ' . $_->name) foreach @nodes;
 is(sql($_, 'SELECT sum(errors) FROM repl_ml.stat_apply'), '0', 'no error on ' . $_->name) foreach @nodes;
