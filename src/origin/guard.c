@@ -37,6 +37,7 @@
 #include "utils/syscache.h"
 
 #include "compat.h"
+#include "group/group.h"
 #include "origin/origin.h"
 #include "row/row.h"
 
@@ -191,6 +192,25 @@ refuse_trigger_change(Oid relid, const char *name)
 																   get_rel_name(relid))))));
 }
 
+/* With CASCADE a member would lose its clocks, and the others a member they wait for. */
+static void
+check_drop_extension(DropStmt *stmt)
+{
+	const ReplMlIdentity *self = repl_ml_identity();
+	ListCell   *lc;
+
+	foreach(lc, stmt->objects)
+	{
+		if (!self->member || strcmp(strVal(lfirst(lc)), REPL_ML_SCHEMA) != 0)
+			continue;
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the extension repl_ml cannot be dropped from a member of a group"),
+				 errdetail("This database is node \"%s\" of group \"%s\".", NameStr(self->node_name), NameStr(self->group_name)),
+				 errhint("Run SELECT repl_ml.leave_group() first.")));
+	}
+}
+
 /* A replicated table is dropped after it has been removed from the group. */
 static void
 check_drop(DropStmt *stmt)
@@ -198,6 +218,8 @@ check_drop(DropStmt *stmt)
 	ListCell   *lc;
 	Oid			relid;
 
+	if (stmt->removeType == OBJECT_EXTENSION || stmt->removeType == OBJECT_SCHEMA)
+		check_drop_extension(stmt);
 	if (guard_off || (stmt->removeType != OBJECT_TABLE && stmt->removeType != OBJECT_TRIGGER))
 		return;
 	foreach(lc, stmt->objects)
