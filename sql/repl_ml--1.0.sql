@@ -1123,9 +1123,8 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
                   WHERE pg_catalog.starts_with(o.roname, repl_ml.link_name(0) COLLATE "C") OR o.roname ~ ('^' || pg_catalog.regexp_replace(repl_ml.link_name(0), '0$', '') || '[0-9]+$') LOOP
             PERFORM pg_catalog.pg_replication_origin_drop(r.roname);
         END LOOP;
-        IF NOT fenced THEN
-            PERFORM repl_ml.drop_own_slots();
-        END IF;
+        -- also those a copied directory brought along: they would keep WAL for ever
+        PERFORM repl_ml.drop_own_slots();
         PERFORM repl_ml.wake_workers();
     END
     $$;
