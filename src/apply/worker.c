@@ -41,6 +41,7 @@ static TimestampTz last_enrolment = 0;	/* when follow_catalogs ran last */
 
 static void attach(int slot);
 static void detach(int code, Datum arg);
+static void forget_commit(int code, Datum arg);
 static void prepare_session(void);
 static bool run_and_recover(void);
 static void run(void);
@@ -64,6 +65,8 @@ repl_ml_apply_main(Datum arg)
 	attach(DatumGetInt32(arg));
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(apply.worker->database, InvalidOid, 0);
+	/* runs before the server's own callback, which aborts the transaction */
+	before_shmem_exit(forget_commit, (Datum) 0);
 	prepare_session();
 
 	for (;;)
@@ -137,6 +140,17 @@ detach(int code, Datum arg)
 	apply.worker->state = REPL_ML_WORKER_STOPPED;
 	LWLockRelease(repl_ml_shared->lock);
 	repl_ml_shmem_wake_supervisor(apply.worker->database);
+}
+
+/*
+ * Before an abort: from 16 on that moves the origin, too, and past a commit
+ * that failed it would be lost.
+ */
+static void
+forget_commit(int code, Datum arg)
+{
+	replorigin_session_origin_lsn = InvalidXLogRecPtr;
+	replorigin_session_origin_timestamp = 0;
 }
 
 /* Shows what the worker is doing in repl_ml.stat_apply. */
@@ -456,6 +470,7 @@ recover(void)
 	if (!race)
 		EmitErrorReport();
 	FlushErrorState();
+	forget_commit(0, (Datum) 0);
 	AbortOutOfAnyTransaction();
 	repl_ml_dispatch_reset(&apply);
 	disconnect();
