@@ -868,7 +868,7 @@ CREATE FUNCTION repl_ml.check_setup(peer_dsn text DEFAULT NULL, OUT check_name t
         p record;
     BEGIN
         RETURN QUERY SELECT * FROM repl_ml.check_settings(
-            greatest(2, (SELECT pg_catalog.count(*)::integer FROM repl_ml.member m WHERE m.state <> 'dropped')));
+            greatest(2, (SELECT pg_catalog.count(*)::integer FROM repl_ml.nodes n WHERE n.state <> 'dropped')));
         IF peer_dsn IS NOT NULL THEN
             PERFORM repl_ml.hide_statement();
             check_name := 'peer';
@@ -1415,7 +1415,7 @@ END
 $$;
 REVOKE ALL ON FUNCTION repl_ml.current_vector(), repl_ml.stable_vector(), repl_ml.next_heartbeats() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION repl_ml.vclock_in(cstring), repl_ml.vclock_recv(internal) TO PUBLIC;
-GRANT EXECUTE ON FUNCTION repl_ml.current_vector(), repl_ml.worker_stats(), repl_ml.link_name(integer), repl_ml.check_setup(text) TO pg_monitor;
+GRANT EXECUTE ON FUNCTION repl_ml.current_vector(), repl_ml.worker_stats(), repl_ml.link_name(integer), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
 GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts TO pg_monitor;
 GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts, repl_ml.conflicts, repl_ml.parked_changes TO repl_ml_admin;
 
