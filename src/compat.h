@@ -129,11 +129,4 @@ wait_event_compat(const char *name)
 #endif
 }
 
-/* does this server have max_active_replication_origins of its own? (18) */
-#if PG_VERSION_NUM >= 180000
-#define REPL_ML_HAVE_ORIGIN_SETTING 1
-#else
-#define REPL_ML_HAVE_ORIGIN_SETTING 0
-#endif
-
 #endif							/* REPL_ML_COMPAT_H */

@@ -74,7 +74,10 @@ define_settings(void)
 							NULL);
 }
 
-/* Called when the library is loaded; only at server start it does its work. */
+/*
+ * Called when the library is loaded.  Loaded later than at server start it has
+ * settings and guards statements, but neither shared memory nor workers.
+ */
 void
 _PG_init(void)
 {

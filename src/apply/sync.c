@@ -3,9 +3,9 @@
  *		Copies tables from the peer: each row is joined, so a copy may overlap
  *		with the stream, be repeated, and start over after a failure.
  *
- * A copy uses a connection of its own beside the stream's.  The group's
- * catalogs are copied at each connection, enrolled tables when repl_ml.table_sync
- * says so.
+ * The group's catalogs are copied at each connection, over it, before it
+ * streams; enrolled tables when repl_ml.table_sync says so, over a connection
+ * of their own beside the stream's.
  */
 #include "postgres.h"
 

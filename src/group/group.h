@@ -24,7 +24,7 @@ typedef struct ReplMlIdentity
 	pg_uuid_t	group_id;
 } ReplMlIdentity;
 
-/* A peer as the catalog knows it; strings live in the caller's context. */
+/* A peer as the catalog knows it; see repl_ml_peer_load. */
 typedef struct ReplMlPeer
 {
 	uint16		node_id;

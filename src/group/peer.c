@@ -40,8 +40,8 @@ repl_ml_origin_parse(const char *name, Oid *database, int *peer)
 }
 
 /*
- * A member by its id, in the message context of the caller; an error if there
- * is none or it has been dropped.  Between repl_ml_begin and repl_ml_commit.
+ * A member by its id; an error if there is none or it has been dropped.  Good
+ * until the next call.  Between repl_ml_begin and repl_ml_commit.
  */
 ReplMlPeer *
 repl_ml_peer_load(int node_id)

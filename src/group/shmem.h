@@ -116,7 +116,7 @@ typedef struct ReplMlShared
 	ReplMlJoinRequest join;
 	ReplMlDatabase databases[REPL_ML_MAX_DATABASES];
 	ReplMlWorker workers[REPL_ML_MAX_WORKERS];
-	pg_atomic_uint64 first_tick[FLEXIBLE_ARRAY_MEMBER]; /* by backend number, 0: none */
+	pg_atomic_uint64 first_tick[FLEXIBLE_ARRAY_MEMBER]; /* by backend number; see ticker.c */
 } ReplMlShared;
 
 extern ReplMlShared *repl_ml_shared;

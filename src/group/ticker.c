@@ -13,8 +13,8 @@
  * launcher moves the bound while the node writes (see repl_ml_ticker_persist),
  * so that a backend hardly ever has to.
  *
- * Each backend also publishes the first counter of its running transaction,
- * which is how repl_ml_ticker_safe knows below which counter every
+ * Each backend also publishes a counter below the first one of its running
+ * transaction, which is how repl_ml_ticker_safe knows below which counter every
  * transaction has ended.
  */
 #include "postgres.h"
@@ -45,7 +45,7 @@ typedef struct ClockFile
 	uint64		bound;
 } ClockFile;
 
-/* first counter this backend issued in its transaction; 0 outside one */
+/* below all counters this backend issued in its transaction; 0 outside one */
 static uint64 first_in_transaction = 0;
 static uint64 last_issued = 0;
 static bool callback_registered = false;

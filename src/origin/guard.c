@@ -43,7 +43,7 @@
 
 static ProcessUtility_hook_type previous_hook = NULL;
 
-/* repl_ml.guard_off: set by our own functions only, for their transaction */
+/* repl_ml.guard_off: meant for our own functions, which set it while they run */
 static bool guard_off = false;
 
 static void guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,

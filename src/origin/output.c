@@ -88,7 +88,10 @@ origin_is_ours(RepOriginId origin)
 
 	if (own_transaction)
 		StartTransactionCommand();
-	/* a dropped origin was a peer's: nobody else's is dropped under a slot of ours */
+	/*
+	 * A dropped origin is taken for a former peer's.  What a core subscription
+	 * wrote that was dropped before we decode it is lost to the peers, then.
+	 */
 	ours = !replorigin_by_oid(origin, true, &name) ||
 		repl_ml_origin_parse(name, &database, &peer);
 	if (own_transaction)

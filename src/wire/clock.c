@@ -14,9 +14,8 @@
  * hashing work on the bytes, and memcmp orders node ids and counters.
  *
  * This is not where counters are chosen (that is the hybrid logical clock of
- * the writing node), nor where a conflict is decided.  It is the first file on
- * the way of a change: stamping makes clocks here, apply compares and merges
- * them here.  No locks, no catalogs, no state; results are palloc'd in the
+ * the writing node), nor where a conflict is decided.  Stamping makes clocks
+ * here, apply compares and merges them here.  No locks, no catalogs, no state; results are palloc'd in the
  * current memory context and arguments are never changed.
  */
 #include "postgres.h"
