@@ -597,6 +597,11 @@ CREATE FUNCTION repl_ml.enrol_obstacle(relation regclass, OUT message text, OUT 
             RETURN QUERY SELECT pg_catalog.format('table %s is part of an inheritance tree', relation), 'Use declarative partitioning instead of inheritance.'::text;
             RETURN;
         END IF;
+        IF c.relreplident = 'n' THEN
+            RETURN QUERY SELECT pg_catalog.format('table %s has no replica identity', relation),
+                pg_catalog.format('Run ALTER TABLE %s REPLICA IDENTITY DEFAULT.', relation);
+            RETURN;
+        END IF;
         IF c.relrowsecurity AND c.relforcerowsecurity THEN
             RETURN QUERY SELECT pg_catalog.format('row-level security is forced on table %s', relation),
                 pg_catalog.format('Run ALTER TABLE %s NO FORCE ROW LEVEL SECURITY: changes are applied as the table''s owner.', relation);
@@ -613,7 +618,7 @@ CREATE FUNCTION repl_ml.enrol_obstacle(relation regclass, OUT message text, OUT 
                 'Make the primary key NOT DEFERRABLE.'::text;
             RETURN;
         END IF;
-        IF EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attnum = ANY (i.indkey) AND a.attgenerated <> '') THEN
+        IF EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) AND a.attgenerated <> '') THEN
             RETURN QUERY SELECT pg_catalog.format('the primary key of table %s has a generated column', relation),
                 pg_catalog.format('Run ALTER TABLE %s ADD PRIMARY KEY (...) with columns that are not generated.', relation);
             RETURN;

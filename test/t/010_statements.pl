@@ -33,7 +33,7 @@ CREATE TABLE sub (id int PRIMARY KEY, v text);
 CREATE TABLE prep (id int PRIMARY KEY, v text);
 CREATE TABLE big (id int PRIMARY KEY, v text, n int);
 CREATE TABLE replica (id int PRIMARY KEY, v text);
-CREATE TABLE gen (id int PRIMARY KEY, a int, b int GENERATED ALWAYS AS (a * 10) STORED, c text GENERATED ALWAYS AS (upper(d)) STORED, d text);
+CREATE TABLE gen (id int, a int, b int GENERATED ALWAYS AS (a * 10) STORED, c text GENERATED ALWAYS AS (upper(d)) STORED, d text, PRIMARY KEY (id) INCLUDE (b));
 CREATE TABLE ident (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v text);
 CREATE TABLE toast (id int PRIMARY KEY, n int, v text, w bytea);
 ALTER TABLE toast ALTER v SET STORAGE EXTERNAL, ALTER w SET STORAGE EXTERNAL;
@@ -479,6 +479,8 @@ sub generated_columns
 	rows_are('SELECT id, v FROM ident ORDER BY id', "1|i\n2|k\n10|l", 'identity columns');
 	psql_fails($n1, 'CREATE TABLE gen_key (a int, k int GENERATED ALWAYS AS (a + 1) STORED PRIMARY KEY); SELECT repl_ml.add_table($$gen_key$$)',
 		'55000', 'generated column', 'ADD PRIMARY KEY');
+	psql_fails($n1, 'CREATE TABLE no_identity (k int PRIMARY KEY); ALTER TABLE no_identity REPLICA IDENTITY NOTHING; SELECT repl_ml.add_table($$no_identity$$)',
+		'55000', 'no replica identity', 'REPLICA IDENTITY DEFAULT');
 }
 
 sub long_values
