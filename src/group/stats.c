@@ -186,16 +186,19 @@ repl_ml_resume_apply(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+static bool workers_stopped = false;	/* by stop_workers, in this transaction */
+
 /*
  * At the end of the transaction: workers may be started again, if still
  * wanted.  After leaving, what was counted for the former peers is forgotten.
+ * Stays registered: to 15 a callback must not unregister itself.
  */
 static void
 release_workers(XactEvent event, void *arg)
 {
-	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT)
+	if (!workers_stopped || (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT))
 		return;
-	UnregisterXactCallback(release_workers, arg);
+	workers_stopped = false;
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
 	{
@@ -241,8 +244,13 @@ PG_FUNCTION_INFO_V1(repl_ml_stop_workers);
 Datum
 repl_ml_stop_workers(PG_FUNCTION_ARGS)
 {
+	static bool registered = false;
+
 	repl_ml_shmem_require();
-	RegisterXactCallback(release_workers, NULL);
+	if (!registered)
+		RegisterXactCallback(release_workers, NULL);
+	registered = true;
+	workers_stopped = true;
 	while (end_workers())
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
