@@ -427,6 +427,19 @@ COMMENT ON TABLE repl_ml.parked_change IS 'changes that failed to apply here; se
 -- Internal helpers
 --
 
+-- What functions that change something do with NULL: a strict one would do nothing and not say so
+CREATE FUNCTION repl_ml.refuse_nulls(arguments text, nulls integer) RETURNS void
+    LANGUAGE plpgsql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        IF nulls > 0 THEN
+            RAISE EXCEPTION 'null is not allowed for the argument%', CASE WHEN arguments ~ ',' THEN 's ' ELSE ' ' END || arguments
+                USING ERRCODE = 'null_value_not_allowed', HINT = 'Give each argument a value; to_regclass() gives null for a table that does not exist.';
+        END IF;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.refuse_nulls(text, integer) IS 'raises an error if any of the named arguments of a function is null';
+
 -- The place this database lives in
 CREATE FUNCTION repl_ml.local_fingerprint(OUT system_identifier bigint, OUT timeline bigint, OUT database oid, OUT directory text)
     AS 'MODULE_PATHNAME', 'repl_ml_local_fingerprint' LANGUAGE C STABLE PARALLEL SAFE;
@@ -574,6 +587,10 @@ CREATE FUNCTION repl_ml.enrol_obstacle(relation regclass, OUT message text, OUT 
         i pg_catalog.pg_index;
     BEGIN
         SELECT * INTO c FROM pg_catalog.pg_class WHERE oid = relation;
+        IF NOT FOUND THEN
+            RETURN QUERY SELECT pg_catalog.format('table with OID %s does not exist', relation), 'Name the table.'::text;
+            RETURN;
+        END IF;
         n := c.relnamespace::pg_catalog.regnamespace;
         IF c.relkind NOT IN ('r', 'p') THEN
             RETURN QUERY SELECT pg_catalog.format('%s is not a table', relation), 'Only ordinary and partitioned tables can be replicated.'::text;
@@ -976,12 +993,13 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
 COMMENT ON FUNCTION repl_ml.become_member(name, uuid, integer, name, text, integer, boolean) IS 'writes this database''s identity and wakes the workers';
 
 CREATE FUNCTION repl_ml.create_group(group_name name, node_name name, dsn text) RETURNS integer
-    LANGUAGE plpgsql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
         c record;
     BEGIN
         PERFORM repl_ml.hide_statement();
+        PERFORM repl_ml.refuse_nulls('group_name, node_name, dsn', pg_catalog.num_nulls(group_name, node_name, dsn));
         SELECT * INTO c FROM repl_ml.check_new_member(group_name, node_name, dsn);
         PERFORM repl_ml.become_member(group_name, pg_catalog.gen_random_uuid(), 1, node_name, 'ready', NULL, false);
         DELETE FROM repl_ml.member;
@@ -992,16 +1010,17 @@ CREATE FUNCTION repl_ml.create_group(group_name name, node_name name, dsn text) 
     END
     $$;
 COMMENT ON FUNCTION repl_ml.create_group(name, name, text) IS
-    'makes this database the first node of a new group; dsn is how the other nodes will reach it. Returns the node id. Errors: 55000 wrong setting or already a member, 08001 unreachable dsn, 22023 bad argument';
+    'makes this database the first node of a new group; dsn is how the other nodes will reach it. Returns the node id. Superusers only. Errors: 55000 wrong setting or already a member, 08001 unreachable dsn, 22023 bad argument';
 
 CREATE FUNCTION repl_ml.join_group(node_name name, dsn text, join_dsn text, copy_data boolean DEFAULT true, wait boolean DEFAULT true, timeout interval DEFAULT '10 min') RETURNS integer
-    LANGUAGE plpgsql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
         c record;
         id integer;
     BEGIN
         PERFORM repl_ml.hide_statement();
+        PERFORM repl_ml.refuse_nulls('node_name, dsn, join_dsn, copy_data, wait, timeout', pg_catalog.num_nulls(node_name, dsn, join_dsn, copy_data, wait, timeout));
         IF timeout <= '0' THEN
             RAISE EXCEPTION 'timeout must be positive' USING ERRCODE = 'invalid_parameter_value', HINT = 'For example: timeout => ''10 min''.';
         END IF;
@@ -1022,16 +1041,17 @@ CREATE FUNCTION repl_ml.start_joining(node_name name, dsn text, join_dsn text, c
 COMMENT ON FUNCTION repl_ml.start_joining(name, text, text, boolean, interval) IS 'registers this database with the group and makes it a joining member; commits by itself';
 
 CREATE FUNCTION repl_ml.wait_for_node(node_name name, timeout interval DEFAULT '10 min') RETURNS void
-    AS 'MODULE_PATHNAME', 'repl_ml_wait_for_node' LANGUAGE C VOLATILE STRICT;
+    AS 'MODULE_PATHNAME', 'repl_ml_wait_for_node' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION repl_ml.wait_for_node(name, interval) IS
     'waits until a node is ready, as seen from here. Errors: 42704 no such node, 57014 timeout, with the last error of the worker that copies';
 
 CREATE FUNCTION repl_ml.drop_node(node_name name, if_exists boolean DEFAULT false) RETURNS void
-    LANGUAGE plpgsql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
         self record;
     BEGIN
+        PERFORM repl_ml.refuse_nulls('node_name, if_exists', pg_catalog.num_nulls(node_name, if_exists));
         SELECT * INTO self FROM repl_ml.require_member();
         IF drop_node.node_name = self.node_name THEN
             RAISE EXCEPTION 'node "%" cannot drop itself', node_name USING ERRCODE = 'invalid_parameter_value',
@@ -1050,10 +1070,10 @@ CREATE FUNCTION repl_ml.drop_node(node_name name, if_exists boolean DEFAULT fals
     END
     $$;
 COMMENT ON FUNCTION repl_ml.drop_node(name, boolean) IS
-    'removes a node from the group, on all members: for a node that will not come back. Its id is never used again. Errors: 42704 no such node, 22023 this node';
+    'removes a node from the group, on all members: for a node that will not come back. Its id is never used again. Superusers only. Errors: 42704 no such node, 22023 this node';
 
 CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
-    LANGUAGE plpgsql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
     AS $$
     DECLARE
         self record;
@@ -1066,6 +1086,7 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         lsn pg_lsn;
         r record;
     BEGIN
+        PERFORM repl_ml.refuse_nulls('force', pg_catalog.num_nulls(force));
         SELECT * INTO self FROM repl_ml.local_node;
         IF NOT FOUND THEN
             RAISE EXCEPTION 'this database is not a member of a repl_ml group' USING ERRCODE = 'object_not_in_prerequisite_state',
@@ -1170,11 +1191,12 @@ COMMENT ON FUNCTION repl_ml.drop_own_slots() IS 'drops the slots peers read from
 --
 
 CREATE FUNCTION repl_ml.add_table(relation regclass) RETURNS void
-    LANGUAGE plpgsql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
         self record;
     BEGIN
+        PERFORM repl_ml.refuse_nulls('relation', pg_catalog.num_nulls(relation));
         SELECT * INTO self FROM repl_ml.require_member();
         IF EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = '__repl_clock' AND NOT a.attisdropped
                       AND a.atttypid = 'repl_ml.vclock'::pg_catalog.regtype)
@@ -1197,16 +1219,18 @@ COMMENT ON FUNCTION repl_ml.add_table(regclass) IS
 
 CREATE FUNCTION repl_ml.add_all_tables(schema_names name[] DEFAULT '{public}', OUT relation regclass, OUT status text, OUT detail text, OUT hint text)
     RETURNS SETOF record
-    LANGUAGE plpgsql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
         s name;
         obstacle record;
     BEGIN
+        PERFORM repl_ml.refuse_nulls('schema_names', pg_catalog.num_nulls(schema_names));
         PERFORM repl_ml.require_member();
         FOREACH s IN ARRAY schema_names LOOP
             IF s IS NULL OR NOT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname = s) THEN
-                RAISE EXCEPTION 'schema "%" does not exist', s USING ERRCODE = 'invalid_schema_name';
+                RAISE EXCEPTION 'schema "%" does not exist', s USING ERRCODE = 'invalid_schema_name',
+                    HINT = 'Run SELECT nspname FROM pg_catalog.pg_namespace.';
             END IF;
         END LOOP;
         FOR relation IN SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -1228,12 +1252,13 @@ CREATE FUNCTION repl_ml.add_all_tables(schema_names name[] DEFAULT '{public}', O
     END
     $$;
 COMMENT ON FUNCTION repl_ml.add_all_tables(name[]) IS
-    'replicates all tables of the schemas; says for each one whether it was added, or why it cannot be and what to do';
+    'replicates all tables of the schemas; says for each one whether it was added, or why it cannot be and what to do. Superusers only';
 
 CREATE FUNCTION repl_ml.remove_table(relation regclass) RETURNS void
-    LANGUAGE plpgsql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     BEGIN
+        PERFORM repl_ml.refuse_nulls('relation', pg_catalog.num_nulls(relation));
         PERFORM repl_ml.require_member();
         UPDATE repl_ml.replicated_table t SET state = 'removed'
           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -1261,12 +1286,13 @@ CREATE FUNCTION repl_ml.resume_apply(peer name) RETURNS void
 COMMENT ON FUNCTION repl_ml.resume_apply(name) IS 'goes on applying what a peer sends. Errors: 42704 no such peer';
 
 CREATE FUNCTION repl_ml.retry_parked(id bigint) RETURNS void
-    AS 'MODULE_PATHNAME', 'repl_ml_retry_parked' LANGUAGE C VOLATILE STRICT;
+    AS 'MODULE_PATHNAME', 'repl_ml_retry_parked' LANGUAGE C VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION repl_ml.retry_parked(bigint) IS 'applies a parked change again; it leaves repl_ml.parked_changes if that works. Errors: 42704 no such change, else what the change raises';
 CREATE FUNCTION repl_ml.discard_parked(id bigint) RETURNS void
-    LANGUAGE plpgsql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     BEGIN
+        PERFORM repl_ml.refuse_nulls('id', pg_catalog.num_nulls(id));
         DELETE FROM repl_ml.parked_change p WHERE p.id = discard_parked.id;
         IF NOT FOUND THEN
             RAISE EXCEPTION 'parked change % does not exist', id USING ERRCODE = 'undefined_object',

@@ -109,13 +109,14 @@ Datum
 repl_ml_retry_parked(PG_FUNCTION_ARGS)
 {
 	int64		id = PG_GETARG_INT64(0);
-	const ReplMlIdentity *self = repl_ml_identity_require();
-	ReplMlApply apply = {.self = self->node_id,.late = true,.message_context = CurrentMemoryContext};
+	ReplMlApply apply = {.late = true,.message_context = CurrentMemoryContext};
 	ReplMlPeer	peer = {0};
 	LogicalRepTupleData tuple;
 	Oid			types[1] = {INT8OID};
 	Datum		values[1] = {Int64GetDatum(id)};
 
+	repl_ml_refuse_nulls(fcinfo);
+	apply.self = repl_ml_identity_require()->node_id;
 	apply.peer = &peer;
 	load_change(id, &apply, &tuple);
 	apply_as_worker(&apply, &tuple);

@@ -164,7 +164,8 @@ copy_dsn(char *into, text *dsn, const char *argument)
 	if (strlen(value) >= REPL_ML_DSN_LENGTH)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"%s\" is longer than %d bytes", argument, REPL_ML_DSN_LENGTH - 1)));
+				 errmsg("argument \"%s\" is longer than %d bytes", argument, REPL_ML_DSN_LENGTH - 1),
+				 errhint("Move parts of it into a service file or a password file.")));
 	strlcpy(into, value, REPL_ML_DSN_LENGTH);
 }
 

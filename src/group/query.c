@@ -12,6 +12,7 @@
 #include "pgstat.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/memutils.h"
@@ -96,6 +97,21 @@ repl_ml_query_int(const char *sql)
 		elog(ERROR, "SPI failed");
 	text = SPI_processed == 0 || SPI_tuptable == NULL ? NULL : repl_ml_spi_text(0, 0);
 	return text == NULL ? 0 : strtoll(text, NULL, 10);
+}
+
+/* Raises an error if an argument of the SQL function is null. */
+void
+repl_ml_refuse_nulls(FunctionCallInfo fcinfo)
+{
+	for (int i = 0; i < PG_NARGS(); i++)
+	{
+		if (PG_ARGISNULL(i))
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("null is not allowed for argument %d of %s.%s", i + 1, REPL_ML_SCHEMA,
+							get_func_name(fcinfo->flinfo->fn_oid)),
+					 errhint("Give each argument a value.")));
+	}
 }
 
 /* The type repl_ml.vclock. */

@@ -8,6 +8,7 @@
 #include "postgres.h"
 #include "executor/spi.h"
 
+extern void repl_ml_refuse_nulls(FunctionCallInfo fcinfo);
 extern uint64 repl_ml_spi_execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls);
 extern void repl_ml_settle_session(void);
 extern void repl_ml_begin(void);

@@ -161,8 +161,10 @@ PG_FUNCTION_INFO_V1(repl_ml_pause_apply);
 Datum
 repl_ml_pause_apply(PG_FUNCTION_ARGS)
 {
-	int			peer = find_peer(PG_GETARG_NAME(0));
+	int			peer;
 
+	repl_ml_refuse_nulls(fcinfo);
+	peer = find_peer(PG_GETARG_NAME(0));
 	for (;;)
 	{
 		ReplMlWorkerState state = set_pause(peer, true);
@@ -182,6 +184,7 @@ PG_FUNCTION_INFO_V1(repl_ml_resume_apply);
 Datum
 repl_ml_resume_apply(PG_FUNCTION_ARGS)
 {
+	repl_ml_refuse_nulls(fcinfo);
 	(void) set_pause(find_peer(PG_GETARG_NAME(0)), false);
 	PG_RETURN_VOID();
 }
@@ -360,12 +363,15 @@ PG_FUNCTION_INFO_V1(repl_ml_wait_for_node);
 Datum
 repl_ml_wait_for_node(PG_FUNCTION_ARGS)
 {
-	Name		node_name = PG_GETARG_NAME(0);
-	TimestampTz deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-																  TimestampTzGetDatum(GetCurrentTimestamp()),
-																  PG_GETARG_DATUM(1)));
+	Name		node_name;
+	TimestampTz deadline;
 
 	repl_ml_shmem_require();
+	repl_ml_refuse_nulls(fcinfo);
+	node_name = PG_GETARG_NAME(0);
+	deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+													   TimestampTzGetDatum(GetCurrentTimestamp()),
+													   PG_GETARG_DATUM(1)));
 	for (;;)
 	{
 		int			donor;
