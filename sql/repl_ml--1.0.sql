@@ -16,6 +16,8 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) 'repl_ml_replication') THEN
         CREATE ROLE repl_ml_replication NOLOGIN REPLICATION;
     END IF;
+    COMMENT ON ROLE repl_ml_admin IS 'operates repl_ml: sees all but connection strings, pauses and resumes applying, retries and discards parked changes; forming groups and adding tables needs a superuser';
+    COMMENT ON ROLE repl_ml_replication IS 'what the login role of repl_ml connection strings needs, beside LOGIN, REPLICATION and, for joining, pg_read_all_data';
 END
 $$;
 
@@ -890,8 +892,12 @@ CREATE FUNCTION repl_ml.check_setup(peer_dsn text DEFAULT NULL, OUT check_name t
         p record;
     BEGIN
         RETURN QUERY SELECT * FROM repl_ml.check_settings(
-            greatest(2, (SELECT pg_catalog.count(*)::integer FROM repl_ml.nodes n WHERE n.state <> 'dropped')));
-        IF peer_dsn IS NOT NULL THEN
+            greatest(2, (SELECT pg_catalog.count(*)::integer FROM repl_ml.nodes m WHERE m.state <> 'dropped')));
+        IF peer_dsn IS NOT NULL AND NOT pg_catalog.has_function_privilege('repl_ml.probe(text)', 'EXECUTE') THEN
+            check_name := 'peer'; status := 'error'; detail := 'only a superuser may try a connection string';
+            hint := 'Run repl_ml.check_setup with the connection string as a superuser.';
+            RETURN NEXT;
+        ELSIF peer_dsn IS NOT NULL THEN
             PERFORM repl_ml.hide_statement();
             check_name := 'peer';
             BEGIN
@@ -1033,7 +1039,7 @@ CREATE FUNCTION repl_ml.join_group(node_name name, dsn text, join_dsn text, copy
     END
     $$;
 COMMENT ON FUNCTION repl_ml.join_group(name, text, text, boolean, boolean, interval) IS
-    'makes this database a node of the group that join_dsn leads to: schema and rows are copied from that member. dsn is how the others reach this database. Returns the node id. Errors: 08001 unreachable, 42710 name in use, 55000 wrong state or setting, 57014 timeout';
+    'makes this database a node of the group that join_dsn leads to: schema and rows are copied from that member. dsn is how the others reach this database. Returns the node id. Superusers only. Errors: 08001 unreachable, 42710 name in use, 55000 wrong state or setting, 57014 timeout';
 
 -- The part of joining that must commit on its own: done by a background worker
 CREATE FUNCTION repl_ml.start_joining(node_name name, dsn text, join_dsn text, copy_data boolean, timeout interval) RETURNS integer
@@ -1155,7 +1161,7 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
     END
     $$;
 COMMENT ON FUNCTION repl_ml.leave_group(boolean) IS
-    'takes this database out of its group: its tables stay, as ordinary ones. With force also when no member can be told, or when this is a copy of a node. Errors: 55000 not a member, or peers are behind or down';
+    'takes this database out of its group: its tables stay, as ordinary ones. With force also when no member can be told, or when this is a copy of a node. Superusers only. Errors: 55000 not a member, or peers are behind or down';
 
 -- Slots that peers read from here, and their walsenders
 CREATE FUNCTION repl_ml.drop_own_slots() RETURNS void
@@ -1215,7 +1221,7 @@ CREATE FUNCTION repl_ml.add_table(relation regclass) RETURNS void
     END
     $$;
 COMMENT ON FUNCTION repl_ml.add_table(regclass) IS
-    'replicates a table on all members: they create it if they lack it and get its rows. Adds the column __repl_clock without rewriting the table. Errors: 55000 not a member, or the table cannot be replicated';
+    'replicates a table on all members: they create it if they lack it and get its rows. Adds the column __repl_clock without rewriting the table. Superusers only. Errors: 55000 not a member, or the table cannot be replicated';
 
 CREATE FUNCTION repl_ml.add_all_tables(schema_names name[] DEFAULT '{public}', OUT relation regclass, OUT status text, OUT detail text, OUT hint text)
     RETURNS SETOF record
@@ -1272,17 +1278,17 @@ CREATE FUNCTION repl_ml.remove_table(relation regclass) RETURNS void
     END
     $$;
 COMMENT ON FUNCTION repl_ml.remove_table(regclass) IS
-    'stops replicating a table on all members; the table and its rows stay, the column __repl_clock goes. Errors: 42704 not replicated';
+    'stops replicating a table on all members; the table and its rows stay, the column __repl_clock goes. Superusers only. Errors: 42704 not replicated';
 
 --
 -- Operating
 --
 
 CREATE FUNCTION repl_ml.pause_apply(peer name) RETURNS void
-    AS 'MODULE_PATHNAME', 'repl_ml_pause_apply' LANGUAGE C VOLATILE STRICT;
+    AS 'MODULE_PATHNAME', 'repl_ml_pause_apply' LANGUAGE C VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION repl_ml.pause_apply(name) IS 'stops applying what a peer sends, until resume_apply or a restart; returns when applying has stopped. Errors: 42704 no such peer';
 CREATE FUNCTION repl_ml.resume_apply(peer name) RETURNS void
-    AS 'MODULE_PATHNAME', 'repl_ml_resume_apply' LANGUAGE C VOLATILE STRICT;
+    AS 'MODULE_PATHNAME', 'repl_ml_resume_apply' LANGUAGE C VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION repl_ml.resume_apply(name) IS 'goes on applying what a peer sends. Errors: 42704 no such peer';
 
 CREATE FUNCTION repl_ml.retry_parked(id bigint) RETURNS void
@@ -1431,26 +1437,32 @@ BEGIN
 END
 $$;
 
--- Nothing is for everybody but what writing an enrolled table and reading a clock needs
+-- Nothing is for everybody but what reading a clock and writing an enrolled table needs
 DO $$
 DECLARE
     f regprocedure;
 BEGIN
     FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p
               WHERE p.pronamespace OPERATOR(pg_catalog.=) 'repl_ml'::pg_catalog.regnamespace
-                AND NOT (p.prorettype OPERATOR(pg_catalog.=) 'repl_ml.vclock'::pg_catalog.regtype AND p.proname OPERATOR(pg_catalog.<>) 'current_vector')
-                AND NOT ('repl_ml.vclock'::pg_catalog.regtype OPERATOR(pg_catalog.=) ANY (p.proargtypes)) LOOP
+                AND NOT (p.provolatile OPERATOR(pg_catalog.=) 'i' AND p.proparallel OPERATOR(pg_catalog.=) 's')
+                AND p.proname OPERATOR(pg_catalog.<>) ALL ('{tick, insert_pending}') LOOP
         EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
     END LOOP;
 END
 $$;
-REVOKE ALL ON FUNCTION repl_ml.current_vector(), repl_ml.stable_vector(), repl_ml.next_heartbeats() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION repl_ml.vclock_in(cstring), repl_ml.vclock_recv(internal) TO PUBLIC;
+
+-- Seeing: connection strings and rows excepted
 GRANT EXECUTE ON FUNCTION repl_ml.current_vector(), repl_ml.worker_stats(), repl_ml.link_name(integer), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
 GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts TO pg_monitor;
-GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts, repl_ml.conflicts, repl_ml.parked_changes TO repl_ml_admin;
 
-GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection TO repl_ml_replication;
-GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.applied_lsn(integer), repl_ml.final_lsn(integer), repl_ml.link_name(integer),
+-- Operating. What forms a group stays with superusers: a connection string makes the server connect
+-- as its operating system user, and a member creates what other members define.
+GRANT pg_monitor TO repl_ml_admin;
+GRANT SELECT ON repl_ml.conflicts, repl_ml.parked_changes TO repl_ml_admin;
+GRANT EXECUTE ON FUNCTION repl_ml.pause_apply(name), repl_ml.resume_apply(name), repl_ml.retry_parked(bigint), repl_ml.discard_parked(bigint) TO repl_ml_admin;
+
+-- Replicating: what a peer asks and copies; the stream itself needs the role attribute
+GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection TO repl_ml_replication;
+GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.applied_lsn(integer), repl_ml.final_lsn(integer),
     repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz),
     repl_ml.forget_node(uuid, integer, timestamptz) TO repl_ml_replication;
