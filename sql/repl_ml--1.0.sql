@@ -701,7 +701,7 @@ CREATE FUNCTION repl_ml.order_copies(from_node integer) RETURNS void
 COMMENT ON FUNCTION repl_ml.order_copies(integer) IS 'marks all tables, tombstones first, to be copied from a node';
 
 -- Enrols a table another node has added, and orders the copy of its rows
-CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS void
+CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS boolean
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
@@ -709,7 +709,13 @@ CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS void
         t repl_ml.replicated_table;
         had_clock boolean;
         has_rows boolean;
+        obstacle record;
     BEGIN
+        -- before anything of it is read: it may be a view
+        SELECT * INTO obstacle FROM repl_ml.enrol_obstacle(relation);
+        IF FOUND THEN
+            RAISE EXCEPTION '%', obstacle.message USING ERRCODE = 'object_not_in_prerequisite_state', HINT = obstacle.hint;
+        END IF;
         SELECT * INTO self FROM repl_ml.local_node;
         SELECT r.* INTO t FROM repl_ml.replicated_table r, pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          WHERE c.oid = relation AND r.schema_name = n.nspname AND r.table_name = c.relname;
@@ -721,18 +727,15 @@ CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS void
         END IF;
         SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = '__repl_clock' AND NOT a.attisdropped) INTO had_clock;
         PERFORM repl_ml.enrol(relation);
-        IF has_rows AND NOT had_clock AND self.state = 'ready' THEN
-            -- rows of our own: written anew, so that the others get them
-            EXECUTE pg_catalog.format('UPDATE %s SET __repl_clock = __repl_clock', relation);
-        END IF;
         INSERT INTO repl_ml.table_sync AS y (node_id, schema_name, table_name)
         SELECT coalesce(CASE WHEN self.state <> 'ready' THEN self.donor END, t.enrolled_by), t.schema_name, t.table_name
          WHERE self.copy_data OR self.state = 'ready'
         ON CONFLICT ON CONSTRAINT table_sync_pkey DO UPDATE SET state = 'pending', rows = NULL;
         DELETE FROM repl_ml.table_sync y WHERE y.node_id = self.node_id;
+        RETURN has_rows AND NOT had_clock AND self.state = 'ready';
     END
     $$;
-COMMENT ON FUNCTION repl_ml.adopt(regclass) IS 'enrols a table that another node added to the group and orders the copy of its rows';
+COMMENT ON FUNCTION repl_ml.adopt(regclass) IS 'enrols a table that another node added to the group and orders the copy of its rows; whether it has rows that the others lack';
 
 CREATE FUNCTION repl_ml.drop_triggers(relation regclass) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp

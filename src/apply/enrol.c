@@ -9,6 +9,7 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
@@ -42,6 +43,7 @@ static void attempt(ReplMlApply *apply, bool joining, EnrolStep step, void *argu
 static List *load_pending(MemoryContext context);
 static void create_missing(ReplMlApply *apply, void *pending);
 static void enrol_table(ReplMlApply *apply, void *argument);
+static void write_anew(PendingTable *table);
 static void run_for(const char *sql, const char *relation);
 
 /* Does what is pending; cheap when nothing is. */
@@ -189,10 +191,29 @@ enrol_table(ReplMlApply *apply, void *argument)
 
 	repl_ml_begin();
 	if (strcmp(table->action, "enrol") == 0)
+	{
 		run_for("SELECT repl_ml.adopt($1::pg_catalog.regclass)", table->relation);
+		if (strcmp(repl_ml_spi_text(0, 0), "t") == 0)
+			write_anew(table);
+	}
 	else if (strcmp(table->action, "remove") == 0 && table->relation != NULL)
 		run_for("SELECT repl_ml.disenrol($1::pg_catalog.regclass)", table->relation);
 	repl_ml_commit();
+}
+
+/* Stamps the rows that were here, so that the others get them; the owner's triggers see it. */
+static void
+write_anew(PendingTable *table)
+{
+	Relation	rel = table_open(repl_ml_relation_local(table->schema_name, table->table_name), RowExclusiveLock);
+	ReplMlUser	saved;
+
+	repl_ml_become_owner(rel, &saved);
+	if (SPI_execute(psprintf("UPDATE %s SET __repl_clock = __repl_clock",
+							 quote_qualified_identifier(table->schema_name, table->table_name)), false, 0) < 0)
+		elog(ERROR, "SPI failed");
+	repl_ml_become_self(&saved);
+	table_close(rel, NoLock);
 }
 
 static void

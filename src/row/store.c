@@ -12,18 +12,23 @@
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/pg_index.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
+#include "utils/fmgroids.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 #include "compat.h"
 #include "row/row.h"
 
 static EState *make_estate(Relation rel);
+static void defer_nothing(ResultRelInfo *result);
 static void begin_change(ReplMlTarget *target);
 static void end_change(ReplMlTarget *target);
 
@@ -47,6 +52,8 @@ repl_ml_target_open(Relation rel, bool fire_triggers)
 	InitResultRelInfo(target->result, rel, 1, NULL, 0);
 	if (!fire_triggers)
 		target->result->ri_TrigDesc = NULL;
+	else
+		defer_nothing(target->result);
 	ExecOpenIndices(target->result, false);
 	EvalPlanQualInit_compat(&target->epqstate, target->estate);
 	target->found = table_slot_create(rel, &target->estate->es_tupleTable);
@@ -69,6 +76,42 @@ make_estate(Relation rel)
 	ExecInitRangeTable_compat(estate, rte);
 	estate->es_output_cid = GetCurrentCommandId(true);
 	return estate;
+}
+
+/* Is the index that of an exclusion constraint? */
+static bool
+is_exclusion(Oid index)
+{
+	HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(index));
+	bool		result = true;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		result = ((Form_pg_index) GETSTRUCT(tuple))->indisexclusion;
+		ReleaseSysCache(tuple);
+	}
+	return result;
+}
+
+/*
+ * Lets deferred triggers run with their change: at commit they would run with
+ * the worker's rights instead of the table owner's.  Only the check of a
+ * unique constraint stays at the commit; it runs no code but that of its types.
+ */
+static void
+defer_nothing(ResultRelInfo *result)
+{
+	TriggerDesc *triggers = result->ri_TrigDesc;	/* a copy of our own */
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		Trigger    *trigger = &triggers->triggers[i];
+
+		if (trigger->tgfoid == F_UNIQUE_KEY_RECHECK && !is_exclusion(trigger->tgconstrindid))
+			continue;
+		trigger->tgdeferrable = false;
+		trigger->tginitdeferred = false;
+	}
 }
 
 /* Closes what repl_ml_target_open opened, except the relation. */
