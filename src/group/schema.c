@@ -365,7 +365,7 @@ blank_psql_commands(char *script)
 	}
 }
 
-/* Runs the script as one transaction, in a session set as it leaves it. */
+/* Runs the script as one transaction; its settings end with it. */
 static void
 run_script(char *script)
 {
@@ -379,7 +379,7 @@ run_script(char *script)
 	(void) set_config_option("client_min_messages", "error", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	if (SPI_execute(script, false, 0) < 0)
 		elog(ERROR, "SPI failed");
-	AtEOXact_GUC(true, level);
-	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_OVERRIDE);
+	/* takes back the script's settings too, among them search_path and lock_timeout */
+	AtEOXact_GUC(false, level);
 	repl_ml_commit();
 }
