@@ -6,7 +6,9 @@
  * COPY without a column list gets one without the clock, so that files keep
  * their columns.  Dropping or changing the clock column or our triggers,
  * dropping, renaming or moving the table (its name is its identity in the
- * group) and truncating a single partition are refused with the way to do it.
+ * group) and truncating a single partition are refused with the way to do it;
+ * what takes a table along (its schema, its owner, the extension) is caught by
+ * the object access hook.
  * repl_ml's own functions work on the table under repl_ml.guard_off.
  */
 #include "postgres.h"
@@ -17,9 +19,11 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/objectaccess.h"
 #include "catalog/partition.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_publication.h"
+#include "catalog/pg_publication_rel.h"
 #include "catalog/pg_trigger.h"
 #include "commands/trigger.h"
 #include "executor/tuptable.h"
@@ -42,6 +46,7 @@
 #include "row/row.h"
 
 static ProcessUtility_hook_type previous_hook = NULL;
+static object_access_hook_type previous_access_hook = NULL;
 
 /* repl_ml.guard_off: meant for our own functions, which set it while they run */
 static bool guard_off = false;
@@ -57,6 +62,8 @@ static void check_alter_table(AlterTableStmt *stmt);
 static void check_rename(RenameStmt *stmt);
 static void check_new_schema(AlterObjectSchemaStmt *stmt);
 static void check_truncate(TruncateStmt *stmt);
+static void check_access(ObjectAccessType access, Oid class_id, Oid object, int sub_id, void *arg);
+static void check_unpublish(Oid membership);
 static void check_new_partition(Oid root, PartitionCmd *cmd);
 static bool is_enrolled(RangeVar *range, Oid *relid);
 static bool is_replicated(RangeVar *range, Oid *relid);
@@ -77,6 +84,8 @@ repl_ml_guard_init(void)
 							 NULL);
 	previous_hook = ProcessUtility_hook;
 	ProcessUtility_hook = guard;
+	previous_access_hook = object_access_hook;
+	object_access_hook = check_access;
 }
 
 static void
@@ -349,14 +358,38 @@ refuse_new_name(Oid relid)
 					 quote_literal_cstr(name))));
 }
 
+/* A schema's name is part of its tables'. */
+static void
+check_rename_schema(const char *schema_name)
+{
+	Oid			schema = get_namespace_oid(schema_name, true);
+	Oid			publication = get_publication_oid(REPL_ML_PUBLICATION, true);
+	ListCell   *lc;
+
+	if (!OidIsValid(publication))
+		return;
+	foreach(lc, GetPublicationRelations(publication, PUBLICATION_PART_ROOT))
+	{
+		if (get_rel_namespace(lfirst_oid(lc)) == schema)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("schema \"%s\" has replicated tables and cannot be renamed", schema_name),
+					 errdetail("The members of a group know a table by its name."),
+					 errhint("Run SELECT repl_ml.remove_table(...) for its tables, rename it on every node, and add them again.")));
+	}
+}
+
 static void
 check_rename(RenameStmt *stmt)
 {
 	Oid			relid;
 
-	if (guard_off || stmt->relation == NULL)
+	if (guard_off)
 		return;
-	if (stmt->renameType != OBJECT_TABLE && stmt->renameType != OBJECT_COLUMN)
+	if (stmt->renameType == OBJECT_SCHEMA)
+		check_rename_schema(stmt->subname);
+	if (stmt->relation == NULL ||
+		(stmt->renameType != OBJECT_TABLE && stmt->renameType != OBJECT_COLUMN && stmt->renameType != OBJECT_TRIGGER))
 		return;
 	if (!is_replicated(stmt->relation, &relid))
 		return;
@@ -364,6 +397,11 @@ check_rename(RenameStmt *stmt)
 	{
 		if (strcmp(stmt->subname, REPL_ML_CLOCK_COLUMN) == 0)
 			refuse_clock_change(relid);
+	}
+	else if (stmt->renameType == OBJECT_TRIGGER)
+	{
+		if (is_our_trigger(relid, stmt->subname))
+			refuse_trigger_change(relid, stmt->subname);
 	}
 	else if (!get_rel_relispartition(relid))
 		refuse_new_name(relid);
@@ -400,6 +438,47 @@ check_truncate(TruncateStmt *stmt)
 							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
 														get_rel_name(relid)))));
 	}
+}
+
+/*
+ * Something is about to be dropped, perhaps because something else is: a table
+ * that goes with its schema first leaves its publications.
+ */
+static void
+check_access(ObjectAccessType access, Oid class_id, Oid object, int sub_id, void *arg)
+{
+	if (previous_access_hook)
+		previous_access_hook(access, class_id, object, sub_id, arg);
+	if (access == OAT_DROP && !guard_off && class_id == PublicationRelRelationId)
+		check_unpublish(object);
+}
+
+/* A table is about to leave a publication; ours only by our own functions. */
+static void
+check_unpublish(Oid membership)
+{
+	HeapTuple	tuple = SearchSysCache1(PUBLICATIONREL, ObjectIdGetDatum(membership));
+	Oid			relid;
+	Oid			publication;
+
+	if (!HeapTupleIsValid(tuple))
+		return;
+	relid = ((Form_pg_publication_rel) GETSTRUCT(tuple))->prrelid;
+	publication = ((Form_pg_publication_rel) GETSTRUCT(tuple))->prpubid;
+	ReleaseSysCache(tuple);
+	if (publication != get_publication_oid(REPL_ML_PUBLICATION, true))
+		return;
+	if (get_rel_namespace(relid) == repl_ml_schema_oid())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this database is a member of a repl_ml group and needs what is being dropped"),
+				 errhint("Run SELECT repl_ml.leave_group() first.")));
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("table \"%s\" is replicated and cannot be dropped or taken out of its publication", get_rel_name(relid)),
+			 errhint("Run SELECT repl_ml.remove_table(%s), which all nodes follow, then drop it on each node.",
+					 quote_literal_cstr(quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+																   get_rel_name(relid))))));
 }
 
 /* Names "range" a table with our clock column?  False where it does not exist. */
