@@ -77,6 +77,7 @@ typedef struct ReplMlApply
 	int			failures;		/* how often in a row */
 	ErrorData  *failure;		/* the error it failed with */
 	bool		tables_pending; /* some table could not be created or enrolled */
+	XLogRecPtr	message_lsn;	/* in front of the message handled; of a COMMIT its end */
 	XLogRecPtr	received;
 	XLogRecPtr	applied;
 	XLogRecPtr	durable;

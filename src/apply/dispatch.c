@@ -128,6 +128,12 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("the peer sent a COMMIT at %X/%X for the transaction that ends at %X/%X",
 						LSN_FORMAT_ARGS(commit.commit_lsn), LSN_FORMAT_ARGS(transaction->final_lsn))));
+	/* the origin's progress, which must not run ahead of the peer's WAL */
+	if (commit.end_lsn != apply->message_lsn)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the peer sent a COMMIT that ends at %X/%X in a message of %X/%X",
+						LSN_FORMAT_ARGS(commit.end_lsn), LSN_FORMAT_ARGS(apply->message_lsn))));
 	apply->blame_transaction = true;
 	if (transaction->started)
 	{

@@ -14,6 +14,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
+#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
@@ -259,6 +260,8 @@ received_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column)
 		case LOGICALREP_COLUMN_NULL:
 			return NULL;
 		case LOGICALREP_COLUMN_TEXT:
+			/* nobody has looked at it yet, and what is stored must be readable */
+			(void) pg_verifymbstr(tuple->colvalues[column].data, tuple->colvalues[column].len, false);
 			return tuple->colvalues[column].data;
 		case LOGICALREP_COLUMN_UNCHANGED:
 			ereport(ERROR,

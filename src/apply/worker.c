@@ -354,6 +354,7 @@ handle_message(char *data, int length)
 		start = pq_getmsgint64(&message);
 		end = pq_getmsgint64(&message);
 		(void) pq_getmsgint64(&message);	/* send time */
+		apply.message_lsn = start;
 		apply.received = Max(apply.received, Max(start, end));
 		repl_ml_dispatch(&apply, &message);
 	}
