@@ -319,9 +319,10 @@ CREATE TABLE repl_ml.heartbeat (
     sent_at      timestamptz NOT NULL,
     safe_counter bigint NOT NULL,
     applied      repl_ml.vclock NOT NULL,
+    parked       boolean NOT NULL,
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
 );
-COMMENT ON TABLE repl_ml.heartbeat IS 'each node''s last heartbeat: every write of it below safe_counter came before; applied is what it had of the others';
+COMMENT ON TABLE repl_ml.heartbeat IS 'each node''s last heartbeat: every write of it below safe_counter came before; applied is what it had of the others; parked whether some of that is parked there';
 
 -- Deleted rows; key_hash is local, everything else travels
 CREATE TABLE repl_ml.tombstone (

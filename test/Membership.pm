@@ -38,7 +38,8 @@ sub stop_writer
 {
 	my ($writer, $may_fail) = @_;
 
-	$writer->{run}->signal('INT');
+	# not INT, which a run in the background of a shell ignores
+	$writer->{run}->signal('TERM');
 	$writer->{run}->finish;
 	unlike($writer->{out}, qr/error|aborted/i, 'no write failed on ' . $writer->{node}->name)
 	  unless $may_fail;

@@ -232,13 +232,13 @@ repl_ml_dispatch_is_permanent(int sqlstate)
 {
 	switch (ERRCODE_TO_CATEGORY(sqlstate))
 	{
-		case MAKE_SQLSTATE('4', '0', '0', '0', '0'):	/* deadlock, serialization */
 		case MAKE_SQLSTATE('5', '3', '0', '0', '0'):	/* disk, memory */
 		case MAKE_SQLSTATE('5', '7', '0', '0', '0'):	/* shutdown, cancel */
 		case MAKE_SQLSTATE('5', '8', '0', '0', '0'):	/* I/O */
 			return false;
 		default:
-			return sqlstate != ERRCODE_LOCK_NOT_AVAILABLE;
+			/* other errors of class 40 do not arise by themselves: triggers raise them */
+			return sqlstate != ERRCODE_LOCK_NOT_AVAILABLE && sqlstate != ERRCODE_T_R_DEADLOCK_DETECTED;
 	}
 }
 

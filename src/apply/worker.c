@@ -448,8 +448,7 @@ wait_for_data(pgsocket fd)
 static bool
 is_race(int sqlstate)
 {
-	return ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_TO_CATEGORY(ERRCODE_T_R_SERIALIZATION_FAILURE) ||
-		sqlstate == ERRCODE_LOCK_NOT_AVAILABLE;
+	return sqlstate == ERRCODE_T_R_DEADLOCK_DETECTED || sqlstate == ERRCODE_LOCK_NOT_AVAILABLE;
 }
 
 /*

@@ -199,7 +199,8 @@ claim_slot(Oid database, int peer)
 	if (worker == NULL)
 		slot = SLOTS_EXHAUSTED;
 	else if (worker->pid == 0 && !worker->stop &&
-		TimestampDifferenceExceeds(worker->launch_time, GetCurrentTimestamp(), START_PATIENCE_MS))
+		(worker->launch_time > GetCurrentTimestamp() || /* the clock was set back */
+		 TimestampDifferenceExceeds(worker->launch_time, GetCurrentTimestamp(), START_PATIENCE_MS)))
 	{
 		worker->launch_time = GetCurrentTimestamp();
 		slot = worker - repl_ml_shared->workers;

@@ -48,6 +48,7 @@ static void bury_peer(int node_id);
 static void order_comparisons(void);
 static void beat(uint16 self);
 static void finish_join(uint16 self);
+static void collect_tombstones(void);
 static void collect_garbage(void);
 
 /* Entry point; the argument is the slot in shared memory. */
@@ -289,9 +290,10 @@ beat(uint16 self)
 		safe = Max(safe, now);
 	values[0] = Int32GetDatum(self);
 	values[1] = Int64GetDatum((int64) safe);
-	SPI_execute_with_args("INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at, safe_counter, applied)"
-						  " VALUES ($1, pg_catalog.clock_timestamp(), $2, repl_ml.merge(repl_ml.current_vector(), pg_catalog.format('{%s:%s}', $1, $2)::repl_ml.vclock))"
-						  " ON CONFLICT (node_id) DO UPDATE SET sent_at = excluded.sent_at, safe_counter = excluded.safe_counter, applied = excluded.applied",
+	SPI_execute_with_args("INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at, safe_counter, applied, parked)"
+						  " VALUES ($1, pg_catalog.clock_timestamp(), $2, repl_ml.merge(repl_ml.current_vector(), pg_catalog.format('{%s:%s}', $1, $2)::repl_ml.vclock),"
+						  " EXISTS (SELECT FROM repl_ml.parked_change))"
+						  " ON CONFLICT (node_id) DO UPDATE SET sent_at = excluded.sent_at, safe_counter = excluded.safe_counter, applied = excluded.applied, parked = excluded.parked",
 						  2, types, values, NULL, false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
@@ -349,7 +351,7 @@ finish_join(uint16 self)
 }
 
 /*
- * Removes tombstones that can no longer decide anything, and old conflicts.
+ * Removes tombstones that can no longer decide anything.
  *
  * A tombstone is stable when every member has applied it and, after that,
  * every member has applied everything each of them wrote before.  So two
@@ -357,24 +359,27 @@ finish_join(uint16 self)
  * heartbeat of each member that is newer than the one that said so ("proof").
  * The members do not remove it at the same moment, so each tells the others
  * what it has removed (repl_ml.collection): see tombstone.c.  A node that
- * joins gets rows and tombstones of different moments, so all wait for it.
- * Those of a table with parked changes stay: one of these may be tried again.
+ * joins gets rows and tombstones of different moments, and a parked change
+ * may be tried again, so all wait for a member that joins or has any parked.
  */
 static void
-collect_garbage(void)
+collect_tombstones(void)
 {
 	static char candidate[8192] = "";
 	static char proof[8192] = "";
 	char	   *text;
 
-	repl_ml_begin();
+	if (repl_ml_query_int("SELECT 1 FROM repl_ml.member m LEFT JOIN repl_ml.heartbeat h ON h.node_id OPERATOR(pg_catalog.=) m.node_id"
+						  " WHERE m.state OPERATOR(pg_catalog.=) 'joining' OR (m.state OPERATOR(pg_catalog.=) 'ready' AND h.parked)"
+						  " UNION ALL SELECT 1 FROM repl_ml.parked_change LIMIT 1") != 0)
+	{
+		candidate[0] = '\0';
+		return;
+	}
 	if (candidate[0] != '\0' &&
-		repl_ml_query_int("SELECT 1 FROM repl_ml.member WHERE state OPERATOR(pg_catalog.=) 'joining' LIMIT 1") == 0 &&
 		repl_ml_query_int(psprintf("SELECT 1 WHERE '%s'::repl_ml.vclock OPERATOR(repl_ml.<@) repl_ml.stable_vector()", proof)) != 0)
 	{
-		SPI_execute(psprintf("DELETE FROM repl_ml.tombstone t WHERE __repl_clock OPERATOR(repl_ml.<@) '%s'::repl_ml.vclock"
-							 " AND NOT EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.schema_name OPERATOR(pg_catalog.=) t.schema_name"
-							 " AND p.table_name OPERATOR(pg_catalog.=) t.table_name)", candidate), false, 0);
+		SPI_execute(psprintf("DELETE FROM repl_ml.tombstone WHERE __repl_clock OPERATOR(repl_ml.<@) '%s'::repl_ml.vclock", candidate), false, 0);
 		/* in the stream before whatever is written without these tombstones */
 		if (SPI_processed > 0)
 			SPI_execute(psprintf("INSERT INTO repl_ml.collection AS c (node_id, floor) SELECT node_id, '%s' FROM repl_ml.local_node"
@@ -391,6 +396,14 @@ collect_garbage(void)
 			strlcpy(proof, repl_ml_spi_text(0, 1), sizeof(proof));
 		}
 	}
+}
+
+/* Removes what has served its time: tombstones, and conflicts past their retention. */
+static void
+collect_garbage(void)
+{
+	repl_ml_begin();
+	collect_tombstones();
 	if (repl_ml_conflict_retention >= 0)
 		SPI_execute(psprintf("DELETE FROM repl_ml.conflict_history WHERE detected_at OPERATOR(pg_catalog.<)"
 							 " (pg_catalog.now() OPERATOR(pg_catalog.-) '%d min'::pg_catalog.interval)", repl_ml_conflict_retention), false, 0);

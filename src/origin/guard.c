@@ -58,6 +58,7 @@ static void list_copy_columns(CopyStmt *stmt);
 static bool is_our_trigger(Oid relid, const char *name);
 static void refuse_trigger_change(Oid relid, const char *name);
 static void check_drop(DropStmt *stmt);
+static Oid group_publication(void);
 static void check_alter_table(AlterTableStmt *stmt);
 static void check_rename(RenameStmt *stmt);
 static void check_new_schema(AlterObjectSchemaStmt *stmt);
@@ -358,12 +359,19 @@ refuse_new_name(Oid relid)
 					 quote_literal_cstr(name))));
 }
 
+/* The publication of the group; invalid where there is none, as in a restored dump. */
+static Oid
+group_publication(void)
+{
+	return repl_ml_identity()->member ? get_publication_oid(REPL_ML_PUBLICATION, true) : InvalidOid;
+}
+
 /* A schema's name is part of its tables'. */
 static void
 check_rename_schema(const char *schema_name)
 {
 	Oid			schema = get_namespace_oid(schema_name, true);
-	Oid			publication = get_publication_oid(REPL_ML_PUBLICATION, true);
+	Oid			publication = group_publication();
 	ListCell   *lc;
 
 	if (!OidIsValid(publication))
@@ -466,7 +474,7 @@ check_unpublish(Oid membership)
 	relid = ((Form_pg_publication_rel) GETSTRUCT(tuple))->prrelid;
 	publication = ((Form_pg_publication_rel) GETSTRUCT(tuple))->prpubid;
 	ReleaseSysCache(tuple);
-	if (publication != get_publication_oid(REPL_ML_PUBLICATION, true))
+	if (publication != group_publication())
 		return;
 	if (get_rel_namespace(relid) == repl_ml_schema_oid())
 		ereport(ERROR,
@@ -495,7 +503,7 @@ is_enrolled(RangeVar *range, Oid *relid)
 static bool
 is_replicated(RangeVar *range, Oid *relid)
 {
-	Oid			publication = get_publication_oid(REPL_ML_PUBLICATION, true);
+	Oid			publication = group_publication();
 	Oid			root;
 
 	if (!OidIsValid(publication) || !is_enrolled(range, relid))

@@ -18,6 +18,7 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 
+#include "compat.h"
 #include "row/row.h"
 
 /* The key's datums in "tuple"; they point into it. */
@@ -100,6 +101,28 @@ fix_settings(void)
 	return level;
 }
 
+/*
+ * A key column's text form.  A bytea's is hex whatever bytea_output says:
+ * setting that for each row would cost more than the deletion itself.
+ */
+static Datum
+column_to_text(ReplMlTable *table, int i, Datum value)
+{
+	struct varlena *bytes;
+	text	   *hex;
+	Size		length;
+
+	if (table->key_types[i] != BYTEAOID)
+		return CStringGetTextDatum(OutputFunctionCall(&table->key_out[i], value));
+	bytes = PG_DETOAST_DATUM_PACKED(value);
+	length = VARHDRSZ + 2 + 2 * VARSIZE_ANY_EXHDR(bytes);
+	hex = palloc(length);
+	SET_VARSIZE(hex, length);
+	memcpy(VARDATA(hex), "\\x", 2);
+	hex_encode(VARDATA_ANY(bytes), VARSIZE_ANY_EXHDR(bytes), VARDATA(hex) + 2);
+	return PointerGetDatum(hex);
+}
+
 /* The key as text[], the same on every node. */
 Datum
 repl_ml_key_to_array(ReplMlTable *table, Datum *key)
@@ -108,7 +131,7 @@ repl_ml_key_to_array(ReplMlTable *table, Datum *key)
 	int			level = table->key_plain ? 0 : fix_settings();
 
 	for (int i = 0; i < table->key_natts; i++)
-		texts[i] = CStringGetTextDatum(OutputFunctionCall(&table->key_out[i], key[i]));
+		texts[i] = column_to_text(table, i, key[i]);
 	if (level != 0)
 		AtEOXact_GUC(true, level);
 	return PointerGetDatum(construct_array(texts, table->key_natts, TEXTOID, -1, false, TYPALIGN_INT));

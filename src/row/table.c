@@ -181,6 +181,7 @@ plain_text_type(Oid type)
 		case VARCHAROID:
 		case BPCHAROID:
 		case UUIDOID:
+		case BYTEAOID:			/* key.c sees to it */
 			return true;
 		default:
 			return false;

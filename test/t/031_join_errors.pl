@@ -89,7 +89,7 @@ join_fails('database without the extension', [ 'n2', $d2, $other_db ], '55000', 
 # arguments
 join_fails('no name', [ '', $d2, $d1 ], '22023', 'invalid node name', '1 to 63');
 join_fails('no time', [ 'n2', $d2, $d1, q(timeout => '0') ], '22023', 'timeout must be positive', 'timeout =>');
-is(sql($n2, join_sql('n2', $d2, $d1) =~ s/'n2'/NULL/r), '', 'strict');
+psql_fails($n2, join_sql('n2', $d2, $d1) =~ s/'n2'/NULL/r, '22004', 'null is not allowed');
 
 # what the two databases have
 join_fails('role missing here', [ 'n2', $d2, $d1 ], '42704', 'role "owner" does not exist on this server', 'CREATE ROLE owner');
