@@ -978,7 +978,7 @@ COMMENT ON FUNCTION repl_ml.check_new_member(name, name, text) IS 'checks the ar
 
 -- What makes this database a member, as the last thing before commit
 CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id integer, node_name name, state text, donor integer, copy_data boolean) RETURNS void
-    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
     AS $$
     BEGIN
         DELETE FROM repl_ml.heartbeat;
