@@ -21,7 +21,7 @@ PG_MODULE_MAGIC;
 /* settings: default, minimum, maximum */
 #define HEARTBEAT_INTERVAL		1000, 100, 60000	/* ms */
 #define MAX_CLOCK_SKEW			10000, 0, 86400000	/* ms */
-#define CONFLICT_RETENTION		(30 * 24 * 60), -1, INT_MAX	/* minutes */
+#define CONFLICT_RETENTION		(30 * 24 * 60), -1, INT_MAX /* minutes */
 #define MAX_APPLY_DELAY			5000, 200, 600000	/* ms */
 
 int			repl_ml_heartbeat_interval;

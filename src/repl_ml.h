@@ -15,9 +15,9 @@
 #define REPL_ML_CLOCK_COLUMN	"__repl_clock"
 
 /* settings (repl_ml.c owns the definitions) */
-extern int	repl_ml_heartbeat_interval;	/* ms */
-extern int	repl_ml_max_clock_skew;		/* ms */
-extern int	repl_ml_conflict_retention;	/* minutes, -1 keeps for ever */
+extern int	repl_ml_heartbeat_interval; /* ms */
+extern int	repl_ml_max_clock_skew; /* ms */
+extern int	repl_ml_conflict_retention; /* minutes, -1 keeps for ever */
 extern int	repl_ml_max_apply_delay;	/* ms between two tries after an error */
 
 #endif							/* REPL_ML_H */

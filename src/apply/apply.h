@@ -70,14 +70,18 @@ typedef struct ReplMlApply
 	const char *doing;			/* for the error context: the message handled */
 	const char *table;			/* ... and the table, or NULL */
 	bool		late;			/* a parked change is tried again */
-	bool		blame_transaction;	/* an error now is the transaction's, not the stream's */
+	bool		blame_transaction;	/* an error now is the transaction's, not
+									 * the stream's */
 	int			races;			/* transactions lost to clients in a row */
-	bool		progressed;		/* a transaction was applied over this connection */
-	XLogRecPtr	failed_lsn;		/* final LSN of the transaction that failed last */
+	bool		progressed;		/* a transaction was applied over this
+								 * connection */
+	XLogRecPtr	failed_lsn;		/* final LSN of the transaction that failed
+								 * last */
 	int			failures;		/* how often in a row */
 	ErrorData  *failure;		/* the error it failed with */
 	bool		tables_pending; /* some table could not be created or enrolled */
-	XLogRecPtr	message_lsn;	/* in front of the message handled; of a COMMIT its end */
+	XLogRecPtr	message_lsn;	/* in front of the message handled; of a
+								 * COMMIT its end */
 	XLogRecPtr	received;
 	XLogRecPtr	applied;
 	XLogRecPtr	durable;
@@ -89,7 +93,8 @@ typedef struct ReplMlSource
 	uint16		node;
 	TransactionId xid;
 	XLogRecPtr	lsn;
-	bool		late;			/* it was parked: tombstones may have been removed since */
+	bool		late;			/* it was parked: tombstones may have been
+								 * removed since */
 } ReplMlSource;
 
 /* What a version that arrives does to the version that is here. */

@@ -237,7 +237,11 @@ repl_ml_dispatch_is_permanent(int sqlstate)
 		case MAKE_SQLSTATE('5', '8', '0', '0', '0'):	/* I/O */
 			return false;
 		default:
-			/* other errors of class 40 do not arise by themselves: triggers raise them */
+
+			/*
+			 * other errors of class 40 do not arise by themselves: triggers
+			 * raise them
+			 */
 			return sqlstate != ERRCODE_LOCK_NOT_AVAILABLE && sqlstate != ERRCODE_T_R_DEADLOCK_DETECTED;
 	}
 }

@@ -27,7 +27,8 @@
 #include "nodes/makefuncs.h"
 
 static HTAB *remote_tables = NULL;
-static MemoryContext relation_context = NULL;	/* lives as long as a connection */
+static MemoryContext relation_context = NULL;	/* lives as long as a
+												 * connection */
 
 static void resolve(ReplMlRemoteTable *table);
 static void map_columns(ReplMlRemoteTable *table, Relation rel);
@@ -260,7 +261,11 @@ received_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column)
 		case LOGICALREP_COLUMN_NULL:
 			return NULL;
 		case LOGICALREP_COLUMN_TEXT:
-			/* nobody has looked at it yet, and what is stored must be readable */
+
+			/*
+			 * nobody has looked at it yet, and what is stored must be
+			 * readable
+			 */
 			(void) pg_verifymbstr(tuple->colvalues[column].data, tuple->colvalues[column].len, false);
 			return tuple->colvalues[column].data;
 		case LOGICALREP_COLUMN_UNCHANGED:
@@ -294,6 +299,7 @@ repl_ml_relation_fill_slot(ReplMlRemoteTable *table, LogicalRepTupleData *tuple,
 			received_text(table, tuple, table->remote_column[i]);
 
 		slot->tts_isnull[i] = text == NULL;
+
 		slot->tts_values[i] = (Datum) 0;
 		if (text != NULL)
 			slot->tts_values[i] = InputFunctionCall(&table->input[i], text, table->input_param[i],

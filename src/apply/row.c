@@ -170,7 +170,11 @@ bury_row(ReplMlTarget *target, Datum *key, TupleTableSlot *searched, const ReplM
 						 repl_ml_clock_compare(clock, dead) == REPL_ML_CLOCK_EQUAL))
 		return NULL;
 	repl_ml_tombstone_insert(target->table, key, clock);
-	/* as in join_into_nothing: a row written after its writer had removed the tombstone */
+
+	/*
+	 * as in join_into_nothing: a row written after its writer had removed the
+	 * tombstone
+	 */
 	if (!late && repl_ml_target_find(target, searched) &&
 		repl_ml_tombstone_collected(repl_ml_clock_dot(clock_of(target, target->found)).node, clock))
 		return NULL;

@@ -42,7 +42,8 @@ static int	copy_left = 0;
 typedef struct OtherMember
 {
 	int			node_id;
-	XLogRecPtr	from;			/* what the donor must have of it, invalid: no link yet */
+	XLogRecPtr	from;			/* what the donor must have of it, invalid: no
+								 * link yet */
 	bool		fails;			/* connecting to it has failed */
 	bool		donor_has_it;
 } OtherMember;

@@ -46,7 +46,8 @@ typedef struct Candidate
 	int			donor;
 	int			node_id;
 	char	   *registration;	/* arguments of register_node behind the id */
-	char	   *joined_at;		/* the last of them: tells us from another one with the id */
+	char	   *joined_at;		/* the last of them: tells us from another one
+								 * with the id */
 	List	   *members;		/* of Member, in order of node id */
 } Candidate;
 
@@ -139,8 +140,8 @@ Datum
 repl_ml_start_joining(PG_FUNCTION_ARGS)
 {
 	TimestampTz deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-																  TimestampTzGetDatum(GetCurrentTimestamp()),
-																  PG_GETARG_DATUM(4)));
+																   TimestampTzGetDatum(GetCurrentTimestamp()),
+																   PG_GETARG_DATUM(4)));
 	int			node_id;
 
 	repl_ml_shmem_require();
@@ -489,7 +490,10 @@ register_with(Candidate *candidate, Member *member)
 	{
 		ReplMlResult *result;
 
-		/* a refusal comes here: the next statement holds our connection string */
+		/*
+		 * a refusal comes here: the next statement holds our connection
+		 * string
+		 */
 		repl_ml_stream_command(conn, "SELECT version FROM repl_ml.local_info()");
 		member->asked = true;
 		result = repl_ml_stream_query(conn, psprintf("SELECT repl_ml.register_node('%s', %d, %s)", candidate->group_id,

@@ -33,7 +33,8 @@
 
 #define PERSIST_INTERVAL_MS		1000
 #define PROBE_INTERVAL_MS		10
-#define START_PATIENCE_MS		5000	/* a worker that was asked for shows up by then */
+#define START_PATIENCE_MS		5000	/* a worker that was asked for shows
+										 * up by then */
 
 static void detach(int code, Datum arg);
 static List *all_databases(void);
@@ -92,7 +93,11 @@ repl_ml_launcher_main(Datum arg)
 		}
 	}
 	repl_ml_ticker_persist(true);
-	/* not 0: whoever ended us, the postmaster starts us again unless it stops itself */
+
+	/*
+	 * not 0: whoever ended us, the postmaster starts us again unless it stops
+	 * itself
+	 */
 	proc_exit(1);
 }
 
@@ -199,8 +204,9 @@ claim_slot(Oid database, int peer)
 	if (worker == NULL)
 		slot = SLOTS_EXHAUSTED;
 	else if (worker->pid == 0 && !worker->stop &&
-		(worker->launch_time > GetCurrentTimestamp() || /* the clock was set back */
-		 TimestampDifferenceExceeds(worker->launch_time, GetCurrentTimestamp(), START_PATIENCE_MS)))
+			 (worker->launch_time > GetCurrentTimestamp() ||	/* the clock was set
+																 * back */
+			  TimestampDifferenceExceeds(worker->launch_time, GetCurrentTimestamp(), START_PATIENCE_MS)))
 	{
 		worker->launch_time = GetCurrentTimestamp();
 		slot = worker - repl_ml_shared->workers;

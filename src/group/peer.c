@@ -76,7 +76,7 @@ repl_ml_probe(PG_FUNCTION_ARGS)
 	Datum		values[6];
 	bool		nulls[6] = {false};
 	TupleDesc	desc;
-	HeapTuple	volatile tuple = NULL;
+	HeapTuple volatile tuple = NULL;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");

@@ -379,7 +379,11 @@ run_script(char *script)
 	(void) set_config_option("client_min_messages", "error", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	if (SPI_execute(script, false, 0) < 0)
 		elog(ERROR, "SPI failed");
-	/* takes back the script's settings too, among them search_path and lock_timeout */
+
+	/*
+	 * takes back the script's settings too, among them search_path and
+	 * lock_timeout
+	 */
 	AtEOXact_GUC(false, level);
 	repl_ml_commit();
 }

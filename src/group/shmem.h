@@ -12,7 +12,8 @@
 #include "storage/latch.h"
 #include "storage/lwlock.h"
 
-#define REPL_ML_MAX_WORKERS		128 /* supervisors and apply workers, all databases */
+#define REPL_ML_MAX_WORKERS		128 /* supervisors and apply workers, all
+									 * databases */
 #define REPL_ML_MAX_DATABASES	32
 #define REPL_ML_ERROR_LENGTH	512
 #define REPL_ML_DSN_LENGTH		1024
@@ -56,8 +57,10 @@ typedef struct ReplMlWorker
 	int64		changes;
 	int64		conflicts;
 	int64		parked;
-	int64		retries;		/* transactions replayed after a lock or race loss */
-	int64		errors;			/* connection or apply attempts ended by an error */
+	int64		retries;		/* transactions replayed after a lock or race
+								 * loss */
+	int64		errors;			/* connection or apply attempts ended by an
+								 * error */
 	Oid			copy_relation;	/* table being copied, else InvalidOid */
 	int64		copy_rows;
 	TimestampTz error_time;
@@ -116,7 +119,8 @@ typedef struct ReplMlShared
 	ReplMlJoinRequest join;
 	ReplMlDatabase databases[REPL_ML_MAX_DATABASES];
 	ReplMlWorker workers[REPL_ML_MAX_WORKERS];
-	pg_atomic_uint64 first_tick[FLEXIBLE_ARRAY_MEMBER]; /* by backend number; see ticker.c */
+	pg_atomic_uint64 first_tick[FLEXIBLE_ARRAY_MEMBER]; /* by backend number;
+														 * see ticker.c */
 } ReplMlShared;
 
 extern ReplMlShared *repl_ml_shared;

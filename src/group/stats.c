@@ -189,7 +189,8 @@ repl_ml_resume_apply(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-static bool workers_stopped = false;	/* by stop_workers, in this transaction */
+static bool workers_stopped = false;	/* by stop_workers, in this
+										 * transaction */
 
 /*
  * At the end of the transaction: workers may be started again, if still

@@ -259,7 +259,11 @@ bury_peer(int node_id)
 		return;					/* next round; its exit wakes us */
 
 	repl_ml_begin();
-	/* for good now: what a peer has beyond it is copied from there, see apply/sync.c */
+
+	/*
+	 * for good now: what a peer has beyond it is copied from there, see
+	 * apply/sync.c
+	 */
 	SPI_execute(psprintf("INSERT INTO repl_ml.dropped_node (node_id, applied_lsn) VALUES (%d, repl_ml.applied_lsn(%d))"
 						 " ON CONFLICT (node_id) DO NOTHING", node_id, node_id), false, 0);
 	SPI_execute(psprintf("SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots"
@@ -390,6 +394,7 @@ collect_tombstones(void)
 	{
 		SPI_execute("SELECT repl_ml.stable_vector(), repl_ml.next_heartbeats()", true, 1);
 		text = SPI_processed == 1 ? repl_ml_spi_text(0, 0) : NULL;
+
 		if (text != NULL && strlen(text) < sizeof(candidate))
 		{
 			strlcpy(candidate, text, sizeof(candidate));

@@ -36,7 +36,8 @@
 #define CLOCK_FILE_TMP	"repl_ml.clock.tmp"
 #define CLOCK_FILE_MAGIC	0x52504D4C
 #define SKEW_REPORT_MS	60000
-#define BOUND_AHEAD		INT64CONST(5000000) /* how far the bound is moved ahead, µs */
+#define BOUND_AHEAD		INT64CONST(5000000) /* how far the bound is moved
+											 * ahead, µs */
 
 typedef struct ClockFile
 {

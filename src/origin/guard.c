@@ -58,7 +58,7 @@ static void list_copy_columns(CopyStmt *stmt);
 static bool is_our_trigger(Oid relid, const char *name);
 static void refuse_trigger_change(Oid relid, const char *name);
 static void check_drop(DropStmt *stmt);
-static Oid group_publication(void);
+static Oid	group_publication(void);
 static void check_alter_table(AlterTableStmt *stmt);
 static void check_rename(RenameStmt *stmt);
 static void check_new_schema(AlterObjectSchemaStmt *stmt);

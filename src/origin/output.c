@@ -88,9 +88,11 @@ origin_is_ours(RepOriginId origin)
 
 	if (own_transaction)
 		StartTransactionCommand();
+
 	/*
-	 * A dropped origin is taken for a former peer's.  What a core subscription
-	 * wrote that was dropped before we decode it is lost to the peers, then.
+	 * A dropped origin is taken for a former peer's.  What a core
+	 * subscription wrote that was dropped before we decode it is lost to the
+	 * peers, then.
 	 */
 	ours = !replorigin_by_oid(origin, true, &name) ||
 		repl_ml_origin_parse(name, &database, &peer);

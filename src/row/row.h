@@ -22,7 +22,8 @@ typedef struct ReplMlTable
 {
 	Oid			relid;			/* hash key */
 	bool		valid;
-	Oid			root;			/* the enrolled table: relid or its topmost parent */
+	Oid			root;			/* the enrolled table: relid or its topmost
+								 * parent */
 	NameData	schema_name;	/* of the root */
 	NameData	table_name;
 	AttrNumber	clock_attnum;

@@ -386,4 +386,3 @@ set_count(ReplMlClock *clock, int count)
 						REPL_ML_MAX_CLOCK_ENTRIES)));
 	SET_VARSIZE(clock, VARHDRSZ + count * ENTRY_SIZE);
 }
-
