@@ -138,8 +138,11 @@ DROP TRIGGER wrong ON errors.t;
 
 -- settings out of bounds
 SET repl_ml.max_clock_skew = '1 s';
+-- (18 words the message otherwise)
+\set VERBOSITY sqlstate
 ALTER SYSTEM SET repl_ml.max_clock_skew = '-1 s';
 ALTER SYSTEM SET repl_ml.heartbeat_interval = 0;
+\set VERBOSITY default
 ALTER SYSTEM SET repl_ml.conflict_retention = 'soon';
 ALTER SYSTEM SET repl_ml.guard_off = on;
 
