@@ -386,7 +386,9 @@ ask_donor(ReplMlJoinRequest *request, WalReceiverConn *donor, Candidate *candida
 
 	result = repl_ml_stream_query(donor, "SELECT group_id::pg_catalog.text, group_name::pg_catalog.text, node_id::pg_catalog.text, node_name::pg_catalog.text, state, fenced FROM repl_ml.local_info()", 6, types);
 	if (!repl_ml_stream_next(result))
-		elog(ERROR, "no row from repl_ml.local_info()");
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the peer returned no row for repl_ml.local_info()")));
 	slot_getallattrs(result->slot);
 	if (field(result, 0) == NULL)
 		ereport(ERROR,
@@ -499,7 +501,9 @@ register_with(Candidate *candidate, Member *member)
 		result = repl_ml_stream_query(conn, psprintf("SELECT repl_ml.register_node('%s', %d, %s)", candidate->group_id,
 													 candidate->node_id, candidate->registration), 1, types);
 		if (!repl_ml_stream_next(result))
-			elog(ERROR, "no row from repl_ml.register_node()");
+			ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the peer returned no row for repl_ml.register_node()")));
 		slot_getallattrs(result->slot);
 		taken = !DatumGetBool(result->slot->tts_values[0]);
 		repl_ml_stream_free(result);

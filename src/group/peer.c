@@ -92,7 +92,9 @@ repl_ml_probe(PG_FUNCTION_ARGS)
 		int			port = 0;
 
 		if (!repl_ml_stream_next(result))
-			elog(ERROR, "no row from the peer");
+			ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the peer returned no row for its identity")));
 		slot_getallattrs(result->slot);
 		walrcv_get_senderinfo(conn, &host, &port);
 		values[0] = result->slot->tts_values[0];
