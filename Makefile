@@ -26,6 +26,8 @@ OBJS = \
 	src/row/table.o \
 	src/row/key.o \
 	src/row/tombstone.o \
+	src/row/version.o \
+	src/row/policy.o \
 	src/row/store.o \
 	src/apply/worker.o \
 	src/apply/link.o \
@@ -35,8 +37,11 @@ OBJS = \
 	src/apply/relation.o \
 	src/apply/target.o \
 	src/apply/row.o \
+	src/apply/unique.o \
 	src/apply/conflict.o \
 	src/apply/resolve.o \
+	src/apply/merge.o \
+	src/apply/reconsider.o \
 	src/apply/history.o \
 	src/apply/park.o \
 	src/group/shmem.o \

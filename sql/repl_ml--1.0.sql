@@ -283,7 +283,7 @@ COMMENT ON FUNCTION repl_ml.stamp_truncate() IS 'trigger: leaves a tombstone for
 
 --
 -- Tables. Not readable by others: DSNs may hold passwords, histories hold rows.
--- The first five are replicated themselves; the rest is this node's own.
+-- The first six are replicated themselves; the rest is this node's own.
 --
 
 -- Members, for ever: a dropped one keeps its row, so ids are never reused
@@ -307,7 +307,6 @@ CREATE TABLE repl_ml.replicated_table (
     table_name   name NOT NULL,
     state        text NOT NULL CHECK (state IN ('enrolled', 'removed')),
     enrolled_by  integer NOT NULL,
-    resolver     text NOT NULL DEFAULT 'last_write' CHECK (resolver IN ('last_write')),
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
     PRIMARY KEY (schema_name, table_name)
 );
@@ -331,10 +330,11 @@ CREATE TABLE repl_ml.tombstone (
     key          text[] NOT NULL,
     key_hash     bigint NOT NULL,
     deleted_at   timestamptz NOT NULL,
+    eviction     jsonb,
     __repl_clock repl_ml.vclock NOT NULL
 );
 CREATE INDEX tombstone_key_hash_idx ON repl_ml.tombstone (key_hash);
-COMMENT ON TABLE repl_ml.tombstone IS 'deleted rows whose deletion may still have to win against a late version';
+COMMENT ON TABLE repl_ml.tombstone IS 'deleted rows whose deletion may still have to win against a late version; with eviction, the version with just this clock lost a unique key to the row that it names';
 
 -- Which tombstones each node has removed: those at or below its floor
 CREATE TABLE repl_ml.collection (
@@ -343,6 +343,48 @@ CREATE TABLE repl_ml.collection (
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
 );
 COMMENT ON TABLE repl_ml.collection IS 'for each node the clock up to which it has removed tombstones: what it writes later cannot know of them and need not';
+
+-- Rules for conflicts: only ever added to, so that every node knows which one was in force when
+CREATE TABLE repl_ml.conflict_policy (
+    id           uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+    schema_name  name NOT NULL,
+    table_name   name NOT NULL,
+    column_name  name NOT NULL DEFAULT '',
+    rule         text NOT NULL,
+    arguments    text[] NOT NULL DEFAULT '{}',
+    set_at       timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
+);
+COMMENT ON TABLE repl_ml.conflict_policy IS 'how conflicts are resolved, each rule from its clock on: the resolver of a table''s rows (column_name empty) or the merge rule of a column; see the view repl_ml.conflict_policies';
+CREATE FUNCTION repl_ml.conflict_policy_changed() RETURNS pg_catalog.trigger
+    AS 'MODULE_PATHNAME', 'repl_ml_conflict_policy_changed' LANGUAGE C;
+COMMENT ON FUNCTION repl_ml.conflict_policy_changed() IS 'trigger: makes every process read repl_ml.conflict_policy again, and resolves again what a rule comes late for';
+CREATE TRIGGER conflict_policy_changed AFTER INSERT OR DELETE ON repl_ml.conflict_policy
+    FOR EACH ROW EXECUTE FUNCTION repl_ml.conflict_policy_changed();
+ALTER TABLE repl_ml.conflict_policy ENABLE ALWAYS TRIGGER conflict_policy_changed;
+
+-- Versions of one row of which none knows another: what the row was resolved from
+CREATE TABLE repl_ml.concurrent_version (
+    schema_name  name NOT NULL,
+    table_name   name NOT NULL,
+    key          text[] NOT NULL,
+    key_hash     bigint NOT NULL,
+    content      text[],
+    __repl_clock repl_ml.vclock NOT NULL
+);
+CREATE INDEX concurrent_version_key_hash_idx ON repl_ml.concurrent_version (key_hash);
+COMMENT ON TABLE repl_ml.concurrent_version IS 'concurrent versions of rows: names and values of the columns, null for a deletion; kept until no member can write without knowing them';
+
+-- Evicted versions the group has not been told of yet
+CREATE TABLE repl_ml.eviction (
+    schema_name  name NOT NULL,
+    table_name   name NOT NULL,
+    key          text[] NOT NULL,
+    key_hash     bigint NOT NULL,
+    eviction     jsonb NOT NULL,
+    __repl_clock repl_ml.vclock NOT NULL
+);
+COMMENT ON TABLE repl_ml.eviction IS 'versions that lost a unique key to another row and are about to be announced to the group';
 
 -- Who this database is
 CREATE TABLE repl_ml.local_node (
@@ -394,17 +436,19 @@ CREATE TABLE repl_ml.conflict_history (
     table_name    name NOT NULL,
     key           text[] NOT NULL,
     conflict_type text NOT NULL,
-    resolver      text NOT NULL,
+    resolution    text NOT NULL,
     winner_node   integer NOT NULL,
     loser_node    integer NOT NULL,
     winner_clock  repl_ml.vclock NOT NULL,
     loser_clock   repl_ml.vclock NOT NULL,
-    winner_row    json,
-    loser_row     json,
+    result_clock  repl_ml.vclock NOT NULL,
+    winner_row    jsonb,
+    loser_row     jsonb,
     lost_columns  name[],
     origin_node   integer NOT NULL,
     origin_xid    xid NOT NULL,
-    origin_lsn    pg_lsn NOT NULL
+    origin_lsn    pg_lsn NOT NULL,
+    origin_time   timestamptz
 );
 CREATE INDEX conflict_history_detected_at_idx ON repl_ml.conflict_history (detected_at);
 COMMENT ON TABLE repl_ml.conflict_history IS 'resolved conflicts; see the view repl_ml.conflicts';
@@ -422,7 +466,8 @@ CREATE TABLE repl_ml.parked_change (
     change        jsonb NOT NULL,
     sqlstate      text NOT NULL,
     message       text NOT NULL,
-    detail        text
+    detail        text,
+    conflict_id   uuid UNIQUE
 );
 COMMENT ON TABLE repl_ml.parked_change IS 'changes that failed to apply here; see the view repl_ml.parked_changes';
 
@@ -696,10 +741,10 @@ CREATE FUNCTION repl_ml.order_copies(from_node integer) RETURNS void
     AS $$
     INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name)
     SELECT from_node, t.schema_name, t.table_name FROM repl_ml.replicated_table t WHERE t.state = 'enrolled'
-    UNION ALL SELECT from_node, 'repl_ml', 'tombstone'
+    UNION ALL SELECT from_node, 'repl_ml', x FROM pg_catalog.unnest('{concurrent_version, tombstone}'::name[]) x
     ON CONFLICT (node_id, schema_name, table_name) DO UPDATE SET state = 'pending', rows = NULL
     $$;
-COMMENT ON FUNCTION repl_ml.order_copies(integer) IS 'marks all tables, tombstones first, to be copied from a node';
+COMMENT ON FUNCTION repl_ml.order_copies(integer) IS 'marks all tables, concurrent versions and tombstones first, to be copied from a node';
 
 -- Enrols a table another node has added, and orders the copy of its rows
 CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS boolean
@@ -729,7 +774,8 @@ CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS boolean
         SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = '__repl_clock' AND NOT a.attisdropped) INTO had_clock;
         PERFORM repl_ml.enrol(relation);
         INSERT INTO repl_ml.table_sync AS y (node_id, schema_name, table_name)
-        SELECT coalesce(CASE WHEN self.state <> 'ready' THEN self.donor END, t.enrolled_by), t.schema_name, t.table_name
+        SELECT coalesce(CASE WHEN self.state <> 'ready' THEN self.donor END, t.enrolled_by), x.schema_name, x.table_name
+          FROM (VALUES (t.schema_name, t.table_name), ('repl_ml', 'concurrent_version')) x (schema_name, table_name)
          WHERE self.copy_data OR self.state = 'ready'
         ON CONFLICT ON CONSTRAINT table_sync_pkey DO UPDATE SET state = 'pending', rows = NULL;
         DELETE FROM repl_ml.table_sync y WHERE y.node_id = self.node_id;
@@ -767,6 +813,8 @@ CREATE FUNCTION repl_ml.disenrol(relation regclass) RETURNS void
         EXECUTE pg_catalog.format('REVOKE SELECT ON %s FROM repl_ml_replication', relation);
         DELETE FROM repl_ml.tombstone t USING pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          WHERE c.oid = relation AND t.schema_name = n.nspname AND t.table_name = c.relname;
+        DELETE FROM repl_ml.concurrent_version v USING pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.oid = relation AND v.schema_name = n.nspname AND v.table_name = c.relname;
     END
     $$;
 COMMENT ON FUNCTION repl_ml.disenrol(regclass) IS 'makes a table of this database an ordinary one again';
@@ -983,6 +1031,9 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
     BEGIN
         DELETE FROM repl_ml.heartbeat;
         DELETE FROM repl_ml.tombstone;
+        DELETE FROM repl_ml.concurrent_version;
+        DELETE FROM repl_ml.eviction;
+        DELETE FROM repl_ml.conflict_policy;
         DELETE FROM repl_ml.collection;
         DELETE FROM repl_ml.table_sync;
         DELETE FROM repl_ml.dropped_node;
@@ -994,7 +1045,7 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
         IF EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = 'repl_ml') THEN
             DROP PUBLICATION repl_ml;
         END IF;
-        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection
+        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy
             WITH (publish = 'insert, update', publish_via_partition_root = true);
         COMMENT ON PUBLICATION repl_ml IS 'what the repl_ml group replicates; managed by repl_ml.add_table and remove_table';
         PERFORM repl_ml.wake_workers();
@@ -1152,6 +1203,9 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         DELETE FROM repl_ml.replicated_table;
         DELETE FROM repl_ml.heartbeat;
         DELETE FROM repl_ml.tombstone;
+        DELETE FROM repl_ml.concurrent_version;
+        DELETE FROM repl_ml.eviction;
+        DELETE FROM repl_ml.conflict_policy;
         DELETE FROM repl_ml.collection;
         DELETE FROM repl_ml.table_sync;
         DELETE FROM repl_ml.dropped_node;
@@ -1277,12 +1331,244 @@ CREATE FUNCTION repl_ml.remove_table(relation regclass) RETURNS void
             RAISE EXCEPTION 'table % is not replicated', relation USING ERRCODE = 'undefined_object',
                 HINT = 'Run SELECT * FROM repl_ml.tables.';
         END IF;
+        -- whoever adds it again begins with no rules
+        INSERT INTO repl_ml.conflict_policy (schema_name, table_name, column_name, rule)
+        SELECT DISTINCT p.schema_name, p.table_name, p.column_name, CASE p.column_name WHEN '' THEN 'last_write' ELSE 'none' END
+          FROM repl_ml.conflict_policy p JOIN pg_catalog.pg_namespace n ON n.nspname = p.schema_name
+          JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = p.table_name WHERE c.oid = relation;
         PERFORM repl_ml.disenrol(relation);
         PERFORM repl_ml.wake_workers();
     END
     $$;
 COMMENT ON FUNCTION repl_ml.remove_table(regclass) IS
     'stops replicating a table on all members; the table and its rows stay, the column __repl_clock goes. Superusers only. Errors: 42704 not replicated';
+
+--
+-- Conflicts
+--
+
+-- The name of a replicated table; an error if it is none
+CREATE FUNCTION repl_ml.require_replicated(relation regclass, OUT schema_name name, OUT table_name name)
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        SELECT t.schema_name, t.table_name INTO schema_name, table_name
+          FROM repl_ml.replicated_table t JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema_name
+          JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.table_name
+         WHERE c.oid = relation AND t.state = 'enrolled';
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'table % is not replicated', relation USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = pg_catalog.format('Run SELECT repl_ml.add_table(%L).', relation);
+        END IF;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.require_replicated(regclass) IS 'the group''s name of a replicated table, or an error that says that it is none';
+
+-- Name and arguments of a resolver such as newest_by(event_ts, created_ts), checked against the table
+CREATE FUNCTION repl_ml.parse_resolver(relation regclass, resolver text, OUT rule text, OUT arguments text[])
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        parts text[];
+        argument text;
+        id text;
+        f regprocedure;
+        row_type regtype;
+    BEGIN
+        parts := pg_catalog.regexp_match(resolver, '^\s*(\w+)\s*(?:\(\s*(.*?)\s*\))?\s*$');
+        rule := pg_catalog.lower(parts[1]);
+        IF rule IS NULL OR rule <> ALL ('{last_write, newest_by, node_priority, function, keep_both}') THEN
+            RAISE EXCEPTION 'conflict resolver "%" does not exist', resolver USING ERRCODE = 'undefined_object',
+                HINT = 'Use last_write, newest_by(column, ...), node_priority(node, ...), function(name) or keep_both.';
+        END IF;
+        arguments := coalesce(pg_catalog.regexp_split_to_array(nullif(parts[2], ''), '\s*,\s*'), '{}');
+        IF (rule IN ('newest_by', 'node_priority') AND arguments = '{}') OR (rule = 'function' AND pg_catalog.cardinality(arguments) <> 1)
+           OR (rule IN ('last_write', 'keep_both') AND arguments <> '{}') THEN
+            RAISE EXCEPTION 'conflict resolver % has the wrong number of arguments', rule USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'For example: last_write, newest_by(event_ts, created_ts), node_priority(n1, n2), function(public.merge_rows), keep_both.';
+        END IF;
+        IF rule = 'function' THEN
+            row_type := (SELECT c.reltype FROM pg_catalog.pg_class c WHERE c.oid = relation);
+            f := pg_catalog.to_regprocedure(pg_catalog.format('%s(%s, %s, repl_ml.vclock, repl_ml.vclock)', arguments[1], row_type, row_type));
+            IF f IS NULL OR NOT EXISTS (SELECT FROM pg_catalog.pg_proc p WHERE p.oid = f AND p.prorettype = row_type AND NOT p.proretset) THEN
+                RAISE EXCEPTION 'function %(%, %, repl_ml.vclock, repl_ml.vclock) returning % does not exist', arguments[1], row_type, row_type, row_type
+                    USING ERRCODE = 'undefined_function',
+                    HINT = 'Create it on every node first; write its name with its schema.';
+            END IF;
+            IF EXISTS (SELECT FROM pg_catalog.pg_proc p WHERE p.oid = f AND p.provolatile = 'v') THEN
+                RAISE EXCEPTION 'function % is volatile', f USING ERRCODE = 'invalid_parameter_value',
+                    DETAIL = 'Every node has to compute the same row of the same two versions.',
+                    HINT = pg_catalog.format('If its result depends on its arguments only, run ALTER FUNCTION %s IMMUTABLE on every node.', f);
+            END IF;
+            arguments := ARRAY[(SELECT pg_catalog.format('%I.%I', n.nspname, p.proname) FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = f)];
+        END IF;
+        FOR i IN 1 .. pg_catalog.cardinality(arguments) LOOP
+            argument := CASE WHEN rule = 'function' THEN arguments[i] WHEN arguments[i] ~ '^".*"$' THEN pg_catalog.replace(pg_catalog.substr(arguments[i], 2, pg_catalog.length(arguments[i]) - 2), '""', '"')
+                             WHEN rule = 'newest_by' THEN pg_catalog.lower(arguments[i]) ELSE arguments[i] END;
+            IF rule = 'newest_by' THEN
+                IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = argument AND a.attnum > 0 AND NOT a.attisdropped) THEN
+                    RAISE EXCEPTION 'column "%" of table % does not exist', argument, relation USING ERRCODE = 'undefined_column',
+                        HINT = 'Name columns of the table; write names with upper-case letters in double quotes.';
+                END IF;
+                IF EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = argument AND a.attgenerated <> '') OR argument = '__repl_clock' THEN
+                    RAISE EXCEPTION 'column "%" of table % is not written by users', argument, relation USING ERRCODE = 'invalid_parameter_value',
+                        HINT = 'Name a column that says which version is newer, as event_ts.';
+                END IF;
+                BEGIN
+                    EXECUTE pg_catalog.format('SELECT pg_catalog.max(x) FROM (SELECT %I FROM %s ORDER BY 1 LIMIT 0) q(x)', argument, relation);
+                EXCEPTION WHEN undefined_function THEN
+                    BEGIN
+                        EXECUTE pg_catalog.format('SELECT %I FROM %s ORDER BY 1 LIMIT 0', argument, relation);
+                    EXCEPTION WHEN undefined_function THEN
+                        RAISE EXCEPTION 'values of column "%" of table % have no order', argument, relation USING ERRCODE = 'invalid_parameter_value',
+                            HINT = 'Name a column of a type that can be sorted.';
+                    END;
+                END;
+            ELSIF rule = 'node_priority' THEN
+                SELECT m.node_id::text INTO id FROM repl_ml.member m WHERE m.node_name = argument AND m.state <> 'dropped';
+                IF NOT FOUND THEN
+                    RAISE EXCEPTION 'node "%" does not exist', argument USING ERRCODE = 'undefined_object',
+                        HINT = 'Run SELECT node_name, state FROM repl_ml.nodes.';
+                END IF;
+                argument := id;
+            END IF;
+            arguments[i] := argument;
+        END LOOP;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.parse_resolver(regclass, text) IS 'takes a resolver apart and checks it against the table';
+
+CREATE FUNCTION repl_ml.set_resolver(relation regclass, resolver text) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        t record;
+        r record;
+    BEGIN
+        PERFORM repl_ml.refuse_nulls('relation, resolver', pg_catalog.num_nulls(relation, resolver));
+        PERFORM repl_ml.require_member();
+        SELECT * INTO t FROM repl_ml.require_replicated(relation);
+        SELECT * INTO r FROM repl_ml.parse_resolver(relation, resolver);
+        INSERT INTO repl_ml.conflict_policy (schema_name, table_name, rule, arguments) VALUES (t.schema_name, t.table_name, r.rule, r.arguments);
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.set_resolver(regclass, text) IS
+    'how conflicts of a table''s rows are resolved from now on, on all nodes: last_write, newest_by(column, ...) (greatest values win), node_priority(node, ...) (the first node wins, nodes not named come last), function(name) (calls name(local row, remote row, local clock, remote clock), which returns the row), keep_both (as last_write; the loser is parked). Superusers only. Errors: 55000 not a member or not replicated, 42704 no such resolver or node, 42703 no such column, 42883 no such function, 22023 wrong argument';
+
+CREATE FUNCTION repl_ml.check_column_merge(relation regclass, column_name name, merge text) RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_check_column_merge' LANGUAGE C STABLE STRICT;
+COMMENT ON FUNCTION repl_ml.check_column_merge(regclass, name, text) IS 'an error if the column cannot follow that merge rule';
+
+CREATE FUNCTION repl_ml.set_column_merge(relation regclass, column_name name, merge text) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        t record;
+    BEGIN
+        PERFORM repl_ml.refuse_nulls('relation, column_name, merge', pg_catalog.num_nulls(relation, column_name, merge));
+        PERFORM repl_ml.require_member();
+        SELECT * INTO t FROM repl_ml.require_replicated(relation);
+        PERFORM repl_ml.check_column_merge(relation, column_name, merge);
+        INSERT INTO repl_ml.conflict_policy (schema_name, table_name, column_name, rule)
+        VALUES (t.schema_name, t.table_name, set_column_merge.column_name, merge);
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.set_column_merge(regclass, name, text) IS
+    'how concurrent values of a column are merged from now on, on all nodes, whichever version of the row wins: max, min, counter (adds up what every node added; also arrays of numbers, by element), set_union (arrays and jsonb arrays), jsonb_merge (objects, by key), independent (the last write of the column itself), none (as the row). Set it before the column is written concurrently. Superusers only. Errors: 55000 not a member or not replicated, 42703 no such column, 22023 no such rule or not for this type';
+
+CREATE FUNCTION repl_ml.check_resolver(relation regclass, sample_rows integer DEFAULT 100, OUT check_name text, OUT status text, OUT pairs bigint, OUT detail text, OUT hint text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        t record;
+        p record;
+        keys text;
+        other text;
+        a record;
+        failure text;
+        asymmetric text;
+        nothing text;
+        moved text;
+    BEGIN
+        PERFORM repl_ml.refuse_nulls('relation, sample_rows', pg_catalog.num_nulls(relation, sample_rows));
+        IF sample_rows < 2 OR sample_rows > 10000 THEN
+            RAISE EXCEPTION 'sample_rows is %', sample_rows USING ERRCODE = 'invalid_parameter_value', HINT = 'Sample 2 to 10000 rows.';
+        END IF;
+        SELECT * INTO t FROM repl_ml.require_replicated(relation);
+        SELECT x.rule, x.arguments INTO p FROM repl_ml.conflict_policy x
+         WHERE x.schema_name = t.schema_name AND x.table_name = t.table_name AND x.column_name = ''
+         ORDER BY repl_ml.max_counter(x.__repl_clock) DESC, repl_ml.last_writer(x.__repl_clock) DESC LIMIT 1;
+        pairs := 0;
+        IF coalesce(p.rule, 'last_write') <> 'function' THEN
+            check_name := 'symmetric'; status := 'ok';
+            detail := pg_catalog.format('The resolver %s orders versions and cannot depend on which one is local.', coalesce(p.rule, 'last_write'));
+            RETURN NEXT;
+            RETURN;
+        END IF;
+        -- pairs of versions as they may meet: the other row under this one's key
+        SELECT pg_catalog.string_agg(pg_catalog.format('%L, (x.a).%I', a1.attname, a1.attname), ', ') INTO keys
+          FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a1 ON a1.attrelid = i.indrelid AND a1.attnum = ANY (i.indkey)
+         WHERE i.indrelid = relation AND i.indisprimary;
+        FOR a IN EXECUTE pg_catalog.format('WITH s AS MATERIALIZED (SELECT r AS v, pg_catalog.row_number() OVER () AS n FROM (SELECT r FROM %s r ORDER BY pg_catalog.random() LIMIT %s) q),'
+                ' x AS (SELECT s.v AS a, o.v AS b FROM s JOIN s o ON o.n = s.n %% (SELECT pg_catalog.count(*) FROM s) + 1 AND o.n <> s.n)'
+                ' SELECT x.a::text AS a, pg_catalog.jsonb_populate_record(x.b, pg_catalog.jsonb_build_object(%s))::text AS b FROM x', relation, sample_rows, keys) LOOP
+            pairs := pairs + 1;
+            BEGIN
+                EXECUTE pg_catalog.format('SELECT pg_catalog.jsonb_strip_nulls(pg_catalog.to_jsonb(l.*) - ''__repl_clock'')::text, pg_catalog.jsonb_strip_nulls(pg_catalog.to_jsonb(r.*) - ''__repl_clock'')::text'
+                    ' FROM %1$s($1::%2$s, $2::%2$s, ''{1:1}'', ''{2:2}'') l, %1$s($2::%2$s, $1::%2$s, ''{2:2}'', ''{1:1}'') r', p.arguments[1], relation) INTO keys, other USING a.a, a.b;
+                IF keys IN ('{}') OR keys IS NULL OR other IN ('{}') OR other IS NULL THEN
+                    nothing := a.a || ' and ' || a.b;
+                ELSIF keys <> other THEN
+                    asymmetric := a.a || ' and ' || a.b;
+                END IF;
+            EXCEPTION WHEN OTHERS THEN
+                failure := pg_catalog.format('%s (%s) for %s and %s', sqlerrm, sqlstate, a.a, a.b);
+            END;
+        END LOOP;
+        FOR check_name, detail, hint IN VALUES ('raises no error', failure, 'Let the function return a row for every pair of versions.'),
+                ('returns a row', nothing, 'The function must not return null.'),
+                ('symmetric', asymmetric, 'The function must return the same row when its arguments change places.') LOOP
+            status := CASE WHEN detail IS NOT NULL THEN 'failed' WHEN pairs = 0 THEN 'unknown' ELSE 'ok' END;
+            IF detail IS NULL THEN
+                hint := CASE WHEN pairs = 0 THEN 'The table needs two rows at least.' END;
+            END IF;
+            RETURN NEXT;
+        END LOOP;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.check_resolver(regclass, integer) IS
+    'tries the resolver function of a table on pairs of the table''s own rows, both ways round: whether it raises an error, returns null or depends on which version is local; the last failing pair is in detail. Superusers only. Errors: 55000 not replicated, 22023 bad sample_rows';
+
+-- Foreign keys are not enforced while applying
+CREATE FUNCTION repl_ml.orphans(relation regclass, OUT constraint_name name, OUT key text[], OUT referenced regclass, OUT missing_key text[])
+    RETURNS SETOF record
+    LANGUAGE plpgsql STABLE STRICT SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        f record;
+    BEGIN
+        FOR f IN SELECT c.conname, c.confrelid::regclass AS parent,
+                        (SELECT pg_catalog.string_agg(pg_catalog.format('c.%I::text', a.attname), ', ' ORDER BY k.place)
+                           FROM pg_catalog.pg_index i, pg_catalog.unnest(i.indkey) WITH ORDINALITY k (attnum, place)
+                           JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.attnum
+                          WHERE i.indrelid = c.conrelid AND i.indisprimary) AS key,
+                        pg_catalog.string_agg(pg_catalog.format('c.%I::text', a.attname), ', ' ORDER BY u.place) AS child_columns,
+                        pg_catalog.string_agg(pg_catalog.format('c.%I IS NOT NULL', a.attname), ' AND ') AS not_null,
+                        pg_catalog.string_agg(pg_catalog.format('p.%I = c.%I', b.attname, a.attname), ' AND ') AS matches
+                   FROM pg_catalog.pg_constraint c, pg_catalog.unnest(c.conkey, c.confkey) WITH ORDINALITY u (child, parent, place)
+                   JOIN pg_catalog.pg_attribute a ON a.attnum = u.child JOIN pg_catalog.pg_attribute b ON b.attnum = u.parent
+                  WHERE c.conrelid = relation AND c.contype = 'f' AND a.attrelid = c.conrelid AND b.attrelid = c.confrelid
+                  GROUP BY c.oid, c.conname, c.conrelid, c.confrelid ORDER BY c.conname LOOP
+            constraint_name := f.conname;
+            referenced := f.parent;
+            RETURN QUERY EXECUTE pg_catalog.format('SELECT %L::name, ARRAY[%s], %L::regclass, ARRAY[%s] FROM %s c WHERE %s AND NOT EXISTS (SELECT FROM %s p WHERE %s)',
+                f.conname, coalesce(f.key, 'NULL'), f.parent, f.child_columns, relation, f.not_null, f.parent, f.matches);
+        END LOOP;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.orphans(regclass) IS
+    'rows of a table on this node whose foreign keys refer to rows that are not there: changes are applied without checking foreign keys, so a row deleted on one node while another refers to it leaves such rows, the same on all nodes once they have everything. One row for each foreign key and row. The caller needs to read the tables';
 
 --
 -- Operating
@@ -1295,9 +1581,30 @@ CREATE FUNCTION repl_ml.resume_apply(peer name) RETURNS void
     AS 'MODULE_PATHNAME', 'repl_ml_resume_apply' LANGUAGE C VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION repl_ml.resume_apply(name) IS 'goes on applying what a peer sends. Errors: 42704 no such peer';
 
+-- Only for the losers of conflicts; no row for other parked changes
+CREATE FUNCTION repl_ml.parked_loser_statement(id bigint, OUT relation regclass, OUT statement text)
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT c.oid::pg_catalog.regclass,
+           pg_catalog.format('INSERT INTO %I.%I (%s) OVERRIDING SYSTEM VALUE VALUES (%s) ON CONFLICT (%s) DO %s', p.schema_name, p.table_name,
+               pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' ORDER BY a.attnum),
+               pg_catalog.string_agg(pg_catalog.quote_nullable(p.change ->> a.attname::text), ', ' ORDER BY a.attnum),
+               pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ') FILTER (WHERE a.attnum = ANY (i.indkey)),
+               coalesce('UPDATE SET ' || pg_catalog.string_agg(pg_catalog.format('%1$I = excluded.%1$I', a.attname), ', ')
+                                         FILTER (WHERE a.attnum <> ALL (i.indkey) AND a.attidentity <> 'a'), 'NOTHING'))
+      FROM repl_ml.parked_change p
+      JOIN pg_catalog.pg_namespace n ON n.nspname = p.schema_name
+      JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = p.table_name
+      JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND i.indisprimary
+      JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+     WHERE p.id = parked_loser_statement.id AND p.action IN ('evicted', 'kept') AND p.change ? a.attname::text
+     GROUP BY c.oid, p.schema_name, p.table_name
+    $$;
+COMMENT ON FUNCTION repl_ml.parked_loser_statement(bigint) IS 'the statement that writes the losing version of a conflict again';
+
 CREATE FUNCTION repl_ml.retry_parked(id bigint) RETURNS void
     AS 'MODULE_PATHNAME', 'repl_ml_retry_parked' LANGUAGE C VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
-COMMENT ON FUNCTION repl_ml.retry_parked(bigint) IS 'applies a parked change again; it leaves repl_ml.parked_changes if that works. Errors: 42704 no such change, else what the change raises';
+COMMENT ON FUNCTION repl_ml.retry_parked(bigint) IS 'applies a parked change again; the losing version of a conflict (action evicted or kept) is written as a new change of this node, which goes to all. It leaves repl_ml.parked_changes if that works. Errors: 42704 no such change, else what the change raises';
 CREATE FUNCTION repl_ml.discard_parked(id bigint) RETURNS void
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
@@ -1310,7 +1617,7 @@ CREATE FUNCTION repl_ml.discard_parked(id bigint) RETURNS void
         END IF;
     END
     $$;
-COMMENT ON FUNCTION repl_ml.discard_parked(bigint) IS 'gives up a parked change for good: this node then differs from the others. Errors: 42704 no such change';
+COMMENT ON FUNCTION repl_ml.discard_parked(bigint) IS 'gives up a parked change for good: this node then differs from the others, except for the losing version of a conflict (action evicted or kept), which is gone everywhere. Errors: 42704 no such change';
 
 CREATE FUNCTION repl_ml.current_vector() RETURNS repl_ml.vclock
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -1318,6 +1625,38 @@ CREATE FUNCTION repl_ml.current_vector() RETURNS repl_ml.vclock
     SELECT coalesce(repl_ml.merge_agg(pg_catalog.format('{%s:%s}', h.node_id, h.safe_counter)::repl_ml.vclock), '{}') FROM repl_ml.heartbeat h
     $$;
 COMMENT ON FUNCTION repl_ml.current_vector() IS 'for each node the counter below which this node has all its writes; as old as the last heartbeats';
+
+-- What must not be decided without the tombstones it may meet
+CREATE FUNCTION repl_ml.holds_late_changes() RETURNS boolean
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.action NOT IN ('evicted', 'kept')) OR EXISTS (SELECT FROM repl_ml.eviction)
+    $$;
+COMMENT ON FUNCTION repl_ml.holds_late_changes() IS 'whether something old is parked here, or evicted and not announced: then nobody may remove tombstones';
+
+-- The rows of repl_ml.eviction become tombstones, which travel
+CREATE FUNCTION repl_ml.announce_evictions() RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    WITH evicted AS (DELETE FROM repl_ml.eviction RETURNING *)
+    INSERT INTO repl_ml.tombstone (schema_name, table_name, key, key_hash, deleted_at, eviction, __repl_clock)
+    SELECT e.schema_name, e.table_name, e.key, e.key_hash, pg_catalog.now(), e.eviction, e.__repl_clock FROM evicted e
+    $$;
+COMMENT ON FUNCTION repl_ml.announce_evictions() IS 'tells the group which versions lost a unique key here';
+
+-- All of a key or nothing, and only when every rule that may be in force for them is known
+CREATE FUNCTION repl_ml.collect_versions(stable text) RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    WITH k AS (SELECT v.schema_name, v.table_name, v.key_hash FROM repl_ml.concurrent_version v
+                GROUP BY 1, 2, 3
+               HAVING pg_catalog.bool_and(v.__repl_clock OPERATOR(repl_ml.<@) stable::repl_ml.vclock)
+                  AND pg_catalog.max(repl_ml.max_counter(v.__repl_clock)) <
+                      (SELECT pg_catalog.min(coalesce(repl_ml.counter(stable::repl_ml.vclock, m.node_id), 0)) FROM repl_ml.member m WHERE m.state <> 'dropped'))
+    DELETE FROM repl_ml.concurrent_version v USING k
+     WHERE (v.schema_name, v.table_name, v.key_hash) = (k.schema_name, k.table_name, k.key_hash)
+    $$;
+COMMENT ON FUNCTION repl_ml.collect_versions(text) IS 'removes concurrent versions of rows that every later write will know; stable is a clock';
 
 -- What every member has applied of every node; dropped nodes send nothing more
 CREATE FUNCTION repl_ml.stable_vector() RETURNS repl_ml.vclock
@@ -1352,8 +1691,29 @@ CREATE VIEW repl_ml.nodes AS
       FROM repl_ml.member m LEFT JOIN repl_ml.local_node l ON true LEFT JOIN repl_ml.heartbeat h ON h.node_id = m.node_id;
 COMMENT ON VIEW repl_ml.nodes IS 'members of the group, also dropped ones; connection strings are not shown';
 
+-- Priorities are kept as node ids, which nobody else gets, and shown as names
+CREATE VIEW repl_ml.conflict_policies AS
+    SELECT p.schema_name, p.table_name, p.column_name, p.resolver, p.merge, p.set_at, p.set_by
+      FROM (SELECT DISTINCT ON (p.schema_name, p.table_name, p.column_name)
+                   p.schema_name, p.table_name, nullif(p.column_name, '') AS column_name,
+                   CASE WHEN p.column_name = '' THEN
+                        p.rule || CASE WHEN p.arguments = '{}' THEN '' ELSE '(' ||
+                            (SELECT pg_catalog.string_agg(CASE p.rule WHEN 'node_priority' THEN coalesce(n.node_name::text, a.argument) ELSE a.argument END, ', ' ORDER BY a.place)
+                               FROM pg_catalog.unnest(p.arguments) WITH ORDINALITY a (argument, place)
+                               LEFT JOIN repl_ml.member n ON p.rule = 'node_priority' AND n.node_id::text = a.argument) || ')' END END AS resolver,
+                   CASE WHEN p.column_name <> '' THEN p.rule END AS merge,
+                   p.set_at, m.node_name AS set_by
+              FROM repl_ml.conflict_policy p LEFT JOIN repl_ml.member m ON m.node_id = repl_ml.last_writer(p.__repl_clock)
+             ORDER BY p.schema_name, p.table_name, p.column_name, repl_ml.max_counter(p.__repl_clock) DESC, repl_ml.last_writer(p.__repl_clock) DESC) p
+     WHERE p.merge IS DISTINCT FROM 'none';
+COMMENT ON VIEW repl_ml.conflict_policies IS
+    'how conflicts of replicated tables are resolved now, as far as this node knows: one row for a table''s resolver (column_name null), one for each column with a merge rule; tables without a row use last_write';
+
 CREATE VIEW repl_ml.tables AS
-    SELECT t.schema_name, t.table_name, c.oid::regclass AS relation, t.resolver, m.node_name AS enrolled_by,
+    SELECT t.schema_name, t.table_name, c.oid::regclass AS relation,
+           coalesce((SELECT p.resolver FROM repl_ml.conflict_policies p
+                      WHERE p.schema_name = t.schema_name AND p.table_name = t.table_name AND p.column_name IS NULL), 'last_write') AS resolver,
+           m.node_name AS enrolled_by,
            CASE WHEN c.oid IS NULL THEN 'missing' WHEN r.oid IS NULL THEN 'pending' ELSE 'replicated' END AS state,
            (SELECT pg_catalog.count(*) FROM repl_ml.table_sync y
              WHERE y.schema_name = t.schema_name AND y.table_name = t.table_name AND y.state = 'pending') AS pending_copies
@@ -1402,27 +1762,30 @@ CREATE VIEW repl_ml.stat_apply AS
 COMMENT ON VIEW repl_ml.stat_apply IS
     'one row a peer: the worker that applies what the peer writes. Counters since server start; error_* is the last error; heartbeat_age is the age of the peer''s newest write that is applied here';
 
-CREATE VIEW repl_ml.conflicts AS
-    SELECT c.conflict_id, c.detected_at, c.schema_name, c.table_name, c.key, c.conflict_type, c.resolver,
+CREATE VIEW repl_ml.conflicts WITH (security_barrier) AS
+    SELECT c.conflict_id, c.detected_at, c.schema_name, c.table_name, c.key, c.conflict_type, c.resolution,
            coalesce(w.node_name, c.winner_node::text::name) AS winner_node, coalesce(l.node_name, c.loser_node::text::name) AS loser_node,
-           c.winner_clock, c.loser_clock, c.winner_row, c.loser_row, c.lost_columns,
-           coalesce(o.node_name, c.origin_node::text::name) AS origin_node, c.origin_xid, c.origin_lsn
+           c.winner_clock, c.loser_clock, c.result_clock, c.winner_row, c.loser_row, c.lost_columns,
+           coalesce(o.node_name, c.origin_node::text::name) AS origin_node, c.origin_xid, c.origin_lsn, c.origin_time
       FROM repl_ml.conflict_history c
       LEFT JOIN repl_ml.member w ON w.node_id = c.winner_node
       LEFT JOIN repl_ml.member l ON l.node_id = c.loser_node
-      LEFT JOIN repl_ml.member o ON o.node_id = c.origin_node;
+      LEFT JOIN repl_ml.member o ON o.node_id = c.origin_node
+     WHERE pg_catalog.pg_has_role(current_user, 'pg_monitor', 'USAGE')
+        OR EXISTS (SELECT FROM pg_catalog.pg_class t JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace
+                    WHERE n.nspname = c.schema_name AND t.relname = c.table_name AND pg_catalog.pg_has_role(current_user, t.relowner, 'USAGE'));
 COMMENT ON VIEW repl_ml.conflicts IS
-    'conflicts this node has resolved: two versions of a row of which neither knew the other; conflict_id is the same on all nodes';
+    'versions of rows that lost to another of which neither knew the other, as resolved on this node; conflict_id is the same on all nodes. Members of pg_monitor see all, others those of their own tables; kept for repl_ml.conflict_retention';
 
 CREATE VIEW repl_ml.stat_conflicts AS
-    SELECT c.schema_name, c.table_name, c.conflict_type, c.resolver, pg_catalog.count(*) AS conflicts,
+    SELECT c.schema_name, c.table_name, c.conflict_type, c.resolution, pg_catalog.count(*) AS conflicts,
            pg_catalog.min(c.detected_at) AS first_detected_at, pg_catalog.max(c.detected_at) AS last_detected_at
       FROM repl_ml.conflict_history c GROUP BY 1, 2, 3, 4;
 COMMENT ON VIEW repl_ml.stat_conflicts IS 'kept conflicts by table and type';
 
 CREATE VIEW repl_ml.parked_changes AS
     SELECT p.id, p.parked_at, coalesce(m.node_name, p.origin_node::text::name) AS origin_node, p.origin_xid, p.origin_lsn,
-           p.schema_name, p.table_name, p.action, p.change, p.sqlstate, p.message, p.detail
+           p.schema_name, p.table_name, p.action, p.change, p.sqlstate, p.message, p.detail, p.conflict_id
       FROM repl_ml.parked_change p LEFT JOIN repl_ml.member m ON m.node_id = p.origin_node;
 COMMENT ON VIEW repl_ml.parked_changes IS
     'changes that could not be applied here, with the reason; see repl_ml.retry_parked and repl_ml.discard_parked';
@@ -1434,7 +1797,7 @@ DO $$
 DECLARE
     t regclass;
 BEGIN
-    FOREACH t IN ARRAY '{repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.collection}'::regclass[] LOOP
+    FOREACH t IN ARRAY '{repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.collection, repl_ml.conflict_policy}'::regclass[] LOOP
         EXECUTE pg_catalog.format('CREATE TRIGGER zz_repl_ml_update BEFORE UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION repl_ml.stamp_update()', t);
         EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER zz_repl_ml_update', t);
     END LOOP;
@@ -1449,7 +1812,7 @@ BEGIN
     FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p
               WHERE p.pronamespace OPERATOR(pg_catalog.=) 'repl_ml'::pg_catalog.regnamespace
                 AND NOT (p.provolatile OPERATOR(pg_catalog.=) 'i' AND p.proparallel OPERATOR(pg_catalog.=) 's')
-                AND p.proname OPERATOR(pg_catalog.<>) ALL ('{tick, insert_pending}') LOOP
+                AND p.proname OPERATOR(pg_catalog.<>) ALL ('{tick, insert_pending, orphans}') LOOP
         EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
     END LOOP;
 END
@@ -1457,16 +1820,18 @@ $$;
 
 -- Seeing: connection strings and rows excepted
 GRANT EXECUTE ON FUNCTION repl_ml.current_vector(), repl_ml.worker_stats(), repl_ml.link_name(integer), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
-GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts TO pg_monitor;
+GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.conflict_policies, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts TO pg_monitor;
+-- filters its rows by itself
+GRANT SELECT ON repl_ml.conflicts TO PUBLIC;
 
 -- Operating. What forms a group stays with superusers: a connection string makes the server connect
 -- as its operating system user, and a member creates what other members define.
 GRANT pg_monitor TO repl_ml_admin;
-GRANT SELECT ON repl_ml.conflicts, repl_ml.parked_changes TO repl_ml_admin;
+GRANT SELECT ON repl_ml.parked_changes TO repl_ml_admin;
 GRANT EXECUTE ON FUNCTION repl_ml.pause_apply(name), repl_ml.resume_apply(name), repl_ml.retry_parked(bigint), repl_ml.discard_parked(bigint) TO repl_ml_admin;
 
 -- Replicating: what a peer asks and copies; the stream itself needs the role attribute
-GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection TO repl_ml_replication;
+GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.concurrent_version TO repl_ml_replication;
 GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.applied_lsn(integer), repl_ml.final_lsn(integer),
     repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz),
     repl_ml.forget_node(uuid, integer, timestamptz) TO repl_ml_replication;

@@ -21,6 +21,7 @@
 #include "replication/walreceiver.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
+#include "utils/regproc.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
 #include "utils/wait_event.h"
@@ -82,6 +83,32 @@ ExecInitRangeTable_compat(EState *estate, RangeTblEntry *rte)
 #endif
 #else
 	ExecInitRangeTable(estate, list_make1(rte));
+#endif
+}
+
+/* stringToQualifiedNameList: 16 added escontext */
+static inline List *
+stringToQualifiedNameList_compat(const char *string)
+{
+#if PG_VERSION_NUM >= 160000
+	return stringToQualifiedNameList(string, NULL);
+#else
+	return stringToQualifiedNameList(string);
+#endif
+}
+
+/* ExecCheckIndexConstraints: 18 added tupleid */
+static inline bool
+ExecCheckIndexConstraints_compat(ResultRelInfo *result, TupleTableSlot *slot, EState *estate,
+								 ItemPointer conflict, List *arbiters)
+{
+#if PG_VERSION_NUM >= 180000
+	ItemPointerData none;
+
+	ItemPointerSetInvalid(&none);
+	return ExecCheckIndexConstraints(result, slot, estate, conflict, &none, arbiters);
+#else
+	return ExecCheckIndexConstraints(result, slot, estate, conflict, arbiters);
 #endif
 }
 

@@ -12,6 +12,7 @@
 #include "replication/origin.h"
 #include "replication/walreceiver.h"
 #include "row/row.h"
+#include "row/version.h"
 #include "wire/clock.h"
 
 /*
@@ -93,26 +94,23 @@ typedef struct ReplMlSource
 	uint16		node;
 	TransactionId xid;
 	XLogRecPtr	lsn;
+	TimestampTz commit_time;	/* 0: not known */
 	bool		late;			/* it was parked: tombstones may have been
 								 * removed since */
 } ReplMlSource;
 
-/* What a version that arrives does to the version that is here. */
-typedef enum ReplMlVerdictAction
+/* What a row becomes of its concurrent versions. */
+typedef struct ReplMlResolution
 {
-	REPL_ML_KEEP,				/* what is here is as new or newer */
-	REPL_ML_TAKE,				/* what arrives replaces it */
-	REPL_ML_KEEP_RECLOCK		/* what is here stays, under the joined clock */
-} ReplMlVerdictAction;
+	const ReplMlPolicy *policy;
+	const ReplMlVersion *winner;
+	bool		deleted;
+	bool		keeps_both;		/* losers are kept for a person */
+	TupleTableSlot *row;		/* NULL if deleted */
+	const ReplMlClock *clock;	/* of what remains, with its marks */
+} ReplMlResolution;
 
-typedef struct ReplMlVerdict
-{
-	ReplMlVerdictAction action;
-	bool		conflict;		/* neither version knew the other's write */
-	const ReplMlClock *clock;	/* of what remains */
-} ReplMlVerdict;
-
-/* A conflict as the history keeps it; rows are JSON, NULL for a deletion. */
+/* A conflict as the history keeps it: one losing version; rows are NULL for a deletion. */
 typedef struct ReplMlConflict
 {
 	NameData	schema_name;
@@ -121,15 +119,20 @@ typedef struct ReplMlConflict
 	uint64		key_hash;
 	bool		arriving_lost;
 	const char *type;
+	const char *resolution;
 	const ReplMlClock *winner_clock;
 	const ReplMlClock *loser_clock;
-	char	   *winner_row;
+	const ReplMlClock *result_clock;
+	char	   *winner_row;		/* JSON; NULL: jsonb cannot hold it */
 	char	   *loser_row;
+	Datum		winner_content; /* text[] as of version.c; 0 for a deletion */
+	Datum		loser_content;
 	List	   *lost_columns;	/* of char * */
+	const char *parked_as;		/* "evicted", "kept": the loser is parked;
+								 * NULL: it is not */
+	int			parked_sqlstate;
+	const char *parked_because;
 } ReplMlConflict;
-
-/* A conflict as history.c remembers it until the transaction ends. */
-typedef struct ReplMlRecordedConflict ReplMlRecordedConflict;
 
 /* in worker.c */
 extern PGDLLEXPORT void repl_ml_apply_main(Datum arg);
@@ -168,23 +171,73 @@ extern void repl_ml_become_self(ReplMlUser *saved);
 
 /* in row.c */
 extern int	repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source);
-extern int	repl_ml_row_bury(Oid relid, Datum key_array, const ReplMlClock *clock, const ReplMlSource *source);
+extern int	repl_ml_row_bury(Oid relid, Datum key_array, const ReplMlClock *clock, const char *eviction,
+							 const ReplMlSource *source);
+extern void repl_ml_row_resolve_again(Oid relid, Datum key_array, const ReplMlSource *source);
+
+/* A version on its way into the table. */
+typedef struct ReplMlJoin
+{
+	ReplMlTarget *target;
+	Datum		key[INDEX_MAX_KEYS];
+	const ReplMlSource *source;
+	ReplMlVersion arriving;
+	const char *eviction;		/* JSON: what the deletion, or the arriving
+								 * row's loss of a unique key, is due to */
+	List	   *conflicts;		/* of ReplMlConflict, to be recorded with the
+								 * worker's rights */
+	List	   *no_losers;		/* of ReplMlVoid: what is to be taken back from
+								 * the history */
+} ReplMlJoin;
+
+/* A version of a key that is no loser any more, or was overwritten after it had lost. */
+typedef struct ReplMlVoid
+{
+	NameData	schema_name;
+	NameData	table_name;
+	Datum		key;			/* text[] */
+	const ReplMlClock *clock;
+} ReplMlVoid;
+
+/* in unique.c */
+extern bool repl_ml_unique_make_room(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock, bool replaces_found);
+extern void repl_ml_unique_evict(ReplMlTarget *target, Datum *key, const ReplMlClock *clock,
+								 const ReplMlVersions *versions, const char *eviction);
+extern void repl_ml_unique_announce(void);
 
 /* in conflict.c */
-extern ReplMlVerdict repl_ml_conflict_decide(const ReplMlClock *here, const ReplMlClock *arriving, bool same_content);
+extern bool repl_ml_conflict_add(ReplMlVersions *versions, const ReplMlClock *seen, const ReplMlVersion *arriving);
 
 /* in resolve.c */
-extern bool repl_ml_resolve_arriving_wins(const char *resolver, const ReplMlClock *here, const ReplMlClock *arriving);
+extern ReplMlResolution *repl_ml_resolve(ReplMlTarget *target, const ReplMlVersions *versions, const ReplMlClock *clock);
+extern char *repl_ml_resolve_name(const ReplMlPolicy *policy);
+extern bool repl_ml_rows_differ(ReplMlTarget *target, TupleTableSlot *a, TupleTableSlot *b);
+extern bool repl_ml_column_differs(ReplMlTarget *target, int i, TupleTableSlot *a, TupleTableSlot *b);
+
+/* in merge.c */
+extern const ReplMlClock *repl_ml_merge_columns(Relation rel, const ReplMlPolicy *policy,
+												const ReplMlVersion *live, int count,
+												const ReplMlClock *clock, TupleTableSlot *result);
+extern List *repl_ml_merge_lost_columns(Relation rel, const ReplMlPolicy *policy, const ReplMlVersion *loser,
+										TupleTableSlot *result, const ReplMlClock *result_clock);
 
 /* in history.c */
 extern ReplMlConflict *repl_ml_history_describe(ReplMlTarget *target, Datum *key,
-												TupleTableSlot *here, const ReplMlClock *here_clock,
-												TupleTableSlot *arriving, const ReplMlClock *arriving_clock,
-												bool arriving_wins);
-extern void repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *source);
-extern ReplMlRecordedConflict *repl_ml_history_find_void(ReplMlTable *table, Datum *key, const ReplMlClock *clock,
-														 const ReplMlSource *source);
-extern void repl_ml_history_take_back(ReplMlTable *table, ReplMlRecordedConflict *conflict);
+												const ReplMlResolution *resolution, const ReplMlVersion *loser);
+extern ReplMlConflict *repl_ml_history_describe_eviction(ReplMlTarget *target, Datum *loser_key,
+														 TupleTableSlot *loser, const ReplMlClock *loser_clock,
+														 TupleTableSlot *winner, const ReplMlClock *winner_clock,
+														 const char *index);
+extern ReplMlConflict *repl_ml_history_describe_told_eviction(ReplMlTarget *target, Datum *key, TupleTableSlot *loser,
+															  const ReplMlClock *loser_clock, const char *eviction);
+extern char *repl_ml_history_eviction_as_json(const ReplMlConflict *conflict, const char *index);
+extern ReplMlVoid *repl_ml_history_describe_void(ReplMlTable *table, Datum *key, const ReplMlClock *clock);
+extern int	repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *source);
+extern List *repl_ml_history_find_void(ReplMlTable *table, Datum *key, const ReplMlClock *clock,
+									   const ReplMlSource *source);
+extern int	repl_ml_history_take_back(const ReplMlVoid *version);
+
+extern void repl_ml_park_loser(const ReplMlConflict *conflict, const ReplMlSource *source);
 
 /* in park.c */
 extern void repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,

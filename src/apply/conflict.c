@@ -1,52 +1,59 @@
 /*
  * conflict.c
- *		Which of two versions of a row remains: decided from their clocks alone.
+ *		Which versions of a row remain when one more arrives: decided from their
+ *		clocks alone.
  *
- * A pure function: no table, no globals, no node's point of view except which
- * version is here and which arrives.  Every node that sees the same versions
- * comes to the same end, in whatever order they arrive.
+ * Pure functions: no table, no globals, no node's point of view.  What remains
+ * is every version that no other one seen knows of, so it does not depend on
+ * the order in which they arrive, nor on how often.  What the row becomes is
+ * then resolve.c's, from the set as a whole.
+ *
+ * A version that lost a unique key is followed by a deletion with its very
+ * dot, the eviction (unique.c): it takes the version's place in the set.
  */
 #include "postgres.h"
 
 #include "apply/apply.h"
 
+static void remove_known(ReplMlVersions *versions, const ReplMlClock *clock);
+
 /*
- * The verdict on two versions of which either may be a deletion.
- *
- * A version's content is its last write, the clock's dot.  Clocks may be
- * concurrent although one side's content was known to the other (it had been
- * joined with a version that lost): then nothing is lost and it is no
- * conflict.  Concurrent versions with the same content are none either.
+ * Adds a version to a set of concurrent ones, "seen" being the merge of all
+ * clocks of the row's history so far.  Returns false if that changes nothing:
+ * the version, or one that knew of it, was there before.
  */
-ReplMlVerdict
-repl_ml_conflict_decide(const ReplMlClock *here, const ReplMlClock *arriving, bool same_content)
+bool
+repl_ml_conflict_add(ReplMlVersions *versions, const ReplMlClock *seen, const ReplMlVersion *arriving)
 {
-	ReplMlVerdict verdict = {.conflict = false};
-	ReplMlClockOrder order = repl_ml_clock_compare(arriving, here);
+	for (int i = 0; i < versions->count; i++)
+	{
+		ReplMlVersion *twin = &versions->all[i];
 
-	if (order == REPL_ML_CLOCK_BEFORE || order == REPL_ML_CLOCK_EQUAL)
-	{
-		verdict.action = REPL_ML_KEEP;
-		verdict.clock = here;
-		return verdict;
+		if (twin->dot.node != arriving->dot.node || twin->dot.counter != arriving->dot.counter)
+			continue;
+		if (twin->deleted || !arriving->deleted)
+			return false;
+		twin->deleted = true;
+		twin->row = NULL;
+		return true;
 	}
-	if (order == REPL_ML_CLOCK_AFTER)
-	{
-		verdict.action = REPL_ML_TAKE;
-		verdict.clock = arriving;
-		return verdict;
-	}
+	if (repl_ml_clock_covers(seen, arriving->dot))
+		return false;
+	remove_known(versions, arriving->clock);
+	*repl_ml_version_add(versions, arriving->dot) = *arriving;
+	return true;
+}
 
-	verdict.clock = repl_ml_clock_merge(here, arriving);
-	if (same_content || repl_ml_clock_covers(here, repl_ml_clock_dot(arriving)))
-		verdict.action = REPL_ML_KEEP_RECLOCK;
-	else if (repl_ml_clock_covers(arriving, repl_ml_clock_dot(here)))
-		verdict.action = REPL_ML_TAKE;
-	else
+/* Takes out what a later write knew of. */
+static void
+remove_known(ReplMlVersions *versions, const ReplMlClock *clock)
+{
+	int			count = 0;
+
+	for (int i = 0; i < versions->count; i++)
 	{
-		verdict.conflict = true;
-		verdict.action = repl_ml_resolve_arriving_wins("last_write", here, arriving) ?
-			REPL_ML_TAKE : REPL_ML_KEEP_RECLOCK;
+		if (!repl_ml_clock_covers(clock, versions->all[i].dot))
+			versions->all[count++] = versions->all[i];
 	}
-	return verdict;
+	versions->count = count;
 }

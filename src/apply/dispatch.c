@@ -253,6 +253,7 @@ source_of(ReplMlApply *apply)
 		.node = apply->peer->node_id,
 		.xid = apply->transaction.xid,
 		.lsn = apply->transaction.final_lsn,
+		.commit_time = apply->transaction.commit_time,
 		.late = apply->late
 	};
 
@@ -380,5 +381,6 @@ apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleDat
 	apply->transaction.conflicts +=
 		repl_ml_row_bury(relid,
 						 OidInputFunctionCall(F_ARRAY_IN, key, TEXTOID, -1),
-						 repl_ml_clock_from_text(clock), &source);
+						 repl_ml_clock_from_text(clock),
+						 repl_ml_relation_text(table, tuple, "eviction"), &source);
 }

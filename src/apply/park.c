@@ -5,6 +5,7 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
@@ -24,6 +25,7 @@
 
 static bool is_tombstone(ReplMlRemoteTable *table);
 static char *tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple);
+static bool write_loser(int64 id);
 static void load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple);
 static void apply_as_worker(ReplMlApply *apply, LogicalRepTupleData *tuple);
 
@@ -101,8 +103,9 @@ tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple)
 }
 
 /*
- * repl_ml.retry_parked(id): joins a parked change again and forgets it.  What
- * fails is raised, and the change stays.
+ * repl_ml.retry_parked(id): joins a parked change again and forgets it; of the
+ * loser of a conflict it makes a new write, as its values.  What fails is
+ * raised, and the change stays.
  */
 PG_FUNCTION_INFO_V1(repl_ml_retry_parked);
 Datum
@@ -118,10 +121,44 @@ repl_ml_retry_parked(PG_FUNCTION_ARGS)
 	repl_ml_refuse_nulls(fcinfo);
 	apply.self = repl_ml_identity_require()->node_id;
 	apply.peer = &peer;
-	load_change(id, &apply, &tuple);
-	apply_as_worker(&apply, &tuple);
+	if (!write_loser(id))
+	{
+		load_change(id, &apply, &tuple);
+		apply_as_worker(&apply, &tuple);
+	}
 	repl_ml_spi_execute("DELETE FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1", 1, types, values, NULL);
 	PG_RETURN_VOID();
+}
+
+/*
+ * Writes the losing version of a conflict as a user would, with the rights of
+ * the table's owner: so it gets a clock of its own and goes to all nodes.
+ * False if the parked change is not one.
+ */
+static bool
+write_loser(int64 id)
+{
+	Oid			types[1] = {INT8OID};
+	Datum		values[1] = {Int64GetDatum(id)};
+	bool		is_loser;
+
+	SPI_connect();
+	SPI_execute_with_args("SELECT s.relation::pg_catalog.oid, s.statement FROM repl_ml.parked_loser_statement($1) s WHERE s.relation IS NOT NULL",
+						  1, types, values, NULL, false, 1);
+	is_loser = SPI_processed == 1;
+	if (is_loser)
+	{
+		Relation	rel = table_open(strtoul(repl_ml_spi_text(0, 0), NULL, 10), RowExclusiveLock);
+		char	   *statement = repl_ml_spi_text(0, 1);
+		ReplMlUser	saved;
+
+		repl_ml_become_owner(rel, &saved);
+		SPI_execute(statement, false, 0);
+		repl_ml_become_self(&saved);
+		table_close(rel, NoLock);
+	}
+	SPI_finish();
+	return is_loser;
 }
 
 /* Reads the parked change back into the form it came in. */

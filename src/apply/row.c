@@ -3,208 +3,394 @@
  *		Joins a version of a row, or its deletion, into the table.
  *
  * The same for a change from the stream, a row of an initial copy and a parked
- * change tried again: a join may be repeated and reordered.  The verdict is
- * conflict.c's, the storing row/store.c's.  All of it runs with the rights of
- * the table's owner; only the history is written with the worker's own.
+ * change tried again: a join may be repeated and reordered.  A version whose
+ * clock is before what is here is dropped, one whose clock is after it is
+ * taken.  Otherwise the two are concurrent: conflict.c says which versions
+ * remain, resolve.c what the row becomes of them.  All of it runs with the
+ * rights of the table's owner; only the history is written with the worker's
+ * own.
  */
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "utils/array.h"
-#include "utils/datum.h"
 
 #include "apply/apply.h"
 #include "compat.h"
 
-static int	update_history(ReplMlTable *table, ReplMlRecordedConflict *no_longer,
-						   const ReplMlConflict *conflict, const ReplMlSource *source);
-static ReplMlConflict *join_row(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, bool late);
-static ReplMlConflict *join_into_row(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, const ReplMlClock *clock);
-static ReplMlConflict *join_into_nothing(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, const ReplMlClock *clock, bool late);
-static ReplMlConflict *bury_row(ReplMlTarget *target, Datum *key, TupleTableSlot *searched, const ReplMlClock *clock, bool late);
-static ReplMlConflict *settle_with_tombstone(ReplMlTarget *target, Datum *key, TupleTableSlot *searched, const ReplMlClock *dead);
+static int	update_history(ReplMlJoin *join, List *no_longer);
+static void join_row(ReplMlJoin *join);
+static void join_into_row(ReplMlJoin *join);
+static void join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer);
+static void bury_row(ReplMlJoin *join, TupleTableSlot *searched);
+static void settle(ReplMlJoin *join, TupleTableSlot *searched);
+static void join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here);
+static void log_eviction(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock);
+static void log_losers(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution);
+static bool store(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock, bool row_is_here,
+				  const ReplMlVersions *versions);
 static TupleTableSlot *with_clock(ReplMlTarget *target, TupleTableSlot *slot, const ReplMlClock *clock);
 static const ReplMlClock *clock_of(ReplMlTarget *target, TupleTableSlot *slot);
-static bool same_content(ReplMlTarget *target, TupleTableSlot *a, TupleTableSlot *b);
+
+/* Is the one clock's history part of the other's? */
+static bool
+is_within(const ReplMlClock *a, const ReplMlClock *b)
+{
+	ReplMlClockOrder order = repl_ml_clock_compare(a, b);
+
+	return order == REPL_ML_CLOCK_BEFORE || order == REPL_ML_CLOCK_EQUAL;
+}
+
+static bool
+same_dot(const ReplMlClock *a, const ReplMlClock *b)
+{
+	ReplMlClockEntry x = repl_ml_clock_dot(a);
+	ReplMlClockEntry y = repl_ml_clock_dot(b);
+
+	return x.node == y.node && x.counter == y.counter;
+}
 
 /*
- * Joins a row (of the enrolled table "relid") into the table.  Returns the
- * number of conflicts resolved; -1 if the row shows that the one its
- * transaction had with an earlier version is none.
+ * Joins a row (of the enrolled table "relid") into the table.  Returns by how
+ * many conflicts the history has grown; it shrinks where the row shows that
+ * the one its transaction had with an earlier version is none.
  */
 int
 repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source)
 {
 	ReplMlTarget *root = repl_ml_targets_get(relid);
-	ReplMlTarget *target;
-	TupleTableSlot *slot;
-	ReplMlConflict *conflict;
-	ReplMlRecordedConflict *no_longer;
+	ReplMlJoin	join = {.source = source};
+	List	   *no_longer;
 	ReplMlUser	saved;
-	Datum		key[INDEX_MAX_KEYS];
 
 	repl_ml_become_owner(root->rel, &saved);
-	target = repl_ml_targets_route(root, incoming, &slot);
-	repl_ml_key_from_slot(target->table, slot, key);
-	no_longer = repl_ml_history_find_void(target->table, key, clock_of(target, slot), source);
-	conflict = join_row(target, key, slot, source->late);
+	join.target = repl_ml_targets_route(root, incoming, &join.arriving.row);
+	repl_ml_key_from_slot(join.target->table, join.arriving.row, join.key);
+	join.arriving.clock = clock_of(join.target, join.arriving.row);
+	join.arriving.dot = repl_ml_clock_dot(join.arriving.clock);
+	no_longer = repl_ml_history_find_void(join.target->table, join.key, join.arriving.clock, source);
+	repl_ml_ticker_observe(repl_ml_clock_max_counter(join.arriving.clock));
+	join_row(&join);
 	repl_ml_become_self(&saved);
-	return update_history(target->table, no_longer, conflict, source);
+	return update_history(&join, no_longer);
 }
 
-/* Joins a deletion; as repl_ml_row_join.  "key_array" is the key as text[]. */
+/*
+ * Joins a deletion; as repl_ml_row_join.  "key_array" is the key as text[];
+ * "eviction" is not NULL if just the version with this clock is to go.
+ */
 int
-repl_ml_row_bury(Oid relid, Datum key_array, const ReplMlClock *clock, const ReplMlSource *source)
+repl_ml_row_bury(Oid relid, Datum key_array, const ReplMlClock *clock, const char *eviction, const ReplMlSource *source)
 {
 	ReplMlTarget *root = repl_ml_targets_get(relid);
-	ReplMlTarget *target;
+	ReplMlJoin	join = {.source = source,.eviction = eviction};
 	TupleTableSlot *slot = root->scratch;
-	ReplMlConflict *conflict;
-	ReplMlRecordedConflict *no_longer;
+	List	   *no_longer;
 	ReplMlUser	saved;
-	Datum		key[INDEX_MAX_KEYS];
 
 	repl_ml_become_owner(root->rel, &saved);
-	repl_ml_key_from_array(root->table, key_array, key);
+	repl_ml_key_from_array(root->table, key_array, join.key);
 	ExecClearTuple(slot);
 	ExecStoreAllNullTuple(slot);
 	for (int i = 0; i < root->table->key_natts; i++)
 	{
-		slot->tts_values[root->table->key_attnums[i] - 1] = key[i];
+		slot->tts_values[root->table->key_attnums[i] - 1] = join.key[i];
 		slot->tts_isnull[root->table->key_attnums[i] - 1] = false;
 	}
-	target = repl_ml_targets_route(root, slot, &slot);
-	repl_ml_key_from_slot(target->table, slot, key);
-	no_longer = repl_ml_history_find_void(target->table, key, clock, source);
-	conflict = bury_row(target, key, slot, clock, source->late);
-	repl_ml_become_self(&saved);
-	return update_history(target->table, no_longer, conflict, source);
-}
-
-/* Returns how many more conflicts the history has: -1, 0 or 1. */
-static int
-update_history(ReplMlTable *table, ReplMlRecordedConflict *no_longer,
-			   const ReplMlConflict *conflict, const ReplMlSource *source)
-{
-	if (no_longer != NULL)
-		repl_ml_history_take_back(table, no_longer);
-	if (conflict != NULL)
-		repl_ml_history_record(conflict, source);
-	return (conflict != NULL) - (no_longer != NULL);
-}
-
-static ReplMlConflict *
-join_row(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, bool late)
-{
-	const ReplMlClock *clock = clock_of(target, arriving);
-
+	join.target = repl_ml_targets_route(root, slot, &slot);
+	repl_ml_key_from_slot(join.target->table, slot, join.key);
+	join.arriving.clock = clock;
+	join.arriving.dot = repl_ml_clock_dot(clock);
+	join.arriving.deleted = true;
+	no_longer = repl_ml_history_find_void(join.target->table, join.key, clock, source);
 	repl_ml_ticker_observe(repl_ml_clock_max_counter(clock));
-	if (repl_ml_target_find(target, arriving))
-		return join_into_row(target, key, arriving, clock);
-	return join_into_nothing(target, key, arriving, clock, late);
+	bury_row(&join, slot);
+	repl_ml_become_self(&saved);
+	return update_history(&join, no_longer);
+}
+
+/* Resolves the row of a key again from its stored versions: another rule is in force. */
+void
+repl_ml_row_resolve_again(Oid relid, Datum key_array, const ReplMlSource *source)
+{
+	ReplMlTarget *root = repl_ml_targets_get(relid);
+	ReplMlJoin	join = {.source = source};
+	TupleTableSlot *slot = root->scratch;
+	const ReplMlClock *here;
+	bool		found;
+	ReplMlUser	saved;
+
+	repl_ml_become_owner(root->rel, &saved);
+	repl_ml_key_from_array(root->table, key_array, join.key);
+	ExecClearTuple(slot);
+	ExecStoreAllNullTuple(slot);
+	for (int i = 0; i < root->table->key_natts; i++)
+	{
+		slot->tts_values[root->table->key_attnums[i] - 1] = join.key[i];
+		slot->tts_isnull[root->table->key_attnums[i] - 1] = false;
+	}
+	join.target = repl_ml_targets_route(root, slot, &slot);
+	repl_ml_key_from_slot(join.target->table, slot, join.key);
+	repl_ml_version_lock(join.target->table, join.key);
+	found = repl_ml_target_find(join.target, slot);
+	here = found ? clock_of(join.target, join.target->found) : repl_ml_tombstone_find(join.target->table, join.key, 0);
+	if (here != NULL)
+		join_concurrent(&join, here, found);
+	repl_ml_become_self(&saved);
+	(void) update_history(&join, NIL);
+}
+
+/* Returns by how many conflicts the history has grown. */
+static int
+update_history(ReplMlJoin *join, List *no_longer)
+{
+	int			grown = 0;
+	ListCell   *lc;
+
+	foreach(lc, list_concat(no_longer, join->no_losers))
+		grown -= repl_ml_history_take_back(lfirst(lc));
+	foreach(lc, join->conflicts)
+		grown += repl_ml_history_record(lfirst(lc), join->source);
+	return grown;
+}
+
+static void
+join_row(ReplMlJoin *join)
+{
+	ReplMlTable *table = join->target->table;
+	/* what the writer has removed since it wrote a late row does count */
+	uint16		writer = join->source->late ? 0 : join->arriving.dot.node;
+	const ReplMlClock *dead = NULL;
+
+	/* where there is no row to lock, the key is: then look again */
+	for (bool locked = false;; locked = true)
+	{
+		if (repl_ml_target_find(join->target, join->arriving.row))
+		{
+			join_into_row(join);
+			return;
+		}
+		dead = repl_ml_tombstone_find(table, join->key, writer);
+		if (dead == NULL || locked)
+			break;
+		repl_ml_version_lock(table, join->key);
+	}
+	join_into_nothing(join, dead, writer);
 }
 
 /* The row is here, in target->found, locked. */
-static ReplMlConflict *
-join_into_row(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, const ReplMlClock *clock)
+static void
+join_into_row(ReplMlJoin *join)
 {
-	const ReplMlClock *here = clock_of(target, target->found);
-	ReplMlConflict *conflict = NULL;
-	ReplMlVerdict verdict;
-	bool		same = false;
+	const ReplMlClock *here = clock_of(join->target, join->target->found);
 
-	if (repl_ml_clock_compare(here, clock) == REPL_ML_CLOCK_CONCURRENT)
-		same = same_content(target, target->found, arriving);
-	verdict = repl_ml_conflict_decide(here, clock, same);
-	if (verdict.conflict)
-		conflict = repl_ml_history_describe(target, key, target->found, here, arriving, clock,
-											verdict.action == REPL_ML_TAKE);
-	if (verdict.action == REPL_ML_TAKE)
-		repl_ml_target_update(target, with_clock(target, arriving, verdict.clock));
-	else if (verdict.action == REPL_ML_KEEP_RECLOCK)
-		repl_ml_target_update(target, with_clock(target, target->found, verdict.clock));
-	return conflict;
+	if (is_within(join->arriving.clock, here))
+		return;
+	if (is_within(here, join->arriving.clock))
+		store(join, join->arriving.row, join->arriving.clock, true, NULL);
+	else
+		join_concurrent(join, here, true);
+}
+
+/* Lets the record of an eviction go: what was evicted has been overwritten since. */
+static void
+overwrite(ReplMlJoin *join, const ReplMlClock *dead)
+{
+	join->no_losers = lappend(join->no_losers, repl_ml_history_describe_void(join->target->table, join->key, dead));
 }
 
 /* The row is not here: it never was, or it was deleted. */
-static ReplMlConflict *
-join_into_nothing(ReplMlTarget *target, Datum *key, TupleTableSlot *arriving, const ReplMlClock *clock, bool late)
+static void
+join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer)
 {
-	/* what the writer has removed since it wrote a late row does count */
-	uint16		writer = late ? 0 : repl_ml_clock_dot(clock).node;
-	ReplMlClock *dead = repl_ml_tombstone_find(target->table, key, writer);
-	ReplMlVerdict verdict = {.action = REPL_ML_TAKE,.clock = clock};
-	ReplMlConflict *conflict = NULL;
+	ReplMlTable *table = join->target->table;
+	const ReplMlClock *clock = join->arriving.clock;
 
+	if (dead != NULL && same_dot(clock, dead))
+	{
+		/* this very version was evicted, and joined with others perhaps */
+		join->eviction = repl_ml_tombstone_eviction(table, join->key, clock);
+		log_eviction(join, join->arriving.row, clock);
+		if (!is_within(clock, dead))
+			repl_ml_tombstone_insert(table, join->key, repl_ml_clock_merge(clock, dead), NULL);
+		return;
+	}
+	if (dead != NULL && is_within(clock, dead))
+		return;
+	if (dead != NULL && !is_within(dead, clock))
+	{
+		join_concurrent(join, dead, false);
+		return;
+	}
 	if (dead != NULL)
-		verdict = repl_ml_conflict_decide(dead, clock, false);
-	if (verdict.conflict)
-		conflict = repl_ml_history_describe(target, key, NULL, dead, arriving, clock,
-											verdict.action == REPL_ML_TAKE);
-	if (verdict.action == REPL_ML_KEEP_RECLOCK)
-		repl_ml_tombstone_insert(target->table, key, verdict.clock);
-	if (verdict.action != REPL_ML_TAKE)
-		return conflict;
-
-	repl_ml_target_insert(target, with_clock(target, arriving, verdict.clock));
+		overwrite(join, dead);
+	if (!store(join, join->arriving.row, clock, false, NULL))
+		return;
 
 	/* a deletion that another worker is applying may not have seen the row */
-	dead = repl_ml_tombstone_find(target->table, key, writer);
-	if (dead != NULL && repl_ml_clock_compare(dead, verdict.clock) != REPL_ML_CLOCK_BEFORE &&
-		repl_ml_clock_compare(dead, verdict.clock) != REPL_ML_CLOCK_EQUAL)
-		return settle_with_tombstone(target, key, arriving, dead);
-	return conflict;
+	dead = repl_ml_tombstone_find(table, join->key, writer);
+	if (dead != NULL && (!is_within(dead, clock) || same_dot(dead, clock)))
+	{
+		TupleTableSlot *searched = join->arriving.row;
+
+		join->arriving = (ReplMlVersion) {.clock = dead,.dot = repl_ml_clock_dot(dead),.deleted = true};
+		settle(join, searched);
+	}
 }
 
 /* Records the deletion first, then looks for the row: see tombstone.c. */
-static ReplMlConflict *
-bury_row(ReplMlTarget *target, Datum *key, TupleTableSlot *searched, const ReplMlClock *clock, bool late)
+static void
+bury_row(ReplMlJoin *join, TupleTableSlot *searched)
 {
-	ReplMlClock *dead = repl_ml_tombstone_find(target->table, key, 0);
+	ReplMlTable *table = join->target->table;
+	const ReplMlClock *clock = join->arriving.clock;
+	const ReplMlClock *dead = repl_ml_tombstone_find(table, join->key, 0);
+	bool		late = join->source->late;
 
-	repl_ml_ticker_observe(repl_ml_clock_max_counter(clock));
 	if (!late && repl_ml_tombstone_collected(repl_ml_identity()->node_id, clock))
-		return NULL;			/* an old copy of one we have removed */
-	if (dead != NULL && (repl_ml_clock_compare(clock, dead) == REPL_ML_CLOCK_BEFORE ||
-						 repl_ml_clock_compare(clock, dead) == REPL_ML_CLOCK_EQUAL))
-		return NULL;
-	repl_ml_tombstone_insert(target->table, key, clock);
+		return;					/* an old copy of one we have removed */
+	if (dead != NULL)
+	{
+		repl_ml_version_lock(table, join->key);
+		dead = repl_ml_tombstone_find(table, join->key, 0);
+	}
+	if (dead == NULL || !is_within(clock, dead))
+		repl_ml_tombstone_insert(table, join->key, clock, join->eviction);
 
-	/*
-	 * as in join_into_nothing: a row written after its writer had removed the
-	 * tombstone
-	 */
-	if (!late && repl_ml_target_find(target, searched) &&
-		repl_ml_tombstone_collected(repl_ml_clock_dot(clock_of(target, target->found)).node, clock))
-		return NULL;
-	return settle_with_tombstone(target, key, searched, clock);
+	if (repl_ml_target_find(join->target, searched))
+	{
+		/*
+		 * as in join_row: a row written after its writer had removed the
+		 * tombstone
+		 */
+		if (late || !repl_ml_tombstone_collected(repl_ml_clock_dot(clock_of(join->target, join->target->found)).node, clock))
+			settle(join, searched);
+	}
+	else if (dead != NULL && !is_within(dead, clock))
+		join_concurrent(join, dead, false);
+	else if (dead != NULL && !same_dot(dead, clock))
+		overwrite(join, dead);
 }
 
 /* Lets the row, if it is here, and a deletion that is recorded decide. */
-static ReplMlConflict *
-settle_with_tombstone(ReplMlTarget *target, Datum *key, TupleTableSlot *searched, const ReplMlClock *dead)
+static void
+settle(ReplMlJoin *join, TupleTableSlot *searched)
 {
-	ReplMlConflict *conflict = NULL;
-	ReplMlVerdict verdict;
+	ReplMlTarget *target = join->target;
 	const ReplMlClock *here;
 
 	if (!repl_ml_target_find(target, searched))
-		return NULL;
+		return;
 	here = clock_of(target, target->found);
-	verdict = repl_ml_conflict_decide(here, dead, false);
-	if (verdict.conflict)
-		conflict = repl_ml_history_describe(target, key, target->found, here, NULL, dead,
-											verdict.action == REPL_ML_TAKE);
-	if (verdict.action == REPL_ML_TAKE)
-	{
-		if (repl_ml_clock_compare(verdict.clock, dead) != REPL_ML_CLOCK_EQUAL)
-			repl_ml_tombstone_insert(target->table, key, verdict.clock);
+	if (is_within(here, join->arriving.clock) && !same_dot(here, join->arriving.clock))
 		repl_ml_target_delete(target);
+	else
+		join_concurrent(join, here, true);
+}
+
+/*
+ * Joins the arriving version with the concurrent ones of its row: those stored
+ * or, if there are none, what is here: the row in target->found, or its
+ * deletion.  Without an arriving version the row is just resolved again.
+ */
+static void
+join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
+{
+	ReplMlTarget *target = join->target;
+	ReplMlVersions versions = {0};
+	const ReplMlClock *clock = here;
+	ReplMlResolution *resolution;
+
+	if (!repl_ml_version_load(target->table, join->key, RelationGetDescr(target->rel), here, &versions))
+	{
+		ReplMlVersion *version = repl_ml_version_add(&versions, repl_ml_clock_dot(here));
+
+		version->clock = here;
+		version->deleted = !row_is_here;
+		version->row = row_is_here ? target->found : NULL;
 	}
-	else if (verdict.action == REPL_ML_KEEP_RECLOCK)
-		repl_ml_target_update(target, with_clock(target, target->found, verdict.clock));
-	return conflict;
+	if (join->arriving.clock != NULL)
+	{
+		for (int i = 0; join->eviction != NULL && i < versions.count; i++)
+		{
+			if (!versions.all[i].deleted && same_dot(versions.all[i].clock, join->arriving.clock))
+				log_eviction(join, versions.all[i].row, versions.all[i].clock);
+		}
+		clock = repl_ml_clock_merge(here, join->arriving.clock);
+		if (!repl_ml_conflict_add(&versions, here, &join->arriving) &&
+			repl_ml_clock_compare(clock, here) == REPL_ML_CLOCK_EQUAL)
+			return;
+	}
+	resolution = repl_ml_resolve(target, &versions, clock);
+	log_losers(join, &versions, resolution);
+	repl_ml_version_save(target->table, join->key, &versions);
+	if (!resolution->deleted)
+	{
+		store(join, resolution->row, resolution->clock, row_is_here, &versions);
+		return;
+	}
+	if (row_is_here)
+		repl_ml_target_delete(target);
+	here = repl_ml_tombstone_find(target->table, join->key, 0);
+	if (here == NULL || !is_within(clock, here))
+		repl_ml_tombstone_insert(target->table, join->key, clock, NULL);
+}
+
+/* Notes that the version lost a unique key, as join->eviction tells; nothing if that is NULL. */
+static void
+log_eviction(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock)
+{
+	if (join->eviction != NULL)
+		join->conflicts = lappend(join->conflicts,
+								  repl_ml_history_describe_told_eviction(join->target, join->key, row, clock, join->eviction));
+}
+
+/* Notes each version that lost something, and that the winner lost nothing. */
+static void
+log_losers(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution)
+{
+	for (int i = 0; i < versions->count; i++)
+	{
+		const ReplMlVersion *loser = &versions->all[i];
+		ReplMlConflict *conflict;
+
+		if (loser == resolution->winner)
+		{
+			if (resolution->policy->resolver != NULL)
+				overwrite(join, loser->clock);
+			continue;
+		}
+		conflict = repl_ml_history_describe(join->target, join->key, resolution, loser);
+		if (conflict != NULL)
+			join->conflicts = lappend(join->conflicts, conflict);
+	}
+}
+
+/*
+ * Stores the row under "clock", in place of target->found if that is here.
+ * False if another row has a unique key of it by right: then it is evicted.
+ * "versions" are what it was resolved from, NULL for one alone.
+ */
+static bool
+store(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock, bool row_is_here,
+	  const ReplMlVersions *versions)
+{
+	ReplMlTarget *target = join->target;
+	TupleTableSlot *stored = with_clock(target, row, clock);
+
+	if (!repl_ml_unique_make_room(join, stored, clock, row_is_here))
+	{
+		repl_ml_unique_evict(join->target, join->key, clock, versions, join->eviction);
+		if (row_is_here)
+			repl_ml_target_delete(target);
+		return false;
+	}
+	if (row_is_here)
+		repl_ml_target_update(target, stored);
+	else
+		repl_ml_target_insert(target, stored);
+	return true;
 }
 
 /* The row in "slot" under another clock, in the target's scratch slot. */
@@ -236,27 +422,4 @@ clock_of(ReplMlTarget *target, TupleTableSlot *slot)
 				 errmsg("a row of table \"%s.%s\" came without a clock",
 						NameStr(target->table->schema_name), NameStr(target->table->table_name))));
 	return DatumGetReplMlClockP(value);
-}
-
-/* Are the two versions the same but for their clocks?  Binary images decide. */
-static bool
-same_content(ReplMlTarget *target, TupleTableSlot *a, TupleTableSlot *b)
-{
-	TupleDesc	desc = RelationGetDescr(target->rel);
-
-	slot_getallattrs(a);
-	slot_getallattrs(b);
-	for (int i = 0; i < desc->natts; i++)
-	{
-		Form_pg_attribute att = TupleDescAttr(desc, i);
-
-		if (att->attisdropped || att->attgenerated != '\0' || i == target->table->clock_attnum - 1)
-			continue;
-		if (a->tts_isnull[i] != b->tts_isnull[i])
-			return false;
-		if (!a->tts_isnull[i] &&
-			!datum_image_eq(a->tts_values[i], b->tts_values[i], att->attbyval, att->attlen))
-			return false;
-	}
-	return true;
 }

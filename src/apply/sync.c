@@ -21,6 +21,7 @@
 #include "replication/origin.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
@@ -51,7 +52,8 @@ typedef struct OtherMember
 static void copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, const char *table_name);
 static int64 join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy);
 static void join_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
-static void join_tombstone(ReplMlApply *apply, Datum *values, Datum clock);
+static void join_tombstone(ReplMlApply *apply, Datum *values, bool *nulls);
+static void join_version(ReplMlApply *apply, Datum *values, bool *nulls);
 static int	read_copy(void *out, int min, int max);
 
 /* Joins the peer's list of members and of tables into ours. */
@@ -60,6 +62,7 @@ repl_ml_sync_catalogs(ReplMlApply *apply)
 {
 	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "member");
 	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "replicated_table");
+	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "conflict_policy");
 	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "collection");
 	repl_ml_shmem_wake_supervisor(MyDatabaseId);
 }
@@ -194,6 +197,7 @@ join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy)
 	MemoryContext row_context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml copied row",
 													  ALLOCSET_DEFAULT_SIZES);
 	bool		tombstones = RelationGetRelid(rel) == repl_ml_catalog_oid("tombstone");
+	bool		versions = RelationGetRelid(rel) == repl_ml_catalog_oid("concurrent_version");
 	MemoryContext old = MemoryContextSwitchTo(row_context);
 	int64		rows = 0;
 
@@ -211,7 +215,9 @@ join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy)
 		if (!more)
 			break;
 		if (tombstones)
-			join_tombstone(apply, values, values[natts - 1]);
+			join_tombstone(apply, values, nulls);
+		else if (versions)
+			join_version(apply, values, nulls);
 		else
 			join_row(apply, rel, values, nulls);
 		if (++rows % 1000 == 0)
@@ -244,15 +250,47 @@ join_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
 	repl_ml_row_join(RelationGetRelid(rel), slot, &source);
 }
 
-/* A row of repl_ml.tombstone: schema, table, key first, the clock last. */
+/* A row of repl_ml.tombstone. */
 static void
-join_tombstone(ReplMlApply *apply, Datum *values, Datum clock)
+join_tombstone(ReplMlApply *apply, Datum *values, bool *nulls)
 {
+	Datum		clock = values[6];
+	char	   *eviction = nulls[5] ? NULL : DatumGetCString(DirectFunctionCall1(jsonb_out, values[5]));
 	ReplMlSource source = {.node = apply->peer->node_id};
 	Oid			relid = repl_ml_relation_local(NameStr(*DatumGetName(values[0])), NameStr(*DatumGetName(values[1])));
 
 	if (OidIsValid(relid))
-		repl_ml_row_bury(relid, values[2], DatumGetReplMlClockP(clock), &source);
+		repl_ml_row_bury(relid, values[2], DatumGetReplMlClockP(clock), eviction, &source);
+}
+
+/*
+ * A row of repl_ml.concurrent_version: what one of the copied rows was
+ * resolved from.  Joined by itself, so that it is resolved here as well.
+ */
+static void
+join_version(ReplMlApply *apply, Datum *values, bool *nulls)
+{
+	ReplMlSource source = {.node = apply->peer->node_id};
+	Oid			relid = repl_ml_relation_local(NameStr(*DatumGetName(values[0])), NameStr(*DatumGetName(values[1])));
+	ReplMlTarget *target;
+	TupleTableSlot *row;
+	ReplMlUser	saved;
+
+	if (!OidIsValid(relid))
+		return;
+	if (nulls[4])
+	{
+		repl_ml_row_bury(relid, values[2], DatumGetReplMlClockP(values[5]), NULL, &source);
+		return;
+	}
+	target = repl_ml_targets_get(relid);
+	repl_ml_become_owner(target->rel, &saved);
+	row = repl_ml_version_to_slot(values[4], RelationGetDescr(target->rel));
+	row->tts_values[target->table->clock_attnum - 1] = values[5];
+	row->tts_isnull[target->table->clock_attnum - 1] = false;
+	ExecCopySlot(target->incoming, row);
+	repl_ml_become_self(&saved);
+	repl_ml_row_join(relid, target->incoming, &source);
 }
 
 /* NextCopyFrom's source: waits for the peer, but not longer than its timeout. */

@@ -278,6 +278,7 @@ run(void)
 	repl_ml_enrol_pending(&apply);
 	repl_ml_sync_dropped(&apply);
 	repl_ml_sync_tables(&apply);
+	repl_ml_unique_announce();
 
 	apply.received = apply.applied = apply.durable = from;
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
@@ -323,6 +324,8 @@ receive_all(void)
 					(errcode(ERRCODE_CONNECTION_FAILURE),
 					 errmsg("node \"%s\" ended the stream", apply.peer->node_name)));
 		handle_message(data, length);
+		if (!apply.transaction.open)
+			repl_ml_unique_announce();
 		if (TimestampDifferenceExceeds(last_status, GetCurrentTimestamp(), STATUS_INTERVAL_MS))
 		{
 			acknowledge(false);

@@ -290,13 +290,15 @@ beat(uint16 self)
 	uint64		now = repl_ml_ticker_safe();
 
 	repl_ml_begin();
+	/* left over by a worker that ended before it told the group */
+	SPI_execute("SELECT repl_ml.announce_evictions()", false, 0);
 	if (repl_ml_query_int("SELECT 1 FROM pg_catalog.pg_prepared_xacts WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database() LIMIT 1") == 0)
 		safe = Max(safe, now);
 	values[0] = Int32GetDatum(self);
 	values[1] = Int64GetDatum((int64) safe);
 	SPI_execute_with_args("INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at, safe_counter, applied, parked)"
 						  " VALUES ($1, pg_catalog.clock_timestamp(), $2, repl_ml.merge(repl_ml.current_vector(), pg_catalog.format('{%s:%s}', $1, $2)::repl_ml.vclock),"
-						  " EXISTS (SELECT FROM repl_ml.parked_change))"
+						  " repl_ml.holds_late_changes())"
 						  " ON CONFLICT (node_id) DO UPDATE SET sent_at = excluded.sent_at, safe_counter = excluded.safe_counter, applied = excluded.applied, parked = excluded.parked",
 						  2, types, values, NULL, false, 0);
 	repl_ml_commit();
@@ -375,7 +377,7 @@ collect_tombstones(void)
 
 	if (repl_ml_query_int("SELECT 1 FROM repl_ml.member m LEFT JOIN repl_ml.heartbeat h ON h.node_id OPERATOR(pg_catalog.=) m.node_id"
 						  " WHERE m.state OPERATOR(pg_catalog.=) 'joining' OR (m.state OPERATOR(pg_catalog.=) 'ready' AND h.parked)"
-						  " UNION ALL SELECT 1 FROM repl_ml.parked_change LIMIT 1") != 0)
+						  " UNION ALL SELECT 1 WHERE repl_ml.holds_late_changes() LIMIT 1") != 0)
 	{
 		candidate[0] = '\0';
 		return;
@@ -388,6 +390,7 @@ collect_tombstones(void)
 		if (SPI_processed > 0)
 			SPI_execute(psprintf("INSERT INTO repl_ml.collection AS c (node_id, floor) SELECT node_id, '%s' FROM repl_ml.local_node"
 								 " ON CONFLICT (node_id) DO UPDATE SET floor = repl_ml.merge(c.floor, excluded.floor)", candidate), false, 0);
+		SPI_execute(psprintf("SELECT repl_ml.collect_versions('%s')", candidate), false, 0);
 		candidate[0] = '\0';
 	}
 	if (candidate[0] == '\0')

@@ -147,7 +147,7 @@ repl_ml_stamp_update(PG_FUNCTION_ARGS)
 		Datum		key[INDEX_MAX_KEYS];
 
 		repl_ml_key_from_tuple(table, trigdata->tg_trigtuple, desc, key);
-		repl_ml_tombstone_insert(table, key, clock);
+		repl_ml_tombstone_insert(table, key, clock, NULL);
 		/* the new key's row is a new row; stamp_moved looks for tombstones */
 		clock = repl_ml_clock_make(self->node_id, repl_ml_ticker_next(repl_ml_clock_max_counter(clock)));
 	}
@@ -195,7 +195,8 @@ repl_ml_stamp_delete(PG_FUNCTION_ARGS)
 	repl_ml_key_from_tuple(table, trigdata->tg_trigtuple, desc, key);
 	repl_ml_tombstone_insert(table, key,
 							 repl_ml_clock_advance(old, self->node_id,
-												   repl_ml_ticker_next(repl_ml_clock_max_counter(old))));
+												   repl_ml_ticker_next(repl_ml_clock_max_counter(old))),
+							 NULL);
 	return PointerGetDatum(trigdata->tg_trigtuple);
 }
 
@@ -223,7 +224,8 @@ bury_all_rows(Oid relid, const ReplMlIdentity *self)
 		repl_ml_key_from_slot(table, slot, key);
 		repl_ml_tombstone_insert(table, key,
 								 repl_ml_clock_advance(clock, self->node_id,
-													   repl_ml_ticker_next(repl_ml_clock_max_counter(clock))));
+													   repl_ml_ticker_next(repl_ml_clock_max_counter(clock))),
+								 NULL);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(per_row);
 	}

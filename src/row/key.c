@@ -79,8 +79,8 @@ repl_ml_key_equal(ReplMlTable *table, Datum *a, Datum *b)
 }
 
 /* Fixes the settings that change the text form of values; see AtEOXact_GUC. */
-static int
-fix_settings(void)
+int
+repl_ml_key_fix_settings(void)
 {
 	static const struct
 	{
@@ -128,7 +128,7 @@ Datum
 repl_ml_key_to_array(ReplMlTable *table, Datum *key)
 {
 	Datum		texts[INDEX_MAX_KEYS];
-	int			level = table->key_plain ? 0 : fix_settings();
+	int			level = table->key_plain ? 0 : repl_ml_key_fix_settings();
 
 	for (int i = 0; i < table->key_natts; i++)
 		texts[i] = column_to_text(table, i, key[i]);
@@ -155,7 +155,7 @@ repl_ml_key_from_array(ReplMlTable *table, Datum array, Datum *key)
 						NameStr(table->schema_name), NameStr(table->table_name),
 						count, table->key_natts),
 				 errhint("Make the primary key of the table the same on all nodes.")));
-	level = table->key_plain ? 0 : fix_settings();
+	level = table->key_plain ? 0 : repl_ml_key_fix_settings();
 	for (int i = 0; i < count; i++)
 	{
 		if (nulls[i])

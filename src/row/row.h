@@ -53,6 +53,8 @@ typedef struct ReplMlTarget
 	TupleTableSlot *found;		/* the version in the table, locked */
 	TupleTableSlot *incoming;	/* for the caller: a row to store */
 	TupleTableSlot *scratch;	/* ... and one to build another from it */
+	TupleTableSlot *rival;		/* another row, locked: see apply/unique.c */
+	TupleTableSlot *rival_key;
 	MemoryContext context;		/* dies with the target */
 } ReplMlTarget;
 
@@ -69,6 +71,7 @@ extern Oid	repl_ml_schema_oid(void);
 extern Oid	repl_ml_catalog_oid(const char *name);
 
 /* in key.c */
+extern int	repl_ml_key_fix_settings(void);
 extern uint64 repl_ml_key_hash(ReplMlTable *table, Datum *key);
 extern bool repl_ml_key_equal(ReplMlTable *table, Datum *a, Datum *b);
 extern Datum repl_ml_key_to_array(ReplMlTable *table, Datum *key);
@@ -79,7 +82,8 @@ extern void repl_ml_key_from_slot(ReplMlTable *table, TupleTableSlot *slot, Datu
 /* in tombstone.c */
 extern ReplMlClock *repl_ml_tombstone_find(ReplMlTable *table, Datum *key, uint16 writer);
 extern bool repl_ml_tombstone_collected(uint16 node, const ReplMlClock *clock);
-extern void repl_ml_tombstone_insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock);
+extern void repl_ml_tombstone_insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *eviction);
+extern char *repl_ml_tombstone_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *evicted);
 
 /* in store.c */
 extern ReplMlTarget *repl_ml_target_open(Relation rel, bool fire_triggers);

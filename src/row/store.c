@@ -54,11 +54,14 @@ repl_ml_target_open(Relation rel, bool fire_triggers)
 		target->result->ri_TrigDesc = NULL;
 	else
 		defer_nothing(target->result);
-	ExecOpenIndices(target->result, false);
+	/* "speculative": so that unique indexes can be asked without inserting */
+	ExecOpenIndices(target->result, fire_triggers);
 	EvalPlanQualInit_compat(&target->epqstate, target->estate);
 	target->found = table_slot_create(rel, &target->estate->es_tupleTable);
 	target->incoming = ExecInitExtraTupleSlot(target->estate, RelationGetDescr(rel), &TTSOpsVirtual);
 	target->scratch = ExecInitExtraTupleSlot(target->estate, RelationGetDescr(rel), &TTSOpsVirtual);
+	target->rival = table_slot_create(rel, &target->estate->es_tupleTable);
+	target->rival_key = ExecInitExtraTupleSlot(target->estate, RelationGetDescr(rel), &TTSOpsVirtual);
 	MemoryContextSwitchTo(old);
 	return target;
 }

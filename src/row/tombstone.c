@@ -27,6 +27,7 @@
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
@@ -51,6 +52,7 @@ enum
 	Anum_tombstone_key,
 	Anum_tombstone_key_hash,
 	Anum_tombstone_deleted_at,
+	Anum_tombstone_eviction,
 	Anum_tombstone_clock,
 	Natts_tombstone = Anum_tombstone_clock
 };
@@ -181,12 +183,44 @@ is_for(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple, ReplMlCloc
 }
 
 /*
+ * What is recorded, as JSON, of the eviction of the version with this clock;
+ * NULL if it was not evicted.
+ */
+char *
+repl_ml_tombstone_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *evicted)
+{
+	Relation	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), AccessShareLock);
+	char	   *result = NULL;
+	ScanKeyData scankey;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&scankey, Anum_tombstone_key_hash, BTEqualStrategyNumber,
+				F_INT8EQ, Int64GetDatum((int64) repl_ml_key_hash(table, key)));
+	scan = systable_beginscan(rel, repl_ml_catalog_oid(TOMBSTONE_INDEX), true, SnapshotSelf, 1, &scankey);
+	while (result == NULL && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		ReplMlClock *clock;
+		bool		isnull;
+		Datum		eviction = heap_getattr(tuple, Anum_tombstone_eviction, RelationGetDescr(rel), &isnull);
+
+		if (!isnull && is_for(table, key, rel, tuple, &clock) &&
+			repl_ml_clock_compare(clock, evicted) == REPL_ML_CLOCK_EQUAL)
+			result = DatumGetCString(DirectFunctionCall1(jsonb_out, eviction));
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return result;
+}
+
+/*
  * Records that the row with this key was deleted by the event "clock" stands
- * for.  Written with the extension's rights: whoever may delete the row may
- * do this.
+ * for or, with "eviction" (JSON), that its version with this clock lost a
+ * unique key.  Written with the extension's rights: whoever may delete the row
+ * may do this.
  */
 void
-repl_ml_tombstone_insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock)
+repl_ml_tombstone_insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *eviction)
 {
 	Relation	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), RowExclusiveLock);
 	Datum		values[Natts_tombstone];
@@ -198,6 +232,10 @@ repl_ml_tombstone_insert(ReplMlTable *table, Datum *key, const ReplMlClock *cloc
 	values[Anum_tombstone_key - 1] = repl_ml_key_to_array(table, key);
 	values[Anum_tombstone_key_hash - 1] = Int64GetDatum((int64) repl_ml_key_hash(table, key));
 	values[Anum_tombstone_deleted_at - 1] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
+	values[Anum_tombstone_eviction - 1] = (Datum) 0;
+	nulls[Anum_tombstone_eviction - 1] = eviction == NULL;
+	if (eviction != NULL)
+		values[Anum_tombstone_eviction - 1] = DirectFunctionCall1(jsonb_in, CStringGetDatum(eviction));
 	values[Anum_tombstone_clock - 1] = PointerGetDatum(clock);
 	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
 

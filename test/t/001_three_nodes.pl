@@ -65,17 +65,17 @@ heal($n2, $n1);
 wait_converged(\@nodes, 'feature');
 is(sql($n1, "SELECT value, note, repl_ml.last_writer(__repl_clock) FROM feature WHERE (entity, name) = ('e7', 'clicks')"),
 	'7|from n2|2', 'the later write won');
-my $verdict = 'SELECT key, conflict_type, resolver, winner_node, loser_node, winner_row, loser_row, lost_columns FROM repl_ml.conflicts';
+my $verdict = 'SELECT key, conflict_type, resolution, winner_node, loser_node, winner_row, loser_row, lost_columns FROM repl_ml.conflicts';
 is(sql($_, $verdict),
-	'{e7,clicks}|update_update|last_write|n2|n1|'
-	  . '{"entity":"e7","name":"clicks","value":7,"note":"from n2"}|'
-	  . '{"entity":"e7","name":"clicks","value":7,"note":"from n1"}|{note}',
+	'{e7,clicks}|update_origin_differs|last_write|n2|n1|'
+	  . '{"name": "clicks", "note": "from n2", "value": 7, "entity": "e7"}|'
+	  . '{"name": "clicks", "note": "from n1", "value": 7, "entity": "e7"}|{note}',
 	$_->name . ': who won, and what was lost')
   foreach @nodes;
 my $id = sql($n1, 'SELECT conflict_id, winner_clock, loser_clock FROM repl_ml.conflicts');
 is(sql($_, 'SELECT conflict_id, winner_clock, loser_clock FROM repl_ml.conflicts'), $id, $_->name . ': the same id and clocks')
   foreach $n2, $n3;
-is(sql($_, 'SELECT table_name, conflict_type, conflicts FROM repl_ml.stat_conflicts'), 'feature|update_update|1',
+is(sql($_, 'SELECT table_name, conflict_type, conflicts FROM repl_ml.stat_conflicts'), 'feature|update_origin_differs|1',
 	$_->name . ': counted')
   foreach @nodes;
 

@@ -57,7 +57,7 @@ is(value($n2, 2), 'old', 'the waiting transaction is not applied in part');
 $client->query_safe('COMMIT');
 wait_converged(\@nodes, 't');
 is(value($n2, 1) . value($n2, 2), 'n1n1', 'it is applied when the client has committed');
-is(conflict_rows($_), 't|{1}|update_update|n1|n2|{v}', 'the client has lost a conflict on ' . $_->name) foreach @nodes;
+is(conflict_rows($_), 't|{1}|update_origin_differs|n1|n2|{v}', 'the client has lost a conflict on ' . $_->name) foreach @nodes;
 
 # A row that a client only locks, and one it inserts and gives up.
 $retries = apply_stat($n2, 'retries');

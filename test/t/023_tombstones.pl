@@ -72,7 +72,7 @@ is(sql($n1, 'SELECT id, v FROM t WHERE id BETWEEN 4 AND 8 ORDER BY id'), "5|n3\n
 foreach my $node (@nodes)
 {
 	is( sql($node, q(SELECT key, conflict_type, winner_node, loser_node FROM repl_ml.conflicts WHERE key IN ('{4}', '{5}') ORDER BY key)),
-		"{4}|update_delete|n1|n3\n{5}|update_delete|n3|n1",
+		"{4}|update_deleted|n1|n3\n{5}|delete_origin_differs|n3|n1",
 		'with the same verdicts on ' . $node->name);
 }
 wait_until_gone($_) foreach @nodes;

@@ -104,7 +104,7 @@ heal($n1, $n2);
 heal($n2, $n1);
 wait_converged(\@nodes, 't');
 is(value(8), 'n1', 'a real conflict: the greater counter wins');
-is(conflict_rows($_), 't|{8}|update_update|n1|n2|{v}', 'a real conflict: on ' . $_->name) foreach @nodes;
+is(conflict_rows($_), 't|{8}|update_origin_differs|n1|n2|{v}', 'a real conflict: on ' . $_->name) foreach @nodes;
 
 # Nothing breaks when the clock jumps forward.
 set_skew('+3600s');

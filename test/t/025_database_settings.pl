@@ -38,7 +38,7 @@ sql($n1, q(UPDATE public.t SET v = 'n1' WHERE id IN (4, 5)));
 heal($n2, $n1);
 heal($n1, $n2);
 wait_converged(\@nodes, 'public.t');
-is(conflict_rows($_), "t|{4}|update_update|n1|n2|{v}\nt|{5}|update_delete|n1|n2|{}", 'the conflicts, on ' . $_->name)
+is(conflict_rows($_), "t|{4}|update_origin_differs|n1|n2|{v}\nt|{5}|delete_origin_differs|n1|n2|{}", 'the conflicts, on ' . $_->name)
   foreach @nodes;
 is(sql($_, 'SELECT count(*) FROM repl_ml.parked_changes'), '0', 'nothing is parked on ' . $_->name) foreach @nodes;
 is(sql($n2, 'SELECT sum(errors) FROM repl_ml.stat_apply'), '0', 'no error');

@@ -1,0 +1,287 @@
+/*
+ * version.c
+ *		Concurrent versions of a row: repl_ml.concurrent_version.
+ *
+ * A row that was resolved from versions of which none knew another can only
+ * be resolved again, when one more arrives, from these versions themselves:
+ * who joined two of them first must come to the same end as who joined them
+ * last.  So they are kept beside the row, each as its writer left it, with
+ * the columns as text under fixed settings.
+ *
+ * What is stored for a key counts only as long as the merge of its clocks is
+ * the row's clock: any later write knows them all, and makes them stale.
+ * Stale ones are replaced when the key has a conflict again, and go like the
+ * others when no member can write without knowing them (group/supervisor.c).
+ * Callers hold the key's lock (repl_ml_version_lock).
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_type.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "storage/lock.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
+
+#include "row/version.h"
+
+#define VERSION_TABLE	"concurrent_version"
+#define VERSION_INDEX	"concurrent_version_key_hash_idx"
+
+/* advisory locks of this kind: 1 and 2 are the users' */
+#define KEY_LOCK_KIND	3
+
+enum
+{
+	Anum_version_schema_name = 1,
+	Anum_version_table_name,
+	Anum_version_key,
+	Anum_version_key_hash,
+	Anum_version_content,
+	Anum_version_clock,
+	Natts_version = Anum_version_clock
+};
+
+typedef bool (*VersionVisitor) (Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument);
+
+static void visit(ReplMlTable *table, Datum *key, LOCKMODE lockmode, VersionVisitor visitor, void *argument);
+static bool is_for(ReplMlTable *table, Datum *key, Datum *values);
+static bool load_one(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument);
+static bool remove_one(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument);
+static void insert_one(ReplMlTable *table, Datum *key, Relation rel, const ReplMlVersion *version);
+
+typedef struct LoadState
+{
+	TupleDesc	desc;
+	ReplMlVersions *versions;
+} LoadState;
+
+/*
+ * Keeps other workers from joining versions of this key concurrently, until
+ * the transaction ends.
+ */
+void
+repl_ml_version_lock(ReplMlTable *table, Datum *key)
+{
+	uint64		hash = repl_ml_key_hash(table, key);
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) (hash >> 32), (uint32) hash, KEY_LOCK_KIND);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+}
+
+/*
+ * The versions the row under this key, with clock "clock", was resolved from;
+ * false if there are none: then the row is the only version.  "desc" describes
+ * the rows.  Everything is palloc'd.
+ */
+bool
+repl_ml_version_load(ReplMlTable *table, Datum *key, TupleDesc desc, const ReplMlClock *clock, ReplMlVersions *versions)
+{
+	LoadState	state = {.desc = desc,.versions = versions};
+	ReplMlClock *merged = repl_ml_clock_empty();
+
+	versions->count = 0;
+	visit(table, key, AccessShareLock, load_one, &state);
+	for (int i = 0; i < versions->count; i++)
+		merged = repl_ml_clock_merge(merged, versions->all[i].clock);
+	if (versions->count > 0 && repl_ml_clock_compare(merged, clock) == REPL_ML_CLOCK_EQUAL)
+		return true;
+	versions->count = 0;
+	return false;
+}
+
+/* Replaces what is stored for the key; one version alone is not stored. */
+void
+repl_ml_version_save(ReplMlTable *table, Datum *key, const ReplMlVersions *versions)
+{
+	Relation	rel = table_open(repl_ml_catalog_oid(VERSION_TABLE), RowExclusiveLock);
+
+	visit(table, key, RowExclusiveLock, remove_one, NULL);
+	for (int i = 0; versions->count > 1 && i < versions->count; i++)
+		insert_one(table, key, rel, &versions->all[i]);
+	table_close(rel, RowExclusiveLock);
+	CommandCounterIncrement();
+}
+
+/* Makes room for one more, and returns where it goes: sorted by dot. */
+ReplMlVersion *
+repl_ml_version_add(ReplMlVersions *versions, ReplMlClockEntry dot)
+{
+	int			place = versions->count;
+
+	if (versions->count == versions->room)
+	{
+		versions->room = Max(4, 2 * versions->room);
+		versions->all = versions->all == NULL ? palloc(versions->room * sizeof(ReplMlVersion)) :
+			repalloc(versions->all, versions->room * sizeof(ReplMlVersion));
+	}
+	for (; place > 0 && repl_ml_dot_before(dot, versions->all[place - 1].dot); place--)
+		versions->all[place] = versions->all[place - 1];
+	versions->count++;
+	memset(&versions->all[place], 0, sizeof(ReplMlVersion));
+	versions->all[place].dot = dot;
+	return &versions->all[place];
+}
+
+static void
+visit(ReplMlTable *table, Datum *key, LOCKMODE lockmode, VersionVisitor visitor, void *argument)
+{
+	Relation	rel = table_open(repl_ml_catalog_oid(VERSION_TABLE), lockmode);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	ScanKeyData scankey;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&scankey, Anum_version_key_hash, BTEqualStrategyNumber,
+				F_INT8EQ, Int64GetDatum((int64) repl_ml_key_hash(table, key)));
+	scan = systable_beginscan(rel, repl_ml_catalog_oid(VERSION_INDEX), true, snapshot, 1, &scankey);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Datum		values[Natts_version];
+		bool		nulls[Natts_version];
+
+		Assert(RelationGetNumberOfAttributes(rel) == Natts_version);
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		if (is_for(table, key, values) && !visitor(rel, tuple, values, nulls, argument))
+			break;
+	}
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, NoLock);
+}
+
+/* Is it this key's?  Hashes may collide. */
+static bool
+is_for(ReplMlTable *table, Datum *key, Datum *values)
+{
+	Datum		its_key[INDEX_MAX_KEYS];
+
+	if (strcmp(NameStr(*DatumGetName(values[Anum_version_table_name - 1])), NameStr(table->table_name)) != 0 ||
+		strcmp(NameStr(*DatumGetName(values[Anum_version_schema_name - 1])), NameStr(table->schema_name)) != 0)
+		return false;
+	repl_ml_key_from_array(table, values[Anum_version_key - 1], its_key);
+	return repl_ml_key_equal(table, key, its_key);
+}
+
+static bool
+load_one(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument)
+{
+	LoadState  *state = argument;
+	ReplMlClock *clock = (ReplMlClock *) PG_DETOAST_DATUM_COPY(values[Anum_version_clock - 1]);
+	ReplMlVersion *version = repl_ml_version_add(state->versions, repl_ml_clock_dot(clock));
+
+	version->clock = clock;
+	version->deleted = nulls[Anum_version_content - 1];
+	if (!version->deleted)
+		version->row = repl_ml_version_to_slot(values[Anum_version_content - 1], state->desc);
+	return true;
+}
+
+static bool
+remove_one(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument)
+{
+	CatalogTupleDelete(rel, &tuple->t_self);
+	return true;
+}
+
+static void
+insert_one(ReplMlTable *table, Datum *key, Relation rel, const ReplMlVersion *version)
+{
+	Datum		values[Natts_version];
+	bool		nulls[Natts_version] = {false};
+	HeapTuple	tuple;
+
+	values[Anum_version_schema_name - 1] = NameGetDatum(&table->schema_name);
+	values[Anum_version_table_name - 1] = NameGetDatum(&table->table_name);
+	values[Anum_version_key - 1] = repl_ml_key_to_array(table, key);
+	values[Anum_version_key_hash - 1] = Int64GetDatum((int64) repl_ml_key_hash(table, key));
+	nulls[Anum_version_content - 1] = version->deleted;
+	if (!version->deleted)
+		values[Anum_version_content - 1] = repl_ml_version_from_slot(version->row, table->clock_attnum);
+	values[Anum_version_clock - 1] = PointerGetDatum(version->clock);
+	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+	CatalogTupleInsert(rel, tuple);
+	heap_freetuple(tuple);
+}
+
+/* The columns of a row but its clock, as text[]: name, value, name, value, ... */
+Datum
+repl_ml_version_from_slot(TupleTableSlot *slot, AttrNumber clock_attnum)
+{
+	TupleDesc	desc = slot->tts_tupleDescriptor;
+	Datum	   *texts = palloc(2 * desc->natts * sizeof(Datum));
+	bool	   *nulls = palloc0(2 * desc->natts * sizeof(bool));
+	int			level = repl_ml_key_fix_settings();
+	int			count = 0;
+	int			dims[1];
+	int			lower[1] = {1};
+
+	slot_getallattrs(slot);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		Oid			function;
+		bool		is_varlena;
+
+		if (att->attisdropped || att->attgenerated != '\0' || att->attnum == clock_attnum)
+			continue;
+		texts[count++] = CStringGetTextDatum(NameStr(att->attname));
+		nulls[count] = slot->tts_isnull[i];
+		if (!slot->tts_isnull[i])
+		{
+			getTypeOutputInfo(att->atttypid, &function, &is_varlena);
+			texts[count] = CStringGetTextDatum(OidOutputFunctionCall(function, slot->tts_values[i]));
+		}
+		count++;
+	}
+	AtEOXact_GUC(true, level);
+	dims[0] = count;
+	return PointerGetDatum(construct_md_array(texts, nulls, 1, dims, lower, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
+/*
+ * The row that repl_ml_version_from_slot wrote, in a slot that needs no
+ * release.  A column that the table has got since is null, one it has lost is
+ * left out.  The clock is not set.
+ */
+TupleTableSlot *
+repl_ml_version_to_slot(Datum content, TupleDesc desc)
+{
+	TupleTableSlot *slot = MakeTupleTableSlot(CreateTupleDescCopyConstr(desc), &TTSOpsVirtual);
+	int			level = repl_ml_key_fix_settings();
+	Datum	   *texts;
+	bool	   *nulls;
+	int			count;
+
+	deconstruct_array(DatumGetArrayTypePCopy(content), TEXTOID, -1, false, TYPALIGN_INT, &texts, &nulls, &count);
+	ExecStoreAllNullTuple(slot);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		Oid			function;
+		Oid			param;
+
+		if (att->attisdropped || att->attgenerated != '\0')
+			continue;
+		for (int j = 0; j + 1 < count; j += 2)
+		{
+			if (nulls[j + 1] || strcmp(TextDatumGetCString(texts[j]), NameStr(att->attname)) != 0)
+				continue;
+			getTypeInputInfo(att->atttypid, &function, &param);
+			slot->tts_values[i] = OidInputFunctionCall(function, TextDatumGetCString(texts[j + 1]), param, att->atttypmod);
+			slot->tts_isnull[i] = false;
+		}
+	}
+	AtEOXact_GUC(true, level);
+	return slot;
+}
