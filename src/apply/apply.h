@@ -206,6 +206,7 @@ extern void repl_ml_unique_evict(ReplMlTarget *target, Datum *key, const ReplMlC
 extern void repl_ml_unique_announce(void);
 
 /* in conflict.c */
+extern ReplMlVersion *repl_ml_conflict_insert(ReplMlVersions *versions, ReplMlClockEntry dot);
 extern bool repl_ml_conflict_add(ReplMlVersions *versions, const ReplMlClock *seen, const ReplMlVersion *arriving);
 
 /* in resolve.c */

@@ -40,7 +40,7 @@ repl_ml_conflict_add(ReplMlVersions *versions, const ReplMlClock *seen, const Re
 	if (repl_ml_clock_covers(seen, arriving->dot))
 		return false;
 	remove_known(versions, arriving->clock);
-	*repl_ml_version_add(versions, arriving->dot) = *arriving;
+	*repl_ml_conflict_insert(versions, arriving->dot) = *arriving;
 	return true;
 }
 
@@ -56,4 +56,24 @@ remove_known(ReplMlVersions *versions, const ReplMlClock *clock)
 			versions->all[count++] = versions->all[i];
 	}
 	versions->count = count;
+}
+
+/* Makes room for one more, and returns where it goes: sorted by dot.  Palloc'd. */
+ReplMlVersion *
+repl_ml_conflict_insert(ReplMlVersions *versions, ReplMlClockEntry dot)
+{
+	int			place = versions->count;
+
+	if (versions->count == versions->room)
+	{
+		versions->room = Max(4, 2 * versions->room);
+		versions->all = versions->all == NULL ? palloc(versions->room * sizeof(ReplMlVersion)) :
+			repalloc(versions->all, versions->room * sizeof(ReplMlVersion));
+	}
+	for (; place > 0 && repl_ml_clock_dot_before(dot, versions->all[place - 1].dot); place--)
+		versions->all[place] = versions->all[place - 1];
+	versions->count++;
+	memset(&versions->all[place], 0, sizeof(ReplMlVersion));
+	versions->all[place].dot = dot;
+	return &versions->all[place];
 }

@@ -174,7 +174,7 @@ find_winner(const Contest *contest, const Resolver *resolver)
 static bool
 last_write(const Contest *contest, const ReplMlVersion *a, const ReplMlVersion *b)
 {
-	return repl_ml_dot_before(a->dot, b->dot);
+	return repl_ml_clock_dot_before(a->dot, b->dot);
 }
 
 /* Orders two values of a column as its type does, text byte by byte; NULL is least. */

@@ -304,7 +304,7 @@ join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
 
 	if (!repl_ml_version_load(target->table, join->key, RelationGetDescr(target->rel), here, &versions))
 	{
-		ReplMlVersion *version = repl_ml_version_add(&versions, repl_ml_clock_dot(here));
+		ReplMlVersion *version = repl_ml_conflict_insert(&versions, repl_ml_clock_dot(here));
 
 		version->clock = here;
 		version->deleted = !row_is_here;

@@ -137,7 +137,7 @@ yields(ReplMlJoin *join, Relation index, TupleTableSlot *row, const ReplMlClock 
 	ReplMlConflict *conflict;
 	bool		resolved;
 
-	if (repl_ml_dot_before(repl_ml_clock_dot(clock), repl_ml_clock_dot(rival)))
+	if (repl_ml_clock_dot_before(repl_ml_clock_dot(clock), repl_ml_clock_dot(rival)))
 	{
 		conflict = repl_ml_history_describe_eviction(target, join->key, row, clock, target->found, rival, index_name);
 		join->conflicts = lappend(join->conflicts, conflict);

@@ -62,13 +62,6 @@ static int	compare_rules(const void *a, const void *b);
 static ReplMlPolicy *make_policy(const TableRules *rules, int count);
 static void invalidate(Datum arg, Oid relid);
 
-/* Is one write older than another?  The order all nodes agree on. */
-bool
-repl_ml_dot_before(ReplMlClockEntry a, ReplMlClockEntry b)
-{
-	return a.counter != b.counter ? a.counter < b.counter : a.node < b.node;
-}
-
 /*
  * The latest rules known here, or NULL if the table never had one.  Valid
  * until the next call in this process.
@@ -89,7 +82,7 @@ repl_ml_policy_at(ReplMlTable *table, ReplMlClockEntry dot)
 	const TableRules *rules = get_rules(table);
 	int			count = 0;
 
-	while (count < rules->count && repl_ml_dot_before(rules->rules[count].since, dot))
+	while (count < rules->count && repl_ml_clock_dot_before(rules->rules[count].since, dot))
 		count++;
 	return make_policy(rules, count);
 }
@@ -218,9 +211,9 @@ compare_rules(const void *a, const void *b)
 	const ReplMlRule *left = a;
 	const ReplMlRule *right = b;
 
-	if (repl_ml_dot_before(left->since, right->since))
+	if (repl_ml_clock_dot_before(left->since, right->since))
 		return -1;
-	return repl_ml_dot_before(right->since, left->since) ? 1 : 0;
+	return repl_ml_clock_dot_before(right->since, left->since) ? 1 : 0;
 }
 
 /* What the first "count" rules amount to: of each column the last one. */

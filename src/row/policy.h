@@ -29,6 +29,5 @@ typedef struct ReplMlPolicy
 extern const ReplMlPolicy *repl_ml_policy_now(ReplMlTable *table);
 extern const ReplMlPolicy *repl_ml_policy_at(ReplMlTable *table, ReplMlClockEntry dot);
 extern const ReplMlRule *repl_ml_policy_merge(const ReplMlPolicy *policy, const char *column);
-extern bool repl_ml_dot_before(ReplMlClockEntry a, ReplMlClockEntry b);
 
 #endif							/* REPL_ML_POLICY_H */

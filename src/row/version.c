@@ -53,6 +53,7 @@ enum
 
 typedef bool (*VersionVisitor) (Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument);
 
+static int	compare_versions(const void *a, const void *b);
 static void visit(ReplMlTable *table, Datum *key, LOCKMODE lockmode, VersionVisitor visitor, void *argument);
 static bool is_for(ReplMlTable *table, Datum *key, Datum *values);
 static bool load_one(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument);
@@ -82,7 +83,7 @@ repl_ml_version_lock(ReplMlTable *table, Datum *key)
 /*
  * The versions the row under this key, with clock "clock", was resolved from;
  * false if there are none: then the row is the only version.  "desc" describes
- * the rows.  Everything is palloc'd.
+ * the rows.  Sorted by dot; everything is palloc'd.
  */
 bool
 repl_ml_version_load(ReplMlTable *table, Datum *key, TupleDesc desc, const ReplMlClock *clock, ReplMlVersions *versions)
@@ -94,10 +95,23 @@ repl_ml_version_load(ReplMlTable *table, Datum *key, TupleDesc desc, const ReplM
 	visit(table, key, AccessShareLock, load_one, &state);
 	for (int i = 0; i < versions->count; i++)
 		merged = repl_ml_clock_merge(merged, versions->all[i].clock);
+	if (versions->count > 1)
+		qsort(versions->all, versions->count, sizeof(ReplMlVersion), compare_versions);
 	if (versions->count > 0 && repl_ml_clock_compare(merged, clock) == REPL_ML_CLOCK_EQUAL)
 		return true;
 	versions->count = 0;
 	return false;
+}
+
+static int
+compare_versions(const void *a, const void *b)
+{
+	ReplMlClockEntry left = ((const ReplMlVersion *) a)->dot;
+	ReplMlClockEntry right = ((const ReplMlVersion *) b)->dot;
+
+	if (repl_ml_clock_dot_before(left, right))
+		return -1;
+	return repl_ml_clock_dot_before(right, left) ? 1 : 0;
 }
 
 /* Replaces what is stored for the key; one version alone is not stored. */
@@ -111,26 +125,6 @@ repl_ml_version_save(ReplMlTable *table, Datum *key, const ReplMlVersions *versi
 		insert_one(table, key, rel, &versions->all[i]);
 	table_close(rel, RowExclusiveLock);
 	CommandCounterIncrement();
-}
-
-/* Makes room for one more, and returns where it goes: sorted by dot. */
-ReplMlVersion *
-repl_ml_version_add(ReplMlVersions *versions, ReplMlClockEntry dot)
-{
-	int			place = versions->count;
-
-	if (versions->count == versions->room)
-	{
-		versions->room = Max(4, 2 * versions->room);
-		versions->all = versions->all == NULL ? palloc(versions->room * sizeof(ReplMlVersion)) :
-			repalloc(versions->all, versions->room * sizeof(ReplMlVersion));
-	}
-	for (; place > 0 && repl_ml_dot_before(dot, versions->all[place - 1].dot); place--)
-		versions->all[place] = versions->all[place - 1];
-	versions->count++;
-	memset(&versions->all[place], 0, sizeof(ReplMlVersion));
-	versions->all[place].dot = dot;
-	return &versions->all[place];
 }
 
 static void
@@ -178,9 +172,19 @@ load_one(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argume
 {
 	LoadState  *state = argument;
 	ReplMlClock *clock = (ReplMlClock *) PG_DETOAST_DATUM_COPY(values[Anum_version_clock - 1]);
-	ReplMlVersion *version = repl_ml_version_add(state->versions, repl_ml_clock_dot(clock));
+	ReplMlVersions *versions = state->versions;
+	ReplMlVersion *version;
 
+	if (versions->count == versions->room)
+	{
+		versions->room = Max(4, 2 * versions->room);
+		versions->all = versions->all == NULL ? palloc(versions->room * sizeof(ReplMlVersion)) :
+			repalloc(versions->all, versions->room * sizeof(ReplMlVersion));
+	}
+	version = &versions->all[versions->count++];
 	version->clock = clock;
+	version->dot = repl_ml_clock_dot(clock);
+	version->row = NULL;
 	version->deleted = nulls[Anum_version_content - 1];
 	if (!version->deleted)
 		version->row = repl_ml_version_to_slot(values[Anum_version_content - 1], state->desc);

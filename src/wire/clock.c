@@ -133,6 +133,13 @@ repl_ml_clock_covers(const ReplMlClock *clock, ReplMlClockEntry dot)
 	return repl_ml_clock_counter(clock, dot.node) >= dot.counter;
 }
 
+/* Is one write older than another?  The order all nodes agree on. */
+bool
+repl_ml_clock_dot_before(ReplMlClockEntry a, ReplMlClockEntry b)
+{
+	return a.counter != b.counter ? a.counter < b.counter : a.node < b.node;
+}
+
 /* The clock of a row nobody has written: before every other one. */
 ReplMlClock *
 repl_ml_clock_empty(void)

@@ -47,6 +47,7 @@ extern uint64 repl_ml_clock_counter(const ReplMlClock *clock, uint16 node);
 extern uint64 repl_ml_clock_max_counter(const ReplMlClock *clock);
 extern ReplMlClockEntry repl_ml_clock_dot(const ReplMlClock *clock);
 extern bool repl_ml_clock_covers(const ReplMlClock *clock, ReplMlClockEntry dot);
+extern bool repl_ml_clock_dot_before(ReplMlClockEntry a, ReplMlClockEntry b);
 extern ReplMlClock *repl_ml_clock_empty(void);
 extern ReplMlClock *repl_ml_clock_from_entries(const ReplMlClockEntry *entries, int count);
 extern ReplMlClock *repl_ml_clock_make(uint16 node, uint64 counter);
