@@ -1716,14 +1716,18 @@ CREATE VIEW repl_ml.tables AS
            m.node_name AS enrolled_by,
            CASE WHEN c.oid IS NULL THEN 'missing' WHEN r.oid IS NULL THEN 'pending' ELSE 'replicated' END AS state,
            (SELECT pg_catalog.count(*) FROM repl_ml.table_sync y
-             WHERE y.schema_name = t.schema_name AND y.table_name = t.table_name AND y.state = 'pending') AS pending_copies
+             WHERE y.schema_name = t.schema_name AND y.table_name = t.table_name AND y.state = 'pending') AS pending_copies,
+           k.parked_changes, k.problem
       FROM repl_ml.replicated_table t
       LEFT JOIN repl_ml.member m ON m.node_id = t.enrolled_by
       LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace)
              ON n.nspname = t.schema_name AND c.relname = t.table_name
       LEFT JOIN (pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid AND p.pubname = 'repl_ml') ON r.prrelid = c.oid
+      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS parked_changes, (pg_catalog.array_agg(x.message ORDER BY x.id DESC))[1] AS problem
+                            FROM repl_ml.parked_change x
+                           WHERE x.schema_name = t.schema_name AND x.table_name = t.table_name AND x.action NOT IN ('evicted', 'kept')) k
      WHERE t.state = 'enrolled';
-COMMENT ON VIEW repl_ml.tables IS 'replicated tables and their state on this node';
+COMMENT ON VIEW repl_ml.tables IS 'replicated tables and their state on this node; problem is why the last of the parked_changes could not be applied';
 
 CREATE VIEW repl_ml.stat_replication AS
     SELECT s.active_pid AS pid, w.usesysid, w.usename, w.application_name, w.client_addr, w.client_hostname, w.client_port,

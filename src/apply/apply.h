@@ -32,6 +32,8 @@ typedef struct ReplMlRemoteTable
 {
 	LogicalRepRelId remote_id;	/* hash key */
 	LogicalRepRelation remote;
+	bool		late;			/* of a parked change: columns it lacks have
+								 * been added since */
 	bool		valid;			/* the fields below fit the local catalogs */
 	Oid			local;			/* InvalidOid: dropped from the group, ignore */
 	int			natts;			/* of the local table */
@@ -147,7 +149,7 @@ extern void repl_ml_dispatch_reset(ReplMlApply *apply);
 
 /* in relation.c */
 extern void repl_ml_relation_forget_all(void);
-extern void repl_ml_relation_remember(LogicalRepRelation *remote);
+extern void repl_ml_relation_remember(LogicalRepRelation *remote, bool late);
 extern ReplMlRemoteTable *repl_ml_relation_get(LogicalRepRelId id);
 extern void repl_ml_relation_fill_slot(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, TupleTableSlot *slot);
 extern ReplMlRemoteTable *repl_ml_relation_find(LogicalRepRelId id);

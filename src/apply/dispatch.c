@@ -174,7 +174,7 @@ handle_origin(ReplMlApply *apply, StringInfo message)
 static void
 handle_relation(ReplMlApply *apply, StringInfo message)
 {
-	repl_ml_relation_remember(logicalrep_read_rel(message));
+	repl_ml_relation_remember(logicalrep_read_rel(message), false);
 }
 
 /* Types go by name of the column's type here, so what the peer calls them is unused. */

@@ -204,7 +204,7 @@ load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple)
 			appendStringInfoString(&tuple->colvalues[i], value);
 	}
 	repl_ml_relation_forget_all();
-	repl_ml_relation_remember(&remote);
+	repl_ml_relation_remember(&remote, true);
 	SPI_finish();
 }
 

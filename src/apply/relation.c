@@ -15,6 +15,9 @@
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "mb/pg_wchar.h"
+#include "nodes/makefuncs.h"
+#include "optimizer/optimizer.h"
+#include "rewrite/rewriteHandler.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
@@ -24,7 +27,6 @@
 #include "apply/apply.h"
 #include "compat.h"
 #include "group/query.h"
-#include "nodes/makefuncs.h"
 
 static HTAB *remote_tables = NULL;
 static MemoryContext relation_context = NULL;	/* lives as long as a
@@ -72,9 +74,12 @@ invalidate(Datum arg, Oid relid)
 	}
 }
 
-/* Keeps what a RELATION message says; replaces what an earlier one said. */
+/*
+ * Keeps what a RELATION message says; replaces what an earlier one said.
+ * "late" is for the table of a parked change.
+ */
 void
-repl_ml_relation_remember(LogicalRepRelation *remote)
+repl_ml_relation_remember(LogicalRepRelation *remote, bool late)
 {
 	MemoryContext old = MemoryContextSwitchTo(relation_context);
 	ReplMlRemoteTable *table;
@@ -83,6 +88,7 @@ repl_ml_relation_remember(LogicalRepRelation *remote)
 	table = hash_search(remote_tables, &remote->remoteid, HASH_ENTER, &found);
 	if (found && table->context != NULL)
 		MemoryContextDelete(table->context);
+	table->late = late;
 	table->valid = false;
 	table->local = InvalidOid;
 	table->context = NULL;
@@ -221,6 +227,8 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 			if (strcmp(table->remote.attnames[j], NameStr(att->attname)) == 0)
 				table->remote_column[i] = j;
 		}
+		if (table->remote_column[i] < 0 && table->late)
+			continue;
 		if (table->remote_column[i] < 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
@@ -286,6 +294,23 @@ received_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column)
 	return NULL;				/* keep the compiler quiet */
 }
 
+/*
+ * What a column has in a row that was written before there was the column: as
+ * ALTER TABLE ADD COLUMN, its default.
+ */
+static void
+fill_default(ReplMlRemoteTable *table, int i, TupleTableSlot *slot)
+{
+	Relation	rel = table_open(table->local, NoLock);
+	Node	   *expression = build_column_default(rel, i + 1);
+
+	table_close(rel, NoLock);
+	if (expression == NULL)
+		return;
+	slot->tts_values[i] = ExecEvalExprSwitchContext(ExecInitExpr(expression_planner((Expr *) expression), NULL),
+													CreateStandaloneExprContext(), &slot->tts_isnull[i]);
+}
+
 /* The received row as a tuple of the local table, in "slot". */
 void
 repl_ml_relation_fill_slot(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, TupleTableSlot *slot)
@@ -301,6 +326,9 @@ repl_ml_relation_fill_slot(ReplMlRemoteTable *table, LogicalRepTupleData *tuple,
 		slot->tts_isnull[i] = text == NULL;
 
 		slot->tts_values[i] = (Datum) 0;
+		if (table->late && table->remote_column[i] < 0 && !TupleDescAttr(desc, i)->attisdropped &&
+			TupleDescAttr(desc, i)->attgenerated == '\0')
+			fill_default(table, i, slot);
 		if (text != NULL)
 			slot->tts_values[i] = InputFunctionCall(&table->input[i], text, table->input_param[i],
 													TupleDescAttr(desc, i)->atttypmod);
