@@ -21,6 +21,7 @@ OBJS = \
 	src/origin/guard.o \
 	src/origin/output.o \
 	src/wire/clock.o \
+	src/wire/marks.o \
 	src/wire/vclock.o \
 	src/wire/stream.o \
 	src/row/table.o \

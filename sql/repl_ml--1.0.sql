@@ -58,7 +58,7 @@ CREATE FUNCTION repl_ml.vclock_send(repl_ml.vclock) RETURNS pg_catalog.bytea
 COMMENT ON FUNCTION repl_ml.vclock_send(repl_ml.vclock) IS
     'writes a vector clock for the binary protocol';
 
--- Nine bytes an entry and a one-byte header; main keeps it in the row
+-- Nine bytes an entry and a one-byte header, mostly no marks; main keeps it in the row
 CREATE TYPE repl_ml.vclock (
     INPUT = repl_ml.vclock_in,
     OUTPUT = repl_ml.vclock_out,
@@ -69,7 +69,7 @@ CREATE TYPE repl_ml.vclock (
     STORAGE = main
 );
 COMMENT ON TYPE repl_ml.vclock IS
-    'vector clock: for every node that wrote a value, the counter of its last write';
+    'vector clock: for every node that wrote a value, the counter of its last write, as in {1:829,3:830}; behind semicolons, what the columns with the merge rules counter and independent need: the hash of the column''s name and each node''s share, as in 811c9dc5=c1:829=10,3:830=-2.5, or the write that last changed it, as in 0a1b2c3d=i1:829';
 
 -- The order of two clocks as a word
 CREATE FUNCTION repl_ml.compare(a repl_ml.vclock, b repl_ml.vclock) RETURNS pg_catalog.text

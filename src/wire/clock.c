@@ -13,6 +13,11 @@
  * node once, no counter 0.  So every clock has exactly one form, equality and
  * hashing work on the bytes, and memcmp orders node ids and counters.
  *
+ * A row of a table with column merge rules may carry marks (marks.c).  They
+ * are in front of the entries: two zero bytes, where an entry would have its
+ * node, four of the marks' length, big-endian, and the marks.  Order, merge,
+ * equality and hash know of the entries only; what is made here has no marks.
+ *
  * This is not where counters are chosen (that is the hybrid logical clock of
  * the writing node), nor where a conflict is decided.  Stamping makes clocks
  * here, apply compares and merges them here.  No locks, no catalogs, no state; results are palloc'd in the
@@ -28,7 +33,11 @@
 /* the node id's part of an entry; the counter has the rest */
 #define NODE_SIZE	2
 #define ENTRY_SIZE	REPL_ML_CLOCK_ENTRY_SIZE
+/* what is in front of marks: no node, and their length */
+#define MARKS_HEADER_SIZE	(NODE_SIZE + 4)
 
+static Size size_before_entries(const ReplMlClock *clock);
+static Size measure_marks(const ReplMlClock *clock);
 static const uint8 *first_entry(const ReplMlClock *clock);
 static const uint8 *end_of_entries(const ReplMlClock *clock);
 static uint16 read_node(const uint8 *entry);
@@ -45,7 +54,7 @@ static void set_count(ReplMlClock *clock, int count);
 int
 repl_ml_clock_count(const ReplMlClock *clock)
 {
-	Size		size = VARSIZE_ANY_EXHDR(clock);
+	Size		size = VARSIZE_ANY_EXHDR(clock) - size_before_entries(clock);
 
 	if (unlikely(size % ENTRY_SIZE != 0))
 		ereport(ERROR,
@@ -64,14 +73,9 @@ repl_ml_clock_count(const ReplMlClock *clock)
 ReplMlClockEntry
 repl_ml_clock_entry(const ReplMlClock *clock, int i)
 {
-	const uint8 *entry = first_entry(clock) + i * ENTRY_SIZE;
-	ReplMlClockEntry result;
-
 	Assert(i >= 0 && i < repl_ml_clock_count(clock));
 
-	result.node = read_node(entry);
-	result.counter = read_counter(entry);
-	return result;
+	return repl_ml_clock_unpack(first_entry(clock) + i * ENTRY_SIZE);
 }
 
 /*
@@ -303,12 +307,124 @@ repl_ml_clock_order_name(ReplMlClockOrder order)
 }
 
 /*
+ * The packed entries, checked to be whole ones.  Clocks are equal if and only
+ * if these bytes are.
+ */
+const uint8 *
+repl_ml_clock_entries(const ReplMlClock *clock, Size *size)
+{
+	*size = (Size) repl_ml_clock_count(clock) * ENTRY_SIZE;
+	return first_entry(clock);
+}
+
+/* The bytes of a clock's marks; NULL if it has none.  What they say is marks.c's. */
+const uint8 *
+repl_ml_clock_marks(const ReplMlClock *clock, Size *size)
+{
+	Size		before = size_before_entries(clock);
+
+	if (before == 0)
+		return NULL;
+	*size = before - MARKS_HEADER_SIZE;
+	return (const uint8 *) VARDATA_ANY(clock) + MARKS_HEADER_SIZE;
+}
+
+/* A copy of a clock with these marks in place of its own; none if "size" is 0. */
+ReplMlClock *
+repl_ml_clock_with_marks(const ReplMlClock *clock, const uint8 *marks, Size size)
+{
+	Size		entries_size;
+	const uint8 *entries = repl_ml_clock_entries(clock, &entries_size);
+	Size		before = size == 0 ? 0 : MARKS_HEADER_SIZE + size;
+	ReplMlClock *result;
+	uint8	   *to;
+
+	if (size > REPL_ML_MAX_MARKS_SIZE)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("what a row has to keep for its columns' merge rules is too long"),
+				 errdetail("It would be %zu bytes; the limit is %d.", size, REPL_ML_MAX_MARKS_SIZE),
+				 errhint("Keep shorter arrays in columns with the rule \"counter\", or run repl_ml.set_column_merge with \"none\" for them.")));
+
+	result = (ReplMlClock *) palloc(VARHDRSZ + before + entries_size);
+	SET_VARSIZE(result, VARHDRSZ + before + entries_size);
+	to = (uint8 *) VARDATA(result);
+	if (size > 0)
+	{
+		memset(to, 0, NODE_SIZE);
+		for (int i = 0; i < 4; i++)
+			to[NODE_SIZE + i] = (uint8) (size >> (24 - 8 * i));
+		memcpy(to + MARKS_HEADER_SIZE, marks, size);
+	}
+	memcpy(to + before, entries, entries_size);
+	return result;
+}
+
+/* The entry in nine packed bytes. */
+ReplMlClockEntry
+repl_ml_clock_unpack(const uint8 *entry)
+{
+	ReplMlClockEntry result;
+
+	result.node = read_node(entry);
+	result.counter = read_counter(entry);
+	return result;
+}
+
+/* The reverse; the counter is one that fits. */
+void
+repl_ml_clock_pack(uint8 *entry, ReplMlClockEntry value)
+{
+	write_entry(entry, value.node, value.counter);
+}
+
+/*
+ * How much is in front of the entries: 0 unless there are marks.
+ */
+static inline Size
+size_before_entries(const ReplMlClock *clock)
+{
+	const uint8 *start = (const uint8 *) VARDATA_ANY(clock);
+
+	/* node 0 is no entry's */
+	if (likely(VARSIZE_ANY_EXHDR(clock) < NODE_SIZE || start[0] != 0 || start[1] != 0))
+		return 0;
+	return measure_marks(clock);
+}
+
+/*
+ * The marks with what is in front of them; within the datum, whatever its
+ * bytes are.
+ */
+static Size
+measure_marks(const ReplMlClock *clock)
+{
+	const uint8 *start = (const uint8 *) VARDATA_ANY(clock);
+	Size		room = VARSIZE_ANY_EXHDR(clock);
+	Size		size = 0;
+
+	if (room > MARKS_HEADER_SIZE)
+	{
+		for (int i = NODE_SIZE; i < MARKS_HEADER_SIZE; i++)
+			size = size << 8 | start[i];
+		if (size > 0 && size <= REPL_ML_MAX_MARKS_SIZE && size <= room - MARKS_HEADER_SIZE)
+			return MARKS_HEADER_SIZE + size;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("stored vector clock is damaged"),
+			 errdetail("It begins like one with marks, but %zu bytes of marks are not within its %zu bytes.",
+					   size, room)));
+	return 0;					/* keep the compiler quiet */
+}
+
+/*
  * The first entry of a clock, whichever header the clock carries.
  */
 static inline const uint8 *
 first_entry(const ReplMlClock *clock)
 {
-	return (const uint8 *) VARDATA_ANY(clock);
+	return (const uint8 *) VARDATA_ANY(clock) + size_before_entries(clock);
 }
 
 /*

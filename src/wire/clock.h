@@ -1,6 +1,7 @@
 /*
  * clock.h
- *		The vector clock as C sees it: a set of (node, counter), sorted by node.
+ *		The vector clock as C sees it: a set of (node, counter), sorted by node,
+ *		and in front of it, for some rows, marks (wire/marks.h).
  *
  * A clock is a varlena of packed entries and may carry a short header, so it
  * is only read through these functions.  Results are palloc'd in the current
@@ -37,6 +38,9 @@ typedef struct ReplMlClockEntry
 	uint64		counter;
 } ReplMlClockEntry;
 
+/* marks are not longer than this, either */
+#define REPL_ML_MAX_MARKS_SIZE		(1024 * 1024)
+
 #define DatumGetReplMlClockP(d)		((ReplMlClock *) PG_DETOAST_DATUM_PACKED(d))
 #define PG_GETARG_REPL_ML_CLOCK_P(n) DatumGetReplMlClockP(PG_GETARG_DATUM(n))
 
@@ -55,6 +59,11 @@ extern ReplMlClock *repl_ml_clock_advance(const ReplMlClock *clock, uint16 node,
 extern ReplMlClock *repl_ml_clock_merge(const ReplMlClock *a, const ReplMlClock *b);
 extern ReplMlClockOrder repl_ml_clock_compare(const ReplMlClock *a, const ReplMlClock *b);
 extern const char *repl_ml_clock_order_name(ReplMlClockOrder order);
+extern const uint8 *repl_ml_clock_marks(const ReplMlClock *clock, Size *size);
+extern ReplMlClock *repl_ml_clock_with_marks(const ReplMlClock *clock, const uint8 *marks, Size size);
+extern const uint8 *repl_ml_clock_entries(const ReplMlClock *clock, Size *size);
+extern ReplMlClockEntry repl_ml_clock_unpack(const uint8 *entry);
+extern void repl_ml_clock_pack(uint8 *entry, ReplMlClockEntry value);
 
 /* in vclock.c */
 extern ReplMlClock *repl_ml_clock_from_text(const char *text);

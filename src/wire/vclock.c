@@ -4,6 +4,16 @@
  *
  * What comes from outside is checked here, entry by entry, before clock.c
  * makes a clock of it; everything else is a call of clock.c.
+ *
+ * A clock is {node:counter,...}, for example {1:829,3:830}.  One with marks
+ * (marks.c) has them behind its entries, each behind a semicolon: the hash of
+ * the column's name in hexadecimal, "=", and for the rule "independent"
+ *	i node:counter
+ * and for the rule "counter"
+ *	c node:counter=sum,...
+ * as in {1:829,3:830;0a1b2c3d=i1:829;811c9dc5=c1:829=10,3:830=-2.5} or, of an
+ * array, 811c9dc5=c1:829=[10,0].  In binary form the marks' bytes follow the
+ * entries.
  */
 #include "postgres.h"
 
@@ -16,6 +26,7 @@
 
 #include "compat.h"
 #include "wire/clock.h"
+#include "wire/marks.h"
 
 /* a clock from outside while it is read; only add_entry() appends to it */
 typedef struct ClockInput
@@ -25,6 +36,7 @@ typedef struct ClockInput
 	uint64		last_node;		/* the node of the last entry, or 0 */
 	int			count;
 	ReplMlClockEntry entries[REPL_ML_MAX_CLOCK_ENTRIES];
+	ReplMlMarks marks;
 } ClockInput;
 
 PG_FUNCTION_INFO_V1(repl_ml_vclock_in);
@@ -53,7 +65,14 @@ static bool skip_token(ClockInput *input, char token);
 static void expect_token(ClockInput *input, char token);
 static void skip_blanks(ClockInput *input);
 static void add_entry(ClockInput *input, uint64 node, uint64 counter);
-static ReplMlClock *finish_input(const ClockInput *input);
+static void read_text_marks(ClockInput *input);
+static void read_text_mark(ClockInput *input, ReplMlMark *mark);
+static void read_text_contributions(ClockInput *input, ReplMlMark *mark);
+static ReplMlClockEntry read_mark_entry(ClockInput *input);
+static char *read_sum(ClockInput *input);
+static void append_marks(StringInfo text, const ReplMlMarks *marks);
+static void read_binary_marks(ClockInput *input, StringInfo message, const ReplMlClock *clock);
+static ReplMlClock *finish_input(ClockInput *input);
 static void refuse_syntax(const ClockInput *input, const char *expected);
 static void refuse_input(const ClockInput *input, int sqlstate, const char *detail);
 
@@ -65,8 +84,8 @@ repl_ml_clock_from_text(const char *text)
 }
 
 /*
- * vclock_in(cstring): reads {node:counter,...}, sorted by node, blanks allowed
- * around every token.  Refuses anything else.
+ * vclock_in(cstring): reads {node:counter,...}, sorted by node, with or
+ * without marks, blanks allowed around every token.  Refuses anything else.
  */
 Datum
 repl_ml_vclock_in(PG_FUNCTION_ARGS)
@@ -76,6 +95,7 @@ repl_ml_vclock_in(PG_FUNCTION_ARGS)
 	input.text = input.next = PG_GETARG_CSTRING(0);
 	input.last_node = 0;
 	input.count = 0;
+	input.marks.count = 0;
 
 	expect_token(&input, '{');
 	if (!skip_token(&input, '}'))
@@ -83,6 +103,8 @@ repl_ml_vclock_in(PG_FUNCTION_ARGS)
 		read_text_entry(&input);
 		while (skip_token(&input, ','))
 			read_text_entry(&input);
+		if (skip_token(&input, ';'))
+			read_text_marks(&input);
 		if (!skip_token(&input, '}'))
 			refuse_syntax(&input, "\",\" or \"}\"");
 	}
@@ -99,6 +121,7 @@ repl_ml_vclock_out(PG_FUNCTION_ARGS)
 {
 	ReplMlClock *clock = PG_GETARG_REPL_ML_CLOCK_P(0);
 	int			count = repl_ml_clock_count(clock);
+	ReplMlMarks marks = repl_ml_marks_read(clock);
 	StringInfoData text;
 
 	initStringInfo(&text);
@@ -110,24 +133,28 @@ repl_ml_vclock_out(PG_FUNCTION_ARGS)
 		appendStringInfo(&text, "%s%u:" UINT64_FORMAT,
 						 i > 0 ? "," : "", entry.node, entry.counter);
 	}
+	append_marks(&text, &marks);
 	appendStringInfoChar(&text, '}');
 	PG_RETURN_CSTRING(text.data);
 }
 
 /*
  * vclock_recv(internal): reads an int32 count, then an int32 node and an int64
- * counter for every entry.  Trusts nothing that comes over the wire.
+ * counter for every entry, and of a clock with marks an int32 length and their
+ * bytes.  Trusts nothing that comes over the wire.
  */
 Datum
 repl_ml_vclock_recv(PG_FUNCTION_ARGS)
 {
 	StringInfo	message = (StringInfo) PG_GETARG_POINTER(0);
 	ClockInput	input;
+	ReplMlClock *clock;
 	int32		count;
 
 	input.text = input.next = NULL;
 	input.last_node = 0;
 	input.count = 0;
+	input.marks.count = 0;
 
 	count = (int32) pq_getmsgint(message, 4);
 	if (count < 0 || count > REPL_ML_MAX_CLOCK_ENTRIES)
@@ -143,7 +170,11 @@ repl_ml_vclock_recv(PG_FUNCTION_ARGS)
 
 		add_entry(&input, node, counter);
 	}
-	PG_RETURN_POINTER(finish_input(&input));
+	clock = finish_input(&input);
+	if (message->cursor == message->len)
+		PG_RETURN_POINTER(clock);
+	read_binary_marks(&input, message, clock);
+	PG_RETURN_POINTER(repl_ml_marks_attach(clock, &input.marks));
 }
 
 /* vclock_send(vclock): the bytes vclock_recv() reads */
@@ -152,6 +183,8 @@ repl_ml_vclock_send(PG_FUNCTION_ARGS)
 {
 	ReplMlClock *clock = PG_GETARG_REPL_ML_CLOCK_P(0);
 	int			count = repl_ml_clock_count(clock);
+	Size		marks_size;
+	const uint8 *marks = repl_ml_clock_marks(clock, &marks_size);
 	StringInfoData message;
 
 	pq_begintypsend(&message);
@@ -162,6 +195,11 @@ repl_ml_vclock_send(PG_FUNCTION_ARGS)
 
 		pq_sendint32(&message, entry.node);
 		pq_sendint64(&message, entry.counter);
+	}
+	if (marks != NULL)
+	{
+		pq_sendint32(&message, marks_size);
+		pq_sendbytes(&message, (const char *) marks, marks_size);
 	}
 	PG_RETURN_BYTEA_P(pq_endtypsend(&message));
 }
@@ -233,7 +271,9 @@ Datum
 repl_ml_vclock_hash(PG_FUNCTION_ARGS)
 {
 	ReplMlClock *clock = PG_GETARG_REPL_ML_CLOCK_P(0);
-	Datum		hash = hash_any((const unsigned char *) VARDATA_ANY(clock), VARSIZE_ANY_EXHDR(clock));
+	Size		size;
+	const uint8 *entries = repl_ml_clock_entries(clock, &size);
+	Datum		hash = hash_any(entries, size);
 
 	PG_FREE_IF_COPY(clock, 0);
 	PG_RETURN_DATUM(hash);
@@ -244,8 +284,9 @@ Datum
 repl_ml_vclock_hash_extended(PG_FUNCTION_ARGS)
 {
 	ReplMlClock *clock = PG_GETARG_REPL_ML_CLOCK_P(0);
-	Datum		hash = hash_any_extended((const unsigned char *) VARDATA_ANY(clock), VARSIZE_ANY_EXHDR(clock),
-										 PG_GETARG_INT64(1));
+	Size		size;
+	const uint8 *entries = repl_ml_clock_entries(clock, &size);
+	Datum		hash = hash_any_extended(entries, size, PG_GETARG_INT64(1));
 
 	PG_FREE_IF_COPY(clock, 0);
 	PG_RETURN_DATUM(hash);
@@ -312,16 +353,18 @@ compare_arguments(FunctionCallInfo fcinfo)
 }
 
 /*
- * Whether two clocks are the same.  A clock has one form, so this is whether
- * their bytes are.
+ * Whether two clocks are the same, whatever their marks.  A clock has one
+ * form, so this is whether the bytes of their entries are.
  */
 static bool
 clocks_equal(const ReplMlClock *a, const ReplMlClock *b)
 {
-	Size		size = VARSIZE_ANY_EXHDR(a);
+	Size		a_size;
+	Size		b_size;
+	const uint8 *a_entries = repl_ml_clock_entries(a, &a_size);
+	const uint8 *b_entries = repl_ml_clock_entries(b, &b_size);
 
-	return size == VARSIZE_ANY_EXHDR(b) &&
-		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), size) == 0;
+	return a_size == b_size && memcmp(a_entries, b_entries, a_size) == 0;
 }
 
 /*
@@ -424,12 +467,168 @@ add_entry(ClockInput *input, uint64 node, uint64 counter)
 }
 
 /*
+ * Reads marks, the first semicolon being read, up to what cannot be one.
+ */
+static void
+read_text_marks(ClockInput *input)
+{
+	int			room = 4;
+
+	input->marks.all = palloc(room * sizeof(ReplMlMark));
+	do
+	{
+		if (input->marks.count == REPL_ML_MAX_MARKS)
+			refuse_input(input, ERRCODE_INVALID_TEXT_REPRESENTATION,
+						 psprintf("A clock can have at most %d marks.", REPL_ML_MAX_MARKS));
+		if (input->marks.count == room)
+			input->marks.all = repalloc(input->marks.all, (room *= 2) * sizeof(ReplMlMark));
+		read_text_mark(input, &input->marks.all[input->marks.count++]);
+	} while (skip_token(input, ';'));
+}
+
+/*
+ * Reads the column's hash, "=", and what the mark says.
+ */
+static void
+read_text_mark(ClockInput *input, ReplMlMark *mark)
+{
+	static const char *const digits = "0123456789abcdef";
+
+	memset(mark, 0, sizeof(*mark));
+	skip_blanks(input);
+	if (strspn(input->next, digits) != 8)
+		refuse_syntax(input, "eight hexadecimal digits");
+	for (int i = 0; i < 8; i++)
+		mark->column = mark->column << 4 | (uint32) (strchr(digits, *input->next++) - digits);
+	expect_token(input, '=');
+	mark->is_counter = skip_token(input, 'c');
+	if (mark->is_counter)
+		read_text_contributions(input, mark);
+	else
+	{
+		if (!skip_token(input, 'i'))
+			refuse_syntax(input, "\"c\" or \"i\"");
+		mark->dot = read_mark_entry(input);
+	}
+}
+
+/*
+ * Reads node:counter=sum,...; there may be none.
+ */
+static void
+read_text_contributions(ClockInput *input, ReplMlMark *mark)
+{
+	mark->contributions = palloc(REPL_ML_MAX_CLOCK_ENTRIES * sizeof(ReplMlContribution));
+	skip_blanks(input);
+	if (*input->next == ';' || *input->next == '}')
+		return;
+	do
+	{
+		ReplMlContribution *contribution = &mark->contributions[mark->count++];
+
+		if (mark->count > REPL_ML_MAX_CLOCK_ENTRIES)
+			refuse_input(input, ERRCODE_INVALID_TEXT_REPRESENTATION,
+						 psprintf("A mark can have at most %d nodes.", REPL_ML_MAX_CLOCK_ENTRIES));
+		contribution->write = read_mark_entry(input);
+		expect_token(input, '=');
+		contribution->sum = read_sum(input);
+	} while (skip_token(input, ','));
+}
+
+/*
+ * Reads node:counter of a mark.  Whether the clock knows of it is checked at
+ * the end.
+ */
+static ReplMlClockEntry
+read_mark_entry(ClockInput *input)
+{
+	ReplMlClockEntry entry;
+	uint64		node = read_number(input);
+
+	expect_token(input, ':');
+	entry.counter = read_number(input);
+	if (node > REPL_ML_MAX_NODE_ID)
+		node = 0;
+	entry.node = (uint16) node;
+	return entry;
+}
+
+/*
+ * Reads the characters of a sum.  Whether they are one is checked at the end.
+ */
+static char *
+read_sum(ClockInput *input)
+{
+	size_t		length;
+	char	   *sum;
+
+	skip_blanks(input);
+	length = strspn(input->next, *input->next == '[' ? "[]-.,0123456789" : "-.0123456789");
+	if (*input->next == '[')
+		length = Min(length, strcspn(input->next, "]") + 1);
+	if (length == 0)
+		refuse_syntax(input, "a number or \"[\"");
+	sum = pnstrdup(input->next, length);
+	input->next += length;
+	return sum;
+}
+
+/*
+ * Appends the text form of marks.
+ */
+static void
+append_marks(StringInfo text, const ReplMlMarks *marks)
+{
+	for (int i = 0; i < marks->count; i++)
+	{
+		const ReplMlMark *mark = &marks->all[i];
+
+		appendStringInfo(text, ";%08x=%c", mark->column, mark->is_counter ? 'c' : 'i');
+		if (!mark->is_counter)
+			appendStringInfo(text, "%u:" UINT64_FORMAT, mark->dot.node, mark->dot.counter);
+		for (int j = 0; j < mark->count; j++)
+			appendStringInfo(text, "%s%u:" UINT64_FORMAT "=%s", j > 0 ? "," : "",
+							 mark->contributions[j].write.node, mark->contributions[j].write.counter,
+							 mark->contributions[j].sum);
+	}
+}
+
+/*
+ * Reads the rest of a binary clock: its marks, which are checked.
+ */
+static void
+read_binary_marks(ClockInput *input, StringInfo message, const ReplMlClock *clock)
+{
+	int			rest = message->len - message->cursor;
+	const char *problem;
+	Size		size;
+
+	if (rest <= 4 || (size = (Size) pq_getmsgint(message, 4)) != (Size) rest - 4)
+		refuse_input(input, ERRCODE_INVALID_BINARY_REPRESENTATION,
+					 psprintf("The last %d bytes are no marks.", rest));
+	if (size > REPL_ML_MAX_MARKS_SIZE)
+		refuse_input(input, ERRCODE_INVALID_BINARY_REPRESENTATION,
+					 psprintf("The marks have %zu bytes; the limit is %d.", size, REPL_ML_MAX_MARKS_SIZE));
+	problem = repl_ml_marks_decode((const uint8 *) pq_getmsgbytes(message, size), size, clock, &input->marks);
+	if (problem != NULL)
+		refuse_input(input, ERRCODE_INVALID_BINARY_REPRESENTATION, problem);
+}
+
+/*
  * The clock that was read.
  */
 static ReplMlClock *
-finish_input(const ClockInput *input)
+finish_input(ClockInput *input)
 {
-	return repl_ml_clock_from_entries(input->entries, input->count);
+	ReplMlClock *clock = repl_ml_clock_from_entries(input->entries, input->count);
+	const char *problem;
+
+	if (input->marks.count == 0)
+		return clock;
+	problem = repl_ml_marks_problem(&input->marks, clock);
+	if (problem != NULL)
+		refuse_input(input, ERRCODE_INVALID_TEXT_REPRESENTATION, problem);
+	return repl_ml_marks_attach(clock, &input->marks);
 }
 
 /*
