@@ -29,6 +29,8 @@ OBJS = \
 	src/row/tombstone.o \
 	src/row/version.o \
 	src/row/policy.o \
+	src/row/share.o \
+	src/row/amount.o \
 	src/row/store.o \
 	src/apply/worker.o \
 	src/apply/link.o \

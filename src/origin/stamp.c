@@ -40,6 +40,7 @@
 #include "group/group.h"
 #include "origin/origin.h"
 #include "row/row.h"
+#include "row/share.h"
 
 static const ReplMlIdentity *writing_member(void);
 static void refuse_in_apply(int own_depth);
@@ -49,6 +50,7 @@ static HeapTuple with_clock(ReplMlTable *table, TupleDesc desc, HeapTuple tuple,
 							const ReplMlClock *clock);
 static HeapTuple with_whole_values(HeapTuple tuple, TupleDesc desc);
 static bool key_changes(TriggerData *trigdata, ReplMlTable *table);
+static bool is_own_tick(const ReplMlClock *clock, const ReplMlIdentity *self);
 static void settle(TriggerData *trigdata, ReplMlTable *table, TupleTableSlot *slot, bool only_own);
 static ReplMlClock *believable(ReplMlClock *clock, const ReplMlIdentity *self);
 static void restamp(Relation rel, TupleTableSlot *slot, const ReplMlClock *clock);
@@ -82,20 +84,12 @@ PG_FUNCTION_INFO_V1(repl_ml_insert_pending);
 Datum
 repl_ml_insert_pending(PG_FUNCTION_ARGS)
 {
-	ReplMlClock *clock;
-	ReplMlClockEntry entry;
-
 	refuse_in_apply(0);
 	if (repl_ml_applying || repl_ml_shared == NULL)
 		PG_RETURN_BOOL(false);
 	if (repl_ml_shmem_may_have_tombstone(PG_GETARG_OID(1)))
 		PG_RETURN_BOOL(true);
-	clock = PG_GETARG_REPL_ML_CLOCK_P(0);
-	if (repl_ml_clock_count(clock) != 1)
-		PG_RETURN_BOOL(true);
-	entry = repl_ml_clock_entry(clock, 0);
-	PG_RETURN_BOOL(entry.node != repl_ml_identity()->node_id ||
-				   !repl_ml_ticker_issued_here(entry.counter));
+	PG_RETURN_BOOL(!is_own_tick(PG_GETARG_REPL_ML_CLOCK_P(0), repl_ml_identity()));
 }
 
 /*
@@ -117,8 +111,9 @@ repl_ml_stamp_insert(PG_FUNCTION_ARGS)
 
 /*
  * BEFORE UPDATE ROW trigger: gives the new version a clock strictly above the
- * old one's, and makes it travel whole.  A changed primary key leaves a
- * tombstone under the old one.
+ * old one's, with what the merge rules of its columns need to know, and makes
+ * it travel whole.  A changed primary key leaves a tombstone under the old one,
+ * and the row begins anew.
  */
 PG_FUNCTION_INFO_V1(repl_ml_stamp_update);
 Datum
@@ -127,6 +122,7 @@ repl_ml_stamp_update(PG_FUNCTION_ARGS)
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
 	ReplMlTable *table = trigger_table(fcinfo, TRIGGER_EVENT_BEFORE | TRIGGER_EVENT_UPDATE, "stamp_update");
 	const ReplMlIdentity *self = table == NULL ? NULL : writing_member();
+	const ReplMlPolicy *policy;
 	TupleDesc	desc;
 	HeapTuple	result;
 	ReplMlClock *old;
@@ -151,6 +147,8 @@ repl_ml_stamp_update(PG_FUNCTION_ARGS)
 		/* the new key's row is a new row; stamp_moved looks for tombstones */
 		clock = repl_ml_clock_make(self->node_id, repl_ml_ticker_next(repl_ml_clock_max_counter(clock)));
 	}
+	else if ((policy = repl_ml_policy_now(table)) != NULL && policy->merge_count > 0)
+		clock = repl_ml_share_update(policy, desc, trigdata->tg_trigtuple, trigdata->tg_newtuple, old, clock);
 	result = with_clock(table, desc, trigdata->tg_newtuple, clock);
 	if (HeapTupleHasExternal(result))
 		result = with_whole_values(result, desc);
@@ -374,7 +372,7 @@ with_clock(ReplMlTable *table, TupleDesc desc, HeapTuple tuple, const ReplMlCloc
 		char	   *start = (char *) tuple->t_data;
 
 		if (!isnull && (char *) old > start && (char *) old < start + tuple->t_len &&
-			VARATT_IS_SHORT(old) && VARSIZE_ANY_EXHDR(old) == VARSIZE_ANY_EXHDR(clock) &&
+			VARATT_IS_SHORT(old) && !VARATT_IS_EXTERNAL(old) && VARSIZE_ANY_EXHDR(old) == VARSIZE_ANY_EXHDR(clock) &&
 			(char *) old + VARSIZE_SHORT(old) == start + tuple->t_len)
 		{
 			HeapTuple	copy = heap_copytuple(tuple);
@@ -461,6 +459,17 @@ key_changes(TriggerData *trigdata, ReplMlTable *table)
 	return true;
 }
 
+/* Is this a clock that repl_ml.tick() has issued in this transaction, not one of an updated row? */
+static bool
+is_own_tick(const ReplMlClock *clock, const ReplMlIdentity *self)
+{
+	Size		size;
+
+	return repl_ml_clock_count(clock) == 1 && repl_ml_clock_marks(clock, &size) == NULL &&
+		repl_ml_clock_entry(clock, 0).node == self->node_id &&
+		repl_ml_ticker_issued_here(repl_ml_clock_entry(clock, 0).counter);
+}
+
 /*
  * Gives the row that now has the key of "slot" a clock above the key's
  * tombstones.  With "only_own" a clock that this transaction has not issued is
@@ -482,10 +491,7 @@ settle(TriggerData *trigdata, ReplMlTable *table, TupleTableSlot *slot, bool onl
 	repl_ml_key_from_slot(table, slot, key);
 	dead = repl_ml_tombstone_find(table, key, 0);
 	clock = DatumGetReplMlClockP(slot_getattr(slot, table->clock_attnum, &isnull));
-	own = !only_own ||
-		(repl_ml_clock_count(clock) == 1 &&
-		 repl_ml_clock_entry(clock, 0).node == self->node_id &&
-		 repl_ml_ticker_issued_here(repl_ml_clock_entry(clock, 0).counter));
+	own = !only_own || is_own_tick(clock, self);
 	if (own && (dead == NULL || repl_ml_clock_compare(dead, clock) == REPL_ML_CLOCK_BEFORE))
 		return;
 
