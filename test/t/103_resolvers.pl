@@ -64,7 +64,7 @@ sub wrong_arguments
 		[ q(set_resolver('lw', '')),                     '22023',       '' ],
 		[ q(set_resolver('lw', 'last_write(id)')),       '22023',       'last_write' ],
 		[ q(set_resolver('lw', 'newest_by')),            '22023',       'newest_by' ],
-		[ q(set_resolver('lw', 'newest_by(')),           '22023',       '' ],
+		[ "set_resolver('lw', 'newest_by(')",           '22023',       '' ],
 		[ q(set_resolver('lw', 'newest_by(nothing)')),   '42703',       'nothing' ],
 		[ q(set_resolver('lw', 'node_priority')),        '22023',       'node_priority' ],
 		[ q(set_resolver('lw', 'node_priority(n9)')),    '42704',       'n9' ],
@@ -92,7 +92,7 @@ sub wrong_arguments
 }
 
 # What node $node writes as event_ts and created_ts of row $key: with ties, and nulls.
-sub times
+sub stamps_of
 {
 	my ($key, $node) = @_;
 	return map { $_ == 3 ? 'NULL' : $_ } ($key * 7 + $node * $key) % 4, ($key + 2 * $node) % 4;
@@ -142,7 +142,7 @@ sub three_writers
 sub write_of
 {
 	my ($table, $key, $node, $delete) = @_;
-	my ($event, $created) = times($key, $node);
+	my ($event, $created) = stamps_of($key, $node);
 
 	return "DELETE FROM $table WHERE id = $key" if $delete;
 	return "UPDATE $table SET v = 'n$node', event_ts = $event, created_ts = $created WHERE id = $key";
@@ -178,8 +178,8 @@ sub outcome
 sub newer
 {
 	my ($key, $x, $y) = @_;
-	my @x = map { $_ eq 'NULL' ? -1 : $_ } times($key, $x);
-	my @y = map { $_ eq 'NULL' ? -1 : $_ } times($key, $y);
+	my @x = map { $_ eq 'NULL' ? -1 : $_ } stamps_of($key, $x);
+	my @y = map { $_ eq 'NULL' ? -1 : $_ } stamps_of($key, $y);
 	return $x[0] <=> $y[0] || $x[1] <=> $y[1];
 }
 
@@ -237,7 +237,7 @@ sub rules_change
 	rows_are(\@nodes, q(SELECT resolver FROM repl_ml.tables WHERE relation = 'turn'::regclass), 'last_write', 'rules change, the last one');
 	my $conflicts = q(SELECT conflict_id, key, conflict_type, resolution, loser_node, repl_ml.merge(loser_clock, loser_clock), loser_row FROM repl_ml.conflicts WHERE table_name = 'turn' ORDER BY key, loser_node);
 	rows_are(\@nodes, $conflicts, sql($n1, $conflicts), 'rules change, the conflicts as on n1');
-	is( sql($n1, q(SELECT string_agg(key[1] || loser_node || ' ' || split_part(resolution, '(', 1), ', ' ORDER BY key, loser_node) FROM repl_ml.conflicts WHERE table_name = 'turn')),
+	is( sql($n1, q{SELECT string_agg(key[1] || loser_node || ' ' || split_part(resolution, '(', 1), ', ' ORDER BY key, loser_node) FROM repl_ml.conflicts WHERE table_name = 'turn'}),
 		'1n1 last_write, 2n2 node_priority, 3n3 node_priority, 4n2 node_priority, 4n3 node_priority, 5n1 node_priority, 5n2 node_priority, '
 		  . '6n1 last_write, 6n3 last_write, 7n2 last_write, 8n2 last_write',
 		'rules change, the losers');
