@@ -74,7 +74,7 @@ situations_9_and_10();
 situations_6_and_7();
 situation_8();
 future();
-nothing_parked(\@nodes, 'in the end');
+nothing_parked(\@nodes);
 done_testing();
 
 # Ten updates in turns, each where the one before it has arrived.

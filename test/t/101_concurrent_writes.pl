@@ -90,7 +90,8 @@ documents();
 generated_columns();
 three_writers();
 equal_writes();
-nothing_parked(\@nodes, 'in the end');
+nothing_parked(\@nodes);
+no_worker_failed(\@nodes);
 done_testing();
 
 # What n1 writes while it hears nobody; n2's and n3's writes come later.

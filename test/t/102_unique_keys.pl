@@ -35,7 +35,7 @@ handed_over();
 in_one_transaction();
 again();
 retried();
-rows_are(\@nodes, 'SELECT sum(errors), string_agg(error_message, $$;$$) FROM repl_ml.stat_apply', '0|', 'no worker failed');
+no_worker_failed(\@nodes);
 done_testing();
 
 # Waits until every node has everything, what evictions bring about included.

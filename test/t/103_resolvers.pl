@@ -36,7 +36,7 @@ wrong_arguments();
 three_writers();
 rules_change();
 bad_function();
-rows_are(\@nodes, 'SELECT sum(errors), string_agg(error_message, $$;$$) FROM repl_ml.stat_apply', '0|', 'no worker failed');
+no_worker_failed(\@nodes);
 done_testing();
 
 sub set_rules
