@@ -189,8 +189,8 @@ sub situation_4
 	gone('t', 5, 'situation 4, the deletion is newer');
 	rows_are(\@nodes, 'SELECT id FROM other ORDER BY id', "4\n5", 'situation 4, the unrelated rows');
 	push @conflicts,
-	  lost('t', 4, 'delete_origin_differs', [ 'n2', '{"a": "a0", "b": "n2", "id": 4}' ], ['n1'], ''),
-	  lost('t', 5, 'update_deleted', ['n2'], [ 'n1', '{"a": "n1", "b": "b0", "id": 5}' ], '');
+	  lost('t', 4, 'delete_origin_differs', [ 'n2', '{"a": "a0", "b": "n2", "id": 4}' ], ['n1'], '{}'),
+	  lost('t', 5, 'update_deleted', ['n2'], [ 'n1', '{"a": "n1", "b": "b0", "id": 5}' ], '{}');
 }
 
 # Deletions, nulls, a key that changes, identical and different inserts, an insert and a row that moves there.
@@ -206,7 +206,7 @@ sub other_writes
 	row_is('t', 22, '{"a": "a0", "b": "b0", "id": 22}', 'an insert and a row that moves there');
 	push @conflicts,
 	  lost('t', 7, 'update_origin_differs', [ 'n2', '{"a": "a0", "b": null, "id": 7}' ], [ 'n1', '{"a": null, "b": "b0", "id": 7}' ], '{a,b}'),
-	  lost('t', 8, 'update_deleted', ['n2'], [ 'n1', '{"a": "n1", "b": "b0", "id": 8}' ], ''),
+	  lost('t', 8, 'update_deleted', ['n2'], [ 'n1', '{"a": "n1", "b": "b0", "id": 8}' ], '{}'),
 	  lost('t', 21, 'insert_exists', [ 'n2', '{"a": "n2", "b": "same", "id": 21}' ], [ 'n1', '{"a": "n1", "b": "same", "id": 21}' ], '{a}'),
 	  lost('t', 22, 'insert_exists', [ 'n2', '{"a": "a0", "b": "b0", "id": 22}' ], [ 'n1', '{"a": "n1", "b": null, "id": 22}' ], '{a,b}');
 }
@@ -229,8 +229,8 @@ sub situation_5
 	row_is('frozen', 3, '{"a": "n2", "id": 3}', 'situation 5, the update is newer');
 	conflicts_are(\@nodes, 'frozen', 'situation 5',
 		lost('frozen', 1, 'update_origin_differs', [ 'n2', '{"a": "n2", "id": 1}' ], [ 'n1', '{"a": "n1", "id": 1}' ], '{a}'),
-		lost('frozen', 2, 'update_deleted', ['n2'], [ 'n1', '{"a": "n1", "id": 2}' ], ''),
-		lost('frozen', 3, 'delete_origin_differs', [ 'n2', '{"a": "n2", "id": 3}' ], ['n1'], ''));
+		lost('frozen', 2, 'update_deleted', ['n2'], [ 'n1', '{"a": "n1", "id": 2}' ], '{}'),
+		lost('frozen', 3, 'delete_origin_differs', [ 'n2', '{"a": "n2", "id": 3}' ], ['n1'], '{}'));
 }
 
 # Rows with a clock a day ahead, which no trigger gives: a counter that far ahead is followed by the row
@@ -300,7 +300,7 @@ sub situation_14
 		lost('vector', 1, 'update_origin_differs', [ 'n2', $row{'1 n2'} ], [ 'n1', $row{'1 n1'} ], '{emb,n}'),
 		lost('vector', 2, 'update_origin_differs', [ 'n2', $row{'2 n2'} ], [ 'n1', $row{'2 n1'} ], '{emb,n}'),
 		lost('vector', 3, 'update_origin_differs', [ 'n2', $row{'3 n2'} ], [ 'n1', $row{'3 n1'} ], '{emb}'),
-		lost('vector', 4, 'delete_origin_differs', [ 'n2', $row{'4 n2'} ], ['n1'], ''));
+		lost('vector', 4, 'delete_origin_differs', [ 'n2', $row{'4 n2'} ], ['n1'], '{}'));
 }
 
 # The type json has no equality: the same text is the same value.

@@ -19,7 +19,7 @@ CREATE TABLE nulls (id int PRIMARY KEY, k text UNIQUE NULLS NOT DISTINCT);
 CREATE TABLE pos (id int PRIMARY KEY, pos int UNIQUE DEFERRABLE INITIALLY DEFERRED);
 CREATE TABLE other (id int PRIMARY KEY);
 SELECT repl_ml.add_all_tables();
-INSERT INTO keyed VALUES (70, 'given', NULL, 'old'), (71, NULL, 'kept', 'old'), (72, 'was', 'there', 'old'), (73, NULL, NULL, 'old');
+INSERT INTO keyed VALUES (70, 'given', NULL, 'old'), (71, NULL, 'kept', 'old'), (72, 'was', NULL, 'old'), (73, NULL, NULL, 'old');
 INSERT INTO pos SELECT i, i FROM generate_series(1, 4) i));
 my ($n1, $n2, $n3, $n4) = @nodes;
 
@@ -57,10 +57,10 @@ sub losers_are
 {
 	my ($name) = @_;
 	my $expected = join "\n", sort @losers;
-	my $sorted = 'ORDER BY 1 COLLATE "C"';
+	my $list = sub { my ($row, $from) = @_; return qq(SELECT $row COLLATE "C" FROM $from ORDER BY 1) };
 
-	rows_are(\@nodes, "SELECT table_name || '|' || key[1] FROM repl_ml.conflicts $sorted", $expected, "$name, logged");
-	rows_are(\@nodes, "SELECT table_name || '|' || coalesce(change->>'id', change->>'key') FROM repl_ml.parked_changes WHERE action = 'evicted' $sorted", $expected, "$name, parked");
+	rows_are(\@nodes, $list->("table_name || '|' || key[1]", 'repl_ml.conflicts'), $expected, "$name, logged");
+	rows_are(\@nodes, $list->("table_name || '|' || (change->>'id')", q(repl_ml.parked_changes WHERE action = 'evicted')), $expected, "$name, parked");
 	rows_are(\@nodes, q(SELECT table_name, action, message FROM repl_ml.parked_changes WHERE action <> 'evicted'), '', "$name, nothing else is parked");
 	my $ids = 'SELECT conflict_id, loser_node, repl_ml.merge(loser_clock, loser_clock), loser_row, conflict_type FROM repl_ml.conflicts ORDER BY 1';
 	rows_are(\@nodes, $ids, sql($n1, $ids), "$name, conflicts as on n1");
@@ -183,6 +183,8 @@ sub meanwhile
 {
 	my $name = 'written again meanwhile';
 
+	sql($n3, q(UPDATE keyed SET v = 'n3' WHERE id IN (72, 73)));
+	wait_converged(\@nodes);
 	cut_all(@nodes);
 	sql($n1, q(INSERT INTO keyed VALUES (51, 'p', NULL, 'n1'), (53, 'q', NULL, 'n1'), (55, 'r', NULL, 'n1'), (57, 's', NULL, 'n1'), (59, 't', NULL, 'n1')));
 	sql($n2, q(INSERT INTO keyed VALUES (52, 'p', NULL, 'n2'), (54, 'q', NULL, 'n2'), (56, 'r', NULL, 'n2'), (58, 's', NULL, 'n2'), (60, 't', NULL, 'n2')));
@@ -194,9 +196,9 @@ sub meanwhile
 	sql($n2, q(DELETE FROM keyed WHERE id = 58));
 	sql($n1, q(DELETE FROM keyed WHERE id = 59));
 
-	# an update against a unique key: of a row with a past of two nodes
+	# updates against a row with both keys: of rows with a past of two nodes
 	sql($n1, q(UPDATE keyed SET email = 'u' WHERE id = 73));
-	sql($n1, q(UPDATE keyed SET v = 'n1' WHERE id = 72));
+	sql($n1, q(UPDATE keyed SET handle = 'there' WHERE id = 72));
 	sql($n2, q(INSERT INTO keyed VALUES (61, 'u', 'there', 'n2')));
 	let_in($n3, $n1);
 	let_in($n3, $n2);
@@ -209,6 +211,8 @@ sub meanwhile
 	ids_are('keyed', 'id BETWEEN 50 AND 75', '51 53 54 56 60 61 70 71', $name);
 	rows_are(\@nodes, 'SELECT email, v FROM keyed WHERE id IN (51, 53, 54, 56) ORDER BY id', "p|updated\nq1|n1\nq|n2\nr1|n2", "$name, the rows");
 	losers_are($name);
+	rows_are(\@nodes, q(SELECT key, conflict_type, winner_node, loser_node, winner_row->>'id' FROM repl_ml.conflicts WHERE table_name = 'keyed' AND key[1]::int BETWEEN 50 AND 75 ORDER BY 1),
+		"{52}|insert_exists|n1|n2|51\n{55}|insert_exists|n2|n1|56\n{57}|insert_exists|n2|n1|58\n{72}|update_exists|n2|n1|61\n{73}|update_exists|n2|n1|61", "$name, the conflicts");
 }
 
 # Expressions, parts of a table, exclusion, null as a value; in both orders at n3 and n4.
@@ -286,9 +290,13 @@ sub again
 	sql($n2, q(INSERT INTO nulls VALUES (1, 'again')));
 	sql($n3, q(INSERT INTO named VALUES (1, 'again', true)));
 	settle(qw(nulls named));
-	@losers = grep { !/^(nulls|named)\|1$/ } @losers;
 	ids_are('nulls', 'true', '1 2', $name);
 	ids_are('named', 'true', '1 2 4 5 6', $name);
+
+	# whether the eviction is still told of is the same everywhere
+	my $told = q(SELECT table_name FROM repl_ml.conflicts WHERE table_name IN ('nulls', 'named') AND key = '{1}' ORDER BY 1);
+	my %told = map { $_ => 1 } split /\n/, sql($n1, $told);
+	@losers = grep { !/^(nulls|named)\|1$/ || $told{$1} } @losers;
 	losers_are($name);
 }
 
@@ -297,7 +305,7 @@ sub retried
 {
 	my ($name, $id) = ('tried again', q((SELECT id FROM repl_ml.parked_changes WHERE table_name = 'booking' AND change->>'id' = '4')));
 
-	psql_fails($n1, "SELECT repl_ml.retry_parked($id)", '23505|23P01', 'booking', '');
+	psql_fails($n1, "SELECT repl_ml.retry_parked($id)", '23505|23P01', 'booking');
 	losers_are("$name, refused");
 	sql($n3, 'DELETE FROM booking WHERE id = 5');
 	settle();
