@@ -223,7 +223,10 @@ join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer)
 		join_concurrent(join, dead, false);
 		return;
 	}
-	if (dead != NULL)
+	/* an old version is evicted only for a row whose writer knew a later one: this one */
+	if (dead == NULL)
+		dead = repl_ml_tombstone_find(table, join->key, 0);
+	if (dead != NULL && is_within(dead, clock))
 		overwrite(join, dead);
 	if (!store(join, join->arriving.row, clock, false, NULL))
 		return;
