@@ -184,6 +184,7 @@ typedef struct ReplMlJoin
 	Datum		key[INDEX_MAX_KEYS];
 	const ReplMlSource *source;
 	ReplMlVersion arriving;
+	const ReplMlClock *winner_clock;	/* of the version whose row is stored */
 	const char *eviction;		/* JSON: what the deletion, or the arriving
 								 * row's loss of a unique key, is due to */
 	List	   *conflicts;		/* of ReplMlConflict, to be recorded with the

@@ -353,13 +353,20 @@ name_array(List *names)
 }
 
 /*
- * Writes the conflict into repl_ml.conflict_history, unless it is there, and
- * parks the loser where that is due.  Returns the number of rows written.
+ * Writes the conflict into repl_ml.conflict_history, and parks the loser where
+ * that is due.  If the loser is there already, from a resolution with fewer
+ * versions, the present one replaces that: so all nodes end with the same.
+ * Returns the number of new rows.
  */
 int
 repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *source)
 {
-	static const char *const sql =
+	static const char *const update =
+		"UPDATE repl_ml.conflict_history SET conflict_type = $4, resolution = $5, winner_node = repl_ml.last_writer($6), winner_clock = $6,"
+		" result_clock = $8, winner_row = coalesce($9::pg_catalog.jsonb, pg_catalog.jsonb_object($10)), lost_columns = $13"
+		" WHERE conflict_id OPERATOR(pg_catalog.=) " CONFLICT_ID("$1", "$2", "$3", "$7")
+		" AND (resolution OPERATOR(pg_catalog.<>) 'unique_key' OR $5 OPERATOR(pg_catalog.=) 'unique_key')";
+	static const char *const insert =
 		"INSERT INTO repl_ml.conflict_history (conflict_id, schema_name, table_name, key, conflict_type, resolution,"
 		" winner_node, loser_node, winner_clock, loser_clock, result_clock, winner_row, loser_row, lost_columns,"
 		" origin_node, origin_xid, origin_lsn, origin_time) "
@@ -393,7 +400,8 @@ repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *sourc
 	values[15] = LSNGetDatum(source->lsn);
 	values[16] = TimestampTzGetDatum(source->commit_time);
 	nulls[16] = source->commit_time == 0 ? 'n' : ' ';
-	if (repl_ml_spi_execute(sql, 17, types, values, nulls) == 0)
+	if (repl_ml_spi_execute(update, 17, types, values, nulls) > 0 ||
+		repl_ml_spi_execute(insert, 17, types, values, nulls) == 0)
 		return 0;
 	if (conflict->parked_as != NULL)
 		repl_ml_park_loser(conflict, source);

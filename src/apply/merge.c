@@ -737,7 +737,8 @@ repl_ml_check_column_merge(PG_FUNCTION_ARGS)
 	if (att == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("column \"%s\" of table \"%s\" does not exist", column, RelationGetRelationName(rel))));
+				 errmsg("column \"%s\" of table \"%s\" does not exist", column, RelationGetRelationName(rel)),
+				 errhint("Name a column of the table.")));
 	if (rule == NULL && strcmp(name, "none") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -23,11 +23,12 @@ static int	update_history(ReplMlJoin *join, List *no_longer);
 static void join_row(ReplMlJoin *join);
 static void join_into_row(ReplMlJoin *join);
 static void join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer);
+static void no_loser(ReplMlJoin *join, const ReplMlClock *clock);
 static void bury_row(ReplMlJoin *join, TupleTableSlot *searched);
 static void settle(ReplMlJoin *join, TupleTableSlot *searched);
 static void join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here);
 static void log_eviction(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock);
-static void log_losers(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution);
+static void log_losers(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution, bool again);
 static bool store(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock, bool row_is_here,
 				  const ReplMlVersions *versions);
 static TupleTableSlot *with_clock(ReplMlTarget *target, TupleTableSlot *slot, const ReplMlClock *clock);
@@ -69,6 +70,7 @@ repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source
 	repl_ml_key_from_slot(join.target->table, join.arriving.row, join.key);
 	join.arriving.clock = clock_of(join.target, join.arriving.row);
 	join.arriving.dot = repl_ml_clock_dot(join.arriving.clock);
+	join.winner_clock = join.arriving.clock;
 	no_longer = repl_ml_history_find_void(join.target->table, join.key, join.arriving.clock, source);
 	repl_ml_ticker_observe(repl_ml_clock_max_counter(join.arriving.clock));
 	join_row(&join);
@@ -193,11 +195,14 @@ join_into_row(ReplMlJoin *join)
 		join_concurrent(join, here, true);
 }
 
-/* Lets the record of an eviction go: what was evicted has been overwritten since. */
+/*
+ * Notes that a version is no loser, whatever was recorded: it is the winner
+ * now, or evicted and overwritten since.
+ */
 static void
-overwrite(ReplMlJoin *join, const ReplMlClock *dead)
+no_loser(ReplMlJoin *join, const ReplMlClock *clock)
 {
-	join->no_losers = lappend(join->no_losers, repl_ml_history_describe_void(join->target->table, join->key, dead));
+	join->no_losers = lappend(join->no_losers, repl_ml_history_describe_void(join->target->table, join->key, clock));
 }
 
 /* The row is not here: it never was, or it was deleted. */
@@ -227,7 +232,7 @@ join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer)
 	if (dead == NULL)
 		dead = repl_ml_tombstone_find(table, join->key, 0);
 	if (dead != NULL && is_within(dead, clock))
-		overwrite(join, dead);
+		no_loser(join, dead);
 	if (!store(join, join->arriving.row, clock, false, NULL))
 		return;
 
@@ -273,7 +278,7 @@ bury_row(ReplMlJoin *join, TupleTableSlot *searched)
 	else if (dead != NULL && !is_within(dead, clock))
 		join_concurrent(join, dead, false);
 	else if (dead != NULL && !same_dot(dead, clock))
-		overwrite(join, dead);
+		no_loser(join, dead);
 }
 
 /* Lets the row, if it is here, and a deletion that is recorded decide. */
@@ -304,8 +309,9 @@ join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
 	ReplMlVersions versions = {0};
 	const ReplMlClock *clock = here;
 	ReplMlResolution *resolution;
+	bool		loaded = repl_ml_version_load(target->table, join->key, RelationGetDescr(target->rel), here, &versions);
 
-	if (!repl_ml_version_load(target->table, join->key, RelationGetDescr(target->rel), here, &versions))
+	if (!loaded)
 	{
 		ReplMlVersion *version = repl_ml_conflict_insert(&versions, repl_ml_clock_dot(here));
 
@@ -326,7 +332,8 @@ join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
 			return;
 	}
 	resolution = repl_ml_resolve(target, &versions, clock);
-	log_losers(join, &versions, resolution);
+	join->winner_clock = resolution->winner->clock;
+	log_losers(join, &versions, resolution, loaded);
 	repl_ml_version_save(target->table, join->key, &versions);
 	if (!resolution->deleted)
 	{
@@ -349,24 +356,29 @@ log_eviction(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock)
 								  repl_ml_history_describe_told_eviction(join->target, join->key, row, clock, join->eviction));
 }
 
-/* Notes each version that lost something, and that the winner lost nothing. */
+/*
+ * Notes each version that lost something.  If they were resolved before,
+ * "again", one that was a loser then may be none now.
+ */
 static void
-log_losers(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution)
+log_losers(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution, bool again)
 {
+	ReplMlTable *table = join->target->table;
+
 	for (int i = 0; i < versions->count; i++)
 	{
 		const ReplMlVersion *loser = &versions->all[i];
-		ReplMlConflict *conflict;
+		ReplMlConflict *conflict = NULL;
 
-		if (loser == resolution->winner)
-		{
-			if (resolution->policy->resolver != NULL)
-				overwrite(join, loser->clock);
+		/* the loss of an evicted one is its eviction */
+		if (loser->deleted && !resolution->deleted && repl_ml_tombstone_eviction(table, join->key, loser->clock) != NULL)
 			continue;
-		}
-		conflict = repl_ml_history_describe(join->target, join->key, resolution, loser);
+		if (loser != resolution->winner)
+			conflict = repl_ml_history_describe(join->target, join->key, resolution, loser);
 		if (conflict != NULL)
 			join->conflicts = lappend(join->conflicts, conflict);
+		else if (again && !loser->deleted)
+			no_loser(join, loser->clock);
 	}
 }
 

@@ -133,21 +133,23 @@ yields(ReplMlJoin *join, Relation index, TupleTableSlot *row, const ReplMlClock 
 	bool		isnull;
 	const ReplMlClock *rival = DatumGetReplMlClockP(slot_getattr(target->found, table->clock_attnum, &isnull));
 	ReplMlVersions versions = {0};
+	const ReplMlClock *loser;
 	const char *index_name = RelationGetRelationName(index);
 	ReplMlConflict *conflict;
 	bool		resolved;
 
 	if (repl_ml_clock_dot_before(repl_ml_clock_dot(clock), repl_ml_clock_dot(rival)))
 	{
-		conflict = repl_ml_history_describe_eviction(target, join->key, row, clock, target->found, rival, index_name);
+		conflict = repl_ml_history_describe_eviction(target, join->key, row, join->winner_clock, target->found, rival, index_name);
 		join->conflicts = lappend(join->conflicts, conflict);
 		join->eviction = repl_ml_history_eviction_as_json(conflict, index_name);
 		return false;
 	}
 	repl_ml_key_from_slot(table, target->found, key);
-	conflict = repl_ml_history_describe_eviction(target, key, target->found, rival, row, clock, index_name);
-	join->conflicts = lappend(join->conflicts, conflict);
 	resolved = repl_ml_version_load(table, key, RelationGetDescr(target->rel), rival, &versions);
+	loser = resolved ? repl_ml_resolve(target, &versions, rival)->winner->clock : rival;
+	conflict = repl_ml_history_describe_eviction(target, key, target->found, loser, row, clock, index_name);
+	join->conflicts = lappend(join->conflicts, conflict);
 	repl_ml_unique_evict(target, key, rival, resolved ? &versions : NULL,
 						 repl_ml_history_eviction_as_json(conflict, index_name));
 	repl_ml_target_delete(target);
