@@ -21,6 +21,7 @@
 #include "group/query.h"
 
 static void resolve_again(TriggerData *trigdata);
+static void resolve_keys(Oid relid, List *keys, ReplMlClockEntry since);
 static List *keys_after(const char *schema_name, const char *table_name, ReplMlClockEntry since);
 
 /*
@@ -55,10 +56,8 @@ resolve_again(TriggerData *trigdata)
 	bool		isnull;
 	ReplMlClock *clock = DatumGetReplMlClockP(heap_getattr(rule, SPI_fnumber(desc, REPL_ML_CLOCK_COLUMN), desc, &isnull));
 	ReplMlClockEntry since = repl_ml_clock_dot(clock);
-	ReplMlSource source = {.node = since.node};
 	List	   *keys = keys_after(schema_name, table_name, since);
 	Oid			relid;
-	ListCell   *lc;
 
 	if (keys == NIL)
 		return;
@@ -67,8 +66,28 @@ resolve_again(TriggerData *trigdata)
 	relid = repl_ml_relation_local(schema_name, table_name);
 	if (!OidIsValid(relid))
 		return;
-	foreach(lc, keys)
-		repl_ml_row_resolve_again(relid, PointerGetDatum(lfirst(lc)), &source);
+	resolve_keys(relid, keys, since);
+}
+
+/* Applies although it runs in a trigger, ours. */
+static void
+resolve_keys(Oid relid, List *keys, ReplMlClockEntry since)
+{
+	ReplMlSource source = {.node = since.node};
+
+	repl_ml_applying_depth = 1;
+	PG_TRY();
+	{
+		ListCell   *lc;
+
+		foreach(lc, keys)
+			repl_ml_row_resolve_again(relid, PointerGetDatum(lfirst(lc)), &source);
+	}
+	PG_FINALLY();
+	{
+		repl_ml_applying_depth = 0;
+	}
+	PG_END_TRY();
 }
 
 /* The keys, as text[], of stored versions written after the rule. */

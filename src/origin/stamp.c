@@ -314,7 +314,7 @@ static void
 refuse_in_apply(int own_depth)
 {
 	if (!repl_ml_applying ||
-		DatumGetInt32(DirectFunctionCall1(pg_trigger_depth, (Datum) 0)) <= own_depth)
+		DatumGetInt32(DirectFunctionCall1(pg_trigger_depth, (Datum) 0)) <= repl_ml_applying_depth + own_depth)
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),

@@ -60,6 +60,7 @@ typedef struct ReplMlTarget
 
 /* true while this process applies what came from elsewhere: no stamping */
 extern bool repl_ml_applying;
+extern int	repl_ml_applying_depth;
 
 /* true in our own workers: they write before the node is ready for users */
 extern bool repl_ml_internal_write;

@@ -26,6 +26,9 @@
 #include "row/row.h"
 
 bool		repl_ml_applying = false;
+
+/* how deep in triggers it applies: in conflict_policy's it resolves rows again */
+int			repl_ml_applying_depth = 0;
 bool		repl_ml_internal_write = false;
 
 static HTAB *tables = NULL;
