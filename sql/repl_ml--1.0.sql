@@ -1487,7 +1487,7 @@ CREATE FUNCTION repl_ml.check_resolver(relation regclass, sample_rows integer DE
         other text;
         a record;
         failure text;
-        asymmetric text;
+        uneven text;
         nothing text;
         moved text;
     BEGIN
@@ -1520,7 +1520,7 @@ CREATE FUNCTION repl_ml.check_resolver(relation regclass, sample_rows integer DE
                 IF keys IN ('{}') OR keys IS NULL OR other IN ('{}') OR other IS NULL THEN
                     nothing := a.a || ' and ' || a.b;
                 ELSIF keys <> other THEN
-                    asymmetric := a.a || ' and ' || a.b;
+                    uneven := a.a || ' and ' || a.b;
                 END IF;
             EXCEPTION WHEN OTHERS THEN
                 failure := pg_catalog.format('%s (%s) for %s and %s', sqlerrm, sqlstate, a.a, a.b);
@@ -1528,7 +1528,7 @@ CREATE FUNCTION repl_ml.check_resolver(relation regclass, sample_rows integer DE
         END LOOP;
         FOR check_name, detail, hint IN VALUES ('raises no error', failure, 'Let the function return a row for every pair of versions.'),
                 ('returns a row', nothing, 'The function must not return null.'),
-                ('symmetric', asymmetric, 'The function must return the same row when its arguments change places.') LOOP
+                ('symmetric', uneven, 'The function must return the same row when its arguments change places.') LOOP
             status := CASE WHEN detail IS NOT NULL THEN 'failed' WHEN pairs = 0 THEN 'unknown' ELSE 'ok' END;
             IF detail IS NULL THEN
                 hint := CASE WHEN pairs = 0 THEN 'The table needs two rows at least.' END;
