@@ -1556,7 +1556,7 @@ CREATE FUNCTION repl_ml.orphans(relation regclass, OUT constraint_name name, OUT
                         pg_catalog.string_agg(pg_catalog.format('c.%I::text', a.attname), ', ' ORDER BY u.place) AS child_columns,
                         pg_catalog.string_agg(pg_catalog.format('c.%I IS NOT NULL', a.attname), ' AND ') AS not_null,
                         pg_catalog.string_agg(pg_catalog.format('p.%I = c.%I', b.attname, a.attname), ' AND ') AS matches
-                   FROM pg_catalog.pg_constraint c, pg_catalog.unnest(c.conkey, c.confkey) WITH ORDINALITY u (child, parent, place)
+                   FROM pg_catalog.pg_constraint c, ROWS FROM (pg_catalog.unnest(c.conkey), pg_catalog.unnest(c.confkey)) WITH ORDINALITY u (child, parent, place)
                    JOIN pg_catalog.pg_attribute a ON a.attnum = u.child JOIN pg_catalog.pg_attribute b ON b.attnum = u.parent
                   WHERE c.conrelid = relation AND c.contype = 'f' AND a.attrelid = c.conrelid AND b.attrelid = c.confrelid
                   GROUP BY c.oid, c.conname, c.conrelid, c.confrelid ORDER BY c.conname LOOP

@@ -215,7 +215,9 @@ sub orphans
 	heal_all(@nodes);
 	wait_converged(\@nodes, 'parent', 'child');
 	my $orphans = q(SELECT o::text FROM repl_ml.orphans('child') o ORDER BY 1);
-	is(scalar(split /\n/, sql($n1, $orphans)), 4, "$name, each row and key that lacks its parent");
+	is(sql($n1, q(SELECT string_agg(constraint_name || key::text || ' ' || referenced || missing_key::text, ', ' ORDER BY constraint_name, key) FROM repl_ml.orphans('child'))),
+		'child_parent_id_fkey{1} parent{1}, child_parent_id_fkey{3} parent{1}, child_second_id_fkey{2} parent{2}, child_second_id_fkey{3} parent{2}',
+		"$name, each row and key that lacks its parent");
 	rows_are(\@nodes, $orphans, sql($n1, $orphans), "$name, as on n1");
 	sql($n3, q(INSERT INTO parent VALUES (1, 'again'); DELETE FROM child WHERE second_id = 2));
 	wait_converged(\@nodes, 'parent', 'child');
@@ -274,11 +276,10 @@ sub member_gone
 	housekeeping($_) foreach @left;
 	rows_are(\@left, $tombstones, '2', "$name, tombstones stay while it is down");
 	sql($n1, q(SELECT repl_ml.drop_node('n3')));
+	poll_until($n1, q(SELECT v = 'last' FROM kept WHERE id = 2));
 	poll_until($_, 'SELECT count(*) = 0 FROM repl_ml.tombstone') foreach @left;
 	is_equal_everywhere(\@left, 'kept', $name);
 	rows_are(\@left, 'SELECT id, v FROM kept WHERE id < 4 ORDER BY id', '2|last', "$name, n3's last write is everywhere, the later deletions too");
-	my $ids = q(SELECT conflict_id, key, conflict_type, loser_row FROM repl_ml.conflicts WHERE table_name = 'kept' AND key = '{1}' ORDER BY detected_at DESC, 1 LIMIT 1);
-	rows_are(\@left, $ids, sql($n2, $ids), "$name, the conflict as on n2");
 	sql($n1, q(INSERT INTO kept VALUES (1, 'again'), (3, 'again')));
 	poll_until($n2, q(SELECT count(*) = 2 FROM kept WHERE v = 'again'));
 	return;
