@@ -2,10 +2,11 @@
 # row, in whatever order they arrive: counters are exact sums, independent columns each keep their last
 # write, the others are joined; and what is lost, and nothing else, is in the conflict log.
 #
-# Seen failing: without has_dropped (apply/merge.c) row 12 is 113; with the delta of share.c's mark_column
-# replaced by the new value the counters count twice; without the marks of the result
-# (repl_ml_share_mark_counter in merge_counter) the second episode's sums are wrong; without
-# repl_ml_share_update in stamp.c nearly all of it.
+# Seen failing: with has_dropped (apply/merge.c) always false, "deleted and inserted again"; with the value
+# itself in place of the delta in mark_column (row/share.c), all counters; without repl_ml_share_mark_counter
+# in merge_counter, "keeps its shares"; without repl_ml_share_mark_dot in merge_independent, "keeps its last
+# writes"; without repl_ml_share_update in stamp.c, nearly all of it; without the look at marks in stamp.c's
+# is_own_tick, "are not believed for another".
 use strict;
 use warnings;
 use ReplMl;
@@ -180,6 +181,23 @@ each_link(\&heal);
 wait_converged(\@nodes, 'item');
 is(row('n', 41), 103, 'deleted and inserted again: the other node adds to the new row');
 is(row('n', 142), 40, 'a moved row takes all of the counter along');
+
+# One node joins versions of the others and writes on, while they write on without.
+each_link(\&cut);
+sql($n1, "UPDATE item SET n = n + 1 WHERE id = 45; UPDATE item SET a = 'old' WHERE id = 46");
+heal_in_order($n3, $n1);
+cut($n3, $n1);
+sql($n1, "UPDATE item SET a = 'new' WHERE id = 46");
+sql($n2, "UPDATE item SET n = n + 2 WHERE id = 45; UPDATE item SET b = 'n2' WHERE id = 46");
+sql($n3, "UPDATE item SET plain = 'n3' WHERE id IN (45, 46)");
+heal_in_order($n3, $n2);
+cut($n3, $n2);
+sql($n2, 'UPDATE item SET n = n + 8 WHERE id = 45');
+sql($n3, "UPDATE item SET n = n + 4, plain = 'joined' WHERE id IN (45, 46)");
+each_link(\&heal);
+wait_converged(\@nodes, 'item');
+is(row('n, plain', 45), '25|joined', 'what was joined before keeps its shares');
+is(row('a, b, plain', 46), 'new|n2|joined', 'what was joined before keeps its last writes');
 
 # Many increments, with nodes that see each other now and then, and one that crashes in between.
 my $expected = 10;
