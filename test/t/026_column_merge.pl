@@ -199,6 +199,21 @@ wait_converged(\@nodes, 'item');
 is(row('n, plain', 45), '25|joined', 'what was joined before keeps its shares');
 is(row('a, b, plain', 46), 'new|n2|joined', 'what was joined before keeps its last writes');
 
+# A key of an object that two nodes have set, and a deletion that loses or wins.
+each_link(\&cut);
+sql($n1, q(UPDATE item SET doc = jsonb_set(doc, '{k}', '1') WHERE id = 47; DELETE FROM item WHERE id = 48));
+sql($n1, q(UPDATE item SET n = n + 1, a = 'n1' WHERE id = 49));
+sql($n2, q(UPDATE item SET doc = jsonb_set(doc, '{k}', '2') WHERE id = 47));
+sql($n3, q(UPDATE item SET n = n + 1, a = 'n3' WHERE id = 48; DELETE FROM item WHERE id = 49));
+each_link(\&heal);
+wait_converged(\@nodes, 'item');
+is(row('doc', 47), '{"k": 2, "o": {"p": 0}}', 'the later value of a key stays');
+is_lost(47, 'update_origin_differs|n1|{doc}', 'the other one is lost');
+is(row('n, a', 48), '11|n3', 'a row that outlives a deletion keeps its values');
+is_lost(48, 'delete_origin_differs|n1|{}', 'the deletion is lost');
+is(row('n', 49), '', 'a deletion that wins takes the counter along');
+is_lost(49, 'update_deleted|n1|{}', 'the increment is lost');
+
 # Many increments, with nodes that see each other now and then, and one that crashes in between.
 my $expected = 10;
 foreach my $round (1 .. 4)
@@ -223,6 +238,18 @@ foreach my $round (1 .. 4)
 wait_converged(\@nodes, 'item');
 is(row('n', 43), $expected, 'every increment counts once');
 is(row('arr', 43), '{5,6,4,4,4}', 'in every element');
+
+# A sum that the type cannot hold is parked; with another type it is as exact.
+each_link(\&cut);
+sql($_, 'UPDATE item SET n = n + 600000 WHERE id = 51') foreach $n1, $n2;
+each_link(\&heal);
+poll_until($_, 'SELECT count(*) = 1 FROM repl_ml.parked_changes') foreach @nodes;
+like(sql($_, 'SELECT sqlstate, message FROM repl_ml.parked_changes'), qr/^23514\|.*quantity/, 'too large for ' . $_->name)
+  foreach @nodes;
+sql($_, 'ALTER DOMAIN quantity DROP CONSTRAINT quantity_check; SELECT repl_ml.retry_parked(id) FROM repl_ml.parked_changes')
+  foreach @nodes;
+wait_converged(\@nodes, 'item');
+is(row('n', 51), 1200010, 'tried again, the sum is exact');
 
 # A rule that is taken back leaves no marks at the next update.
 sql($n1, "SELECT repl_ml.set_column_merge('item', '$_', 'none')") foreach sort keys %rules;
