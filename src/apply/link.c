@@ -43,6 +43,7 @@ typedef struct PeerInfo
 } PeerInfo;
 
 static PeerInfo ask(ReplMlApply *apply);
+static void check_progress(ReplMlApply *apply, XLogRecPtr applied, XLogRecPtr end);
 static void check(ReplMlApply *apply, const PeerInfo *info);
 static bool slot_is_usable(ReplMlApply *apply, const char *slot);
 static XLogRecPtr make_slot(ReplMlApply *apply, const char *slot);
@@ -85,8 +86,10 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	origin = MemoryContextStrdup(TopMemoryContext, repl_ml_origin_name(MyDatabaseId, apply->peer->node_id));
 	slot = MemoryContextStrdup(TopMemoryContext, repl_ml_origin_name(info.database, apply->self));
 	id = replorigin_by_name(origin, true);
-	CommitTransactionCommand();
 	had_origin = id != InvalidRepOriginId;
+	if (had_origin)
+		check_progress(apply, replorigin_get_progress(id, false), info.flush_lsn);
+	CommitTransactionCommand();
 
 	if (!had_origin || !slot_is_usable(apply, slot))
 	{
@@ -110,16 +113,22 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	replorigin_session_origin = apply->origin;
 	from = replorigin_session_get_progress(false);
 	CommitTransactionCommand();
-
-	if (had_origin && from > info.flush_lsn)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("node \"%s\" has been set back to an older state", apply->peer->node_name),
-				 errdetail("Changes up to %X/%X have been applied from it, but its WAL ends at %X/%X.",
-						   LSN_FORMAT_ARGS(from), LSN_FORMAT_ARGS(info.flush_lsn)),
-				 errhint("Run SELECT repl_ml.leave_group(force => true) there, SELECT repl_ml.drop_node(%s) here, and join it again.",
-						 quote_literal_cstr(apply->peer->node_name))));
 	return from;
+}
+
+/* A peer cannot have less than we have applied from it, unless it was set back. */
+static void
+check_progress(ReplMlApply *apply, XLogRecPtr applied, XLogRecPtr end)
+{
+	if (applied <= end)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("node \"%s\" has been set back to an older state", apply->peer->node_name),
+			 errdetail("Changes up to %X/%X have been applied from it, but its WAL ends at %X/%X.",
+					   LSN_FORMAT_ARGS(applied), LSN_FORMAT_ARGS(end)),
+			 errhint("Run SELECT repl_ml.leave_group(force => true) there, SELECT repl_ml.drop_node(%s) here, and join it again.",
+					 quote_literal_cstr(apply->peer->node_name))));
 }
 
 static PeerInfo
