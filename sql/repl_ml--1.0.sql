@@ -370,10 +370,11 @@ CREATE TABLE repl_ml.concurrent_version (
     key          text[] NOT NULL,
     key_hash     bigint NOT NULL,
     content      text[],
+    eviction     jsonb,
     __repl_clock repl_ml.vclock NOT NULL
 );
 CREATE INDEX concurrent_version_key_hash_idx ON repl_ml.concurrent_version (key_hash);
-COMMENT ON TABLE repl_ml.concurrent_version IS 'concurrent versions of rows: names and values of the columns, null for a deletion; kept until no member can write without knowing them';
+COMMENT ON TABLE repl_ml.concurrent_version IS 'concurrent versions of rows: names and values of the columns, null for a deletion or, with eviction, a version that lost a unique key; kept until no member can write without knowing them';
 
 -- Evicted versions the group has not been told of yet
 CREATE TABLE repl_ml.eviction (
@@ -741,10 +742,10 @@ CREATE FUNCTION repl_ml.order_copies(from_node integer) RETURNS void
     AS $$
     INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name)
     SELECT from_node, t.schema_name, t.table_name FROM repl_ml.replicated_table t WHERE t.state = 'enrolled'
-    UNION ALL SELECT from_node, 'repl_ml', x FROM pg_catalog.unnest('{concurrent_version, tombstone}'::name[]) x
+    UNION ALL SELECT from_node, 'repl_ml', 'tombstone'
     ON CONFLICT (node_id, schema_name, table_name) DO UPDATE SET state = 'pending', rows = NULL
     $$;
-COMMENT ON FUNCTION repl_ml.order_copies(integer) IS 'marks all tables, concurrent versions and tombstones first, to be copied from a node';
+COMMENT ON FUNCTION repl_ml.order_copies(integer) IS 'marks all tables, tombstones first, to be copied from a node';
 
 -- Enrols a table another node has added, and orders the copy of its rows
 CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS boolean
@@ -774,8 +775,7 @@ CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS boolean
         SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = '__repl_clock' AND NOT a.attisdropped) INTO had_clock;
         PERFORM repl_ml.enrol(relation);
         INSERT INTO repl_ml.table_sync AS y (node_id, schema_name, table_name)
-        SELECT coalesce(CASE WHEN self.state <> 'ready' THEN self.donor END, t.enrolled_by), x.schema_name, x.table_name
-          FROM (VALUES (t.schema_name, t.table_name), ('repl_ml', 'concurrent_version')) x (schema_name, table_name)
+        SELECT coalesce(CASE WHEN self.state <> 'ready' THEN self.donor END, t.enrolled_by), t.schema_name, t.table_name
          WHERE self.copy_data OR self.state = 'ready'
         ON CONFLICT ON CONSTRAINT table_sync_pkey DO UPDATE SET state = 'pending', rows = NULL;
         DELETE FROM repl_ml.table_sync y WHERE y.node_id = self.node_id;

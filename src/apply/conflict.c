@@ -35,6 +35,7 @@ repl_ml_conflict_add(ReplMlVersions *versions, const ReplMlClock *seen, const Re
 			return false;
 		twin->deleted = true;
 		twin->row = NULL;
+		twin->eviction = arriving->eviction;
 		return true;
 	}
 	if (repl_ml_clock_covers(seen, arriving->dot))

@@ -99,10 +99,18 @@ repl_ml_link_prepare(ReplMlApply *apply)
 					 errmsg("slot \"%s\" on node \"%s\" is lost and is made anew",
 							slot, apply->peer->node_name),
 					 errdetail("All tables are copied from that node again and joined.")));
+
+		/*
+		 * The copies are ordered, durably, before there is a slot that hides
+		 * what the old one did not keep.
+		 */
+		StartTransactionCommand();
+		order_copies(apply, &info, had_origin);
+		ForceSyncCommit();
+		CommitTransactionCommand();
 		from = make_slot(apply, slot);
 		StartTransactionCommand();
 		make_origin(origin, from);
-		order_copies(apply, &info, had_origin);
 		CommitTransactionCommand();
 	}
 

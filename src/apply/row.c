@@ -24,10 +24,12 @@ static void join_row(ReplMlJoin *join);
 static void join_into_row(ReplMlJoin *join);
 static void join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer);
 static void no_loser(ReplMlJoin *join, const ReplMlClock *clock);
+static void forget_evictions(ReplMlJoin *join, const ReplMlClock *here);
 static void bury_row(ReplMlJoin *join, TupleTableSlot *searched);
 static void settle(ReplMlJoin *join, TupleTableSlot *searched);
 static void join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here);
 static void log_eviction(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock);
+static void log_late_eviction(ReplMlJoin *join, const ReplMlClock *here);
 static void log_losers(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution, bool again);
 static bool store(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock, bool row_is_here,
 				  const ReplMlVersions *versions);
@@ -105,6 +107,7 @@ repl_ml_row_bury(Oid relid, Datum key_array, const ReplMlClock *clock, const cha
 	join.arriving.clock = clock;
 	join.arriving.dot = repl_ml_clock_dot(clock);
 	join.arriving.deleted = true;
+	join.arriving.eviction = eviction;
 	no_longer = repl_ml_history_find_void(join.target->table, join.key, clock, source);
 	repl_ml_ticker_observe(repl_ml_clock_max_counter(clock));
 	bury_row(&join, slot);
@@ -188,9 +191,15 @@ join_into_row(ReplMlJoin *join)
 	const ReplMlClock *here = clock_of(join->target, join->target->found);
 
 	if (is_within(join->arriving.clock, here))
+	{
+		log_late_eviction(join, here);
 		return;
+	}
 	if (is_within(here, join->arriving.clock))
+	{
+		forget_evictions(join, here);
 		store(join, join->arriving.row, join->arriving.clock, true, NULL);
+	}
 	else
 		join_concurrent(join, here, true);
 }
@@ -203,6 +212,33 @@ static void
 no_loser(ReplMlJoin *join, const ReplMlClock *clock)
 {
 	join->no_losers = lappend(join->no_losers, repl_ml_history_describe_void(join->target->table, join->key, clock));
+}
+
+/*
+ * Takes back what is recorded of evicted versions that the arriving one knew:
+ * they were overwritten, and have lost nothing.
+ */
+static void
+forget_evictions(ReplMlJoin *join, const ReplMlClock *here)
+{
+	ReplMlTarget *target = join->target;
+	ReplMlVersions versions = {0};
+
+	if (!repl_ml_shmem_may_have_tombstone(target->table->root))
+		return;
+	if (!repl_ml_version_load(target->table, join->key, RelationGetDescr(target->rel), here, &versions))
+	{
+		ReplMlVersion *version = repl_ml_conflict_insert(&versions, repl_ml_clock_dot(here));
+
+		version->clock = here;
+		version->eviction = repl_ml_tombstone_eviction(target->table, join->key, here);
+	}
+	for (int i = 0; i < versions.count; i++)
+	{
+		if (versions.all[i].eviction != NULL && repl_ml_clock_covers(join->arriving.clock, versions.all[i].dot) &&
+			!same_dot(versions.all[i].clock, join->arriving.clock))
+			no_loser(join, versions.all[i].clock);
+	}
 }
 
 /* The row is not here: it never was, or it was deleted. */
@@ -232,7 +268,7 @@ join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer)
 	if (dead == NULL)
 		dead = repl_ml_tombstone_find(table, join->key, 0);
 	if (dead != NULL && is_within(dead, clock))
-		no_loser(join, dead);
+		forget_evictions(join, dead);
 	if (!store(join, join->arriving.row, clock, false, NULL))
 		return;
 
@@ -278,7 +314,7 @@ bury_row(ReplMlJoin *join, TupleTableSlot *searched)
 	else if (dead != NULL && !is_within(dead, clock))
 		join_concurrent(join, dead, false);
 	else if (dead != NULL && !same_dot(dead, clock))
-		no_loser(join, dead);
+		forget_evictions(join, dead);
 }
 
 /* Lets the row, if it is here, and a deletion that is recorded decide. */
@@ -326,6 +362,7 @@ join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
 			if (!versions.all[i].deleted && same_dot(versions.all[i].clock, join->arriving.clock))
 				log_eviction(join, versions.all[i].row, versions.all[i].clock);
 		}
+		forget_evictions(join, here);
 		clock = repl_ml_clock_merge(here, join->arriving.clock);
 		if (!repl_ml_conflict_add(&versions, here, &join->arriving) &&
 			repl_ml_clock_compare(clock, here) == REPL_ML_CLOCK_EQUAL)
@@ -357,23 +394,41 @@ log_eviction(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock)
 }
 
 /*
+ * A version arrives that the group knows to have lost a unique key, and that
+ * only its eviction stood for so far: beside the row with clock "here".
+ */
+static void
+log_late_eviction(ReplMlJoin *join, const ReplMlClock *here)
+{
+	ReplMlTarget *target = join->target;
+	ReplMlVersions versions = {0};
+
+	if (!repl_ml_shmem_may_have_tombstone(target->table->root) ||
+		!repl_ml_version_load(target->table, join->key, RelationGetDescr(target->rel), here, &versions))
+		return;
+	for (int i = 0; i < versions.count; i++)
+	{
+		if (!same_dot(versions.all[i].clock, join->arriving.clock))
+			continue;
+		join->eviction = versions.all[i].eviction;
+		log_eviction(join, join->arriving.row, join->arriving.clock);
+	}
+}
+
+/*
  * Notes each version that lost something.  If they were resolved before,
  * "again", one that was a loser then may be none now.
  */
 static void
 log_losers(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution, bool again)
 {
-	ReplMlTable *table = join->target->table;
-
 	for (int i = 0; i < versions->count; i++)
 	{
 		const ReplMlVersion *loser = &versions->all[i];
 		ReplMlConflict *conflict = NULL;
 
 		/* the loss of an evicted one is its eviction */
-		if (loser->deleted && !resolution->deleted && repl_ml_tombstone_eviction(table, join->key, loser->clock) != NULL)
-			continue;
-		if (loser != resolution->winner)
+		if (loser != resolution->winner && loser->eviction == NULL)
 			conflict = repl_ml_history_describe(join->target, join->key, resolution, loser);
 		if (conflict != NULL)
 			join->conflicts = lappend(join->conflicts, conflict);

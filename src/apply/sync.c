@@ -35,6 +35,8 @@
 #define DONOR_PATIENCE_MS	30000	/* how long a donor may take to catch up */
 #define POLL_MS				100
 
+#define VERSION_TABLE		"concurrent_version"
+
 /* What NextCopyFrom reads from; set only while a copy runs. */
 static WalReceiverConn *copy_source = NULL;
 static char *copy_buffer = NULL;
@@ -50,6 +52,7 @@ typedef struct OtherMember
 } OtherMember;
 
 static void copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, const char *table_name);
+static int64 copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *condition);
 static int64 join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy);
 static void join_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
 static void join_tombstone(ReplMlApply *apply, Datum *values, bool *nulls);
@@ -132,16 +135,15 @@ stored_columns(Relation rel, StringInfo select)
 	return names;
 }
 
-/* Joins all rows of one table of the peer, in one transaction, and ticks it off. */
+/*
+ * Joins all rows of one table of the peer, in one transaction, and ticks it
+ * off.  A row that the peer has resolved from several versions must come after
+ * these, or it would pass for one of them: so they are copied first, of the
+ * same moment.
+ */
 static void
 copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, const char *table_name)
 {
-	StringInfoData command;
-	ParseState *pstate;
-	CopyFromState copy;
-	Relation	rel;
-	List	   *columns;
-	ReplMlUser	saved;
 	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
 	Datum		values[3];
 	Oid			relid;
@@ -152,25 +154,16 @@ copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, c
 	relid = repl_ml_relation_local(schema_name, table_name);
 	if (OidIsValid(relid))
 	{
-		rel = table_open(relid, RowExclusiveLock);
-		set_progress(apply, relid, 0);
-		initStringInfo(&command);
-		appendStringInfoString(&command, "COPY (SELECT ");
-		columns = stored_columns(rel, &command);
-		appendStringInfo(&command, " FROM %s) TO STDOUT", quote_qualified_identifier(schema_name, table_name));
-		repl_ml_stream_copy_out(conn, command.data);
-
-		copy_source = conn;
-		copy_left = 0;
-		pstate = make_parsestate(NULL);
-		(void) addRangeTableEntryForRelation(pstate, rel, AccessShareLock, NULL, false, false);
-		repl_ml_become_owner(rel, &saved);
-		copy = BeginCopyFrom(pstate, rel, NULL, NULL, false, read_copy, columns, NIL);
-		repl_ml_become_self(&saved);
-		rows = join_rows(apply, rel, copy);
-		EndCopyFrom(copy);
+		repl_ml_stream_utility(conn, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
+		if (strcmp(schema_name, REPL_ML_SCHEMA) != 0)
+			(void) copy_rows(apply, conn, repl_ml_catalog_oid(VERSION_TABLE),
+							 psprintf(" WHERE schema_name OPERATOR(pg_catalog.=) %s AND table_name OPERATOR(pg_catalog.=) %s",
+									  quote_literal_cstr(schema_name), quote_literal_cstr(table_name)));
+		else if (strcmp(table_name, "tombstone") == 0)
+			(void) copy_rows(apply, conn, repl_ml_catalog_oid(VERSION_TABLE), "");
+		rows = copy_rows(apply, conn, relid, "");
+		repl_ml_stream_utility(conn, "COMMIT");
 		repl_ml_targets_close();
-		table_close(rel, NoLock);
 	}
 	values[0] = Int32GetDatum(apply->peer->node_id);
 	values[1] = CStringGetTextDatum(schema_name);
@@ -186,6 +179,40 @@ copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, c
 	set_progress(apply, InvalidOid, 0);
 }
 
+/* Joins the rows of one of the peer's tables that fulfil the condition; returns their number. */
+static int64
+copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *condition)
+{
+	Relation	rel = table_open(relid, RowExclusiveLock);
+	StringInfoData command;
+	ParseState *pstate;
+	CopyFromState copy;
+	List	   *columns;
+	ReplMlUser	saved;
+	int64		rows;
+
+	set_progress(apply, relid, 0);
+	initStringInfo(&command);
+	appendStringInfoString(&command, "COPY (SELECT ");
+	columns = stored_columns(rel, &command);
+	appendStringInfo(&command, " FROM %s%s) TO STDOUT",
+					 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel)),
+					 condition);
+	repl_ml_stream_copy_out(conn, command.data);
+
+	copy_source = conn;
+	copy_left = 0;
+	pstate = make_parsestate(NULL);
+	(void) addRangeTableEntryForRelation(pstate, rel, AccessShareLock, NULL, false, false);
+	repl_ml_become_owner(rel, &saved);
+	copy = BeginCopyFrom(pstate, rel, NULL, NULL, false, read_copy, columns, NIL);
+	repl_ml_become_self(&saved);
+	rows = join_rows(apply, rel, copy);
+	EndCopyFrom(copy);
+	table_close(rel, NoLock);
+	return rows;
+}
+
 static int64
 join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy)
 {
@@ -197,7 +224,7 @@ join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy)
 	MemoryContext row_context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml copied row",
 													  ALLOCSET_DEFAULT_SIZES);
 	bool		tombstones = RelationGetRelid(rel) == repl_ml_catalog_oid("tombstone");
-	bool		versions = RelationGetRelid(rel) == repl_ml_catalog_oid("concurrent_version");
+	bool		versions = RelationGetRelid(rel) == repl_ml_catalog_oid(VERSION_TABLE);
 	MemoryContext old = MemoryContextSwitchTo(row_context);
 	int64		rows = 0;
 
@@ -280,13 +307,14 @@ join_version(ReplMlApply *apply, Datum *values, bool *nulls)
 		return;
 	if (nulls[4])
 	{
-		repl_ml_row_bury(relid, values[2], DatumGetReplMlClockP(values[5]), NULL, &source);
+		repl_ml_row_bury(relid, values[2], DatumGetReplMlClockP(values[6]),
+						 nulls[5] ? NULL : DatumGetCString(DirectFunctionCall1(jsonb_out, values[5])), &source);
 		return;
 	}
 	target = repl_ml_targets_get(relid);
 	repl_ml_become_owner(target->rel, &saved);
 	row = repl_ml_version_to_slot(values[4], RelationGetDescr(target->rel));
-	row->tts_values[target->table->clock_attnum - 1] = values[5];
+	row->tts_values[target->table->clock_attnum - 1] = values[6];
 	row->tts_isnull[target->table->clock_attnum - 1] = false;
 	ExecCopySlot(target->incoming, row);
 	repl_ml_become_self(&saved);

@@ -181,6 +181,7 @@ repl_ml_unique_evict(ReplMlTarget *target, Datum *key, const ReplMlClock *clock,
 		remember_eviction(target->table, key, version->clock, eviction);
 		version->deleted = true;
 		version->row = NULL;
+		version->eviction = eviction;
 	}
 	repl_ml_version_save(target->table, key, versions);
 }

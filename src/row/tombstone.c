@@ -189,12 +189,15 @@ is_for(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple, ReplMlCloc
 char *
 repl_ml_tombstone_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *evicted)
 {
-	Relation	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), AccessShareLock);
+	Relation	rel;
 	char	   *result = NULL;
 	ScanKeyData scankey;
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
+	if (!repl_ml_shmem_may_have_tombstone(table->root))
+		return NULL;
+	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), AccessShareLock);
 	ScanKeyInit(&scankey, Anum_tombstone_key_hash, BTEqualStrategyNumber,
 				F_INT8EQ, Int64GetDatum((int64) repl_ml_key_hash(table, key)));
 	scan = systable_beginscan(rel, repl_ml_catalog_oid(TOMBSTONE_INDEX), true, SnapshotSelf, 1, &scankey);

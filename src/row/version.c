@@ -8,8 +8,9 @@
  * last.  So they are kept beside the row, each as its writer left it, with
  * the columns as text under fixed settings.
  *
- * What is stored for a key counts only as long as the merge of its clocks is
- * the row's clock: any later write knows them all, and makes them stale.
+ * What is stored for a key counts only as long as the greatest of its dots is
+ * that of the row's clock: any later write knows them all, and makes them
+ * stale.
  * Stale ones are replaced when the key has a conflict again, and go like the
  * others when no member can write without knowing them (group/supervisor.c).
  * Callers hold the key's lock (repl_ml_version_lock).
@@ -19,6 +20,7 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_type.h"
@@ -28,6 +30,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
@@ -47,6 +50,7 @@ enum
 	Anum_version_key,
 	Anum_version_key_hash,
 	Anum_version_content,
+	Anum_version_eviction,
 	Anum_version_clock,
 	Natts_version = Anum_version_clock
 };
@@ -89,15 +93,14 @@ bool
 repl_ml_version_load(ReplMlTable *table, Datum *key, TupleDesc desc, const ReplMlClock *clock, ReplMlVersions *versions)
 {
 	LoadState	state = {.desc = desc,.versions = versions};
-	ReplMlClock *merged = repl_ml_clock_empty();
+	ReplMlClockEntry last = repl_ml_clock_dot(clock);
 
 	versions->count = 0;
 	visit(table, key, AccessShareLock, load_one, &state);
-	for (int i = 0; i < versions->count; i++)
-		merged = repl_ml_clock_merge(merged, versions->all[i].clock);
 	if (versions->count > 1)
 		qsort(versions->all, versions->count, sizeof(ReplMlVersion), compare_versions);
-	if (versions->count > 0 && repl_ml_clock_compare(merged, clock) == REPL_ML_CLOCK_EQUAL)
+	if (versions->count > 0 && versions->all[versions->count - 1].dot.node == last.node &&
+		versions->all[versions->count - 1].dot.counter == last.counter)
 		return true;
 	versions->count = 0;
 	return false;
@@ -185,6 +188,8 @@ load_one(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argume
 	version->clock = clock;
 	version->dot = repl_ml_clock_dot(clock);
 	version->row = NULL;
+	version->eviction = nulls[Anum_version_eviction - 1] ? NULL :
+		DatumGetCString(DirectFunctionCall1(jsonb_out, values[Anum_version_eviction - 1]));
 	version->deleted = nulls[Anum_version_content - 1];
 	if (!version->deleted)
 		version->row = repl_ml_version_to_slot(values[Anum_version_content - 1], state->desc);
@@ -194,7 +199,11 @@ load_one(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argume
 static bool
 remove_one(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument)
 {
-	CatalogTupleDelete(rel, &tuple->t_self);
+	TM_FailureData failure;
+
+	/* the supervisor may be removing it, too; then it is gone as well */
+	(void) table_tuple_delete(rel, &tuple->t_self, GetCurrentCommandId(true), GetLatestSnapshot(),
+							  InvalidSnapshot, true, &failure, false);
 	return true;
 }
 
@@ -212,6 +221,9 @@ insert_one(ReplMlTable *table, Datum *key, Relation rel, const ReplMlVersion *ve
 	nulls[Anum_version_content - 1] = version->deleted;
 	if (!version->deleted)
 		values[Anum_version_content - 1] = repl_ml_version_from_slot(version->row, table->clock_attnum);
+	nulls[Anum_version_eviction - 1] = version->eviction == NULL;
+	if (version->eviction != NULL)
+		values[Anum_version_eviction - 1] = DirectFunctionCall1(jsonb_in, CStringGetDatum(version->eviction));
 	values[Anum_version_clock - 1] = PointerGetDatum(version->clock);
 	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
 	CatalogTupleInsert(rel, tuple);

@@ -15,6 +15,8 @@ typedef struct ReplMlVersion
 	ReplMlClockEntry dot;		/* the write itself */
 	bool		deleted;
 	TupleTableSlot *row;		/* NULL for a deletion */
+	const char *eviction;		/* JSON, if the deletion is the loss of a unique
+								 * key; see apply/unique.c */
 } ReplMlVersion;
 
 /* Concurrent versions of one row, sorted by dot. */

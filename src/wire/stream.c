@@ -84,6 +84,20 @@ repl_ml_stream_command(WalReceiverConn *conn, const char *sql)
 	repl_ml_stream_free(repl_ml_stream_query(conn, sql, 1, types));
 }
 
+/* Runs a command that returns no rows. */
+void
+repl_ml_stream_utility(WalReceiverConn *conn, const char *sql)
+{
+	static const Oid none[1] = {InvalidOid};
+	WalRcvExecResult *result = execute(conn, sql, 0, none);
+
+	if (result->status != WALRCV_OK_COMMAND)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the peer did not run the command %s", sql)));
+	walrcv_clear_result(result);
+}
+
 /*
  * Runs a query that returns columns of these types.  Reading values needs the
  * catalogs, so without a transaction it starts one, until the result is freed.

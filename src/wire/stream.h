@@ -22,6 +22,7 @@ typedef struct ReplMlResult
 extern WalReceiverConn *repl_ml_stream_connect(const char *dsn, const char *application_name);
 extern void repl_ml_stream_disconnect(WalReceiverConn *conn);
 extern void repl_ml_stream_command(WalReceiverConn *conn, const char *sql);
+extern void repl_ml_stream_utility(WalReceiverConn *conn, const char *sql);
 extern ReplMlResult *repl_ml_stream_query(WalReceiverConn *conn, const char *sql,
 										  int ncolumns, const Oid *types);
 extern bool repl_ml_stream_next(ReplMlResult *result);
