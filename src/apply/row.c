@@ -258,7 +258,10 @@ join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer)
 		return;
 	}
 	if (dead != NULL && is_within(clock, dead))
+	{
+		log_late_eviction(join, dead);
 		return;
+	}
 	if (dead != NULL && !is_within(dead, clock))
 	{
 		join_concurrent(join, dead, false);
@@ -299,7 +302,8 @@ bury_row(ReplMlJoin *join, TupleTableSlot *searched)
 		repl_ml_version_lock(table, join->key);
 		dead = repl_ml_tombstone_find(table, join->key, 0);
 	}
-	if (dead == NULL || !is_within(clock, dead))
+	if (dead == NULL || !is_within(clock, dead) ||
+		(join->eviction != NULL && repl_ml_tombstone_eviction(table, join->key, clock) == NULL))
 		repl_ml_tombstone_insert(table, join->key, clock, join->eviction);
 
 	if (repl_ml_target_find(join->target, searched))
@@ -395,7 +399,7 @@ log_eviction(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock)
 
 /*
  * A version arrives that the group knows to have lost a unique key, and that
- * only its eviction stood for so far: beside the row with clock "here".
+ * only its eviction stood for so far, among what was resolved to "here".
  */
 static void
 log_late_eviction(ReplMlJoin *join, const ReplMlClock *here)
