@@ -4,6 +4,7 @@
 #   make installcheck       regress, isolation and TAP tests against that installation
 #   make regress | isolation | prove_installcheck      one kind of them
 #   make check-symbols      nothing exported without our prefix, nothing the server exports too
+#   make tmp_algebra        the tester of the join without servers; see test/algebra
 #   make syntax             compile without output (other majors' headers)
 #   make check              everything, with dependencies and a private server; see test/run_checks
 #   make demo, demo-stop    a three-node cluster on loopback; see test/demo.sh
@@ -80,7 +81,7 @@ PROVE_FLAGS ?=
 override PROVE_FLAGS += -I test
 TAP_TESTS := $(if $(PROVE_TESTS),1)
 
-EXTRA_CLEAN = tmp_regress tmp_isolation tmp_server.conf tmp_symbols
+EXTRA_CLEAN = tmp_regress tmp_isolation tmp_server.conf tmp_symbols tmp_algebra
 
 PG_CONFIG ?= pg_config
 
@@ -138,6 +139,12 @@ prove_installcheck:
 
 check-symbols: $(shlib)
 	@test/check_symbols $(shlib) '$(bindir)/postgres'
+
+# The code that decides about a row, linked with a node in memory instead of a server.
+algebra_sources := $(wildcard $(srcdir)/test/algebra/*.c) \
+	$(addprefix $(srcdir)/src/,apply/row.c apply/conflict.c apply/resolve.c wire/clock.c)
+tmp_algebra: $(algebra_sources) $(srcdir)/test/algebra/algebra.h $(headers)
+	$(CC) $(CFLAGS) $(CPPFLAGS) -I$(srcdir)/test/algebra $(algebra_sources) -o $@
 
 syntax: $(OBJS:.o=.syntax)
 %.syntax: %.c
