@@ -24,7 +24,8 @@ static void join_row(ReplMlJoin *join);
 static void join_into_row(ReplMlJoin *join);
 static void join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer);
 static void no_loser(ReplMlJoin *join, const ReplMlClock *clock);
-static void forget_evictions(ReplMlJoin *join, const ReplMlClock *here);
+static bool load_versions(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here, ReplMlVersions *versions);
+static void forget_evictions(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here);
 static void bury_row(ReplMlJoin *join, TupleTableSlot *searched);
 static void settle(ReplMlJoin *join, TupleTableSlot *searched);
 static void join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here);
@@ -197,7 +198,7 @@ join_into_row(ReplMlJoin *join)
 	}
 	if (is_within(here, join->arriving.clock))
 	{
-		forget_evictions(join, here);
+		forget_evictions(join, here, true);
 		store(join, join->arriving.row, join->arriving.clock, true, NULL);
 	}
 	else
@@ -219,20 +220,14 @@ no_loser(ReplMlJoin *join, const ReplMlClock *clock)
  * they were overwritten, and have lost nothing.
  */
 static void
-forget_evictions(ReplMlJoin *join, const ReplMlClock *here)
+forget_evictions(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
 {
 	ReplMlTarget *target = join->target;
 	ReplMlVersions versions = {0};
 
 	if (!repl_ml_shmem_may_have_tombstone(target->table->root))
 		return;
-	if (!repl_ml_version_load(target->table, join->key, RelationGetDescr(target->rel), here, &versions))
-	{
-		ReplMlVersion *version = repl_ml_conflict_insert(&versions, repl_ml_clock_dot(here));
-
-		version->clock = here;
-		version->eviction = repl_ml_tombstone_eviction(target->table, join->key, here);
-	}
+	(void) load_versions(join, here, row_is_here, &versions);
 	for (int i = 0; i < versions.count; i++)
 	{
 		if (versions.all[i].eviction != NULL && repl_ml_clock_covers(join->arriving.clock, versions.all[i].dot) &&
@@ -271,7 +266,7 @@ join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer)
 	if (dead == NULL)
 		dead = repl_ml_tombstone_find(table, join->key, 0);
 	if (dead != NULL && is_within(dead, clock))
-		forget_evictions(join, dead);
+		forget_evictions(join, dead, false);
 	if (!store(join, join->arriving.row, clock, false, NULL))
 		return;
 
@@ -318,7 +313,7 @@ bury_row(ReplMlJoin *join, TupleTableSlot *searched)
 	else if (dead != NULL && !is_within(dead, clock))
 		join_concurrent(join, dead, false);
 	else if (dead != NULL && !same_dot(dead, clock))
-		forget_evictions(join, dead);
+		forget_evictions(join, dead, false);
 }
 
 /* Lets the row, if it is here, and a deletion that is recorded decide. */
@@ -338,6 +333,28 @@ settle(ReplMlJoin *join, TupleTableSlot *searched)
 }
 
 /*
+ * The concurrent versions of the row that is here, in target->found, or of its
+ * deletion.  True if they are stored; otherwise what is here is the only one.
+ */
+static bool
+load_versions(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here, ReplMlVersions *versions)
+{
+	ReplMlTarget *target = join->target;
+	ReplMlVersion *version;
+
+	if (repl_ml_version_load(target->table, join->key, RelationGetDescr(target->rel), here, versions))
+		return true;
+	version = repl_ml_conflict_insert(versions, repl_ml_clock_dot(here));
+	version->clock = here;
+	version->deleted = !row_is_here;
+	if (row_is_here)
+		version->row = target->found;
+	else
+		version->eviction = repl_ml_tombstone_eviction(target->table, join->key, here);
+	return false;
+}
+
+/*
  * Joins the arriving version with the concurrent ones of its row: those stored
  * or, if there are none, what is here: the row in target->found, or its
  * deletion.  Without an arriving version the row is just resolved again.
@@ -349,16 +366,8 @@ join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
 	ReplMlVersions versions = {0};
 	const ReplMlClock *clock = here;
 	ReplMlResolution *resolution;
-	bool		loaded = repl_ml_version_load(target->table, join->key, RelationGetDescr(target->rel), here, &versions);
+	bool		loaded = load_versions(join, here, row_is_here, &versions);
 
-	if (!loaded)
-	{
-		ReplMlVersion *version = repl_ml_conflict_insert(&versions, repl_ml_clock_dot(here));
-
-		version->clock = here;
-		version->deleted = !row_is_here;
-		version->row = row_is_here ? target->found : NULL;
-	}
 	if (join->arriving.clock != NULL)
 	{
 		for (int i = 0; join->eviction != NULL && i < versions.count; i++)
@@ -366,7 +375,7 @@ join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
 			if (!versions.all[i].deleted && same_dot(versions.all[i].clock, join->arriving.clock))
 				log_eviction(join, versions.all[i].row, versions.all[i].clock);
 		}
-		forget_evictions(join, here);
+		forget_evictions(join, here, row_is_here);
 		clock = repl_ml_clock_merge(here, join->arriving.clock);
 		if (!repl_ml_conflict_add(&versions, here, &join->arriving) &&
 			repl_ml_clock_compare(clock, here) == REPL_ML_CLOCK_EQUAL)

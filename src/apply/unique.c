@@ -52,6 +52,7 @@ enum
 };
 
 static bool make_room_in(ReplMlJoin *join, Relation index, TupleTableSlot *row, const ReplMlClock *clock, bool replaces_found);
+static bool is_free(ReplMlTarget *target, Relation index, TupleTableSlot *row, ItemPointer rival);
 static bool yields(ReplMlJoin *join, Relation index, TupleTableSlot *row, const ReplMlClock *clock);
 /* Has this process evicted something that is not announced yet? */
 static bool announcement_due = false;
@@ -62,7 +63,7 @@ static void remember_eviction(ReplMlTable *table, Datum *key, const ReplMlClock 
  * Makes room for "row", a version with "clock", in the unique indexes of the
  * table: evicts the rows that have to yield to it.  False, and recorded, if it
  * has to yield itself.  With "replaces_found" target->found is its own former
- * version.  Deferrable constraints are left to the commit.
+ * version.
  */
 bool
 repl_ml_unique_make_room(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock, bool replaces_found)
@@ -76,7 +77,7 @@ repl_ml_unique_make_room(ReplMlJoin *join, TupleTableSlot *row, const ReplMlCloc
 		Relation	index = result->ri_IndexRelationDescs[i];
 
 		if (index == NULL || RelationGetRelid(index) == target->table->key_index ||
-			!(index->rd_index->indisunique || index->rd_index->indisexclusion) || !index->rd_index->indimmediate)
+			!(index->rd_index->indisunique || index->rd_index->indisexclusion))
 			continue;
 		if (!computed && RelationGetDescr(target->rel)->constr != NULL &&
 			RelationGetDescr(target->rel)->constr->has_generated_stored)
@@ -102,11 +103,7 @@ make_room_in(ReplMlJoin *join, Relation index, TupleTableSlot *row, const ReplMl
 		bool		free;
 
 		CHECK_FOR_INTERRUPTS();
-		PushActiveSnapshot(GetLatestSnapshot());
-		free = ExecCheckIndexConstraints_compat(target->result, row, target->estate, &rival,
-												list_make1_oid(RelationGetRelid(index)));
-		PopActiveSnapshot();
-		ResetPerTupleExprContext(target->estate);
+		free = is_free(target, index, row, &rival);
 		if (free || (replaces_found && ItemPointerEquals(&rival, &own->tts_tid)))
 			return true;
 
@@ -121,6 +118,34 @@ make_room_in(ReplMlJoin *join, Relation index, TupleTableSlot *row, const ReplMl
 		if (!has_room)
 			return false;
 	}
+}
+
+/*
+ * Is there no other row with the row's values in the index?  Otherwise "rival"
+ * is one.  Also for deferrable constraints, which core does not ask this way:
+ * their own check at the end of the transaction does not run while applying.
+ */
+static bool
+is_free(ReplMlTarget *target, Relation index, TupleTableSlot *row, ItemPointer rival)
+{
+	bool		immediate = index->rd_index->indimmediate;
+	volatile bool free = false;
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	index->rd_index->indimmediate = true;
+	PG_TRY();
+	{
+		free = ExecCheckIndexConstraints_compat(target->result, row, target->estate, rival,
+												list_make1_oid(RelationGetRelid(index)));
+	}
+	PG_FINALLY();
+	{
+		index->rd_index->indimmediate = immediate;
+	}
+	PG_END_TRY();
+	PopActiveSnapshot();
+	ResetPerTupleExprContext(target->estate);
+	return free;
 }
 
 /* Does the rival, in target->found, yield?  Then it is evicted; else the row's loss is noted. */

@@ -250,6 +250,12 @@ repl_ml_tombstone_collected(uint16 node, const ReplMlClock *clock)
 	return false;
 }
 
+bool
+repl_ml_shmem_may_have_tombstone(Oid table)
+{
+	return true;
+}
+
 char *
 repl_ml_tombstone_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *evicted)
 {
@@ -268,7 +274,7 @@ repl_ml_version_lock(ReplMlTable *table, Datum *key)
 bool
 repl_ml_version_load(ReplMlTable *table, Datum *key, TupleDesc desc, const ReplMlClock *clock, ReplMlVersions *versions)
 {
-	ReplMlClock *merged = repl_ml_clock_empty();
+	ReplMlClockEntry last = repl_ml_clock_dot(clock);
 
 	versions->count = 0;
 	for (int i = 0; i < the_node->stored_count; i++)
@@ -279,14 +285,15 @@ repl_ml_version_load(ReplMlTable *table, Datum *key, TupleDesc desc, const ReplM
 		version->clock = event->clock;
 		version->deleted = (the_node->stored_deleted >> i & 1) != 0;
 		version->row = version->deleted ? NULL : algebra_make_slot(false);
+		version->eviction = version->deleted && event->row != NULL ? "told" : NULL;
 		if (!version->deleted)
 		{
 			memcpy(version->row->tts_values, event->row->tts_values, 3 * sizeof(Datum));
 			memset(version->row->tts_isnull, false, 3 * sizeof(bool));
 		}
-		merged = repl_ml_clock_merge(merged, event->clock);
 	}
-	if (versions->count > 0 && repl_ml_clock_compare(merged, clock) == REPL_ML_CLOCK_EQUAL)
+	if (versions->count > 0 && versions->all[versions->count - 1].dot.node == last.node &&
+		versions->all[versions->count - 1].dot.counter == last.counter)
 		return true;
 	versions->count = 0;
 	return false;
