@@ -17,6 +17,8 @@ CREATE UNIQUE INDEX named_active ON named (left(name, 1)) WHERE active;
 CREATE TABLE booking (id int PRIMARY KEY, during int4range, EXCLUDE USING gist (during WITH &&));
 CREATE TABLE nulls (id int PRIMARY KEY, k text UNIQUE NULLS NOT DISTINCT);
 CREATE TABLE pos (id int PRIMARY KEY, pos int UNIQUE DEFERRABLE INITIALLY DEFERRED);
+CREATE TABLE late (id int PRIMARY KEY, k text UNIQUE DEFERRABLE);
+CREATE TABLE child (id int PRIMARY KEY, nulls_id int REFERENCES nulls);
 CREATE TABLE other (id int PRIMARY KEY);
 SELECT repl_ml.add_all_tables();
 INSERT INTO keyed VALUES (70, 'given', NULL, 'old'), (71, NULL, 'kept', 'old'), (72, 'was', NULL, 'old'), (73, NULL, NULL, 'old');
@@ -25,12 +27,14 @@ my ($n1, $n2, $n3, $n4) = @nodes;
 
 # Every loser so far: table|id. All of them are parked and logged, on every node.
 my @losers;
+our $TODO;
 
 situations_12_and_13(1, $n1, $n2);
 situations_12_and_13(2, $n2, $n1);
 three_rows();
 meanwhile();
 other_kinds_of_keys();
+deferrable();
 handed_over();
 in_one_transaction();
 again();
@@ -232,19 +236,35 @@ sub other_kinds_of_keys
 	sql($n1, "INSERT INTO booking VALUES (5, '[29,31)')");
 	sql($n2, "INSERT INTO booking VALUES (6, '[40,41)')");
 	sql($n1, "INSERT INTO booking VALUES (7, '[41,42)')");
-	sql($n1, q(INSERT INTO nulls VALUES (1, NULL)));
+	sql($n1, q(INSERT INTO nulls VALUES (1, NULL); INSERT INTO child VALUES (1, 1)));
 	sql($n2, q(INSERT INTO nulls VALUES (2, NULL)));
 	let_in($n3, $n1);
 	let_in($n3, $n2);
 	let_in($n4, $n2);
 	let_in($n4, $n1);
 	heal_all(@nodes);
-	settle(qw(named booking nulls));
+	settle(qw(named booking nulls child));
 	ids_are('named', 'true', '2 4 5 6', "$name, expressions and conditions");
 	ids_are('booking', 'true', '3 5 6 7', "$name, exclusion");
 	ids_are('nulls', 'true', '2', "$name, null as a value");
+	rows_are(\@nodes, q(SELECT constraint_name, key, missing_key FROM repl_ml.orphans('child')), 'child_nulls_id_fkey|{1}|{1}', "$name, the child of an evicted row");
 	push @losers, qw(named|1 named|3 booking|1 booking|2 booking|4 nulls|1);
 	losers_are($name);
+}
+
+# A constraint that may be deferred holds all the same.
+sub deferrable
+{
+	local $TODO = 'deferrable constraints are not looked at while applying';
+
+	cut_all(@nodes);
+	sql($n1, q(INSERT INTO late VALUES (1, 'x')));
+	sql($n2, q(INSERT INTO late VALUES (2, 'x')));
+	heal_all(@nodes);
+	settle('late');
+	ids_are('late', 'true', '2', 'a deferrable constraint');
+	sql($n1, 'DELETE FROM late');
+	settle('late');
 }
 
 # n1 gives keys up, n2 gives them to other rows when it has heard so: no conflict, also where n2's changes

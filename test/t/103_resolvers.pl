@@ -194,6 +194,12 @@ sub kept_both
 		'keep_both: every lost row is parked');
 	like(sql($n1, $losers), qr/^(\d{3})\|\1$/, 'keep_both: each once');
 	is(sql($n1, q(SELECT count(*) FROM repl_ml.parked_changes WHERE table_name <> 'kb')), '0', 'the other resolvers park nothing');
+
+	# whoever decides for a lost version writes it again; the others are given up
+	my ($id, $key, $v) = split /\|/, sql($n1, q(SELECT id, change->>'id', change->>'v' FROM repl_ml.parked_changes ORDER BY id LIMIT 1));
+	sql($n1, "SELECT repl_ml.retry_parked($id)");
+	wait_converged(\@nodes, 'kb');
+	rows_are(\@nodes, "SELECT v FROM kb WHERE id = $key", $v, 'keep_both: a lost version is tried again');
 	sql($_, 'SELECT repl_ml.discard_parked(id) FROM repl_ml.parked_changes ORDER BY id') foreach @nodes;
 	rows_are(\@nodes, q(SELECT count(*) FROM repl_ml.parked_changes), '0', 'keep_both: looked at');
 }
