@@ -97,6 +97,7 @@ typedef struct ReplMlSource
 	TransactionId xid;
 	XLogRecPtr	lsn;
 	TimestampTz commit_time;	/* 0: not known */
+	bool		inserted;		/* the version came as an INSERT */
 	bool		late;			/* it was parked: tombstones may have been
 								 * removed since */
 } ReplMlSource;
@@ -239,6 +240,7 @@ extern ReplMlVoid *repl_ml_history_describe_void(ReplMlTable *table, Datum *key,
 extern int	repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *source);
 extern List *repl_ml_history_find_void(ReplMlTable *table, Datum *key, const ReplMlClock *clock,
 									   const ReplMlSource *source);
+extern bool repl_ml_history_is_reused(ReplMlTable *table, Datum *key, const ReplMlSource *source);
 extern int	repl_ml_history_take_back(const ReplMlVoid *version);
 
 extern void repl_ml_park_loser(const ReplMlConflict *conflict, const ReplMlSource *source);

@@ -339,6 +339,7 @@ repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, Log
 	repl_ml_become_self(&saved);
 	if (action == 'I' && !is_stamped_by(source.node, target))
 		return;
+	source.inserted = action == 'I';
 	apply->transaction.conflicts += repl_ml_row_join(table->local, target->incoming, &source);
 	if (is_catalog && strcmp(table->remote.relname, "heartbeat") != 0 &&
 		strcmp(table->remote.relname, "collection") != 0)

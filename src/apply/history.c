@@ -48,6 +48,7 @@ typedef struct RecordedConflicts
 	uint64		key_hash;		/* hash key; holds the table's OID too */
 	Datum		key;			/* text[] */
 	List	   *losers;			/* of ReplMlClock */
+	bool		reused;			/* it has inserted the key of an evicted row */
 } RecordedConflicts;
 
 /* of the transaction recorded_for; written by remember and forget_others */
@@ -61,6 +62,7 @@ static ReplMlConflict *make_conflict(ReplMlTarget *target, Datum *key,
 static void make_eviction(ReplMlConflict *conflict, const char *index);
 static char *clock_as_text(const ReplMlClock *clock);
 static bool same_source(const ReplMlSource *a, const ReplMlSource *b);
+static RecordedConflicts *get_entry(uint64 hash, Datum key, const ReplMlSource *source);
 static void remember(const ReplMlConflict *conflict, const ReplMlSource *source);
 static void forget_others(const ReplMlSource *source);
 static const char *conflict_type(const ReplMlVersion *winner, const ReplMlVersion *loser);
@@ -470,6 +472,29 @@ repl_ml_history_find_void(ReplMlTable *table, Datum *key, const ReplMlClock *clo
 	return result;
 }
 
+/*
+ * Has the transaction inserted the key of a row that was evicted?  Then it knew
+ * that, and takes nothing back.  To be asked for each of its versions that
+ * comes upon such a key.
+ */
+bool
+repl_ml_history_is_reused(ReplMlTable *table, Datum *key, const ReplMlSource *source)
+{
+	uint64		hash = repl_ml_key_hash(table, key);
+	RecordedConflicts *entry;
+
+	if (source->inserted)
+	{
+		entry = get_entry(hash, repl_ml_key_to_array(table, key), source);
+		entry->reused = true;
+		return true;
+	}
+	if (recorded == NULL || !same_source(&recorded_for, source))
+		return false;
+	entry = hash_search(recorded, &hash, HASH_FIND, NULL);
+	return entry != NULL && entry->reused;
+}
+
 /* Takes back what is recorded of the version; returns how many conflicts that were. */
 int
 repl_ml_history_take_back(const ReplMlVoid *version)
@@ -490,8 +515,9 @@ same_source(const ReplMlSource *a, const ReplMlSource *b)
 	return a->node == b->node && a->xid == b->xid && a->lsn == b->lsn;
 }
 
-static void
-remember(const ReplMlConflict *conflict, const ReplMlSource *source)
+/* The entry of a key, made if need be. */
+static RecordedConflicts *
+get_entry(uint64 hash, Datum key, const ReplMlSource *source)
 {
 	RecordedConflicts *entry;
 	MemoryContext old;
@@ -499,13 +525,24 @@ remember(const ReplMlConflict *conflict, const ReplMlSource *source)
 
 	if (recorded == NULL || !same_source(&recorded_for, source))
 		forget_others(source);
-	entry = hash_search(recorded, &conflict->key_hash, HASH_ENTER, &found);
+	entry = hash_search(recorded, &hash, HASH_ENTER, &found);
 	old = MemoryContextSwitchTo(recorded_context);
-	if (!found || !datum_image_eq(entry->key, conflict->key, false, -1))
+	if (!found || !datum_image_eq(entry->key, key, false, -1))
 	{
-		entry->key = datumCopy(conflict->key, false, -1);
+		entry->key = datumCopy(key, false, -1);
 		entry->losers = NIL;
+		entry->reused = false;
 	}
+	MemoryContextSwitchTo(old);
+	return entry;
+}
+
+static void
+remember(const ReplMlConflict *conflict, const ReplMlSource *source)
+{
+	RecordedConflicts *entry = get_entry(conflict->key_hash, conflict->key, source);
+	MemoryContext old = MemoryContextSwitchTo(recorded_context);
+
 	entry->losers = lappend(entry->losers, repl_ml_clock_merge(conflict->loser_clock, conflict->loser_clock));
 	MemoryContextSwitchTo(old);
 }

@@ -230,8 +230,10 @@ forget_evictions(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
 	(void) load_versions(join, here, row_is_here, &versions);
 	for (int i = 0; i < versions.count; i++)
 	{
-		if (versions.all[i].eviction != NULL && repl_ml_clock_covers(join->arriving.clock, versions.all[i].dot) &&
-			!same_dot(versions.all[i].clock, join->arriving.clock))
+		if (versions.all[i].eviction == NULL || same_dot(versions.all[i].clock, join->arriving.clock) ||
+			repl_ml_history_is_reused(target->table, join->key, join->source))
+			continue;
+		if (repl_ml_clock_covers(join->arriving.clock, versions.all[i].dot))
 			no_loser(join, versions.all[i].clock);
 	}
 }

@@ -256,6 +256,12 @@ repl_ml_shmem_may_have_tombstone(Oid table)
 	return true;
 }
 
+bool
+repl_ml_history_is_reused(ReplMlTable *table, Datum *key, const ReplMlSource *source)
+{
+	return false;
+}
+
 char *
 repl_ml_tombstone_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *evicted)
 {
