@@ -119,6 +119,32 @@ RESET ROLE;
 SELECT key FROM repl_ml.tombstone ORDER BY 1;
 SELECT * FROM (SELECT r::regrole AS role FROM unnest('{regress_repl_ml_plain}'::regrole[]) r) x WHERE has_table_privilege(role, 'repl_ml.tombstone', 'INSERT');
 
+-- conflicts are for pg_monitor and for the owner of the table, as long as that is replicated
+INSERT INTO repl_ml.conflict_history (conflict_id, schema_name, table_name, key, conflict_type, resolution, winner_node, loser_node,
+                                      winner_clock, loser_clock, result_clock, origin_node, origin_xid, origin_lsn)
+VALUES (gen_random_uuid(), 'public', 'enrolled', '{1}', 'insert_exists', 'last_write', 1, 2, '{1:2}', '{2:1}', '{1:2,2:1}', 2, '7', '0/0');
+CREATE TABLE sees (r regrole, kind text, n bigint);
+GRANT INSERT ON sees TO PUBLIC;
+SET ROLE regress_repl_ml_plain;
+INSERT INTO sees SELECT current_user::regrole, 'any', count(*) FROM repl_ml.conflicts;
+SET ROLE regress_repl_ml_monitor;
+INSERT INTO sees SELECT current_user::regrole, 'any', count(*) FROM repl_ml.conflicts;
+SET ROLE regress_repl_ml_peer;
+INSERT INTO sees SELECT current_user::regrole, 'any', count(*) FROM repl_ml.conflicts;
+RESET ROLE;
+ALTER TABLE enrolled OWNER TO regress_repl_ml_plain;
+SET ROLE regress_repl_ml_plain;
+INSERT INTO sees SELECT current_user::regrole, 'owner', count(*) FROM repl_ml.conflicts;
+RESET ROLE;
+UPDATE repl_ml.replicated_table SET state = 'removed';
+SET ROLE regress_repl_ml_plain;
+INSERT INTO sees SELECT current_user::regrole, 'owner of a table not replicated', count(*) FROM repl_ml.conflicts;
+RESET ROLE;
+UPDATE repl_ml.replicated_table SET state = 'enrolled';
+ALTER TABLE enrolled OWNER TO CURRENT_USER;
+SELECT * FROM sees;
+DROP TABLE sees;
+
 -- a table's owner without more rights cannot enrol it, nor read through it
 SELECT repl_ml.remove_table('enrolled');
 ALTER TABLE enrolled OWNER TO regress_repl_ml_plain;

@@ -1777,6 +1777,7 @@ CREATE VIEW repl_ml.conflicts WITH (security_barrier) AS
       LEFT JOIN repl_ml.member o ON o.node_id = c.origin_node
      WHERE pg_catalog.pg_has_role(current_user, 'pg_monitor', 'USAGE')
         OR EXISTS (SELECT FROM pg_catalog.pg_class t JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace
+                     JOIN repl_ml.replicated_table r ON r.schema_name = n.nspname AND r.table_name = t.relname AND r.state = 'enrolled'
                     WHERE n.nspname = c.schema_name AND t.relname = c.table_name AND pg_catalog.pg_has_role(current_user, t.relowner, 'USAGE'));
 COMMENT ON VIEW repl_ml.conflicts IS
     'versions of rows that lost to another of which neither knew the other, as resolved on this node; conflict_id is the same on all nodes. Members of pg_monitor see all, others those of their own tables; kept for repl_ml.conflict_retention';
