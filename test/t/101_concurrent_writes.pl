@@ -163,7 +163,7 @@ sub write_third
 	deletes($node, 'tie', 2);
 }
 
-# Seen failing: TO_BE_SEEN_2
+# Seen failing: this and all below with the row that arrives winning in last_write (apply/resolve.c).
 sub situation_2
 {
 	row_is('t', 2, '{"a": "n2", "b": "b0", "id": 2}', 'situation 2');
@@ -182,7 +182,7 @@ sub situation_3
 }
 
 # A deletion against an update, either of them the later one, in a transaction with an unrelated row.
-# Seen failing: TO_BE_SEEN_4
+# Seen failing: with find_winner (apply/resolve.c) returning the first deletion, if there is one.
 sub situation_4
 {
 	row_is('t', 4, '{"a": "a0", "b": "n2", "id": 4}', 'situation 4, the update is newer');
@@ -222,6 +222,7 @@ sub freeze
 	}
 }
 
+# The clock is in the row, so there is no rule of its own to switch off: fails with situation 2's.
 sub situation_5
 {
 	row_is('frozen', 1, '{"a": "n2", "id": 1}', 'situation 5');
@@ -248,7 +249,7 @@ COMMIT));
 }
 
 # Equal counters: the writer with the greatest id wins, whoever applies.
-# Seen failing: TO_BE_SEEN_11
+# Seen failing: with clock_dot_before (wire/clock.c) not comparing nodes: a.counter <= b.counter.
 sub situation_11
 {
 	my %counters;
@@ -284,7 +285,7 @@ sub situation_11
 }
 
 # 6 kB out of line. The value an update leaves alone is not in what PostgreSQL logs of it by itself.
-# Seen failing: TO_BE_SEEN_14
+# Seen failing: without with_whole_values in stamp_update (origin/stamp.c).
 sub situation_14
 {
 	my ($old, $one, $two) = map { $_ x 6000 } 0 .. 2;
@@ -320,6 +321,7 @@ sub generated_columns
 
 # Three writers: rows 1 to 6 are written in every order of the nodes, in rows 7 to 12 the second writer
 # deletes; at every node either of the others' versions comes first.
+# Seen failing: where history_record (apply/history.c) kept the first verdict of a loser instead of the last one.
 sub three_writers
 {
 	my @orders = ([ 1, 2, 3 ], [ 1, 3, 2 ], [ 2, 1, 3 ], [ 2, 3, 1 ], [ 3, 1, 2 ], [ 3, 2, 1 ]);

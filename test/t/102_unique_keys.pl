@@ -77,7 +77,7 @@ sub ids_are
 
 # Two writers in both orders of their counters, and what they wrote in both orders at n3: n3 hears $first
 # before $second, n4 the other way round.
-# Seen failing: TO_BE_SEEN_12
+# Seen failing: with yields (apply/unique.c) never refusing, and with it always refusing, the rival: order of arrival.
 sub situations_12_and_13
 {
 	my ($round, $first, $second) = @_;
@@ -152,7 +152,7 @@ sub situations_12_and_13
 }
 
 # Three rows with one key: each order of writing, in each order of arrival at n4; n1 to n3 hear their own first.
-# Seen failing: TO_BE_SEEN_12b
+# Seen failing: in the same two ways.
 sub three_rows
 {
 	my @orders = ([ 0, 1, 2 ], [ 0, 2, 1 ], [ 1, 0, 2 ], [ 1, 2, 0 ], [ 2, 0, 1 ], [ 2, 1, 0 ]);
@@ -178,7 +178,7 @@ sub three_rows
 }
 
 # What becomes of a collision when one of the rows is written again before the nodes hear of each other.
-# Seen failing: TO_BE_SEEN_12c
+# Seen failing: with announce_evictions (the SQL script) telling nobody.
 sub meanwhile
 {
 	my $name = 'written again meanwhile';
@@ -216,7 +216,7 @@ sub meanwhile
 }
 
 # Expressions, parts of a table, exclusion, null as a value; in both orders at n3 and n4.
-# Seen failing: TO_BE_SEEN_12d
+# Seen failing: exclusion without indisexclusion in make_room (apply/unique.c).
 sub other_kinds_of_keys
 {
 	my $name = 'other kinds of keys';
@@ -266,7 +266,7 @@ sub deferrable
 
 # n1 gives keys up, n2 gives them to other rows when it has heard so: no conflict, also where n2's changes
 # arrive first, and of who was deleted for it.
-# Seen failing: TO_BE_SEEN_12e
+# Seen failing: with no_loser (apply/row.c) doing nothing.
 sub handed_over
 {
 	my $name = 'keys handed over';
