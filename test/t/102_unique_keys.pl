@@ -297,7 +297,8 @@ sub in_one_transaction
 	losers_are($name);
 }
 
-# The primary key of an evicted row may be used again: a new row, which is not affected.
+# The primary key of an evicted row may be used again: a new row, which is not affected, nor is what is on record.
+# Seen failing: when nodes that heard of the new row took the eviction back.
 sub again
 {
 	my $name = 'the key of an evicted row';
@@ -307,19 +308,7 @@ sub again
 	settle(qw(nulls named));
 	ids_are('nulls', 'true', '1 2', $name);
 	ids_are('named', 'true', '1 2 4 5 6', $name);
-
-	@losers = grep { !/^(nulls|named)\|1$/ } @losers;
-	TODO:
-	{
-		local $TODO = 'who writes over an eviction himself keeps its record, the others take it back';
-		losers_are($name);
-	}
-	foreach my $node (@nodes)
-	{
-		sql($node, q(DELETE FROM repl_ml.conflict_history WHERE table_name IN ('nulls', 'named') AND key = '{1}'));
-		sql($node, q(DELETE FROM repl_ml.parked_change WHERE table_name IN ('nulls', 'named') AND change->>'id' = '1'));
-	}
-	return;
+	losers_are($name);
 }
 
 # A loser is tried again: refused while its key is taken, back everywhere when it is free. Or given up.
