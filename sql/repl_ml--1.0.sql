@@ -331,10 +331,11 @@ CREATE TABLE repl_ml.tombstone (
     key_hash     bigint NOT NULL,
     deleted_at   timestamptz NOT NULL,
     eviction     jsonb,
+    merged       boolean NOT NULL DEFAULT false,
     __repl_clock repl_ml.vclock NOT NULL
 );
 CREATE INDEX tombstone_key_hash_idx ON repl_ml.tombstone (key_hash);
-COMMENT ON TABLE repl_ml.tombstone IS 'deleted rows whose deletion may still have to win against a late version; with eviction, the version with just this clock lost a unique key to the row that it names';
+COMMENT ON TABLE repl_ml.tombstone IS 'deleted rows whose deletion may still have to win against a late version; with eviction, the version with just this clock lost a unique key to the row that it names; with merged, it is this node''s resolution of several versions';
 
 -- Which tombstones each node has removed: those at or below its floor
 CREATE TABLE repl_ml.collection (

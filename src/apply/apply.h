@@ -243,9 +243,9 @@ extern List *repl_ml_history_find_void(ReplMlTable *table, Datum *key, const Rep
 extern bool repl_ml_history_is_reused(ReplMlTable *table, Datum *key, const ReplMlSource *source);
 extern int	repl_ml_history_take_back(const ReplMlVoid *version);
 
-extern void repl_ml_park_loser(const ReplMlConflict *conflict, const ReplMlSource *source);
 
 /* in park.c */
+extern void repl_ml_apply_in_session(void (*step) (void *argument), void *argument);
 extern void repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 						 LogicalRepTupleData *tuple, ErrorData *error);
 

@@ -62,6 +62,8 @@ static ReplMlConflict *make_conflict(ReplMlTarget *target, Datum *key,
 static void make_eviction(ReplMlConflict *conflict, const char *index);
 static char *clock_as_text(const ReplMlClock *clock);
 static bool same_source(const ReplMlSource *a, const ReplMlSource *b);
+static void park_loser(const ReplMlConflict *conflict, const ReplMlSource *source);
+static void unpark_loser(const ReplMlConflict *conflict);
 static RecordedConflicts *get_entry(uint64 hash, Datum key, const ReplMlSource *source);
 static void remember(const ReplMlConflict *conflict, const ReplMlSource *source);
 static void forget_others(const ReplMlSource *source);
@@ -367,7 +369,8 @@ repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *sourc
 		"UPDATE repl_ml.conflict_history SET conflict_type = $4, resolution = $5, winner_node = repl_ml.last_writer($6), winner_clock = $6,"
 		" result_clock = $8, winner_row = coalesce($9::pg_catalog.jsonb, pg_catalog.jsonb_object($10)), lost_columns = $13"
 		" WHERE conflict_id OPERATOR(pg_catalog.=) " CONFLICT_ID("$1", "$2", "$3", "$7")
-		" AND (resolution OPERATOR(pg_catalog.<>) 'unique_key' OR $5 OPERATOR(pg_catalog.=) 'unique_key')";
+		" AND (resolution OPERATOR(pg_catalog.=) $5) OPERATOR(pg_catalog.=) $18 AND resolution OPERATOR(pg_catalog.<>) ALL"
+		" (CASE WHEN $18 OR $5 OPERATOR(pg_catalog.=) 'unique_key' THEN '{}' ELSE '{unique_key}' END::pg_catalog.text[])";
 	static const char *const insert =
 		"INSERT INTO repl_ml.conflict_history (conflict_id, schema_name, table_name, key, conflict_type, resolution,"
 		" winner_node, loser_node, winner_clock, loser_clock, result_clock, winner_row, loser_row, lost_columns,"
@@ -377,10 +380,10 @@ repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *sourc
 		" coalesce($9::pg_catalog.jsonb, pg_catalog.jsonb_object($10)), coalesce($11::pg_catalog.jsonb, pg_catalog.jsonb_object($12)), $13,"
 		" $14, $15, $16, $17 ON CONFLICT (conflict_id) DO NOTHING";
 	Oid			clock_type = repl_ml_clock_type();
-	Oid			types[17] = {NAMEOID, NAMEOID, TEXTARRAYOID, TEXTOID, TEXTOID, clock_type, clock_type, clock_type,
-	TEXTOID, TEXTARRAYOID, TEXTOID, TEXTARRAYOID, NAMEARRAYOID, INT4OID, XIDOID, PG_LSNOID, TIMESTAMPTZOID};
-	Datum		values[17];
-	char		nulls[18] = "                 ";
+	Oid			types[18] = {NAMEOID, NAMEOID, TEXTARRAYOID, TEXTOID, TEXTOID, clock_type, clock_type, clock_type,
+	TEXTOID, TEXTARRAYOID, TEXTOID, TEXTARRAYOID, NAMEARRAYOID, INT4OID, XIDOID, PG_LSNOID, TIMESTAMPTZOID, BOOLOID};
+	Datum		values[18];
+	char		nulls[19] = "                  ";
 
 	values[0] = NameGetDatum(&conflict->schema_name);
 	values[1] = NameGetDatum(&conflict->table_name);
@@ -402,18 +405,29 @@ repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *sourc
 	values[15] = LSNGetDatum(source->lsn);
 	values[16] = TimestampTzGetDatum(source->commit_time);
 	nulls[16] = source->commit_time == 0 ? 'n' : ' ';
-	if (repl_ml_spi_execute(update, 17, types, values, nulls) > 0 ||
-		repl_ml_spi_execute(insert, 17, types, values, nulls) == 0)
+	values[17] = BoolGetDatum(true);	/* it is there, and resolved alike */
+	if (repl_ml_spi_execute(update, 18, types, values, nulls) > 0)
+		return 0;
+	values[17] = BoolGetDatum(false);
+	if (repl_ml_spi_execute(update, 18, types, values, nulls) > 0)
+	{
+		if (conflict->parked_as == NULL)
+			unpark_loser(conflict);
+		else
+			park_loser(conflict, source);
+		return 0;
+	}
+	if (repl_ml_spi_execute(insert, 17, types, values, nulls) == 0)
 		return 0;
 	if (conflict->parked_as != NULL)
-		repl_ml_park_loser(conflict, source);
+		park_loser(conflict, source);
 	remember(conflict, source);
 	return 1;
 }
 
-/* Keeps the losing row of a conflict, just recorded, for a person. */
-void
-repl_ml_park_loser(const ReplMlConflict *conflict, const ReplMlSource *source)
+/* Keeps the losing row of a conflict for a person. */
+static void
+park_loser(const ReplMlConflict *conflict, const ReplMlSource *source)
 {
 	static const char *const sql =
 		"INSERT INTO repl_ml.parked_change (origin_node, origin_xid, origin_lsn, schema_name, table_name, action, change, sqlstate, message, conflict_id)"
@@ -439,6 +453,18 @@ repl_ml_park_loser(const ReplMlConflict *conflict, const ReplMlSource *source)
 			(errmsg("a row of table \"%s.%s\" is parked: %s",
 					NameStr(conflict->schema_name), NameStr(conflict->table_name), conflict->parked_because),
 			 errhint("See SELECT * FROM repl_ml.parked_changes.")));
+}
+
+/* The loser is none that a person has to decide about any more. */
+static void
+unpark_loser(const ReplMlConflict *conflict)
+{
+	Oid			types[4] = {NAMEOID, NAMEOID, TEXTARRAYOID, repl_ml_clock_type()};
+	Datum		values[4] = {NameGetDatum(&conflict->schema_name), NameGetDatum(&conflict->table_name),
+	conflict->key, PointerGetDatum(conflict->loser_clock)};
+
+	(void) repl_ml_spi_execute("DELETE FROM repl_ml.parked_change WHERE conflict_id OPERATOR(pg_catalog.=) "
+							   CONFLICT_ID("$1", "$2", "$3", "$4"), 4, types, values, NULL);
 }
 
 /*

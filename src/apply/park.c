@@ -23,11 +23,18 @@
 /* id under which a parked table is known while its change is tried again */
 #define PARKED_TABLE_ID		1
 
+/* A parked change in the form it came in. */
+typedef struct ParkedChange
+{
+	ReplMlApply apply;
+	LogicalRepTupleData tuple;
+} ParkedChange;
+
 static bool is_tombstone(ReplMlRemoteTable *table);
 static char *tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple);
 static bool write_loser(int64 id);
 static void load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple);
-static void apply_as_worker(ReplMlApply *apply, LogicalRepTupleData *tuple);
+static void apply_change(void *argument);
 
 /* Keeps a change, as it came, with the error it failed with; a deletion under its table. */
 void
@@ -112,19 +119,18 @@ Datum
 repl_ml_retry_parked(PG_FUNCTION_ARGS)
 {
 	int64		id = PG_GETARG_INT64(0);
-	ReplMlApply apply = {.late = true,.message_context = CurrentMemoryContext};
+	ParkedChange change = {.apply = {.late = true,.message_context = CurrentMemoryContext}};
 	ReplMlPeer	peer = {0};
-	LogicalRepTupleData tuple;
 	Oid			types[1] = {INT8OID};
 	Datum		values[1] = {Int64GetDatum(id)};
 
 	repl_ml_refuse_nulls(fcinfo);
-	apply.self = repl_ml_identity_require()->node_id;
-	apply.peer = &peer;
+	change.apply.self = repl_ml_identity_require()->node_id;
+	change.apply.peer = &peer;
 	if (!write_loser(id))
 	{
-		load_change(id, &apply, &tuple);
-		apply_as_worker(&apply, &tuple);
+		load_change(id, &change.apply, &change.tuple);
+		repl_ml_apply_in_session(apply_change, &change);
 	}
 	repl_ml_spi_execute("DELETE FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1", 1, types, values, NULL);
 	PG_RETURN_VOID();
@@ -208,25 +214,40 @@ load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple)
 	SPI_finish();
 }
 
-/* Applies it in this session as the worker would: no stamping, replica triggers. */
-static void
-apply_as_worker(ReplMlApply *apply, LogicalRepTupleData *tuple)
+/*
+ * Runs "step" in this session as a worker would: no stamping, replica triggers,
+ * and what it writes stays on this node: each member has the change from where
+ * it was made, and resolves it from all the versions that it has.
+ */
+void
+repl_ml_apply_in_session(void (*step) (void *argument), void *argument)
 {
 	int			level = NewGUCNestLevel();
+	RepOriginId origin = replorigin_session_origin;
 
 	(void) set_config_option("session_replication_role", "replica", PGC_SUSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	repl_ml_applying = true;
+	replorigin_session_origin = DoNotReplicateId;
 	PG_TRY();
 	{
-		repl_ml_dispatch_change(apply, PARKED_TABLE_ID, 'U', tuple);
+		step(argument);
 		repl_ml_targets_close();
 	}
 	PG_FINALLY();
 	{
+		replorigin_session_origin = origin;
 		repl_ml_applying = false;
 		repl_ml_targets_forget();
 	}
 	PG_END_TRY();
 	AtEOXact_GUC(true, level);
+}
+
+static void
+apply_change(void *argument)
+{
+	ParkedChange *change = argument;
+
+	repl_ml_dispatch_change(&change->apply, PARKED_TABLE_ID, 'U', &change->tuple);
 }

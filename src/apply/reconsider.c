@@ -20,14 +20,23 @@
 #include "apply/apply.h"
 #include "group/query.h"
 
+/* Rows of a table that a rule comes late for. */
+typedef struct Undecided
+{
+	Oid			relid;
+	List	   *keys;			/* text[] */
+	ReplMlClockEntry since;
+} Undecided;
+
 static void resolve_again(TriggerData *trigdata);
-static void resolve_keys(Oid relid, List *keys, ReplMlClockEntry since);
+static void resolve_keys(void *argument);
 static List *keys_after(const char *schema_name, const char *table_name, ReplMlClockEntry since);
 
 /*
  * AFTER INSERT OR DELETE ROW trigger of repl_ml.conflict_policy: every process
- * reads the rules again; a rule that comes from elsewhere decides what is
- * still undecided for the group.
+ * reads the rules again, and what the rule comes late for is resolved again.
+ * Written here a rule comes late, too, for writes of a node whose counters are
+ * ahead.
  */
 PG_FUNCTION_INFO_V1(repl_ml_conflict_policy_changed);
 Datum
@@ -41,7 +50,7 @@ repl_ml_conflict_policy_changed(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" must be called as an AFTER ROW trigger", "conflict_policy_changed")));
 	CacheInvalidateRelcache(trigdata->tg_relation);
-	if (repl_ml_applying && TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
+	if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
 		resolve_again(trigdata);
 	return PointerGetDatum(NULL);
 }
@@ -58,6 +67,7 @@ resolve_again(TriggerData *trigdata)
 	ReplMlClockEntry since = repl_ml_clock_dot(clock);
 	List	   *keys = keys_after(schema_name, table_name, since);
 	Oid			relid;
+	Undecided	undecided;
 
 	if (keys == NIL)
 		return;
@@ -66,22 +76,27 @@ resolve_again(TriggerData *trigdata)
 	relid = repl_ml_relation_local(schema_name, table_name);
 	if (!OidIsValid(relid))
 		return;
-	resolve_keys(relid, keys, since);
+	undecided = (Undecided) {.relid = relid,.keys = keys,.since = since};
+	if (repl_ml_applying)
+		resolve_keys(&undecided);
+	else
+		repl_ml_apply_in_session(resolve_keys, &undecided);
 }
 
 /* Applies although it runs in a trigger, ours. */
 static void
-resolve_keys(Oid relid, List *keys, ReplMlClockEntry since)
+resolve_keys(void *argument)
 {
-	ReplMlSource source = {.node = since.node};
+	Undecided  *undecided = argument;
+	ReplMlSource source = {.node = undecided->since.node};
 
 	repl_ml_applying_depth = 1;
 	PG_TRY();
 	{
 		ListCell   *lc;
 
-		foreach(lc, keys)
-			repl_ml_row_resolve_again(relid, PointerGetDatum(lfirst(lc)), &source);
+		foreach(lc, undecided->keys)
+			repl_ml_row_resolve_again(undecided->relid, PointerGetDatum(lfirst(lc)), &source);
 	}
 	PG_FINALLY();
 	{

@@ -251,7 +251,7 @@ join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer)
 		join->eviction = repl_ml_tombstone_eviction(table, join->key, clock);
 		log_eviction(join, join->arriving.row, clock);
 		if (!is_within(clock, dead))
-			repl_ml_tombstone_insert(table, join->key, repl_ml_clock_merge(clock, dead), NULL);
+			repl_ml_tombstone_insert_merged(table, join->key, repl_ml_clock_merge(clock, dead));
 		return;
 	}
 	if (dead != NULL && is_within(clock, dead))
@@ -311,8 +311,11 @@ bury_row(ReplMlJoin *join, TupleTableSlot *searched)
 		 */
 		if (late || !repl_ml_tombstone_collected(repl_ml_clock_dot(clock_of(join->target, join->target->found)).node, clock))
 			settle(join, searched);
+		return;
 	}
-	else if (dead != NULL && !is_within(dead, clock))
+	/* a client may have deleted it while we waited for him */
+	dead = repl_ml_tombstone_find_others(table, join->key, 0, clock);
+	if (dead != NULL && !is_within(dead, clock))
 		join_concurrent(join, dead, false);
 	else if (dead != NULL && !same_dot(dead, clock))
 		forget_evictions(join, dead, false);
@@ -396,7 +399,7 @@ join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
 		repl_ml_target_delete(target);
 	here = repl_ml_tombstone_find(target->table, join->key, 0);
 	if (here == NULL || !is_within(clock, here))
-		repl_ml_tombstone_insert(target->table, join->key, clock, NULL);
+		repl_ml_tombstone_insert_merged(target->table, join->key, clock);
 }
 
 /* Notes that the version lost a unique key, as join->eviction tells; nothing if that is NULL. */
@@ -447,7 +450,7 @@ log_losers(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolut
 			conflict = repl_ml_history_describe(join->target, join->key, resolution, loser);
 		if (conflict != NULL)
 			join->conflicts = lappend(join->conflicts, conflict);
-		else if (again && !loser->deleted)
+		else if (again && loser->eviction == NULL)
 			no_loser(join, loser->clock);
 	}
 }

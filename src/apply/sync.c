@@ -161,7 +161,8 @@ copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, c
 									  quote_literal_cstr(schema_name), quote_literal_cstr(table_name)));
 		else if (strcmp(table_name, "tombstone") == 0)
 			(void) copy_rows(apply, conn, repl_ml_catalog_oid(VERSION_TABLE), "");
-		rows = copy_rows(apply, conn, relid, "");
+		rows = copy_rows(apply, conn, relid, strcmp(schema_name, REPL_ML_SCHEMA) == 0 && strcmp(table_name, "tombstone") == 0 ?
+						 " WHERE NOT merged" : "");
 		repl_ml_stream_utility(conn, "COMMIT");
 		repl_ml_targets_close();
 	}
@@ -281,7 +282,7 @@ join_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
 static void
 join_tombstone(ReplMlApply *apply, Datum *values, bool *nulls)
 {
-	Datum		clock = values[6];
+	Datum		clock = values[7];
 	char	   *eviction = nulls[5] ? NULL : DatumGetCString(DirectFunctionCall1(jsonb_out, values[5]));
 	ReplMlSource source = {.node = apply->peer->node_id};
 	Oid			relid = repl_ml_relation_local(NameStr(*DatumGetName(values[0])), NameStr(*DatumGetName(values[1])));

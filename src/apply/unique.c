@@ -191,18 +191,20 @@ void
 repl_ml_unique_evict(ReplMlTarget *target, Datum *key, const ReplMlClock *clock, const ReplMlVersions *versions,
 					 const char *eviction)
 {
-	repl_ml_tombstone_insert(target->table, key, repl_ml_clock_merge(clock, clock), eviction);
 	if (versions == NULL || versions->count < 2)
 	{
+		repl_ml_tombstone_insert(target->table, key, repl_ml_clock_merge(clock, clock), eviction);
 		remember_eviction(target->table, key, clock, eviction);
 		return;
 	}
+	repl_ml_tombstone_insert_merged(target->table, key, repl_ml_clock_merge(clock, clock));
 	for (int i = 0; i < versions->count; i++)
 	{
 		ReplMlVersion *version = &versions->all[i];
 
 		if (version->deleted)
 			continue;
+		repl_ml_tombstone_insert(target->table, key, repl_ml_clock_merge(version->clock, version->clock), eviction);
 		remember_eviction(target->table, key, version->clock, eviction);
 		version->deleted = true;
 		version->row = NULL;

@@ -84,6 +84,8 @@ extern void repl_ml_key_from_slot(ReplMlTable *table, TupleTableSlot *slot, Datu
 extern ReplMlClock *repl_ml_tombstone_find(ReplMlTable *table, Datum *key, uint16 writer);
 extern bool repl_ml_tombstone_collected(uint16 node, const ReplMlClock *clock);
 extern void repl_ml_tombstone_insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *eviction);
+extern void repl_ml_tombstone_insert_merged(ReplMlTable *table, Datum *key, const ReplMlClock *clock);
+extern ReplMlClock *repl_ml_tombstone_find_others(ReplMlTable *table, Datum *key, uint16 writer, const ReplMlClock *except);
 extern char *repl_ml_tombstone_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *evicted);
 
 /* in store.c */

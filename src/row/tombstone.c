@@ -53,12 +53,14 @@ enum
 	Anum_tombstone_key_hash,
 	Anum_tombstone_deleted_at,
 	Anum_tombstone_eviction,
+	Anum_tombstone_merged,
 	Anum_tombstone_clock,
 	Natts_tombstone = Anum_tombstone_clock
 };
 
-static ReplMlClock *scan_once(ReplMlTable *table, Datum *key, uint16 writer, Relation rel, Oid index,
+static ReplMlClock *scan_once(ReplMlTable *table, Datum *key, uint16 writer, const ReplMlClock *except, Relation rel, Oid index,
 							  uint64 hash, TransactionId *wait_for);
+static void insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *eviction, bool merged);
 static bool is_for(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple, ReplMlClock **clock);
 
 /*
@@ -70,6 +72,13 @@ static bool is_for(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple
  */
 ReplMlClock *
 repl_ml_tombstone_find(ReplMlTable *table, Datum *key, uint16 writer)
+{
+	return repl_ml_tombstone_find_others(table, key, writer, NULL);
+}
+
+/* The same without those that have just the clock "except". */
+ReplMlClock *
+repl_ml_tombstone_find_others(ReplMlTable *table, Datum *key, uint16 writer, const ReplMlClock *except)
 {
 	Relation	rel;
 	Oid			index;
@@ -84,7 +93,7 @@ repl_ml_tombstone_find(ReplMlTable *table, Datum *key, uint16 writer)
 	for (;;)
 	{
 		TransactionId busy = InvalidTransactionId;
-		ReplMlClock *clock = scan_once(table, key, writer, rel, index, hash, &busy);
+		ReplMlClock *clock = scan_once(table, key, writer, except, rel, index, hash, &busy);
 
 		if (!TransactionIdIsValid(busy))
 		{
@@ -97,7 +106,7 @@ repl_ml_tombstone_find(ReplMlTable *table, Datum *key, uint16 writer)
 }
 
 static ReplMlClock *
-scan_once(ReplMlTable *table, Datum *key, uint16 writer, Relation rel, Oid index,
+scan_once(ReplMlTable *table, Datum *key, uint16 writer, const ReplMlClock *except, Relation rel, Oid index,
 		  uint64 hash, TransactionId *wait_for)
 {
 	ReplMlClock *joined = NULL;
@@ -121,6 +130,7 @@ scan_once(ReplMlTable *table, Datum *key, uint16 writer, Relation rel, Oid index
 			break;
 		}
 		if (is_for(table, key, rel, tuple, &clock) &&
+			(except == NULL || repl_ml_clock_compare(clock, except) != REPL_ML_CLOCK_EQUAL) &&
 			(writer == 0 || !repl_ml_tombstone_collected(writer, clock)))
 			joined = joined == NULL ? clock : repl_ml_clock_merge(joined, clock);
 	}
@@ -225,6 +235,22 @@ repl_ml_tombstone_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *ev
 void
 repl_ml_tombstone_insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *eviction)
 {
+	insert(table, key, clock, eviction, false);
+}
+
+/*
+ * Records that the row's concurrent versions, merged under "clock", amount to
+ * no row.  Other than a deletion that is no version, and stays here.
+ */
+void
+repl_ml_tombstone_insert_merged(ReplMlTable *table, Datum *key, const ReplMlClock *clock)
+{
+	insert(table, key, clock, NULL, true);
+}
+
+static void
+insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *eviction, bool merged)
+{
 	Relation	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), RowExclusiveLock);
 	Datum		values[Natts_tombstone];
 	bool		nulls[Natts_tombstone] = {false};
@@ -239,6 +265,7 @@ repl_ml_tombstone_insert(ReplMlTable *table, Datum *key, const ReplMlClock *cloc
 	nulls[Anum_tombstone_eviction - 1] = eviction == NULL;
 	if (eviction != NULL)
 		values[Anum_tombstone_eviction - 1] = DirectFunctionCall1(jsonb_in, CStringGetDatum(eviction));
+	values[Anum_tombstone_merged - 1] = BoolGetDatum(merged);
 	values[Anum_tombstone_clock - 1] = PointerGetDatum(clock);
 	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
 

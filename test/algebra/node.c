@@ -27,6 +27,12 @@ const char *algebra_problem = NULL; /* what the code under test did wrong */
 static const ReplMlPolicy *the_policy;
 static const History *the_history;
 static NodeState *the_node;
+
+/* the tombstone this event has written, if any, and what there was before it */
+static const ReplMlClock *inserted;
+static bool had_tombstone;
+static StoredClock dead_before;
+
 static ReplMlTable the_table = {.schema_name = {"public"},.table_name = {"t"},.clock_attnum = Anum_clock,
 	.key_natts = 1,.key_attnums = {Anum_id}};
 static FormData_pg_class the_class;
@@ -91,6 +97,7 @@ algebra_node_join(NodeState *state, const History *history, int event)
 
 	the_node = state;
 	the_history = history;
+	inserted = NULL;
 	if (arriving->deleted)
 		(void) repl_ml_row_bury(1, (Datum) 0, arriving->clock, arriving->evicts < 0 ? NULL : "told", &source);
 	else
@@ -235,9 +242,27 @@ repl_ml_tombstone_find(ReplMlTable *table, Datum *key, uint16 writer)
 	return repl_ml_clock_merge(&the_node->dead.clock, &the_node->dead.clock);
 }
 
+/* Asked for right after the insertion of "except" only. */
+ReplMlClock *
+repl_ml_tombstone_find_others(ReplMlTable *table, Datum *key, uint16 writer, const ReplMlClock *except)
+{
+	if (inserted == NULL || !same_clock(except, inserted))
+		return repl_ml_tombstone_find(table, key, writer);
+	return had_tombstone ? repl_ml_clock_merge(&dead_before.clock, &dead_before.clock) : NULL;
+}
+
+void
+repl_ml_tombstone_insert_merged(ReplMlTable *table, Datum *key, const ReplMlClock *clock)
+{
+	repl_ml_tombstone_insert(table, key, clock, NULL);
+}
+
 void
 repl_ml_tombstone_insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *eviction)
 {
+	inserted = clock;
+	had_tombstone = the_node->has_tombstone;
+	dead_before = the_node->dead;
 	if (eviction != NULL)
 		the_node->told |= 1 << event_of(repl_ml_clock_dot(clock));
 	set_clock(&the_node->dead, the_node->has_tombstone ? repl_ml_clock_merge(&the_node->dead.clock, clock) : clock);
