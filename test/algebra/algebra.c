@@ -309,19 +309,23 @@ history_problem(const NodeState *state, uint32 arrived, const Expected *e)
 	for (int i = 0; i < history.writes; i++)
 	{
 		int			lost_to = state->lost_to[i];
+		int			right = NOT_LOST;
 
-		if (lost_to != NOT_LOST && i == e->row)
-			return "the winner is recorded as a loser";
 		if (lost_to != NOT_LOST && !is_in(i, e->met))
 			return "a conflict is recorded for a version that has met no concurrent one";
-		if (is_in(i, e->evicted) && lost_to != EVICTED)
-			return lost_to == NOT_LOST ? "an evicted row is not recorded" : "an evicted row is recorded as a deletion that lost";
-		if (lost_to != NOT_LOST && is_evicted(i, arrived) && !is_in(i, arrived))
-			return "an announcement is recorded as a deletion that lost";
-		if (!is_in(i, e->versions) || i == e->winner || is_evicted(i, arrived))
+		if (!is_in(i, e->versions))
 			continue;
-		if (!(is_in(i, e->deleted) && e->row < 0) && lost_to != e->winner)
-			return lost_to == NOT_LOST ? "a loser is not recorded" : "a loser is recorded under another winner";
+		if (is_in(i, e->evicted))
+			right = EVICTED;
+		else if (!is_evicted(i, arrived) && i != e->winner && (e->row >= 0 || !is_in(i, e->deleted)))
+			right = e->winner;
+		if (lost_to == right)
+			continue;
+		if (right == EVICTED)
+			return lost_to == NOT_LOST ? "an evicted row is not recorded" : "an evicted row is recorded as another loser";
+		if (right == NOT_LOST)
+			return i == e->winner ? "the winner is recorded as a loser" : "a deletion is recorded that did not lose";
+		return lost_to == NOT_LOST ? "a loser is not recorded" : "a loser is recorded under another winner";
 	}
 	return NULL;
 }

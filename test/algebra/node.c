@@ -427,7 +427,10 @@ repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *sourc
 {
 	int8	   *lost_to = &the_node->lost_to[event_of(repl_ml_clock_dot(conflict->loser_clock))];
 
-	*lost_to = conflict->winner_clock == NULL ? EVICTED : event_of(repl_ml_clock_dot(conflict->winner_clock));
+	if (conflict->winner_clock == NULL)
+		*lost_to = EVICTED;
+	else if (*lost_to != EVICTED)
+		*lost_to = event_of(repl_ml_clock_dot(conflict->winner_clock));
 	return 1;
 }
 
