@@ -332,7 +332,10 @@ settle(ReplMlJoin *join, TupleTableSlot *searched)
 		return;
 	here = clock_of(target, target->found);
 	if (is_within(here, join->arriving.clock) && !same_dot(here, join->arriving.clock))
+	{
+		forget_evictions(join, here, true);
 		repl_ml_target_delete(target);
+	}
 	else
 		join_concurrent(join, here, true);
 }

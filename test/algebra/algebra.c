@@ -32,17 +32,17 @@
  *		version or an eviction
  *
  * and an event that arrives again must change nothing, not even what is stale.
- * (Not tested: what the history keeps of a version that was overwritten since.
- * Some nodes have seen its conflict, others its successor first.)
+ * (Not tested: what the history keeps of an ordinary loser that was overwritten
+ * since.  Some nodes have seen its conflict, others its successor first.)
  *
- * Seen failing, in the policy "default" where no other is named (11304
- * histories, 550304 joins): conflict.c without remove_known, 67264 joins with
- * other versions; without the rule for a version and its eviction ("twin"),
- * 6128 with another row; without asking what was seen, 319905; with versions
- * not sorted, 77619; with only two versions kept ("last_write"), 3253361;
- * clock.c with repl_ml_clock_covers off by one, 168056; with dots compared by
- * counters only, 31152; resolve.c that lets no deletion win, a crash; row.c
- * that takes no record of a winner back ("node_priority"), 315284.
+ * Seen failing, in the policy "default" where no other is named (545618 joins):
+ * conflict.c without remove_known, 66500 joins with other versions; without
+ * the rule for a version and its eviction ("twin"), 6182 with another row;
+ * without asking what was seen, 302771; with only two versions kept, 29440;
+ * clock.c with repl_ml_clock_covers off by one, 163264; with dots compared by
+ * counters only, with versions not sorted, and resolve.c that lets no deletion
+ * win: a crash; row.c that takes no record of a winner back ("node_priority"),
+ * 472558.
  */
 #include "postgres.h"
 
@@ -313,6 +313,8 @@ history_problem(const NodeState *state, uint32 arrived, const Expected *e)
 
 		if (lost_to != NOT_LOST && !is_in(i, e->met))
 			return "a conflict is recorded for a version that has met no concurrent one";
+		if (!is_in(i, e->versions) && lost_to == EVICTED)
+			return "an eviction is recorded of a row that was overwritten";
 		if (!is_in(i, e->versions))
 			continue;
 		if (is_in(i, e->evicted))
