@@ -208,11 +208,10 @@ def check_eviction(case, snapshot, row, winner, loser):
     # a row that was made of several versions is evicted with all of them
     if not any(collide(version, winner) for version in case.history.rows[row.table, row.key]):
         yield "the two rows do not collide"
-    # a row that was evicted while somebody overwrote it was none when it was evicted; but a user here may have used its absence
-    knowers = case.history.knowers(loser)
-    for knower in knowers:
-        if knower.before == loser.clock and not any(other.node == snapshot.name for other in knowers):
-            yield "the loser had been overwritten: by %s" % knower
+    # the winner's writer had seen the loser overwritten: it took a value that was free
+    for knower in case.history.knowers(loser):
+        if knower.before == loser.clock and knower.node == winner.node and knower.ended < winner.began:
+            yield "the value was free: the loser had been overwritten by %s" % knower
 
 
 def collide(a, b):

@@ -2,6 +2,7 @@
 import json
 import random
 import threading
+import time
 
 import psycopg2
 
@@ -51,7 +52,7 @@ class Writer:
 
     def transact(self, steps, roll_back=False):
         """True if it was committed, for all this client knows."""
-        versions = []
+        versions, began = [], time.monotonic()
         self.transactions += 1
         try:
             if self.connection is None:
@@ -63,12 +64,14 @@ class Writer:
                 cursor.execute("SELECT floor::text FROM repl_ml.collection WHERE node_id = %s UNION ALL SELECT '{}' LIMIT 1", (self.node.id,))
                 floor = parse_clock(cursor.fetchone()[0])
             for version in versions:
-                version.floor = floor
+                version.floor, version.began = floor, began
                 version.transaction = (self.name, self.transactions)
             if roll_back:
                 self.connection.rollback()
                 return False
             self.connection.commit()
+            for version in versions:
+                version.ended = time.monotonic()
             self.committed += versions
             return True
         except psycopg2.Error:

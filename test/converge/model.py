@@ -41,7 +41,8 @@ def covers(clock, dot):
 class Version:
     """One write: content is None for a deletion.
 
-    before is the clock of the row it replaced, None if there was none; floor
+    before is the clock of the row it replaced, None if there was none; began
+    and ended are the client's times around its transaction; floor is
     what its node had removed tombstones up to. is_lifted: at the end of its
     statement it got a clock above the key's tombstones, and became another.
     """
@@ -50,6 +51,7 @@ class Version:
         self.table, self.key, self.clock, self.content, self.node, self.by = table, key, clock, content, node, by
         self.dot = dot_of(clock)
         self.before, self.floor, self.transaction, self.is_lifted = None, {}, None, False
+        self.began, self.ended = 0, float("inf")
 
     def __repr__(self):
         return "%s %s %s %s by %s" % (self.table, self.key, clock_text(self.clock),
