@@ -1,4 +1,4 @@
-# Helper of the tests 100 to 104: partitions of a whole group, what each writer's clock was, and rows and
+# Helper of the tests 100 to 105: partitions of a whole group, what each writer's clock was, and rows and
 # conflicts stated exactly for every node.
 package Situations;
 
