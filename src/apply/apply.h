@@ -184,6 +184,7 @@ typedef struct ReplMlJoin
 	ReplMlTarget *target;
 	Datum		key[INDEX_MAX_KEYS];
 	const ReplMlSource *source;
+	TupleTableSlot *searched;	/* has at least the key */
 	ReplMlVersion arriving;
 	const ReplMlClock *winner_clock;	/* of the version whose row is stored */
 	const char *eviction;		/* JSON: what the deletion, or the arriving

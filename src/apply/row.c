@@ -29,6 +29,7 @@ static void forget_evictions(ReplMlJoin *join, const ReplMlClock *here, bool row
 static void bury_row(ReplMlJoin *join, TupleTableSlot *searched);
 static void settle(ReplMlJoin *join, TupleTableSlot *searched);
 static void join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here);
+static void join_with_newcomer(ReplMlJoin *join);
 static void log_eviction(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock);
 static void log_late_eviction(ReplMlJoin *join, const ReplMlClock *here);
 static void log_losers(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution, bool again);
@@ -71,6 +72,7 @@ repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source
 	repl_ml_become_owner(root->rel, &saved);
 	join.target = repl_ml_targets_route(root, incoming, &join.arriving.row);
 	repl_ml_key_from_slot(join.target->table, join.arriving.row, join.key);
+	join.searched = join.arriving.row;
 	join.arriving.clock = clock_of(join.target, join.arriving.row);
 	join.arriving.dot = repl_ml_clock_dot(join.arriving.clock);
 	join.winner_clock = join.arriving.clock;
@@ -105,6 +107,7 @@ repl_ml_row_bury(Oid relid, Datum key_array, const ReplMlClock *clock, const cha
 	}
 	join.target = repl_ml_targets_route(root, slot, &slot);
 	repl_ml_key_from_slot(join.target->table, slot, join.key);
+	join.searched = slot;
 	join.arriving.clock = clock;
 	join.arriving.dot = repl_ml_clock_dot(clock);
 	join.arriving.deleted = true;
@@ -403,6 +406,23 @@ join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
 	here = repl_ml_tombstone_find(target->table, join->key, 0);
 	if (here == NULL || !is_within(clock, here))
 		repl_ml_tombstone_insert_merged(target->table, join->key, clock);
+	if (!row_is_here && join->arriving.clock != NULL)
+		join_with_newcomer(join);
+}
+
+/*
+ * A client may have inserted the key after looking for tombstones, but before
+ * the one just written: then it knows what was here, but not what arrives.
+ */
+static void
+join_with_newcomer(ReplMlJoin *join)
+{
+	if (!repl_ml_target_find(join->target, join->searched))
+		return;
+	if (join->arriving.deleted)
+		settle(join, join->searched);
+	else
+		join_into_row(join);
 }
 
 /* Notes that the version lost a unique key, as join->eviction tells; nothing if that is NULL. */
