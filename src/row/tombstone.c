@@ -193,13 +193,14 @@ is_for(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple, ReplMlCloc
 }
 
 /*
- * What is recorded, as JSON, of the eviction of the version with this clock;
- * NULL if it was not evicted.
+ * What is recorded, as JSON, of the eviction of the version that is the last one
+ * in this clock; NULL if it was not evicted.
  */
 char *
 repl_ml_tombstone_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *evicted)
 {
 	Relation	rel;
+	ReplMlClockEntry wanted = repl_ml_clock_dot(evicted);
 	char	   *result = NULL;
 	ScanKeyData scankey;
 	SysScanDesc scan;
@@ -214,11 +215,14 @@ repl_ml_tombstone_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *ev
 	while (result == NULL && HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		ReplMlClock *clock;
+		ReplMlClockEntry dot;
 		bool		isnull;
 		Datum		eviction = heap_getattr(tuple, Anum_tombstone_eviction, RelationGetDescr(rel), &isnull);
 
-		if (!isnull && is_for(table, key, rel, tuple, &clock) &&
-			repl_ml_clock_compare(clock, evicted) == REPL_ML_CLOCK_EQUAL)
+		if (isnull || !is_for(table, key, rel, tuple, &clock))
+			continue;
+		dot = repl_ml_clock_dot(clock);
+		if (dot.node == wanted.node && dot.counter == wanted.counter)
 			result = DatumGetCString(DirectFunctionCall1(jsonb_out, eviction));
 	}
 	systable_endscan(scan);
