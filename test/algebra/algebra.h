@@ -81,6 +81,6 @@ extern void algebra_node_join(NodeState *state, const History *history, int even
 extern TupleTableSlot *algebra_node_row(int event, int rank);
 
 /* in algebra.c */
-extern void algebra_give_up(const char *problem) pg_attribute_noreturn();
+extern void algebra_give_up(const char *problem);
 
 #endif							/* REPL_ML_ALGEBRA_H */
