@@ -10,7 +10,7 @@ use PostgreSQL::Test::Utils;
 use ReplMl;
 use Test::More;
 
-our @EXPORT = qw(call start_writer stop_writer crash_and_restart no_errors left_behind is_clean);
+our @EXPORT = qw(call start_writer stop_writer crash_and_restart kill_server no_errors left_behind is_clean);
 
 # A call of one of repl_ml's functions with these texts as arguments.
 sub call
@@ -53,18 +53,40 @@ sub crash_and_restart
 
 	if ($how eq 'kill9')
 	{
-		my $postmaster = $node->{_pid};
-		my @processes = ($postmaster, split ' ', `ps -o pid= --ppid $postmaster`);
-		my $rounds = 20 * $PostgreSQL::Test::Utils::timeout_default;
-
-		$node->kill9;
-		select undef, undef, undef, 0.05 while grep({ kill 0, $_ } @processes) && $rounds-- > 0;
+		kill_server($node);
 	}
 	else
 	{
 		$node->stop('immediate');
 	}
 	$node->start;
+}
+
+# Kills a server's postmaster, waits until all its children have noticed and ended, and makes it fit for a start.
+sub kill_server
+{
+	my ($node) = @_;
+	my $postmaster = $node->{_pid};
+	my @processes = ($postmaster, split ' ', `ps -o pid= --ppid $postmaster`);
+	my $rounds = 20 * $PostgreSQL::Test::Utils::timeout_default;
+
+	$node->kill9;
+	select undef, undef, undef, 0.05 while grep({ is_running($_) } @processes) && $rounds-- > 0;
+	die $node->name . ': processes do not notice that their server was killed: ' . join(' ', grep { is_running($_) } @processes)
+	  if $rounds <= 0;
+
+	# where nobody asks for its exit status the postmaster stays a zombie, which would pass for a running one
+	unlink $node->data_dir . '/postmaster.pid', $node->host . '/.s.PGSQL.' . $node->port . '.lock';
+	return;
+}
+
+# Is there such a process, and is it not just a zombie?
+sub is_running
+{
+	my ($pid) = @_;
+	open my $file, '<', "/proc/$pid/stat" or return 0;
+	my $stat = <$file> // '';
+	return $stat =~ /\) [^ZX] /;
 }
 
 # Tests that nothing was parked, and that every apply worker streams.

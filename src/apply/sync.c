@@ -235,6 +235,7 @@ join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy)
 		bool		more;
 
 		CHECK_FOR_INTERRUPTS();
+		repl_ml_check_server();
 		MemoryContextReset(row_context);
 		ResetPerTupleExprContext(estate);
 		repl_ml_become_owner(rel, &saved);

@@ -319,6 +319,7 @@ receive_all(void)
 	while ((length = walrcv_receive(apply.conn, &data, &fd)) != 0)
 	{
 		CHECK_FOR_INTERRUPTS();
+		repl_ml_check_server();
 		if (length < 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_CONNECTION_FAILURE),

@@ -10,6 +10,8 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "pgstat.h"
+#include "storage/ipc.h"
+#include "storage/pmsignal.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -39,10 +41,23 @@ repl_ml_settle_session(void)
 		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 }
 
+/*
+ * Ends the process if its postmaster is gone.  Waits do that by themselves;
+ * this is for what may go on without one: as long as such a process lives, the
+ * server cannot be started again.
+ */
+void
+repl_ml_check_server(void)
+{
+	if (!PostmasterIsAlive())
+		proc_exit(1);
+}
+
 /* Starts a transaction for SPI. */
 void
 repl_ml_begin(void)
 {
+	repl_ml_check_server();
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	SPI_connect();

@@ -302,8 +302,8 @@ drain(int fd, StringInfo into, int limit)
 	return true;
 }
 
-/* Waits until one of the pipes has something; ends pg_dump when we are to end. */
-static void
+/* Waits a while until the pipe has something, and says whether it has; ends pg_dump when we are to end. */
+static bool
 wait_for_output(Dump *dump, int fd)
 {
 	int			events = WaitLatchOrSocket(MyLatch, WL_SOCKET_READABLE | WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
@@ -313,6 +313,7 @@ wait_for_output(Dump *dump, int fd)
 		ResetLatch(MyLatch);
 	if (QueryCancelPending || ProcDiePending)
 		kill(dump->pid, SIGTERM);
+	return (events & WL_SOCKET_READABLE) != 0;
 }
 
 static char *
@@ -326,8 +327,7 @@ read_script(Dump *dump)
 	initStringInfo(&errors);
 	for (;;)
 	{
-		wait_for_output(dump, dump->out);
-		if (!drain(dump->out, &script, DUMP_LIMIT))
+		if (wait_for_output(dump, dump->out) && !drain(dump->out, &script, DUMP_LIMIT))
 			break;
 	}
 	while (drain(dump->err, &errors, 4096))
