@@ -19,8 +19,11 @@ DATA = $(wildcard sql/repl_ml--*.sql)
 OBJS = \
 	src/repl_ml.o \
 	src/origin/stamp.o \
+	src/origin/level.o \
+	src/origin/commit.o \
 	src/origin/guard.o \
 	src/origin/output.o \
+	src/origin/reply.o \
 	src/wire/clock.o \
 	src/wire/marks.o \
 	src/wire/vclock.o \
@@ -53,6 +56,7 @@ OBJS = \
 	src/group/identity.o \
 	src/group/query.o \
 	src/group/peer.o \
+	src/group/quorum.o \
 	src/group/launcher.o \
 	src/group/supervisor.o \
 	src/group/join.o \

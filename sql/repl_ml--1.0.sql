@@ -307,10 +307,17 @@ CREATE TABLE repl_ml.replicated_table (
     table_name   name NOT NULL,
     state        text NOT NULL CHECK (state IN ('enrolled', 'removed')),
     enrolled_by  integer NOT NULL,
+    write_consistency text NOT NULL DEFAULT 'one' CHECK (write_consistency IN ('one', 'quorum', 'all')),
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
     PRIMARY KEY (schema_name, table_name)
 );
-COMMENT ON TABLE repl_ml.replicated_table IS 'tables the group replicates; see repl_ml.add_table';
+COMMENT ON TABLE repl_ml.replicated_table IS 'tables the group replicates, and the least consistency of transactions that write them; see repl_ml.add_table and repl_ml.set_table_consistency';
+CREATE FUNCTION repl_ml.table_consistency_changed() RETURNS pg_catalog.trigger
+    AS 'MODULE_PATHNAME', 'repl_ml_table_consistency_changed' LANGUAGE C;
+COMMENT ON FUNCTION repl_ml.table_consistency_changed() IS 'trigger: makes every process read the tables'' consistency in repl_ml.replicated_table again';
+CREATE TRIGGER table_consistency_changed AFTER INSERT OR UPDATE OR DELETE ON repl_ml.replicated_table
+    FOR EACH ROW EXECUTE FUNCTION repl_ml.table_consistency_changed();
+ALTER TABLE repl_ml.replicated_table ENABLE ALWAYS TRIGGER table_consistency_changed;
 
 -- Each node's pulse: what it has issued and applied
 CREATE TABLE repl_ml.heartbeat (
@@ -920,8 +927,8 @@ CREATE FUNCTION repl_ml.check_settings(members integer, OUT check_name text, OUT
         check_name := 'synchronous_standby_names';
         v := pg_catalog.current_setting('synchronous_standby_names');
         detail := pg_catalog.format('is %L', v);
-        status := CASE WHEN v ~ 'repl_ml' THEN 'warning' ELSE 'ok' END;
-        hint := CASE WHEN v ~ 'repl_ml' THEN 'Do not name repl_ml''s connections in synchronous_standby_names.' END;
+        status := CASE WHEN v = 'repl_ml_quorum' THEN 'ok' ELSE 'warning' END;
+        hint := CASE WHEN v <> 'repl_ml_quorum' THEN 'Commits cannot wait for other members (repl_ml.write_consistency). Remove synchronous_standby_names from the configuration, so that repl_ml gives it its value, and reload the server.' END;
         RETURN NEXT;
 
         check_name := 'max_slot_wal_keep_size';
@@ -1325,7 +1332,7 @@ CREATE FUNCTION repl_ml.remove_table(relation regclass) RETURNS void
     BEGIN
         PERFORM repl_ml.refuse_nulls('relation', pg_catalog.num_nulls(relation));
         PERFORM repl_ml.require_member();
-        UPDATE repl_ml.replicated_table t SET state = 'removed'
+        UPDATE repl_ml.replicated_table t SET state = 'removed', write_consistency = 'one'
           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          WHERE c.oid = relation AND t.schema_name = n.nspname AND t.table_name = c.relname AND t.state = 'enrolled';
         IF NOT FOUND THEN
@@ -1343,6 +1350,26 @@ CREATE FUNCTION repl_ml.remove_table(relation regclass) RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.remove_table(regclass) IS
     'stops replicating a table on all members; the table and its rows stay, the column __repl_clock goes. Superusers only. Errors: 42704 not replicated';
+
+CREATE FUNCTION repl_ml.set_table_consistency(relation regclass, level text) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        t record;
+    BEGIN
+        PERFORM repl_ml.refuse_nulls('relation, level', pg_catalog.num_nulls(relation, level));
+        PERFORM repl_ml.require_member();
+        SELECT * INTO t FROM repl_ml.require_replicated(relation);
+        IF level <> ALL ('{one, quorum, all}') THEN
+            RAISE EXCEPTION 'write consistency "%" does not exist', level USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'Use one, quorum or all.';
+        END IF;
+        UPDATE repl_ml.replicated_table r SET write_consistency = level
+         WHERE r.schema_name = t.schema_name AND r.table_name = t.table_name AND r.write_consistency <> level;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.set_table_consistency(regclass, text) IS
+    'the least write consistency of transactions that write a table, on all nodes: one, quorum or all; the setting repl_ml.write_consistency may ask for more. Superusers only. Errors: 55000 not a member or not replicated, 22023 no such level';
 
 --
 -- Conflicts
@@ -1718,7 +1745,7 @@ CREATE VIEW repl_ml.tables AS
            CASE WHEN c.oid IS NULL THEN 'missing' WHEN r.oid IS NULL THEN 'pending' ELSE 'replicated' END AS state,
            (SELECT pg_catalog.count(*) FROM repl_ml.table_sync y
              WHERE y.schema_name = t.schema_name AND y.table_name = t.table_name AND y.state = 'pending') AS pending_copies,
-           k.parked_changes, k.problem
+           k.parked_changes, k.problem, t.write_consistency
       FROM repl_ml.replicated_table t
       LEFT JOIN repl_ml.member m ON m.node_id = t.enrolled_by
       LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace)

@@ -17,8 +17,11 @@
 #include "access/xlog.h"
 #include "executor/executor.h"
 #include "nodes/makefuncs.h"
+#include "replication/message.h"
 #include "replication/origin.h"
+#include "replication/syncrep.h"
 #include "replication/walreceiver.h"
+#include "replication/walsender_private.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/regproc.h"
@@ -27,6 +30,7 @@
 #include "utils/wait_event.h"
 #if PG_VERSION_NUM >= 160000
 #include "parser/parse_relation.h"
+#include "utils/guc_hooks.h"
 #include "varatt.h"
 #endif
 
@@ -142,6 +146,57 @@ my_proc_number_compat(void)
 	return GetNumberFromPGProc(MyProc);
 #else
 	return MyProc->pgprocno;
+#endif
+}
+
+/* any backend's number: 17 replaced pgprocno */
+static inline int
+proc_number_compat(PGPROC *proc)
+{
+#if PG_VERSION_NUM >= 170000
+	return GetNumberFromPGProc(proc);
+#else
+	return proc->pgprocno;
+#endif
+}
+
+/* LogLogicalMessage: 17 added flush */
+static inline XLogRecPtr
+LogLogicalMessage_compat(const char *prefix, const char *message, size_t size, bool transactional)
+{
+#if PG_VERSION_NUM >= 170000
+	return LogLogicalMessage(prefix, message, size, transactional, false);
+#else
+	return LogLogicalMessage(prefix, message, size, transactional);
+#endif
+}
+
+/* core's queue of commits that wait for standbys, the next one after "proc" or the first: 16 made it a dlist */
+static inline PGPROC *
+sync_rep_next_compat(int mode, PGPROC *proc)
+{
+#if PG_VERSION_NUM >= 160000
+	dlist_head *queue = &WalSndCtl->SyncRepQueue[mode];
+
+	if (proc == NULL)
+		return dlist_is_empty(queue) ? NULL : dlist_head_element(PGPROC, syncRepLinks, queue);
+	return dlist_has_next(queue, &proc->syncRepLinks) ?
+		dlist_container(PGPROC, syncRepLinks, dlist_next_node(queue, &proc->syncRepLinks)) : NULL;
+#else
+	SHM_QUEUE  *queue = &WalSndCtl->SyncRepQueue[mode];
+
+	return (PGPROC *) SHMQueueNext(queue, proc == NULL ? queue : &proc->syncRepLinks, offsetof(PGPROC, syncRepLinks));
+#endif
+}
+
+/* takes a process out of that queue */
+static inline void
+sync_rep_unlink_compat(PGPROC *proc)
+{
+#if PG_VERSION_NUM >= 160000
+	dlist_delete_thoroughly(&proc->syncRepLinks);
+#else
+	SHMQueueDelete(&proc->syncRepLinks);
 #endif
 }
 

@@ -83,6 +83,8 @@ _PG_init(void)
 {
 	define_settings();
 	repl_ml_guard_init();
+	repl_ml_level_init();
+	repl_ml_commit_init();
 	MarkGUCPrefixReserved("repl_ml");
 	if (!process_shared_preload_libraries_in_progress)
 		return;

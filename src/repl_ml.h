@@ -13,6 +13,7 @@
 #define REPL_ML_PUBLICATION		"repl_ml"
 #define REPL_ML_PLUGIN			"repl_ml"
 #define REPL_ML_CLOCK_COLUMN	"__repl_clock"
+#define REPL_ML_MESSAGE_PREFIX	"repl_ml"	/* of messages in the WAL */
 
 /* settings (repl_ml.c owns the definitions) */
 extern int	repl_ml_heartbeat_interval; /* ms */

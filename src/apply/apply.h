@@ -53,6 +53,7 @@ typedef struct ReplMlTransaction
 	XLogRecPtr	final_lsn;
 	TimestampTz commit_time;
 	bool		catalogs_changed;
+	bool		waited_for;		/* its commit waits for us */
 	int64		changes;
 	int64		conflicts;
 	int64		parked;
@@ -88,6 +89,9 @@ typedef struct ReplMlApply
 	XLogRecPtr	received;
 	XLogRecPtr	applied;
 	XLogRecPtr	durable;
+	bool		waited_for;		/* somebody waits for what is not durable */
+	TimestampTz volatile_since; /* when the oldest such transaction was
+								 * applied; 0: there is none */
 } ReplMlApply;
 
 /* Where a version came from, for the history. */

@@ -43,6 +43,7 @@ static void handle_commit(ReplMlApply *apply, StringInfo message);
 static void handle_origin(ReplMlApply *apply, StringInfo message);
 static void handle_relation(ReplMlApply *apply, StringInfo message);
 static void handle_type(ReplMlApply *apply, StringInfo message);
+static void handle_message(ReplMlApply *apply, StringInfo message);
 static void handle_insert(ReplMlApply *apply, StringInfo message);
 static void handle_update(ReplMlApply *apply, StringInfo message);
 static void change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
@@ -56,6 +57,7 @@ static const MessageKind kinds[] = {
 	{.type = LOGICAL_REP_MSG_ORIGIN,.name = "ORIGIN",.in_transaction = true,.handle = handle_origin},
 	{.type = LOGICAL_REP_MSG_RELATION,.name = "RELATION",.anywhere = true,.handle = handle_relation},
 	{.type = LOGICAL_REP_MSG_TYPE,.name = "TYPE",.anywhere = true,.handle = handle_type},
+	{.type = LOGICAL_REP_MSG_MESSAGE,.name = "MESSAGE",.in_transaction = true,.handle = handle_message},
 	{.type = LOGICAL_REP_MSG_INSERT,.name = "INSERT",.in_transaction = true,.handle = handle_insert},
 	{.type = LOGICAL_REP_MSG_UPDATE,.name = "UPDATE",.in_transaction = true,.handle = handle_update},
 };
@@ -143,9 +145,13 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 		replorigin_session_origin_timestamp = commit.committime;
 		CommitTransactionCommand();
 		pgstat_report_stat(false);
+		if (apply->volatile_since == 0)
+			apply->volatile_since = GetCurrentTimestamp();
 	}
 	apply->applied = commit.end_lsn;
 	apply->progressed = true;
+	if (transaction->waited_for)
+		apply->waited_for = true;
 	apply->races = 0;
 	apply->failed_lsn = InvalidXLogRecPtr;
 	apply->failures = 0;
@@ -184,6 +190,16 @@ handle_type(ReplMlApply *apply, StringInfo message)
 	LogicalRepTyp type;
 
 	logicalrep_read_typ(message, &type);
+}
+
+/* A message in the WAL of the peer; one of ours says that somebody waits for the transaction. */
+static void
+handle_message(ReplMlApply *apply, StringInfo message)
+{
+	(void) pq_getmsgbyte(message);	/* flags */
+	(void) pq_getmsgint64(message); /* position */
+	if (strcmp(pq_getmsgstring(message), REPL_ML_MESSAGE_PREFIX) == 0)
+		apply->transaction.waited_for = true;
 }
 
 static void

@@ -119,7 +119,7 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	if (replorigin_session_origin == InvalidRepOriginId)
 		replorigin_session_setup_compat(apply->origin);
 	replorigin_session_origin = apply->origin;
-	from = replorigin_session_get_progress(false);
+	from = replorigin_session_get_progress(true);	/* durably */
 	CommitTransactionCommand();
 	return from;
 }

@@ -34,6 +34,10 @@
 
 #define FIRST_DELAY_MS		200
 #define STATUS_INTERVAL_MS	1000
+#define LONGEST_BATCH_MS	2	/* what somebody waits for is told that soon,
+								 * also while more comes */
+#define FLUSH_DELAY_MS		50	/* what nobody waits for may be lost by a crash
+								 * that long, and is sent again then */
 #define DEADLOCK_TIMEOUT	"10ms"	/* applying looks first, and so loses */
 
 static ReplMlApply apply;		/* the process's state; this file only */
@@ -281,6 +285,8 @@ run(void)
 	repl_ml_unique_announce();
 
 	apply.received = apply.applied = apply.durable = from;
+	apply.volatile_since = 0;
+	apply.waited_for = false;
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
 	stream(from);
 	disconnect();
@@ -307,11 +313,19 @@ stream(XLogRecPtr from)
 	}
 }
 
+/* Often enough for the peer to know that we are there. */
+static int
+status_interval(void)
+{
+	return Min(STATUS_INTERVAL_MS, repl_ml_heartbeat_interval / 2);
+}
+
 /* Handles what has arrived; then acknowledges and waits for more. */
 static void
 receive_all(void)
 {
 	static TimestampTz last_status = 0;
+	TimestampTz now;
 	pgsocket	fd = PGINVALID_SOCKET;
 	char	   *data;
 	int			length;
@@ -327,10 +341,12 @@ receive_all(void)
 		handle_message(data, length);
 		if (!apply.transaction.open)
 			repl_ml_unique_announce();
-		if (TimestampDifferenceExceeds(last_status, GetCurrentTimestamp(), STATUS_INTERVAL_MS))
+		now = GetCurrentTimestamp();
+		if (TimestampDifferenceExceeds(last_status, now, status_interval()) ||
+			(apply.waited_for && TimestampDifferenceExceeds(apply.volatile_since, now, LONGEST_BATCH_MS)))
 		{
 			acknowledge(false);
-			last_status = GetCurrentTimestamp();
+			last_status = now;
 		}
 		if (!apply.transaction.open && pause_asked())
 			return;
@@ -401,18 +417,28 @@ follow_catalogs(void)
 }
 
 /*
- * Makes what is applied durable and tells the peer.  Outside a transaction
- * everything received counts: what is not ours to apply needs no keeping.
+ * Tells the peer how far we are.  What is applied is made durable first if
+ * somebody waits for it, or if it has not been for a while: one flush for all
+ * that has come.  Outside a transaction everything received counts: what is
+ * not ours to apply needs no keeping.
  */
 static void
 acknowledge(bool reply_wanted)
 {
 	if (!apply.transaction.open)
 	{
-		if (apply.durable < apply.applied)
+		if (apply.volatile_since != 0 &&
+			(apply.waited_for || reply_wanted ||
+			 GetFlushRecPtr(NULL) >= XactLastCommitEnd ||
+			 TimestampDifferenceExceeds(apply.volatile_since, GetCurrentTimestamp(), FLUSH_DELAY_MS)))
+		{
 			XLogFlush(XactLastCommitEnd);
+			apply.volatile_since = 0;
+			apply.waited_for = false;
+		}
 		apply.applied = Max(apply.applied, apply.received);
-		apply.durable = apply.applied;
+		if (apply.volatile_since == 0)
+			apply.durable = apply.applied;
 	}
 	repl_ml_stream_status(apply.conn, apply.received, apply.applied, apply.durable, reply_wanted);
 }
@@ -425,7 +451,7 @@ wait_for_data(pgsocket fd)
 	int			events;
 
 	events = WaitLatchOrSocket(MyLatch, WL_SOCKET_READABLE | WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							   fd, STATUS_INTERVAL_MS, wait_event_compat("ReplMlApplyMain"));
+							   fd, apply.volatile_since != 0 ? FLUSH_DELAY_MS : status_interval(), wait_event_compat("ReplMlApplyMain"));
 	if (events & WL_LATCH_SET)
 		ResetLatch(MyLatch);
 	if (events & WL_SOCKET_READABLE)

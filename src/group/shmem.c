@@ -13,6 +13,7 @@
 #include "storage/ipc.h"
 #include "storage/shmem.h"
 
+#include "group/quorum.h"
 #include "group/shmem.h"
 
 #define LOCK_TRANCHE	"repl_ml"
@@ -47,14 +48,15 @@ request_space(void)
 {
 	if (previous_request_hook)
 		previous_request_hook();
-	RequestAddinShmemSpace(shared_size());
-	RequestNamedLWLockTranche(LOCK_TRANCHE, 2);
+	RequestAddinShmemSpace(add_size(shared_size(), repl_ml_quorum_shmem_size()));
+	RequestNamedLWLockTranche(LOCK_TRANCHE, 3);
 }
 
 static void
 create_struct(void)
 {
 	bool		found;
+	void	   *quorum;
 
 	if (previous_startup_hook)
 		previous_startup_hook();
@@ -75,6 +77,10 @@ create_struct(void)
 		for (int i = 0; i < MaxBackends; i++)
 			pg_atomic_init_u64(&repl_ml_shared->first_tick[i], 0);
 	}
+	quorum = ShmemInitStruct("repl_ml quorum", repl_ml_quorum_shmem_size(), &found);
+	if (!found)
+		memset(quorum, 0, repl_ml_quorum_shmem_size());
+	repl_ml_quorum_shmem_init(quorum, &GetNamedLWLockTranche(LOCK_TRANCHE)[2].lock);
 	LWLockRelease(AddinShmemInitLock);
 
 	if (!found)

@@ -143,6 +143,7 @@ extern uint64 repl_ml_ticker_next(uint64 above);
 extern void repl_ml_ticker_observe(uint64 counter);
 extern uint64 repl_ml_ticker_now(void);
 extern uint64 repl_ml_ticker_safe(void);
+extern bool repl_ml_ticker_used(void);
 extern void repl_ml_ticker_forget(void);
 extern bool repl_ml_ticker_issued_here(uint64 counter);
 extern void repl_ml_ticker_persist(bool exact);

@@ -31,6 +31,7 @@
 #include "compat.h"
 #include "group/group.h"
 #include "group/query.h"
+#include "group/quorum.h"
 #include "row/row.h"
 
 #define COMPARISON_INTERVAL_MS	5000
@@ -43,7 +44,7 @@ static bool release_slot = false;	/* at exit: nothing to do in this database */
 static void detach(int code, Datum arg);
 static void start_up(void);
 static bool round_of_work(void);
-static void tend_peers(void);
+static void tend_peers(bool joining);
 static void bury_peer(int node_id);
 static void order_comparisons(void);
 static void beat(uint16 self);
@@ -172,7 +173,7 @@ round_of_work(void)
 		return true;
 	}
 
-	tend_peers();
+	tend_peers(copy.joining);
 	beat(copy.node_id);
 	if (copy.joining)
 		finish_join(copy.node_id);
@@ -181,30 +182,42 @@ round_of_work(void)
 	return true;
 }
 
-/* A worker for each peer, and none for one that was dropped. */
+/* A worker for each peer, and none for one that was dropped; who counts for commits. */
 static void
-tend_peers(void)
+tend_peers(bool joining)
 {
 	List	   *alive = NIL;
 	List	   *dropped = NIL;
+	List	   *ready = NIL;
 	ListCell   *lc;
 
 	repl_ml_begin();
-	SPI_execute("SELECT m.node_id, m.state OPERATOR(pg_catalog.=) 'dropped' FROM repl_ml.member m, repl_ml.local_node l"
-				" WHERE m.node_id OPERATOR(pg_catalog.<>) l.node_id", true, 0);
+	SPI_execute("SELECT m.node_id, m.state, m.node_name, m.node_id OPERATOR(pg_catalog.=) l.node_id FROM repl_ml.member m, repl_ml.local_node l", true, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(work_context);
 		int			node_id = atoi(repl_ml_spi_text(i, 0));
+		const char *state = repl_ml_spi_text(i, 1);
+		bool		is_local = strcmp(repl_ml_spi_text(i, 3), "t") == 0;
 
-		if (strcmp(repl_ml_spi_text(i, 1), "t") == 0)
+		if (strcmp(state, "ready") == 0)
+		{
+			ReplMlMember *member = palloc0(sizeof(ReplMlMember));
+
+			member->node_id = node_id;
+			namestrcpy(&member->node_name, repl_ml_spi_text(i, 2));
+			member->is_local = is_local;
+			ready = lappend(ready, member);
+		}
+		if (!is_local && strcmp(state, "dropped") == 0)
 			dropped = lappend_int(dropped, node_id);
-		else
+		else if (!is_local)
 			alive = lappend_int(alive, node_id);
 		MemoryContextSwitchTo(old);
 	}
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
+	repl_ml_quorum_set_members(joining ? NIL : ready);
 
 	foreach(lc, alive)
 		(void) repl_ml_worker_start(MyDatabaseId, lfirst_int(lc));

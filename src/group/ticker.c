@@ -206,6 +206,13 @@ transaction_ended(XactEvent event, void *arg)
 	}
 }
 
+/* Has the transaction this backend is running issued a counter: has it written an enrolled table? */
+bool
+repl_ml_ticker_used(void)
+{
+	return first_in_transaction != 0;
+}
+
 /* Takes this backend's transaction off the list of running ones. */
 void
 repl_ml_ticker_forget(void)

@@ -51,6 +51,20 @@ static object_access_hook_type previous_access_hook = NULL;
 /* repl_ml.guard_off: meant for our own functions, which set it while they run */
 static bool guard_off = false;
 
+/* The arguments of a ProcessUtility hook, for who has to call the next one later. */
+typedef struct Utility
+{
+	PlannedStmt *pstmt;
+	const char *query_string;
+	bool		read_only_tree;
+	ProcessUtilityContext context;
+	ParamListInfo params;
+	QueryEnvironment *query_env;
+	DestReceiver *dest;
+	QueryCompletion *qc;
+} Utility;
+
+static void run_utility(void *argument);
 static void guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 				  ProcessUtilityContext context, ParamListInfo params,
 				  QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc);
@@ -94,6 +108,18 @@ guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 	  ProcessUtilityContext context, ParamListInfo params,
 	  QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc)
 {
+	Utility		utility = {pstmt, query_string, read_only_tree, context, params, query_env, dest, qc};
+
+	if (IsA(pstmt->utilityStmt, TransactionStmt))
+	{
+		TransactionStmt *stmt = castNode(TransactionStmt, pstmt->utilityStmt);
+
+		if (stmt->kind == TRANS_STMT_COMMIT_PREPARED || stmt->kind == TRANS_STMT_ROLLBACK_PREPARED)
+			repl_ml_commit_prepared(stmt->gid, stmt->kind == TRANS_STMT_COMMIT_PREPARED, run_utility, &utility);
+		else
+			run_utility(&utility);
+		return;
+	}
 	if (IsTransactionState() && OidIsValid(repl_ml_schema_oid()))
 	{
 		switch (nodeTag(pstmt->utilityStmt))
@@ -101,8 +127,8 @@ guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 			case T_CopyStmt:
 				if (read_only_tree)
 				{
-					pstmt = copyObject(pstmt);
-					read_only_tree = false;
+					utility.pstmt = pstmt = copyObject(pstmt);
+					utility.read_only_tree = false;
 				}
 				list_copy_columns((CopyStmt *) pstmt->utilityStmt);
 				break;
@@ -125,10 +151,16 @@ guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 				break;
 		}
 	}
-	if (previous_hook)
-		previous_hook(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
-	else
-		standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
+	run_utility(&utility);
+}
+
+static void
+run_utility(void *argument)
+{
+	Utility    *u = argument;
+
+	(previous_hook ? previous_hook : standard_ProcessUtility)
+		(u->pstmt, u->query_string, u->read_only_tree, u->context, u->params, u->query_env, u->dest, u->qc);
 }
 
 /* COPY t FROM/TO means the columns the user knows: all but the clock. */

@@ -6,8 +6,23 @@
 #define REPL_ML_ORIGIN_H
 
 #include "repl_ml.h"
+#include "group/quorum.h"
 
 /* in guard.c */
 extern void repl_ml_guard_init(void);
+
+/* in level.c */
+extern void repl_ml_level_init(void);
+extern ReplMlLevel repl_ml_level_wanted(void);
+extern void repl_ml_level_forget(void);
+extern void repl_ml_level_note(Oid root);
+extern ReplMlLevel repl_ml_level_of_tables(List *relids);
+
+/* in commit.c */
+extern void repl_ml_commit_init(void);
+extern void repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run) (void *argument), void *argument);
+
+/* in reply.c */
+extern void repl_ml_reply_watch(void);
 
 #endif							/* REPL_ML_ORIGIN_H */

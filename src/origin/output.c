@@ -4,7 +4,8 @@
  *
  * Publications, row format, spilling and streaming are pgoutput's.  What we
  * add: changes that our own apply workers made are not sent on, while changes
- * of any other origin (a core subscription into an enrolled table, say) are.
+ * of any other origin (a core subscription into an enrolled table, say) are;
+ * and the peer's replies are listened to (reply.c).
  * Runs in the walsender.  Before it: stamp.c; after it: wire/stream.c on the
  * peer.
  */
@@ -33,6 +34,12 @@ typedef struct KnownOrigin
 
 static HTAB *known_origins = NULL;
 
+static LogicalDecodeStartupCB core_startup;
+static LogicalDecodeMessageCB core_message;
+
+static void start_up(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init);
+static void send_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr lsn, bool transactional,
+						 const char *prefix, Size size, const char *message);
 static bool filter_by_origin(LogicalDecodingContext *ctx, RepOriginId origin);
 static bool origin_is_ours(RepOriginId origin);
 
@@ -45,6 +52,27 @@ _PG_output_plugin_init(OutputPluginCallbacks *cb)
 
 	core_init(cb);
 	cb->filter_by_origin_cb = filter_by_origin;
+	core_startup = cb->startup_cb;
+	cb->startup_cb = start_up;
+	core_message = cb->message_cb;
+	cb->message_cb = send_message;
+}
+
+static void
+start_up(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init)
+{
+	core_startup(ctx, options, is_init);
+	if (!is_init)
+		repl_ml_reply_watch();
+}
+
+/* Of the messages in the WAL only our own are for peers. */
+static void
+send_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr lsn, bool transactional,
+			 const char *prefix, Size size, const char *message)
+{
+	if (transactional && strcmp(prefix, REPL_ML_MESSAGE_PREFIX) == 0)
+		core_message(ctx, txn, lsn, transactional, prefix, size, message);
 }
 
 /* True: the change is not for peers, because it came from one of them. */

@@ -87,6 +87,7 @@ repl_ml_insert_pending(PG_FUNCTION_ARGS)
 	refuse_in_apply(0);
 	if (repl_ml_applying || repl_ml_shared == NULL)
 		PG_RETURN_BOOL(false);
+	repl_ml_level_note(PG_GETARG_OID(1));
 	if (repl_ml_shmem_may_have_tombstone(PG_GETARG_OID(1)))
 		PG_RETURN_BOOL(true);
 	PG_RETURN_BOOL(!is_own_tick(PG_GETARG_REPL_ML_CLOCK_P(0), repl_ml_identity()));
@@ -210,6 +211,7 @@ bury_all_rows(Oid relid, const ReplMlIdentity *self)
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
 
+	repl_ml_level_note(table->root);
 	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
 		MemoryContext old = MemoryContextSwitchTo(per_row);
@@ -295,6 +297,7 @@ static ReplMlTable *
 trigger_table(FunctionCallInfo fcinfo, TriggerEvent when, const char *name)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+	ReplMlTable *table;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) ||
 		(trigdata->tg_event & TRIGGER_EVENT_OPMASK) != (when & TRIGGER_EVENT_OPMASK) ||
@@ -303,7 +306,11 @@ trigger_table(FunctionCallInfo fcinfo, TriggerEvent when, const char *name)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" must be called as the row trigger repl_ml.add_table makes", name)));
 	refuse_in_apply(1);
-	return repl_ml_applying ? NULL : repl_ml_table_get(trigdata->tg_relation);
+	if (repl_ml_applying)
+		return NULL;
+	table = repl_ml_table_get(trigdata->tg_relation);
+	repl_ml_level_note(table->root);
+	return table;
 }
 
 /*

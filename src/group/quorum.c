@@ -1,0 +1,627 @@
+/*
+ * quorum.c
+ *		Which members have what this node wrote, which commits wait for it, and
+ *		letting them go.
+ *
+ * A commit waits where core's synchronous replication waits: after its WAL is
+ * flushed and before anybody sees the transaction.  It sits in core's queue of
+ * "flush" waiters for the level quorum and of "remote apply" waiters for all;
+ * no standby of core's releases it (synchronous_standby_names holds a name
+ * that nobody has), but the walsender that hears the deciding peer does, here.
+ *
+ * Members confirm positions of this server's WAL, so what a level has
+ * acknowledged is a position, too: the least one that enough members have
+ * confirmed.  It is kept per database, each of which has a group of its own;
+ * core's own shortcut for commits that come late to the queue, one position
+ * for the whole server, gets the least of all databases.
+ *
+ * Called by committing backends (origin/commit.c), walsenders
+ * (origin/reply.c), supervisors (who the members are) and views.  Locks:
+ * quorum->lock for everything here, never together with core's SyncRepLock.
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "portability/instr_time.h"
+#include "replication/syncrep.h"
+#include "replication/walsender.h"
+#include "replication/walsender_private.h"
+#include "storage/ipc.h"
+#include "storage/proc.h"
+#include "storage/spin.h"
+#include "utils/builtins.h"
+
+#include "compat.h"
+#include "group/group.h"
+#include "group/quorum.h"
+
+#define HEARTBEATS_MISSED	2	/* after so many a silent peer counts as gone */
+
+/* A peer, as a node that acknowledges. */
+typedef struct Link
+{
+	Oid			database;		/* InvalidOid: free */
+	int			peer;
+	NameData	node_name;
+	bool		counts;			/* a ready member: its word counts */
+	pid_t		walsender;		/* serves it now; 0: not connected */
+	uint64		heard;			/* when it last spoke, monotonic µs; 0: never */
+	XLogRecPtr	acknowledged;	/* it has everything before, durably applied */
+} Link;
+
+/* A commit under way. */
+typedef struct Waiter
+{
+	Oid			database;		/* InvalidOid: none */
+	ReplMlLevel level;
+	pid_t		pid;
+	TimestampTz since;
+	uint64		start;			/* the same, monotonic µs */
+} Waiter;
+
+/* What became of the commits of one level. */
+typedef struct LevelStats
+{
+	int64		outcomes[REPL_ML_ABORTED];
+	uint64		total;			/* of acknowledged ones, µs */
+	uint64		least;
+	uint64		greatest;
+	int64		histogram[REPL_ML_WAIT_BUCKETS];
+} LevelStats;
+
+/* One member database; the index is that of repl_ml_shared->databases. */
+typedef struct Database
+{
+	bool		members_known;
+	int			members;		/* that count, this node included */
+	NameData	local_name;
+	int			waiters;
+	XLogRecPtr	acknowledged[REPL_ML_LEVELS];	/* never goes back */
+	LevelStats	stats[REPL_ML_LEVELS];
+} Database;
+
+typedef struct Quorum
+{
+	LWLock	   *lock;
+	Database	databases[REPL_ML_MAX_DATABASES];
+	Link		links[REPL_ML_MAX_WORKERS];
+	Waiter		waiters[FLEXIBLE_ARRAY_MEMBER]; /* by backend number */
+} Quorum;
+
+static Quorum *quorum = NULL;
+
+/* upper bounds of the histogram's buckets, µs; the last one has none */
+static const uint64 buckets[REPL_ML_WAIT_BUCKETS - 1] =
+{250, 500, 1000, 2000, 5000, 10000, 25000, 50000, 100000, 1000000, 10000000};
+
+static const char *const level_names[REPL_ML_LEVELS] = {
+	[REPL_ML_ONE] = "one",
+	[REPL_ML_QUORUM] = "quorum",
+	[REPL_ML_ALL] = "all",
+};
+
+static Database *database_entry(Oid oid);
+static Link *find_link(int peer);
+static int	required(const Database *database, ReplMlLevel level);
+static XLogRecPtr position_of(Database *database, ReplMlLevel level);
+static XLogRecPtr shortcut(ReplMlLevel level);
+static bool is_reachable(const Link *link);
+static bool wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all);
+static void refuse(ReplMlLevel level);
+static void detach(int code, Datum arg);
+
+/* The space repl_ml_quorum_shmem_init needs. */
+Size
+repl_ml_quorum_shmem_size(void)
+{
+	return add_size(offsetof(Quorum, waiters), mul_size(MaxBackends, sizeof(Waiter)));
+}
+
+/* Adopts zeroed shared memory; in other processes than the first it is filled already. */
+void
+repl_ml_quorum_shmem_init(void *space, LWLock *lock)
+{
+	quorum = space;
+	quorum->lock = lock;
+}
+
+/* The word for a level, as in settings and views. */
+const char *
+repl_ml_level_name(ReplMlLevel level)
+{
+	return level_names[level];
+}
+
+/* The level of a word; false if it is none. */
+bool
+repl_ml_level_parse(const char *name, ReplMlLevel *level)
+{
+	for (int i = 0; i < REPL_ML_LEVELS; i++)
+	{
+		if (strcmp(name, level_names[i]) == 0)
+		{
+			*level = i;
+			return true;
+		}
+	}
+	return false;
+}
+
+static uint64
+monotonic_now(void)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return INSTR_TIME_GET_MICROSEC(now);
+}
+
+/* NULL where the server has more databases than repl_ml serves. */
+static Database *
+database_entry(Oid oid)
+{
+	ReplMlDatabase *entry = repl_ml_shmem_database(oid);
+
+	return entry == NULL ? NULL : &quorum->databases[entry - repl_ml_shared->databases];
+}
+
+/* The link of this database to a peer, made if there is room. */
+static Link *
+find_link(int peer)
+{
+	Link	   *unused = NULL;
+
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		Link	   *link = &quorum->links[i];
+
+		if (link->database == MyDatabaseId && link->peer == peer)
+			return link;
+		if (unused == NULL && !OidIsValid(link->database))
+			unused = link;
+	}
+	if (unused != NULL)
+	{
+		memset(unused, 0, sizeof(Link));
+		unused->database = MyDatabaseId;
+		unused->peer = peer;
+	}
+	return unused;
+}
+
+/*
+ * Who the ready members of this database's group are, all at once (list of
+ * ReplMlMember): commits that wait are measured against the new list from here
+ * on.  Empty while this node is none itself.
+ */
+void
+repl_ml_quorum_set_members(List *members)
+{
+	Database   *database = database_entry(MyDatabaseId);
+	ListCell   *lc;
+
+	if (database == NULL)
+		return;
+	LWLockAcquire(quorum->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		if (quorum->links[i].database == MyDatabaseId)
+			quorum->links[i].counts = false;
+	}
+	database->members = list_length(members);
+	database->members_known = members != NIL;
+	foreach(lc, members)
+	{
+		ReplMlMember *member = lfirst(lc);
+		Link	   *link;
+
+		if (member->is_local)
+		{
+			database->local_name = member->node_name;
+			continue;
+		}
+		link = find_link(member->node_id);
+		if (link == NULL)
+			continue;			/* it is missing, then, from each count */
+		link->node_name = member->node_name;
+		link->counts = true;
+	}
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		Link	   *link = &quorum->links[i];
+
+		if (link->database == MyDatabaseId && !link->counts && link->walsender == 0)
+			link->database = InvalidOid;
+	}
+	LWLockRelease(quorum->lock);
+	(void) repl_ml_quorum_release();
+}
+
+/* In a walsender: it serves the peer from now on, until it ends. */
+void
+repl_ml_quorum_attach(int peer)
+{
+	Link	   *link;
+
+	LWLockAcquire(quorum->lock, LW_EXCLUSIVE);
+	link = find_link(peer);
+	if (link != NULL)
+	{
+		link->walsender = MyProcPid;
+		link->heard = monotonic_now();
+	}
+	LWLockRelease(quorum->lock);
+	before_shmem_exit(detach, Int32GetDatum(peer));
+}
+
+static void
+detach(int code, Datum arg)
+{
+	Link	   *link;
+
+	LWLockAcquire(quorum->lock, LW_EXCLUSIVE);
+	link = find_link(DatumGetInt32(arg));
+	if (link != NULL && link->walsender == MyProcPid)
+	{
+		link->walsender = 0;
+		if (!link->counts)
+			link->database = InvalidOid;
+	}
+	LWLockRelease(quorum->lock);
+}
+
+/* In a walsender: the peer has spoken, and has everything before a position. */
+void
+repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged)
+{
+	Link	   *link;
+
+	LWLockAcquire(quorum->lock, LW_EXCLUSIVE);
+	link = find_link(peer);
+	if (link != NULL)
+	{
+		link->heard = monotonic_now();
+		link->acknowledged = Max(link->acknowledged, acknowledged);
+	}
+	LWLockRelease(quorum->lock);
+}
+
+/* How many members a level needs, this node included. */
+static int
+required(const Database *database, ReplMlLevel level)
+{
+	switch (level)
+	{
+		case REPL_ML_ONE:
+			return 1;
+		case REPL_ML_QUORUM:
+			return database->members / 2 + 1;
+		case REPL_ML_ALL:
+			return database->members;
+	}
+	return database->members;	/* keep the compiler quiet */
+}
+
+/* Up to where enough members have this database's WAL; the caller holds the lock. */
+static XLogRecPtr
+position_of(Database *database, ReplMlLevel level)
+{
+	int			peers = required(database, level) - 1;
+	XLogRecPtr	best = InvalidXLogRecPtr;
+
+	if (!database->members_known)
+		return InvalidXLogRecPtr;
+	if (peers <= 0)
+		return GetFlushRecPtr(NULL);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		Link	   *link = &quorum->links[i];
+		int			as_far = 0;
+
+		if (link->database != MyDatabaseId || !link->counts || link->acknowledged <= best)
+			continue;
+		for (int j = 0; j < REPL_ML_MAX_WORKERS; j++)
+		{
+			if (quorum->links[j].database == MyDatabaseId && quorum->links[j].counts &&
+				quorum->links[j].acknowledged >= link->acknowledged)
+				as_far++;
+		}
+		if (as_far >= peers)
+			best = link->acknowledged;
+	}
+	return best;
+}
+
+/*
+ * Up to where a level is acknowledged in all member databases: what core may
+ * let pass without asking us.  The caller holds the lock.
+ */
+static XLogRecPtr
+shortcut(ReplMlLevel level)
+{
+	XLogRecPtr	least = PG_UINT64_MAX;
+
+	for (int i = 0; i < REPL_ML_MAX_DATABASES; i++)
+	{
+		if (repl_ml_shared->databases[i].member && quorum->databases[i].members > 1)
+			least = Min(least, quorum->databases[i].acknowledged[level]);
+	}
+	return least == PG_UINT64_MAX ? InvalidXLogRecPtr : least;
+}
+
+/*
+ * Lets this database's commits go that have been acknowledged.  True if it has
+ * to be called again soon: a commit is on its way into the queue and might not
+ * be seen (only where another database of the server lags behind).
+ */
+bool
+repl_ml_quorum_release(void)
+{
+	Database   *database = database_entry(MyDatabaseId);
+	XLogRecPtr	for_all[REPL_ML_LEVELS];
+	XLogRecPtr	positions[REPL_ML_LEVELS];
+	bool		again = false;
+	bool		waited_for;
+
+	if (database == NULL)
+		return false;
+	LWLockAcquire(quorum->lock, LW_EXCLUSIVE);
+	for (int level = REPL_ML_QUORUM; level < REPL_ML_LEVELS; level++)
+	{
+		database->acknowledged[level] = Max(database->acknowledged[level], position_of(database, level));
+		positions[level] = database->acknowledged[level];
+		for_all[level] = shortcut(level);
+	}
+	waited_for = database->waiters > 0;
+	LWLockRelease(quorum->lock);
+
+	if (!waited_for)
+		return false;			/* later ones have later positions */
+	for (int level = REPL_ML_QUORUM; level < REPL_ML_LEVELS; level++)
+		again |= wake(level, positions[level], for_all[level]);
+	return again;
+}
+
+static inline int
+mode_of(ReplMlLevel level)
+{
+	return level == REPL_ML_ALL ? SYNC_REP_WAIT_APPLY : SYNC_REP_WAIT_FLUSH;
+}
+
+/* Does the process in core's queue commit in this database?  One that we do not know must not stay. */
+static bool
+is_ours(PGPROC *proc)
+{
+	Waiter	   *waiter = &quorum->waiters[proc_number_compat(proc)];
+
+	return waiter->database == MyDatabaseId || !OidIsValid(waiter->database);
+}
+
+/* Is a commit of this level in this database not in core's queue yet? */
+static bool
+somebody_is_coming(ReplMlLevel level)
+{
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		Waiter	   *waiter = &quorum->waiters[i];
+
+		if (waiter->database == MyDatabaseId && waiter->level == level &&
+			ProcGlobal->allProcs[i].syncRepState != SYNC_REP_WAITING)
+			return true;
+	}
+	return false;
+}
+
+static bool
+wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all)
+{
+	int			mode = mode_of(level);
+	PGPROC	   *proc;
+	PGPROC	   *next;
+
+	LWLockAcquire(SyncRepLock, LW_EXCLUSIVE);
+	if (WalSndCtl->lsn[mode] < for_all)
+		WalSndCtl->lsn[mode] = for_all;
+	for (proc = sync_rep_next_compat(mode, NULL); proc != NULL && proc->waitLSN <= position; proc = next)
+	{
+		next = sync_rep_next_compat(mode, proc);
+		if (!is_ours(proc))
+			continue;
+		sync_rep_unlink_compat(proc);
+		/* whoever sees the state must see that it has left the queue */
+		pg_write_barrier();
+		proc->syncRepState = SYNC_REP_WAIT_COMPLETE;
+		SetLatch(&proc->procLatch);
+	}
+	LWLockRelease(SyncRepLock);
+	return for_all < position && somebody_is_coming(level);
+}
+
+/* Is the peer connected, and has it spoken lately? */
+static bool
+is_reachable(const Link *link)
+{
+	return link->counts && link->walsender != 0 &&
+		monotonic_now() - link->heard <= (uint64) repl_ml_heartbeat_interval * HEARTBEATS_MISSED * 1000;
+}
+
+static int
+count_reachable(void)
+{
+	int			reachable = 1;
+
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		if (quorum->links[i].database == MyDatabaseId && is_reachable(&quorum->links[i]))
+			reachable++;
+	}
+	return reachable;
+}
+
+/* "n2, n3": the members that can be reached, or those that cannot. */
+static char *
+member_names(const Database *database, bool reachable)
+{
+	StringInfoData names;
+
+	initStringInfo(&names);
+	if (reachable)
+		appendStringInfoString(&names, NameStr(database->local_name));
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		Link	   *link = &quorum->links[i];
+
+		if (link->database == MyDatabaseId && link->counts && is_reachable(link) == reachable)
+			appendStringInfo(&names, "%s%s", names.len > 0 ? ", " : "", NameStr(link->node_name));
+	}
+	return names.data;
+}
+
+/*
+ * Announces a commit of a level above one, before anything of it is committed;
+ * an error if too few members can be reached.
+ */
+void
+repl_ml_quorum_begin(ReplMlLevel level)
+{
+	Database   *database = database_entry(MyDatabaseId);
+	Waiter	   *waiter = &quorum->waiters[my_proc_number_compat()];
+
+	if (database == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("repl_ml serves at most %d databases of a server", REPL_ML_MAX_DATABASES)));
+	LWLockAcquire(quorum->lock, LW_EXCLUSIVE);
+	if (!database->members_known || count_reachable() < required(database, level))
+	{
+		database->stats[level].outcomes[REPL_ML_REFUSED]++;
+		LWLockRelease(quorum->lock);
+		refuse(level);
+	}
+	waiter->database = MyDatabaseId;
+	waiter->level = level;
+	waiter->pid = MyProcPid;
+	waiter->since = GetCurrentTimestamp();
+	waiter->start = monotonic_now();
+	database->waiters++;
+	LWLockRelease(quorum->lock);
+}
+
+/* Raises the error for a level that too few members can be reached for. */
+static void
+refuse(ReplMlLevel level)
+{
+	Database   *database = database_entry(MyDatabaseId);
+	char	   *present;
+	char	   *missing;
+	int			needed;
+	int			members;
+	int			reachable;
+	bool		known;
+
+	LWLockAcquire(quorum->lock, LW_SHARED);
+	known = database->members_known;
+	present = member_names(database, true);
+	missing = member_names(database, false);
+	needed = required(database, level);
+	members = database->members;
+	reachable = count_reachable();
+	LWLockRelease(quorum->lock);
+
+	if (!known)
+		ereport(ERROR,
+				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+				 errmsg("write consistency \"%s\" cannot be reached: this node is not connected to its group yet", level_names[level]),
+				 errhint("Try again in a moment; see SELECT * FROM repl_ml.health.")));
+	ereport(ERROR,
+			(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+			 errmsg("write consistency \"%s\" needs %d of %d members, but only %d can be reached",
+					level_names[level], needed, members, reachable),
+			 errdetail("Reachable: %s. Missing: %s. Nothing has been committed.", present, missing),
+			 errhint("Try again when they are back; see SELECT * FROM repl_ml.health. A node that will not come back is removed with SELECT repl_ml.drop_node(...).")));
+}
+
+/* Is this node known to be its group's only member? */
+bool
+repl_ml_quorum_is_alone(void)
+{
+	Database   *database = database_entry(MyDatabaseId);
+	bool		alone;
+
+	LWLockAcquire(quorum->lock, LW_SHARED);
+	alone = database != NULL && database->members_known && database->members == 1;
+	LWLockRelease(quorum->lock);
+	return alone;
+}
+
+/* The members that have not acknowledged everything before "lsn", "n2, n3". */
+char *
+repl_ml_quorum_missing(XLogRecPtr lsn)
+{
+	StringInfoData names;
+
+	initStringInfo(&names);
+	LWLockAcquire(quorum->lock, LW_SHARED);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		Link	   *link = &quorum->links[i];
+
+		if (link->database == MyDatabaseId && link->counts && link->acknowledged < lsn)
+			appendStringInfo(&names, "%s%s", names.len > 0 ? ", " : "", NameStr(link->node_name));
+	}
+	LWLockRelease(quorum->lock);
+	return names.data;
+}
+
+/* Is this node's WAL before "lsn" acknowledged? */
+bool
+repl_ml_quorum_reached(ReplMlLevel level, XLogRecPtr lsn)
+{
+	Database   *database = database_entry(MyDatabaseId);
+	bool		reached;
+
+	LWLockAcquire(quorum->lock, LW_SHARED);
+	reached = database != NULL && lsn <= database->acknowledged[level];
+	LWLockRelease(quorum->lock);
+	return reached;
+}
+
+static void
+count_wait(LevelStats *stats, uint64 wait)
+{
+	int			bucket = 0;
+
+	while (bucket < REPL_ML_WAIT_BUCKETS - 1 && wait > buckets[bucket])
+		bucket++;
+	stats->histogram[bucket]++;
+	if (stats->outcomes[REPL_ML_ACKNOWLEDGED] == 0 || wait < stats->least)
+		stats->least = wait;
+	stats->greatest = Max(stats->greatest, wait);
+	stats->total += wait;
+}
+
+/*
+ * Takes back what repl_ml_quorum_begin announced and counts what became of it:
+ * acknowledged if what is before "lsn" is, else "otherwise".
+ */
+ReplMlOutcome
+repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise)
+{
+	Database   *database = database_entry(MyDatabaseId);
+	Waiter	   *waiter = &quorum->waiters[my_proc_number_compat()];
+	ReplMlOutcome outcome = otherwise;
+	LevelStats *stats = &database->stats[waiter->level];
+
+	LWLockAcquire(quorum->lock, LW_EXCLUSIVE);
+	if (otherwise != REPL_ML_ABORTED && lsn <= database->acknowledged[waiter->level])
+		outcome = REPL_ML_ACKNOWLEDGED;
+	if (outcome == REPL_ML_ACKNOWLEDGED)
+		count_wait(stats, monotonic_now() - waiter->start);
+	if (outcome != REPL_ML_ABORTED)
+		stats->outcomes[outcome]++;
+	waiter->database = InvalidOid;
+	database->waiters--;
+	LWLockRelease(quorum->lock);
+	return outcome;
+}

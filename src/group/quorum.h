@@ -1,0 +1,57 @@
+/*
+ * quorum.h
+ *		Which members have what this node wrote, and which commits wait for it.
+ */
+#ifndef REPL_ML_QUORUM_H
+#define REPL_ML_QUORUM_H
+
+#include "repl_ml.h"
+#include "access/xlogdefs.h"
+#include "nodes/pg_list.h"
+#include "storage/lwlock.h"
+
+/* How many members, this node included, have a transaction before its commit returns. */
+typedef enum ReplMlLevel
+{
+	REPL_ML_ONE,
+	REPL_ML_QUORUM,				/* more than half */
+	REPL_ML_ALL
+} ReplMlLevel;
+
+#define REPL_ML_LEVELS			(REPL_ML_ALL + 1)
+#define REPL_ML_WAIT_BUCKETS	12	/* of the histogram of waits */
+
+/* How a commit ended. */
+typedef enum ReplMlOutcome
+{
+	REPL_ML_ACKNOWLEDGED,
+	REPL_ML_REFUSED,			/* before it began */
+	REPL_ML_TIMED_OUT,			/* committed here, not acknowledged */
+	REPL_ML_CANCELLED,			/* the same, ended by somebody */
+	REPL_ML_ABORTED				/* of another cause */
+} ReplMlOutcome;
+
+/* A member as repl_ml_quorum_set_members takes it. */
+typedef struct ReplMlMember
+{
+	int			node_id;
+	NameData	node_name;
+	bool		is_local;
+} ReplMlMember;
+
+/* in quorum.c */
+extern Size repl_ml_quorum_shmem_size(void);
+extern void repl_ml_quorum_shmem_init(void *space, LWLock *lock);
+extern const char *repl_ml_level_name(ReplMlLevel level);
+extern bool repl_ml_level_parse(const char *name, ReplMlLevel *level);
+extern void repl_ml_quorum_set_members(List *members);
+extern void repl_ml_quorum_attach(int peer);
+extern void repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged);
+extern bool repl_ml_quorum_release(void);
+extern void repl_ml_quorum_begin(ReplMlLevel level);
+extern ReplMlOutcome repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise);
+extern bool repl_ml_quorum_reached(ReplMlLevel level, XLogRecPtr lsn);
+extern bool repl_ml_quorum_is_alone(void);
+extern char *repl_ml_quorum_missing(XLogRecPtr lsn);
+
+#endif							/* REPL_ML_QUORUM_H */

@@ -1,0 +1,390 @@
+/*
+ * commit.c
+ *		Commits that mean it: how many members have a transaction before its
+ *		commit returns.
+ *
+ * Before the commit the level is settled and, where too few members can be
+ * reached, the transaction is refused.  Then core's own wait for synchronous
+ * replication is set up: synchronous_commit is raised for this commit, or
+ * lowered where there is nothing to wait for (the library itself gives
+ * synchronous_standby_names its value, so every other commit of the server
+ * would wait).  After the commit we look whether the wait ended because the
+ * members have the transaction.  If not (a timeout, a cancel), the client must
+ * not read success: the message that would say so is replaced by an error.
+ *
+ * Next on the way: output.c sends the transaction to the peers, reply.c hears
+ * them, group/quorum.c lets the commit go.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/partition.h"
+#include "catalog/pg_type.h"
+/* what differs with these is not used, and spares the headers of Kerberos and OpenSSL */
+#undef ENABLE_GSS
+#undef USE_OPENSSL
+#undef USE_SSL
+#include "libpq/libpq.h"
+#include "miscadmin.h"
+#include "replication/message.h"
+#include "replication/syncrep.h"
+#include "storage/latch.h"
+#include "tcop/dest.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/elog.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+
+#include "compat.h"
+#include "group/group.h"
+#include "group/query.h"
+#include "origin/origin.h"
+#include "row/row.h"
+
+/* no standby has this name: only group/quorum.c ends the waits */
+#define STANDBY_NAME		"repl_ml_quorum"
+
+/* repl_ml.write_timeout: default, minimum, maximum, ms */
+#define WRITE_TIMEOUT		10000, 0, INT_MAX
+
+static int	write_timeout;
+
+/* The commit under way in this backend. */
+typedef struct Commit
+{
+	bool		waits;			/* announced to group/quorum.c */
+	ReplMlLevel level;
+	bool		changed;		/* synchronous_commit is not the user's */
+	int			synchronous_commit; /* the user's */
+} Commit;
+
+static Commit commit;
+static volatile sig_atomic_t timed_out = false; /* by on_timeout */
+static TimeoutId timeout_id = MAX_TIMEOUTS; /* until it is registered */
+
+/* The commit that could not be acknowledged, until the client has been told. */
+static struct
+{
+	ReplMlLevel level;
+	ReplMlOutcome outcome;
+	XLogRecPtr	lsn;
+	const PQcommMethods *methods;	/* core's; NULL: nothing to tell */
+} untold;
+
+static emit_log_hook_type previous_log_hook = NULL;
+
+static void on_xact_event(XactEvent event, void *arg);
+static void before_commit(void);
+static void begin(ReplMlLevel level);
+static ReplMlOutcome end(XLogRecPtr lsn, bool committed);
+static ReplMlLevel level_of_prepared(const char *gid);
+static void set_synchronous_commit(int value);
+static void after_commit(XLogRecPtr lsn, bool committed);
+static void start_timeout(void);
+static void on_timeout(void);
+static void tell_client_later(ReplMlOutcome outcome, XLogRecPtr lsn);
+static int	replace_success(char type, const char *data, size_t length);
+static void raise_unacknowledged(ReplMlLevel level, ReplMlOutcome outcome, XLogRecPtr lsn);
+static void silence_core(ErrorData *error);
+
+/* Defines the setting and installs the callbacks; at server start takes synchronous_standby_names. */
+void
+repl_ml_commit_init(void)
+{
+	DefineCustomIntVariable("repl_ml.write_timeout",
+							"How long a commit waits for other members to have it; 0 waits for ever.",
+							"A commit that is given up is an error, though the transaction is committed on this node.",
+							&write_timeout,
+							WRITE_TIMEOUT,
+							PGC_USERSET,
+							GUC_UNIT_MS,
+							NULL,
+							NULL,
+							NULL);
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	/* a value of the administrator's has precedence */
+	SetConfigOption("synchronous_standby_names", STANDBY_NAME, PGC_POSTMASTER, PGC_S_DYNAMIC_DEFAULT);
+	RegisterXactCallback(on_xact_event, NULL);
+	previous_log_hook = emit_log_hook;
+	emit_log_hook = silence_core;
+}
+
+/* Do core's commits wait for us, if they wait at all? */
+static bool
+waits_are_ours(void)
+{
+	return SyncRepStandbyNames != NULL && strcmp(SyncRepStandbyNames, STANDBY_NAME) == 0;
+}
+
+static void
+on_xact_event(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			before_commit();
+			break;
+		case XACT_EVENT_PRE_PREPARE:
+			/* whoever commits it waits */
+			if (waits_are_ours() && synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
+				set_synchronous_commit(SYNCHRONOUS_COMMIT_LOCAL_FLUSH);
+			break;
+		case XACT_EVENT_COMMIT:
+			after_commit(XactLastCommitEnd, true);
+			break;
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			after_commit(InvalidXLogRecPtr, false);
+			break;
+		default:
+			break;
+	}
+}
+
+/* Settles the level of the commit that begins, and whether it may. */
+static void
+before_commit(void)
+{
+	ReplMlLevel level = REPL_ML_ONE;
+
+	if (!TransactionIdIsValid(GetTopTransactionIdIfAny()))
+		return;
+	if (!repl_ml_internal_write && !repl_ml_applying && repl_ml_ticker_used())
+		level = repl_ml_level_wanted();
+	begin(level);
+	if (commit.waits)
+		LogLogicalMessage_compat(REPL_ML_MESSAGE_PREFIX, repl_ml_level_name(level),
+								 strlen(repl_ml_level_name(level)), true);
+}
+
+/*
+ * Sets up core's wait for a commit of this level; an error where the level
+ * cannot be reached.
+ */
+static void
+begin(ReplMlLevel level)
+{
+	if (level == REPL_ML_ONE || repl_ml_quorum_is_alone())
+	{
+		if (synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH && waits_are_ours())
+			set_synchronous_commit(SYNCHRONOUS_COMMIT_LOCAL_FLUSH);
+		return;
+	}
+	if (!waits_are_ours())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("write consistency \"%s\" is not possible while \"%s\" is set to something else",
+						repl_ml_level_name(level), "synchronous_standby_names"),
+				 errdetail("Commits wait where they would wait for standbys."),
+				 errhint("Remove %s from the server's configuration (ALTER SYSTEM RESET %s) and reload it.",
+						 "synchronous_standby_names", "synchronous_standby_names")));
+	repl_ml_quorum_begin(level);
+	commit.waits = true;
+	commit.level = level;
+	set_synchronous_commit(level == REPL_ML_ALL ? SYNCHRONOUS_COMMIT_REMOTE_APPLY : SYNCHRONOUS_COMMIT_REMOTE_FLUSH);
+	start_timeout();
+}
+
+/* Until end; not through the setting, whose own changes it must survive. */
+static void
+set_synchronous_commit(int value)
+{
+	if (!commit.changed)
+		commit.synchronous_commit = synchronous_commit;
+	commit.changed = true;
+	synchronous_commit = value;
+	assign_synchronous_commit(value, NULL);
+}
+
+/* The end of a transaction: takes everything back, and sees to it that the client hears the truth. */
+static void
+after_commit(XLogRecPtr lsn, bool committed)
+{
+	bool		waited = commit.waits;
+	ReplMlOutcome outcome = end(lsn, committed);
+
+	repl_ml_level_forget();
+	if (waited && (outcome == REPL_ML_TIMED_OUT || outcome == REPL_ML_CANCELLED))
+		tell_client_later(outcome, lsn);
+}
+
+/* Takes back what commit_begin set up, and says what became of the wait. */
+static ReplMlOutcome
+end(XLogRecPtr lsn, bool committed)
+{
+	if (commit.changed)
+	{
+		synchronous_commit = commit.synchronous_commit;
+		assign_synchronous_commit(commit.synchronous_commit, NULL);
+		commit.changed = false;
+	}
+	if (!commit.waits)
+		return REPL_ML_ACKNOWLEDGED;
+	commit.waits = false;
+	if (timeout_id != MAX_TIMEOUTS)
+		disable_timeout(timeout_id, false);
+	/* fired too late to be seen by the wait: it is nobody's cancel */
+	if (timed_out && committed)
+		QueryCancelPending = false;
+	return repl_ml_quorum_end(lsn, !committed ? REPL_ML_ABORTED :
+							  timed_out ? REPL_ML_TIMED_OUT : REPL_ML_CANCELLED);
+}
+
+static void
+start_timeout(void)
+{
+	timed_out = false;
+	if (write_timeout <= 0)
+		return;
+	if (timeout_id == MAX_TIMEOUTS)
+		timeout_id = RegisterTimeout(USER_TIMEOUT, on_timeout);
+	enable_timeout_after(timeout_id, write_timeout);
+}
+
+/* Core's wait ends on a cancel only. */
+static void
+on_timeout(void)
+{
+	timed_out = true;
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+}
+
+/*
+ * No error may be raised inside a commit that has happened.  So the next
+ * message that tells the client of success becomes the error.
+ */
+static void
+tell_client_later(ReplMlOutcome outcome, XLogRecPtr lsn)
+{
+	static PQcommMethods ours;
+
+	if (whereToSendOutput != DestRemote)
+	{
+		ereport(WARNING,
+				(errcode(ERRCODE_T_R_STATEMENT_COMPLETION_UNKNOWN),
+				 errmsg("a transaction is committed on this node but not acknowledged by write consistency \"%s\"",
+						repl_ml_level_name(commit.level))));
+		return;
+	}
+	untold.level = commit.level;
+	untold.outcome = outcome;
+	untold.lsn = lsn;
+	if (untold.methods != NULL)
+		return;
+	untold.methods = PqCommMethods;
+	ours = *PqCommMethods;
+	ours.putmessage = replace_success;
+	PqCommMethods = &ours;
+}
+
+/* In place of core's: CommandComplete, or ReadyForQuery where the commit came with a Sync. */
+static int
+replace_success(char type, const char *data, size_t length)
+{
+	const PQcommMethods *methods = untold.methods;
+
+	if (type != 'C' && type != 'Z')
+		return methods->putmessage(type, data, length);
+	PqCommMethods = methods;
+	untold.methods = NULL;
+	raise_unacknowledged(untold.level, untold.outcome, untold.lsn);
+	return 0;					/* not reached */
+}
+
+/* Raises the error for a transaction that is committed here and not acknowledged. */
+static void
+raise_unacknowledged(ReplMlLevel level, ReplMlOutcome outcome, XLogRecPtr lsn)
+{
+	char	   *missing = repl_ml_quorum_missing(lsn);
+
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_STATEMENT_COMPLETION_UNKNOWN),
+			 errmsg("transaction is committed on this node but not acknowledged by write consistency \"%s\"",
+					repl_ml_level_name(level)),
+			 outcome == REPL_ML_TIMED_OUT ?
+			 errdetail("No answer within %d ms (repl_ml.write_timeout) from: %s.", write_timeout, missing) :
+			 errdetail("The wait was cancelled; no answer yet from: %s.", missing),
+			 errhint("It will reach the other members when they can be reached. With repl_ml.transaction_token() in a transaction, SELECT repl_ml.transaction_status(token) tells what became of it.")));
+}
+
+/*
+ * COMMIT PREPARED and ROLLBACK PREPARED, run by "run": they have no callbacks
+ * of their own.  The level is that of the setting and of the tables that the
+ * prepared transaction has locked for writing.
+ */
+void
+repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run) (void *argument), void *argument)
+{
+	ReplMlOutcome outcome = REPL_ML_ACKNOWLEDGED;
+
+	begin(is_commit ? level_of_prepared(gid) : REPL_ML_ONE);
+	PG_TRY();
+	{
+		run(argument);
+	}
+	PG_CATCH();
+	{
+		(void) end(InvalidXLogRecPtr, false);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	outcome = end(XactLastRecEnd, true);
+	if (outcome != REPL_ML_ACKNOWLEDGED)
+		raise_unacknowledged(commit.level, outcome, XactLastRecEnd);
+}
+
+static ReplMlLevel
+level_of_prepared(const char *gid)
+{
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1] = {CStringGetTextDatum(gid)};
+	List	   *written = NIL;
+	MemoryContext context = CurrentMemoryContext;
+	ReplMlLevel level;
+
+	if (!OidIsValid(repl_ml_schema_oid()))
+		return REPL_ML_ONE;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	SPI_execute_with_args("SELECT l.relation FROM pg_catalog.pg_prepared_xacts p JOIN pg_catalog.pg_locks l"
+						  " ON l.virtualtransaction OPERATOR(pg_catalog.=) ('-1/' OPERATOR(pg_catalog.||) p.transaction::pg_catalog.text)"
+						  " WHERE p.gid OPERATOR(pg_catalog.=) $1 AND l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.mode OPERATOR(pg_catalog.=) 'RowExclusiveLock'"
+						  " AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())",
+						  1, types, values, NULL, true, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		Oid			relid = strtoul(repl_ml_spi_text(i, 0), NULL, 10);
+		MemoryContext old;
+
+		if (repl_ml_table_clock_attnum(relid) == InvalidAttrNumber)
+			continue;
+		old = MemoryContextSwitchTo(context);
+		written = lappend_oid(written, get_rel_relispartition(relid) ? llast_oid(get_partition_ancestors(relid)) : relid);
+		MemoryContextSwitchTo(old);
+	}
+	SPI_finish();
+	PopActiveSnapshot();
+	level = written == NIL ? REPL_ML_ONE : Max(repl_ml_level_wanted(), repl_ml_level_of_tables(written));
+	return level;
+}
+
+/* Core's warning of a cancelled wait says less than our error, and blames the user for a timeout. */
+static void
+silence_core(ErrorData *error)
+{
+	if (commit.waits && error->elevel == WARNING && error->message_id != NULL &&
+		strcmp(error->message_id, "canceling wait for synchronous replication due to user request") == 0)
+	{
+		error->output_to_server = false;
+		error->output_to_client = false;
+	}
+	if (previous_log_hook)
+		previous_log_hook(error);
+}

@@ -1,0 +1,89 @@
+/*
+ * reply.c
+ *		The walsender that serves a peer hears what the peer has, and lets
+ *		commits go that waited for it.
+ *
+ * Core's walsender reads the replies itself and has no hook there.  But after
+ * it has read them, and before it waits, it always flushes its output: the
+ * communication method it does that with is ours (output.c installs it).
+ */
+#include "postgres.h"
+
+/* what differs with these is not used, and spares the headers of Kerberos and OpenSSL */
+#undef ENABLE_GSS
+#undef USE_OPENSSL
+#undef USE_SSL
+#include "libpq/libpq.h"
+#include "miscadmin.h"
+#include "replication/slot.h"
+#include "replication/walsender.h"
+#include "replication/walsender_private.h"
+#include "storage/latch.h"
+#include "utils/timeout.h"
+
+#include "compat.h"
+#include "group/group.h"
+#include "group/quorum.h"
+#include "origin/origin.h"
+
+#define AGAIN_MS	1
+
+/* Set once, by repl_ml_reply_watch. */
+static int	peer = 0;
+static const PQcommMethods *core_methods = NULL;
+static TimeoutId timeout_id;
+
+static int	flush_if_writable(void);
+static void on_timeout(void);
+
+/* In a walsender that begins to serve a slot: if the slot is a peer's, its replies count from now on. */
+void
+repl_ml_reply_watch(void)
+{
+	static PQcommMethods ours;
+	Oid			database;
+	int			node_id;
+
+	if (peer != 0 || !am_walsender || MyReplicationSlot == NULL || repl_ml_shared == NULL ||
+		!repl_ml_origin_parse(NameStr(MyReplicationSlot->data.name), &database, &node_id) ||
+		database != MyDatabaseId)
+		return;
+	peer = node_id;
+	repl_ml_quorum_attach(peer);
+	timeout_id = RegisterTimeout(USER_TIMEOUT, on_timeout);
+	core_methods = PqCommMethods;
+	ours = *PqCommMethods;
+	ours.flush_if_writable = flush_if_writable;
+	PqCommMethods = &ours;
+}
+
+/* Core's, after a look at what has been read. */
+static int
+flush_if_writable(void)
+{
+	static XLogRecPtr acknowledged = InvalidXLogRecPtr;
+	static TimestampTz reply_time = 0;
+	static bool again = false;
+
+	/* nobody but this process writes these */
+	if (MyWalSnd->replyTime != reply_time || MyWalSnd->flush != acknowledged)
+	{
+		reply_time = MyWalSnd->replyTime;
+		again |= acknowledged < MyWalSnd->flush;
+		acknowledged = MyWalSnd->flush;
+		repl_ml_quorum_heard(peer, acknowledged);
+	}
+	if (again)
+	{
+		again = repl_ml_quorum_release();
+		if (again)
+			enable_timeout_after(timeout_id, AGAIN_MS);
+	}
+	return core_methods->flush_if_writable();
+}
+
+static void
+on_timeout(void)
+{
+	SetLatch(MyLatch);
+}
