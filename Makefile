@@ -8,7 +8,9 @@
 #   make syntax             compile without output (other majors' headers)
 #   make check              everything, with dependencies and a private server; see test/run_checks
 #   make demo, demo-stop    a three-node cluster on loopback; see test/demo.sh
-#   make bench              cost of stamping; see test/bench
+#   make bench              cost of stamping; see test/bench/run
+#   make bench-commits      cost of commits beside PostgreSQL's own replication; see test/bench/commits
+#   make bench-idle         CPU time of an idle group; see test/bench/commits
 
 MODULE_big = repl_ml
 EXTENSION = repl_ml
@@ -90,7 +92,7 @@ EXTRA_CLEAN = tmp_regress tmp_isolation tmp_server.conf tmp_symbols tmp_algebra
 PG_CONFIG ?= pg_config
 
 # These bring their own server and must run on a machine that has none yet, so they do without PGXS.
-standalone := check demo demo-stop bench
+standalone := check demo demo-stop bench bench-commits bench-idle
 ifneq ($(filter $(standalone),$(MAKECMDGOALS)),)
 
 ifneq ($(filter-out $(standalone),$(MAKECMDGOALS)),)
@@ -109,6 +111,10 @@ demo-stop:
 	@test/demo.sh stop
 bench:
 	@PG_CONFIG='$(chosen_pg_config)' test/bench/run
+bench-commits:
+	@PG_CONFIG='$(chosen_pg_config)' test/bench/commits
+bench-idle:
+	@PG_CONFIG='$(chosen_pg_config)' test/bench/commits idle
 
 else # all other goals
 
