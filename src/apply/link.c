@@ -213,12 +213,17 @@ check(ReplMlApply *apply, const PeerInfo *info)
 				 errhint("Run ALTER EXTENSION repl_ml UPDATE where the version is older.")));
 }
 
-/* Is the slot there, and has it kept everything? */
+/*
+ * Is the slot there, and has it kept everything?  One that is ahead of the
+ * peer's WAL was told so by mistake, and would leave out what comes up to
+ * there.
+ */
 static bool
 slot_is_usable(ReplMlApply *apply, const char *slot)
 {
 	static const Oid types[1] = {TEXTOID};
-	char	   *sql = psprintf("SELECT wal_status FROM pg_catalog.pg_replication_slots WHERE slot_name OPERATOR(pg_catalog.=) %s",
+	char	   *sql = psprintf("SELECT wal_status FROM pg_catalog.pg_replication_slots WHERE slot_name OPERATOR(pg_catalog.=) %s"
+							   " AND confirmed_flush_lsn OPERATOR(pg_catalog.<=) pg_catalog.pg_current_wal_flush_lsn()",
 							   quote_literal_cstr(slot));
 	ReplMlResult *result = repl_ml_stream_query(apply->conn, sql, 1, types);
 	bool		usable = false;

@@ -6,8 +6,10 @@ usage: mutating_proxy.py LISTEN_SOCKET SERVER_SOCKET SEED RATE SWITCH
 Damages a share RATE of the messages of replication streams and of the rows of copies, as long as the
 file SWITCH exists, in the ways a broken or malicious server might: flipped bits, messages cut short
 or made longer, extreme lengths and counts, other message types, repeated, swapped and left out
-messages, strings without an end. The positions in front of a stream's messages stay as they are. The
-number of damaged messages is appended to SWITCH.count, a digit each ("1"), so its size is the number.
+messages, strings without an end. The positions in front of a stream's messages and in its keepalives
+stay as they are: a lie about those is believed. One such lie is told when the file SWITCH.lie exists,
+which is removed then. The number of damaged messages is appended to SWITCH.count, a digit each ("1"),
+so its size is the number.
 """
 import asyncio
 import os
@@ -18,6 +20,8 @@ import sys
 listen, server, seed, rate, switch = sys.argv[1:6]
 rng = random.Random(int(seed))
 XLOG_HEADER = 25        # 'w', start, end, time
+KEEPALIVE_HEADER = 9    # 'k', end
+FAR_AHEAD = 1 << 40
 LENGTHS = [-1, -2**31, 2**31 - 1, 0, 1, 65536, 2**30 - 1, 2**30]
 COUNTS = [0, 1, 65535, 32768, 32767, 1600, 1665]
 TYPES = b"BCOTRYIUDKSEAcbPKrpMwkd\x00\xff"
@@ -79,9 +83,18 @@ def damaged(message):
     return bytes(m) or b"\0"
 
 
+def lie(keepalive):
+    """A keepalive that claims much more WAL than there is."""
+    end, = struct.unpack(">q", keepalive[1:KEEPALIVE_HEADER])
+    return keepalive[:1] + struct.pack(">q", end + FAR_AHEAD) + keepalive[KEEPALIVE_HEADER:]
+
+
 def damage(body):
     """The body of a CopyData message, damaged or not; None to leave it out."""
     global last_message
+    if body[:1] == b"k" and os.path.exists(switch + ".lie"):
+        os.unlink(switch + ".lie")
+        return lie(body)
     # a readable lie about where a member is would be believed, and end the link for good
     if not os.path.exists(switch) or rng.random() >= float(rate) or len(body) < 2 or b"host=" in body:
         if body[:1] == b"w":
@@ -94,7 +107,7 @@ def damage(body):
     if body[:1] == b"w" and len(body) > XLOG_HEADER:
         return body[:XLOG_HEADER] + damaged(body[XLOG_HEADER:])
     if body[:1] == b"k":
-        return damaged(body) if rng.random() < 0.2 else body
+        return body[:KEEPALIVE_HEADER] + damaged(body[KEEPALIVE_HEADER:]) if rng.random() < 0.2 else body
     return damaged(body)
 
 
