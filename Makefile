@@ -53,6 +53,7 @@ OBJS = \
 	src/apply/reconsider.o \
 	src/apply/history.o \
 	src/apply/park.o \
+	src/apply/aside.o \
 	src/group/shmem.o \
 	src/group/ticker.o \
 	src/group/identity.o \

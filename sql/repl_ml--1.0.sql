@@ -476,8 +476,10 @@ CREATE TABLE repl_ml.parked_change (
     sqlstate      text NOT NULL,
     message       text NOT NULL,
     detail        text,
-    conflict_id   uuid UNIQUE
+    conflict_id   uuid UNIQUE,
+    put_aside     boolean NOT NULL DEFAULT false
 );
+CREATE INDEX parked_change_put_aside_idx ON repl_ml.parked_change (id) WHERE put_aside;
 COMMENT ON TABLE repl_ml.parked_change IS 'changes that failed to apply here; see the view repl_ml.parked_changes';
 
 --
@@ -1818,10 +1820,10 @@ COMMENT ON VIEW repl_ml.stat_conflicts IS 'kept conflicts by table and type';
 
 CREATE VIEW repl_ml.parked_changes AS
     SELECT p.id, p.parked_at, coalesce(m.node_name, p.origin_node::text::name) AS origin_node, p.origin_xid, p.origin_lsn,
-           p.schema_name, p.table_name, p.action, p.change, p.sqlstate, p.message, p.detail, p.conflict_id
+           p.schema_name, p.table_name, p.action, p.change, p.sqlstate, p.message, p.detail, p.conflict_id, p.put_aside
       FROM repl_ml.parked_change p LEFT JOIN repl_ml.member m ON m.node_id = p.origin_node;
 COMMENT ON VIEW repl_ml.parked_changes IS
-    'changes that could not be applied here, with the reason; see repl_ml.retry_parked and repl_ml.discard_parked';
+    'changes that could not be applied here, with the reason; put_aside: only because a commit that waits to be acknowledged has locked the row, and is tried again by itself; see repl_ml.retry_parked and repl_ml.discard_parked';
 
 --
 -- Triggers of the replicated catalogs, and privileges

@@ -54,6 +54,7 @@ typedef struct ReplMlTransaction
 	TimestampTz commit_time;
 	bool		catalogs_changed;
 	bool		waited_for;		/* its commit waits for us */
+	bool		put_aside;		/* some of its changes are */
 	int64		changes;
 	int64		conflicts;
 	int64		parked;
@@ -89,6 +90,8 @@ typedef struct ReplMlApply
 	XLogRecPtr	received;
 	XLogRecPtr	applied;
 	XLogRecPtr	durable;
+	bool		aside;			/* some change may be put aside, to be tried
+								 * again */
 	bool		waited_for;		/* somebody waits for what is not durable */
 	TimestampTz volatile_since; /* when the oldest such transaction was
 								 * applied; 0: there is none */
@@ -252,7 +255,16 @@ extern int	repl_ml_history_take_back(const ReplMlVoid *version);
 /* in park.c */
 extern void repl_ml_apply_in_session(void (*step) (void *argument), void *argument);
 extern void repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
-						 LogicalRepTupleData *tuple, ErrorData *error);
+						 LogicalRepTupleData *tuple, ErrorData *error, bool put_aside);
+extern void repl_ml_park_retry(int64 id, uint16 self);
+
+/* in aside.c */
+extern void repl_ml_aside_dispatch(ReplMlApply *apply, StringInfo message);
+extern void repl_ml_aside_watch(void);
+extern void repl_ml_aside_unwatch(void);
+extern bool repl_ml_aside_is_blocked(void);
+extern void repl_ml_aside_put(const ReplMlSource *source, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
+extern void repl_ml_aside_retry(ReplMlApply *apply);
 
 /* in enrol.c */
 extern void repl_ml_enrol_pending(ReplMlApply *apply);

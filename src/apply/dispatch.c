@@ -150,6 +150,7 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 	}
 	apply->applied = commit.end_lsn;
 	apply->progressed = true;
+	apply->aside |= transaction->put_aside;
 	if (transaction->waited_for)
 		apply->waited_for = true;
 	apply->races = 0;
@@ -237,7 +238,11 @@ change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData 
 	apply->blame_transaction = true;
 	apply->transaction.changes++;
 	if (apply->transaction.mode == REPL_ML_APPLY_NORMAL)
+	{
+		repl_ml_aside_watch();
 		repl_ml_dispatch_change(apply, id, action, tuple);
+		repl_ml_aside_unwatch();
+	}
 	else
 		change_carefully(apply, id, action, tuple);
 }
@@ -286,6 +291,7 @@ change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRep
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	ErrorData  *volatile error = apply->failure;
+	volatile bool blocked = false;
 	volatile int tries = apply->transaction.mode == REPL_ML_APPLY_PARK ? 0 : TRIES_ON_UNIQUE_VIOLATION;
 	ReplMlSource source = source_of(apply);
 
@@ -296,13 +302,17 @@ change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRep
 		MemoryContextSwitchTo(context);
 		PG_TRY();
 		{
+			repl_ml_aside_watch();
 			repl_ml_dispatch_change(apply, id, action, tuple);
+			repl_ml_aside_unwatch();
 			repl_ml_targets_close();
 			ReleaseCurrentSubTransaction();
 		}
 		PG_CATCH();
 		{
 			MemoryContextSwitchTo(context);
+			blocked = repl_ml_aside_is_blocked();
+			repl_ml_aside_unwatch();
 			error = CopyErrorData();
 			FlushErrorState();
 			RollbackAndReleaseCurrentSubTransaction();
@@ -313,13 +323,20 @@ change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRep
 		CurrentResourceOwner = owner;
 		if (error == NULL)
 			return;
+		if (blocked)
+		{
+			repl_ml_aside_put(&source, id, action, tuple);
+			CommandCounterIncrement();
+			apply->transaction.put_aside = true;
+			return;
+		}
 		if (!repl_ml_dispatch_is_permanent(error->sqlerrcode))
 			ReThrowError(error);
 		/* the key may have been inserted here since we looked */
 		if (error->sqlerrcode != ERRCODE_UNIQUE_VIOLATION)
 			break;
 	}
-	repl_ml_park(&source, repl_ml_relation_find(id), action, tuple, error);
+	repl_ml_park(&source, repl_ml_relation_find(id), action, tuple, error, false);
 	CommandCounterIncrement();
 	apply->transaction.parked++;
 }

@@ -35,15 +35,19 @@ static char *tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple)
 static bool write_loser(int64 id);
 static void load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple);
 static void apply_change(void *argument);
+static void forget(int64 id);
 
-/* Keeps a change, as it came, with the error it failed with; a deletion under its table. */
+/*
+ * Keeps a change, as it came, with the error it failed with; a deletion under
+ * its table.  One put aside (aside.c) is tried again without a person.
+ */
 void
 repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
-			 LogicalRepTupleData *tuple, ErrorData *error)
+			 LogicalRepTupleData *tuple, ErrorData *error, bool put_aside)
 {
-	Oid			types[10] = {INT4OID, XIDOID, PG_LSNOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
-	Datum		values[10];
-	char		nulls[11] = "          ";
+	Oid			types[11] = {INT4OID, XIDOID, PG_LSNOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID};
+	Datum		values[11];
+	char		nulls[12] = "           ";
 
 	const char *schema_name = table->remote.nspname;
 	const char *table_name = table->remote.relname;
@@ -69,9 +73,12 @@ repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 		values[9] = CStringGetTextDatum(error->detail);
 	else
 		nulls[9] = 'n';
-	repl_ml_spi_execute("INSERT INTO repl_ml.parked_change (origin_node, origin_xid, origin_lsn, schema_name, table_name, action, change, sqlstate, message, detail)"
-						" VALUES ($1, $2, $3, $4::pg_catalog.name, $5::pg_catalog.name, $6, $7::pg_catalog.jsonb, $8, $9, $10)",
-						10, types, values, nulls);
+	values[10] = BoolGetDatum(put_aside);
+	repl_ml_spi_execute("INSERT INTO repl_ml.parked_change (origin_node, origin_xid, origin_lsn, schema_name, table_name, action, change, sqlstate, message, detail, put_aside)"
+						" VALUES ($1, $2, $3, $4::pg_catalog.name, $5::pg_catalog.name, $6, $7::pg_catalog.jsonb, $8, $9, $10, $11)",
+						11, types, values, nulls);
+	if (put_aside)
+		return;
 	ereport(LOG,
 			(errmsg("%s of a row of table \"%s.%s\" is parked: %s",
 					action_name, schema_name, table_name, error->message),
@@ -121,19 +128,48 @@ repl_ml_retry_parked(PG_FUNCTION_ARGS)
 	int64		id = PG_GETARG_INT64(0);
 	ParkedChange change = {.apply = {.late = true,.message_context = CurrentMemoryContext}};
 	ReplMlPeer	peer = {0};
-	Oid			types[1] = {INT8OID};
-	Datum		values[1] = {Int64GetDatum(id)};
 
 	repl_ml_refuse_nulls(fcinfo);
 	change.apply.self = repl_ml_identity_require()->node_id;
 	change.apply.peer = &peer;
 	if (!write_loser(id))
 	{
+		repl_ml_relation_forget_all();
 		load_change(id, &change.apply, &change.tuple);
 		repl_ml_apply_in_session(apply_change, &change);
 	}
-	repl_ml_spi_execute("DELETE FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1", 1, types, values, NULL);
+	forget(id);
 	PG_RETURN_VOID();
+}
+
+/*
+ * The same for a change put aside, in an apply worker's transaction; nothing
+ * if another worker has been or is at it.
+ */
+void
+repl_ml_park_retry(int64 id, uint16 self)
+{
+	ParkedChange change = {.apply = {.late = true,.self = self,.message_context = CurrentMemoryContext}};
+	ReplMlPeer	peer = {0};
+	Oid			types[1] = {INT8OID};
+	Datum		values[1] = {Int64GetDatum(id)};
+
+	change.apply.peer = &peer;
+	if (repl_ml_spi_execute("SELECT FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1 AND put_aside FOR UPDATE SKIP LOCKED",
+							1, types, values, NULL) == 0)
+		return;
+	load_change(id, &change.apply, &change.tuple);
+	apply_change(&change);
+	forget(id);
+}
+
+static void
+forget(int64 id)
+{
+	Oid			types[1] = {INT8OID};
+	Datum		values[1] = {Int64GetDatum(id)};
+
+	repl_ml_spi_execute("DELETE FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1", 1, types, values, NULL);
 }
 
 /*
@@ -209,7 +245,6 @@ load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple)
 		if (value != NULL)
 			appendStringInfoString(&tuple->colvalues[i], value);
 	}
-	repl_ml_relation_forget_all();
 	repl_ml_relation_remember(&remote, true);
 	SPI_finish();
 }

@@ -38,6 +38,7 @@
 								 * also while more comes */
 #define FLUSH_DELAY_MS		50	/* what nobody waits for may be lost by a crash
 								 * that long, and is sent again then */
+#define ASIDE_DELAY_MS		5	/* between two tries of changes put aside */
 #define DEADLOCK_TIMEOUT	"10ms"	/* applying looks first, and so loses */
 
 static ReplMlApply apply;		/* the process's state; this file only */
@@ -67,6 +68,7 @@ repl_ml_apply_main(Datum arg)
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
 	attach(DatumGetInt32(arg));
+	apply.aside = true;			/* perhaps: of a former process */
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(apply.worker->database, InvalidOid, 0);
 	/* runs before the server's own callback, which aborts the transaction */
@@ -83,6 +85,8 @@ repl_ml_apply_main(Datum arg)
 			delay = FIRST_DELAY_MS;
 		else
 			delay = Min(delay * 2, repl_ml_max_apply_delay);
+		if (apply.aside)
+			delay = Min(delay, ASIDE_DELAY_MS);
 		if (delay > 0)
 		{
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, delay,
@@ -271,11 +275,12 @@ run(void)
 	name = MemoryContextStrdup(apply.message_context, psprintf("repl_ml %s", NameStr(self->node_name)));
 	apply.peer = repl_ml_peer_load(apply.worker->peer);
 	repl_ml_commit();
+	repl_ml_relation_forget_all();
+	repl_ml_aside_retry(&apply);
 
 	MemoryContextSwitchTo(apply.message_context);
 	apply.conn = repl_ml_stream_connect(apply.peer->dsn, name);
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_PREPARING);
-	repl_ml_relation_forget_all();
 	from = repl_ml_link_prepare(&apply);
 	repl_ml_sync_catalogs(&apply);
 	repl_ml_sync_await_donor(&apply);
@@ -352,6 +357,8 @@ receive_all(void)
 			return;
 	}
 	acknowledge(false);
+	if (!apply.transaction.open)
+		repl_ml_aside_retry(&apply);
 	last_status = GetCurrentTimestamp();
 	if (apply.tables_pending && !apply.transaction.open &&
 		TimestampDifferenceExceeds(last_enrolment, last_status, repl_ml_max_apply_delay))
@@ -376,7 +383,7 @@ handle_message(char *data, int length)
 		(void) pq_getmsgint64(&message);	/* send time */
 		apply.message_lsn = start;
 		apply.received = Max(apply.received, Max(start, end));
-		repl_ml_dispatch(&apply, &message);
+		repl_ml_aside_dispatch(&apply, &message);
 	}
 	else if (type == 'k')
 	{
@@ -451,7 +458,7 @@ wait_for_data(pgsocket fd)
 	int			events;
 
 	events = WaitLatchOrSocket(MyLatch, WL_SOCKET_READABLE | WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							   fd, apply.volatile_since != 0 ? FLUSH_DELAY_MS : status_interval(), wait_event_compat("ReplMlApplyMain"));
+							   fd, apply.aside ? ASIDE_DELAY_MS : apply.volatile_since != 0 ? FLUSH_DELAY_MS : status_interval(), wait_event_compat("ReplMlApplyMain"));
 	if (events & WL_LATCH_SET)
 		ResetLatch(MyLatch);
 	if (events & WL_SOCKET_READABLE)
@@ -491,11 +498,14 @@ recover(void)
 	ErrorData  *error;
 	XLogRecPtr	hit = apply.transaction.open && apply.blame_transaction ? apply.transaction.final_lsn : InvalidXLogRecPtr;
 	bool		race;
+	bool		blocked;
 
 	HOLD_INTERRUPTS();
 	MemoryContextSwitchTo(TopMemoryContext);
 	error = CopyErrorData();
-	race = is_race(error->sqlerrcode) ||
+	blocked = repl_ml_aside_is_blocked();
+	repl_ml_aside_unwatch();
+	race = is_race(error->sqlerrcode) || blocked ||
 		(hit != InvalidXLogRecPtr && error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION && apply.failures == 0);
 	if (!race)
 		EmitErrorReport();
@@ -509,8 +519,9 @@ recover(void)
 	MemoryContextReset(apply.message_context);
 	MemoryContextSwitchTo(apply.message_context);
 
+	/* a blocked one is tried again with care, and its change put aside */
 	if (hit != InvalidXLogRecPtr && !is_race(error->sqlerrcode) &&
-		repl_ml_dispatch_is_permanent(error->sqlerrcode))
+		(blocked || repl_ml_dispatch_is_permanent(error->sqlerrcode)))
 	{
 		apply.failures = hit == apply.failed_lsn ? apply.failures + 1 : 1;
 		apply.failed_lsn = hit;

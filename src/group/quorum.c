@@ -36,6 +36,7 @@
 #include "group/group.h"
 #include "group/quorum.h"
 
+#define IN_USE_US			UINT64CONST(60000000)
 #define HEARTBEATS_MISSED	2	/* after so many a silent peer counts as gone */
 
 /* A peer, as a node that acknowledges. */
@@ -77,6 +78,7 @@ typedef struct Database
 	int			members;		/* that count, this node included */
 	NameData	local_name;
 	int			waiters;
+	uint64		last_begin;		/* of a wait, monotonic µs; 0: none yet */
 	XLogRecPtr	acknowledged[REPL_ML_LEVELS];	/* never goes back */
 	LevelStats	stats[REPL_ML_LEVELS];
 } Database;
@@ -505,6 +507,7 @@ repl_ml_quorum_begin(ReplMlLevel level)
 	waiter->since = GetCurrentTimestamp();
 	waiter->start = monotonic_now();
 	database->waiters++;
+	database->last_begin = waiter->start;
 	LWLockRelease(quorum->lock);
 }
 
@@ -540,6 +543,19 @@ refuse(ReplMlLevel level)
 					level_names[level], needed, members, reachable),
 			 errdetail("Reachable: %s. Missing: %s. Nothing has been committed.", present, missing),
 			 errhint("Try again when they are back; see SELECT * FROM repl_ml.health. A node that will not come back is removed with SELECT repl_ml.drop_node(...).")));
+}
+
+/*
+ * Do commits of this database wait now, or did some lately?  Looks without a
+ * lock: a hint.
+ */
+bool
+repl_ml_quorum_in_use(void)
+{
+	Database   *database = database_entry(MyDatabaseId);
+
+	return database != NULL && database->last_begin != 0 &&
+		(database->waiters > 0 || monotonic_now() - database->last_begin < IN_USE_US);
 }
 
 /* Is this node known to be its group's only member? */

@@ -51,6 +51,7 @@ extern bool repl_ml_quorum_release(void);
 extern void repl_ml_quorum_begin(ReplMlLevel level);
 extern ReplMlOutcome repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise);
 extern bool repl_ml_quorum_reached(ReplMlLevel level, XLogRecPtr lsn);
+extern bool repl_ml_quorum_in_use(void);
 extern bool repl_ml_quorum_is_alone(void);
 extern char *repl_ml_quorum_missing(XLogRecPtr lsn);
 

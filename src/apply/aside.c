@@ -1,0 +1,388 @@
+/*
+ * aside.c
+ *		Changes put aside: those of a row that is locked by a commit which
+ *		itself waits to be acknowledged.
+ *
+ * Two nodes' commits that write one row and wait for each other would wait
+ * for ever: each is applied on the other node only after the row's lock is
+ * released there.  So a change that meets such a commit is kept, durably, among
+ * the parked changes, and the transaction counts as applied; the worker tries
+ * it again, in the order of its joins whichever (applying is commutative), as
+ * soon as the commit has been let go.  Only locks of waiting commits count;
+ * for others the worker waits as long as its lock_timeout allows.
+ *
+ * What a change is waiting for is looked at by a timer while it waits, so
+ * nothing is paid when it does not, and only where commits have waited lately.
+ * The transaction that met the commit is rolled back and its messages, which
+ * were kept, are applied again with each change in a subtransaction.
+ *
+ * Called by worker.c and dispatch.c; uses park.c.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "common/pg_prng.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "replication/syncrep.h"
+#include "storage/latch.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+
+#include "apply/apply.h"
+#include "compat.h"
+#include "group/query.h"
+#include "group/quorum.h"
+
+#define LOOK_INTERVAL_MS	2
+#define RETRY_PATIENCE_MS	10	/* and up to as much again */
+#define RETRY_INTERVAL_MS	5
+#define RETRY_BATCH			"100"
+#define KEPT_BYTES			(1024 * 1024)
+
+/* The messages of the transaction being applied, each behind its length; this file only. */
+static StringInfo kept = NULL;
+static bool keeping = false;
+
+/* Set while a change is watched: when to give up, and by the timer that we did. */
+static TimestampTz give_up_at = 0;
+static volatile sig_atomic_t blocked = false;
+static TimeoutId timeout_id = MAX_TIMEOUTS;
+
+static void keep(StringInfo message);
+static void replay(ReplMlApply *apply);
+static void watch(int patience);
+static void look(void);
+static bool waits_for_commit(PGPROC *proc);
+static bool is_waiting_commit(TransactionId xid);
+static bool try_again(ReplMlApply *apply, int64 id);
+static void hand_over(int64 id, ErrorData *error);
+
+/*
+ * Handles a message of the stream; if a commit that waits is in the way of its
+ * change, the transaction is begun anew and the change put aside.
+ */
+void
+repl_ml_aside_dispatch(ReplMlApply *apply, StringInfo message)
+{
+	volatile bool begin_anew = false;
+
+	if (message->data[message->cursor] == LOGICAL_REP_MSG_BEGIN)
+	{
+		keeping = repl_ml_quorum_in_use();
+		if (keeping && kept != NULL)
+			resetStringInfo(kept);
+	}
+	if (!keeping)
+	{
+		repl_ml_dispatch(apply, message);
+		return;
+	}
+	keep(message);
+	PG_TRY();
+	{
+		repl_ml_dispatch(apply, message);
+	}
+	PG_CATCH();
+	{
+		if (!keeping || !repl_ml_aside_is_blocked())
+			PG_RE_THROW();
+		begin_anew = true;
+	}
+	PG_END_TRY();
+	if (begin_anew)
+		replay(apply);
+}
+
+static void
+keep(StringInfo message)
+{
+	int			length = message->len - message->cursor;
+
+	if (kept == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		kept = makeStringInfo();
+		MemoryContextSwitchTo(old);
+	}
+	if (kept->len + length > KEPT_BYTES)
+	{
+		keeping = false;		/* the peer has to send it again */
+		return;
+	}
+	appendBinaryStringInfo(kept, (char *) &length, sizeof(length));
+	appendBinaryStringInfo(kept, message->data + message->cursor, length);
+}
+
+/* After the error of a blocked change: applies the transaction so far carefully. */
+static void
+replay(ReplMlApply *apply)
+{
+	int			at = 0;
+
+	MemoryContextSwitchTo(apply->message_context);
+	FlushErrorState();
+	repl_ml_aside_unwatch();
+	replorigin_session_origin_lsn = InvalidXLogRecPtr;
+	replorigin_session_origin_timestamp = 0;
+	AbortOutOfAnyTransaction();
+	repl_ml_dispatch_reset(apply);
+	repl_ml_applying = true;
+	MemoryContextSwitchTo(apply->message_context);
+
+	while (at < kept->len)
+	{
+		StringInfoData message = {0};
+		int			length;
+
+		memcpy(&length, kept->data + at, sizeof(length));
+		message.data = kept->data + at + sizeof(length);
+		message.len = length;
+		message.maxlen = -1;
+		repl_ml_dispatch(apply, &message);
+		if (apply->transaction.mode == REPL_ML_APPLY_NORMAL)
+			apply->transaction.mode = REPL_ML_APPLY_CAREFUL;
+		at += sizeof(length) + length;
+	}
+}
+
+/* Begins to watch what a change waits for. */
+void
+repl_ml_aside_watch(void)
+{
+	if (keeping)
+		watch(0);
+}
+
+/* Watches until repl_ml_aside_unwatch; an error 57014 interrupts the change that has waited too long. */
+static void
+watch(int patience)
+{
+	if (timeout_id == MAX_TIMEOUTS)
+		timeout_id = RegisterTimeout(USER_TIMEOUT, look);
+	blocked = false;
+	give_up_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), patience);
+	enable_timeout_every(timeout_id, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_INTERVAL_MS), LOOK_INTERVAL_MS);
+}
+
+/* Ends watching; what the timer asked for and nobody has noticed is forgotten. */
+void
+repl_ml_aside_unwatch(void)
+{
+	if (give_up_at == 0)
+		return;
+	disable_timeout(timeout_id, false);
+	if (blocked)
+		QueryCancelPending = false;
+	blocked = false;
+	give_up_at = 0;
+}
+
+/* Is the error being handled the one that a waiting commit was in the way? */
+bool
+repl_ml_aside_is_blocked(void)
+{
+	return blocked && geterrcode() == ERRCODE_QUERY_CANCELED;
+}
+
+/* The timer's handler: interrupts the change if it waits for a commit that waits. */
+static void
+look(void)
+{
+	if (blocked || !waits_for_commit(MyProc) || GetCurrentTimestamp() < give_up_at)
+		return;
+	blocked = true;
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+}
+
+/*
+ * Does the process wait for a commit that waits, or, in the line for a row,
+ * behind somebody who does?  Looks at others' locks without locks of its own,
+ * as is_waiting_commit does.
+ */
+static bool
+waits_for_commit(PGPROC *proc)
+{
+	LOCK	   *lock = proc->waitLock;
+
+	if (lock == NULL)
+		return false;
+	if (lock->tag.locktag_type == LOCKTAG_TRANSACTION)
+		return is_waiting_commit(lock->tag.locktag_field1);
+	if (lock->tag.locktag_type != LOCKTAG_TUPLE)
+		return false;
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		LOCK	   *other = ProcGlobal->allProcs[i].waitLock;
+
+		if (other != NULL && other->tag.locktag_type == LOCKTAG_TRANSACTION &&
+			is_waiting_commit(other->tag.locktag_field1))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Is it a transaction, or a part of one, that waits in its commit?  Looks
+ * without locks: a wrong answer costs a repetition.
+ */
+static bool
+is_waiting_commit(TransactionId xid)
+{
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		PGPROC	   *proc = &ProcGlobal->allProcs[i];
+
+		if (proc->syncRepState != SYNC_REP_WAITING)
+			continue;
+		if (proc->xid == xid)
+			return true;
+		for (int j = 0; j < proc->subxidStatus.count; j++)
+		{
+			if (proc->subxids.xids[j] == xid)
+				return true;
+		}
+	}
+	return false;
+}
+
+/* Keeps the change that a waiting commit is in the way of, in the caller's transaction. */
+void
+repl_ml_aside_put(const ReplMlSource *source, LogicalRepRelId id, char action, LogicalRepTupleData *tuple)
+{
+	ErrorData	error = {
+		.sqlerrcode = ERRCODE_LOCK_NOT_AVAILABLE,
+		.message = "the row is locked by a commit that waits to be acknowledged"
+	};
+
+	repl_ml_park(source, repl_ml_relation_find(id), action, tuple, &error, true);
+}
+
+/* The changes put aside behind one of them, oldest first, as a list of palloc'd int64. */
+static List *
+waiting_changes(int64 behind, MemoryContext context)
+{
+	List	   *ids = NIL;
+	Oid			types[1] = {INT8OID};
+	Datum		values[1] = {Int64GetDatum(behind)};
+
+	repl_ml_begin();
+	SPI_execute_with_args("SELECT id FROM repl_ml.parked_change WHERE put_aside AND id OPERATOR(pg_catalog.>) $1 ORDER BY id LIMIT " RETRY_BATCH,
+						  1, types, values, NULL, true, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+		int64	   *id = palloc(sizeof(int64));
+
+		*id = strtoll(repl_ml_spi_text(i, 0), NULL, 10);
+		ids = lappend(ids, id);
+		MemoryContextSwitchTo(old);
+	}
+	repl_ml_commit();
+	MemoryContextSwitchTo(context);
+	return ids;
+}
+
+/*
+ * Tries the changes put aside again, whichever peer's, outside a transaction
+ * of the stream.  Ends at the first one that is still blocked, because the
+ * stream must not wait, and goes on behind it the next time; apply->aside tells
+ * whether some are left.
+ */
+void
+repl_ml_aside_retry(ReplMlApply *apply)
+{
+	static TimestampTz last = 0;
+	static int64 behind = 0;
+	List	   *ids;
+	ListCell   *lc;
+
+	if (!apply->aside ||
+		!TimestampDifferenceExceeds(last, GetCurrentTimestamp(), RETRY_INTERVAL_MS))
+		return;
+	ids = waiting_changes(behind, apply->message_context);
+	apply->aside = ids != NIL || behind != 0;
+	behind = 0;
+	foreach(lc, ids)
+	{
+		int64		id = *(int64 *) lfirst(lc);
+
+		if (!try_again(apply, id))
+		{
+			behind = id;
+			break;
+		}
+	}
+	last = GetCurrentTimestamp();
+}
+
+/* False if the change is still in the way of somebody. */
+static bool
+try_again(ReplMlApply *apply, int64 id)
+{
+	ErrorData  *volatile error = NULL;
+
+	PG_TRY();
+	{
+		SetCurrentStatementStartTimestamp();
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		MemoryContextSwitchTo(apply->message_context);
+		watch(RETRY_PATIENCE_MS + (int) pg_prng_uint64_range(&pg_global_prng_state, 0, RETRY_PATIENCE_MS));
+		repl_ml_park_retry(id, apply->self);
+		repl_ml_aside_unwatch();
+		repl_ml_targets_close();
+		PopActiveSnapshot();
+		replorigin_session_origin_lsn = InvalidXLogRecPtr;
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(apply->message_context);
+		error = CopyErrorData();
+		FlushErrorState();
+		repl_ml_aside_unwatch();
+		AbortOutOfAnyTransaction();
+		repl_ml_targets_forget();
+		repl_ml_applying = true;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(apply->message_context);
+	if (error == NULL)
+	{
+		if (apply->volatile_since == 0)
+			apply->volatile_since = GetCurrentTimestamp();
+		return true;
+	}
+	CHECK_FOR_INTERRUPTS();
+	if (!repl_ml_dispatch_is_permanent(error->sqlerrcode))
+		return false;
+	hand_over(id, error);
+	return true;
+}
+
+/* Makes the change one that a person has to look at: trying again will not help. */
+static void
+hand_over(int64 id, ErrorData *error)
+{
+	Oid			types[3] = {INT8OID, TEXTOID, TEXTOID};
+	Datum		values[3] = {Int64GetDatum(id),
+		CStringGetTextDatum(unpack_sql_state(error->sqlerrcode)),
+	CStringGetTextDatum(error->message)};
+
+	StartTransactionCommand();
+	repl_ml_spi_execute("UPDATE repl_ml.parked_change SET put_aside = false, sqlstate = $2, message = $3"
+						" WHERE id OPERATOR(pg_catalog.=) $1", 3, types, values, NULL);
+	CommitTransactionCommand();
+	ereport(LOG,
+			(errmsg("a change that was put aside is parked: %s", error->message),
+			 errhint("See SELECT * FROM repl_ml.parked_changes.")));
+}
