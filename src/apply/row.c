@@ -294,6 +294,7 @@ bury_row(ReplMlJoin *join, TupleTableSlot *searched)
 	const ReplMlClock *clock = join->arriving.clock;
 	const ReplMlClock *dead = repl_ml_tombstone_find(table, join->key, 0);
 	bool		late = join->source->late;
+	bool		known;
 
 	if (!late && repl_ml_tombstone_collected(repl_ml_identity()->node_id, clock))
 		return;					/* an old copy of one we have removed */
@@ -302,7 +303,8 @@ bury_row(ReplMlJoin *join, TupleTableSlot *searched)
 		repl_ml_version_lock(table, join->key);
 		dead = repl_ml_tombstone_find(table, join->key, 0);
 	}
-	if (dead == NULL || !is_within(clock, dead) ||
+	known = dead != NULL && is_within(clock, dead);
+	if (!known ||
 		(join->eviction != NULL && repl_ml_tombstone_eviction(table, join->key, clock) == NULL))
 		repl_ml_tombstone_insert(table, join->key, clock, join->eviction);
 
@@ -316,8 +318,13 @@ bury_row(ReplMlJoin *join, TupleTableSlot *searched)
 			settle(join, searched);
 		return;
 	}
-	/* a client may have deleted it while we waited for him */
-	dead = repl_ml_tombstone_find_others(table, join->key, 0, clock);
+
+	/*
+	 * A client may have deleted it while we waited for him.  Of one that comes
+	 * again its own tombstone is part of what was here.
+	 */
+	dead = known ? repl_ml_tombstone_find(table, join->key, 0) :
+		repl_ml_tombstone_find_others(table, join->key, 0, clock);
 	if (dead != NULL && !is_within(dead, clock))
 		join_concurrent(join, dead, false);
 	else if (dead != NULL && !same_dot(dead, clock))
