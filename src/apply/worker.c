@@ -505,8 +505,10 @@ recover(void)
 	error = CopyErrorData();
 	blocked = repl_ml_aside_is_blocked();
 	repl_ml_aside_unwatch();
+	/* also a key, in the stream or a copy, that has been inserted since we looked */
 	race = is_race(error->sqlerrcode) || blocked ||
-		(hit != InvalidXLogRecPtr && error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION && apply.failures == 0);
+		(error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION &&
+		 (hit != InvalidXLogRecPtr ? apply.failures : apply.races) == 0);
 	if (!race)
 		EmitErrorReport();
 	FlushErrorState();
