@@ -4,6 +4,7 @@ Rules, each a function that yields what contradicts it; check() runs all.
 """
 import json
 
+import tally
 from model import Expected, History, Rule, clock_text, covers, dot_of, merge, parse_clock, shorten, within
 from tables import BY_NAME, FUNCTIONS, TABLES
 
@@ -26,7 +27,7 @@ class Snapshot:
                 "SELECT table_name, key[1], __repl_clock::text, eviction IS NOT NULL FROM repl_ml.tombstone WHERE key[1] LIKE %s", like):
             self.tombstones.setdefault((table, key), []).append((parse_clock(clock), evicted))
         self.log = [LogRow(row) for row in node.dicts(
-            "SELECT *, conflict_id::text AS id, lost_columns::text[] AS lost FROM repl_ml.conflict_history WHERE key[1] LIKE %s", like)]
+            "SELECT *, conflict_id::text AS id, lost_columns::text[] AS lost FROM repl_ml.conflict_history WHERE key[1] LIKE %s AND table_name <> 'tally'", like)]
         self.logged = {(row.table, row.key, row.loser): row for row in self.log}
         self.parked = node.dicts("SELECT table_name, action, change, sqlstate, message, conflict_id::text AS id FROM repl_ml.parked_change"
                                  " WHERE strpos(change::text, %s) > 0", prefix)
@@ -61,9 +62,9 @@ class LogRow:
 class Case:
     """All that is known about a seed at rest."""
 
-    def __init__(self, group, versions, prefix, ordered, copied):
-        self.arguments = group, versions, prefix, ordered, copied
-        self.group = group
+    def __init__(self, group, versions, prefix, ordered, copied, additions):
+        self.arguments = group, versions, prefix, ordered, copied, additions
+        self.group, self.prefix, self.additions = group, prefix, additions
         self.copied = copied  # names of nodes that lost a slot: they may have got rows with the conflicts resolved
         self.snapshots = [Snapshot(node, prefix) for node in group.nodes]
         self.ordered = ordered  # (table, key) of rows written in one causal order
@@ -270,7 +271,7 @@ def parked_by_policy(case):
 
 
 RULES = [has_order, same_everywhere, as_expected, deletions_known, nothing_lost, log_is_true, ids_agree, no_conflict_in_order,
-         unique_keys_hold, parked_by_policy]
+         unique_keys_hold, parked_by_policy, tally.merged_columns]
 
 
 def check(case):

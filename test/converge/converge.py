@@ -20,6 +20,7 @@ import time
 import traceback
 
 import plant
+import tally
 from check import Case, check, dump, workers_are_well
 from clients import Client, Progress, Relay
 from disturb import Disturbance
@@ -42,30 +43,33 @@ def write(group, seed, transactions, without):
     disturbance = Disturbance(group, seed, total, without)
     clients = [Client(number, node, seed, transactions, progress) for number, node in enumerate(group.nodes * 2)]
     relay = Relay(group.nodes, seed, progress)
-    for thread in [*clients, relay]:
+    adders = [tally.TallyClient(number, node, seed, transactions // 2) for number, node in enumerate(group.nodes)]
+    for thread in [*clients, relay, *adders]:
         thread.start()
     try:
         disturbance.run(progress)
     finally:
-        for thread in [*clients, relay]:
+        for thread in [*clients, relay, *adders]:
             thread.join()
     group.rest()
-    return clients, relay, disturbance
+    return clients, relay, adders, disturbance
 
 
 def run_seed(group, seed, transactions, without):
     """One line of what was done, what was found wrong, and the case."""
     start = time.monotonic()
     began = group.nodes[0].sql("SELECT clock_timestamp()")[0][0]
-    clients, relay, disturbance = write(group, seed, transactions, without)
+    clients, relay, adders, disturbance = write(group, seed, transactions, without)
     writers = [writer for client in [*clients, relay] for writer in client.writers]
-    lost = sum(writer.settle() for writer in writers)
+    tally_writers = [writer for adder in adders for writer in adder.writers]
+    lost = sum(writer.settle() for writer in [*writers, *tally_writers])
+    additions = [addition for writer in tally_writers for addition in writer.committed]
     versions = [version for writer in writers for version in writer.committed]
-    case = Case(group, versions, clients[0].prefix, {(relay.table.name, relay.key)}, disturbance.copied())
-    problems = [("tester", "".join(traceback.format_exception(client.error))) for client in [*clients, relay] if client.error]
+    case = Case(group, versions, clients[0].prefix, {(relay.table.name, relay.key)}, disturbance.copied(), additions)
+    problems = [("tester", "".join(traceback.format_exception(client.error))) for client in [*clients, relay, *adders] if client.error]
     problems += check(case) + workers_are_well(group, began)
-    summary = "seed %d, %d nodes: %d versions of %d rows, %d refused, %d uncertain, %d in order, %d conflicts, %d evictions, %.1f s; %s" % (
-        seed, len(group.nodes), len(versions), len(case.history.rows), sum(writer.refused for writer in writers), lost, relay.handed_on,
+    summary = "seed %d, %d nodes: %d versions of %d rows, %d refused, %d uncertain, %d in order, %d additions, %d conflicts, %d evictions, %.1f s; %s" % (
+        seed, len(group.nodes), len(versions), len(case.history.rows), sum(writer.refused for writer in writers), lost, relay.handed_on, len(additions),
         len({row.id for snapshot in case.snapshots for row in snapshot.log}), len(case.history.evicted),
         time.monotonic() - start, disturbance.describe())
     return summary, problems, case

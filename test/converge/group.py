@@ -6,7 +6,7 @@ import time
 import psycopg2
 import psycopg2.extras
 
-from tables import FUNCTION_DDL, TABLES
+from tables import FUNCTION_DDL, TABLES, TALLY_DDL, TALLY_MERGES
 
 PATIENCE = 120  # seconds for any state to come about
 
@@ -90,8 +90,10 @@ class Group:
         for table in TABLES:
             first.sql(table.ddl())
             first.sql("SELECT repl_ml.add_table(%s)", table.name)
+        first.sql(TALLY_DDL)
+        first.sql("SELECT repl_ml.add_table('tally')")
         for node in self.nodes:
-            wait_until(lambda: node.sql("SELECT count(*) FROM repl_ml.tables WHERE state = 'replicated' AND pending_copies = 0")[0][0] == len(TABLES),
+            wait_until(lambda: node.sql("SELECT count(*) FROM repl_ml.tables WHERE state = 'replicated' AND pending_copies = 0")[0][0] == len(TABLES) + 1,
                        "%s has all tables" % node.name)
         for node in self.nodes:
             node.sql(FUNCTION_DDL)
@@ -100,6 +102,8 @@ class Group:
         for table in TABLES:
             if table.resolver:
                 first.sql("SELECT repl_ml.set_resolver(%s, %s)", table.name, table.resolver)
+        for column, merge in TALLY_MERGES.items():
+            first.sql("SELECT repl_ml.set_column_merge('tally', %s, %s)", column, merge)
         self.rest()
 
     # links

@@ -122,6 +122,15 @@ class Plants:
                       " VALUES (2, '1', '0/1', 'public', 'note', 'insert', %s, '23514', 'planted')", json.dumps({"id": self.key}))
         return lambda: self.node.sql("DELETE FROM repl_ml.parked_change WHERE message = 'planted'")
 
+    def merged_columns__counter(self):
+        """On all nodes, so that it is a wrong sum and not a difference."""
+        key = self.case.additions[0].key
+        return self.on_all(self.alter_tally, "n = n %%s 1 WHERE id = '%s'" % key)
+
+    def alter_tally(self, node, change):
+        node.sql(altering("tally", "UPDATE tally SET", change % "+"))
+        return lambda: node.sql(altering("tally", "UPDATE tally SET", change % "-"))
+
     def workers__crash(self):
         with open(self.node.log, "a") as log:
             log.write("TRAP: planted\n")

@@ -80,6 +80,10 @@ def combine_folded(a, b):
     return {"id": a["id"], "amount": abs(a["amount"] - b["amount"]), "body": min(a["body"], b["body"])}
 
 
+# a table whose columns are merged, with clients and rules of its own: tally.py
+TALLY_DDL = "CREATE TABLE tally (id text PRIMARY KEY, n int, vec numeric[], peak int, tags text[], doc jsonb, a text, b text)"
+TALLY_MERGES = {"n": "counter", "vec": "counter", "peak": "max", "tags": "set_union", "doc": "jsonb_merge", "a": "independent", "b": "independent"}
+
 CHOSEN = list(TABLES)  # those that are written
 FUNCTIONS = {"folded": combine_folded}
 BY_NAME = {table.name: table for table in TABLES}
