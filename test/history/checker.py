@@ -74,10 +74,16 @@ class Case:
         moments += [moment for moment in [self.seen(write)] if moment is not None]
         return min(moments, default=None)
 
+    def shows_half(self, read, id):
+        """Is a write in the set, and not in its register, in the same snapshot?"""
+        write = self.writes.get(id)
+        return write is not None and write.key in read.registers and not within(write.clock, read.registers[write.key][1])
+
     def statistics(self):
         writes = list(self.writes.values())
         return {"writes": len(writes), "reads": len(self.reads), "ok": sum(write.outcome == "ok" for write in writes),
                 "fail": sum(write.outcome == "fail" for write in writes), "info": sum(write.outcome == "info" for write in writes),
+                "halves": sum(self.shows_half(read, id) for read in self.reads for id in read.found),
                 "early": sum(self.seen(write) is not None and (write.outcome != "ok" or self.seen(write) < write.returned) for write in self.strong)}
 
 
