@@ -56,11 +56,14 @@ static Oid	local_node_relid = InvalidOid;
 static void load(ReplMlIdentity *identity);
 static bool fingerprint_matches(Datum *values);
 
-/* Forgets the cached row when the catalog (or, relid 0, anything) changes. */
+/*
+ * Forgets the cached row when the catalog (or, relid 0, anything) changes.
+ * While the catalog is not known to exist, any new relation may be it.
+ */
 static void
 invalidate(Datum arg, Oid relid)
 {
-	if (relid == InvalidOid || relid == local_node_relid)
+	if (relid == InvalidOid || relid == local_node_relid || local_node_relid == InvalidOid)
 		cache_valid = false;
 }
 

@@ -118,4 +118,11 @@ wait_converged([ $n1, $n2, $n3, $n4, $n5 ], @tables);
 no_errors([ $n1, $n5 ]);
 is(sql($n5, q(SELECT count(*) FROM repl_ml.table_sync WHERE rows > 0 AND schema_name <> 'repl_ml')), '0', 'nothing was copied');
 
+# A session that was there before the extension was knows that its database has become a member.
+my $n6 = new_node('n6');
+sql($n6, "CREATE EXTENSION repl_ml; SELECT repl_ml.join_group('n6', " . literal(dsn($n6)) . ", " . literal(dsn($n1))
+	  . "); INSERT INTO written (by) VALUES ('n6'); SELECT repl_ml.drop_node('n5')");
+is(sql($n6, q(SELECT count(*) FROM written WHERE by = 'n6' AND repl_ml.last_writer(__repl_clock) = 6)), '1', 'what it writes is stamped');
+poll_until($_, q(SELECT count(*) = 1 FROM written WHERE by = 'n6')) foreach $n1, $n4;
+
 done_testing();
