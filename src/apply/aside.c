@@ -26,6 +26,7 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "replication/syncrep.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
@@ -191,11 +192,11 @@ repl_ml_aside_is_blocked(void)
 	return blocked && geterrcode() == ERRCODE_QUERY_CANCELED;
 }
 
-/* The timer's handler: interrupts the change if it waits for a commit that waits. */
+/* The timer's handler, which may also run while the process ends: interrupts the change if it waits for a commit that waits. */
 static void
 look(void)
 {
-	if (blocked || !waits_for_commit(MyProc) || GetCurrentTimestamp() < give_up_at)
+	if (blocked || proc_exit_inprogress || MyProc == NULL || !waits_for_commit(MyProc) || GetCurrentTimestamp() < give_up_at)
 		return;
 	blocked = true;
 	InterruptPending = true;
