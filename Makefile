@@ -23,6 +23,7 @@ OBJS = \
 	src/origin/stamp.o \
 	src/origin/level.o \
 	src/origin/commit.o \
+	src/origin/read.o \
 	src/origin/guard.o \
 	src/origin/output.o \
 	src/origin/reply.o \
@@ -60,6 +61,8 @@ OBJS = \
 	src/group/query.o \
 	src/group/peer.o \
 	src/group/quorum.o \
+	src/group/position.o \
+	src/group/barrier.o \
 	src/group/launcher.o \
 	src/group/supervisor.o \
 	src/group/join.o \

@@ -54,7 +54,7 @@ SELECT statement, e.* FROM unnest(ARRAY[
     'SELECT repl_ml.resume_apply(''n2'')',
     'SELECT repl_ml.retry_parked(1)',
     'SELECT repl_ml.discard_parked(1)']) statement, errors.of(statement) e;
-SELECT repl_ml.tick(), repl_ml.current_vector(), (SELECT count(*) FROM repl_ml.nodes) AS nodes, (SELECT count(*) FROM repl_ml.stat_replication) AS replication;
+SELECT repl_ml.tick(), (SELECT count(*) FROM repl_ml.nodes) AS nodes, (SELECT count(*) FROM repl_ml.stat_replication) AS replication;
 
 -- creating a group
 SELECT what, e.* FROM (VALUES

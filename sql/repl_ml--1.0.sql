@@ -1650,11 +1650,24 @@ CREATE FUNCTION repl_ml.discard_parked(id bigint) RETURNS void
 COMMENT ON FUNCTION repl_ml.discard_parked(bigint) IS 'gives up a parked change for good: this node then differs from the others, except for the losing version of a conflict (action evicted or kept), which is gone everywhere. Errors: 42704 no such change';
 
 CREATE FUNCTION repl_ml.current_vector() RETURNS repl_ml.vclock
+    AS 'MODULE_PATHNAME', 'repl_ml_current_vector' LANGUAGE C VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION repl_ml.current_vector() IS
+    'a token for everything this session can have written or seen here so far, as {node:WAL position,...}; repl_ml.wait_for_vector waits for it on any node. Errors: 55000 not a member';
+CREATE FUNCTION repl_ml.wait_for_vector(vector repl_ml.vclock, timeout interval) RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_wait_for_vector' LANGUAGE C VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION repl_ml.wait_for_vector(repl_ml.vclock, interval) IS
+    'waits until what a token of repl_ml.current_vector() stands for is visible on this node. Errors: 57014 timeout, with what is missing, 25001 in a transaction whose snapshot would not show it';
+CREATE FUNCTION repl_ml.barrier(timeout interval) RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_barrier' LANGUAGE C VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION repl_ml.barrier(interval) IS
+    'waits until everything that was acknowledged by write consistency quorum or all, on whatever node, before the call is visible on this node; needs more than half of the members. Errors: 57014 timeout, with who has not answered or what is missing, 25001 in a transaction whose snapshot would not show it, 55000 joining or not a member';
+
+CREATE FUNCTION repl_ml.applied_vector() RETURNS repl_ml.vclock
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT coalesce(repl_ml.merge_agg(pg_catalog.format('{%s:%s}', h.node_id, h.safe_counter)::repl_ml.vclock), '{}') FROM repl_ml.heartbeat h
     $$;
-COMMENT ON FUNCTION repl_ml.current_vector() IS 'for each node the counter below which this node has all its writes; as old as the last heartbeats';
+COMMENT ON FUNCTION repl_ml.applied_vector() IS 'for each node the counter below which this node has all its writes; as old as the last heartbeats';
 
 -- What must not be decided without the tombstones it may meet
 CREATE FUNCTION repl_ml.holds_late_changes() RETURNS boolean
@@ -1847,14 +1860,14 @@ BEGIN
     FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p
               WHERE p.pronamespace OPERATOR(pg_catalog.=) 'repl_ml'::pg_catalog.regnamespace
                 AND NOT (p.provolatile OPERATOR(pg_catalog.=) 'i' AND p.proparallel OPERATOR(pg_catalog.=) 's')
-                AND p.proname OPERATOR(pg_catalog.<>) ALL ('{tick, insert_pending, orphans}') LOOP
+                AND p.proname OPERATOR(pg_catalog.<>) ALL ('{tick, insert_pending, orphans, current_vector, wait_for_vector, barrier}') LOOP
         EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
     END LOOP;
 END
 $$;
 
 -- Seeing: connection strings and rows excepted
-GRANT EXECUTE ON FUNCTION repl_ml.current_vector(), repl_ml.worker_stats(), repl_ml.link_name(integer), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
+GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.link_name(integer), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
 GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.conflict_policies, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts TO pg_monitor;
 -- filters its rows by itself
 GRANT SELECT ON repl_ml.conflicts TO PUBLIC;

@@ -85,6 +85,7 @@ _PG_init(void)
 	repl_ml_guard_init();
 	repl_ml_level_init();
 	repl_ml_commit_init();
+	repl_ml_read_init();
 	MarkGUCPrefixReserved("repl_ml");
 	if (!process_shared_preload_libraries_in_progress)
 		return;

@@ -66,6 +66,7 @@ typedef struct ReplMlApply
 	ReplMlWorker *worker;		/* our slot in shared memory */
 	ReplMlPeer *peer;
 	uint16		self;			/* this node's id */
+	pg_uuid_t	group_id;
 	Oid			peer_database;	/* the peer's, part of its slots' names */
 	WalReceiverConn *conn;		/* the stream's */
 	WalReceiverConn *copy_conn; /* of a copy beside it */
@@ -92,6 +93,7 @@ typedef struct ReplMlApply
 	XLogRecPtr	durable;
 	bool		aside;			/* some change may be put aside, to be tried
 								 * again */
+	bool		asked;			/* the peer wants to know how far we are */
 	bool		waited_for;		/* somebody waits for what is not durable */
 	TimestampTz volatile_since; /* when the oldest such transaction was
 								 * applied; 0: there is none */

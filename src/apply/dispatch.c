@@ -26,6 +26,7 @@
 
 #include "apply/apply.h"
 #include "compat.h"
+#include "group/position.h"
 
 #define TRIES_ON_UNIQUE_VIOLATION	3
 
@@ -57,7 +58,7 @@ static const MessageKind kinds[] = {
 	{.type = LOGICAL_REP_MSG_ORIGIN,.name = "ORIGIN",.in_transaction = true,.handle = handle_origin},
 	{.type = LOGICAL_REP_MSG_RELATION,.name = "RELATION",.anywhere = true,.handle = handle_relation},
 	{.type = LOGICAL_REP_MSG_TYPE,.name = "TYPE",.anywhere = true,.handle = handle_type},
-	{.type = LOGICAL_REP_MSG_MESSAGE,.name = "MESSAGE",.in_transaction = true,.handle = handle_message},
+	{.type = LOGICAL_REP_MSG_MESSAGE,.name = "MESSAGE",.anywhere = true,.handle = handle_message},
 	{.type = LOGICAL_REP_MSG_INSERT,.name = "INSERT",.in_transaction = true,.handle = handle_insert},
 	{.type = LOGICAL_REP_MSG_UPDATE,.name = "UPDATE",.in_transaction = true,.handle = handle_update},
 };
@@ -193,14 +194,26 @@ handle_type(ReplMlApply *apply, StringInfo message)
 	logicalrep_read_typ(message, &type);
 }
 
-/* A message in the WAL of the peer; one of ours says that somebody waits for the transaction. */
+/*
+ * A message in the WAL of the peer.  In a transaction it says that somebody
+ * waits for it; outside it is a question how far we are, or an answer.
+ */
 static void
 handle_message(ReplMlApply *apply, StringInfo message)
 {
+	char	   *content;
+	int			length;
+
 	(void) pq_getmsgbyte(message);	/* flags */
 	(void) pq_getmsgint64(message); /* position */
-	if (strcmp(pq_getmsgstring(message), REPL_ML_MESSAGE_PREFIX) == 0)
+	if (strcmp(pq_getmsgstring(message), REPL_ML_MESSAGE_PREFIX) != 0)
+		return;
+	length = pq_getmsgint(message, 4);
+	content = pnstrdup(pq_getmsgbytes(message, length), length);
+	if (apply->transaction.open)
 		apply->transaction.waited_for = true;
+	else if (repl_ml_barrier_read(&apply->group_id, apply->peer->node_id, content))
+		apply->asked = true;
 }
 
 static void

@@ -29,6 +29,7 @@
 
 #include "apply/apply.h"
 #include "compat.h"
+#include "group/position.h"
 #include "group/query.h"
 #include "wire/stream.h"
 
@@ -54,6 +55,7 @@ static void stream(XLogRecPtr from);
 static void receive_all(void);
 static void handle_message(char *data, int length);
 static void follow_catalogs(void);
+static void show_covered(XLogRecPtr lsn);
 static void acknowledge(bool reply_wanted);
 static void wait_for_data(pgsocket fd);
 static bool recover(void);
@@ -258,6 +260,22 @@ wait_while_paused(void)
 	}
 }
 
+/* How far this node was with the peer, from the origin; 0/0 before there is a link. */
+static XLogRecPtr
+applied_before(void)
+{
+	XLogRecPtr	lsn = InvalidXLogRecPtr;
+	RepOriginId origin;
+
+	StartTransactionCommand();
+	origin = replorigin_by_name(repl_ml_origin_name(MyDatabaseId, apply.worker->peer), true);
+	if (origin != InvalidRepOriginId)
+		lsn = replorigin_get_progress(origin, false);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(apply.message_context);
+	return lsn;
+}
+
 /* One connection, from connecting to the error or pause that ends it. */
 static void
 run(void)
@@ -272,9 +290,11 @@ run(void)
 	repl_ml_begin();
 	self = repl_ml_identity_require();
 	apply.self = self->node_id;
+	apply.group_id = self->group_id;
 	name = MemoryContextStrdup(apply.message_context, psprintf("repl_ml %s", NameStr(self->node_name)));
 	apply.peer = repl_ml_peer_load(apply.worker->peer);
 	repl_ml_commit();
+	show_covered(applied_before());
 	repl_ml_relation_forget_all();
 	repl_ml_aside_retry(&apply);
 
@@ -357,6 +377,11 @@ receive_all(void)
 			return;
 	}
 	acknowledge(false);
+	if (apply.asked && !apply.transaction.open)
+	{
+		apply.asked = false;
+		repl_ml_barrier_answer(&apply.group_id, apply.self);
+	}
 	if (!apply.transaction.open)
 		repl_ml_aside_retry(&apply);
 	last_status = GetCurrentTimestamp();
@@ -423,6 +448,24 @@ follow_catalogs(void)
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
 }
 
+/* Tells this server's processes how far we are, see group/position.c. */
+static void
+show_covered(XLogRecPtr lsn)
+{
+	bool		advanced = false;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	if (!apply.worker->covered_known || apply.worker->covered_lsn < lsn)
+	{
+		apply.worker->covered_known = true;
+		apply.worker->covered_lsn = Max(apply.worker->covered_lsn, lsn);
+		advanced = true;
+	}
+	LWLockRelease(repl_ml_shared->lock);
+	if (advanced)
+		repl_ml_positions_advanced();
+}
+
 /*
  * Tells the peer how far we are.  What is applied is made durable first if
  * somebody waits for it, or if it has not been for a while: one flush for all
@@ -446,6 +489,7 @@ acknowledge(bool reply_wanted)
 		apply.applied = Max(apply.applied, apply.received);
 		if (apply.volatile_since == 0)
 			apply.durable = apply.applied;
+		show_covered(apply.applied);
 	}
 	repl_ml_stream_status(apply.conn, apply.received, apply.applied, apply.durable, reply_wanted);
 }

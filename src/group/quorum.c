@@ -34,10 +34,14 @@
 
 #include "compat.h"
 #include "group/group.h"
+#include "group/position.h"
 #include "group/quorum.h"
 
 #define IN_USE_US			UINT64CONST(60000000)
 #define HEARTBEATS_MISSED	2	/* after so many a silent peer counts as gone */
+
+/* a clock of as many entries as there may be, and its header */
+#define ANSWER_BYTES		(VARHDRSZ + REPL_ML_MAX_CLOCK_ENTRIES * REPL_ML_CLOCK_ENTRY_SIZE + 64)
 
 /* A peer, as a node that acknowledges. */
 typedef struct Link
@@ -49,6 +53,8 @@ typedef struct Link
 	pid_t		walsender;		/* serves it now; 0: not connected */
 	uint64		heard;			/* when it last spoke, monotonic µs; 0: never */
 	XLogRecPtr	acknowledged;	/* it has everything before, durably applied */
+	char		answer[ANSWER_BYTES];	/* a clock: what it last said it had
+										 * received of each node */
 } Link;
 
 /* A commit under way. */
@@ -238,6 +244,7 @@ repl_ml_quorum_set_members(List *members)
 	}
 	LWLockRelease(quorum->lock);
 	(void) repl_ml_quorum_release();
+	repl_ml_positions_advanced();
 }
 
 /* In a walsender: it serves the peer from now on, until it ends. */
@@ -543,6 +550,120 @@ refuse(ReplMlLevel level)
 					level_names[level], needed, members, reachable),
 			 errdetail("Reachable: %s. Missing: %s. Nothing has been committed.", present, missing),
 			 errhint("Try again when they are back; see SELECT * FROM repl_ml.health. A node that will not come back is removed with SELECT repl_ml.drop_node(...).")));
+}
+
+/* The ids of the peers whose word counts, into an array of REPL_ML_MAX_WORKERS; returns how many. */
+int
+repl_ml_quorum_peers(int *peers)
+{
+	int			count = 0;
+
+	LWLockAcquire(quorum->lock, LW_SHARED);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		if (quorum->links[i].database == MyDatabaseId && quorum->links[i].counts)
+			peers[count++] = quorum->links[i].peer;
+	}
+	LWLockRelease(quorum->lock);
+	return count;
+}
+
+/* A peer has said what it has received of each node. */
+void
+repl_ml_quorum_set_answer(int peer, const ReplMlClock *positions)
+{
+	Link	   *link;
+
+	if (VARSIZE_ANY(positions) > ANSWER_BYTES)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the peer sent an answer that is too long")));
+	LWLockAcquire(quorum->lock, LW_EXCLUSIVE);
+	link = find_link(peer);
+	if (link != NULL)
+		memcpy(link->answer, positions, VARSIZE_ANY(positions));
+	LWLockRelease(quorum->lock);
+}
+
+/* Has the peer said anything since it read the question at this position of our WAL? */
+static bool
+has_answered(const Link *link, uint16 self, XLogRecPtr question)
+{
+	return link->answer[0] != 0 &&
+		repl_ml_clock_counter((const ReplMlClock *) link->answer, self) > question;
+}
+
+/*
+ * Have more than half of the members, this one included, answered a question?
+ * Then *positions is the merge of the answers, palloc'd.
+ */
+bool
+repl_ml_quorum_answered(uint16 self, XLogRecPtr question, ReplMlClock **positions)
+{
+	Database   *database = database_entry(MyDatabaseId);
+	ReplMlClock *merged = repl_ml_clock_empty();
+	char		(*copies)[ANSWER_BYTES] = palloc(REPL_ML_MAX_WORKERS * ANSWER_BYTES);
+	int			answers = 0;
+	bool		enough;
+
+	LWLockAcquire(quorum->lock, LW_SHARED);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		Link	   *link = &quorum->links[i];
+
+		if (link->database == MyDatabaseId && link->counts && has_answered(link, self, question))
+			memcpy(copies[answers++], link->answer, ANSWER_BYTES);
+	}
+	enough = database->members_known && answers + 1 >= required(database, REPL_ML_QUORUM);
+	LWLockRelease(quorum->lock);
+	for (int i = 0; enough && i < answers; i++)
+		merged = repl_ml_clock_merge(merged, (const ReplMlClock *) copies[i]);
+	pfree(copies);
+	*positions = merged;
+	return enough;
+}
+
+/* The peers that have not answered a question, "n2, n3". */
+char *
+repl_ml_quorum_silent(uint16 self, XLogRecPtr question)
+{
+	StringInfoData names;
+
+	initStringInfo(&names);
+	LWLockAcquire(quorum->lock, LW_SHARED);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		Link	   *link = &quorum->links[i];
+
+		if (link->database == MyDatabaseId && link->counts && !has_answered(link, self, question))
+			appendStringInfo(&names, "%s%s", names.len > 0 ? ", " : "", NameStr(link->node_name));
+	}
+	LWLockRelease(quorum->lock);
+	return names.data;
+}
+
+/* Are these peers and this node more than half of the members? */
+bool
+repl_ml_quorum_is_majority(const int *peers, int count)
+{
+	Database   *database = database_entry(MyDatabaseId);
+	int			members = 1;
+	bool		result;
+
+	LWLockAcquire(quorum->lock, LW_SHARED);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		Link	   *link = &quorum->links[i];
+
+		for (int j = 0; j < count; j++)
+		{
+			if (link->database == MyDatabaseId && link->counts && link->peer == peers[j])
+				members++;
+		}
+	}
+	result = database->members_known && members >= required(database, REPL_ML_QUORUM);
+	LWLockRelease(quorum->lock);
+	return result;
 }
 
 /*

@@ -9,6 +9,7 @@
 #include "access/xlogdefs.h"
 #include "nodes/pg_list.h"
 #include "storage/lwlock.h"
+#include "wire/clock.h"
 
 /* How many members, this node included, have a transaction before its commit returns. */
 typedef enum ReplMlLevel
@@ -51,6 +52,11 @@ extern bool repl_ml_quorum_release(void);
 extern void repl_ml_quorum_begin(ReplMlLevel level);
 extern ReplMlOutcome repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise);
 extern bool repl_ml_quorum_reached(ReplMlLevel level, XLogRecPtr lsn);
+extern int	repl_ml_quorum_peers(int *peers);
+extern void repl_ml_quorum_set_answer(int peer, const ReplMlClock *positions);
+extern bool repl_ml_quorum_answered(uint16 self, XLogRecPtr question, ReplMlClock **positions);
+extern char *repl_ml_quorum_silent(uint16 self, XLogRecPtr question);
+extern bool repl_ml_quorum_is_majority(const int *peers, int count);
 extern bool repl_ml_quorum_in_use(void);
 extern bool repl_ml_quorum_is_alone(void);
 extern char *repl_ml_quorum_missing(XLogRecPtr lsn);

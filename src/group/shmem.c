@@ -70,6 +70,7 @@ create_struct(void)
 		memset(repl_ml_shared, 0, shared_size());
 		repl_ml_shared->lock = &locks[0].lock;
 		repl_ml_shared->clock_file_lock = &locks[1].lock;
+		ConditionVariableInit(&repl_ml_shared->advanced);
 		pg_atomic_init_u64(&repl_ml_shared->counter, 0);
 		pg_atomic_init_u64(&repl_ml_shared->counter_bound, 0);
 		for (int i = 0; i < REPL_ML_MAX_DATABASES; i++)

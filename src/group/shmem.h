@@ -9,6 +9,7 @@
 #include "repl_ml.h"
 #include "access/xlogdefs.h"
 #include "port/atomics.h"
+#include "storage/condition_variable.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
 
@@ -50,6 +51,9 @@ typedef struct ReplMlWorker
 	XLogRecPtr	received_lsn;	/* peer's WAL read so far */
 	XLogRecPtr	applied_lsn;	/* end of the last remote transaction applied */
 	XLogRecPtr	peer_lsn;		/* peer's WAL end as it last told */
+	XLogRecPtr	covered_lsn;	/* peer's WAL received, and applied or put
+								 * aside, so far */
+	bool		covered_known;
 	TimestampTz applied_commit_time;	/* commit time of that transaction */
 	TimestampTz last_message_time;
 	TimestampTz start_time;
@@ -112,6 +116,7 @@ typedef struct ReplMlShared
 {
 	LWLock	   *lock;
 	LWLock	   *clock_file_lock;
+	ConditionVariable advanced; /* positions, answers, members; see position.c */
 	pg_atomic_uint64 counter;	/* greatest counter issued or seen */
 	pg_atomic_uint64 counter_bound; /* durable: no counter above it was issued */
 	pid_t		launcher_pid;

@@ -238,11 +238,12 @@ order_comparisons(void)
 
 	if (!TimestampDifferenceExceeds(last, GetCurrentTimestamp(), COMPARISON_INTERVAL_MS))
 		return;
-	last = GetCurrentTimestamp();
 	repl_ml_begin();
 	SPI_execute("SELECT pg_catalog.pg_terminate_backend(w.pid) FROM repl_ml.worker_stats() w JOIN repl_ml.member m ON m.node_id OPERATOR(pg_catalog.=) w.peer"
 				" WHERE m.state OPERATOR(pg_catalog.=) 'ready' AND w.state OPERATOR(pg_catalog.=) 'streaming'"
 				" AND EXISTS (SELECT FROM repl_ml.dropped_node d WHERE m.node_id OPERATOR(pg_catalog.<>) ALL (d.compared))", false, 0);
+	if (SPI_processed > 0)
+		last = GetCurrentTimestamp();
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 }
@@ -310,7 +311,7 @@ beat(uint16 self)
 	values[0] = Int32GetDatum(self);
 	values[1] = Int64GetDatum((int64) safe);
 	SPI_execute_with_args("INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at, safe_counter, applied, parked)"
-						  " VALUES ($1, pg_catalog.clock_timestamp(), $2, repl_ml.merge(repl_ml.current_vector(), pg_catalog.format('{%s:%s}', $1, $2)::repl_ml.vclock),"
+						  " VALUES ($1, pg_catalog.clock_timestamp(), $2, repl_ml.merge(repl_ml.applied_vector(), pg_catalog.format('{%s:%s}', $1, $2)::repl_ml.vclock),"
 						  " repl_ml.holds_late_changes())"
 						  " ON CONFLICT (node_id) DO UPDATE SET sent_at = excluded.sent_at, safe_counter = excluded.safe_counter, applied = excluded.applied, parked = excluded.parked",
 						  2, types, values, NULL, false, 0);

@@ -117,7 +117,11 @@ guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 		if (stmt->kind == TRANS_STMT_COMMIT_PREPARED || stmt->kind == TRANS_STMT_ROLLBACK_PREPARED)
 			repl_ml_commit_prepared(stmt->gid, stmt->kind == TRANS_STMT_COMMIT_PREPARED, run_utility, &utility);
 		else
+		{
+			if (stmt->kind == TRANS_STMT_BEGIN || stmt->kind == TRANS_STMT_START)
+				repl_ml_read_begin();
 			run_utility(&utility);
+		}
 		return;
 	}
 	if (IsTransactionState() && OidIsValid(repl_ml_schema_oid()))

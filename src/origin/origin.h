@@ -22,6 +22,10 @@ extern ReplMlLevel repl_ml_level_of_tables(List *relids);
 extern void repl_ml_commit_init(void);
 extern void repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run) (void *argument), void *argument);
 
+/* in read.c */
+extern void repl_ml_read_init(void);
+extern void repl_ml_read_begin(void);
+
 /* in reply.c */
 extern void repl_ml_reply_watch(void);
 

@@ -71,7 +71,7 @@ static void
 send_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr lsn, bool transactional,
 			 const char *prefix, Size size, const char *message)
 {
-	if (transactional && strcmp(prefix, REPL_ML_MESSAGE_PREFIX) == 0)
+	if (strcmp(prefix, REPL_ML_MESSAGE_PREFIX) == 0)
 		core_message(ctx, txn, lsn, transactional, prefix, size, message);
 }
 

@@ -67,5 +67,6 @@ extern void repl_ml_clock_pack(uint8 *entry, ReplMlClockEntry value);
 
 /* in vclock.c */
 extern ReplMlClock *repl_ml_clock_from_text(const char *text);
+extern char *repl_ml_clock_to_text(const ReplMlClock *clock);
 
 #endif							/* REPL_ML_CLOCK_H */

@@ -115,6 +115,13 @@ repl_ml_vclock_in(PG_FUNCTION_ARGS)
 	PG_RETURN_POINTER(finish_input(&input));
 }
 
+/* The text of a clock, palloc'd. */
+char *
+repl_ml_clock_to_text(const ReplMlClock *clock)
+{
+	return DatumGetCString(DirectFunctionCall1(repl_ml_vclock_out, PointerGetDatum(clock)));
+}
+
 /* vclock_out(vclock): the text vclock_in() reads, without blanks */
 Datum
 repl_ml_vclock_out(PG_FUNCTION_ARGS)
