@@ -7,7 +7,8 @@
 # REPL_ML_SEEDS (such as 1,5,10-19), REPL_ML_NODES and REPL_ML_CONVERGE (options of converge.py) make it
 # another run; test/converge/run is the long one.
 # Seen failing: conflict.c, remove_known keeps every version; version.c, repl_ml_version_load finds none;
-# tombstone.c, repl_ml_tombstone_find finds none; link.c, order_copies orders none (seeds 12, 19, 22).
+# tombstone.c, repl_ml_tombstone_find finds none; link.c, order_copies orders none (seeds 12, 19, 22);
+# merge.c, merge_counter without repl_ml_share_mark_counter.
 use strict;
 use warnings;
 use File::Basename qw(dirname);

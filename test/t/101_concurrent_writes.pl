@@ -92,6 +92,7 @@ three_writers();
 equal_writes();
 nothing_parked(\@nodes);
 no_worker_failed(\@nodes);
+retention();
 done_testing();
 
 # What n1 writes while it hears nobody; n2's and n3's writes come later.
@@ -389,4 +390,30 @@ sub equal_writes
 	my $conflicts = q(SELECT conflict_id, key, conflict_type, winner_node, loser_node FROM repl_ml.conflicts WHERE table_name = 't' AND key IN ('{11}', '{12}') ORDER BY key);
 	rows_are(\@nodes, $conflicts, sql($n1, $conflicts), 'equal writes, the same conflicts');
 	like(sql($n1, $conflicts), qr/\|\{11\}\|update_origin_differs\|n2\|n1\n.*\|\{12\}\|delete_origin_differs\|n2\|n1$/, 'equal writes, the conflicts');
+}
+
+# A node removes the conflicts that it found longer ago than its conflict_retention says, and no others.
+# Seen failing: without the DELETE in collect_garbage (group/supervisor.c).
+sub retention
+{
+	my $rest = sql($n1, q(SELECT count(*) FROM repl_ml.conflicts WHERE table_name <> 't'));
+	my %keeps = ($n1 => '1h', $n2 => '3h', $n3 => '-1');
+	my $counter = q(SELECT repl_ml.max_counter(__repl_clock) FROM repl_ml.heartbeat JOIN repl_ml.local_node USING (node_id));
+
+	foreach my $node (@nodes)
+	{
+		sql($node, "ALTER SYSTEM SET repl_ml.conflict_retention = '$keeps{$node}'");
+		sql($node, q(ALTER SYSTEM SET repl_ml.heartbeat_interval = '100ms'));
+		sql($node, q(SELECT pg_reload_conf()));
+		sql($node, q(UPDATE repl_ml.conflict_history SET detected_at = now() - interval '2 hours' WHERE table_name = 't'));
+	}
+	poll_until($n1, q(SELECT count(*) = 0 FROM repl_ml.conflicts WHERE table_name = 't'));
+	is(sql($n1, 'SELECT count(*) FROM repl_ml.conflicts'), $rest, 'retention: younger conflicts stay');
+	foreach my $node ($n2, $n3)
+	{
+		# housekeeping is done every ten heartbeats
+		my $now = sql($node, $counter);
+		poll_until($node, "SELECT ($counter) > $now + 35 * 100000");
+		cmp_ok(sql($node, q(SELECT count(*) FROM repl_ml.conflicts WHERE table_name = 't')), '>', 0, 'retention: ' . $node->name . ' keeps them longer');
+	}
 }
