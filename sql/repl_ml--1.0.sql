@@ -566,14 +566,23 @@ CREATE FUNCTION repl_ml.local_info(asked_by integer DEFAULT NULL,
     $$;
 COMMENT ON FUNCTION repl_ml.local_info(integer) IS 'who this node is: asked by peers';
 
--- How far this node has applied another one's WAL
-CREATE FUNCTION repl_ml.applied_lsn(of_node integer) RETURNS pg_lsn
-    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+-- How far this node has another one's WAL: applied, or put aside to be applied
+CREATE FUNCTION repl_ml.received_lsn(of_node integer) RETURNS pg_lsn
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT coalesce((SELECT d.applied_lsn FROM repl_ml.dropped_node d WHERE d.node_id = of_node),
                     (SELECT pg_catalog.pg_replication_origin_progress(o.roname, true)
                        FROM pg_catalog.pg_replication_origin o
                       WHERE o.roname = repl_ml.link_name(of_node)), '0/0')
+    $$;
+COMMENT ON FUNCTION repl_ml.received_lsn(integer) IS 'up to which WAL position of a peer this node durably has everything, applied or put aside';
+
+-- How far this node has applied another one's WAL
+CREATE FUNCTION repl_ml.applied_lsn(of_node integer) RETURNS pg_lsn
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT least(repl_ml.received_lsn(of_node),
+                 (SELECT pg_catalog.min(p.origin_lsn) - 1 FROM repl_ml.parked_change p WHERE p.put_aside AND p.origin_node = of_node))
     $$;
 COMMENT ON FUNCTION repl_ml.applied_lsn(integer) IS 'up to which WAL position of a peer this node has durably applied everything';
 
@@ -582,8 +591,9 @@ CREATE FUNCTION repl_ml.final_lsn(of_node integer) RETURNS pg_lsn
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT d.applied_lsn FROM repl_ml.dropped_node d WHERE d.node_id = of_node
+       AND NOT EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.put_aside AND p.origin_node = of_node)
     $$;
-COMMENT ON FUNCTION repl_ml.final_lsn(integer) IS 'up to which WAL position of a dropped node this node had applied its changes; NULL before it has let go of it';
+COMMENT ON FUNCTION repl_ml.final_lsn(integer) IS 'up to which WAL position of a dropped node this node had applied its changes; NULL before it has let go of it, and while some of it is put aside';
 
 -- A joining node puts itself on the members' lists
 CREATE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name name, dsn text, host text, port integer,

@@ -24,7 +24,8 @@ typedef enum ReplMlApplyMode
 {
 	REPL_ML_APPLY_NORMAL,
 	REPL_ML_APPLY_CAREFUL,
-	REPL_ML_APPLY_PARK
+	REPL_ML_APPLY_PARK,
+	REPL_ML_APPLY_ASIDE			/* nothing is applied now: see aside.c */
 } ReplMlApplyMode;
 
 /* A table as the peer describes it, and what it is here. */
@@ -84,6 +85,8 @@ typedef struct ReplMlApply
 	XLogRecPtr	failed_lsn;		/* final LSN of the transaction that failed
 								 * last */
 	int			failures;		/* how often in a row */
+	XLogRecPtr	blocked_lsn;	/* ... of one to be put aside when it is sent
+								 * again */
 	ErrorData  *failure;		/* the error it failed with */
 	bool		tables_pending; /* some table could not be created or enrolled */
 	XLogRecPtr	message_lsn;	/* in front of the message handled; of a
@@ -258,7 +261,7 @@ extern int	repl_ml_history_take_back(const ReplMlVoid *version);
 extern void repl_ml_apply_in_session(void (*step) (void *argument), void *argument);
 extern void repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 						 LogicalRepTupleData *tuple, ErrorData *error, bool put_aside);
-extern void repl_ml_park_retry(int64 id, uint16 self);
+extern bool repl_ml_park_retry(int64 id, uint16 self, bool whole);
 
 /* in aside.c */
 extern void repl_ml_aside_dispatch(ReplMlApply *apply, StringInfo message);

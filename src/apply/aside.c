@@ -1,20 +1,21 @@
 /*
  * aside.c
- *		Changes put aside: those of a row that is locked by a commit which
- *		itself waits to be acknowledged.
+ *		Transactions put aside: those that need a lock which a commit holds that
+ *		itself waits to be acknowledged, or somebody who waits for such a commit.
  *
  * Two nodes' commits that write one row and wait for each other would wait
  * for ever: each is applied on the other node only after the row's lock is
- * released there.  So a change that meets such a commit is kept, durably, among
- * the parked changes, and the transaction counts as applied; the worker tries
- * it again, in the order of its joins whichever (applying is commutative), as
- * soon as the commit has been let go.  Only locks of waiting commits count;
- * for others the worker waits as long as its lock_timeout allows.
+ * released there.  So a transaction that meets such a commit is kept, durably
+ * and whole, among the parked changes, and counts as applied; the worker tries
+ * it again, as one transaction, as soon as the commit has been let go.  Others
+ * may overtake it: applying is commutative.  Only locks of waiting commits
+ * count; for others the worker waits as long as its lock_timeout allows.
  *
  * What a change is waiting for is looked at by a timer while it waits, so
  * nothing is paid when it does not, and only where commits have waited lately.
- * The transaction that met the commit is rolled back and its messages, which
- * were kept, are applied again with each change in a subtransaction.
+ * The transaction that met the commit is rolled back, and its messages, which
+ * were kept, are put aside one by one.  Where they are too many to be kept, the
+ * peer sends them again.
  *
  * Called by worker.c and dispatch.c; uses park.c.
  */
@@ -37,6 +38,7 @@
 
 #include "apply/apply.h"
 #include "compat.h"
+#include "group/position.h"
 #include "group/query.h"
 #include "group/quorum.h"
 
@@ -44,6 +46,7 @@
 #define RETRY_PATIENCE_MS	10	/* and up to as much again */
 #define RETRY_INTERVAL_MS	5
 #define RETRY_BATCH			"100"
+#define LONGEST_CHAIN		8
 #define KEPT_BYTES			(1024 * 1024)
 
 /* The messages of the transaction being applied, each behind its length; this file only. */
@@ -59,14 +62,14 @@ static void keep(StringInfo message);
 static void replay(ReplMlApply *apply);
 static void watch(int patience);
 static void look(void);
-static bool waits_for_commit(PGPROC *proc);
-static bool is_waiting_commit(TransactionId xid);
+static bool waits_for_commit(PGPROC *proc, int depth);
 static bool try_again(ReplMlApply *apply, int64 id);
+static ErrorData *attempt(ReplMlApply *apply, int64 id, bool whole);
 static void hand_over(int64 id, ErrorData *error);
 
 /*
  * Handles a message of the stream; if a commit that waits is in the way of its
- * change, the transaction is begun anew and the change put aside.
+ * change, the transaction is put aside.
  */
 void
 repl_ml_aside_dispatch(ReplMlApply *apply, StringInfo message)
@@ -121,7 +124,7 @@ keep(StringInfo message)
 	appendBinaryStringInfo(kept, message->data + message->cursor, length);
 }
 
-/* After the error of a blocked change: applies the transaction so far carefully. */
+/* After the error of a blocked change: puts the transaction aside, as far as it has come and from here on. */
 static void
 replay(ReplMlApply *apply)
 {
@@ -147,8 +150,7 @@ replay(ReplMlApply *apply)
 		message.len = length;
 		message.maxlen = -1;
 		repl_ml_dispatch(apply, &message);
-		if (apply->transaction.mode == REPL_ML_APPLY_NORMAL)
-			apply->transaction.mode = REPL_ML_APPLY_CAREFUL;
+		apply->transaction.mode = REPL_ML_APPLY_ASIDE;
 		at += sizeof(length) + length;
 	}
 }
@@ -196,7 +198,7 @@ repl_ml_aside_is_blocked(void)
 static void
 look(void)
 {
-	if (blocked || proc_exit_inprogress || MyProc == NULL || !waits_for_commit(MyProc) || GetCurrentTimestamp() < give_up_at)
+	if (blocked || proc_exit_inprogress || MyProc == NULL || !waits_for_commit(MyProc, 0) || GetCurrentTimestamp() < give_up_at)
 		return;
 	blocked = true;
 	InterruptPending = true;
@@ -204,87 +206,118 @@ look(void)
 	SetLatch(MyLatch);
 }
 
-/*
- * Does the process wait for a commit that waits, or, in the line for a row,
- * behind somebody who does?  Looks at others' locks without locks of its own,
- * as is_waiting_commit does.
- */
-static bool
-waits_for_commit(PGPROC *proc)
-{
-	LOCK	   *lock = proc->waitLock;
-
-	if (lock == NULL)
-		return false;
-	if (lock->tag.locktag_type == LOCKTAG_TRANSACTION)
-		return is_waiting_commit(lock->tag.locktag_field1);
-	if (lock->tag.locktag_type != LOCKTAG_TUPLE)
-		return false;
-	for (int i = 0; i < MaxBackends; i++)
-	{
-		LOCK	   *other = ProcGlobal->allProcs[i].waitLock;
-
-		if (other != NULL && other->tag.locktag_type == LOCKTAG_TRANSACTION &&
-			is_waiting_commit(other->tag.locktag_field1))
-			return true;
-	}
-	return false;
-}
-
-/*
- * Is it a transaction, or a part of one, that waits in its commit?  Looks
- * without locks: a wrong answer costs a repetition.
- */
-static bool
-is_waiting_commit(TransactionId xid)
+/* The process that runs the transaction, or of which it is a part; NULL if none does. */
+static PGPROC *
+holder_of(TransactionId xid)
 {
 	for (int i = 0; i < MaxBackends; i++)
 	{
 		PGPROC	   *proc = &ProcGlobal->allProcs[i];
 
-		if (proc->syncRepState != SYNC_REP_WAITING)
-			continue;
 		if (proc->xid == xid)
-			return true;
-		for (int j = 0; j < proc->subxidStatus.count; j++)
+			return proc;
+		for (int j = 0; j < Min(proc->subxidStatus.count, PGPROC_MAX_CACHED_SUBXIDS); j++)
 		{
 			if (proc->subxids.xids[j] == xid)
-				return true;
+				return proc;
 		}
+	}
+	return NULL;
+}
+
+/* Does any process wait for a commit that waits? */
+static bool
+anybody_waits_for_commit(int depth)
+{
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		LOCK	   *lock = ProcGlobal->allProcs[i].waitLock;
+
+		if (lock != NULL && lock->tag.locktag_type == LOCKTAG_TRANSACTION &&
+			waits_for_commit(&ProcGlobal->allProcs[i], depth))
+			return true;
 	}
 	return false;
 }
 
-/* Keeps the change that a waiting commit is in the way of, in the caller's transaction. */
+/* Does any commit wait? */
+static bool
+any_commit_waits(void)
+{
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		if (ProcGlobal->allProcs[i].syncRepState == SYNC_REP_WAITING)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Does the process wait for a commit that waits, for somebody who does, or,
+ * in the line for a row, behind somebody who does?  Looks at others' locks
+ * without locks of its own: a wrong answer costs a repetition.
+ */
+static bool
+waits_for_commit(PGPROC *proc, int depth)
+{
+	LOCK	   *lock = proc->waitLock;
+	PGPROC	   *holder;
+
+	if (lock == NULL || depth > LONGEST_CHAIN)
+		return false;
+	switch (lock->tag.locktag_type)
+	{
+		case LOCKTAG_TRANSACTION:
+			holder = holder_of(lock->tag.locktag_field1);
+			return holder != NULL && holder != proc &&
+				(holder->syncRepState == SYNC_REP_WAITING || waits_for_commit(holder, depth + 1));
+		case LOCKTAG_TUPLE:
+			return anybody_waits_for_commit(depth + 1);
+		case LOCKTAG_RELATION:
+			return any_commit_waits();
+		default:
+			return false;
+	}
+}
+
+/* Keeps a change of a transaction that is put aside, in the caller's transaction. */
 void
 repl_ml_aside_put(const ReplMlSource *source, LogicalRepRelId id, char action, LogicalRepTupleData *tuple)
 {
 	ErrorData	error = {
 		.sqlerrcode = ERRCODE_LOCK_NOT_AVAILABLE,
-		.message = "the row is locked by a commit that waits to be acknowledged"
+		.message = "waits for the lock of a commit that waits to be acknowledged"
 	};
 
 	repl_ml_park(source, repl_ml_relation_find(id), action, tuple, &error, true);
+	CommandCounterIncrement();
 }
 
-/* The changes put aside behind one of them, oldest first, as a list of palloc'd int64. */
+/*
+ * The first changes of transactions put aside behind one of them, oldest
+ * first, as a list of palloc'd int64; or of one transaction all changes.
+ */
 static List *
-waiting_changes(int64 behind, MemoryContext context)
+waiting_changes(int64 id, bool of_its_transaction, MemoryContext context)
 {
 	List	   *ids = NIL;
 	Oid			types[1] = {INT8OID};
-	Datum		values[1] = {Int64GetDatum(behind)};
+	Datum		values[1] = {Int64GetDatum(id)};
 
 	repl_ml_begin();
-	SPI_execute_with_args("SELECT id FROM repl_ml.parked_change WHERE put_aside AND id OPERATOR(pg_catalog.>) $1 ORDER BY id LIMIT " RETRY_BATCH,
+	SPI_execute_with_args(of_its_transaction ?
+						  "SELECT p.id FROM repl_ml.parked_change p JOIN repl_ml.parked_change f USING (origin_node, origin_lsn)"
+						  " WHERE p.put_aside AND f.put_aside AND f.id OPERATOR(pg_catalog.=) $1 ORDER BY p.id" :
+						  "SELECT pg_catalog.min(id) FROM repl_ml.parked_change WHERE put_aside GROUP BY origin_node, origin_lsn"
+						  " HAVING pg_catalog.min(id) OPERATOR(pg_catalog.>) $1 ORDER BY 1 LIMIT " RETRY_BATCH,
 						  1, types, values, NULL, true, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(context);
-		int64	   *id = palloc(sizeof(int64));
+		int64	   *found = palloc(sizeof(int64));
 
-		*id = strtoll(repl_ml_spi_text(i, 0), NULL, 10);
-		ids = lappend(ids, id);
+		*found = strtoll(repl_ml_spi_text(i, 0), NULL, 10);
+		ids = lappend(ids, found);
 		MemoryContextSwitchTo(old);
 	}
 	repl_ml_commit();
@@ -293,10 +326,10 @@ waiting_changes(int64 behind, MemoryContext context)
 }
 
 /*
- * Tries the changes put aside again, whichever peer's, outside a transaction
- * of the stream.  Ends at the first one that is still blocked, because the
- * stream must not wait, and goes on behind it the next time; apply->aside tells
- * whether some are left.
+ * Tries the transactions put aside again, whichever peer's, outside a
+ * transaction of the stream.  Ends at the first one that is still blocked,
+ * because the stream must not wait, and goes on behind it the next time;
+ * apply->aside tells whether some are left.
  */
 void
 repl_ml_aside_retry(ReplMlApply *apply)
@@ -309,7 +342,7 @@ repl_ml_aside_retry(ReplMlApply *apply)
 	if (!apply->aside ||
 		!TimestampDifferenceExceeds(last, GetCurrentTimestamp(), RETRY_INTERVAL_MS))
 		return;
-	ids = waiting_changes(behind, apply->message_context);
+	ids = waiting_changes(behind, false, apply->message_context);
 	apply->aside = ids != NIL || behind != 0;
 	behind = 0;
 	foreach(lc, ids)
@@ -323,11 +356,41 @@ repl_ml_aside_retry(ReplMlApply *apply)
 		}
 	}
 	last = GetCurrentTimestamp();
+	repl_ml_positions_advanced();
 }
 
-/* False if the change is still in the way of somebody. */
+/*
+ * The transaction whose first change this is.  False if somebody is still in
+ * its way.  One that fails for good is applied change by change, and what
+ * fails of it becomes a person's.
+ */
 static bool
 try_again(ReplMlApply *apply, int64 id)
+{
+	ErrorData  *error = attempt(apply, id, true);
+	bool		done = true;
+	ListCell   *lc;
+
+	if (error == NULL)
+		return true;
+	if (!repl_ml_dispatch_is_permanent(error->sqlerrcode))
+		return false;
+	foreach(lc, waiting_changes(id, true, apply->message_context))
+	{
+		int64		change = *(int64 *) lfirst(lc);
+
+		error = attempt(apply, change, false);
+		if (error != NULL && repl_ml_dispatch_is_permanent(error->sqlerrcode))
+			hand_over(change, error);
+		else if (error != NULL)
+			done = false;
+	}
+	return done;
+}
+
+/* Applies one change put aside, or its whole transaction; the error it failed with, or NULL. */
+static ErrorData *
+attempt(ReplMlApply *apply, int64 id, bool whole)
 {
 	ErrorData  *volatile error = NULL;
 
@@ -338,12 +401,14 @@ try_again(ReplMlApply *apply, int64 id)
 		PushActiveSnapshot(GetTransactionSnapshot());
 		MemoryContextSwitchTo(apply->message_context);
 		watch(RETRY_PATIENCE_MS + (int) pg_prng_uint64_range(&pg_global_prng_state, 0, RETRY_PATIENCE_MS));
-		repl_ml_park_retry(id, apply->self);
+		apply->transaction.catalogs_changed |= repl_ml_park_retry(id, apply->self, whole);
 		repl_ml_aside_unwatch();
 		repl_ml_targets_close();
 		PopActiveSnapshot();
 		replorigin_session_origin_lsn = InvalidXLogRecPtr;
 		CommitTransactionCommand();
+		if (apply->volatile_since == 0)
+			apply->volatile_since = GetCurrentTimestamp();
 	}
 	PG_CATCH();
 	{
@@ -357,17 +422,8 @@ try_again(ReplMlApply *apply, int64 id)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(apply->message_context);
-	if (error == NULL)
-	{
-		if (apply->volatile_since == 0)
-			apply->volatile_since = GetCurrentTimestamp();
-		return true;
-	}
 	CHECK_FOR_INTERRUPTS();
-	if (!repl_ml_dispatch_is_permanent(error->sqlerrcode))
-		return false;
-	hand_over(id, error);
-	return true;
+	return error;
 }
 
 /* Makes the change one that a person has to look at: trying again will not help. */

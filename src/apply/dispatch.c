@@ -117,6 +117,8 @@ handle_begin(ReplMlApply *apply, StringInfo message)
 	apply->transaction.commit_time = begin.committime;
 	if (begin.final_lsn == apply->failed_lsn && apply->failures > 0)
 		apply->transaction.mode = apply->failures < 3 ? REPL_ML_APPLY_CAREFUL : REPL_ML_APPLY_PARK;
+	if (begin.final_lsn == apply->blocked_lsn)
+		apply->transaction.mode = REPL_ML_APPLY_ASIDE;
 }
 
 static void
@@ -156,6 +158,7 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 		apply->waited_for = true;
 	apply->races = 0;
 	apply->failed_lsn = InvalidXLogRecPtr;
+	apply->blocked_lsn = InvalidXLogRecPtr;
 	apply->failures = 0;
 
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
@@ -237,6 +240,21 @@ handle_update(ReplMlApply *apply, StringInfo message)
 	change(apply, id, 'U', &new);
 }
 
+/* Where the change being handled comes from. */
+static ReplMlSource
+source_of(ReplMlApply *apply)
+{
+	ReplMlSource source = {
+		.node = apply->peer->node_id,
+		.xid = apply->transaction.xid,
+		.lsn = apply->transaction.final_lsn,
+		.commit_time = apply->transaction.commit_time,
+		.late = apply->late
+	};
+
+	return source;
+}
+
 static void
 change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple)
 {
@@ -250,7 +268,14 @@ change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData 
 	}
 	apply->blame_transaction = true;
 	apply->transaction.changes++;
-	if (apply->transaction.mode == REPL_ML_APPLY_NORMAL)
+	if (apply->transaction.mode == REPL_ML_APPLY_ASIDE)
+	{
+		ReplMlSource source = source_of(apply);
+
+		repl_ml_aside_put(&source, id, action, tuple);
+		apply->transaction.put_aside = true;
+	}
+	else if (apply->transaction.mode == REPL_ML_APPLY_NORMAL)
 	{
 		repl_ml_aside_watch();
 		repl_ml_dispatch_change(apply, id, action, tuple);
@@ -280,20 +305,6 @@ repl_ml_dispatch_is_permanent(int sqlstate)
 	}
 }
 
-static ReplMlSource
-source_of(ReplMlApply *apply)
-{
-	ReplMlSource source = {
-		.node = apply->peer->node_id,
-		.xid = apply->transaction.xid,
-		.lsn = apply->transaction.final_lsn,
-		.commit_time = apply->transaction.commit_time,
-		.late = apply->late
-	};
-
-	return source;
-}
-
 /*
  * One change in a subtransaction; if it fails for good it is parked with its
  * error, and the rest of the transaction goes on.
@@ -304,7 +315,6 @@ change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRep
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	ErrorData  *volatile error = apply->failure;
-	volatile bool blocked = false;
 	volatile int tries = apply->transaction.mode == REPL_ML_APPLY_PARK ? 0 : TRIES_ON_UNIQUE_VIOLATION;
 	ReplMlSource source = source_of(apply);
 
@@ -324,8 +334,6 @@ change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRep
 		PG_CATCH();
 		{
 			MemoryContextSwitchTo(context);
-			blocked = repl_ml_aside_is_blocked();
-			repl_ml_aside_unwatch();
 			error = CopyErrorData();
 			FlushErrorState();
 			RollbackAndReleaseCurrentSubTransaction();
@@ -336,13 +344,6 @@ change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRep
 		CurrentResourceOwner = owner;
 		if (error == NULL)
 			return;
-		if (blocked)
-		{
-			repl_ml_aside_put(&source, id, action, tuple);
-			CommandCounterIncrement();
-			apply->transaction.put_aside = true;
-			return;
-		}
 		if (!repl_ml_dispatch_is_permanent(error->sqlerrcode))
 			ReThrowError(error);
 		/* the key may have been inserted here since we looked */

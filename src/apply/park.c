@@ -143,24 +143,44 @@ repl_ml_retry_parked(PG_FUNCTION_ARGS)
 }
 
 /*
- * The same for a change put aside, in an apply worker's transaction; nothing
- * if another worker has been or is at it.
+ * The same for a change put aside, or for all of its transaction, in an apply
+ * worker's transaction; nothing if another worker has been or is at it.  True
+ * if the group's catalogs have changed.
  */
-void
-repl_ml_park_retry(int64 id, uint16 self)
+bool
+repl_ml_park_retry(int64 id, uint16 self, bool whole)
 {
-	ParkedChange change = {.apply = {.late = true,.self = self,.message_context = CurrentMemoryContext}};
-	ReplMlPeer	peer = {0};
-	Oid			types[1] = {INT8OID};
-	Datum		values[1] = {Int64GetDatum(id)};
+	Oid			types[2] = {INT8OID, BOOLOID};
+	Datum		values[2] = {Int64GetDatum(id), BoolGetDatum(whole)};
+	MemoryContext context = CurrentMemoryContext;
+	bool		catalogs_changed = false;
+	int64	   *ids;
+	int			count;
 
-	change.apply.peer = &peer;
 	if (repl_ml_spi_execute("SELECT FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1 AND put_aside FOR UPDATE SKIP LOCKED",
 							1, types, values, NULL) == 0)
-		return;
-	load_change(id, &change.apply, &change.tuple);
-	apply_change(&change);
-	forget(id);
+		return false;
+	SPI_connect();
+	SPI_execute_with_args("SELECT p.id FROM repl_ml.parked_change p JOIN repl_ml.parked_change f USING (origin_node, origin_lsn)"
+						  " WHERE f.id OPERATOR(pg_catalog.=) $1 AND p.put_aside AND ($2 OR p.id OPERATOR(pg_catalog.=) f.id) ORDER BY p.id",
+						  2, types, values, NULL, false, 0);
+	count = (int) SPI_processed;
+	ids = MemoryContextAlloc(context, Max(count, 1) * sizeof(int64));
+	for (int i = 0; i < count; i++)
+		ids[i] = strtoll(repl_ml_spi_text(i, 0), NULL, 10);
+	SPI_finish();
+	for (int i = 0; i < count; i++)
+	{
+		ParkedChange change = {.apply = {.late = true,.self = self,.message_context = context}};
+		ReplMlPeer	peer = {0};
+
+		change.apply.peer = &peer;
+		load_change(ids[i], &change.apply, &change.tuple);
+		apply_change(&change);
+		forget(ids[i]);
+		catalogs_changed |= change.apply.transaction.catalogs_changed;
+	}
+	return catalogs_changed;
 }
 
 static void

@@ -565,9 +565,10 @@ recover(void)
 	MemoryContextReset(apply.message_context);
 	MemoryContextSwitchTo(apply.message_context);
 
-	/* a blocked one is tried again with care, and its change put aside */
+	if (blocked)
+		apply.blocked_lsn = hit;
 	if (hit != InvalidXLogRecPtr && !is_race(error->sqlerrcode) &&
-		(blocked || repl_ml_dispatch_is_permanent(error->sqlerrcode)))
+		repl_ml_dispatch_is_permanent(error->sqlerrcode))
 	{
 		apply.failures = hit == apply.failed_lsn ? apply.failures + 1 : 1;
 		apply.failed_lsn = hit;

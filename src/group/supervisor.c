@@ -278,7 +278,7 @@ bury_peer(int node_id)
 	 * for good now: what a peer has beyond it is copied from there, see
 	 * apply/sync.c
 	 */
-	SPI_execute(psprintf("INSERT INTO repl_ml.dropped_node (node_id, applied_lsn) VALUES (%d, repl_ml.applied_lsn(%d))"
+	SPI_execute(psprintf("INSERT INTO repl_ml.dropped_node (node_id, applied_lsn) VALUES (%d, repl_ml.received_lsn(%d))"
 						 " ON CONFLICT (node_id) DO NOTHING", node_id, node_id), false, 0);
 	SPI_execute(psprintf("SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots"
 						 " WHERE slot_name OPERATOR(pg_catalog.=) '%s' AND active_pid IS NOT NULL", origin), false, 0);

@@ -134,6 +134,7 @@ guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 					utility.pstmt = pstmt = copyObject(pstmt);
 					utility.read_only_tree = false;
 				}
+				repl_ml_read_copy((CopyStmt *) pstmt->utilityStmt);
 				list_copy_columns((CopyStmt *) pstmt->utilityStmt);
 				break;
 			case T_AlterTableStmt:

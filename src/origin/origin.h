@@ -7,6 +7,7 @@
 
 #include "repl_ml.h"
 #include "group/quorum.h"
+#include "nodes/parsenodes.h"
 
 /* in guard.c */
 extern void repl_ml_guard_init(void);
@@ -25,6 +26,7 @@ extern void repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run)
 /* in read.c */
 extern void repl_ml_read_init(void);
 extern void repl_ml_read_begin(void);
+extern void repl_ml_read_copy(CopyStmt *stmt);
 
 /* in reply.c */
 extern void repl_ml_reply_watch(void);

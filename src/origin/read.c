@@ -14,8 +14,10 @@
 #include "access/xact.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
+#include "tcop/pquery.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/portal.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -51,7 +53,8 @@ static void start_executor(QueryDesc *query, int flags);
 static void forget(XactEvent event, void *arg);
 static bool is_wanted(void);
 static void run_barrier(void);
-static void renew_snapshot(QueryDesc *query);
+static void require_fresh_snapshots(void);
+static bool renew_snapshot(void);
 
 /* Defines the settings and installs the hook. */
 void
@@ -105,18 +108,45 @@ start_executor(QueryDesc *query, int flags)
 {
 	if (is_wanted() && (flags & EXEC_FLAG_EXPLAIN_ONLY) == 0)
 	{
-		if (IsolationUsesXactSnapshot())
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("repl_ml.read_consistency = barrier is not possible for a single statement at this isolation level"),
-					 errhint("Begin a transaction, or use READ COMMITTED.")));
+		require_fresh_snapshots();
 		run_barrier();
-		renew_snapshot(query);
+		if (query->snapshot != InvalidSnapshot && renew_snapshot())
+		{
+			UnregisterSnapshot(query->snapshot);
+			query->snapshot = RegisterSnapshot(GetActiveSnapshot());
+		}
 	}
 	if (previous_hook)
 		previous_hook(query, flags);
 	else
 		standard_ExecutorStart(query, flags);
+}
+
+/* COPY of a table reads it without the executor. */
+void
+repl_ml_read_copy(CopyStmt *stmt)
+{
+	if (stmt->is_from || stmt->relation == NULL || !is_wanted())
+		return;
+	require_fresh_snapshots();
+	run_barrier();
+	if (ActivePortal == NULL || ActivePortal->portalSnapshot == NULL || !ActiveSnapshotSet())
+		return;
+	/* the portal checks at its end that this is its own */
+	PopActiveSnapshot();
+	PushActiveSnapshotWithLevel(GetTransactionSnapshot(), ActivePortal->createLevel);
+	ActivePortal->portalSnapshot = GetActiveSnapshot();
+}
+
+/* An error in a transaction that has its snapshot for good. */
+static void
+require_fresh_snapshots(void)
+{
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("repl_ml.read_consistency = barrier is not possible for a single statement at this isolation level"),
+				 errhint("Begin a transaction, or use READ COMMITTED.")));
 }
 
 /* A client's transaction that has not had its barrier, on a server that can run it. */
@@ -141,15 +171,14 @@ run_barrier(void)
 	MemoryContextDelete(context);
 }
 
-/* The statement's snapshot is older than the barrier: another one takes its place. */
-static void
-renew_snapshot(QueryDesc *query)
+/* The statement's snapshot is older than the barrier: another one takes its place.  False if it has none. */
+static bool
+renew_snapshot(void)
 {
-	if (!ActiveSnapshotSet() || query->snapshot == InvalidSnapshot)
-		return;
+	if (!ActiveSnapshotSet())
+		return false;
 	PopActiveSnapshot();
 	PushCopiedSnapshot(GetTransactionSnapshot());
 	UpdateActiveSnapshotCommandId();
-	UnregisterSnapshot(query->snapshot);
-	query->snapshot = RegisterSnapshot(GetActiveSnapshot());
+	return true;
 }

@@ -68,6 +68,7 @@ is(sql($n2, 'SELECT count(*) FROM t WHERE id = 2'), '0', 'a local read does not 
 psql_fails($n2, "SELECT repl_ml.barrier('300 ms')", '57014', 'does not have everything that has been acknowledged');
 psql_fails($n2, "SET repl_ml.read_timeout = '300ms'; SET repl_ml.read_consistency = barrier; SELECT count(*) FROM t", '57014', 'does not have everything');
 psql_fails($n2, "SET repl_ml.read_timeout = '300ms'; SET repl_ml.read_consistency = barrier; BEGIN; SELECT count(*) FROM t", '57014', 'does not have everything');
+psql_fails($n2, "SET repl_ml.read_timeout = '300ms'; SET repl_ml.read_consistency = barrier; COPY t TO STDOUT", '57014', 'does not have everything');
 is(sql($n3, "SELECT repl_ml.barrier('60 s'); SELECT v FROM t WHERE id = 2"), "\nquorum", 'n3, which has it, reads');
 signal_workers('CONT', "node_name = 'n1'", $n2);
 is(sql($n2, "SELECT repl_ml.barrier('60 s'); SELECT v FROM t WHERE id = 2"), "\nquorum", 'and n2 when it goes on');
@@ -101,6 +102,27 @@ signal_workers('CONT', 'true', $n3);
 ok($_->finish, 'the commit ends') foreach @writers;
 sql($n2, "SELECT repl_ml.wait_for_vector('$token', '60 s')");
 is(sql($n2, 'SELECT count(*) FROM repl_ml.parked_changes'), '0', 'then nothing is put aside');
+
+# a statement that is a transaction of its own sees what came while it waited
+signal_workers('STOP', "node_name = 'n1'", $n2);
+sql($n1, "SET repl_ml.write_consistency = quorum; INSERT INTO t VALUES (20, 'late')");
+my %late;
+foreach my $what ('SELECT v FROM t WHERE id = 20', 'COPY t TO STDOUT', 'COPY (SELECT v FROM t WHERE id = 20) TO STDOUT',
+	"INSERT INTO mine SELECT v FROM t WHERE id = 20 RETURNING v", "WITH x AS (UPDATE mine SET v = 'x' RETURNING v) SELECT t.v FROM t WHERE id = 20")
+{
+	my $out = '';
+	sql($n2, 'CREATE TABLE IF NOT EXISTS mine (v text)');
+	$late{$what} = [ \$out, IPC::Run::start([ 'psql', '-XqAt', '-d', dsn($n2), '-c', "SET repl_ml.read_timeout = '60s'",
+			'-c', "SET repl_ml.read_consistency = barrier", '-c', $what ], '>&', \$out, IPC::Run::timeout(60)) ];
+}
+poll_until($n2, "SELECT count(*) = 5 FROM pg_stat_activity WHERE state = 'active' AND query ~ 'id = 20|^COPY' AND pid <> pg_backend_pid()");
+signal_workers('CONT', "node_name = 'n1'", $n2);
+foreach my $what (sort keys %late)
+{
+	my ($out, $harness) = @{ $late{$what} };
+	ok($harness->finish, "ends: $what");
+	like($$out, qr/late/, "sees it: $what");
+}
 
 # isolation levels
 psql_fails($n1, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT repl_ml.barrier('1 s')", '25001', 'sees only what was there', 'before BEGIN');
