@@ -91,7 +91,7 @@ PROVE_FLAGS ?=
 override PROVE_FLAGS += -I test
 TAP_TESTS := $(if $(PROVE_TESTS),1)
 
-EXTRA_CLEAN = tmp_regress tmp_isolation tmp_server.conf tmp_symbols tmp_algebra
+EXTRA_CLEAN = tmp_regress tmp_isolation tmp_server.conf tmp_symbols tmp_algebra tmp_model
 
 PG_CONFIG ?= pg_config
 

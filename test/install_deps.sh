@@ -5,7 +5,7 @@
 set -euo pipefail
 
 server=(postgresql-15 postgresql-client-15 postgresql-server-dev-15)
-tools=(gcc libc6-dev make perl libipc-run-perl python3-psycopg2 libfaketime util-linux iproute2)
+tools=(gcc libc6-dev make perl libipc-run-perl python3-psycopg2 libfaketime spin util-linux iproute2)
 wanted=("${tools[@]}")
 [ -n "${PG_CONFIG:-}" ] || wanted+=("${server[@]}" libpq-dev)
 
