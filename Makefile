@@ -24,6 +24,7 @@ OBJS = \
 	src/origin/level.o \
 	src/origin/commit.o \
 	src/origin/read.o \
+	src/origin/routing.o \
 	src/origin/guard.o \
 	src/origin/output.o \
 	src/origin/reply.o \

@@ -86,6 +86,7 @@ _PG_init(void)
 	repl_ml_level_init();
 	repl_ml_commit_init();
 	repl_ml_read_init();
+	repl_ml_routing_init();
 	MarkGUCPrefixReserved("repl_ml");
 	if (!process_shared_preload_libraries_in_progress)
 		return;

@@ -692,6 +692,31 @@ repl_ml_quorum_is_alone(void)
 	return alone;
 }
 
+/*
+ * Is this database a member that cannot reach a majority of its group?  A
+ * database that is none, or not known as one yet, is not.
+ */
+bool
+repl_ml_quorum_is_cut_off(void)
+{
+	if (quorum == NULL || !OidIsValid(MyDatabaseId))
+		return false;
+	for (int i = 0; i < REPL_ML_MAX_DATABASES; i++)
+	{
+		Database   *database = &quorum->databases[i];
+		bool		cut_off;
+
+		if (repl_ml_shared->databases[i].database != MyDatabaseId ||
+			!repl_ml_shared->databases[i].member)
+			continue;
+		LWLockAcquire(quorum->lock, LW_SHARED);
+		cut_off = !database->members_known || count_reachable() < required(database, REPL_ML_QUORUM);
+		LWLockRelease(quorum->lock);
+		return cut_off;
+	}
+	return false;
+}
+
 /* The members that have not acknowledged everything before "lsn", "n2, n3". */
 char *
 repl_ml_quorum_missing(XLogRecPtr lsn)

@@ -59,6 +59,7 @@ extern char *repl_ml_quorum_silent(uint16 self, XLogRecPtr question);
 extern bool repl_ml_quorum_is_majority(const int *peers, int count);
 extern bool repl_ml_quorum_in_use(void);
 extern bool repl_ml_quorum_is_alone(void);
+extern bool repl_ml_quorum_is_cut_off(void);
 extern char *repl_ml_quorum_missing(XLogRecPtr lsn);
 
 #endif							/* REPL_ML_QUORUM_H */

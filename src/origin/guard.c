@@ -137,6 +137,9 @@ guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 				repl_ml_read_copy((CopyStmt *) pstmt->utilityStmt);
 				list_copy_columns((CopyStmt *) pstmt->utilityStmt);
 				break;
+			case T_VariableShowStmt:
+				repl_ml_routing_show((VariableShowStmt *) pstmt->utilityStmt, run_utility, &utility);
+				return;
 			case T_AlterTableStmt:
 				check_alter_table((AlterTableStmt *) pstmt->utilityStmt);
 				break;

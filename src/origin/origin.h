@@ -28,6 +28,10 @@ extern void repl_ml_read_init(void);
 extern void repl_ml_read_begin(void);
 extern void repl_ml_read_copy(CopyStmt *stmt);
 
+/* in routing.c */
+extern void repl_ml_routing_init(void);
+extern void repl_ml_routing_show(const VariableShowStmt *stmt, void (*run) (void *argument), void *argument);
+
 /* in reply.c */
 extern void repl_ml_reply_watch(void);
 
