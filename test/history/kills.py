@@ -6,19 +6,20 @@ kills.py --bin DIRECTORY --conf FILE --directory DIRECTORY --sockets DIRECTORY -
 
 Clients on all nodes write. The one that gets a certain acknowledgement, or that
 sees another's write before its client has the answer, kills a node's postmaster
-and all its children at once, before it does anything else.
-While that node is down, every write that was acknowledged, or seen at its origin
-by another session, must be on as many of the survivors as its level leaves.
-Then it starts again, or is dropped from the group for a new node to take its
-place, and all must be equal. Each kill prints "ok" or "not ok".
+and all its children at once, before it does anything else. While that node is
+down, every write that was acknowledged, or seen at its origin by another
+session, must be on as many of the survivors as its level leaves, and on each
+that lets a read pass the barrier. Then it starts again, or is dropped from the
+group for a new node to take its place, and all must be equal. Each kill prints
+"ok" or "not ok".
 
 SIGKILL loses what was in the server's memory, not what the kernel had: that the
 disk has it is not shown by it. --power-cuts (as root) shows that too: each
 node's directory is a file system in a file, and what the file holds at the
 moment of the kill is all that node has from then on; now and then the survivors
-lose their power, too, and come back with what they have. With --pretend the clients
-take level one for what they say they take: then acknowledged writes get lost,
-and this program is to find it.
+lose their power, too, and come back with what they have. With --pretend the
+clients take level one for what they say they take: then acknowledged writes get
+lost, and this program is to find it.
 """
 import argparse
 import random
@@ -181,7 +182,7 @@ class Tester:
     def __init__(self, cluster, seed, power_cuts, pretended):
         self.cluster, self.seed, self.power_cuts, self.pretended = cluster, seed, power_cuts, pretended
         self.logs_read = {}
-        self.sums = {"kills": 0, "acknowledged": 0, "seen": 0, "unknown": 0, "refused": 0, "dropped": 0}
+        self.sums = {"kills": 0, "acknowledged": 0, "seen": 0, "unknown": 0, "refused": 0, "dropped": 0, "barriers": 0}
 
     def prepare(self):
         first = self.cluster.servers[0]
@@ -198,9 +199,11 @@ class Tester:
         for server in round.survivors if round.down is not round.victims else ():
             server.start()
         problems = self.look_at_survivors(round)
+        # as long as a node is down, its last writes may keep others from reading
+        problems += self.read_behind_barrier(round, "1 s", (psycopg2.errors.QueryCanceled, psycopg2.errors.CannotConnectNow))
         drops = self.random_drop(round)
         if drops:
-            self.replace(round)
+            problems += self.replace(round)
         else:
             for server in round.victims:
                 server.start()
@@ -250,6 +253,19 @@ class Tester:
         except NotAtRest:
             return [("lost", "%s is not on enough of %s" % (write, ", ".join(server.name for server in round.survivors))) for write in missing()]
 
+    def read_behind_barrier(self, round, timeout, tolerated=()):
+        """A survivor that lets a read pass the barrier shows everything promised."""
+        problems = []
+        for server in round.survivors:
+            try:
+                server.sql("SELECT repl_ml.barrier(%s)", timeout)
+            except tolerated:
+                continue
+            self.sums["barriers"] += 1
+            ids = {id for id, in server.sql(IDS % round.number)}
+            problems += [("stale", "%s is not on %s behind the barrier" % (write, server.name)) for write in self.promised(round) if write.id not in ids]
+        return problems
+
     def random_drop(self, round):
         return round.random.random() < 0.12
 
@@ -259,6 +275,7 @@ class Tester:
             wait_until(lambda: self.is_dropped(round.survivors[0], server), "%s is dropped" % server.name, patience=20)
             self.cluster.forget(server)
         # who has more gives it to the others
+        problems = self.read_behind_barrier(round, "60 s")
         self.cluster.wait_until_equal(IDS % round.number)
         round.is_over.clear()
         writers = [Writer(round, server, 50 + number) for number, server in enumerate(round.survivors)]
@@ -272,6 +289,7 @@ class Tester:
             for thread in writers:
                 thread.join()
         self.threads += writers
+        return problems
 
     def is_dropped(self, member, server):
         try:
