@@ -363,22 +363,26 @@ read_copy(void *out, int min, int max)
 	return got;
 }
 
-/* How far the peer had applied a dropped node; invalid while it may still go on. */
-static XLogRecPtr
-peer_final_lsn(ReplMlApply *apply, const char *node_id)
+/*
+ * How far the peer had applied a dropped node: 0/0 if it came later.  False
+ * while it may still go on.
+ */
+static bool
+peer_final_lsn(ReplMlApply *apply, const char *node_id, XLogRecPtr *lsn)
 {
 	static const Oid types[1] = {PG_LSNOID};
 	ReplMlResult *result = repl_ml_stream_query(apply->conn, psprintf("SELECT repl_ml.final_lsn(%s)", node_id), 1, types);
-	XLogRecPtr	lsn = InvalidXLogRecPtr;
+	bool		known = false;
 
 	if (repl_ml_stream_next(result))
 	{
 		slot_getallattrs(result->slot);
-		if (!result->slot->tts_isnull[0])
-			lsn = DatumGetLSN(result->slot->tts_values[0]);
+		known = !result->slot->tts_isnull[0];
+		if (known)
+			*lsn = DatumGetLSN(result->slot->tts_values[0]);
 	}
 	repl_ml_stream_free(result);
-	return lsn;
+	return known;
 }
 
 /* Notes that the peer's part of a dropped node is known; orders a copy if it has more. */
@@ -418,9 +422,9 @@ repl_ml_sync_dropped(ReplMlApply *apply)
 	MemoryContextSwitchTo(apply->message_context);
 	foreach(lc, nodes)
 	{
-		XLogRecPtr	theirs = peer_final_lsn(apply, lfirst(lc));
+		XLogRecPtr	theirs;
 
-		if (theirs != InvalidXLogRecPtr)
+		if (peer_final_lsn(apply, lfirst(lc), &theirs))
 			settle_dropped(apply, lfirst(lc), theirs);
 	}
 }

@@ -34,6 +34,12 @@ foreach my $node ($n1, $n2)
 	is(sql($node, "SELECT count(*) FROM repl_ml.stat_apply"), '1', $node->name . ' has one peer left');
 }
 
+# a member that came later has nothing of it, and is asked once
+my $n4 = new_node('n4');
+join_node($n4, $n1);
+poll_until($_, 'SELECT 4 = ANY (compared) FROM repl_ml.dropped_node WHERE node_id = 3') foreach $n1, $n2;
+is_equal_everywhere([ $n1, $n4 ], 'models');
+
 # the dropped node is alive again: it learns of it and refuses to write what nobody would get
 $n3->start;
 poll_until($n3, "SELECT state = 'dropped' FROM repl_ml.local_node");
