@@ -41,7 +41,7 @@ class Server:
 
     def __init__(self, cluster, number):
         self.cluster, self.number, self.name = cluster, number, "n%d" % number
-        self.data = os.path.join(cluster.directory, self.name)
+        self.data = os.path.realpath(os.path.join(cluster.directory, self.name))
         self.sockets = os.path.join(cluster.sockets, self.name)
         self.log = os.path.join(cluster.logs, cluster.prefix + self.name + ".log")
         self.process = None
@@ -133,14 +133,24 @@ class Server:
 
     def kill_stopped(self, pids):
         for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            end(pid)
         self.killed = now()
         self.process.wait()
         self.connection, self.is_paused = None, False
-        wait_until(lambda: not any(is_alive(pid) for pid in pids), "the killed processes of %s are gone" % self.name)
+        wait_until(lambda: not any(is_alive(pid) for pid in pids) and not self.end_stragglers(), "the killed processes of %s are gone" % self.name)
+
+    def end_stragglers(self):
+        """Those the postmaster was just starting; true if there were some."""
+        stragglers = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if os.readlink("/proc/%s/cwd" % name) == self.data:
+                    stragglers.append(int(name))
+            except OSError:
+                continue
+        for pid in stragglers:
+            end(pid)
+        return stragglers
 
     def stop_immediately(self):
         if self.is_paused:
@@ -172,6 +182,13 @@ class Server:
         with self.connection.cursor() as cursor:
             cursor.execute(statement, values or None)
             return cursor.fetchall() if cursor.description else []
+
+
+def end(pid):
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 
 
 def is_alive(pid):
