@@ -286,6 +286,7 @@ class Cluster:
         for server in self.servers:
             if server.is_up():
                 server.kill()
+        for server in self.servers:
             server.forget()
         if self.network:
             self.network.close()
