@@ -83,7 +83,6 @@ class Case:
         writes = list(self.writes.values())
         return {"writes": len(writes), "reads": len(self.reads), "ok": sum(write.outcome == "ok" for write in writes),
                 "fail": sum(write.outcome == "fail" for write in writes), "info": sum(write.outcome == "info" for write in writes),
-                "halves": sum(self.shows_half(read, id) for read in self.reads for id in read.found),
                 "early": sum(self.seen(write) is not None and (write.outcome != "ok" or self.seen(write) < write.returned) for write in self.strong)}
 
 
@@ -256,7 +255,10 @@ def transactions_are_whole(case):
     """A read that shows one part of a transaction shows the other."""
     for read in case.reads:
         for id in read.torn:
-            yield "%s shows half of %s" % (read, case.writes.get(id, id))
+            yield "%s shows half of %s: it is not in the set" % (read, case.writes.get(id, id))
+        for id in read.found:
+            if case.shows_half(read, id):
+                yield "%s shows half of %s %s: the register is %s" % (read, case.writes[id], case.writes[id].clock, read.registers[case.writes[id].key])
 
 
 def nodes_go_forward(case):

@@ -109,9 +109,9 @@ class Run:
     def describe(self, took):
         counts = Case(self.history).statistics()
         return ("seed %d, %d nodes: %d writes (%d ok, %d refused or failed, %d unknown), %d reads, %d known to be acknowledged before the client was told, "
-                "%d witnesses, %d answers, %d halves of transactions seen, %.1f s; %s") % (
+                "%d witnesses, %d answers, %.1f s; %s") % (
             self.seed, len(self.cluster.servers), counts["writes"], counts["ok"], counts["fail"], counts["info"], counts["reads"], counts["early"],
-            len(self.history.witnesses), len(self.history.answers), counts["halves"], took, self.nemesis.describe())
+            len(self.history.witnesses), len(self.history.answers), took, self.nemesis.describe())
 
 
 def log_problems(cluster, read):

@@ -321,9 +321,15 @@ class Plants:
         write = self.write()
         self.history.add(Answer(write.id, "n1", write.returned + 1, write.returned + 2, "committed"))
 
-    def transactions_are_whole__half(self):
+    def transactions_are_whole__not_in_the_set(self):
         read = self.case.reads[5]
         read.torn = [read.registers[0][0]]
+
+    def transactions_are_whole__not_in_the_register(self):
+        write = self.write("info", kind="write")
+        look = self.read_after(write, "look")
+        look.found = look.wanted = [write.id]
+        look.registers[write.key] = self.case.setting.initial[write.key]
 
     def nodes_go_forward__older_read(self):
         looks = [operation for operation in self.history.operations if operation.kind == "look"]
