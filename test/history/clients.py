@@ -160,8 +160,9 @@ class Client(threading.Thread):
         if operation.kind == "write":
             self.execute(cursor, "UPDATE history_register SET value = %s WHERE key = %s RETURNING __repl_clock::text", operation.id, operation.key)
             operation.clock = parse_clock(cursor.fetchone()[0])
-        self.execute(cursor, "SELECT repl_ml.transaction_token()")
-        operation.token = cursor.fetchone()[0]
+        if self.random.random() < 0.6:
+            self.execute(cursor, "SELECT repl_ml.transaction_token()")
+            operation.token = cursor.fetchone()[0]
         self.commit(cursor, operation)
 
     def commit(self, cursor, operation):

@@ -138,8 +138,9 @@ class Writer(threading.Thread):
                 self.execute(cursor, "INSERT INTO kill_entry VALUES (%s)", write.id)
                 if register is not None:
                     self.execute(cursor, "UPDATE kill_register SET value = %s WHERE key = %s", write.id, register)
-                self.execute(cursor, "SELECT repl_ml.transaction_token()")
-                write.token = cursor.fetchone()[0]
+                if self.random.random() < 0.5:
+                    self.execute(cursor, "SELECT repl_ml.transaction_token()")
+                    write.token = cursor.fetchone()[0]
                 write.committing = now()
                 self.connection.linger = self.linger if self.round.by_sight else None
                 self.execute(cursor, "COMMIT")
