@@ -91,13 +91,23 @@ typedef struct ReplMlApply
 	bool		tables_pending; /* some table could not be created or enrolled */
 	XLogRecPtr	message_lsn;	/* in front of the message handled; of a
 								 * COMMIT its end */
+	TimestampTz last_message_time;
 	XLogRecPtr	received;
 	XLogRecPtr	applied;
 	XLogRecPtr	durable;
+	XLogRecPtr	told;			/* durable, as the peer knows */
+	TimestampTz told_at;
+	bool		committed;		/* transactions, since */
+	int			batch;			/* transactions of the peer that have ended,
+								 * in our open one */
+	XLogRecPtr	batch_end;		/* of the last one, applied or not ours */
+	TimestampTz batch_time;
+	XLogRecPtr	unbatched_until;	/* before this each gets one of its own */
 	bool		aside;			/* some change may be put aside, to be tried
 								 * again */
 	bool		asked;			/* the peer wants to know how far we are */
 	bool		waited_for;		/* somebody waits for what is not durable */
+	TimestampTz waited_since;	/* ... and the first one's has been applied */
 	TimestampTz volatile_since; /* when the oldest such transaction was
 								 * applied; 0: there is none */
 } ReplMlApply;
@@ -157,6 +167,7 @@ extern void repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error)
 /* in dispatch.c */
 extern void repl_ml_dispatch(ReplMlApply *apply, StringInfo message);
 extern void repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
+extern void repl_ml_dispatch_finish(ReplMlApply *apply);
 extern bool repl_ml_dispatch_is_permanent(int sqlstate);
 extern void repl_ml_dispatch_reset(ReplMlApply *apply);
 
@@ -265,6 +276,7 @@ extern bool repl_ml_park_retry(int64 id, uint16 self, bool whole);
 
 /* in aside.c */
 extern void repl_ml_aside_dispatch(ReplMlApply *apply, StringInfo message);
+extern bool repl_ml_aside_is_keeping(void);
 extern void repl_ml_aside_watch(void);
 extern void repl_ml_aside_unwatch(void);
 extern bool repl_ml_aside_is_blocked(void);

@@ -79,6 +79,9 @@ repl_ml_aside_dispatch(ReplMlApply *apply, StringInfo message)
 	if (message->data[message->cursor] == LOGICAL_REP_MSG_BEGIN)
 	{
 		keeping = repl_ml_quorum_in_use();
+		/* one that may be rolled back has none before it to take along */
+		if (keeping && apply->batch > 0)
+			repl_ml_dispatch_finish(apply);
 		if (keeping && kept != NULL)
 			resetStringInfo(kept);
 	}
@@ -153,6 +156,13 @@ replay(ReplMlApply *apply)
 		apply->transaction.mode = REPL_ML_APPLY_ASIDE;
 		at += sizeof(length) + length;
 	}
+}
+
+/* May the transaction being applied have to be put aside? */
+bool
+repl_ml_aside_is_keeping(void)
+{
+	return keeping;
 }
 
 /* Begins to watch what a change waits for. */

@@ -29,6 +29,8 @@
 #include "group/position.h"
 
 #define TRIES_ON_UNIQUE_VIOLATION	3
+#define LARGEST_BATCH		64	/* transactions of the peer in one of ours */
+#define SMALL_TRANSACTION	50	/* changes of one that may share it */
 
 typedef struct MessageKind
 {
@@ -49,6 +51,7 @@ static void handle_insert(ReplMlApply *apply, StringInfo message);
 static void handle_update(ReplMlApply *apply, StringInfo message);
 static void change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
 static void change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
+static bool may_batch(ReplMlApply *apply);
 static bool is_stamped_by(uint16 node, ReplMlTarget *target);
 static void apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleData *tuple);
 
@@ -98,6 +101,7 @@ void
 repl_ml_dispatch_reset(ReplMlApply *apply)
 {
 	memset(&apply->transaction, 0, sizeof(apply->transaction));
+	apply->batch = 0;
 	apply->doing = NULL;
 	apply->table = NULL;
 	apply->blame_transaction = false;
@@ -141,21 +145,17 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 						LSN_FORMAT_ARGS(commit.end_lsn), LSN_FORMAT_ARGS(apply->message_lsn))));
 	apply->blame_transaction = true;
 	if (transaction->started)
-	{
-		repl_ml_targets_close();
-		PopActiveSnapshot();
-		replorigin_session_origin_lsn = commit.end_lsn;
-		replorigin_session_origin_timestamp = commit.committime;
-		CommitTransactionCommand();
-		pgstat_report_stat(false);
-		if (apply->volatile_since == 0)
-			apply->volatile_since = GetCurrentTimestamp();
-	}
-	apply->applied = commit.end_lsn;
-	apply->progressed = true;
+		apply->batch++;
+	apply->batch_end = commit.end_lsn;
+	apply->batch_time = commit.committime;
+	if (!may_batch(apply))
+		repl_ml_dispatch_finish(apply);
 	apply->aside |= transaction->put_aside;
-	if (transaction->waited_for)
+	if (transaction->waited_for && !apply->waited_for)
+	{
 		apply->waited_for = true;
+		apply->waited_since = GetCurrentTimestamp();
+	}
 	apply->races = 0;
 	apply->failed_lsn = InvalidXLogRecPtr;
 	apply->blocked_lsn = InvalidXLogRecPtr;
@@ -171,6 +171,45 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 	LWLockRelease(repl_ml_shared->lock);
 	transaction->open = false;
 	transaction->started = false;
+}
+
+/*
+ * May the transaction that ends share its local one with those that follow?
+ * Not if it did anything out of the ordinary, or may have to be rolled back on
+ * its own; and not where an error lately showed that some transaction fails.
+ */
+static bool
+may_batch(ReplMlApply *apply)
+{
+	const ReplMlTransaction *transaction = &apply->transaction;
+
+	return apply->batch > 0 && apply->batch < LARGEST_BATCH &&
+		transaction->mode == REPL_ML_APPLY_NORMAL && !transaction->catalogs_changed &&
+		transaction->conflicts == 0 && transaction->parked == 0 &&
+		transaction->changes <= SMALL_TRANSACTION &&
+		apply->batch_end > apply->unbatched_until && !repl_ml_aside_is_keeping();
+}
+
+/* Commits what has been applied of the transactions that have ended, if anything has. */
+void
+repl_ml_dispatch_finish(ReplMlApply *apply)
+{
+	if (apply->batch > 0)
+	{
+		repl_ml_targets_close();
+		PopActiveSnapshot();
+		replorigin_session_origin_lsn = apply->batch_end;
+		replorigin_session_origin_timestamp = apply->batch_time;
+		CommitTransactionCommand();
+		pgstat_report_stat(false);
+		if (apply->volatile_since == 0)
+			apply->volatile_since = GetCurrentTimestamp();
+		MemoryContextSwitchTo(apply->message_context);
+	}
+	apply->batch = 0;
+	apply->applied = Max(apply->applied, apply->batch_end);
+	apply->committed = true;
+	apply->progressed = true;
 }
 
 /* Where the peer had the transaction from: a foreign origin; it is all the same to us. */
@@ -258,16 +297,21 @@ source_of(ReplMlApply *apply)
 static void
 change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple)
 {
-	if (!apply->transaction.started)
+	if (!apply->transaction.started && apply->batch == 0)
 	{
 		SetCurrentStatementStartTimestamp();
 		StartTransactionCommand();
 		PushActiveSnapshot(GetTransactionSnapshot());
-		apply->transaction.started = true;
 		MemoryContextSwitchTo(apply->message_context);
 	}
+	apply->transaction.started = true;
 	apply->blame_transaction = true;
 	apply->transaction.changes++;
+	/* those that have ended must not wait for it */
+	if (apply->batch > 0 && apply->transaction.changes > SMALL_TRANSACTION)
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("a large transaction is applied by itself")));
 	if (apply->transaction.mode == REPL_ML_APPLY_ASIDE)
 	{
 		ReplMlSource source = source_of(apply);

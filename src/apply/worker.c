@@ -35,6 +35,8 @@
 
 #define FIRST_DELAY_MS		200
 #define STATUS_INTERVAL_MS	1000
+#define QUIET_STATUS_MS		50	/* the same, while the peer's WAL goes on with
+								 * nothing for us */
 #define LONGEST_BATCH_MS	2	/* what somebody waits for is told that soon,
 								 * also while more comes */
 #define FLUSH_DELAY_MS		50	/* what nobody waits for may be lost by a crash
@@ -55,8 +57,12 @@ static void stream(XLogRecPtr from);
 static void receive_all(void);
 static void handle_message(char *data, int length);
 static void follow_catalogs(void);
+static bool is_at_rest(void);
+static void finish_batch(void);
+static void show_received(void);
 static void show_covered(XLogRecPtr lsn);
 static void acknowledge(bool reply_wanted);
+static void acknowledge_news(void);
 static void wait_for_data(pgsocket fd);
 static bool recover(void);
 static void add_context(void *arg);
@@ -328,7 +334,7 @@ stream(XLogRecPtr from)
 	{
 		CHECK_FOR_INTERRUPTS();
 		receive_all();
-		if (!apply.transaction.open && pause_asked())
+		if (is_at_rest() && pause_asked())
 			return;
 		if (ConfigReloadPending)
 		{
@@ -345,11 +351,25 @@ status_interval(void)
 	return Min(STATUS_INTERVAL_MS, repl_ml_heartbeat_interval / 2);
 }
 
+/* Is no transaction open, neither the peer's nor ours? */
+static bool
+is_at_rest(void)
+{
+	return !apply.transaction.open && apply.batch == 0;
+}
+
+/* Commits the transactions that have ended, unless another one has begun. */
+static void
+finish_batch(void)
+{
+	if (!apply.transaction.open && apply.batch > 0)
+		repl_ml_dispatch_finish(&apply);
+}
+
 /* Handles what has arrived; then acknowledges and waits for more. */
 static void
 receive_all(void)
 {
-	static TimestampTz last_status = 0;
 	TimestampTz now;
 	pgsocket	fd = PGINVALID_SOCKET;
 	char	   *data;
@@ -364,29 +384,29 @@ receive_all(void)
 					(errcode(ERRCODE_CONNECTION_FAILURE),
 					 errmsg("node \"%s\" ended the stream", apply.peer->node_name)));
 		handle_message(data, length);
-		if (!apply.transaction.open)
+		now = apply.last_message_time = GetCurrentTimestamp();
+		if (is_at_rest())
 			repl_ml_unique_announce();
-		now = GetCurrentTimestamp();
-		if (TimestampDifferenceExceeds(last_status, now, status_interval()) ||
-			(apply.waited_for && TimestampDifferenceExceeds(apply.volatile_since, now, LONGEST_BATCH_MS)))
+		if (TimestampDifferenceExceeds(apply.told_at, now, status_interval()) ||
+			(apply.waited_for && TimestampDifferenceExceeds(apply.waited_since, now, LONGEST_BATCH_MS)))
 		{
+			finish_batch();
 			acknowledge(false);
-			last_status = now;
 		}
-		if (!apply.transaction.open && pause_asked())
+		if (is_at_rest() && pause_asked())
 			return;
 	}
-	acknowledge(false);
-	if (apply.asked && !apply.transaction.open)
+	finish_batch();
+	acknowledge_news();
+	if (apply.asked && is_at_rest())
 	{
 		apply.asked = false;
 		repl_ml_barrier_answer(&apply.group_id, apply.self);
 	}
-	if (!apply.transaction.open)
+	if (is_at_rest())
 		repl_ml_aside_retry(&apply);
-	last_status = GetCurrentTimestamp();
-	if (apply.tables_pending && !apply.transaction.open &&
-		TimestampDifferenceExceeds(last_enrolment, last_status, repl_ml_max_apply_delay))
+	if (apply.tables_pending && is_at_rest() &&
+		TimestampDifferenceExceeds(last_enrolment, GetCurrentTimestamp(), repl_ml_max_apply_delay))
 		follow_catalogs();
 	wait_for_data(fd);
 }
@@ -423,14 +443,9 @@ handle_message(char *data, int length)
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("the peer sent a replication message of the unknown type %d", (unsigned char) type)));
 
-	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
-	apply.worker->received_lsn = apply.received;
-	apply.worker->peer_lsn = Max(apply.worker->peer_lsn, apply.received);
-	apply.worker->last_message_time = GetCurrentTimestamp();
-	LWLockRelease(repl_ml_shared->lock);
 	MemoryContextReset(apply.message_context);
 
-	if (!apply.transaction.open && apply.transaction.catalogs_changed)
+	if (is_at_rest() && apply.transaction.catalogs_changed)
 	{
 		apply.transaction.catalogs_changed = false;
 		repl_ml_shmem_wake_supervisor(MyDatabaseId);
@@ -446,6 +461,17 @@ follow_catalogs(void)
 	repl_ml_enrol_pending(&apply);
 	repl_ml_sync_tables(&apply);
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
+}
+
+/* Shows in repl_ml.stat_apply what has come. */
+static void
+show_received(void)
+{
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	apply.worker->received_lsn = apply.received;
+	apply.worker->peer_lsn = Max(apply.worker->peer_lsn, apply.received);
+	apply.worker->last_message_time = apply.last_message_time;
+	LWLockRelease(repl_ml_shared->lock);
 }
 
 /* Tells this server's processes how far we are, see group/position.c. */
@@ -467,31 +493,67 @@ show_covered(XLogRecPtr lsn)
 }
 
 /*
- * Tells the peer how far we are.  What is applied is made durable first if
- * somebody waits for it, or if it has not been for a while: one flush for all
- * that has come.  Outside a transaction everything received counts: what is
- * not ours to apply needs no keeping.
+ * Outside transactions everything received counts as applied: what is not ours
+ * to apply needs no keeping.  It is made durable if somebody waits for it, or
+ * if it has not been for a while: one flush for all that has come.
  */
+static void
+settle(bool at_once)
+{
+	show_received();
+	if (!is_at_rest())
+		return;
+	if (apply.volatile_since != 0 &&
+		(apply.waited_for || at_once ||
+		 GetFlushRecPtr(NULL) >= XactLastCommitEnd ||
+		 TimestampDifferenceExceeds(apply.volatile_since, GetCurrentTimestamp(), FLUSH_DELAY_MS)))
+	{
+		XLogFlush(XactLastCommitEnd);
+		apply.volatile_since = 0;
+		apply.waited_for = false;
+	}
+	apply.applied = Max(apply.applied, apply.received);
+	if (apply.volatile_since == 0)
+		apply.durable = apply.applied;
+	show_covered(apply.applied);
+}
+
+/* Tells the peer how far we are. */
 static void
 acknowledge(bool reply_wanted)
 {
-	if (!apply.transaction.open)
-	{
-		if (apply.volatile_since != 0 &&
-			(apply.waited_for || reply_wanted ||
-			 GetFlushRecPtr(NULL) >= XactLastCommitEnd ||
-			 TimestampDifferenceExceeds(apply.volatile_since, GetCurrentTimestamp(), FLUSH_DELAY_MS)))
-		{
-			XLogFlush(XactLastCommitEnd);
-			apply.volatile_since = 0;
-			apply.waited_for = false;
-		}
-		apply.applied = Max(apply.applied, apply.received);
-		if (apply.volatile_since == 0)
-			apply.durable = apply.applied;
-		show_covered(apply.applied);
-	}
+	settle(reply_wanted);
 	repl_ml_stream_status(apply.conn, apply.received, apply.applied, apply.durable, reply_wanted);
+	apply.told = apply.durable;
+	apply.told_at = GetCurrentTimestamp();
+	apply.committed = false;
+}
+
+/*
+ * The same, if there is something to tell: transactions applied, or that we
+ * are still there.  That the peer's WAL has gone on without any for us, as it
+ * does with every change of ours that it has applied, can wait a moment.
+ */
+static void
+acknowledge_news(void)
+{
+	int			patience = apply.told < apply.received ? QUIET_STATUS_MS : status_interval();
+
+	if (apply.committed || TimestampDifferenceExceeds(apply.told_at, GetCurrentTimestamp(), patience))
+		acknowledge(false);
+	else
+		settle(false);
+}
+
+/* When there is something to do again, if nothing comes, ms. */
+static int
+longest_wait(void)
+{
+	if (apply.aside)
+		return ASIDE_DELAY_MS;
+	if (apply.volatile_since != 0)
+		return FLUSH_DELAY_MS;
+	return apply.told < apply.received ? QUIET_STATUS_MS : status_interval();
 }
 
 static void
@@ -502,7 +564,7 @@ wait_for_data(pgsocket fd)
 	int			events;
 
 	events = WaitLatchOrSocket(MyLatch, WL_SOCKET_READABLE | WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							   fd, apply.aside ? ASIDE_DELAY_MS : apply.volatile_since != 0 ? FLUSH_DELAY_MS : status_interval(), wait_event_compat("ReplMlApplyMain"));
+							   fd, longest_wait(), wait_event_compat("ReplMlApplyMain"));
 	if (events & WL_LATCH_SET)
 		ResetLatch(MyLatch);
 	if (events & WL_SOCKET_READABLE)
@@ -510,7 +572,7 @@ wait_for_data(pgsocket fd)
 		asked = false;
 		return;
 	}
-	last = Max(apply.worker->last_message_time, apply.worker->start_time);
+	last = Max(apply.last_message_time, apply.worker->start_time);
 	if (wal_receiver_timeout <= 0)
 		return;
 	if (TimestampDifferenceExceeds(last, GetCurrentTimestamp(), wal_receiver_timeout) && asked)
@@ -559,6 +621,8 @@ recover(void)
 	forget_commit(0, (Datum) 0);
 	AbortOutOfAnyTransaction();
 	repl_ml_dispatch_reset(&apply);
+	/* what was in one transaction is sent again, and one of it may fail again */
+	apply.unbatched_until = Max(apply.unbatched_until, apply.received);
 	disconnect();
 	repl_ml_applying = true;
 	repl_ml_enrol_unlock();
