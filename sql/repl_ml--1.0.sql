@@ -1672,13 +1672,6 @@ CREATE FUNCTION repl_ml.barrier(timeout interval) RETURNS void
 COMMENT ON FUNCTION repl_ml.barrier(interval) IS
     'waits until everything that was acknowledged by write consistency quorum or all, on whatever node, before the call is visible on this node; needs more than half of the members. Errors: 57014 timeout, with who has not answered or what is missing, 25001 in a transaction whose snapshot would not show it, 55000 joining or not a member';
 
-CREATE FUNCTION repl_ml.applied_vector() RETURNS repl_ml.vclock
-    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-    AS $$
-    SELECT coalesce(repl_ml.merge_agg(pg_catalog.format('{%s:%s}', h.node_id, h.safe_counter)::repl_ml.vclock), '{}') FROM repl_ml.heartbeat h
-    $$;
-COMMENT ON FUNCTION repl_ml.applied_vector() IS 'for each node the counter below which this node has all its writes; as old as the last heartbeats';
-
 -- What must not be decided without the tombstones it may meet
 CREATE FUNCTION repl_ml.holds_late_changes() RETURNS boolean
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp

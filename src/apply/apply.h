@@ -57,6 +57,7 @@ typedef struct ReplMlTransaction
 	bool		waited_for;		/* its commit waits for us */
 	bool		put_aside;		/* some of its changes are */
 	int64		changes;
+	int64		heartbeats;		/* changes that are just that */
 	int64		conflicts;
 	int64		parked;
 } ReplMlTransaction;
@@ -102,6 +103,7 @@ typedef struct ReplMlApply
 								 * in our open one */
 	XLogRecPtr	batch_end;		/* of the last one, applied or not ours */
 	TimestampTz batch_time;
+	bool		batch_matters;	/* there is more in it than heartbeats */
 	XLogRecPtr	unbatched_until;	/* before this each gets one of its own */
 	bool		aside;			/* some change may be put aside, to be tried
 								 * again */

@@ -102,6 +102,7 @@ repl_ml_dispatch_reset(ReplMlApply *apply)
 {
 	memset(&apply->transaction, 0, sizeof(apply->transaction));
 	apply->batch = 0;
+	apply->batch_matters = false;
 	apply->doing = NULL;
 	apply->table = NULL;
 	apply->blame_transaction = false;
@@ -146,6 +147,8 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 	apply->blame_transaction = true;
 	if (transaction->started)
 		apply->batch++;
+	if (transaction->changes > transaction->heartbeats)
+		apply->batch_matters = true;
 	apply->batch_end = commit.end_lsn;
 	apply->batch_time = commit.committime;
 	if (!may_batch(apply))
@@ -202,10 +205,12 @@ repl_ml_dispatch_finish(ReplMlApply *apply)
 		replorigin_session_origin_timestamp = apply->batch_time;
 		CommitTransactionCommand();
 		pgstat_report_stat(false);
-		if (apply->volatile_since == 0)
+		/* a heartbeat may be lost by a crash: there is another one soon */
+		if (apply->batch_matters && apply->volatile_since == 0)
 			apply->volatile_since = GetCurrentTimestamp();
 		MemoryContextSwitchTo(apply->message_context);
 	}
+	apply->batch_matters = false;
 	apply->batch = 0;
 	apply->applied = Max(apply->applied, apply->batch_end);
 	apply->committed = true;
@@ -432,8 +437,9 @@ repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, Log
 		return;
 	source.inserted = action == 'I';
 	apply->transaction.conflicts += repl_ml_row_join(table->local, target->incoming, &source);
-	if (is_catalog && strcmp(table->remote.relname, "heartbeat") != 0 &&
-		strcmp(table->remote.relname, "collection") != 0)
+	if (is_catalog && strcmp(table->remote.relname, "heartbeat") == 0)
+		apply->transaction.heartbeats++;
+	else if (is_catalog && strcmp(table->remote.relname, "collection") != 0)
 		apply->transaction.catalogs_changed = true;
 }
 

@@ -348,7 +348,7 @@ stream(XLogRecPtr from)
 static int
 status_interval(void)
 {
-	return Min(STATUS_INTERVAL_MS, repl_ml_heartbeat_interval / 2);
+	return Min(STATUS_INTERVAL_MS, repl_ml_heartbeat_interval);
 }
 
 /* Is no transaction open, neither the peer's nor ours? */

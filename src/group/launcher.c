@@ -31,7 +31,7 @@
 #include "compat.h"
 #include "group/group.h"
 
-#define PERSIST_INTERVAL_MS		1000
+#define PERSIST_INTERVAL_MS		2000
 #define PROBE_INTERVAL_MS		10
 #define START_PATIENCE_MS		5000	/* a worker that was asked for shows
 										 * up by then */

@@ -43,8 +43,8 @@ static bool release_slot = false;	/* at exit: nothing to do in this database */
 
 static void detach(int code, Datum arg);
 static void start_up(void);
-static bool round_of_work(void);
-static void tend_peers(bool joining);
+static bool round_of_work(bool called);
+static bool tend_peers(bool joining);
 static void bury_peer(int node_id);
 static void order_comparisons(void);
 static void beat(uint16 self);
@@ -57,6 +57,7 @@ void
 repl_ml_supervisor_main(Datum arg)
 {
 	TimestampTz next = 0;
+	bool		called = true;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -78,7 +79,7 @@ repl_ml_supervisor_main(Datum arg)
 
 		MemoryContextReset(work_context);
 		MemoryContextSwitchTo(work_context);
-		if (!round_of_work())
+		if (!round_of_work(called))
 		{
 			repl_ml_shmem_set_member(MyDatabaseId, false);
 			release_slot = true;
@@ -89,8 +90,8 @@ repl_ml_supervisor_main(Datum arg)
 
 		next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), repl_ml_heartbeat_interval);
 		wait = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next);
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, wait,
-						 wait_event_compat("ReplMlSupervisorMain"));
+		called = (WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, wait,
+							wait_event_compat("ReplMlSupervisorMain")) & WL_LATCH_SET) != 0;
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
@@ -143,11 +144,15 @@ start_up(void)
 	database->tombstones_known = true;
 }
 
-/* One look at everything; false if this database is no longer a member. */
+/*
+ * One look at everything; false if this database is no longer a member.  The
+ * catalogs change, and workers end, only with a call.
+ */
 static bool
-round_of_work(void)
+round_of_work(bool called)
 {
 	static int	beats = 0;
+	static bool unfinished = false;
 	const ReplMlIdentity *self;
 	ReplMlIdentity copy;
 
@@ -173,7 +178,8 @@ round_of_work(void)
 		return true;
 	}
 
-	tend_peers(copy.joining);
+	if (called || unfinished || copy.joining || beats % HOUSEKEEPING_BEATS == 0)
+		unfinished = tend_peers(copy.joining);
 	beat(copy.node_id);
 	if (copy.joining)
 		finish_join(copy.node_id);
@@ -182,8 +188,11 @@ round_of_work(void)
 	return true;
 }
 
-/* A worker for each peer, and none for one that was dropped; who counts for commits. */
-static void
+/*
+ * A worker for each peer, and none for one that was dropped; who counts for
+ * commits.  True if there are dropped ones, which take several rounds.
+ */
+static bool
 tend_peers(bool joining)
 {
 	List	   *alive = NIL;
@@ -225,6 +234,7 @@ tend_peers(bool joining)
 		bury_peer(lfirst_int(lc));
 	if (dropped != NIL)
 		order_comparisons();
+	return dropped != NIL;
 }
 
 /*
@@ -291,6 +301,19 @@ bury_peer(int node_id)
 	MemoryContextSwitchTo(work_context);
 }
 
+/* The plan of a statement that is run again and again, made on first use. */
+static SPIPlanPtr
+kept_plan(SPIPlanPtr *plan, const char *sql, int nargs, Oid *types)
+{
+	if (*plan == NULL)
+	{
+		*plan = SPI_prepare(sql, nargs, types);
+		if (*plan == NULL || SPI_keepplan(*plan) != 0)
+			elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	}
+	return *plan;
+}
+
 /*
  * Writes this node's heartbeat: below safe_counter everything of ours comes
  * before it in the WAL.  A prepared transaction holds the counter where it was.
@@ -298,23 +321,34 @@ bury_peer(int node_id)
 static void
 beat(uint16 self)
 {
+	static SPIPlanPtr look = NULL;
+	static SPIPlanPtr write = NULL;
 	static uint64 safe = 1;
 	Oid			types[2] = {INT4OID, INT8OID};
 	Datum		values[2];
 	uint64		now = repl_ml_ticker_safe();
 
 	repl_ml_begin();
-	/* left over by a worker that ended before it told the group */
-	SPI_execute("SELECT repl_ml.announce_evictions()", false, 0);
-	if (repl_ml_query_int("SELECT 1 FROM pg_catalog.pg_prepared_xacts WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database() LIMIT 1") == 0)
+	SPI_execute_plan(kept_plan(&look, "SELECT EXISTS (SELECT FROM repl_ml.eviction),"
+							   " EXISTS (SELECT FROM pg_catalog.pg_prepared_xacts WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database())",
+							   0, NULL), NULL, NULL, true, 1);
+	if (strcmp(repl_ml_spi_text(0, 1), "f") == 0)
 		safe = Max(safe, now);
+	/* left over by a worker that ended before it told the group */
+	if (strcmp(repl_ml_spi_text(0, 0), "t") == 0)
+		SPI_execute("SELECT repl_ml.announce_evictions()", false, 0);
 	values[0] = Int32GetDatum(self);
 	values[1] = Int64GetDatum((int64) safe);
-	SPI_execute_with_args("INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at, safe_counter, applied, parked)"
-						  " VALUES ($1, pg_catalog.clock_timestamp(), $2, repl_ml.merge(repl_ml.applied_vector(), pg_catalog.format('{%s:%s}', $1, $2)::repl_ml.vclock),"
-						  " repl_ml.holds_late_changes())"
-						  " ON CONFLICT (node_id) DO UPDATE SET sent_at = excluded.sent_at, safe_counter = excluded.safe_counter, applied = excluded.applied, parked = excluded.parked",
-						  2, types, values, NULL, false, 0);
+	/* applied: what the others' heartbeats say and the present counter; parked is as repl_ml.holds_late_changes() */
+	SPI_execute_plan(kept_plan(&write, "INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at, safe_counter, applied, parked)"
+							   " SELECT $1, pg_catalog.clock_timestamp(), $2,"
+							   " coalesce((SELECT repl_ml.merge_agg(pg_catalog.format('{%s:%s}', o.node_id, o.safe_counter)::repl_ml.vclock)"
+							   " FROM repl_ml.heartbeat o WHERE o.node_id OPERATOR(pg_catalog.<>) $1), '{}')"
+							   " OPERATOR(repl_ml.||) pg_catalog.format('{%s:%s}', $1, $2)::repl_ml.vclock,"
+							   " EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.action OPERATOR(pg_catalog.<>) ALL ('{evicted,kept}'))"
+							   " OR EXISTS (SELECT FROM repl_ml.eviction)"
+							   " ON CONFLICT (node_id) DO UPDATE SET sent_at = excluded.sent_at, safe_counter = excluded.safe_counter, applied = excluded.applied, parked = excluded.parked",
+							   2, types), values, NULL, false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 }

@@ -226,7 +226,7 @@ repl_ml_ticker_forget(void)
 /*
  * Moves the durable bound ahead of the counter, if the counter has moved since
  * the last call; "exact" leaves no gap (for a clean shutdown).  Called by the
- * launcher about once a second; writes and syncs a 16 byte file.
+ * launcher every two seconds; writes and syncs a 16 byte file.
  */
 void
 repl_ml_ticker_persist(bool exact)
