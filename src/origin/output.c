@@ -100,7 +100,10 @@ hold_message(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, boo
 		core_write(ctx, lsn, xid, last_write);
 	}
 	else
+	{
 		pq_putmessage_noblock('d', ctx->out->data, ctx->out->len);
+		repl_ml_reply_written(ctx->out->len);
+	}
 }
 
 /* Of the messages in the WAL only our own are for peers. */

@@ -6,9 +6,13 @@
  * Core's walsender reads the replies itself and has no hook there.  But after
  * it has read them, and before it waits, it always flushes its output: the
  * communication method it does that with is ours (output.c installs it).
+ *
+ * The same place decides when what output.c has written leaves: not while more
+ * WAL is there to be decoded, because each packet wakes the peer.
  */
 #include "postgres.h"
 
+#include "access/xlog.h"
 /* what differs with these is not used, and spares the headers of Kerberos and OpenSSL */
 #undef ENABLE_GSS
 #undef USE_OPENSSL
@@ -27,13 +31,21 @@
 #include "origin/origin.h"
 
 #define AGAIN_MS	1
+#define HELD_BYTES	8192		/* so much leaves in any case */
 
 /* Set once, by repl_ml_reply_watch. */
 static int	peer = 0;
 static const PQcommMethods *core_methods = NULL;
 static TimeoutId timeout_id;
 
+/* Written since the last flush; and whether that is on purpose. */
+static Size written = 0;
+static bool holding = false;
+
 static int	flush_if_writable(void);
+static bool is_send_pending(void);
+static bool may_hold(void);
+static void listen_to_peer(void);
 static void on_timeout(void);
 
 /* In a walsender that begins to serve a slot: if the slot is a peer's, its replies count from now on. */
@@ -54,12 +66,53 @@ repl_ml_reply_watch(void)
 	core_methods = PqCommMethods;
 	ours = *PqCommMethods;
 	ours.flush_if_writable = flush_if_writable;
+	ours.is_send_pending = is_send_pending;
 	PqCommMethods = &ours;
 }
 
-/* Core's, after a look at what has been read. */
+/* So many bytes have been put into the output buffer. */
+void
+repl_ml_reply_written(Size bytes)
+{
+	written += bytes;
+}
+
+/* Core's, after a look at what has been read; or nothing yet. */
 static int
 flush_if_writable(void)
+{
+	listen_to_peer();
+	holding = may_hold();
+	if (holding)
+		return 0;
+	written = 0;
+	return core_methods->flush_if_writable();
+}
+
+/* What is held on purpose is not pending: the walsender would wait for the socket instead of decoding. */
+static bool
+is_send_pending(void)
+{
+	return !holding && core_methods->is_send_pending();
+}
+
+/*
+ * Is there more WAL to decode, and has the walsender just come from decoding?
+ * Otherwise it is about to wait.
+ */
+static bool
+may_hold(void)
+{
+	static XLogRecPtr decoded = InvalidXLogRecPtr;
+	bool		advanced = MyWalSnd->sentPtr != decoded;
+
+	decoded = MyWalSnd->sentPtr;
+	return written > 0 && written < HELD_BYTES && advanced && GetFlushRecPtr(NULL) > decoded;
+}
+
+/* Has the peer spoken since the last call, and what may go for it? */
+static void
+listen_to_peer(void)
 {
 	static XLogRecPtr acknowledged = InvalidXLogRecPtr;
 	static TimestampTz reply_time = 0;
@@ -79,7 +132,6 @@ flush_if_writable(void)
 		if (again)
 			enable_timeout_after(timeout_id, AGAIN_MS);
 	}
-	return core_methods->flush_if_writable();
 }
 
 static void
