@@ -53,7 +53,8 @@ static const struct config_enum_entry levels[] = {
 /* repl_ml.write_consistency */
 static int	write_consistency = REPL_ML_ONE;
 
-/* the greatest minimum of what this transaction has written; commit.c resets it */
+/* has this transaction written users' tables, and the greatest minimum of these; commit.c resets both */
+static bool has_written = false;
 static ReplMlLevel written = REPL_ML_ONE;
 
 /* written by load, thrown away by invalidate */
@@ -82,17 +83,18 @@ repl_ml_level_init(void)
 							 NULL);
 }
 
-/* The level this transaction's commit needs, as far as it has come. */
+/* The level this transaction's commit needs, as far as it has come: one where it has written no user's table. */
 ReplMlLevel
 repl_ml_level_wanted(void)
 {
-	return Max((ReplMlLevel) write_consistency, written);
+	return has_written ? Max((ReplMlLevel) write_consistency, written) : REPL_ML_ONE;
 }
 
 /* Begins anew with the next transaction. */
 void
 repl_ml_level_forget(void)
 {
+	has_written = false;
 	written = REPL_ML_ONE;
 }
 
@@ -100,6 +102,7 @@ repl_ml_level_forget(void)
 void
 repl_ml_level_note(Oid root)
 {
+	has_written = true;
 	if (!minimums_valid)
 		load();
 	for (int i = 0; i < minimum_count; i++)
@@ -109,11 +112,11 @@ repl_ml_level_note(Oid root)
 	}
 }
 
-/* The level that is at least due to all these tables. */
+/* The level that a transaction needs which has written all these tables, and has this session's setting. */
 ReplMlLevel
 repl_ml_level_of_tables(List *relids)
 {
-	ReplMlLevel level = REPL_ML_ONE;
+	ReplMlLevel level = write_consistency;
 	ListCell   *lc;
 
 	if (!minimums_valid)

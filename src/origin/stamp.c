@@ -309,7 +309,9 @@ trigger_table(FunctionCallInfo fcinfo, TriggerEvent when, const char *name)
 	if (repl_ml_applying)
 		return NULL;
 	table = repl_ml_table_get(trigdata->tg_relation);
-	repl_ml_level_note(table->root);
+	/* the group's own lists wait for nobody: who is missing is dropped by a change of them */
+	if (RelationGetNamespace(trigdata->tg_relation) != repl_ml_schema_oid())
+		repl_ml_level_note(table->root);
 	return table;
 }
 
