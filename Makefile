@@ -62,6 +62,7 @@ OBJS = \
 	src/group/query.o \
 	src/group/peer.o \
 	src/group/quorum.o \
+	src/group/consistency.o \
 	src/group/position.o \
 	src/group/barrier.o \
 	src/group/launcher.o \

@@ -545,6 +545,22 @@ CREATE FUNCTION repl_ml.worker_stats(
     AS 'MODULE_PATHNAME', 'repl_ml_worker_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
 COMMENT ON FUNCTION repl_ml.worker_stats() IS 'state and counters of this database''s workers since server start; peer 0 is the supervisor';
 
+-- The shared memory of group/quorum.c
+CREATE FUNCTION repl_ml.write_members(OUT node_id integer, OUT reachable boolean, OUT acknowledged_lsn pg_lsn, OUT silent_for interval)
+    RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'repl_ml_write_members' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 3;
+COMMENT ON FUNCTION repl_ml.write_members() IS
+    'the members that count for write consistency, as this node sees them: whether they are connected and have spoken within two heartbeats, and up to where they have what this node wrote; no row while this is not known, as on a node that is not ready';
+CREATE FUNCTION repl_ml.write_waiters(OUT pid integer, OUT level text, OUT required integer, OUT waiting_since timestamptz, OUT lsn pg_lsn)
+    RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'repl_ml_write_waiters' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 2;
+COMMENT ON FUNCTION repl_ml.write_waiters() IS 'commits of this database that wait to be acknowledged; lsn is null when the wait begins just now';
+CREATE FUNCTION repl_ml.write_stats(OUT level text, OUT commits bigint, OUT refused bigint, OUT timeouts bigint, OUT cancelled bigint,
+    OUT total_wait interval, OUT min_wait interval, OUT max_wait interval, OUT histogram_bounds interval[], OUT histogram bigint[], OUT stats_reset timestamptz)
+    RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'repl_ml_write_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 2;
+COMMENT ON FUNCTION repl_ml.write_stats() IS 'what became of this database''s commits with write consistency quorum and all';
+
 -- The origin and slot name that belong to a peer of this database
 CREATE FUNCTION repl_ml.link_name(node_id integer) RETURNS text
     RETURN (SELECT pg_catalog.format('repl_ml_%s_%s', oid, node_id) FROM pg_catalog.pg_database WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database());
@@ -1621,6 +1637,10 @@ CREATE FUNCTION repl_ml.resume_apply(peer name) RETURNS void
     AS 'MODULE_PATHNAME', 'repl_ml_resume_apply' LANGUAGE C VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION repl_ml.resume_apply(name) IS 'goes on applying what a peer sends. Errors: 42704 no such peer';
 
+CREATE FUNCTION repl_ml.reset_write_stats() RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_reset_write_stats' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.reset_write_stats() IS 'sets the counters of repl_ml.stat_write_consistency to zero';
+
 -- Only for the losers of conflicts; no row for other parked changes
 CREATE FUNCTION repl_ml.parked_loser_statement(id bigint, OUT relation regclass, OUT statement text)
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
@@ -1733,9 +1753,11 @@ COMMENT ON FUNCTION repl_ml.next_heartbeats() IS 'a vector that stable_vector co
 
 CREATE VIEW repl_ml.nodes AS
     SELECT m.node_id, m.node_name, m.state, m.node_id = l.node_id AS is_local, m.host, m.port, m.dbname, m.system_identifier, m.joined_at,
-           h.sent_at AS last_heartbeat
-      FROM repl_ml.member m LEFT JOIN repl_ml.local_node l ON true LEFT JOIN repl_ml.heartbeat h ON h.node_id = m.node_id;
-COMMENT ON VIEW repl_ml.nodes IS 'members of the group, also dropped ones; connection strings are not shown';
+           h.sent_at AS last_heartbeat, w.reachable, w.silent_for
+      FROM repl_ml.member m LEFT JOIN repl_ml.local_node l ON true LEFT JOIN repl_ml.heartbeat h ON h.node_id = m.node_id
+      LEFT JOIN repl_ml.write_members() w ON w.node_id = m.node_id;
+COMMENT ON VIEW repl_ml.nodes IS
+    'members of the group, also dropped ones; connection strings are not shown. reachable: it counts for commits with write consistency quorum and all now, because it is connected and has spoken, silent_for ago, within two heartbeats; null where that is not known, and for nodes that are not ready';
 
 -- Priorities are kept as node ids, which nobody else gets, and shown as names
 CREATE VIEW repl_ml.conflict_policies AS
@@ -1841,6 +1863,171 @@ CREATE VIEW repl_ml.parked_changes AS
 COMMENT ON VIEW repl_ml.parked_changes IS
     'changes that could not be applied here, with the reason; put_aside: only because a commit that waits to be acknowledged has locked the row, and is tried again by itself; see repl_ml.retry_parked and repl_ml.discard_parked';
 
+-- Level one waits for nobody
+CREATE VIEW repl_ml.stat_write_consistency AS
+    SELECT s.level, s.commits, s.refused, s.timeouts, s.cancelled, s.total_wait, s.min_wait, s.max_wait,
+           s.total_wait / nullif(s.commits, 0) AS mean_wait, s.histogram_bounds, s.histogram, s.stats_reset
+      FROM repl_ml.write_stats() s;
+COMMENT ON VIEW repl_ml.stat_write_consistency IS
+    'what became of commits with write consistency quorum and all on this node, since stats_reset: acknowledged (commits), refused beforehand, or committed here and given up by timeout or cancel. The waits are those of acknowledged ones: histogram[i] counts those up to histogram_bounds[i], the last element those above all bounds';
+
+CREATE VIEW repl_ml.stat_write_waiters AS
+    SELECT w.pid, a.usename, a.application_name, w.level, w.required, k.acknowledged, k.acknowledged_by, k.waiting_for, w.waiting_since, w.lsn
+      FROM repl_ml.write_waiters() w
+      LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = w.pid
+      CROSS JOIN LATERAL (SELECT (pg_catalog.count(*) FILTER (WHERE s.acknowledged_lsn >= w.lsn))::integer AS acknowledged,
+                                 coalesce(pg_catalog.array_agg(m.node_name ORDER BY m.node_id) FILTER (WHERE s.acknowledged_lsn >= w.lsn), '{}') AS acknowledged_by,
+                                 coalesce(pg_catalog.array_agg(m.node_name ORDER BY m.node_id) FILTER (WHERE (s.acknowledged_lsn >= w.lsn) IS NOT TRUE), '{}') AS waiting_for
+                            FROM repl_ml.write_members() s JOIN repl_ml.member m USING (node_id)) k;
+COMMENT ON VIEW repl_ml.stat_write_waiters IS
+    'commits on this node that wait to be acknowledged: by how many members (required, this node counts), who has the transaction (acknowledged_by) and who has not (waiting_for), since when';
+
+CREATE VIEW repl_ml.health AS
+    -- the limit says to the planner what the table is; many rows expected would have the statement compiled
+    WITH self AS (
+        SELECT l.node_id, l.node_name, l.group_name, l.state,
+               (l.system_identifier, l.timeline, l.database, l.directory) IS DISTINCT FROM (f.system_identifier, f.timeline, f.database, f.directory) AS fenced,
+               pg_catalog.current_setting('repl_ml.heartbeat_interval')::interval AS heartbeat
+          FROM repl_ml.local_fingerprint() f, repl_ml.local_node l LIMIT 1),
+    -- a node that takes part; of the others only the first check has something to say
+    active AS (SELECT s.* FROM self s WHERE NOT s.fenced AND s.state <> 'dropped'),
+    peer AS (SELECT m.node_id, m.node_name, m.state FROM repl_ml.member m JOIN active s ON s.node_id <> m.node_id WHERE m.state <> 'dropped'),
+    quorum AS (
+        SELECT pg_catalog.count(*) AS members, pg_catalog.count(*) / 2 + 1 AS needed, pg_catalog.count(*) FILTER (WHERE w.reachable) AS reachable,
+               pg_catalog.string_agg(m.node_name, ', ' ORDER BY m.node_id) FILTER (WHERE NOT w.reachable) AS missing
+          FROM repl_ml.write_members() w JOIN repl_ml.member m USING (node_id)),
+    finding (place, check_name, status, detail, hint) AS (
+    -- 1. who this node is
+    SELECT 1, 'membership',
+           CASE WHEN s.fenced OR s.state = 'dropped' THEN 'error' WHEN s.state = 'ready' THEN 'ok' ELSE 'warning' END,
+           CASE WHEN s.fenced THEN pg_catalog.format('This database is a copy of node "%s": it neither writes replicated tables nor talks to the group.', s.node_name)
+                WHEN s.state = 'dropped' THEN pg_catalog.format('The other members have dropped node "%s": it takes no part in group "%s" any more.', s.node_name, s.group_name)
+                WHEN s.state <> 'ready' THEN pg_catalog.format('Node "%s" is still joining group "%s" (%s) and must not be written yet.', s.node_name, s.group_name, s.state)
+                ELSE pg_catalog.format('Node "%s" of group "%s", members: %s.', s.node_name, s.group_name,
+                     (SELECT pg_catalog.string_agg(m.node_name || CASE m.state WHEN 'ready' THEN '' ELSE ' (joining)' END, ', ' ORDER BY m.node_id)
+                        FROM repl_ml.member m WHERE m.state <> 'dropped')) END,
+           CASE WHEN s.fenced THEN 'If the node that it is a copy of is gone for good or goes on elsewhere, run SELECT repl_ml.leave_group(force => true) here, and join again.'
+                WHEN s.state = 'dropped' THEN 'Run SELECT repl_ml.leave_group(force => true) here; then it can join again.'
+                WHEN s.state <> 'ready' THEN 'It becomes ready by itself; see how far it is with SELECT * FROM repl_ml.stat_apply.' END
+      FROM self s
+    UNION ALL
+    SELECT 1, 'membership', 'warning', 'This database is in no group: nothing is replicated.', 'Run SELECT repl_ml.create_group(...) or repl_ml.join_group(...).'
+     WHERE NOT EXISTS (SELECT FROM self)
+    UNION ALL
+    -- 2. which commits are possible now
+    SELECT 2, 'write_consistency',
+           CASE WHEN q.members = 0 THEN 'warning' WHEN q.members = 1 THEN 'ok' WHEN g.in_the_way OR q.reachable < q.needed THEN 'error'
+                WHEN q.reachable < q.members THEN 'warning' ELSE 'ok' END,
+           CASE WHEN q.members = 0 THEN 'It is not known yet which members can be reached: commits with write consistency quorum and all are refused.'
+                WHEN q.members = 1 THEN 'There is no other member: quorum and all mean this node only.'
+                WHEN g.in_the_way THEN pg_catalog.format('The setting synchronous_standby_names is %L: commits with write consistency quorum and all are refused.', g.names)
+                WHEN q.reachable < q.needed THEN pg_catalog.format('%s members, only %s can be reached, quorum needs %s: commits with write consistency quorum and all are refused. Missing: %s.', q.members, q.reachable, q.needed, q.missing)
+                WHEN q.reachable < q.members THEN pg_catalog.format('%s members, %s can be reached, quorum needs %s: can tolerate %s. Commits with write consistency all are refused. Missing: %s.', q.members, q.reachable, q.needed,
+                     CASE q.reachable - q.needed WHEN 0 THEN 'no further failure' WHEN 1 THEN 'one more failure' ELSE pg_catalog.format('%s more failures', q.reachable - q.needed) END, q.missing)
+                WHEN q.members = 2 THEN '2 members, both can be reached, quorum needs both: can tolerate no failure.'
+                ELSE pg_catalog.format('%s members, all can be reached, quorum needs %s: can tolerate %s.', q.members, q.needed,
+                     CASE q.members - q.needed WHEN 1 THEN 'one failure' ELSE pg_catalog.format('%s failures', q.members - q.needed) END) END,
+           CASE WHEN q.members = 0 THEN 'This takes a moment after the server''s start; if it stays so, look for errors of "repl_ml supervisor" in the server''s log.'
+                WHEN q.members = 1 THEN NULL
+                WHEN g.in_the_way THEN 'Remove synchronous_standby_names from the server''s configuration and restart it, or set it to repl_ml_quorum and reload the configuration.'
+                WHEN q.reachable < q.members THEN 'Start the missing nodes or mend the network to them. A node that will not come back is removed with SELECT repl_ml.drop_node(...), after which the group is smaller.'
+                WHEN q.members = 2 THEN 'A third member would let one of them fail.' END
+      FROM active s, quorum q,
+           (SELECT pg_catalog.current_setting('synchronous_standby_names') AS names, pg_catalog.current_setting('synchronous_standby_names') <> 'repl_ml_quorum' AS in_the_way) g
+     WHERE s.state = 'ready'
+    UNION ALL
+    -- 3. commits that wait for longer than it takes to notice that somebody is gone
+    SELECT 3, 'waiting_commits', CASE WHEN pg_catalog.count(w.pid) = 0 THEN 'ok' ELSE 'warning' END,
+           CASE WHEN pg_catalog.count(w.pid) = 0 THEN 'No commit waits for long.'
+                ELSE pg_catalog.format('%s commits wait to be acknowledged, the longest for %s seconds.', pg_catalog.count(w.pid),
+                     pg_catalog.round(EXTRACT(epoch FROM pg_catalog.max(pg_catalog.clock_timestamp() - w.waiting_since)), 1)) END,
+           CASE WHEN pg_catalog.count(w.pid) > 0 THEN 'See for whom with SELECT * FROM repl_ml.stat_write_waiters; they end with an error after repl_ml.write_timeout.' END
+      FROM active s LEFT JOIN repl_ml.write_waiters() w ON pg_catalog.clock_timestamp() - w.waiting_since > 2 * s.heartbeat
+    UNION ALL
+    -- 4. peers that do not get what this node writes
+    SELECT 4, 'sending', CASE WHEN pg_catalog.count(p.node_id) = 0 THEN 'ok' ELSE 'error' END,
+           coalesce(pg_catalog.string_agg(pg_catalog.format('Node "%s" %s.', p.node_name,
+                        CASE WHEN w.silent_for IS NULL THEN 'has not been heard since this server''s start'
+                             ELSE pg_catalog.format('has not answered for %s seconds', pg_catalog.round(EXTRACT(epoch FROM w.silent_for), 1)) END), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
+                    'All members read what this node writes.'),
+           CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'See whether the server runs and can reach this one: on it, SELECT * FROM repl_ml.stat_apply shows the error. Until then this server keeps WAL for it.' END
+      FROM active s LEFT JOIN (repl_ml.write_members() w JOIN peer p USING (node_id)) ON NOT w.reachable
+    UNION ALL
+    -- 5. peers of which this node gets nothing
+    SELECT 5, 'applying', CASE WHEN pg_catalog.bool_or(p.failing) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
+           coalesce(pg_catalog.string_agg(pg_catalog.format('Nothing of node "%s" is applied (%s)%s.', p.node_name, p.state, ': ' || p.message), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
+                    'What the other members write is applied here.'),
+           coalesce(pg_catalog.string_agg(p.hint, ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
+                    CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'See SELECT * FROM repl_ml.stat_apply, and the server''s log.' END)
+      FROM active s LEFT JOIN (
+           SELECT x.node_id, x.node_name, coalesce(w.state, 'stopped') AS state, coalesce(w.state, 'stopped') <> 'paused' AND w.error_time > coalesce(w.last_message_time, '-infinity') AS failing,
+                  CASE WHEN w.state <> 'paused' AND w.error_time > coalesce(w.last_message_time, '-infinity') THEN pg_catalog.rtrim(pg_catalog.split_part(w.error_message, E'\n', 1), '.') END AS message,
+                  CASE WHEN w.state = 'paused' THEN pg_catalog.format('Run SELECT repl_ml.resume_apply(%L).', x.node_name)
+                       WHEN w.error_time > coalesce(w.last_message_time, '-infinity') THEN w.error_hint END AS hint
+             FROM peer x LEFT JOIN repl_ml.worker_stats() w ON w.peer = x.node_id
+            WHERE coalesce(w.state, 'stopped') NOT IN ('streaming', 'copying', 'preparing')) p ON true
+    UNION ALL
+    -- 6. peers whose changes come late
+    SELECT 6, 'delay', CASE WHEN pg_catalog.count(p.node_id) = 0 THEN 'ok' ELSE 'warning' END,
+           coalesce(pg_catalog.string_agg(pg_catalog.format('What node "%s" wrote in the last %s seconds is not applied here.', p.node_name,
+                        pg_catalog.round(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - p.sent_at), 1)), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
+                    'What the other members write arrives in time.'),
+           CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'A large transaction or a lock may hold it up: look for the backend "repl_ml apply" in pg_stat_activity.' END
+      FROM active s LEFT JOIN (SELECT x.*, h.sent_at FROM peer x JOIN repl_ml.heartbeat h USING (node_id)) p
+             ON pg_catalog.clock_timestamp() - p.sent_at > 10 * s.heartbeat
+    UNION ALL
+    -- 7. changes that could not be applied
+    SELECT 7, 'parked_changes', CASE WHEN c.failed > 0 THEN 'error' WHEN c.lost > 0 THEN 'warning' ELSE 'ok' END,
+           CASE WHEN c.failed > 0 THEN pg_catalog.format('%s changes could not be applied here, the last one because: %s.', c.failed, pg_catalog.rtrim(c.problem, '.'))
+                WHEN c.lost > 0 THEN pg_catalog.format('%s rows that lost a conflict wait for a decision.', c.lost)
+                ELSE 'None.' END,
+           CASE WHEN c.failed > 0 THEN 'This node lacks them. Mend the cause, then run SELECT repl_ml.retry_parked(id) FROM repl_ml.parked_changes.'
+                WHEN c.lost > 0 THEN 'See SELECT * FROM repl_ml.parked_changes; retry_parked(id) writes a row again, discard_parked(id) forgets it.' END
+      FROM active s,
+           (SELECT pg_catalog.count(*) FILTER (WHERE p.action NOT IN ('evicted', 'kept') AND NOT p.put_aside) AS failed,
+                   pg_catalog.count(*) FILTER (WHERE p.action IN ('evicted', 'kept')) AS lost,
+                   (pg_catalog.array_agg(p.message ORDER BY p.id DESC) FILTER (WHERE p.action NOT IN ('evicted', 'kept') AND NOT p.put_aside))[1] AS problem
+              FROM repl_ml.parked_change p) c
+    UNION ALL
+    -- 8. WAL that is kept for peers
+    SELECT 8, 'slots', CASE WHEN pg_catalog.bool_or(p.node_id IS NOT NULL AND (p.wal_status = 'lost' OR p.slot_name IS NULL)) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
+           coalesce(pg_catalog.string_agg(CASE WHEN p.slot_name IS NULL THEN pg_catalog.format('Node "%s" has no slot here.', p.node_name)
+                             WHEN p.wal_status = 'lost' THEN pg_catalog.format('WAL that node "%s" had not read is gone.', p.node_name)
+                             WHEN p.wal_status = 'unreserved' THEN pg_catalog.format('WAL that node "%s" has not read, %s, is removed at the next checkpoint.', p.node_name, pg_catalog.pg_size_pretty(p.kept))
+                             ELSE pg_catalog.format('Node "%s" holds back %s of WAL.', p.node_name, pg_catalog.pg_size_pretty(p.kept)) END, ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
+                    'No member holds back more WAL than max_wal_size.'),
+           CASE WHEN pg_catalog.bool_or(p.node_id IS NOT NULL AND (p.wal_status = 'lost' OR p.slot_name IS NULL)) THEN 'It is made anew when the node connects, and all tables are then copied and joined.'
+                WHEN pg_catalog.count(p.node_id) > 0 THEN 'Watch the disk. Start the node, or remove it with SELECT repl_ml.drop_node(...) if it will not come back.' END
+      FROM active s LEFT JOIN (SELECT x.*, r.slot_name, r.wal_status, pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), r.restart_lsn) AS kept
+                          FROM peer x LEFT JOIN pg_catalog.pg_replication_slots r ON r.slot_name = repl_ml.link_name(x.node_id)) p
+             ON s.state = 'ready' AND p.state = 'ready' AND (p.slot_name IS NULL OR p.wal_status <> 'reserved')
+    UNION ALL
+    -- 9. tables that are not what the group's list says
+    SELECT 9, 'tables', CASE WHEN pg_catalog.bool_or(t.state = 'missing') THEN 'error' WHEN pg_catalog.count(t.table_name) > 0 THEN 'warning' ELSE 'ok' END,
+           coalesce(pg_catalog.string_agg(pg_catalog.format('Table %I.%I %s.', t.schema_name, t.table_name,
+                        CASE t.state WHEN 'missing' THEN 'is not here' WHEN 'pending' THEN 'is not replicated here yet' ELSE 'is being copied' END), ' ' ORDER BY t.schema_name, t.table_name) FILTER (WHERE t.table_name IS NOT NULL),
+                    'All of the group''s tables are replicated here.'),
+           CASE WHEN pg_catalog.count(t.table_name) > 0 THEN 'This goes on by itself; if it does not, see the errors in SELECT * FROM repl_ml.stat_apply.' END
+      FROM active s LEFT JOIN repl_ml.tables t ON t.state <> 'replicated' OR t.pending_copies > 0
+    UNION ALL
+    -- 10. clocks: what a node sends cannot be from the future
+    SELECT 10, 'clock_skew', CASE WHEN pg_catalog.bool_or(p.ahead > pg_catalog.current_setting('repl_ml.max_clock_skew')::interval) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
+           coalesce(pg_catalog.string_agg(pg_catalog.format('The clock of node "%s" is at least %s seconds ahead of this one''s.', p.node_name, pg_catalog.round(EXTRACT(epoch FROM p.ahead), 1)), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
+                    'No other member''s clock is known to be ahead.'),
+           CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'Let NTP set both clocks: of concurrent writes the node with the clock ahead always wins.' END
+      FROM active s LEFT JOIN (SELECT x.*, h.sent_at - pg_catalog.clock_timestamp() AS ahead FROM peer x JOIN repl_ml.heartbeat h USING (node_id)) p ON p.ahead > '1 s'
+    UNION ALL
+    -- 11. prepared transactions
+    SELECT 11, 'prepared_transactions', CASE WHEN pg_catalog.count(x.gid) = 0 THEN 'ok' ELSE 'warning' END,
+           CASE WHEN pg_catalog.count(x.gid) = 0 THEN 'None is left.'
+                ELSE pg_catalog.format('%s, the oldest of %s: they hold locks, and the removal of deleted rows'' tombstones on all nodes.',
+                     pg_catalog.string_agg(pg_catalog.quote_literal(x.gid), ', ' ORDER BY x.prepared), pg_catalog.date_trunc('second', pg_catalog.min(x.prepared))) END,
+           CASE WHEN pg_catalog.count(x.gid) > 0 THEN 'Run COMMIT PREPARED or ROLLBACK PREPARED for those that nobody will finish.' END
+      FROM active s LEFT JOIN pg_catalog.pg_prepared_xacts x ON x.database = pg_catalog.current_database() AND pg_catalog.clock_timestamp() - x.prepared > 10 * s.heartbeat)
+    SELECT f.check_name, f.status, f.detail, f.hint FROM finding f ORDER BY f.place;
+COMMENT ON VIEW repl_ml.health IS
+    'how this node and its group are: one row for each check, with status ok, warning (look into it) or error (something does not work, now), what it is (detail) and what to do (hint); ask every node';
+
 --
 -- Triggers of the replicated catalogs, and privileges
 --
@@ -1870,8 +2057,10 @@ END
 $$;
 
 -- Seeing: connection strings and rows excepted
-GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.link_name(integer), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
-GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.conflict_policies, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts TO pg_monitor;
+GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.write_members(), repl_ml.write_waiters(), repl_ml.write_stats(), repl_ml.local_fingerprint(),
+    repl_ml.link_name(integer), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
+GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.conflict_policies, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts,
+    repl_ml.stat_write_consistency, repl_ml.stat_write_waiters, repl_ml.health TO pg_monitor;
 -- filters its rows by itself
 GRANT SELECT ON repl_ml.conflicts TO PUBLIC;
 
@@ -1879,7 +2068,8 @@ GRANT SELECT ON repl_ml.conflicts TO PUBLIC;
 -- as its operating system user, and a member creates what other members define.
 GRANT pg_monitor TO repl_ml_admin;
 GRANT SELECT ON repl_ml.parked_changes TO repl_ml_admin;
-GRANT EXECUTE ON FUNCTION repl_ml.pause_apply(name), repl_ml.resume_apply(name), repl_ml.retry_parked(bigint), repl_ml.discard_parked(bigint) TO repl_ml_admin;
+GRANT EXECUTE ON FUNCTION repl_ml.pause_apply(name), repl_ml.resume_apply(name), repl_ml.retry_parked(bigint), repl_ml.discard_parked(bigint),
+    repl_ml.reset_write_stats() TO repl_ml_admin;
 
 -- Replicating: what a peer asks and copies; the stream itself needs the role attribute
 GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.concurrent_version TO repl_ml_replication;

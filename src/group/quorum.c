@@ -31,6 +31,7 @@
 #include "storage/proc.h"
 #include "storage/spin.h"
 #include "utils/builtins.h"
+#include "utils/timestamp.h"
 
 #include "compat.h"
 #include "group/group.h"
@@ -87,6 +88,7 @@ typedef struct Database
 	uint64		last_begin;		/* of a wait, monotonic µs; 0: none yet */
 	XLogRecPtr	acknowledged[REPL_ML_LEVELS];	/* never goes back */
 	LevelStats	stats[REPL_ML_LEVELS];
+	TimestampTz stats_since;	/* 0: since the server's start */
 } Database;
 
 typedef struct Quorum
@@ -100,7 +102,7 @@ typedef struct Quorum
 static Quorum *quorum = NULL;
 
 /* upper bounds of the histogram's buckets, µs; the last one has none */
-static const uint64 buckets[REPL_ML_WAIT_BUCKETS - 1] =
+const uint64 repl_ml_wait_bounds[REPL_ML_WAIT_BUCKETS - 1] =
 {250, 500, 1000, 2000, 5000, 10000, 25000, 50000, 100000, 1000000, 10000000};
 
 static const char *const level_names[REPL_ML_LEVELS] = {
@@ -754,7 +756,7 @@ count_wait(LevelStats *stats, uint64 wait)
 {
 	int			bucket = 0;
 
-	while (bucket < REPL_ML_WAIT_BUCKETS - 1 && wait > buckets[bucket])
+	while (bucket < REPL_ML_WAIT_BUCKETS - 1 && wait > repl_ml_wait_bounds[bucket])
 		bucket++;
 	stats->histogram[bucket]++;
 	if (stats->outcomes[REPL_ML_ACKNOWLEDGED] == 0 || wait < stats->least)
@@ -786,4 +788,118 @@ repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise)
 	database->waiters--;
 	LWLockRelease(quorum->lock);
 	return outcome;
+}
+
+/*
+ * The ready members of this database's group, this node first, into an array
+ * of REPL_ML_MAX_WORKERS + 1; returns how many, 0 while they are not known.
+ */
+int
+repl_ml_quorum_member_states(ReplMlMemberState *states)
+{
+	Database   *database = database_entry(MyDatabaseId);
+	int			count = 0;
+
+	LWLockAcquire(quorum->lock, LW_SHARED);
+	if (database != NULL && database->members_known)
+	{
+		uint64		now = monotonic_now();
+
+		states[count++] = (ReplMlMemberState) {.reachable = true,.acknowledged = GetFlushRecPtr(NULL)};
+		for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+		{
+			const Link *link = &quorum->links[i];
+
+			if (link->database == MyDatabaseId && link->counts)
+				states[count++] = (ReplMlMemberState)
+				{
+					.node_id = link->peer,
+						.reachable = is_reachable(link),
+						.acknowledged = link->acknowledged,
+						.silent = link->heard == 0 ? -1 : (int64) (now - Min(link->heard, now))
+				};
+		}
+	}
+	LWLockRelease(quorum->lock);
+	return count;
+}
+
+/* This database's commits that wait now, into an array of MaxBackends; returns how many. */
+int
+repl_ml_quorum_waiting(ReplMlWaiting *waiting)
+{
+	Database   *database = database_entry(MyDatabaseId);
+	int			count = 0;
+
+	if (database == NULL)
+		return 0;
+	LWLockAcquire(quorum->lock, LW_SHARED);
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		const Waiter *waiter = &quorum->waiters[i];
+
+		if (waiter->database == MyDatabaseId)
+			waiting[count++] = (ReplMlWaiting)
+			{
+				.proc_number = i,
+					.pid = waiter->pid,
+					.level = waiter->level,
+					.required = required(database, waiter->level),
+					.since = waiter->since
+			};
+	}
+	LWLockRelease(quorum->lock);
+
+	LWLockAcquire(SyncRepLock, LW_SHARED);
+	for (int i = 0; i < count; i++)
+	{
+		PGPROC	   *proc = &ProcGlobal->allProcs[waiting[i].proc_number];
+
+		if (proc->pid == waiting[i].pid && proc->syncRepState == SYNC_REP_WAITING)
+			waiting[i].lsn = proc->waitLSN;
+	}
+	LWLockRelease(SyncRepLock);
+	return count;
+}
+
+/* What became of this database's commits of a level. */
+ReplMlLevelStats
+repl_ml_quorum_stats(ReplMlLevel level)
+{
+	Database   *database = database_entry(MyDatabaseId);
+	ReplMlLevelStats result = {.since = PgStartTime};
+
+	if (database == NULL)
+		return result;
+	LWLockAcquire(quorum->lock, LW_SHARED);
+	{
+		const LevelStats *stats = &database->stats[level];
+
+		result.acknowledged = stats->outcomes[REPL_ML_ACKNOWLEDGED];
+		result.refused = stats->outcomes[REPL_ML_REFUSED];
+		result.timeouts = stats->outcomes[REPL_ML_TIMED_OUT];
+		result.cancelled = stats->outcomes[REPL_ML_CANCELLED];
+		result.total_wait = stats->total;
+		result.min_wait = stats->least;
+		result.max_wait = stats->greatest;
+		memcpy(result.histogram, stats->histogram, sizeof(result.histogram));
+		if (database->stats_since != 0)
+			result.since = database->stats_since;
+	}
+	LWLockRelease(quorum->lock);
+	return result;
+}
+
+/* Counts this database's commits from zero. */
+void
+repl_ml_quorum_reset_stats(void)
+{
+	Database   *database = database_entry(MyDatabaseId);
+
+	if (database == NULL)
+		return;
+	LWLockAcquire(quorum->lock, LW_EXCLUSIVE);
+	memset(database->stats, 0, sizeof(database->stats));
+	database->stats_since = GetCurrentTimestamp();
+	LWLockRelease(quorum->lock);
 }

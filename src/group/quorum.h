@@ -40,7 +40,42 @@ typedef struct ReplMlMember
 	bool		is_local;
 } ReplMlMember;
 
+/* A member as views show it. */
+typedef struct ReplMlMemberState
+{
+	int			node_id;		/* 0: this node */
+	bool		reachable;
+	XLogRecPtr	acknowledged;	/* it has this node's WAL before, durably applied */
+	int64		silent;			/* since it last spoke, µs; -1: it has not */
+} ReplMlMemberState;
+
+/* A commit that waits to be acknowledged, as views show it. */
+typedef struct ReplMlWaiting
+{
+	int			proc_number;
+	pid_t		pid;
+	ReplMlLevel level;
+	int			required;		/* members, this node included */
+	TimestampTz since;
+	XLogRecPtr	lsn;			/* of the commit; invalid: its wait begins just now */
+} ReplMlWaiting;
+
+/* What became of the commits of a level, as views show it; times in µs. */
+typedef struct ReplMlLevelStats
+{
+	int64		acknowledged;
+	int64		refused;
+	int64		timeouts;
+	int64		cancelled;
+	uint64		total_wait;		/* of acknowledged ones, as the rest */
+	uint64		min_wait;
+	uint64		max_wait;
+	int64		histogram[REPL_ML_WAIT_BUCKETS];
+	TimestampTz since;
+} ReplMlLevelStats;
+
 /* in quorum.c */
+extern const uint64 repl_ml_wait_bounds[REPL_ML_WAIT_BUCKETS - 1];
 extern Size repl_ml_quorum_shmem_size(void);
 extern void repl_ml_quorum_shmem_init(void *space, LWLock *lock);
 extern const char *repl_ml_level_name(ReplMlLevel level);
@@ -61,5 +96,9 @@ extern bool repl_ml_quorum_in_use(void);
 extern bool repl_ml_quorum_is_alone(void);
 extern bool repl_ml_quorum_is_cut_off(void);
 extern char *repl_ml_quorum_missing(XLogRecPtr lsn);
+extern int	repl_ml_quorum_member_states(ReplMlMemberState *states);
+extern int	repl_ml_quorum_waiting(ReplMlWaiting *waiting);
+extern ReplMlLevelStats repl_ml_quorum_stats(ReplMlLevel level);
+extern void repl_ml_quorum_reset_stats(void);
 
 #endif							/* REPL_ML_QUORUM_H */
