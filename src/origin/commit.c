@@ -58,6 +58,7 @@ typedef struct Commit
 {
 	bool		waits;			/* announced to group/quorum.c */
 	ReplMlLevel level;
+	int			timeout;		/* ms; 0: none */
 	bool		changed;		/* synchronous_commit is not the user's */
 	int			synchronous_commit; /* the user's */
 } Commit;
@@ -69,7 +70,7 @@ static TimeoutId timeout_id = MAX_TIMEOUTS; /* until it is registered */
 /* The commit that could not be acknowledged, until the client has been told. */
 static struct
 {
-	ReplMlLevel level;
+	Commit		commit;
 	ReplMlOutcome outcome;
 	XLogRecPtr	lsn;
 	const PQcommMethods *methods;	/* core's; NULL: nothing to tell */
@@ -88,7 +89,7 @@ static void start_timeout(void);
 static void on_timeout(void);
 static void tell_client_later(ReplMlOutcome outcome, XLogRecPtr lsn);
 static int	replace_success(char type, const char *data, size_t length);
-static void raise_unacknowledged(ReplMlLevel level, ReplMlOutcome outcome, XLogRecPtr lsn);
+static void raise_unacknowledged(const Commit *given_up, ReplMlOutcome outcome, XLogRecPtr lsn);
 static void silence_core(ErrorData *error);
 
 /* Defines the setting and installs the callbacks; at server start takes synchronous_standby_names. */
@@ -181,8 +182,8 @@ begin(ReplMlLevel level)
 				 errmsg("write consistency \"%s\" is not possible while \"%s\" is set to something else",
 						repl_ml_level_name(level), "synchronous_standby_names"),
 				 errdetail("Commits wait where they would wait for standbys."),
-				 errhint("Remove %s from the server's configuration (ALTER SYSTEM RESET %s) and reload it.",
-						 "synchronous_standby_names", "synchronous_standby_names")));
+				 errhint("Remove %s from the server's configuration and restart it, or set it to %s and reload the configuration.",
+						 "synchronous_standby_names", STANDBY_NAME)));
 	repl_ml_quorum_begin(level);
 	commit.waits = true;
 	commit.level = level;
@@ -239,6 +240,8 @@ static void
 start_timeout(void)
 {
 	timed_out = false;
+	/* SET LOCAL ends with the transaction, the error comes after it */
+	commit.timeout = write_timeout;
 	if (write_timeout <= 0)
 		return;
 	if (timeout_id == MAX_TIMEOUTS)
@@ -273,7 +276,7 @@ tell_client_later(ReplMlOutcome outcome, XLogRecPtr lsn)
 						repl_ml_level_name(commit.level))));
 		return;
 	}
-	untold.level = commit.level;
+	untold.commit = commit;
 	untold.outcome = outcome;
 	untold.lsn = lsn;
 	if (untold.methods != NULL)
@@ -294,22 +297,22 @@ replace_success(char type, const char *data, size_t length)
 		return methods->putmessage(type, data, length);
 	PqCommMethods = methods;
 	untold.methods = NULL;
-	raise_unacknowledged(untold.level, untold.outcome, untold.lsn);
+	raise_unacknowledged(&untold.commit, untold.outcome, untold.lsn);
 	return 0;					/* not reached */
 }
 
 /* Raises the error for a transaction that is committed here and not acknowledged. */
 static void
-raise_unacknowledged(ReplMlLevel level, ReplMlOutcome outcome, XLogRecPtr lsn)
+raise_unacknowledged(const Commit *given_up, ReplMlOutcome outcome, XLogRecPtr lsn)
 {
 	char	   *missing = repl_ml_quorum_missing(lsn);
 
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_STATEMENT_COMPLETION_UNKNOWN),
 			 errmsg("transaction is committed on this node but not acknowledged by write consistency \"%s\"",
-					repl_ml_level_name(level)),
+					repl_ml_level_name(given_up->level)),
 			 outcome == REPL_ML_TIMED_OUT ?
-			 errdetail("No answer within %d ms (repl_ml.write_timeout) from: %s.", write_timeout, missing) :
+			 errdetail("No answer within %d ms (repl_ml.write_timeout) from: %s.", given_up->timeout, missing) :
 			 errdetail("The wait was cancelled; no answer yet from: %s.", missing),
 			 errhint("It will reach the other members when they can be reached. With repl_ml.transaction_token() in a transaction, SELECT repl_ml.transaction_status(token) tells what became of it.")));
 }
@@ -317,7 +320,7 @@ raise_unacknowledged(ReplMlLevel level, ReplMlOutcome outcome, XLogRecPtr lsn)
 /*
  * COMMIT PREPARED and ROLLBACK PREPARED, run by "run": they have no callbacks
  * of their own.  The level is that of the setting and of the tables that the
- * prepared transaction has locked for writing.
+ * prepared transaction has locked for writing, or for TRUNCATE.
  */
 void
 repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run) (void *argument), void *argument)
@@ -337,7 +340,7 @@ repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run) (void *argu
 	PG_END_TRY();
 	outcome = end(XactLastRecEnd, true);
 	if (outcome != REPL_ML_ACKNOWLEDGED)
-		raise_unacknowledged(commit.level, outcome, XactLastRecEnd);
+		raise_unacknowledged(&commit, outcome, XactLastRecEnd);
 }
 
 static ReplMlLevel
@@ -353,9 +356,11 @@ level_of_prepared(const char *gid)
 		return REPL_ML_ONE;
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
-	SPI_execute_with_args("SELECT l.relation FROM pg_catalog.pg_prepared_xacts p JOIN pg_catalog.pg_locks l"
-						  " ON l.virtualtransaction OPERATOR(pg_catalog.=) ('-1/' OPERATOR(pg_catalog.||) p.transaction::pg_catalog.text)"
-						  " WHERE p.gid OPERATOR(pg_catalog.=) $1 AND l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.mode OPERATOR(pg_catalog.=) 'RowExclusiveLock'"
+	/* what a prepared transaction has locked is found by its lock of itself */
+	SPI_execute_with_args("SELECT l.relation FROM pg_catalog.pg_prepared_xacts p"
+						  " JOIN pg_catalog.pg_locks x ON x.locktype OPERATOR(pg_catalog.=) 'transactionid' AND x.transactionid OPERATOR(pg_catalog.=) p.transaction AND x.pid IS NULL"
+						  " JOIN pg_catalog.pg_locks l ON l.virtualtransaction OPERATOR(pg_catalog.=) x.virtualtransaction AND l.pid IS NULL"
+						  " WHERE p.gid OPERATOR(pg_catalog.=) $1 AND l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.mode OPERATOR(pg_catalog.=) ANY ('{RowExclusiveLock,AccessExclusiveLock}')"
 						  " AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())",
 						  1, types, values, NULL, true, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -371,7 +376,7 @@ level_of_prepared(const char *gid)
 	}
 	SPI_finish();
 	PopActiveSnapshot();
-	level = written == NIL ? REPL_ML_ONE : Max(repl_ml_level_wanted(), repl_ml_level_of_tables(written));
+	level = written == NIL ? REPL_ML_ONE : repl_ml_level_of_tables(written);
 	return level;
 }
 
