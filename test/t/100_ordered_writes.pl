@@ -2,6 +2,7 @@
 # whatever the wall clocks say, whoever was restarted, and in whatever order the two arrive.
 use strict;
 use warnings;
+use Consistency;
 use ReplMl;
 use Situations;
 use Test::More;
@@ -14,6 +15,8 @@ my @nodes = new_group(3, q(CREATE TABLE t (id int PRIMARY KEY, v text);
 SELECT repl_ml.add_table('t');
 INSERT INTO t SELECT i, 'old' FROM generate_series(1, 20) i));
 my ($n1, $n2, $n3) = @nodes;
+# the checks look at tombstones, which are removed every ten heartbeats
+never_miss_heartbeats(@nodes);
 my $skew_file = $n2->data_dir . '.skew';
 
 sub set_skew

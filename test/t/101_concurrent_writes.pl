@@ -2,6 +2,7 @@
 # the same row, under the merge of the writers' clocks, and with the same conflict under the same id.
 use strict;
 use warnings;
+use Consistency;
 use ReplMl;
 use Situations;
 use Test::More;
@@ -25,6 +26,8 @@ INSERT INTO doc SELECT i, '{"k": 0}', 'v0' FROM generate_series(1, 3) i;
 INSERT INTO gen VALUES (1, 1);
 INSERT INTO race SELECT i, 'base' FROM generate_series(1, 12) i));
 my ($n1, $n2, $n3) = @nodes;
+# the checks look at tombstones, which are removed every ten heartbeats
+never_miss_heartbeats(@nodes);
 
 # clocks: $clock{n1}{'t 2'} is what n1's write of row 2 of t got
 my %clock;
