@@ -1939,10 +1939,11 @@ CREATE VIEW repl_ml.health AS
     -- 3. commits that wait for longer than it takes to notice that somebody is gone
     SELECT 3, 'waiting_commits', CASE WHEN pg_catalog.count(w.pid) = 0 THEN 'ok' ELSE 'warning' END,
            CASE WHEN pg_catalog.count(w.pid) = 0 THEN 'No commit waits for long.'
-                ELSE pg_catalog.format('%s commits wait to be acknowledged, the longest for %s seconds.', pg_catalog.count(w.pid),
+                ELSE pg_catalog.format('Commits that wait to be acknowledged: %s, the longest for %s seconds.', pg_catalog.count(w.pid),
                      pg_catalog.round(EXTRACT(epoch FROM pg_catalog.max(pg_catalog.clock_timestamp() - w.waiting_since)), 1)) END,
            CASE WHEN pg_catalog.count(w.pid) > 0 THEN 'See for whom with SELECT * FROM repl_ml.stat_write_waiters; they end with an error after repl_ml.write_timeout.' END
       FROM active s LEFT JOIN repl_ml.write_waiters() w ON pg_catalog.clock_timestamp() - w.waiting_since > 2 * s.heartbeat
+    HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
     -- 4. peers that do not get what this node writes
     SELECT 4, 'sending', CASE WHEN pg_catalog.count(p.node_id) = 0 THEN 'ok' ELSE 'error' END,
@@ -1952,6 +1953,7 @@ CREATE VIEW repl_ml.health AS
                     'All members read what this node writes.'),
            CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'See whether the server runs and can reach this one: on it, SELECT * FROM repl_ml.stat_apply shows the error. Until then this server keeps WAL for it.' END
       FROM active s LEFT JOIN (repl_ml.write_members() w JOIN peer p USING (node_id)) ON NOT w.reachable
+    HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
     -- 5. peers of which this node gets nothing
     SELECT 5, 'applying', CASE WHEN pg_catalog.bool_or(p.failing) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
@@ -1966,6 +1968,7 @@ CREATE VIEW repl_ml.health AS
                        WHEN w.error_time > coalesce(w.last_message_time, '-infinity') THEN w.error_hint END AS hint
              FROM peer x LEFT JOIN repl_ml.worker_stats() w ON w.peer = x.node_id
             WHERE coalesce(w.state, 'stopped') NOT IN ('streaming', 'copying', 'preparing')) p ON true
+    HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
     -- 6. peers whose changes come late
     SELECT 6, 'delay', CASE WHEN pg_catalog.count(p.node_id) = 0 THEN 'ok' ELSE 'warning' END,
@@ -1975,11 +1978,12 @@ CREATE VIEW repl_ml.health AS
            CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'A large transaction or a lock may hold it up: look for the backend "repl_ml apply" in pg_stat_activity.' END
       FROM active s LEFT JOIN (SELECT x.*, h.sent_at FROM peer x JOIN repl_ml.heartbeat h USING (node_id)) p
              ON pg_catalog.clock_timestamp() - p.sent_at > 10 * s.heartbeat
+    HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
     -- 7. changes that could not be applied
     SELECT 7, 'parked_changes', CASE WHEN c.failed > 0 THEN 'error' WHEN c.lost > 0 THEN 'warning' ELSE 'ok' END,
-           CASE WHEN c.failed > 0 THEN pg_catalog.format('%s changes could not be applied here, the last one because: %s.', c.failed, pg_catalog.rtrim(c.problem, '.'))
-                WHEN c.lost > 0 THEN pg_catalog.format('%s rows that lost a conflict wait for a decision.', c.lost)
+           CASE WHEN c.failed > 0 THEN pg_catalog.format('Changes that could not be applied here: %s, the last one because: %s.', c.failed, pg_catalog.rtrim(c.problem, '.'))
+                WHEN c.lost > 0 THEN pg_catalog.format('Rows that lost a conflict and wait for a decision: %s.', c.lost)
                 ELSE 'None.' END,
            CASE WHEN c.failed > 0 THEN 'This node lacks them. Mend the cause, then run SELECT repl_ml.retry_parked(id) FROM repl_ml.parked_changes.'
                 WHEN c.lost > 0 THEN 'See SELECT * FROM repl_ml.parked_changes; retry_parked(id) writes a row again, discard_parked(id) forgets it.' END
@@ -2001,6 +2005,7 @@ CREATE VIEW repl_ml.health AS
       FROM active s LEFT JOIN (SELECT x.*, r.slot_name, r.wal_status, pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), r.restart_lsn) AS kept
                           FROM peer x LEFT JOIN pg_catalog.pg_replication_slots r ON r.slot_name = repl_ml.link_name(x.node_id)) p
              ON s.state = 'ready' AND p.state = 'ready' AND (p.slot_name IS NULL OR p.wal_status <> 'reserved')
+    HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
     -- 9. tables that are not what the group's list says
     SELECT 9, 'tables', CASE WHEN pg_catalog.bool_or(t.state = 'missing') THEN 'error' WHEN pg_catalog.count(t.table_name) > 0 THEN 'warning' ELSE 'ok' END,
@@ -2009,6 +2014,7 @@ CREATE VIEW repl_ml.health AS
                     'All of the group''s tables are replicated here.'),
            CASE WHEN pg_catalog.count(t.table_name) > 0 THEN 'This goes on by itself; if it does not, see the errors in SELECT * FROM repl_ml.stat_apply.' END
       FROM active s LEFT JOIN repl_ml.tables t ON t.state <> 'replicated' OR t.pending_copies > 0
+    HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
     -- 10. clocks: what a node sends cannot be from the future
     SELECT 10, 'clock_skew', CASE WHEN pg_catalog.bool_or(p.ahead > pg_catalog.current_setting('repl_ml.max_clock_skew')::interval) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
@@ -2016,6 +2022,7 @@ CREATE VIEW repl_ml.health AS
                     'No other member''s clock is known to be ahead.'),
            CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'Let NTP set both clocks: of concurrent writes the node with the clock ahead always wins.' END
       FROM active s LEFT JOIN (SELECT x.*, h.sent_at - pg_catalog.clock_timestamp() AS ahead FROM peer x JOIN repl_ml.heartbeat h USING (node_id)) p ON p.ahead > '1 s'
+    HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
     -- 11. prepared transactions
     SELECT 11, 'prepared_transactions', CASE WHEN pg_catalog.count(x.gid) = 0 THEN 'ok' ELSE 'warning' END,
@@ -2023,7 +2030,8 @@ CREATE VIEW repl_ml.health AS
                 ELSE pg_catalog.format('%s, the oldest of %s: they hold locks, and the removal of deleted rows'' tombstones on all nodes.',
                      pg_catalog.string_agg(pg_catalog.quote_literal(x.gid), ', ' ORDER BY x.prepared), pg_catalog.date_trunc('second', pg_catalog.min(x.prepared))) END,
            CASE WHEN pg_catalog.count(x.gid) > 0 THEN 'Run COMMIT PREPARED or ROLLBACK PREPARED for those that nobody will finish.' END
-      FROM active s LEFT JOIN pg_catalog.pg_prepared_xacts x ON x.database = pg_catalog.current_database() AND pg_catalog.clock_timestamp() - x.prepared > 10 * s.heartbeat)
+      FROM active s LEFT JOIN pg_catalog.pg_prepared_xacts x ON x.database = pg_catalog.current_database() AND pg_catalog.clock_timestamp() - x.prepared > 10 * s.heartbeat
+    HAVING pg_catalog.count(s.node_id) > 0)
     SELECT f.check_name, f.status, f.detail, f.hint FROM finding f ORDER BY f.place;
 COMMENT ON VIEW repl_ml.health IS
     'how this node and its group are: one row for each check, with status ok, warning (look into it) or error (something does not work, now), what it is (detail) and what to do (hint); ask every node';
