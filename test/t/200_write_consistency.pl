@@ -57,7 +57,11 @@ my $all = insert('t', 11, 'all', 'SET synchronous_commit = off');
 my $update = begin_session($n1, "SET repl_ml.write_consistency = 'quorum'", 'SET repl_ml.write_timeout = 0',
 	"UPDATE t SET v = 'new' WHERE id = 1");
 wait_for_waiters($n1, 3);
-pass('quorum and all wait, also with synchronous_commit = off');
+# the supervisor looks at the members and lets go what it can
+my $beat = sql($n1, 'SELECT last_heartbeat FROM repl_ml.nodes WHERE is_local');
+sql($n1, 'SELECT pg_reload_conf()');
+poll_until($n1, "SELECT last_heartbeat > '$beat' FROM repl_ml.nodes WHERE is_local");
+is(sql($n1, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"), '3', 'quorum and all wait, also with synchronous_commit = off');
 ok(!is_visible($n1, 't', 'id IN (10, 11)'), 'no other session sees an inserted row before');
 is(sql($n1, 'SELECT v FROM t WHERE id = 1'), 'all', 'nor an updated one');
 psql_fails($n1, 'SELECT * FROM t WHERE id = 1 FOR UPDATE NOWAIT', '55P03', 'could not obtain lock');
