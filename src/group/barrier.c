@@ -41,6 +41,7 @@
 
 #define MEMBER_TABLE		"member"
 #define DROPPED_TABLE		"dropped_node"
+#define COPIES_TABLE		"table_sync"
 
 enum
 {
@@ -54,10 +55,19 @@ enum
 	Anum_dropped_compared = 3
 };
 
+enum
+{
+	Anum_copy_node_id = 1,
+	Anum_copy_state = 4
+};
+
 static void write_message(const char *text);
 static int	dropped_members(int *nodes, int room);
 static bool is_compared(int dropped);
+static bool is_covered(const ReplMlClock *wanted, char **lacking);
+static ReplMlClock *without_dropped(const ReplMlClock *wanted);
 static bool all_dropped_are_compared(void);
+static int	without_due_copies(const int *peers, int count, int *copied);
 
 /* Writes a message into the WAL that goes to all peers, whoever's change is being applied. */
 static void
@@ -147,7 +157,7 @@ repl_ml_barrier_run(TimestampTz deadline)
 					 errhint("See SELECT * FROM repl_ml.health.")));
 	}
 	wanted = repl_ml_clock_merge(wanted, own);
-	while ((lacking = repl_ml_positions_lacking(wanted, repl_ml_positions())) != NULL || !all_dropped_are_compared())
+	while (!is_covered(wanted, &lacking))
 	{
 		if (!repl_ml_position_wait(deadline, "ReplMlBarrierApply"))
 			ereport(ERROR,
@@ -158,6 +168,39 @@ repl_ml_barrier_run(TimestampTz deadline)
 					 errhint("See SELECT * FROM repl_ml.stat_apply.")));
 	}
 	ConditionVariableCancelSleep();
+}
+
+/* Is everything wanted here?  If not, "lacking" says what is missing, or NULL: a comparison. */
+static bool
+is_covered(const ReplMlClock *wanted, char **lacking)
+{
+	*lacking = NULL;
+	if (!all_dropped_are_compared())
+		return false;
+	*lacking = repl_ml_positions_lacking(without_dropped(wanted), repl_ml_positions());
+	return *lacking == NULL;
+}
+
+/* Nobody gets further with what a dropped node wrote: what it left has been compared. */
+static ReplMlClock *
+without_dropped(const ReplMlClock *wanted)
+{
+	int			nodes[REPL_ML_MAX_CLOCK_ENTRIES];
+	int			node_count = dropped_members(nodes, lengthof(nodes));
+	int			count = 0;
+	ReplMlClockEntry *entries = palloc(Max(repl_ml_clock_count(wanted), 1) * sizeof(ReplMlClockEntry));
+
+	for (int i = 0; i < repl_ml_clock_count(wanted); i++)
+	{
+		ReplMlClockEntry entry = repl_ml_clock_entry(wanted, i);
+		bool		dropped = false;
+
+		for (int j = 0; j < node_count; j++)
+			dropped |= nodes[j] == entry.node;
+		if (!dropped)
+			entries[count++] = entry;
+	}
+	return repl_ml_clock_from_entries(entries, count);
 }
 
 /* Has what each dropped node left been compared with a majority? */
@@ -209,12 +252,46 @@ is_compared(int dropped)
 	{
 		bool		isnull;
 		ArrayType  *compared;
+		int			copied[REPL_ML_MAX_CLOCK_ENTRIES];
+		int			count;
 
 		if (DatumGetInt32(heap_getattr(tuple, Anum_dropped_node_id, RelationGetDescr(rel), &isnull)) != dropped)
 			continue;
 		compared = DatumGetArrayTypeP(heap_getattr(tuple, Anum_dropped_compared, RelationGetDescr(rel), &isnull));
-		result = repl_ml_quorum_is_majority((int *) ARR_DATA_PTR(compared),
-											ArrayGetNItems(ARR_NDIM(compared), ARR_DIMS(compared)));
+		count = without_due_copies((int *) ARR_DATA_PTR(compared),
+								   ArrayGetNItems(ARR_NDIM(compared), ARR_DIMS(compared)), copied);
+		result = repl_ml_quorum_is_majority(copied, count);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return result;
+}
+
+/*
+ * Which of these peers are compared with and, where they had more, have been
+ * copied from: the copies are ordered with the comparison and made later.
+ */
+static int
+without_due_copies(const int *peers, int count, int *copied)
+{
+	Relation	rel = table_open(repl_ml_catalog_oid(COPIES_TABLE), AccessShareLock);
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	HeapTuple	tuple;
+	int			result = Min(count, REPL_ML_MAX_CLOCK_ENTRIES);
+
+	memcpy(copied, peers, result * sizeof(int));
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		bool		isnull;
+		char	   *state = TextDatumGetCString(heap_getattr(tuple, Anum_copy_state, RelationGetDescr(rel), &isnull));
+		int			peer = DatumGetInt32(heap_getattr(tuple, Anum_copy_node_id, RelationGetDescr(rel), &isnull));
+
+		for (int i = 0; i < result && strcmp(state, "copied") != 0; i++)
+		{
+			if (copied[i] == peer)
+				copied[i--] = copied[--result];
+		}
+		pfree(state);
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
