@@ -32,6 +32,7 @@ OBJS = \
 	src/wire/marks.o \
 	src/wire/vclock.o \
 	src/wire/stream.o \
+	src/wire/ask.o \
 	src/row/table.o \
 	src/row/key.o \
 	src/row/tombstone.o \
@@ -54,6 +55,7 @@ OBJS = \
 	src/apply/merge.o \
 	src/apply/reconsider.o \
 	src/apply/history.o \
+	src/apply/record.o \
 	src/apply/park.o \
 	src/apply/aside.o \
 	src/group/shmem.o \
@@ -65,6 +67,10 @@ OBJS = \
 	src/group/consistency.o \
 	src/group/position.o \
 	src/group/barrier.o \
+	src/group/unacknowledged.o \
+	src/group/recall.o \
+	src/group/token.o \
+	src/group/status.o \
 	src/group/launcher.o \
 	src/group/supervisor.o \
 	src/group/join.o \

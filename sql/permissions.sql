@@ -73,6 +73,9 @@ SELECT c.relname, try('regress_repl_ml_plain', format('TABLE %s', c.oid::regclas
 SELECT statement, try('regress_repl_ml_monitor', statement) AS monitor, try('regress_repl_ml_admin', statement) AS admin
   FROM unnest(ARRAY[
     'SELECT repl_ml.current_vector()',
+    'SELECT * FROM repl_ml.unacknowledged()',
+    'SELECT repl_ml.transaction_facts(gen_random_uuid(), 1, ''1'')',
+    'SELECT repl_ml.ask_members(''{}'', ''SELECT 1'')',
     'SELECT * FROM repl_ml.check_setup()',
     'SELECT repl_ml.pause_apply(''nobody'')',
     'SELECT repl_ml.resume_apply(''nobody'')',
@@ -81,10 +84,18 @@ SELECT statement, try('regress_repl_ml_monitor', statement) AS monitor, try('reg
     'SELECT repl_ml.add_table(''pg_class'')',
     'SELECT repl_ml.drop_node(''nobody'')',
     'SELECT repl_ml.probe(''host=/nonexistent'')']) statement;
+SELECT statement, try('regress_repl_ml_plain', statement) AS plain
+  FROM unnest(ARRAY[
+    'SELECT repl_ml.transaction_status(repl_ml.transaction_token())',
+    'SELECT repl_ml.transaction_status(''nonsense'')',
+    'SELECT * FROM repl_ml.unacknowledged()',
+    'TABLE repl_ml.transaction_record']) statement;
 SELECT statement, try('regress_repl_ml_peer', statement) AS peer
   FROM unnest(ARRAY[
     'SELECT * FROM repl_ml.local_info(2)',
     'SELECT repl_ml.applied_lsn(2)',
+    'SELECT repl_ml.transaction_facts(gen_random_uuid(), 1, ''1'')',
+    'TABLE repl_ml.transaction_record',
     'TABLE repl_ml.member',
     'TABLE repl_ml.replicated_table',
     'TABLE repl_ml.tombstone',

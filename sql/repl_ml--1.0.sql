@@ -426,6 +426,18 @@ CREATE TABLE repl_ml.dropped_node (
 );
 COMMENT ON TABLE repl_ml.dropped_node IS 'nodes dropped from the group: how far this node had their changes, and the peers known to have no more of them, or copied from';
 
+-- Transactions of others that somebody may ask about; commit_lsn is set when they are applied here
+CREATE TABLE repl_ml.transaction_record (
+    node_id     integer NOT NULL,
+    xid         xid8 NOT NULL,
+    level       text NOT NULL CHECK (level IN ('one', 'quorum', 'all')),
+    commit_lsn  pg_lsn,
+    recorded_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (node_id, xid)
+);
+CREATE INDEX transaction_record_recorded_at_idx ON repl_ml.transaction_record (recorded_at);
+COMMENT ON TABLE repl_ml.transaction_record IS 'transactions of other nodes of which a client has a token, and prepared ones with a level above one: their level, and where their commit is in that node''s WAL once they are applied here; kept for two days';
+
 -- Tables to copy from a peer before or beside its stream
 CREATE TABLE repl_ml.table_sync (
     node_id     integer NOT NULL,
@@ -610,6 +622,30 @@ CREATE FUNCTION repl_ml.final_lsn(of_node integer) RETURNS pg_lsn
        AND NOT EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.put_aside AND p.origin_node = of_node)
     $$;
 COMMENT ON FUNCTION repl_ml.final_lsn(integer) IS 'up to which WAL position of a dropped node this node had applied its changes; NULL before it has let go of it, and while some of it is put aside';
+
+-- What became of a transaction of this node
+CREATE FUNCTION repl_ml.local_transaction(xid xid8, OUT state text, OUT level text)
+    AS 'MODULE_PATHNAME', 'repl_ml_local_transaction' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.local_transaction(xid8) IS 'a transaction of this node: in progress, aborted, committed, acknowledged or unknown, and its level where that is known to be above one';
+
+-- What this node knows of a transaction: asked by peers; null where this is not a node of the group
+CREATE FUNCTION repl_ml.transaction_facts(group_id uuid, origin integer, xid xid8) RETURNS text
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT pg_catalog.jsonb_build_object('node', l.node_id, 'state', t.state, 'level', coalesce(t.level, r.level), 'commit_lsn', r.commit_lsn,
+               'applied_lsn', CASE WHEN p.pending THEN '0/0' ELSE repl_ml.applied_lsn(transaction_facts.origin) END,
+               'has', r.commit_lsn IS NOT NULL AND d.node_id IS NOT NULL AND NOT p.pending,
+               'has_not', r.commit_lsn IS NULL AND d.node_id IS NOT NULL AND NOT p.pending AND (d.applied_lsn > '0/0' OR l.copy_data))::text
+      FROM repl_ml.local_node l
+      LEFT JOIN repl_ml.transaction_record r ON r.node_id = transaction_facts.origin AND r.xid = transaction_facts.xid
+      LEFT JOIN repl_ml.dropped_node d ON d.node_id = transaction_facts.origin
+      LEFT JOIN LATERAL repl_ml.local_transaction(transaction_facts.xid) t ON l.node_id = transaction_facts.origin
+      -- of a dropped node any peer may have more
+      CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM repl_ml.table_sync y WHERE y.state = 'pending'
+                                            AND (y.node_id = transaction_facts.origin OR d.node_id IS NOT NULL)) AS pending) p
+     WHERE l.group_id = transaction_facts.group_id AND l.state <> 'dropped' AND NOT (SELECT i.fenced FROM repl_ml.local_info() i)
+    $$;
+COMMENT ON FUNCTION repl_ml.transaction_facts(uuid, integer, xid8) IS 'what this node knows of a transaction of a node (as JSON): asked by peers. has and has_not are of a dropped node, of which nothing more can come';
 
 -- A joining node puts itself on the members' lists
 CREATE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name name, dsn text, host text, port integer,
@@ -1073,6 +1109,7 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
         DELETE FROM repl_ml.collection;
         DELETE FROM repl_ml.table_sync;
         DELETE FROM repl_ml.dropped_node;
+        DELETE FROM repl_ml.transaction_record;
         INSERT INTO repl_ml.local_node (node_id, node_name, group_name, group_id, state, system_identifier, timeline, database, directory, donor, copy_data)
         SELECT become_member.node_id, become_member.node_name, become_member.group_name, become_member.group_id, become_member.state,
                f.system_identifier, f.timeline, f.database, f.directory, become_member.donor, become_member.copy_data
@@ -1245,6 +1282,7 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         DELETE FROM repl_ml.collection;
         DELETE FROM repl_ml.table_sync;
         DELETE FROM repl_ml.dropped_node;
+        DELETE FROM repl_ml.transaction_record;
         FOR r IN SELECT o.roname FROM pg_catalog.pg_replication_origin o
                   WHERE pg_catalog.starts_with(o.roname, repl_ml.link_name(0) COLLATE "C") OR o.roname ~ ('^' || pg_catalog.regexp_replace(repl_ml.link_name(0), '0$', '') || '[0-9]+$') LOOP
             PERFORM pg_catalog.pg_replication_origin_drop(r.roname);
@@ -1748,6 +1786,91 @@ CREATE FUNCTION repl_ml.next_heartbeats() RETURNS repl_ml.vclock
 COMMENT ON FUNCTION repl_ml.next_heartbeats() IS 'a vector that stable_vector covers only after another heartbeat of each member has been applied by all';
 
 --
+-- What became of a transaction
+--
+
+CREATE FUNCTION repl_ml.transaction_token() RETURNS text
+    AS 'MODULE_PATHNAME', 'repl_ml_transaction_token' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.transaction_token() IS
+    'the name of the transaction it is called in, for repl_ml.transaction_status() after a lost connection. Everybody may call it; the first call in a transaction waits for the disk. Errors: 25000 in a read-only transaction, 55000 not a member';
+
+CREATE FUNCTION repl_ml.token_parts(token text, OUT node_id integer, OUT xid xid8, OUT issued_at timestamptz)
+    AS 'MODULE_PATHNAME', 'repl_ml_token_parts' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.token_parts(text) IS 'what a token says, or an error if it is none of this group';
+
+CREATE FUNCTION repl_ml.ask_members(dsns text[], question text) RETURNS text[]
+    AS 'MODULE_PATHNAME', 'repl_ml_ask_members' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.ask_members(text[], text) IS 'the answers of members to a query of one row and column, null where there is none within seconds';
+
+CREATE FUNCTION repl_ml.require_fresh_view() RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_require_fresh_view' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.require_fresh_view() IS 'an error in a transaction that sees only what was there when it began';
+
+-- Committed is what somebody has; aborted is what nobody can get any more
+CREATE FUNCTION repl_ml.judge_transaction(facts jsonb[], origin integer, issued_at timestamptz) RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    WITH f AS (SELECT DISTINCT ON (x.node) x.* FROM pg_catalog.unnest(facts) j,
+                      pg_catalog.jsonb_to_record(j) x (node integer, state text, level text, commit_lsn pg_lsn, applied_lsn pg_lsn, has boolean, has_not boolean)),
+         e AS (SELECT max(f.commit_lsn) AS lsn, bool_or(f.state = 'committed') AS committed,
+                      -- where nobody knows the level, all have to have it
+                      CASE WHEN bool_or(f.level = 'all') THEN 'all' WHEN bool_or(f.level = 'quorum') THEN 'quorum'
+                           WHEN bool_or(f.level = 'one') THEN 'one' ELSE 'all' END AS level FROM f),
+         m AS (SELECT m.node_id, m.state, f.applied_lsn, f.has, f.has_not FROM repl_ml.member m LEFT JOIN f ON f.node = m.node_id WHERE m.state <> 'dropped'),
+         c AS (SELECT count(*) FILTER (WHERE m.state = 'ready') AS ready,
+                      count(*) FILTER (WHERE m.state = 'ready' AND (m.node_id = origin OR m.applied_lsn > e.lsn OR m.has)) AS have,
+                      bool_and(m.node_id <> origin AND coalesce(m.has_not, false)) AS nobody FROM m, e)
+    SELECT CASE WHEN e.lsn IS NOT NULL OR e.committed THEN
+                CASE WHEN c.have >= CASE e.level WHEN 'one' THEN 0 WHEN 'quorum' THEN c.ready / 2 + 1 ELSE c.ready END THEN 'acknowledged' ELSE 'committed' END
+                -- records are kept for longer than that
+                WHEN c.nobody AND issued_at > pg_catalog.clock_timestamp() - '1 day'::interval THEN 'aborted'
+                ELSE 'unknown' END
+      FROM e, c
+    $$;
+COMMENT ON FUNCTION repl_ml.judge_transaction(jsonb[], integer, timestamptz) IS 'what became of a transaction, from what the members know of it (repl_ml.transaction_facts)';
+
+CREATE FUNCTION repl_ml.transaction_status(token text) RETURNS text
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        self record;
+        t record;
+        question text;
+        facts jsonb[];
+        origin_state text;
+    BEGIN
+        PERFORM repl_ml.refuse_nulls('token', pg_catalog.num_nulls(token));
+        PERFORM repl_ml.require_fresh_view();
+        SELECT m.node_id, l.group_id INTO self FROM repl_ml.require_member() m, repl_ml.local_node l;
+        SELECT * INTO t FROM repl_ml.token_parts(token);
+        question := pg_catalog.format('SET statement_timeout = ''2s''; SET repl_ml.read_consistency = ''local''; SELECT repl_ml.transaction_facts(%L, %s, %L)', self.group_id, t.node_id, t.xid);
+
+        -- the node of the transaction knows best
+        facts := ARRAY[repl_ml.transaction_facts(self.group_id, t.node_id, t.xid)::jsonb];
+        IF t.node_id <> self.node_id THEN
+            facts := facts || ARRAY(SELECT a::jsonb FROM pg_catalog.unnest(repl_ml.ask_members(ARRAY(
+                SELECT m.dsn FROM repl_ml.member m WHERE m.state <> 'dropped' AND m.node_id = t.node_id), question)) a WHERE a IS NOT NULL);
+        END IF;
+        SELECT f ->> 'state' INTO origin_state FROM pg_catalog.unnest(facts) f WHERE f ->> 'node' = t.node_id::text;
+        IF origin_state IN ('acknowledged', 'aborted') THEN
+            RETURN origin_state;
+        ELSIF origin_state = 'in progress' THEN
+            RETURN 'unknown';
+        END IF;
+
+        facts := facts || ARRAY(SELECT a::jsonb FROM pg_catalog.unnest(repl_ml.ask_members(ARRAY(
+            SELECT m.dsn FROM repl_ml.member m WHERE m.state <> 'dropped' AND m.node_id NOT IN (t.node_id, self.node_id)), question)) a WHERE a IS NOT NULL);
+        RETURN repl_ml.judge_transaction(facts, t.node_id, t.issued_at);
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.transaction_status(text) IS
+    'what became of the transaction of a token, on any node, for everybody: acknowledged (durable and applied on as many members as its level asks for), committed (at its node, and not acknowledged so far), aborted, or unknown (still in progress, or the members that can be asked do not know). Takes at most some seconds. Errors: 22023 not a token of this group, 55000 not a member, 25001 in a transaction that does not see what is new';
+
+CREATE FUNCTION repl_ml.unacknowledged(OUT level text, OUT transactions bigint) RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'repl_ml_unacknowledged' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.unacknowledged() IS 'for each level above one, how many transactions are visible on this node though the level has not acknowledged them, since their wait was given up or the server ended during it; null for a while after a server start, if that is not known';
+
+--
 -- Views
 --
 
@@ -1865,11 +1988,11 @@ COMMENT ON VIEW repl_ml.parked_changes IS
 
 -- Level one waits for nobody
 CREATE VIEW repl_ml.stat_write_consistency AS
-    SELECT s.level, s.commits, s.refused, s.timeouts, s.cancelled, s.total_wait, s.min_wait, s.max_wait,
+    SELECT s.level, s.commits, s.refused, s.timeouts, s.cancelled, u.transactions AS unacknowledged, s.total_wait, s.min_wait, s.max_wait,
            s.total_wait / nullif(s.commits, 0) AS mean_wait, s.histogram_bounds, s.histogram, s.stats_reset
-      FROM repl_ml.write_stats() s;
+      FROM repl_ml.write_stats() s LEFT JOIN repl_ml.unacknowledged() u ON u.level = s.level;
 COMMENT ON VIEW repl_ml.stat_write_consistency IS
-    'what became of commits with write consistency quorum and all on this node, since stats_reset: acknowledged (commits), refused beforehand, or committed here and given up by timeout or cancel. The waits are those of acknowledged ones: histogram[i] counts those up to histogram_bounds[i], the last element those above all bounds';
+    'what became of commits with write consistency quorum and all on this node, since stats_reset: acknowledged (commits), refused beforehand, or committed here and given up by timeout or cancel. unacknowledged is how many are visible here now and not acknowledged so far, also since before a crash (see repl_ml.unacknowledged()). The waits are those of acknowledged ones: histogram[i] counts those up to histogram_bounds[i], the last element those above all bounds';
 
 CREATE VIEW repl_ml.stat_write_waiters AS
     SELECT w.pid, a.usename, a.application_name, w.level, w.required, k.acknowledged, k.acknowledged_by, k.waiting_for, w.waiting_since, w.lsn
@@ -1945,8 +2068,18 @@ CREATE VIEW repl_ml.health AS
       FROM active s LEFT JOIN repl_ml.write_waiters() w ON pg_catalog.clock_timestamp() - w.waiting_since > 2 * s.heartbeat
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
-    -- 4. peers that do not get what this node writes
-    SELECT 4, 'sending', CASE WHEN pg_catalog.count(p.node_id) = 0 THEN 'ok' ELSE 'error' END,
+    -- 4. what is visible here and may be lost with this node
+    SELECT 4, 'unacknowledged', CASE WHEN u.transactions = 0 THEN 'ok' ELSE 'warning' END,
+           CASE WHEN u.transactions = 0 THEN 'No transaction is visible here that its write consistency has not acknowledged.'
+                WHEN u.transactions IS NULL THEN 'It is not known yet which transactions of the time before the server''s start have been acknowledged.'
+                ELSE pg_catalog.format('%s transactions are visible here though their write consistency has not acknowledged them.', u.transactions) END,
+           CASE WHEN u.transactions <> 0 THEN 'They will be as soon as enough members can be reached. How many, and for which level, is in repl_ml.stat_write_consistency.'
+                WHEN u.transactions IS NULL THEN 'It will be when the members have everything that was written before.' END
+      FROM active s, (SELECT CASE WHEN pg_catalog.bool_and(n.transactions IS NOT NULL) THEN pg_catalog.sum(n.transactions) END AS transactions FROM repl_ml.unacknowledged() n) u
+     WHERE s.state = 'ready'
+    UNION ALL
+    -- 5. peers that do not get what this node writes
+    SELECT 5, 'sending', CASE WHEN pg_catalog.count(p.node_id) = 0 THEN 'ok' ELSE 'error' END,
            coalesce(pg_catalog.string_agg(pg_catalog.format('Node "%s" %s.', p.node_name,
                         CASE WHEN w.silent_for IS NULL THEN 'has not been heard since this server''s start'
                              ELSE pg_catalog.format('has not answered for %s seconds', pg_catalog.round(EXTRACT(epoch FROM w.silent_for), 1)) END), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
@@ -1955,8 +2088,8 @@ CREATE VIEW repl_ml.health AS
       FROM active s LEFT JOIN (repl_ml.write_members() w JOIN peer p USING (node_id)) ON NOT w.reachable
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
-    -- 5. peers of which this node gets nothing
-    SELECT 5, 'applying', CASE WHEN pg_catalog.bool_or(p.failing) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
+    -- 6. peers of which this node gets nothing
+    SELECT 6, 'applying', CASE WHEN pg_catalog.bool_or(p.failing) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
            coalesce(pg_catalog.string_agg(pg_catalog.format('Nothing of node "%s" is applied (%s)%s.', p.node_name, p.state, ': ' || p.message), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
                     'What the other members write is applied here.'),
            coalesce(pg_catalog.string_agg(p.hint, ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
@@ -1970,8 +2103,8 @@ CREATE VIEW repl_ml.health AS
             WHERE coalesce(w.state, 'stopped') NOT IN ('streaming', 'copying', 'preparing')) p ON true
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
-    -- 6. peers whose changes come late
-    SELECT 6, 'delay', CASE WHEN pg_catalog.count(p.node_id) = 0 THEN 'ok' ELSE 'warning' END,
+    -- 7. peers whose changes come late
+    SELECT 7, 'delay', CASE WHEN pg_catalog.count(p.node_id) = 0 THEN 'ok' ELSE 'warning' END,
            coalesce(pg_catalog.string_agg(pg_catalog.format('What node "%s" wrote in the last %s seconds is not applied here.', p.node_name,
                         pg_catalog.round(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - p.sent_at), 1)), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
                     'What the other members write arrives in time.'),
@@ -1980,8 +2113,8 @@ CREATE VIEW repl_ml.health AS
              ON pg_catalog.clock_timestamp() - p.sent_at > 10 * s.heartbeat
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
-    -- 7. changes that could not be applied
-    SELECT 7, 'parked_changes', CASE WHEN c.failed > 0 THEN 'error' WHEN c.lost > 0 THEN 'warning' ELSE 'ok' END,
+    -- 8. changes that could not be applied
+    SELECT 8, 'parked_changes', CASE WHEN c.failed > 0 THEN 'error' WHEN c.lost > 0 THEN 'warning' ELSE 'ok' END,
            CASE WHEN c.failed > 0 THEN pg_catalog.format('Changes that could not be applied here: %s, the last one because: %s.', c.failed, pg_catalog.rtrim(c.problem, '.'))
                 WHEN c.lost > 0 THEN pg_catalog.format('Rows that lost a conflict and wait for a decision: %s.', c.lost)
                 ELSE 'None.' END,
@@ -1993,8 +2126,8 @@ CREATE VIEW repl_ml.health AS
                    (pg_catalog.array_agg(p.message ORDER BY p.id DESC) FILTER (WHERE p.action NOT IN ('evicted', 'kept') AND NOT p.put_aside))[1] AS problem
               FROM repl_ml.parked_change p) c
     UNION ALL
-    -- 8. WAL that is kept for peers
-    SELECT 8, 'slots', CASE WHEN pg_catalog.bool_or(p.node_id IS NOT NULL AND (p.wal_status = 'lost' OR p.slot_name IS NULL)) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
+    -- 9. WAL that is kept for peers
+    SELECT 9, 'slots', CASE WHEN pg_catalog.bool_or(p.node_id IS NOT NULL AND (p.wal_status = 'lost' OR p.slot_name IS NULL)) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
            coalesce(pg_catalog.string_agg(CASE WHEN p.slot_name IS NULL THEN pg_catalog.format('Node "%s" has no slot here.', p.node_name)
                              WHEN p.wal_status = 'lost' THEN pg_catalog.format('WAL that node "%s" had not read is gone.', p.node_name)
                              WHEN p.wal_status = 'unreserved' THEN pg_catalog.format('WAL that node "%s" has not read, %s, is removed at the next checkpoint.', p.node_name, pg_catalog.pg_size_pretty(p.kept))
@@ -2007,8 +2140,8 @@ CREATE VIEW repl_ml.health AS
              ON s.state = 'ready' AND p.state = 'ready' AND (p.slot_name IS NULL OR p.wal_status <> 'reserved')
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
-    -- 9. tables that are not what the group's list says
-    SELECT 9, 'tables', CASE WHEN pg_catalog.bool_or(t.state = 'missing') THEN 'error' WHEN pg_catalog.count(t.table_name) > 0 THEN 'warning' ELSE 'ok' END,
+    -- 10. tables that are not what the group's list says
+    SELECT 10, 'tables', CASE WHEN pg_catalog.bool_or(t.state = 'missing') THEN 'error' WHEN pg_catalog.count(t.table_name) > 0 THEN 'warning' ELSE 'ok' END,
            coalesce(pg_catalog.string_agg(pg_catalog.format('Table %I.%I %s.', t.schema_name, t.table_name,
                         CASE t.state WHEN 'missing' THEN 'is not here' WHEN 'pending' THEN 'is not replicated here yet' ELSE 'is being copied' END), ' ' ORDER BY t.schema_name, t.table_name) FILTER (WHERE t.table_name IS NOT NULL),
                     'All of the group''s tables are replicated here.'),
@@ -2016,16 +2149,16 @@ CREATE VIEW repl_ml.health AS
       FROM active s LEFT JOIN repl_ml.tables t ON t.state <> 'replicated' OR t.pending_copies > 0
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
-    -- 10. clocks: what a node sends cannot be from the future
-    SELECT 10, 'clock_skew', CASE WHEN pg_catalog.bool_or(p.ahead > pg_catalog.current_setting('repl_ml.max_clock_skew')::interval) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
+    -- 11. clocks: what a node sends cannot be from the future
+    SELECT 11, 'clock_skew', CASE WHEN pg_catalog.bool_or(p.ahead > pg_catalog.current_setting('repl_ml.max_clock_skew')::interval) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
            coalesce(pg_catalog.string_agg(pg_catalog.format('The clock of node "%s" is at least %s seconds ahead of this one''s.', p.node_name, pg_catalog.round(EXTRACT(epoch FROM p.ahead), 1)), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
                     'No other member''s clock is known to be ahead.'),
            CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'Let NTP set both clocks: of concurrent writes the node with the clock ahead always wins.' END
       FROM active s LEFT JOIN (SELECT x.*, h.sent_at - pg_catalog.clock_timestamp() AS ahead FROM peer x JOIN repl_ml.heartbeat h USING (node_id)) p ON p.ahead > '1 s'
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
-    -- 11. prepared transactions
-    SELECT 11, 'prepared_transactions', CASE WHEN pg_catalog.count(x.gid) = 0 THEN 'ok' ELSE 'warning' END,
+    -- 12. prepared transactions
+    SELECT 12, 'prepared_transactions', CASE WHEN pg_catalog.count(x.gid) = 0 THEN 'ok' ELSE 'warning' END,
            CASE WHEN pg_catalog.count(x.gid) = 0 THEN 'None is left.'
                 ELSE pg_catalog.format('%s, the oldest of %s: they hold locks, and the removal of deleted rows'' tombstones on all nodes.',
                      pg_catalog.string_agg(pg_catalog.quote_literal(x.gid), ', ' ORDER BY x.prepared), pg_catalog.date_trunc('second', pg_catalog.min(x.prepared))) END,
@@ -2058,14 +2191,14 @@ BEGIN
     FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p
               WHERE p.pronamespace OPERATOR(pg_catalog.=) 'repl_ml'::pg_catalog.regnamespace
                 AND NOT (p.provolatile OPERATOR(pg_catalog.=) 'i' AND p.proparallel OPERATOR(pg_catalog.=) 's')
-                AND p.proname OPERATOR(pg_catalog.<>) ALL ('{tick, insert_pending, orphans, current_vector, wait_for_vector, barrier}') LOOP
+                AND p.proname OPERATOR(pg_catalog.<>) ALL ('{tick, insert_pending, orphans, current_vector, wait_for_vector, barrier, transaction_token, transaction_status}') LOOP
         EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
     END LOOP;
 END
 $$;
 
 -- Seeing: connection strings and rows excepted
-GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.write_members(), repl_ml.write_waiters(), repl_ml.write_stats(), repl_ml.local_fingerprint(),
+GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.write_members(), repl_ml.write_waiters(), repl_ml.write_stats(), repl_ml.unacknowledged(), repl_ml.local_fingerprint(),
     repl_ml.link_name(integer), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
 GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.conflict_policies, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts,
     repl_ml.stat_write_consistency, repl_ml.stat_write_waiters, repl_ml.health TO pg_monitor;
@@ -2080,7 +2213,7 @@ GRANT EXECUTE ON FUNCTION repl_ml.pause_apply(name), repl_ml.resume_apply(name),
     repl_ml.reset_write_stats() TO repl_ml_admin;
 
 -- Replicating: what a peer asks and copies; the stream itself needs the role attribute
-GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.concurrent_version TO repl_ml_replication;
-GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.applied_lsn(integer), repl_ml.final_lsn(integer),
+GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.concurrent_version, repl_ml.transaction_record TO repl_ml_replication;
+GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.applied_lsn(integer), repl_ml.final_lsn(integer), repl_ml.transaction_facts(uuid, integer, xid8),
     repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz),
     repl_ml.forget_node(uuid, integer, timestamptz) TO repl_ml_replication;

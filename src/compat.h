@@ -22,12 +22,16 @@
 #include "replication/syncrep.h"
 #include "replication/walreceiver.h"
 #include "replication/walsender_private.h"
+#include "storage/latch.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/regproc.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
 #include "utils/wait_event.h"
+#if PG_VERSION_NUM >= 170000
+#include "utils/resowner.h"
+#endif
 #if PG_VERSION_NUM >= 160000
 #include "parser/parse_relation.h"
 #include "utils/guc_hooks.h"
@@ -197,6 +201,17 @@ sync_rep_unlink_compat(PGPROC *proc)
 	dlist_delete_thoroughly(&proc->syncRepLinks);
 #else
 	SHMQueueDelete(&proc->syncRepLinks);
+#endif
+}
+
+/* a WaitEventSet, to be freed before anything raises an error: 17 gave it a resource owner */
+static inline WaitEventSet *
+create_wait_event_set_compat(int nevents)
+{
+#if PG_VERSION_NUM >= 170000
+	return CreateWaitEventSet(CurrentResourceOwner, nevents);
+#else
+	return CreateWaitEventSet(CurrentMemoryContext, nevents);
 #endif
 }
 

@@ -8,6 +8,7 @@
 
 #include "repl_ml.h"
 #include "group/group.h"
+#include "group/token.h"
 #include "replication/logicalproto.h"
 #include "replication/origin.h"
 #include "replication/walreceiver.h"
@@ -269,6 +270,11 @@ extern List *repl_ml_history_find_void(ReplMlTable *table, Datum *key, const Rep
 extern bool repl_ml_history_is_reused(ReplMlTable *table, Datum *key, const ReplMlSource *source);
 extern int	repl_ml_history_take_back(const ReplMlVoid *version);
 
+/* in record.c */
+extern bool repl_ml_record_is_wanted(const ReplMlApply *apply, const ReplMlRecord *record);
+extern void repl_ml_record_transaction(const ReplMlApply *apply, const ReplMlRecord *record);
+extern void repl_ml_record_prepared(const ReplMlApply *apply, const ReplMlRecord *record);
+extern void repl_ml_record_copy(const ReplMlApply *apply, WalReceiverConn *conn);
 
 /* in park.c */
 extern void repl_ml_apply_in_session(void (*step) (void *argument), void *argument);

@@ -49,6 +49,7 @@ static void handle_type(ReplMlApply *apply, StringInfo message);
 static void handle_message(ReplMlApply *apply, StringInfo message);
 static void handle_insert(ReplMlApply *apply, StringInfo message);
 static void handle_update(ReplMlApply *apply, StringInfo message);
+static void start_transaction(ReplMlApply *apply);
 static void change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
 static void change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
 static bool may_batch(ReplMlApply *apply);
@@ -243,13 +244,17 @@ handle_type(ReplMlApply *apply, StringInfo message)
 
 /*
  * A message in the WAL of the peer.  In a transaction it says that somebody
- * waits for it; outside it is a question how far we are, or an answer.
+ * waits for it, or will ask for it; outside it is that of a prepared one, or a
+ * question how far we are, or an answer.
  */
 static void
 handle_message(ReplMlApply *apply, StringInfo message)
 {
 	char	   *content;
 	int			length;
+	ReplMlRecord record;
+	bool		tells;
+	bool		wanted;
 
 	(void) pq_getmsgbyte(message);	/* flags */
 	(void) pq_getmsgint64(message); /* position */
@@ -257,8 +262,22 @@ handle_message(ReplMlApply *apply, StringInfo message)
 		return;
 	length = pq_getmsgint(message, 4);
 	content = pnstrdup(pq_getmsgbytes(message, length), length);
+	tells = repl_ml_record_parse(content, &record);
+	wanted = tells && repl_ml_record_is_wanted(apply, &record);
 	if (apply->transaction.open)
-		apply->transaction.waited_for = true;
+	{
+		apply->transaction.waited_for |= tells && record.level != REPL_ML_ONE;
+		if (!wanted)
+			return;
+		start_transaction(apply);
+		apply->batch_matters = true;
+		repl_ml_record_transaction(apply, &record);
+	}
+	else if (wanted)
+	{
+		repl_ml_dispatch_finish(apply);
+		repl_ml_record_prepared(apply, &record);
+	}
 	else if (repl_ml_barrier_read(&apply->group_id, apply->peer->node_id, content))
 		apply->asked = true;
 }
@@ -299,8 +318,9 @@ source_of(ReplMlApply *apply)
 	return source;
 }
 
+/* The first thing in the peer's transaction that leads to something here. */
 static void
-change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple)
+start_transaction(ReplMlApply *apply)
 {
 	if (!apply->transaction.started && apply->batch == 0)
 	{
@@ -310,6 +330,12 @@ change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData 
 		MemoryContextSwitchTo(apply->message_context);
 	}
 	apply->transaction.started = true;
+}
+
+static void
+change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple)
+{
+	start_transaction(apply);
 	apply->blame_transaction = true;
 	apply->transaction.changes++;
 	/* those that have ended must not wait for it */

@@ -160,7 +160,10 @@ copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, c
 							 psprintf(" WHERE schema_name OPERATOR(pg_catalog.=) %s AND table_name OPERATOR(pg_catalog.=) %s",
 									  quote_literal_cstr(schema_name), quote_literal_cstr(table_name)));
 		else if (strcmp(table_name, "tombstone") == 0)
+		{
 			(void) copy_rows(apply, conn, repl_ml_catalog_oid(VERSION_TABLE), "");
+			repl_ml_record_copy(apply, conn);
+		}
 		rows = copy_rows(apply, conn, relid, strcmp(schema_name, REPL_ML_SCHEMA) == 0 && strcmp(table_name, "tombstone") == 0 ?
 						 " WHERE NOT merged" : "");
 		repl_ml_stream_utility(conn, "COMMIT");

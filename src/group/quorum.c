@@ -37,6 +37,7 @@
 #include "group/group.h"
 #include "group/position.h"
 #include "group/quorum.h"
+#include "group/unacknowledged.h"
 
 #define IN_USE_US			UINT64CONST(60000000)
 #define HEARTBEATS_MISSED	2	/* after so many a silent peer counts as gone */
@@ -63,6 +64,7 @@ typedef struct Waiter
 {
 	Oid			database;		/* InvalidOid: none */
 	ReplMlLevel level;
+	TransactionId xid;
 	pid_t		pid;
 	TimestampTz since;
 	uint64		start;			/* the same, monotonic µs */
@@ -490,11 +492,11 @@ member_names(const Database *database, bool reachable)
 }
 
 /*
- * Announces a commit of a level above one, before anything of it is committed;
- * an error if too few members can be reached.
+ * Announces the commit of a transaction with a level above one, before anything
+ * of it is committed; an error if too few members can be reached.
  */
 void
-repl_ml_quorum_begin(ReplMlLevel level)
+repl_ml_quorum_begin(ReplMlLevel level, TransactionId xid)
 {
 	Database   *database = database_entry(MyDatabaseId);
 	Waiter	   *waiter = &quorum->waiters[my_proc_number_compat()];
@@ -512,6 +514,7 @@ repl_ml_quorum_begin(ReplMlLevel level)
 	}
 	waiter->database = MyDatabaseId;
 	waiter->level = level;
+	waiter->xid = xid;
 	waiter->pid = MyProcPid;
 	waiter->since = GetCurrentTimestamp();
 	waiter->start = monotonic_now();
@@ -751,6 +754,31 @@ repl_ml_quorum_reached(ReplMlLevel level, XLogRecPtr lsn)
 	return reached;
 }
 
+/* Up to where a level has acknowledged this database's WAL; the caller holds the lock. */
+XLogRecPtr
+repl_ml_quorum_acknowledged(ReplMlLevel level)
+{
+	Database   *database = database_entry(MyDatabaseId);
+
+	return database == NULL ? InvalidXLogRecPtr : database->acknowledged[level];
+}
+
+/* Is the transaction in its commit, and of which level?  The caller holds the lock. */
+bool
+repl_ml_quorum_is_waiting(TransactionId xid, ReplMlLevel *level)
+{
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		Waiter	   *waiter = &quorum->waiters[i];
+
+		if (waiter->database != MyDatabaseId || waiter->xid != xid)
+			continue;
+		*level = waiter->level;
+		return true;
+	}
+	return false;
+}
+
 static void
 count_wait(LevelStats *stats, uint64 wait)
 {
@@ -767,7 +795,8 @@ count_wait(LevelStats *stats, uint64 wait)
 
 /*
  * Takes back what repl_ml_quorum_begin announced and counts what became of it:
- * acknowledged if what is before "lsn" is, else "otherwise".
+ * acknowledged if what is before "lsn" is, else "otherwise".  A transaction that
+ * is committed without is put on the list of unacknowledged.c.
  */
 ReplMlOutcome
 repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise)
@@ -784,6 +813,8 @@ repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise)
 		count_wait(stats, monotonic_now() - waiter->start);
 	if (outcome != REPL_ML_ABORTED)
 		stats->outcomes[outcome]++;
+	if (outcome == REPL_ML_TIMED_OUT || outcome == REPL_ML_CANCELLED)
+		repl_ml_unacknowledged_add(waiter->level, waiter->xid, lsn);
 	waiter->database = InvalidOid;
 	database->waiters--;
 	LWLockRelease(quorum->lock);

@@ -15,6 +15,7 @@
 
 #include "group/quorum.h"
 #include "group/shmem.h"
+#include "group/unacknowledged.h"
 
 #define LOCK_TRANCHE	"repl_ml"
 
@@ -49,6 +50,7 @@ request_space(void)
 	if (previous_request_hook)
 		previous_request_hook();
 	RequestAddinShmemSpace(add_size(shared_size(), repl_ml_quorum_shmem_size()));
+	RequestAddinShmemSpace(repl_ml_unacknowledged_shmem_size());
 	RequestNamedLWLockTranche(LOCK_TRANCHE, 3);
 }
 
@@ -57,6 +59,7 @@ create_struct(void)
 {
 	bool		found;
 	void	   *quorum;
+	void	   *unacknowledged;
 
 	if (previous_startup_hook)
 		previous_startup_hook();
@@ -82,6 +85,10 @@ create_struct(void)
 	if (!found)
 		memset(quorum, 0, repl_ml_quorum_shmem_size());
 	repl_ml_quorum_shmem_init(quorum, &GetNamedLWLockTranche(LOCK_TRANCHE)[2].lock);
+	unacknowledged = ShmemInitStruct("repl_ml unacknowledged", repl_ml_unacknowledged_shmem_size(), &found);
+	if (!found)
+		memset(unacknowledged, 0, repl_ml_unacknowledged_shmem_size());
+	repl_ml_unacknowledged_shmem_init(unacknowledged, &GetNamedLWLockTranche(LOCK_TRANCHE)[2].lock);
 	LWLockRelease(AddinShmemInitLock);
 
 	if (!found)

@@ -32,6 +32,7 @@
 #include "group/group.h"
 #include "group/query.h"
 #include "group/quorum.h"
+#include "group/unacknowledged.h"
 #include "row/row.h"
 
 #define COMPARISON_INTERVAL_MS	5000
@@ -178,6 +179,10 @@ round_of_work(bool called)
 		return true;
 	}
 
+	/* before the members are known, and commits can wait for them */
+	if (repl_ml_recall())
+		SetLatch(MyLatch);
+	MemoryContextSwitchTo(work_context);
 	if (called || unfinished || copy.joining || beats % HOUSEKEEPING_BEATS == 0)
 		unfinished = tend_peers(copy.joining);
 	beat(copy.node_id);
@@ -454,7 +459,7 @@ collect_tombstones(void)
 	}
 }
 
-/* Removes what has served its time: tombstones, and conflicts past their retention. */
+/* Removes what has served its time: tombstones, conflicts and records of transactions past their retention. */
 static void
 collect_garbage(void)
 {
@@ -463,6 +468,9 @@ collect_garbage(void)
 	if (repl_ml_conflict_retention >= 0)
 		SPI_execute(psprintf("DELETE FROM repl_ml.conflict_history WHERE detected_at OPERATOR(pg_catalog.<)"
 							 " (pg_catalog.now() OPERATOR(pg_catalog.-) '%d min'::pg_catalog.interval)", repl_ml_conflict_retention), false, 0);
+	/* twice as long as transaction_status relies on them */
+	SPI_execute("DELETE FROM repl_ml.transaction_record WHERE recorded_at OPERATOR(pg_catalog.<)"
+				" (pg_catalog.now() OPERATOR(pg_catalog.-) '2 days'::pg_catalog.interval)", false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 }

@@ -42,6 +42,7 @@
 #include "compat.h"
 #include "group/group.h"
 #include "group/query.h"
+#include "group/token.h"
 #include "origin/origin.h"
 #include "row/row.h"
 
@@ -80,9 +81,10 @@ static emit_log_hook_type previous_log_hook = NULL;
 
 static void on_xact_event(XactEvent event, void *arg);
 static void before_commit(void);
-static void begin(ReplMlLevel level);
+static void begin(ReplMlLevel level, TransactionId xid);
+static void tell_level(ReplMlLevel level);
 static ReplMlOutcome end(XLogRecPtr lsn, bool committed);
-static ReplMlLevel level_of_prepared(const char *gid);
+static ReplMlLevel level_of_prepared(const char *gid, TransactionId *xid);
 static void set_synchronous_commit(int value);
 static void after_commit(XLogRecPtr lsn, bool committed);
 static void start_timeout(void);
@@ -131,7 +133,9 @@ on_xact_event(XactEvent event, void *arg)
 			before_commit();
 			break;
 		case XACT_EVENT_PRE_PREPARE:
-			/* whoever commits it waits */
+			/* whoever commits it waits, and tells the level */
+			if (repl_ml_token_is_out() && repl_ml_ticker_used())
+				tell_level(repl_ml_level_wanted());
 			if (waits_are_ours() && synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
 				set_synchronous_commit(SYNCHRONOUS_COMMIT_LOCAL_FLUSH);
 			break;
@@ -157,18 +161,26 @@ before_commit(void)
 		return;
 	if (!repl_ml_internal_write && !repl_ml_applying && repl_ml_ticker_used())
 		level = repl_ml_level_wanted();
-	begin(level);
-	if (commit.waits)
-		LogLogicalMessage_compat(REPL_ML_MESSAGE_PREFIX, repl_ml_level_name(level),
-								 strlen(repl_ml_level_name(level)), true);
+	begin(level, GetTopTransactionIdIfAny());
+	if (commit.waits || (repl_ml_token_is_out() && repl_ml_ticker_used()))
+		tell_level(level);
+}
+
+/* A message in the transaction: for those who apply it, and for recall.c. */
+static void
+tell_level(ReplMlLevel level)
+{
+	char	   *message = repl_ml_record_of_transaction(level);
+
+	LogLogicalMessage_compat(REPL_ML_MESSAGE_PREFIX, message, strlen(message), true);
 }
 
 /*
- * Sets up core's wait for a commit of this level; an error where the level
- * cannot be reached.
+ * Sets up core's wait for the commit of a transaction with this level; an error
+ * where the level cannot be reached.
  */
 static void
-begin(ReplMlLevel level)
+begin(ReplMlLevel level, TransactionId xid)
 {
 	if (level == REPL_ML_ONE || repl_ml_quorum_is_alone())
 	{
@@ -184,7 +196,7 @@ begin(ReplMlLevel level)
 				 errdetail("Commits wait where they would wait for standbys."),
 				 errhint("Remove %s from the server's configuration and restart it, or set it to %s and reload the configuration.",
 						 "synchronous_standby_names", STANDBY_NAME)));
-	repl_ml_quorum_begin(level);
+	repl_ml_quorum_begin(level, xid);
 	commit.waits = true;
 	commit.level = level;
 	set_synchronous_commit(level == REPL_ML_ALL ? SYNCHRONOUS_COMMIT_REMOTE_APPLY : SYNCHRONOUS_COMMIT_REMOTE_FLUSH);
@@ -210,6 +222,7 @@ after_commit(XLogRecPtr lsn, bool committed)
 	ReplMlOutcome outcome = end(lsn, committed);
 
 	repl_ml_level_forget();
+	repl_ml_token_forget();
 	if (waited && (outcome == REPL_ML_TIMED_OUT || outcome == REPL_ML_CANCELLED))
 		tell_client_later(outcome, lsn);
 }
@@ -326,10 +339,15 @@ void
 repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run) (void *argument), void *argument)
 {
 	ReplMlOutcome outcome = REPL_ML_ACKNOWLEDGED;
+	TransactionId xid = InvalidTransactionId;
+	ReplMlLevel level = is_commit ? level_of_prepared(gid, &xid) : REPL_ML_ONE;
+	char	   *message = level == REPL_ML_ONE ? "" : repl_ml_record_of_prepared(level, xid);
 
-	begin(is_commit ? level_of_prepared(gid) : REPL_ML_ONE);
+	begin(level, xid);
 	PG_TRY();
 	{
+		if (commit.waits)
+			LogLogicalMessage_compat(REPL_ML_MESSAGE_PREFIX, message, strlen(message), false);
 		run(argument);
 	}
 	PG_CATCH();
@@ -343,8 +361,9 @@ repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run) (void *argu
 		raise_unacknowledged(&commit, outcome, XactLastRecEnd);
 }
 
+/* The level that a prepared transaction's commit needs now, and its id. */
 static ReplMlLevel
-level_of_prepared(const char *gid)
+level_of_prepared(const char *gid, TransactionId *xid)
 {
 	Oid			types[1] = {TEXTOID};
 	Datum		values[1] = {CStringGetTextDatum(gid)};
@@ -357,7 +376,7 @@ level_of_prepared(const char *gid)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
 	/* what a prepared transaction has locked is found by its lock of itself */
-	SPI_execute_with_args("SELECT l.relation FROM pg_catalog.pg_prepared_xacts p"
+	SPI_execute_with_args("SELECT l.relation, p.transaction FROM pg_catalog.pg_prepared_xacts p"
 						  " JOIN pg_catalog.pg_locks x ON x.locktype OPERATOR(pg_catalog.=) 'transactionid' AND x.transactionid OPERATOR(pg_catalog.=) p.transaction AND x.pid IS NULL"
 						  " JOIN pg_catalog.pg_locks l ON l.virtualtransaction OPERATOR(pg_catalog.=) x.virtualtransaction AND l.pid IS NULL"
 						  " WHERE p.gid OPERATOR(pg_catalog.=) $1 AND l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.mode OPERATOR(pg_catalog.=) ANY ('{RowExclusiveLock,AccessExclusiveLock}')"
@@ -368,6 +387,7 @@ level_of_prepared(const char *gid)
 		Oid			relid = strtoul(repl_ml_spi_text(i, 0), NULL, 10);
 		MemoryContext old;
 
+		*xid = strtoul(repl_ml_spi_text(i, 1), NULL, 10);
 		if (repl_ml_table_clock_attnum(relid) == InvalidAttrNumber)
 			continue;
 		old = MemoryContextSwitchTo(context);

@@ -1,0 +1,100 @@
+/*
+ * record.c
+ *		Remembers the peer's transactions that somebody may ask about: that they
+ *		are applied here, and what their level was.
+ *
+ * A row of repl_ml.transaction_record is written in the transaction it is
+ * about, so it is there if and only if that is applied.  The level of a
+ * prepared transaction comes in a message of its own before it.  See
+ * group/status.c for what the rows are for; the supervisor removes old ones.
+ */
+#include "postgres.h"
+
+#include "access/transam.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "replication/origin.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/memutils.h"
+#include "utils/pg_lsn.h"
+#include "utils/snapmgr.h"
+#include "utils/xid8.h"
+
+#include "apply/apply.h"
+#include "group/query.h"
+#include "wire/stream.h"
+
+static void store(int node, Datum xid, const char *level, XLogRecPtr lsn);
+
+/*
+ * Is the message of our group, and, in a transaction, about that one?  Anybody
+ * may write messages into the WAL.
+ */
+bool
+repl_ml_record_is_wanted(const ReplMlApply *apply, const ReplMlRecord *record)
+{
+	if (!FullTransactionIdIsValid(record->xid) || record->of_prepared == apply->transaction.open ||
+		strcmp(record->group_id, DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&apply->group_id)))) != 0)
+		return false;
+	return record->of_prepared || XidFromFullTransactionId(record->xid) == apply->transaction.xid;
+}
+
+/* Remembers the transaction that is being applied, in that transaction. */
+void
+repl_ml_record_transaction(const ReplMlApply *apply, const ReplMlRecord *record)
+{
+	store(apply->peer->node_id, FullTransactionIdGetDatum(record->xid), repl_ml_level_name(record->level),
+		  apply->transaction.final_lsn);
+}
+
+/* Remembers, durably, the level of a prepared transaction that is about to be committed. */
+void
+repl_ml_record_prepared(const ReplMlApply *apply, const ReplMlRecord *record)
+{
+	StartTransactionCommand();
+	store(apply->peer->node_id, FullTransactionIdGetDatum(record->xid), repl_ml_level_name(record->level),
+		  InvalidXLogRecPtr);
+	replorigin_session_origin_lsn = InvalidXLogRecPtr;
+	replorigin_session_origin_timestamp = 0;
+	CommitTransactionCommand();
+	XLogFlush(XactLastCommitEnd);
+	MemoryContextSwitchTo(apply->message_context);
+}
+
+/* A row, or what is new of it: "lsn" is where the commit is, invalid as long as it is not applied. */
+static void
+store(int node, Datum xid, const char *level, XLogRecPtr lsn)
+{
+	Oid			types[4] = {INT4OID, XID8OID, TEXTOID, PG_LSNOID};
+	Datum		values[4] = {Int32GetDatum(node), xid, CStringGetTextDatum(level), LSNGetDatum(lsn)};
+
+	repl_ml_spi_execute("INSERT INTO repl_ml.transaction_record AS r (node_id, xid, level, commit_lsn) VALUES ($1, $2, $3, $4)"
+						" ON CONFLICT (node_id, xid) DO UPDATE SET commit_lsn = greatest(r.commit_lsn, excluded.commit_lsn),"
+						" level = CASE WHEN 'all' IN (r.level, excluded.level) THEN 'all'"
+						" WHEN 'quorum' IN (r.level, excluded.level) THEN 'quorum' ELSE 'one' END",
+						4, types, values, XLogRecPtrIsInvalid(lsn) ? "   n" : NULL);
+}
+
+/*
+ * Copies what the peer remembers, of transactions of any node, in the caller's
+ * transaction: whoever gets rows by a copy must be able to tell of whom.
+ */
+void
+repl_ml_record_copy(const ReplMlApply *apply, WalReceiverConn *conn)
+{
+	static const Oid types[4] = {INT4OID, XID8OID, TEXTOID, PG_LSNOID};
+	ReplMlResult *result = repl_ml_stream_query(conn, "SELECT node_id, xid, level, commit_lsn FROM repl_ml.transaction_record"
+												" WHERE commit_lsn IS NOT NULL", 4, types);
+
+	while (repl_ml_stream_next(result))
+	{
+		slot_getallattrs(result->slot);
+		if (DatumGetInt32(result->slot->tts_values[0]) == apply->self)
+			continue;
+		store(DatumGetInt32(result->slot->tts_values[0]), result->slot->tts_values[1],
+			  TextDatumGetCString(result->slot->tts_values[2]), DatumGetLSN(result->slot->tts_values[3]));
+	}
+	repl_ml_stream_free(result);
+}

@@ -1,0 +1,302 @@
+/*
+ * recall.c
+ *		After a server start: which transactions were committed before it, with a
+ *		level above one, and may not have been acknowledged.
+ *
+ * Who had acknowledged what was in shared memory.  But the slots of the peers
+ * say what they had at least, and the WAL since then has every commit, and
+ * with it a message with its level (origin/commit.c).  It is read by the
+ * supervisor, a bit each round, because the rest of its work cannot wait; the
+ * result is the list of unacknowledged.c.
+ *
+ * Reading begins where the slot's own decoding would, so that the message of
+ * each transaction comes before its commit.
+ */
+#include "postgres.h"
+
+#include "access/rmgr.h"
+#include "access/transam.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xlog_internal.h"
+#include "access/xlogreader.h"
+#include "access/xlogutils.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "replication/message.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/pg_lsn.h"
+
+#include "compat.h"
+#include "group/query.h"
+#include "group/quorum.h"
+#include "group/shmem.h"
+#include "group/token.h"
+#include "group/unacknowledged.h"
+
+#define BIT_MS	100				/* how long one round may read */
+
+/* What a peer's slot says. */
+typedef struct Slot
+{
+	XLogRecPtr	confirmed;		/* invalid: nothing */
+	XLogRecPtr	restart;
+} Slot;
+
+/* A transaction that has told its level, until its end. */
+typedef struct Told
+{
+	TransactionId xid;			/* hash key */
+	ReplMlLevel level;
+	ReplMlLevel prepared_level; /* of COMMIT PREPARED */
+} Told;
+
+/* The reading under way; NULL before and after. */
+static XLogReaderState *reader = NULL;
+static HTAB *told = NULL;
+static XLogRecPtr acknowledged[REPL_ML_LEVELS]; /* at least so much was */
+static bool lost[REPL_ML_LEVELS];
+
+static XLogRecPtr look_at_slots(XLogRecPtr end);
+static void open_reader(XLogRecPtr from);
+static bool read_bit(XLogRecPtr end);
+static void note_record(void);
+static void note_message(void);
+static void note_commit(void);
+static void finish(void);
+
+/*
+ * Goes on with the work, if there is any; true if there is more.  For the
+ * supervisor, outside transactions.
+ */
+bool
+repl_ml_recall(void)
+{
+	XLogRecPtr	end;
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool more = false;
+
+	if (!repl_ml_unacknowledged_recall_begin(&end))
+		return false;
+	PG_TRY();
+	{
+		if (reader == NULL)
+		{
+			XLogRecPtr	from = look_at_slots(end);
+
+			MemoryContextSwitchTo(context);
+			if (from < end)
+				open_reader(from);
+		}
+		if (reader != NULL)
+			more = read_bit(end);
+	}
+	PG_CATCH();
+	{
+		/*
+		 * The WAL is gone: what is not known will be when the levels have
+		 * acknowledged more than that.
+		 */
+		MemoryContextSwitchTo(context);
+		EmitErrorReport();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		MemoryContextSwitchTo(context);
+		for (int level = REPL_ML_QUORUM; level < REPL_ML_LEVELS; level++)
+			lost[level] = true;
+		more = false;
+	}
+	PG_END_TRY();
+	if (!more)
+		finish();
+	return more;
+}
+
+static int
+by_confirmed(const void *a, const void *b)
+{
+	XLogRecPtr	one = ((const Slot *) a)->confirmed;
+	XLogRecPtr	two = ((const Slot *) b)->confirmed;
+
+	return one < two ? 1 : one > two ? -1 : 0;
+}
+
+/*
+ * Settles what each level has acknowledged at least, as enough slots confirm;
+ * returns from where on WAL has to be read.
+ */
+static XLogRecPtr
+look_at_slots(XLogRecPtr end)
+{
+	Slot		slots[REPL_ML_MAX_WORKERS];
+	XLogRecPtr	from = end;
+	int			peers;
+
+	repl_ml_begin();
+	SPI_execute("SELECT s.confirmed_flush_lsn, s.restart_lsn FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id OPERATOR(pg_catalog.<>) m.node_id"
+				" LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name OPERATOR(pg_catalog.=) repl_ml.link_name(m.node_id)::pg_catalog.name"
+				" WHERE m.state OPERATOR(pg_catalog.=) 'ready'", true, lengthof(slots));
+	peers = SPI_processed;
+	for (int i = 0; i < peers; i++)
+	{
+		bool		none;
+		Datum		confirmed = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &none);
+
+		slots[i].confirmed = none ? InvalidXLogRecPtr : DatumGetLSN(confirmed);
+		slots[i].restart = DatumGetLSN(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &none));
+		if (none)
+			slots[i].confirmed = InvalidXLogRecPtr;
+	}
+	repl_ml_commit();
+	qsort(slots, peers, sizeof(Slot), by_confirmed);
+	for (int level = REPL_ML_QUORUM; level < REPL_ML_LEVELS; level++)
+	{
+		int			needed = level == REPL_ML_ALL ? peers : (peers + 1) / 2;
+		const Slot *slot = &slots[needed - 1];
+
+		acknowledged[level] = needed == 0 ? end : slot->confirmed;
+		lost[level] = acknowledged[level] == InvalidXLogRecPtr;
+		if (needed > 0 && !lost[level] && slot->confirmed < end)
+			from = Min(from, slot->restart);
+	}
+	return from;
+}
+
+/* The reader stands before the first record at or behind "from"; an error if that WAL is gone. */
+static void
+open_reader(XLogRecPtr from)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+	HASHCTL		ctl = {.keysize = sizeof(TransactionId),.entrysize = sizeof(Told),.hcxt = TopMemoryContext};
+
+	told = hash_create("repl_ml levels told", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	reader = XLogReaderAllocate(wal_segment_size, NULL,
+								XL_ROUTINE(.page_read = read_local_xlog_page_no_wait,
+										   .segment_open = wal_segment_open,
+										   .segment_close = wal_segment_close),
+								palloc0(sizeof(ReadLocalXLogPageNoWaitPrivate)));
+	MemoryContextSwitchTo(old);
+	if (reader == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory")));
+	/* a slot's position need not be where a record begins */
+	if (XLogFindNextRecord(reader, from) == InvalidXLogRecPtr)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("WAL at %X/%X cannot be read", LSN_FORMAT_ARGS(from)),
+				 errdetail("Which transactions were not acknowledged before the server started is not known until the members have acknowledged everything up to then.")));
+}
+
+/* Reads for a while; true if the end has not been reached. */
+static bool
+read_bit(XLogRecPtr end)
+{
+	TimestampTz start = GetCurrentTimestamp();
+
+	while (!TimestampDifferenceExceeds(start, GetCurrentTimestamp(), BIT_MS))
+	{
+		char	   *reason;
+
+		CHECK_FOR_INTERRUPTS();
+		if (XLogReadRecord(reader, &reason) == NULL)
+		{
+			/* as far as was flushed: the end, if it is not where a record ends */
+			if (((ReadLocalXLogPageNoWaitPrivate *) reader->private_data)->end_of_wal)
+				return false;
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("WAL at %X/%X cannot be read", LSN_FORMAT_ARGS(reader->EndRecPtr)),
+					 reason != NULL ? errdetail_internal("%s", reason) : 0));
+		}
+		if (reader->ReadRecPtr >= end)
+			return false;
+		note_record();
+	}
+	return true;
+}
+
+static void
+note_record(void)
+{
+	if (XLogRecGetRmid(reader) == RM_LOGICALMSG_ID)
+		note_message();
+	else if (XLogRecGetRmid(reader) == RM_XACT_ID)
+		note_commit();
+}
+
+/* A message: if it is ours, and this database's, it may tell a transaction's level. */
+static void
+note_message(void)
+{
+	const xl_logical_message *message = (const xl_logical_message *) XLogRecGetData(reader);
+	TransactionId xid = XLogRecGetXid(reader);
+	ReplMlRecord record;
+	Told	   *entry;
+	bool		found;
+	char	   *text;
+
+	if (message->dbId != MyDatabaseId || strcmp(message->message, REPL_ML_MESSAGE_PREFIX) != 0)
+		return;
+	text = pnstrdup(message->message + message->prefix_size, message->message_size);
+	if (!repl_ml_record_parse(text, &record) || record.level == REPL_ML_ONE ||
+		record.of_prepared == message->transactional)
+		return;
+	if (record.of_prepared)
+		xid = XidFromFullTransactionId(record.xid);
+	entry = hash_search(told, &xid, HASH_ENTER, &found);
+	if (!found)
+		entry->level = entry->prepared_level = REPL_ML_ONE;
+	if (record.of_prepared)
+		entry->prepared_level = record.level;
+	else
+		entry->level = record.level;
+}
+
+/*
+ * The end of a transaction: if it has told its level and is committed too late
+ * to be known as acknowledged, it is on the list.
+ */
+static void
+note_commit(void)
+{
+	uint8		info = XLogRecGetInfo(reader) & XLOG_XACT_OPMASK;
+	TransactionId xid = XLogRecGetXid(reader);
+	ReplMlLevel level;
+	Told	   *entry;
+
+	if (info == XLOG_XACT_COMMIT_PREPARED)
+	{
+		xl_xact_parsed_commit parsed;
+
+		ParseCommitRecord(XLogRecGetInfo(reader), (xl_xact_commit *) XLogRecGetData(reader), &parsed);
+		xid = parsed.twophase_xid;
+	}
+	else if (info != XLOG_XACT_COMMIT)
+		return;
+	entry = hash_search(told, &xid, HASH_FIND, NULL);
+	if (entry == NULL)
+		return;
+	level = info == XLOG_XACT_COMMIT_PREPARED ? entry->prepared_level : entry->level;
+	if (level != REPL_ML_ONE && reader->EndRecPtr > acknowledged[level])
+		repl_ml_unacknowledged_recall_add(level, xid, reader->EndRecPtr);
+	hash_search(told, &xid, HASH_REMOVE, NULL);
+}
+
+/* Gives everything back; from here on the count is known. */
+static void
+finish(void)
+{
+	if (reader != NULL)
+	{
+		pfree(reader->private_data);
+		XLogReaderFree(reader);
+	}
+	if (told != NULL)
+		hash_destroy(told);
+	reader = NULL;
+	told = NULL;
+	repl_ml_unacknowledged_recall_end(lost);
+}

@@ -1,0 +1,209 @@
+/*
+ * ask.c
+ *		One query to several servers at once, with an end: whoever has not
+ *		answered by then, or cannot be reached, has no answer.
+ *
+ * For questions of a client that must not hang on a peer that does not answer.
+ * Connections are ordinary ones, closed after the question, and nothing in
+ * here blocks but the look-up of a host's name.  (stream.c is the connection
+ * that stays, over libpqwalreceiver, which has no deadlines.)
+ */
+#include "postgres.h"
+
+#include "libpq-fe.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/fd.h"
+#include "storage/latch.h"
+#include "utils/memutils.h"
+#include "utils/wait_event.h"
+
+#include "compat.h"
+#include "wire/ask.h"
+
+#define APPLICATION_NAME	"repl_ml question"
+
+/* How far a question is. */
+typedef enum Phase
+{
+	CONNECTING,
+	SENDING,
+	WAITING,
+	OVER
+} Phase;
+
+typedef struct Question
+{
+	PGconn	   *conn;			/* holds an external file descriptor */
+	Phase		phase;
+	int			events;			/* of its socket, to wait for */
+	const char *query;
+	char	  **answer;			/* NULL until there is one */
+} Question;
+
+static void begin(Question *question, const char *dsn);
+static void end(Question *question);
+static void advance(Question *question);
+static void receive(Question *question);
+static bool wait_for_any(Question *questions, int count, TimestampTz deadline);
+static void silence(void *arg, const char *message);
+
+/*
+ * Sends each of the servers the query, which has one row and column, and waits
+ * until all have answered, or cannot, or the deadline comes.  The answers are
+ * palloc'd, NULL where there is none.
+ */
+void
+repl_ml_ask(int count, char *const *dsns, const char *query, TimestampTz deadline, char **answers)
+{
+	Question   *questions = palloc0(count * sizeof(Question));
+
+	PG_TRY();
+	{
+		for (int i = 0; i < count; i++)
+		{
+			answers[i] = NULL;
+			questions[i].query = query;
+			questions[i].answer = &answers[i];
+			begin(&questions[i], dsns[i]);
+		}
+		while (wait_for_any(questions, count, deadline))
+		{
+			for (int i = 0; i < count; i++)
+				advance(&questions[i]);
+		}
+	}
+	PG_FINALLY();
+	{
+		for (int i = 0; i < count; i++)
+			end(&questions[i]);
+	}
+	PG_END_TRY();
+	pfree(questions);
+}
+
+static void
+begin(Question *question, const char *dsn)
+{
+	const char *const keywords[] = {"dbname", "application_name", NULL};
+	const char *const values[] = {dsn, APPLICATION_NAME, NULL};
+
+	question->phase = OVER;
+	if (!AcquireExternalFD())
+		return;
+	question->conn = PQconnectStartParams(keywords, values, true);
+	if (question->conn == NULL)
+	{
+		ReleaseExternalFD();
+		return;
+	}
+	if (PQstatus(question->conn) == CONNECTION_BAD)
+		return;
+	PQsetNoticeProcessor(question->conn, silence, NULL);
+	question->phase = CONNECTING;
+	question->events = WL_SOCKET_WRITEABLE;
+}
+
+/* Closes the connection; also where the question is not over. */
+static void
+end(Question *question)
+{
+	if (question->conn == NULL)
+		return;
+	PQfinish(question->conn);
+	question->conn = NULL;
+	ReleaseExternalFD();
+}
+
+/* Goes on as far as is possible without waiting. */
+static void
+advance(Question *question)
+{
+	if (question->phase == CONNECTING)
+	{
+		switch (PQconnectPoll(question->conn))
+		{
+			case PGRES_POLLING_READING:
+				question->events = WL_SOCKET_READABLE;
+				return;
+			case PGRES_POLLING_WRITING:
+				question->events = WL_SOCKET_WRITEABLE;
+				return;
+			case PGRES_POLLING_OK:
+				question->phase = PQsetnonblocking(question->conn, 1) == 0 &&
+					PQsendQuery(question->conn, question->query) ? SENDING : OVER;
+				break;
+			default:
+				question->phase = OVER;
+		}
+	}
+	if (question->phase == SENDING)
+	{
+		int			more = PQflush(question->conn);
+
+		question->phase = more < 0 ? OVER : more > 0 ? SENDING : WAITING;
+		question->events = more > 0 ? WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE : WL_SOCKET_READABLE;
+	}
+	if (question->phase == SENDING || question->phase == WAITING)
+		receive(question);
+}
+
+/* Takes what has come; the value of the query's last result is the answer. */
+static void
+receive(Question *question)
+{
+	if (!PQconsumeInput(question->conn))
+	{
+		question->phase = OVER;
+		return;
+	}
+	while (!PQisBusy(question->conn))
+	{
+		PGresult   *result = PQgetResult(question->conn);
+
+		if (result == NULL)
+		{
+			question->phase = OVER;
+			return;
+		}
+		if (PQresultStatus(result) == PGRES_TUPLES_OK && PQntuples(result) == 1 && !PQgetisnull(result, 0, 0))
+			*question->answer = MemoryContextStrdup(CurrentMemoryContext, PQgetvalue(result, 0, 0));
+		PQclear(result);
+	}
+}
+
+/* Sleeps until some question may go on; false when all are over or the deadline has come. */
+static bool
+wait_for_any(Question *questions, int count, TimestampTz deadline)
+{
+	WaitEventSet *set;
+	WaitEvent	event;
+	int			open = 0;
+	long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+
+	CHECK_FOR_INTERRUPTS();
+	for (int i = 0; i < count; i++)
+		open += questions[i].phase != OVER;
+	if (open == 0 || left <= 0)
+		return false;
+
+	set = create_wait_event_set_compat(open + 2);
+	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	for (int i = 0; i < count; i++)
+	{
+		if (questions[i].phase != OVER)
+			AddWaitEventToSet(set, questions[i].events, PQsocket(questions[i].conn), NULL, NULL);
+	}
+	(void) WaitEventSetWait(set, left, &event, 1, wait_event_compat("ReplMlAsk"));
+	FreeWaitEventSet(set);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	return true;
+}
+
+/* A server's notices are not for the log. */
+static void
+silence(void *arg, const char *message)
+{
+}
