@@ -86,8 +86,8 @@ foreach my $level ('quorum', 'all')
 	all_at_once('a row of a savepoint', $level,
 		"BEGIN; SAVEPOINT s; UPDATE t SET v = 'a' WHERE id = 4; RELEASE s; COMMIT",
 		"UPDATE t SET v = 'b' WHERE id = 4", undef);
-	all_at_once('deletion and update', $level, "DELETE FROM t WHERE id = 5",
-		"INSERT INTO t VALUES (5, 'b', 5) ON CONFLICT (id) DO UPDATE SET v = 'b'", undef);
+	my $id = $level eq 'quorum' ? 5 : 6;	# one of the two loses the row
+	all_at_once('deletion and update', $level, "DELETE FROM t WHERE id = $id", "UPDATE t SET v = 'b' WHERE id = $id", undef);
 	all_at_once('a new row', $level, ("INSERT INTO t VALUES (nextval('n'), session_user, NULL)") x 3);
 }
 
