@@ -11,5 +11,5 @@ use lib "$FindBin::Bin/..";
 use History;
 use Test::More;
 
-history('kills.py', split(' ', $ENV{REPL_ML_KILLS} || '--kills 10'), $ENV{REPL_ML_SEEDS} || '1');
+history('kills.py', split(' ', $ENV{REPL_ML_KILLS} || '--kills 8'), $ENV{REPL_ML_SEEDS} || '5');
 done_testing();
