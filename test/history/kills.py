@@ -22,7 +22,9 @@ clients take level one for what they say they take: then acknowledged writes get
 lost, and this program is to find it.
 """
 import argparse
+import os
 import random
+import signal
 import sys
 import threading
 import traceback
@@ -37,7 +39,7 @@ from history import now
 from power import PoweredServer
 
 WRITERS = 2         # per node
-WRITE_TIMEOUT = 4   # seconds
+WRITE_TIMEOUT = 2   # seconds
 CONF = ["repl_ml.write_timeout = '%ds'" % WRITE_TIMEOUT, "repl_ml.heartbeat_interval = '100ms'", "wal_sender_timeout = '2s'", "wal_receiver_timeout = '2s'",
         "repl_ml.max_apply_delay = '200ms'"]
 TABLES = ("CREATE TABLE kill_entry (id bigint PRIMARY KEY)", "CREATE TABLE kill_register (key int PRIMARY KEY, value bigint NOT NULL)")
@@ -68,6 +70,8 @@ class Round:
         self.by_sight = self.random.random() < 0.3                # counts what others see of the (first) victim's writes,
         self.any_node = self.random.random() < 0.3                # or answers of any node; else its answers
         self.all_share = self.random.choice((0, 0.1, 0.5))
+        # a survivor that gets nothing from the (first) victim any more, shortly before
+        self.behind = self.random.choice(self.survivors) if self.random.random() < 0.5 else None
         self.members = len(servers)
         self.lock = threading.Lock()
         self.writes, self.seen = [], {}
@@ -89,8 +93,11 @@ class Round:
     def strike_if_last(self, moment):
         with self.lock:
             self.count += 1
-            if self.count != self.after:
-                return
+            count = self.count
+        if self.behind and count == max(1, self.after - 8):
+            self.tester.hold_up(self.victims[0], self.behind)
+        if count != self.after:
+            return
         for server in self.down:
             self.tester.end(server)
         self.delay = self.down[0].killed - moment
@@ -193,6 +200,11 @@ class Tester:
     def end(self, server):
         server.cut_power() if self.power_cuts else server.kill()
 
+    def hold_up(self, sender, receiver):
+        """What the one sends the other stays where it is."""
+        for pid, in sender.sql("SELECT pid FROM pg_stat_replication WHERE application_name = %s", "repl_ml " + receiver.name):
+            os.kill(pid, signal.SIGSTOP)
+
     def kill(self, number):
         """One round; True if all was well."""
         round = Round(self, number)
@@ -218,9 +230,11 @@ class Tester:
     def describe(self, round, drops):
         promised = self.promised(round)
         outcomes = [write.outcome for write in round.writes]
-        return "kill %d: %s %s%s; %d writes, %d acknowledged, %d of them only seen by others, %d unknown, %d refused; %.2f ms after the %s" % (
-            round.number, " and ".join(server.name for server in round.victims), "dropped and replaced" if drops else "started again",
-            ", the others too" if round.down is not round.victims else "", len(outcomes), len(promised), sum(write.outcome != "ok" for write in promised),
+        what = [" and ".join(server.name for server in round.victims) + (" dropped and replaced" if drops else " started again")]
+        what += ["the others too"] if round.down is not round.victims else []
+        what += ["%s behind" % round.behind.name] if round.behind else []
+        return "kill %d: %s; %d writes, %d acknowledged, %d of them only seen by others, %d unknown, %d refused; %.2f ms after the %s" % (
+            round.number, ", ".join(what), len(outcomes), len(promised), sum(write.outcome != "ok" for write in promised),
             outcomes.count("info"), outcomes.count("fail"), 1000 * round.delay, "sight" if round.by_sight else "answer")
 
     def write(self, round):

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 
-from cluster import Server
+from cluster import Server, wait_until
 from history import now
 
 SIZE = "600M"
@@ -32,7 +32,7 @@ class PoweredServer(Server):
         subprocess.run(["mount", "-o", "loop", self.image, self.data], check=True)
 
     def unmount(self):
-        subprocess.run(["umount", self.data], check=True)
+        wait_until(lambda: subprocess.run(["umount", self.data], stderr=subprocess.DEVNULL).returncode == 0, "nobody is in %s" % self.data, 20)
 
     def cut_power(self):
         pids = self.signal(signal.SIGSTOP)
