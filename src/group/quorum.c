@@ -41,6 +41,8 @@
 
 #define IN_USE_US			UINT64CONST(60000000)
 #define HEARTBEATS_MISSED	2	/* after so many a silent peer counts as gone */
+#define RECONNECTION_US		UINT64CONST(500000) /* so soon a worker that has
+												 * lost a race is back */
 
 /* a clock of as many entries as there may be, and its header */
 #define ANSWER_BYTES		(VARHDRSZ + REPL_ML_MAX_CLOCK_ENTRIES * REPL_ML_CLOCK_ENTRY_SIZE + 64)
@@ -53,6 +55,7 @@ typedef struct Link
 	NameData	node_name;
 	bool		counts;			/* a ready member: its word counts */
 	pid_t		walsender;		/* serves it now; 0: not connected */
+	uint64		lost;			/* when it was last connected, monotonic µs */
 	uint64		heard;			/* when it last spoke, monotonic µs; 0: never */
 	XLogRecPtr	acknowledged;	/* it has everything before, durably applied */
 	char		answer[ANSWER_BYTES];	/* a clock: what it last said it had
@@ -278,6 +281,7 @@ detach(int code, Datum arg)
 	if (link != NULL && link->walsender == MyProcPid)
 	{
 		link->walsender = 0;
+		link->lost = monotonic_now();
 		if (!link->counts)
 			link->database = InvalidOid;
 	}
@@ -451,11 +455,12 @@ wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all)
 	return for_all < position && somebody_is_coming(level);
 }
 
-/* Is the peer connected, and has it spoken lately? */
+/* Is the peer connected, or just connecting again, and has it spoken lately? */
 static bool
 is_reachable(const Link *link)
 {
-	return link->counts && link->walsender != 0 &&
+	return link->counts &&
+		(link->walsender != 0 || monotonic_now() - link->lost <= RECONNECTION_US) &&
 		monotonic_now() - link->heard <= (uint64) repl_ml_heartbeat_interval * HEARTBEATS_MISSED * 1000;
 }
 
