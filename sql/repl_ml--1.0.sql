@@ -2072,6 +2072,7 @@ CREATE VIEW repl_ml.health AS
     SELECT 4, 'unacknowledged', CASE WHEN u.transactions = 0 THEN 'ok' ELSE 'warning' END,
            CASE WHEN u.transactions = 0 THEN 'No transaction is visible here that its write consistency has not acknowledged.'
                 WHEN u.transactions IS NULL THEN 'It is not known yet which transactions of the time before the server''s start have been acknowledged.'
+                WHEN u.transactions = 1 THEN 'One transaction is visible here though its write consistency has not acknowledged it.'
                 ELSE pg_catalog.format('%s transactions are visible here though their write consistency has not acknowledged them.', u.transactions) END,
            CASE WHEN u.transactions <> 0 THEN 'They will be as soon as enough members can be reached. How many, and for which level, is in repl_ml.stat_write_consistency.'
                 WHEN u.transactions IS NULL THEN 'It will be when the members have everything that was written before.' END

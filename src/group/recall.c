@@ -3,11 +3,11 @@
  *		After a server start: which transactions were committed before it, with a
  *		level above one, and may not have been acknowledged.
  *
- * Who had acknowledged what was in shared memory.  But the slots of the peers
- * say what they had at least, and the WAL since then has every commit, and
- * with it a message with its level (origin/commit.c).  It is read by the
- * supervisor, a bit each round, because the rest of its work cannot wait; the
- * result is the list of unacknowledged.c.
+ * Who had acknowledged what was in shared memory.  But the peers' slots say what
+ * they had at least, and the peers, if they can be asked, what they have.  The
+ * WAL since then has every commit, and with it a message with its level
+ * (origin/commit.c).  It is read by the supervisor, a bit each round, because
+ * the rest of its work cannot wait; the result is the list of unacknowledged.c.
  *
  * Reading begins where the slot's own decoding would, so that the message of
  * each transaction comes before its commit.
@@ -30,20 +30,25 @@
 #include "utils/pg_lsn.h"
 
 #include "compat.h"
+#include "group/group.h"
 #include "group/query.h"
 #include "group/quorum.h"
 #include "group/shmem.h"
 #include "group/token.h"
 #include "group/unacknowledged.h"
+#include "wire/ask.h"
 
 #define BIT_MS	100				/* how long one round may read */
+#define PATIENCE_MS	2000		/* how long it may wait for the peers, once */
 
-/* What a peer's slot says. */
-typedef struct Slot
+/* What is known of a peer. */
+typedef struct Peer
 {
-	XLogRecPtr	confirmed;		/* invalid: nothing */
-	XLogRecPtr	restart;
-} Slot;
+	char	   *dsn;
+	XLogRecPtr	confirmed;		/* it has everything before; invalid: not
+								 * known */
+	XLogRecPtr	restart;		/* of its slot: where decoding begins */
+} Peer;
 
 /* A transaction that has told its level, until its end. */
 typedef struct Told
@@ -59,7 +64,9 @@ static HTAB *told = NULL;
 static XLogRecPtr acknowledged[REPL_ML_LEVELS]; /* at least so much was */
 static bool lost[REPL_ML_LEVELS];
 
-static XLogRecPtr look_at_slots(XLogRecPtr end);
+static XLogRecPtr look_at_peers(XLogRecPtr end);
+static int	load_peers(Peer *peers, int *self);
+static void ask_peers(Peer *peers, int count, int self, XLogRecPtr end);
 static void open_reader(XLogRecPtr from);
 static bool read_bit(XLogRecPtr end);
 static void note_record(void);
@@ -84,7 +91,7 @@ repl_ml_recall(void)
 	{
 		if (reader == NULL)
 		{
-			XLogRecPtr	from = look_at_slots(end);
+			XLogRecPtr	from = look_at_peers(end);
 
 			MemoryContextSwitchTo(context);
 			if (from < end)
@@ -117,51 +124,96 @@ repl_ml_recall(void)
 static int
 by_confirmed(const void *a, const void *b)
 {
-	XLogRecPtr	one = ((const Slot *) a)->confirmed;
-	XLogRecPtr	two = ((const Slot *) b)->confirmed;
+	XLogRecPtr	one = ((const Peer *) a)->confirmed;
+	XLogRecPtr	two = ((const Peer *) b)->confirmed;
 
 	return one < two ? 1 : one > two ? -1 : 0;
 }
 
 /*
- * Settles what each level has acknowledged at least, as enough slots confirm;
+ * Settles what each level has acknowledged at least, as enough peers say;
  * returns from where on WAL has to be read.
  */
 static XLogRecPtr
-look_at_slots(XLogRecPtr end)
+look_at_peers(XLogRecPtr end)
 {
-	Slot		slots[REPL_ML_MAX_WORKERS];
+	Peer		peers[REPL_ML_MAX_WORKERS];
 	XLogRecPtr	from = end;
-	int			peers;
+	int			self;
+	int			count = load_peers(peers, &self);
 
-	repl_ml_begin();
-	SPI_execute("SELECT s.confirmed_flush_lsn, s.restart_lsn FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id OPERATOR(pg_catalog.<>) m.node_id"
-				" LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name OPERATOR(pg_catalog.=) repl_ml.link_name(m.node_id)::pg_catalog.name"
-				" WHERE m.state OPERATOR(pg_catalog.=) 'ready'", true, lengthof(slots));
-	peers = SPI_processed;
-	for (int i = 0; i < peers; i++)
-	{
-		bool		none;
-		Datum		confirmed = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &none);
-
-		slots[i].confirmed = none ? InvalidXLogRecPtr : DatumGetLSN(confirmed);
-		slots[i].restart = DatumGetLSN(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &none));
-		if (none)
-			slots[i].confirmed = InvalidXLogRecPtr;
-	}
-	repl_ml_commit();
-	qsort(slots, peers, sizeof(Slot), by_confirmed);
+	ask_peers(peers, count, self, end);
+	qsort(peers, count, sizeof(Peer), by_confirmed);
 	for (int level = REPL_ML_QUORUM; level < REPL_ML_LEVELS; level++)
 	{
-		int			needed = level == REPL_ML_ALL ? peers : (peers + 1) / 2;
-		const Slot *slot = &slots[needed - 1];
+		int			needed = level == REPL_ML_ALL ? count : (count + 1) / 2;
+		const Peer *peer = &peers[Max(needed, 1) - 1];
 
-		acknowledged[level] = needed == 0 ? end : slot->confirmed;
-		lost[level] = acknowledged[level] == InvalidXLogRecPtr;
-		if (needed > 0 && !lost[level] && slot->confirmed < end)
-			from = Min(from, slot->restart);
+		acknowledged[level] = needed == 0 ? end : peer->confirmed;
+		if (acknowledged[level] >= end)
+			continue;
+		/* of a peer without a slot nothing is kept */
+		lost[level] = XLogRecPtrIsInvalid(peer->restart);
+		if (!lost[level])
+			from = Min(from, peer->restart);
 	}
 	return from;
+}
+
+/* The ready peers and what their slots say, and this node's id; returns how many. */
+static int
+load_peers(Peer *peers, int *self)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int			count;
+
+	repl_ml_begin();
+	*self = repl_ml_identity_require()->node_id;
+	SPI_execute("SELECT s.confirmed_flush_lsn, s.restart_lsn, m.dsn FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id OPERATOR(pg_catalog.<>) m.node_id"
+				" LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name OPERATOR(pg_catalog.=) repl_ml.link_name(m.node_id)::pg_catalog.name"
+				" WHERE m.state OPERATOR(pg_catalog.=) 'ready'", true, REPL_ML_MAX_WORKERS);
+	count = SPI_processed;
+	for (int i = 0; i < count; i++)
+	{
+		bool		none;
+		Datum		value = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &none);
+
+		peers[i].confirmed = none ? InvalidXLogRecPtr : DatumGetLSN(value);
+		value = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &none);
+		peers[i].restart = none ? InvalidXLogRecPtr : DatumGetLSN(value);
+		peers[i].dsn = MemoryContextStrdup(context, repl_ml_spi_text(i, 2));
+	}
+	repl_ml_commit();
+	MemoryContextSwitchTo(context);
+	return count;
+}
+
+/*
+ * The slots were written out some time before the server ended; the peers know
+ * better, those that can be asked.  One that says it has more than this server
+ * ever wrote is not believed.
+ */
+static void
+ask_peers(Peer *peers, int count, int self, XLogRecPtr end)
+{
+	char	  **dsns = palloc0((count + 1) * sizeof(char *));
+	char	  **answers = palloc0((count + 1) * sizeof(char *));
+
+	for (int i = 0; i < count; i++)
+		dsns[i] = peers[i].dsn;
+	repl_ml_ask(count, dsns, psprintf("SET statement_timeout = '1s'; SET repl_ml.read_consistency = 'local'; SELECT repl_ml.applied_lsn(%d)", self),
+				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), PATIENCE_MS), answers);
+	for (int i = 0; i < count; i++)
+	{
+		XLogRecPtr	applied;
+		bool		error = false;
+
+		if (answers[i] == NULL)
+			continue;
+		applied = pg_lsn_in_internal(answers[i], &error);
+		if (!error && applied <= end)
+			peers[i].confirmed = Max(peers[i].confirmed, applied);
+	}
 }
 
 /* The reader stands before the first record at or behind "from"; an error if that WAL is gone. */

@@ -121,6 +121,7 @@ static void
 start_up(void)
 {
 	ReplMlDatabase *database = repl_ml_shmem_database(MyDatabaseId);
+	XLogRecPtr	end;
 
 	repl_ml_internal_write = true;
 	repl_ml_settle_session();
@@ -130,6 +131,8 @@ start_up(void)
 		ereport(FATAL,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("repl_ml serves at most %d databases of a server", REPL_ML_MAX_DATABASES)));
+	/* before the members are known, and commits can wait for them */
+	(void) repl_ml_unacknowledged_recall_begin(&end);
 	if (database->tombstones_known)
 		return;
 	repl_ml_begin();
@@ -179,12 +182,11 @@ round_of_work(bool called)
 		return true;
 	}
 
-	/* before the members are known, and commits can wait for them */
+	if (called || unfinished || copy.joining || beats % HOUSEKEEPING_BEATS == 0)
+		unfinished = tend_peers(copy.joining);
 	if (repl_ml_recall())
 		SetLatch(MyLatch);
 	MemoryContextSwitchTo(work_context);
-	if (called || unfinished || copy.joining || beats % HOUSEKEEPING_BEATS == 0)
-		unfinished = tend_peers(copy.joining);
 	beat(copy.node_id);
 	if (copy.joining)
 		finish_join(copy.node_id);
