@@ -67,7 +67,6 @@ class Shared:
         self.vectors = []                                               # (operation, vector)
         self.written = []                                               # operations that have a token
         self.is_over = threading.Event()
-        self.succeeded = 0
 
 
 class Client(threading.Thread):
@@ -197,7 +196,6 @@ class Client(threading.Thread):
             return
         if operation.level != "one":
             self.shared.acknowledged.append(operation.id)
-            self.shared.succeeded += 1
         if self.random.random() < 0.2:
             with self.connection.cursor() as cursor:
                 try:

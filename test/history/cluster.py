@@ -14,7 +14,7 @@ import time
 import psycopg2
 
 from history import now
-from net import Network, address, enter
+from net import Network, address
 
 PATIENCE = 120  # seconds for any state to come about
 waiting = threading.Event()  # never set
@@ -290,6 +290,3 @@ class Cluster:
             server.forget()
         if self.network:
             self.network.close()
-
-
-__all__ = ["Cluster", "NotAtRest", "PATIENCE", "Server", "enter", "wait_until", "waiting"]

@@ -21,11 +21,13 @@ import traceback
 import nemesis
 from checker import Case, check
 from clients import TABLES, Client, Shared
-from cluster import Cluster, NotAtRest, enter, wait_until
+from cluster import Cluster, NotAtRest, wait_until
 from history import Answer, Final, History, Setting, now, parse_clock
+from net import enter
 
 CLIENTS = 2        # per node
 WRITE_TIMEOUT = 3  # seconds
+ASKED = 12         # writes of a known outcome whose status is asked for
 SHOWN = 12         # findings of a seed
 CONF = ["repl_ml.write_timeout = '%ds'" % WRITE_TIMEOUT, "repl_ml.heartbeat_interval = '200ms'", "wal_sender_timeout = '2s'", "wal_receiver_timeout = '2s'",
         "repl_ml.max_apply_delay = '500ms'", "fsync = on"]
@@ -90,8 +92,9 @@ class Run:
                    lambda: "clients go on: %s" % [client.number for client, count in zip(self.clients, before) if client.successes <= count + 2], 60)
 
     def ask_for_status(self):
-        """Of all writes whose clients do not know, and some others; on every node, until it knows."""
-        writes = [write for write in self.history.writes() if write.token and (write.outcome != "ok" or write.id % 20 == 0)]
+        """Of all writes whose clients do not know, and of some others; on every node, until it knows."""
+        by_outcome = {outcome: [write for write in self.history.writes() if write.token and write.outcome == outcome] for outcome in ("info", "ok", "fail")}
+        writes = by_outcome["info"] + by_outcome["ok"][-ASKED:] + by_outcome["fail"][-ASKED:]
         until = now() + 15
         for server in self.cluster.servers:
             for write in writes:
@@ -126,6 +129,16 @@ def log_problems(cluster, read):
                 yield "log", "%s: %s" % (server.name, line)
 
 
+def left_behind(cluster):
+    """Changes that are still put aside or parked when all is at rest."""
+    for server in cluster.servers:
+        query = "SELECT action, schema_name, table_name, change, sqlstate, message FROM repl_ml.parked_change"
+        try:
+            wait_until(lambda: not server.sql(query), "nothing is parked", 30)
+        except NotAtRest:
+            yield from (("parked", "%s: %s" % (server.name, row)) for row in server.sql(query))
+
+
 def report(summary, problems):
     print("%s %s" % ("not ok" if problems else "ok", summary))
     for rule, text in problems[:SHOWN]:
@@ -145,7 +158,7 @@ def run_seed(cluster, seed, seconds, read):
         run.history.save(kept)
         report(run.describe(now() - began), run.tester_problems() + [("rest", "not reached")])
         raise
-    problems = run.tester_problems() + check(run.history) + list(log_problems(cluster, read))
+    problems = run.tester_problems() + check(run.history) + list(left_behind(cluster)) + list(log_problems(cluster, read))
     if problems:
         run.history.save(kept)
     report(run.describe(now() - began), problems)

@@ -33,9 +33,10 @@ import psycopg2
 
 from checker import required
 from clients import Connection
-from cluster import Cluster, NotAtRest, enter, wait_until
-from histories import arguments_of, end_politely, log_problems, report
+from cluster import Cluster, NotAtRest, wait_until
+from histories import arguments_of, end_politely, left_behind, log_problems, report
 from history import now
+from net import enter
 from power import PoweredServer
 
 WRITERS = 2         # per node
@@ -222,7 +223,7 @@ class Tester:
                 server.start()
         problems += self.look_at_all(round, drops)
         problems += [("tester", "".join(traceback.format_exception(thread.error))) for thread in self.threads if thread.error]
-        problems += list(log_problems(self.cluster, self.logs_read))
+        problems += list(left_behind(self.cluster)) + list(log_problems(self.cluster, self.logs_read))
         self.count(round, drops)
         report(self.describe(round, drops), problems)
         return not problems
