@@ -249,7 +249,7 @@ class Client(threading.Thread):
             self.shared.history.add(Witness(id, seen, {name: answer for name, answer in has.items() if answer is not None}))
 
     def ask(self, server, id):
-        """Is it there? None if the server does not answer."""
+        """Is it there, or put aside there until a commit that waits lets go of a row? None if the server does not answer."""
         connection = self.witnesses.pop(server.name, None)
         try:
             if connection is None:
@@ -257,7 +257,8 @@ class Client(threading.Thread):
                 connection.autocommit = True
             connection.deadline = now() + 1
             with connection.cursor() as cursor:
-                cursor.execute("SELECT EXISTS (SELECT FROM history_entry WHERE id = %s)", (id,))
+                cursor.execute("SELECT EXISTS (SELECT FROM history_entry WHERE id = %s) OR EXISTS (SELECT FROM repl_ml.parked_changes"
+                               " WHERE put_aside AND table_name = 'history_entry' AND change ->> 'id' = %s)", (id, str(id)))
                 answer = cursor.fetchone()[0]
             self.witnesses[server.name] = connection
             return answer
