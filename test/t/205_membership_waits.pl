@@ -67,9 +67,9 @@ foreach ($n3, $n4)
 	join_node($_, $n1);
 }
 poll_until($n1, "SELECT count(*) = 3 AND bool_and(reachable) FROM repl_ml.nodes WHERE state = 'ready'");
+never_miss_heartbeats($n1);
 like(insert($n1, 'all', 20), qr/^INSERT 0 1$/m, 'three: all');
 ok(is_visible($n3, 't', 'id = 20') && is_visible($n4, 't', 'id = 20'), 'three: all means all three');
-never_miss_heartbeats($n1);
 stop_answers($n1, $n4);
 my $all = begin_insert($n1, 'all', 21);
 wait_for_waiters($n1, 1);
@@ -81,10 +81,12 @@ like(finish_session($all), qr/^INSERT 0 1$/m, 'the commit that waited is acknowl
 # the members connect anew, to compare what they have of the one that is gone
 soon_miss_heartbeats($n1, $n3);
 poll_until($n1, q(SELECT NOT EXISTS (SELECT FROM repl_ml.dropped_node d JOIN repl_ml.member m ON m.state = 'ready' AND m.node_name <> 'n1' WHERE m.node_id <> ALL (d.compared))));
+never_miss_heartbeats($n1);
 poll_until($n1, "SELECT bool_and(reachable) FROM repl_ml.nodes WHERE state = 'ready'");
 like(insert($n1, 'all', 22), qr/^INSERT 0 1$/m, 'all are two now');
 
 # somebody leaves, with the database's setting at "all"
+soon_miss_heartbeats($n1);
 poll_until($n1, "SELECT bool_and(state = 'streaming') FROM repl_ml.stat_apply");
 sql($n3, "SET repl_ml.write_timeout = '100ms'; SELECT repl_ml.leave_group()");
 poll_until($n1, "SELECT count(*) = 1 FROM repl_ml.nodes WHERE state = 'ready'");
