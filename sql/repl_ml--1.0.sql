@@ -1813,19 +1813,26 @@ CREATE FUNCTION repl_ml.judge_transaction(facts jsonb[], origin integer, issued_
     WITH f AS (SELECT DISTINCT ON (x.node) x.* FROM pg_catalog.unnest(facts) j,
                       pg_catalog.jsonb_to_record(j) x (node integer, state text, level text, commit_lsn pg_lsn, applied_lsn pg_lsn, has boolean, has_not boolean)),
          e AS (SELECT max(f.commit_lsn) AS lsn, bool_or(f.state = 'committed') AS committed,
+                      -- its node knows the level of those that it knows not to be acknowledged
+                      bool_or(f.node = origin AND f.state = 'committed' AND f.level IS NOT NULL) AS is_sure,
                       -- where nobody knows the level, all have to have it
                       CASE WHEN bool_or(f.level = 'all') THEN 'all' WHEN bool_or(f.level = 'quorum') THEN 'quorum'
                            WHEN bool_or(f.level = 'one') THEN 'one' ELSE 'all' END AS level FROM f),
          m AS (SELECT m.node_id, m.state, f.applied_lsn, f.has, f.has_not FROM repl_ml.member m LEFT JOIN f ON f.node = m.node_id WHERE m.state <> 'dropped'),
          c AS (SELECT count(*) FILTER (WHERE m.state = 'ready') AS ready,
                       count(*) FILTER (WHERE m.state = 'ready' AND (m.node_id = origin OR m.applied_lsn > e.lsn OR m.has)) AS have,
+                      -- who has not answered, or cannot be compared with, may have acknowledged it
+                      count(*) FILTER (WHERE m.state = 'ready' AND m.node_id <> origin AND NOT coalesce(m.has, false)
+                                             AND (m.applied_lsn IS NULL OR e.lsn IS NULL)) AS may_have,
                       bool_and(m.node_id <> origin AND coalesce(m.has_not, false)) AS nobody FROM m, e)
     SELECT CASE WHEN e.lsn IS NOT NULL OR e.committed THEN
-                CASE WHEN c.have >= CASE e.level WHEN 'one' THEN 0 WHEN 'quorum' THEN c.ready / 2 + 1 ELSE c.ready END THEN 'acknowledged' ELSE 'committed' END
+                CASE WHEN c.have >= n.needed THEN 'acknowledged'
+                     WHEN e.is_sure OR c.have + c.may_have < n.needed THEN 'committed'
+                     ELSE 'unknown' END
                 -- records are kept for longer than that
                 WHEN c.nobody AND issued_at > pg_catalog.clock_timestamp() - '1 day'::interval THEN 'aborted'
                 ELSE 'unknown' END
-      FROM e, c
+      FROM e, c, LATERAL (SELECT CASE e.level WHEN 'one' THEN 0 WHEN 'quorum' THEN c.ready / 2 + 1 ELSE c.ready END AS needed) n
     $$;
 COMMENT ON FUNCTION repl_ml.judge_transaction(jsonb[], integer, timestamptz) IS 'what became of a transaction, from what the members know of it (repl_ml.transaction_facts)';
 
