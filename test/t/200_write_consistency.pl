@@ -1,9 +1,9 @@
 # What write consistency promises: a commit that is acknowledged is durable and applied on as many members as
 # its level says, nobody sees it before, and no transaction waits for more than its own level.
 #
-# Seen failing: commit.c, the level of begin() always REPL_ML_ONE (nearly all); quorum.c, required() of quorum
-# one less (the row is missing after the kill), one more (the commit with one stopped peer); level.c, the
-# minimums not noted (the table's level); is_reachable without RECONNECTION_US (a peer that connects anew).
+# Seen failing: commit.c, begin() always at REPL_ML_ONE (nothing waits); quorum.c, required() of quorum one less (it
+# does not wait), one more (one answer is not enough); level.c, no minimum noted (the tables' levels);
+# is_reachable without RECONNECTION_US (a peer that connects anew).
 use strict;
 use warnings;
 use FindBin;

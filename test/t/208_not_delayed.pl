@@ -1,10 +1,9 @@
 # What writes no replicated table never waits for other members, whatever the write consistency: reads, DDL,
 # VACUUM, other tables, savepoints, the group's own lists. PREPARE TRANSACTION does not wait, COMMIT PREPARED does.
 #
-# Seen failing: commit.c, before_commit without repl_ml_ticker_used() (most statements); stamp.c, trigger_table
-# without the test of the schema (set_table_consistency); commit.c, repl_ml_commit_prepared always at level one
-# (all of the last part), level_of_prepared without AccessExclusiveLock
-# (TRUNCATE).
+# Seen failing: commit.c, the level of whatever has a transaction id (no group comes about); stamp.c, trigger_table
+# without the test of the schema (set_table_consistency, remove_table); commit.c, COMMIT PREPARED always at level
+# one (it does not wait), level_of_prepared without AccessExclusiveLock (TRUNCATE).
 use strict;
 use warnings;
 use FindBin;
