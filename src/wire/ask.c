@@ -45,7 +45,7 @@ static void begin(Question *question, const char *dsn);
 static void end(Question *question);
 static void advance(Question *question);
 static void receive(Question *question);
-static bool wait_for_any(Question *questions, int count, TimestampTz deadline);
+static bool advance_some(Question *questions, int count, TimestampTz deadline);
 static void silence(void *arg, const char *message);
 
 /*
@@ -67,11 +67,8 @@ repl_ml_ask(int count, char *const *dsns, const char *query, TimestampTz deadlin
 			questions[i].answer = &answers[i];
 			begin(&questions[i], dsns[i]);
 		}
-		while (wait_for_any(questions, count, deadline))
-		{
-			for (int i = 0; i < count; i++)
-				advance(&questions[i]);
-		}
+		while (advance_some(questions, count, deadline))
+			;
 	}
 	PG_FINALLY();
 	{
@@ -172,13 +169,18 @@ receive(Question *question)
 	}
 }
 
-/* Sleeps until some question may go on; false when all are over or the deadline has come. */
+/*
+ * Sleeps until some questions can go on, and lets these go on: libpq takes a
+ * connection that is not ready for a broken one.  False when all are over or
+ * the deadline has come.
+ */
 static bool
-wait_for_any(Question *questions, int count, TimestampTz deadline)
+advance_some(Question *questions, int count, TimestampTz deadline)
 {
 	WaitEventSet *set;
-	WaitEvent	event;
+	WaitEvent  *events;
 	int			open = 0;
+	int			occurred;
 	long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 
 	CHECK_FOR_INTERRUPTS();
@@ -187,18 +189,25 @@ wait_for_any(Question *questions, int count, TimestampTz deadline)
 	if (open == 0 || left <= 0)
 		return false;
 
+	events = palloc((open + 2) * sizeof(WaitEvent));
 	set = create_wait_event_set_compat(open + 2);
 	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 	AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
 	for (int i = 0; i < count; i++)
 	{
 		if (questions[i].phase != OVER)
-			AddWaitEventToSet(set, questions[i].events, PQsocket(questions[i].conn), NULL, NULL);
+			AddWaitEventToSet(set, questions[i].events, PQsocket(questions[i].conn), NULL, &questions[i]);
 	}
-	(void) WaitEventSetWait(set, left, &event, 1, wait_event_compat("ReplMlAsk"));
+	occurred = WaitEventSetWait(set, left, events, open + 2, wait_event_compat("ReplMlAsk"));
 	FreeWaitEventSet(set);
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
+	for (int i = 0; i < occurred; i++)
+	{
+		if (events[i].user_data != NULL)
+			advance(events[i].user_data);
+	}
+	pfree(events);
 	return true;
 }
 
