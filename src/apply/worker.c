@@ -46,6 +46,9 @@
 
 static ReplMlApply apply;		/* the process's state; this file only */
 static TimestampTz last_enrolment = 0;	/* when follow_catalogs ran last */
+static WaitEventSet *wait_set = NULL;	/* of the connection; made by
+										 * wait_for_stream, freed by
+										 * disconnect */
 
 static void attach(int slot);
 static void detach(int code, Datum arg);
@@ -140,6 +143,9 @@ attach(int slot)
 static void
 disconnect(void)
 {
+	if (wait_set != NULL)
+		FreeWaitEventSet(wait_set);
+	wait_set = NULL;
 	repl_ml_stream_disconnect(apply.conn);
 	apply.conn = NULL;
 	repl_ml_stream_disconnect(apply.copy_conn);
@@ -556,15 +562,35 @@ longest_wait(void)
 	return apply.told < apply.received ? QUIET_STATUS_MS : status_interval();
 }
 
+/* Waits for the stream, the latch or longest_wait(); returns what has happened. */
+static int
+wait_for_stream(pgsocket fd)
+{
+	WaitEvent	occurred[2];
+	int			count;
+	int			events = 0;
+
+	/* one for the life of the connection: to make it costs more than to wait */
+	if (wait_set == NULL)
+	{
+		wait_set = CreateWaitEventSet_compat(3);
+		AddWaitEventToSet(wait_set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+		AddWaitEventToSet(wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+		AddWaitEventToSet(wait_set, WL_SOCKET_READABLE, fd, NULL, NULL);
+	}
+	count = WaitEventSetWait(wait_set, longest_wait(), occurred, lengthof(occurred), wait_event_compat("ReplMlApplyMain"));
+	for (int i = 0; i < count; i++)
+		events |= occurred[i].events;
+	return events;
+}
+
 static void
 wait_for_data(pgsocket fd)
 {
 	static bool asked = false;
 	TimestampTz last;
-	int			events;
+	int			events = wait_for_stream(fd);
 
-	events = WaitLatchOrSocket(MyLatch, WL_SOCKET_READABLE | WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							   fd, longest_wait(), wait_event_compat("ReplMlApplyMain"));
 	if (events & WL_LATCH_SET)
 		ResetLatch(MyLatch);
 	if (events & WL_SOCKET_READABLE)
