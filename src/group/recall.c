@@ -58,7 +58,11 @@ typedef struct Told
 	ReplMlLevel prepared_level; /* of COMMIT PREPARED */
 } Told;
 
-/* The reading under way; NULL before and after. */
+/*
+ * The reading under way; NULL before and after.  Everything of it is in its
+ * context, also what the reader allocates as it goes on.
+ */
+static MemoryContext recall_context = NULL;
 static XLogReaderState *reader = NULL;
 static HTAB *told = NULL;
 static XLogRecPtr acknowledged[REPL_ML_LEVELS]; /* at least so much was */
@@ -220,16 +224,18 @@ ask_peers(Peer *peers, int count, int self, XLogRecPtr end)
 static void
 open_reader(XLogRecPtr from)
 {
-	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-	HASHCTL		ctl = {.keysize = sizeof(TransactionId),.entrysize = sizeof(Told),.hcxt = TopMemoryContext};
+	HASHCTL		ctl = {.keysize = sizeof(TransactionId),.entrysize = sizeof(Told)};
+	MemoryContext old;
 
+	recall_context = AllocSetContextCreate(TopMemoryContext, "repl_ml recall", ALLOCSET_DEFAULT_SIZES);
+	old = MemoryContextSwitchTo(recall_context);
+	ctl.hcxt = recall_context;
 	told = hash_create("repl_ml levels told", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	reader = XLogReaderAllocate(wal_segment_size, NULL,
 								XL_ROUTINE(.page_read = read_local_xlog_page_no_wait,
 										   .segment_open = wal_segment_open,
 										   .segment_close = wal_segment_close),
 								palloc0(sizeof(ReadLocalXLogPageNoWaitPrivate)));
-	MemoryContextSwitchTo(old);
 	if (reader == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
@@ -240,6 +246,7 @@ open_reader(XLogRecPtr from)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("WAL at %X/%X cannot be read", LSN_FORMAT_ARGS(from)),
 				 errdetail("Which transactions were not acknowledged before the server started is not known until the members have acknowledged everything up to then.")));
+	MemoryContextSwitchTo(old);
 }
 
 /* Reads for a while; true if the end has not been reached. */
@@ -247,8 +254,10 @@ static bool
 read_bit(XLogRecPtr end)
 {
 	TimestampTz start = GetCurrentTimestamp();
+	MemoryContext old = MemoryContextSwitchTo(recall_context);
+	bool		more = true;
 
-	while (!TimestampDifferenceExceeds(start, GetCurrentTimestamp(), BIT_MS))
+	while (more && !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), BIT_MS))
 	{
 		char	   *reason;
 
@@ -256,18 +265,20 @@ read_bit(XLogRecPtr end)
 		if (XLogReadRecord(reader, &reason) == NULL)
 		{
 			/* as far as was flushed: the end, if it is not where a record ends */
-			if (((ReadLocalXLogPageNoWaitPrivate *) reader->private_data)->end_of_wal)
-				return false;
-			ereport(ERROR,
-					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("WAL at %X/%X cannot be read", LSN_FORMAT_ARGS(reader->EndRecPtr)),
-					 reason != NULL ? errdetail_internal("%s", reason) : 0));
+			if (!((ReadLocalXLogPageNoWaitPrivate *) reader->private_data)->end_of_wal)
+				ereport(ERROR,
+						(errcode(ERRCODE_DATA_CORRUPTED),
+						 errmsg("WAL at %X/%X cannot be read", LSN_FORMAT_ARGS(reader->EndRecPtr)),
+						 reason != NULL ? errdetail_internal("%s", reason) : 0));
+			more = false;
 		}
-		if (reader->ReadRecPtr >= end)
-			return false;
-		note_record();
+		else if (reader->ReadRecPtr >= end)
+			more = false;
+		else
+			note_record();
 	}
-	return true;
+	MemoryContextSwitchTo(old);
+	return more;
 }
 
 static void
@@ -288,13 +299,15 @@ note_message(void)
 	ReplMlRecord record;
 	Told	   *entry;
 	bool		found;
+	bool		ours;
 	char	   *text;
 
 	if (message->dbId != MyDatabaseId || strcmp(message->message, REPL_ML_MESSAGE_PREFIX) != 0)
 		return;
 	text = pnstrdup(message->message + message->prefix_size, message->message_size);
-	if (!repl_ml_record_parse(text, &record) || record.level == REPL_ML_ONE ||
-		record.of_prepared == message->transactional)
+	ours = repl_ml_record_parse(text, &record);
+	pfree(text);
+	if (!ours || record.level == REPL_ML_ONE || record.of_prepared == message->transactional)
 		return;
 	if (record.of_prepared)
 		xid = XidFromFullTransactionId(record.xid);
@@ -342,12 +355,10 @@ static void
 finish(void)
 {
 	if (reader != NULL)
-	{
-		pfree(reader->private_data);
 		XLogReaderFree(reader);
-	}
-	if (told != NULL)
-		hash_destroy(told);
+	if (recall_context != NULL)
+		MemoryContextDelete(recall_context);
+	recall_context = NULL;
 	reader = NULL;
 	told = NULL;
 	repl_ml_unacknowledged_recall_end(lost);
