@@ -28,7 +28,6 @@ typedef struct ReplMlTable
 	NameData	table_name;
 	AttrNumber	clock_attnum;
 	bool		clock_is_last;	/* no attribute behind the clock */
-	bool		has_stamps_only;	/* no trigger but those of origin/stamp.c */
 	Oid			key_index;
 	int			key_natts;
 	bool		key_plain;		/* key's text form depends on no setting */

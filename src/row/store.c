@@ -50,8 +50,7 @@ repl_ml_target_open(Relation rel, bool fire_triggers)
 	target->estate = make_estate(rel);
 	target->result = makeNode(ResultRelInfo);
 	InitResultRelInfo(target->result, rel, 1, NULL, 0);
-	/* those that stamp do nothing for what is applied, at some cost */
-	if (!fire_triggers || (repl_ml_applying && target->table->has_stamps_only))
+	if (!fire_triggers)
 		target->result->ri_TrigDesc = NULL;
 	else
 		defer_nothing(target->result);

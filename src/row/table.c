@@ -14,7 +14,6 @@
 #include "catalog/namespace.h"
 #include "catalog/partition.h"
 #include "catalog/pg_type.h"
-#include "commands/trigger.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
@@ -36,7 +35,6 @@ static HTAB *tables = NULL;
 static MemoryContext table_context = NULL;	/* function lookups of the entries */
 
 static void fill(ReplMlTable *table, Relation rel);
-static bool has_stamps_only(Relation rel);
 static void fill_key(ReplMlTable *table, Relation rel);
 static void fill_key_column(ReplMlTable *table, int i, Form_pg_attribute att);
 static bool plain_text_type(Oid type);
@@ -112,27 +110,8 @@ fill(ReplMlTable *table, Relation rel)
 						 quote_literal_cstr(quote_qualified_identifier(NameStr(table->schema_name),
 																	   NameStr(table->table_name))))));
 	table->clock_is_last = table->clock_attnum == RelationGetNumberOfAttributes(rel);
-	table->has_stamps_only = has_stamps_only(rel);
 	fill_key(table, rel);
 	table->valid = true;
-}
-
-/* Are all triggers that fire those of origin/stamp.c? */
-static bool
-has_stamps_only(Relation rel)
-{
-	Oid			schema = repl_ml_schema_oid();
-
-	for (int i = 0; rel->trigdesc != NULL && i < rel->trigdesc->numtriggers; i++)
-	{
-		Trigger    *trigger = &rel->trigdesc->triggers[i];
-
-		if (trigger->tgenabled != TRIGGER_DISABLED &&
-			(get_func_namespace(trigger->tgfoid) != schema ||
-			 strncmp(get_func_name(trigger->tgfoid), "stamp_", strlen("stamp_")) != 0))
-			return false;
-	}
-	return true;
 }
 
 static void
