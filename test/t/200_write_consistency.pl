@@ -155,10 +155,12 @@ SQL
 sql($n2, "BEGIN; UPDATE t SET v = 'held' WHERE id = 1; PREPARE TRANSACTION 'holds'");
 sql($n1, "UPDATE t SET v = 'n1' WHERE id = 1");
 my $retries = sql($n2, "SELECT retries FROM repl_ml.stat_apply WHERE node_name = 'n1'");
-my @sessions;
-while (@sessions < 12 || sql($n2, "SELECT retries < $retries + 3 FROM repl_ml.stat_apply WHERE node_name = 'n1'") eq 't')
+my $id = 200;
+my @sessions = map { insert('t', $id++, 'all') } 1 .. 12;
+foreach my $lost (1 .. 3)
 {
-	push @sessions, insert('t', 200 + @sessions, 'all');
+	poll_until($n2, "SELECT retries >= $retries + $lost FROM repl_ml.stat_apply WHERE node_name = 'n1'");
+	push @sessions, map { insert('t', $id++, 'all') } 1 .. 8;
 }
 sql($n2, "ROLLBACK PREPARED 'holds'");
 is(join('', grep { !/^INSERT 0 1$/m } map { finish_session($_) } @sessions), '', 'no commit is refused while a peer connects anew');
