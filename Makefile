@@ -63,6 +63,7 @@ OBJS = \
 	src/group/identity.o \
 	src/group/query.o \
 	src/group/peer.o \
+	src/group/news.o \
 	src/group/quorum.o \
 	src/group/consistency.o \
 	src/group/position.o \

@@ -21,6 +21,7 @@
 #include "replication/origin.h"
 #include "replication/syncrep.h"
 #include "replication/walreceiver.h"
+#include "replication/walsender.h"
 #include "replication/walsender_private.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
@@ -191,6 +192,17 @@ sync_rep_next_compat(int mode, PGPROC *proc)
 	SHM_QUEUE  *queue = &WalSndCtl->SyncRepQueue[mode];
 
 	return (PGPROC *) SHMQueueNext(queue, proc == NULL ? queue : &proc->syncRepLinks, offsetof(PGPROC, syncRepLinks));
+#endif
+}
+
+/* wakes all walsenders: 16 tells physical and logical ones apart */
+static inline void
+wake_walsenders_compat(void)
+{
+#if PG_VERSION_NUM >= 160000
+	WalSndWakeup(true, true);
+#else
+	WalSndWakeup();
 #endif
 }
 

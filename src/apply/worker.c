@@ -514,7 +514,7 @@ settle(bool at_once)
 		 GetFlushRecPtr(NULL) >= XactLastCommitEnd ||
 		 TimestampDifferenceExceeds(apply.volatile_since, GetCurrentTimestamp(), FLUSH_DELAY_MS)))
 	{
-		XLogFlush(XactLastCommitEnd);
+		repl_ml_news_flush(XactLastCommitEnd);
 		apply.volatile_since = 0;
 		apply.waited_for = false;
 	}
@@ -549,17 +549,20 @@ acknowledge_news(void)
 		acknowledge(false);
 	else
 		settle(false);
+	repl_ml_news_settle();
 }
 
 /* When there is something to do again, if nothing comes, ms. */
 static int
 longest_wait(void)
 {
+	int			wait = apply.told < apply.received ? QUIET_STATUS_MS : status_interval();
+
 	if (apply.aside)
-		return ASIDE_DELAY_MS;
+		wait = Min(wait, ASIDE_DELAY_MS);
 	if (apply.volatile_since != 0)
-		return FLUSH_DELAY_MS;
-	return apply.told < apply.received ? QUIET_STATUS_MS : status_interval();
+		wait = Min(wait, FLUSH_DELAY_MS);
+	return repl_ml_news_due() < 0 ? wait : Min(wait, repl_ml_news_due());
 }
 
 /* Waits for the stream, the latch or longest_wait(); returns what has happened. */

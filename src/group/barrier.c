@@ -77,9 +77,11 @@ write_message(const char *text)
 	XLogRecPtr	end;
 
 	replorigin_session_origin = InvalidRepOriginId;
+	repl_ml_news_begin();
 	end = LogLogicalMessage_compat(REPL_ML_MESSAGE_PREFIX, text, strlen(text), false);
 	replorigin_session_origin = origin;
 	XLogFlush(end);
+	repl_ml_news_end();
 }
 
 /*

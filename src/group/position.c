@@ -186,7 +186,13 @@ PG_FUNCTION_INFO_V1(repl_ml_current_vector);
 Datum
 repl_ml_current_vector(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_POINTER(repl_ml_positions());
+	ReplMlClock *positions = repl_ml_positions();
+
+	/* the peers will be asked for all of it, also for what is news to none */
+	repl_ml_news_begin();
+	repl_ml_news_end();
+	repl_ml_news_tell();
+	PG_RETURN_POINTER(positions);
 }
 
 /* Raises an error where what is waited for could not be seen afterwards. */

@@ -268,6 +268,7 @@ repl_ml_quorum_attach(int peer)
 		link->heard = monotonic_now();
 	}
 	LWLockRelease(quorum->lock);
+	repl_ml_news_count_walsender(1);
 	before_shmem_exit(detach, Int32GetDatum(peer));
 }
 
@@ -276,6 +277,7 @@ detach(int code, Datum arg)
 {
 	Link	   *link;
 
+	repl_ml_news_count_walsender(-1);
 	LWLockAcquire(quorum->lock, LW_EXCLUSIVE);
 	link = find_link(DatumGetInt32(arg));
 	if (link != NULL && link->walsender == MyProcPid)

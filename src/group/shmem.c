@@ -76,6 +76,10 @@ create_struct(void)
 		ConditionVariableInit(&repl_ml_shared->advanced);
 		pg_atomic_init_u64(&repl_ml_shared->counter, 0);
 		pg_atomic_init_u64(&repl_ml_shared->counter_bound, 0);
+		pg_atomic_init_u64(&repl_ml_shared->news_begun, 0);
+		pg_atomic_init_u64(&repl_ml_shared->news_ended, 0);
+		pg_atomic_init_u64(&repl_ml_shared->news_told, 0);
+		pg_atomic_init_u32(&repl_ml_shared->peer_walsenders, 0);
 		for (int i = 0; i < REPL_ML_MAX_DATABASES; i++)
 			pg_atomic_init_u64(&repl_ml_shared->databases[i].tombstones, 0);
 		for (int i = 0; i < MaxBackends; i++)

@@ -119,6 +119,10 @@ typedef struct ReplMlShared
 	ConditionVariable advanced; /* positions, answers, members; see position.c */
 	pg_atomic_uint64 counter;	/* greatest counter issued or seen */
 	pg_atomic_uint64 counter_bound; /* durable: no counter above it was issued */
+	pg_atomic_uint64 news_begun;	/* commits of this node's own; see news.c */
+	pg_atomic_uint64 news_ended;
+	pg_atomic_uint64 news_told; /* of those begun, known to the walsenders */
+	pg_atomic_uint32 peer_walsenders;
 	pid_t		launcher_pid;
 	Latch	   *launcher_latch;
 	ReplMlJoinRequest join;
@@ -141,6 +145,15 @@ extern void repl_ml_shmem_wake_supervisor(Oid database);
 extern void repl_ml_shmem_set_member(Oid database, bool member);
 extern void repl_ml_shmem_wake_launcher(void);
 extern const char *repl_ml_worker_state_name(ReplMlWorkerState state);
+
+/* in news.c */
+extern void repl_ml_news_begin(void);
+extern void repl_ml_news_end(void);
+extern void repl_ml_news_count_walsender(int change);
+extern void repl_ml_news_flush(XLogRecPtr lsn);
+extern void repl_ml_news_tell(void);
+extern void repl_ml_news_settle(void);
+extern int	repl_ml_news_due(void);
 
 /* in ticker.c */
 extern void repl_ml_ticker_startup(void);

@@ -162,6 +162,8 @@ before_commit(void)
 	if (!repl_ml_internal_write && !repl_ml_applying && repl_ml_ticker_used())
 		level = repl_ml_level_wanted();
 	begin(level, GetTopTransactionIdIfAny());
+	if (!repl_ml_applying || replorigin_session_origin == InvalidRepOriginId)
+		repl_ml_news_begin();
 	if (commit.waits || (repl_ml_token_is_out() && repl_ml_ticker_used()))
 		tell_level(level);
 }
@@ -231,6 +233,7 @@ after_commit(XLogRecPtr lsn, bool committed)
 static ReplMlOutcome
 end(XLogRecPtr lsn, bool committed)
 {
+	repl_ml_news_end();
 	if (commit.changed)
 	{
 		synchronous_commit = commit.synchronous_commit;
@@ -344,6 +347,7 @@ repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run) (void *argu
 	char	   *message = level == REPL_ML_ONE ? "" : repl_ml_record_of_prepared(level, xid);
 
 	begin(level, xid);
+	repl_ml_news_begin();
 	PG_TRY();
 	{
 		if (commit.waits)
