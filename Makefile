@@ -31,6 +31,7 @@ OBJS = \
 	src/wire/clock.o \
 	src/wire/marks.o \
 	src/wire/vclock.o \
+	src/wire/binary.o \
 	src/wire/stream.o \
 	src/wire/ask.o \
 	src/row/table.o \

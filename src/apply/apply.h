@@ -42,6 +42,8 @@ typedef struct ReplMlRemoteTable
 	int		   *remote_column;	/* local attribute - 1 -> remote column or -1 */
 	FmgrInfo   *input;
 	Oid		   *input_param;
+	FmgrInfo   *receive;		/* fn_oid is invalid where the two types are
+								 * not the same on all nodes */
 	MemoryContext context;		/* of remote_column and what follows it */
 } ReplMlRemoteTable;
 
@@ -181,6 +183,7 @@ extern ReplMlRemoteTable *repl_ml_relation_get(LogicalRepRelId id);
 extern void repl_ml_relation_fill_slot(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, TupleTableSlot *slot);
 extern ReplMlRemoteTable *repl_ml_relation_find(LogicalRepRelId id);
 extern Oid	repl_ml_relation_local(const char *schema_name, const char *table_name);
+extern char *repl_ml_relation_column(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column);
 extern char *repl_ml_relation_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, const char *column);
 
 /* in target.c */

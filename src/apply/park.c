@@ -93,6 +93,45 @@ is_tombstone(ReplMlRemoteTable *table)
 		strcmp(table->remote.relname, "tombstone") == 0;
 }
 
+/* The bytes as two digits each, after \\x. */
+static char *
+as_digits(const StringInfoData *value)
+{
+	char	   *digits = palloc(value->len * 2 + 3);
+
+	strcpy(digits, "\\x");
+	digits[2 + hex_encode(value->data, value->len, digits + 2)] = '\0';
+	return digits;
+}
+
+/* A value that came in binary form: as text, or its bytes if its type does not read them. */
+static char *
+binary_as_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	char	   *volatile text = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		text = repl_ml_relation_column(table, tuple, column);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		text = as_digits(&tuple->colvalues[column]);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return text;
+}
+
 /* The received columns as a JSON object of strings. */
 static char *
 tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple)
@@ -109,6 +148,8 @@ tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple)
 		appendStringInfoChar(&json, ':');
 		if (tuple->colstatus[i] == LOGICALREP_COLUMN_TEXT)
 			escape_json(&json, tuple->colvalues[i].data);
+		else if (tuple->colstatus[i] == LOGICALREP_COLUMN_BINARY)
+			escape_json(&json, binary_as_text(table, tuple, i));
 		else
 			appendStringInfoString(&json, "null");
 	}

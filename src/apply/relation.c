@@ -27,6 +27,7 @@
 #include "apply/apply.h"
 #include "compat.h"
 #include "group/query.h"
+#include "wire/binary.h"
 
 static HTAB *remote_tables = NULL;
 static MemoryContext relation_context = NULL;	/* lives as long as a
@@ -98,7 +99,9 @@ repl_ml_relation_remember(LogicalRepRelation *remote, bool late)
 	table->remote.attnames = palloc(Max(remote->natts, 1) * sizeof(char *));
 	for (int i = 0; i < remote->natts; i++)
 		table->remote.attnames[i] = pstrdup(remote->attnames[i]);
-	table->remote.atttyps = NULL;
+	table->remote.atttyps = palloc0(Max(remote->natts, 1) * sizeof(Oid));
+	if (remote->atttyps != NULL)
+		memcpy(table->remote.atttyps, remote->atttyps, remote->natts * sizeof(Oid));
 	table->remote.attkeys = NULL;
 	MemoryContextSwitchTo(old);
 }
@@ -197,6 +200,17 @@ resolve(ReplMlRemoteTable *table)
 	PG_END_TRY();
 }
 
+/* The type here of what the peer sends of a column in binary form; InvalidOid if it should not. */
+static Oid
+type_of_binary(ReplMlRemoteTable *table, int column)
+{
+	Oid			type = table->remote.atttyps[column];
+
+	if (strcmp(table->remote.attnames[column], REPL_ML_CLOCK_COLUMN) == 0)
+		return repl_ml_clock_type();
+	return repl_ml_binary_is_portable(type) ? type : InvalidOid;
+}
+
 /* Remote column of each local attribute; an error where the two differ. */
 static void
 map_columns(ReplMlRemoteTable *table, Relation rel)
@@ -214,6 +228,7 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 	table->remote_column = palloc(desc->natts * sizeof(int));
 	table->input = palloc0(desc->natts * sizeof(FmgrInfo));
 	table->input_param = palloc0(desc->natts * sizeof(Oid));
+	table->receive = palloc0(desc->natts * sizeof(FmgrInfo));
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
@@ -238,6 +253,11 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 		matched++;
 		getTypeInputInfo(att->atttypid, &function, &table->input_param[i]);
 		fmgr_info(function, &table->input[i]);
+		if (type_of_binary(table, table->remote_column[i]) == att->atttypid)
+		{
+			getTypeBinaryInputInfo(att->atttypid, &function, &table->input_param[i]);
+			fmgr_info(function, &table->receive[i]);
+		}
 	}
 	MemoryContextSwitchTo(old);
 
@@ -254,9 +274,24 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 	}
 }
 
-/* A received value as text, NULL for null; an error if it is not in the message. */
+/* A value that came in binary form, as text. */
 static char *
-received_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column)
+binary_as_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column)
+{
+	Oid			type = type_of_binary(table, column);
+
+	if (!OidIsValid(type))
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the peer sent column \"%s\" of table \"%s.%s\" in binary form, which its type %u may not have",
+						table->remote.attnames[column], table->remote.nspname,
+						table->remote.relname, table->remote.atttyps[column])));
+	return repl_ml_binary_as_text(type, &tuple->colvalues[column]);
+}
+
+/* A received value as text, NULL for null; an error if it is not in the message. */
+char *
+repl_ml_relation_column(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column)
 {
 	if (tuple->ncols != table->remote.natts)
 		ereport(ERROR,
@@ -276,6 +311,8 @@ received_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column)
 			 */
 			(void) pg_verifymbstr(tuple->colvalues[column].data, tuple->colvalues[column].len, false);
 			return tuple->colvalues[column].data;
+		case LOGICALREP_COLUMN_BINARY:
+			return binary_as_text(table, tuple, column);
 		case LOGICALREP_COLUMN_UNCHANGED:
 			ereport(ERROR,
 					(errcode(ERRCODE_PROTOCOL_VIOLATION),
@@ -311,6 +348,28 @@ fill_default(ReplMlRemoteTable *table, int i, TupleTableSlot *slot)
 													CreateStandaloneExprContext(), &slot->tts_isnull[i]);
 }
 
+/* Sets one column of the local table's tuple from the received row. */
+static void
+fill_column(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, TupleTableSlot *slot, int i)
+{
+	int32		typmod = TupleDescAttr(slot->tts_tupleDescriptor, i)->atttypmod;
+	int			column = table->remote_column[i];
+	char	   *text;
+
+	if (OidIsValid(table->receive[i].fn_oid) && tuple->ncols == table->remote.natts &&
+		tuple->colstatus[column] == LOGICALREP_COLUMN_BINARY)
+	{
+		slot->tts_isnull[i] = false;
+		slot->tts_values[i] = repl_ml_binary_read(&table->receive[i], table->input_param[i], typmod,
+												  &tuple->colvalues[column]);
+		return;
+	}
+	text = repl_ml_relation_column(table, tuple, column);
+	slot->tts_isnull[i] = text == NULL;
+	if (text != NULL)
+		slot->tts_values[i] = InputFunctionCall(&table->input[i], text, table->input_param[i], typmod);
+}
+
 /* The received row as a tuple of the local table, in "slot". */
 void
 repl_ml_relation_fill_slot(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, TupleTableSlot *slot)
@@ -320,18 +379,13 @@ repl_ml_relation_fill_slot(ReplMlRemoteTable *table, LogicalRepTupleData *tuple,
 	ExecClearTuple(slot);
 	for (int i = 0; i < desc->natts; i++)
 	{
-		char	   *text = table->remote_column[i] < 0 ? NULL :
-			received_text(table, tuple, table->remote_column[i]);
-
-		slot->tts_isnull[i] = text == NULL;
-
 		slot->tts_values[i] = (Datum) 0;
-		if (table->late && table->remote_column[i] < 0 && !TupleDescAttr(desc, i)->attisdropped &&
-			TupleDescAttr(desc, i)->attgenerated == '\0')
+		slot->tts_isnull[i] = true;
+		if (table->remote_column[i] >= 0)
+			fill_column(table, tuple, slot, i);
+		else if (table->late && !TupleDescAttr(desc, i)->attisdropped &&
+				 TupleDescAttr(desc, i)->attgenerated == '\0')
 			fill_default(table, i, slot);
-		if (text != NULL)
-			slot->tts_values[i] = InputFunctionCall(&table->input[i], text, table->input_param[i],
-													TupleDescAttr(desc, i)->atttypmod);
 	}
 	ExecStoreVirtualTuple(slot);
 }
@@ -343,7 +397,7 @@ repl_ml_relation_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, cons
 	for (int j = 0; j < table->remote.natts; j++)
 	{
 		if (strcmp(table->remote.attnames[j], column) == 0)
-			return received_text(table, tuple, j);
+			return repl_ml_relation_column(table, tuple, j);
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_PROTOCOL_VIOLATION),

@@ -5,7 +5,8 @@
  * Publications, row format, spilling and streaming are pgoutput's.  What we
  * add: changes that our own apply workers made are not sent on, while changes
  * of any other origin (a core subscription into an enrolled table, say) are;
- * and the peer's replies are listened to (reply.c).  The messages of a small
+ * the peer's replies are listened to (reply.c); and rows travel in binary form
+ * where every node reads that alike (wire/binary.c).  The messages of a small
  * transaction leave together, not each in a packet that wakes the peer.
  * Runs in the walsender.  Before it: stamp.c; after it: wire/stream.c on the
  * peer.
@@ -22,6 +23,7 @@
 #include "replication/logical.h"
 #include "replication/origin.h"
 #include "replication/output_plugin.h"
+#include "replication/pgoutput.h"
 #include "replication/walsender.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -29,6 +31,7 @@
 #include "compat.h"
 #include "group/group.h"
 #include "origin/origin.h"
+#include "wire/binary.h"
 
 #define HELD_BYTES	8192		/* so much is sent at once, also within a transaction */
 
@@ -44,11 +47,14 @@ typedef struct KnownOrigin
 static HTAB *known_origins = NULL;
 
 static LogicalDecodeStartupCB core_startup;
+static LogicalDecodeChangeCB core_change;
 static LogicalDecodeMessageCB core_message;
 static LogicalOutputPluginWriterWrite core_write;
 static Size held = 0;			/* bytes that hold_message has not sent */
+static bool binary_wanted;		/* by the peer */
 
 static void start_up(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init);
+static void send_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change);
 static void send_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr lsn, bool transactional,
 						 const char *prefix, Size size, const char *message);
 static void hold_message(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool last_write);
@@ -66,6 +72,8 @@ _PG_output_plugin_init(OutputPluginCallbacks *cb)
 	cb->filter_by_origin_cb = filter_by_origin;
 	core_startup = cb->startup_cb;
 	cb->startup_cb = start_up;
+	core_change = cb->change_cb;
+	cb->change_cb = send_change;
 	core_message = cb->message_cb;
 	cb->message_cb = send_message;
 }
@@ -74,6 +82,7 @@ static void
 start_up(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init)
 {
 	core_startup(ctx, options, is_init);
+	binary_wanted = !is_init && ((PGOutputData *) ctx->output_plugin_private)->binary;
 	if (!is_init)
 		repl_ml_reply_watch();
 	/* not the SQL functions that read a slot */
@@ -104,6 +113,14 @@ hold_message(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, boo
 		pq_putmessage_noblock('d', ctx->out->data, ctx->out->len);
 		repl_ml_reply_written(ctx->out->len);
 	}
+}
+
+/* In binary form only what every node reads alike. */
+static void
+send_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change)
+{
+	((PGOutputData *) ctx->output_plugin_private)->binary = binary_wanted && repl_ml_binary_is_table_portable(relation);
+	core_change(ctx, txn, relation, change);
 }
 
 /* Of the messages in the WAL only our own are for peers. */

@@ -8,7 +8,8 @@
  * communication method it does that with is ours (output.c installs it).
  *
  * The same place decides when what output.c has written leaves: not while more
- * WAL is there to be decoded, because each packet wakes the peer.
+ * WAL is there to be decoded, because each packet wakes the peer.  For the same
+ * reason keepalives that tell nothing do not leave at all.
  */
 #include "postgres.h"
 
@@ -19,6 +20,7 @@
 #undef USE_SSL
 #include "libpq/libpq.h"
 #include "miscadmin.h"
+#include "port/pg_bswap.h"
 #include "replication/slot.h"
 #include "replication/walsender.h"
 #include "replication/walsender_private.h"
@@ -42,7 +44,10 @@ static TimeoutId timeout_id;
 static Size written = 0;
 static bool holding = false;
 
+static XLogRecPtr told = InvalidXLogRecPtr; /* of the last message of a change */
+
 static int	flush_if_writable(void);
+static void putmessage_noblock(char type, const char *data, size_t length);
 static bool is_send_pending(void);
 static bool may_hold(void);
 static void listen_to_peer(void);
@@ -67,6 +72,7 @@ repl_ml_reply_watch(void)
 	ours = *PqCommMethods;
 	ours.flush_if_writable = flush_if_writable;
 	ours.is_send_pending = is_send_pending;
+	ours.putmessage_noblock = putmessage_noblock;
 	PqCommMethods = &ours;
 }
 
@@ -87,6 +93,28 @@ flush_if_writable(void)
 		return 0;
 	written = 0;
 	return core_methods->flush_if_writable();
+}
+
+/*
+ * Core's, but for a keepalive that asks for nothing and tells no position that
+ * the peer does not know from the commit before it: it would wake the peer once
+ * more.  The numbers are in the places the replication protocol gives them.
+ */
+static void
+putmessage_noblock(char type, const char *data, size_t length)
+{
+	uint64		position;
+
+	if (type == 'd' && length > 1 + sizeof(position))
+	{
+		memcpy(&position, data + 1, sizeof(position));
+		position = pg_ntoh64(position);
+		if (data[0] == 'w')
+			told = position;
+		else if (data[0] == 'k' && data[length - 1] == 0 && position == told)
+			return;
+	}
+	core_methods->putmessage_noblock(type, data, length);
 }
 
 /* What is held on purpose is not pending: the walsender would wait for the socket instead of decoding. */
