@@ -65,6 +65,7 @@ OBJS = \
 	src/group/query.o \
 	src/group/peer.o \
 	src/group/news.o \
+	src/group/members.o \
 	src/group/quorum.o \
 	src/group/consistency.o \
 	src/group/position.o \

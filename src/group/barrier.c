@@ -105,7 +105,7 @@ repl_ml_barrier_read(const pg_uuid_t *group, int peer, const char *message)
 
 	if (strncmp(message, answer, strlen(answer)) == 0)
 	{
-		repl_ml_quorum_set_answer(peer, repl_ml_clock_from_text(message + strlen(answer)));
+		repl_ml_members_set_answer(peer, repl_ml_clock_from_text(message + strlen(answer)));
 		repl_ml_positions_advanced();
 		return false;
 	}
@@ -149,13 +149,13 @@ repl_ml_barrier_run(TimestampTz deadline)
 	write_message(message_head(QUESTION, &self->group_id));
 	question = ProcLastRecPtr;
 
-	while (!repl_ml_quorum_answered(node_id, question, &wanted))
+	while (!repl_ml_members_answered(node_id, question, &wanted))
 	{
 		if (!repl_ml_position_wait(deadline, "ReplMlBarrierAnswers"))
 			ereport(ERROR,
 					(errcode(ERRCODE_QUERY_CANCELED),
 					 errmsg("too few members have answered to read what has been acknowledged"),
-					 errdetail("No answer from: %s.", repl_ml_quorum_silent(node_id, question)),
+					 errdetail("No answer from: %s.", repl_ml_members_silent(node_id, question)),
 					 errhint("See SELECT * FROM repl_ml.health.")));
 	}
 	wanted = repl_ml_clock_merge(wanted, own);
@@ -262,7 +262,7 @@ is_compared(int dropped)
 		compared = DatumGetArrayTypeP(heap_getattr(tuple, Anum_dropped_compared, RelationGetDescr(rel), &isnull));
 		count = without_due_copies((int *) ARR_DATA_PTR(compared),
 								   ArrayGetNItems(ARR_NDIM(compared), ARR_DIMS(compared)), copied);
-		result = repl_ml_quorum_is_majority(copied, count);
+		result = repl_ml_members_are_majority(copied, count);
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);

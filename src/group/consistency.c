@@ -45,7 +45,7 @@ repl_ml_write_members(PG_FUNCTION_ARGS)
 	repl_ml_shmem_require();
 	InitMaterializedSRF(fcinfo, 0);
 	states = palloc((REPL_ML_MAX_WORKERS + 1) * sizeof(ReplMlMemberState));
-	count = repl_ml_quorum_member_states(states);
+	count = repl_ml_members_states(states);
 	for (int i = 0; i < count; i++)
 	{
 		const ReplMlMemberState *state = &states[i];

@@ -55,7 +55,7 @@ repl_ml_positions_received(uint16 self, bool *complete)
 	ReplMlClock *result;
 	int			members[REPL_ML_MAX_WORKERS];
 	int			count = 0;
-	int			member_count = repl_ml_quorum_peers(members);
+	int			member_count = repl_ml_members_peers(members);
 
 	entries[count++] = (ReplMlClockEntry) {.node = self,.counter = GetXLogInsertRecPtr()};
 	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);

@@ -32,7 +32,7 @@ typedef enum ReplMlOutcome
 	REPL_ML_ABORTED				/* of another cause */
 } ReplMlOutcome;
 
-/* A member as repl_ml_quorum_set_members takes it. */
+/* A member as repl_ml_members_set takes it. */
 typedef struct ReplMlMember
 {
 	int			node_id;
@@ -80,27 +80,29 @@ extern Size repl_ml_quorum_shmem_size(void);
 extern void repl_ml_quorum_shmem_init(void *space, LWLock *lock);
 extern const char *repl_ml_level_name(ReplMlLevel level);
 extern bool repl_ml_level_parse(const char *name, ReplMlLevel *level);
-extern void repl_ml_quorum_set_members(List *members);
-extern void repl_ml_quorum_attach(int peer);
-extern void repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged);
+extern bool repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged);
 extern bool repl_ml_quorum_release(void);
 extern void repl_ml_quorum_begin(ReplMlLevel level, TransactionId xid);
 extern ReplMlOutcome repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise);
 extern bool repl_ml_quorum_reached(ReplMlLevel level, XLogRecPtr lsn);
 extern XLogRecPtr repl_ml_quorum_acknowledged(ReplMlLevel level);
 extern bool repl_ml_quorum_is_waiting(TransactionId xid, ReplMlLevel *level);
-extern int	repl_ml_quorum_peers(int *peers);
-extern void repl_ml_quorum_set_answer(int peer, const ReplMlClock *positions);
-extern bool repl_ml_quorum_answered(uint16 self, XLogRecPtr question, ReplMlClock **positions);
-extern char *repl_ml_quorum_silent(uint16 self, XLogRecPtr question);
-extern bool repl_ml_quorum_is_majority(const int *peers, int count);
 extern bool repl_ml_quorum_in_use(void);
-extern bool repl_ml_quorum_is_alone(void);
-extern bool repl_ml_quorum_is_cut_off(void);
-extern char *repl_ml_quorum_missing(XLogRecPtr lsn);
-extern int	repl_ml_quorum_member_states(ReplMlMemberState *states);
 extern int	repl_ml_quorum_waiting(ReplMlWaiting *waiting);
 extern ReplMlLevelStats repl_ml_quorum_stats(ReplMlLevel level);
 extern void repl_ml_quorum_reset_stats(void);
+
+/* in members.c */
+extern void repl_ml_members_set(List *members);
+extern void repl_ml_members_attach(int peer);
+extern int	repl_ml_members_peers(int *peers);
+extern bool repl_ml_members_are_majority(const int *peers, int count);
+extern bool repl_ml_members_is_alone(void);
+extern bool repl_ml_members_is_cut_off(void);
+extern char *repl_ml_members_missing(XLogRecPtr lsn);
+extern int	repl_ml_members_states(ReplMlMemberState *states);
+extern void repl_ml_members_set_answer(int peer, const ReplMlClock *positions);
+extern bool repl_ml_members_answered(uint16 self, XLogRecPtr question, ReplMlClock **positions);
+extern char *repl_ml_members_silent(uint16 self, XLogRecPtr question);
 
 #endif							/* REPL_ML_QUORUM_H */

@@ -233,7 +233,7 @@ tend_peers(bool joining)
 	}
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
-	repl_ml_quorum_set_members(joining ? NIL : ready);
+	repl_ml_members_set(joining ? NIL : ready);
 
 	foreach(lc, alive)
 		(void) repl_ml_worker_start(MyDatabaseId, lfirst_int(lc));

@@ -184,7 +184,7 @@ tell_level(ReplMlLevel level)
 static void
 begin(ReplMlLevel level, TransactionId xid)
 {
-	if (level == REPL_ML_ONE || repl_ml_quorum_is_alone())
+	if (level == REPL_ML_ONE || repl_ml_members_is_alone())
 	{
 		if (synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH && waits_are_ours())
 			set_synchronous_commit(SYNCHRONOUS_COMMIT_LOCAL_FLUSH);
@@ -321,7 +321,7 @@ replace_success(char type, const char *data, size_t length)
 static void
 raise_unacknowledged(const Commit *given_up, ReplMlOutcome outcome, XLogRecPtr lsn)
 {
-	char	   *missing = repl_ml_quorum_missing(lsn);
+	char	   *missing = repl_ml_members_missing(lsn);
 
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_STATEMENT_COMPLETION_UNKNOWN),

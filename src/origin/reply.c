@@ -66,7 +66,7 @@ repl_ml_reply_watch(void)
 		database != MyDatabaseId)
 		return;
 	peer = node_id;
-	repl_ml_quorum_attach(peer);
+	repl_ml_members_attach(peer);
 	timeout_id = RegisterTimeout(USER_TIMEOUT, on_timeout);
 	core_methods = PqCommMethods;
 	ours = *PqCommMethods;
@@ -150,16 +150,13 @@ listen_to_peer(void)
 	if (MyWalSnd->replyTime != reply_time || MyWalSnd->flush != acknowledged)
 	{
 		reply_time = MyWalSnd->replyTime;
-		again |= acknowledged < MyWalSnd->flush;
 		acknowledged = MyWalSnd->flush;
-		repl_ml_quorum_heard(peer, acknowledged);
+		again = repl_ml_quorum_heard(peer, acknowledged);
 	}
-	if (again)
-	{
+	else if (again)
 		again = repl_ml_quorum_release();
-		if (again)
-			enable_timeout_after(timeout_id, AGAIN_MS);
-	}
+	if (again)
+		enable_timeout_after(timeout_id, AGAIN_MS);
 }
 
 static void

@@ -94,7 +94,7 @@ static int
 put_message(char type, const char *data, size_t length)
 {
 	if (phase == CONNECTING && type == 'S' && length == sizeof(REPORTED_OFF) &&
-		memcmp(data, REPORTED_OFF, length) == 0 && repl_ml_quorum_is_cut_off())
+		memcmp(data, REPORTED_OFF, length) == 0 && repl_ml_members_is_cut_off())
 	{
 		said_on = true;
 		return core_methods->putmessage('S', REPORTED_ON, sizeof(REPORTED_ON));
@@ -130,7 +130,7 @@ repl_ml_routing_show(const VariableShowStmt *stmt, void (*run) (void *argument),
 	bool		read_only = XactReadOnly;
 
 	if (!fenced_read_only || IsTransactionBlock() || strcmp(stmt->name, ASKED) != 0 ||
-		!repl_ml_quorum_is_cut_off())
+		!repl_ml_members_is_cut_off())
 	{
 		run(argument);
 		return;

@@ -1,0 +1,100 @@
+/*
+ * quorum_private.h
+ *		What members.c and quorum.c keep in shared memory.
+ *
+ * One lock, repl_ml_quorum->lock, is for all of it; nobody takes core's
+ * SyncRepLock while holding it.
+ */
+#ifndef REPL_ML_QUORUM_PRIVATE_H
+#define REPL_ML_QUORUM_PRIVATE_H
+
+#include "group/quorum.h"
+#include "group/shmem.h"
+#include "portability/instr_time.h"
+
+/* a clock of as many entries as there may be, and its header */
+#define REPL_ML_ANSWER_BYTES	(VARHDRSZ + REPL_ML_MAX_CLOCK_ENTRIES * REPL_ML_CLOCK_ENTRY_SIZE + 64)
+
+/* A peer, as a node that acknowledges. */
+typedef struct ReplMlLink
+{
+	Oid			database;		/* InvalidOid: free */
+	int			peer;
+	NameData	node_name;
+	bool		counts;			/* a ready member: its word counts */
+	pid_t		walsender;		/* serves it now; 0: not connected */
+	uint64		lost;			/* when it was last connected, monotonic µs */
+	uint64		heard;			/* when it last spoke, monotonic µs; 0: never */
+	XLogRecPtr	acknowledged;	/* it has everything before, durably applied */
+} ReplMlLink;
+
+/* A commit under way. */
+typedef struct ReplMlWaiter
+{
+	Oid			database;		/* InvalidOid: none */
+	ReplMlLevel level;
+	TransactionId xid;
+	pid_t		pid;
+	TimestampTz since;
+	uint64		start;			/* the same, monotonic µs */
+} ReplMlWaiter;
+
+/* What became of the commits of one level. */
+typedef struct ReplMlLevelCounts
+{
+	int64		outcomes[REPL_ML_ABORTED];
+	uint64		total;			/* of acknowledged ones, µs */
+	uint64		least;
+	uint64		greatest;
+	int64		histogram[REPL_ML_WAIT_BUCKETS];
+} ReplMlLevelCounts;
+
+/* One member database; the index is that of repl_ml_shared->databases. */
+typedef struct ReplMlQuorumDatabase
+{
+	bool		members_known;
+	int			members;		/* that count, this node included */
+	NameData	local_name;
+	int			waiters[REPL_ML_LEVELS];
+	uint64		last_begin;		/* of a wait, monotonic µs; 0: none yet */
+	XLogRecPtr	acknowledged[REPL_ML_LEVELS];	/* never goes back */
+	XLogRecPtr	let_go[REPL_ML_LEVELS]; /* some walsender sees to it that
+										 * whoever waits for less is woken */
+	ReplMlLevelCounts counts[REPL_ML_LEVELS];
+	TimestampTz counts_since;	/* 0: since the server's start */
+} ReplMlQuorumDatabase;
+
+typedef struct ReplMlQuorum
+{
+	LWLock	   *lock;
+	ReplMlQuorumDatabase databases[REPL_ML_MAX_DATABASES];
+	int			links_used;		/* those behind have never been used */
+	ReplMlLink	links[REPL_ML_MAX_WORKERS];
+	char		answers[REPL_ML_MAX_WORKERS][REPL_ML_ANSWER_BYTES]; /* of the peers of links:
+																	 * clocks, what each last
+																	 * said it had received of
+																	 * each node */
+	ReplMlWaiter waiters[FLEXIBLE_ARRAY_MEMBER];	/* by backend number */
+} ReplMlQuorum;
+
+extern ReplMlQuorum *repl_ml_quorum;
+
+static inline uint64
+repl_ml_monotonic_now(void)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return INSTR_TIME_GET_MICROSEC(now);
+}
+
+/* in quorum.c */
+extern ReplMlQuorumDatabase *repl_ml_quorum_database(Oid oid);
+extern int	repl_ml_quorum_required(const ReplMlQuorumDatabase *database, ReplMlLevel level);
+
+/* in members.c */
+extern void repl_ml_members_heard(int peer, XLogRecPtr acknowledged);
+extern int	repl_ml_members_reachable(void);
+extern char *repl_ml_members_names(const ReplMlQuorumDatabase *database, bool reachable);
+
+#endif							/* REPL_ML_QUORUM_PRIVATE_H */
