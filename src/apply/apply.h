@@ -172,7 +172,7 @@ extern void repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error)
 /* in dispatch.c */
 extern void repl_ml_dispatch(ReplMlApply *apply, StringInfo message);
 extern void repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
-extern void repl_ml_dispatch_finish(ReplMlApply *apply);
+extern void repl_ml_dispatch_finish(ReplMlApply *apply, bool durable);
 extern bool repl_ml_dispatch_is_permanent(int sqlstate);
 extern void repl_ml_dispatch_reset(ReplMlApply *apply);
 

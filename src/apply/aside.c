@@ -81,7 +81,7 @@ repl_ml_aside_dispatch(ReplMlApply *apply, StringInfo message)
 		keeping = repl_ml_quorum_in_use();
 		/* one that may be rolled back has none before it to take along */
 		if (keeping && apply->batch > 0)
-			repl_ml_dispatch_finish(apply);
+			repl_ml_dispatch_finish(apply, false);
 		if (keeping && kept != NULL)
 			resetStringInfo(kept);
 	}

@@ -153,7 +153,7 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 	apply->batch_end = commit.end_lsn;
 	apply->batch_time = commit.committime;
 	if (!may_batch(apply))
-		repl_ml_dispatch_finish(apply);
+		repl_ml_dispatch_finish(apply, false);
 	apply->aside |= transaction->put_aside;
 	if (transaction->waited_for && !apply->waited_for)
 	{
@@ -194,9 +194,12 @@ may_batch(ReplMlApply *apply)
 		apply->batch_end > apply->unbatched_until && !repl_ml_aside_is_keeping();
 }
 
-/* Commits what has been applied of the transactions that have ended, if anything has. */
+/*
+ * Commits what has been applied of the transactions that have ended, if
+ * anything has; durably, or so that apply/worker.c will flush it.
+ */
 void
-repl_ml_dispatch_finish(ReplMlApply *apply)
+repl_ml_dispatch_finish(ReplMlApply *apply, bool durable)
 {
 	if (apply->batch > 0)
 	{
@@ -204,7 +207,10 @@ repl_ml_dispatch_finish(ReplMlApply *apply)
 		PopActiveSnapshot();
 		replorigin_session_origin_lsn = apply->batch_end;
 		replorigin_session_origin_timestamp = apply->batch_time;
-		CommitTransactionCommand();
+		if (durable)
+			repl_ml_news_commit();
+		else
+			CommitTransactionCommand();
 		pgstat_report_stat(false);
 		/* a heartbeat may be lost by a crash: there is another one soon */
 		if (apply->batch_matters && apply->volatile_since == 0)
@@ -275,7 +281,7 @@ handle_message(ReplMlApply *apply, StringInfo message)
 	}
 	else if (wanted)
 	{
-		repl_ml_dispatch_finish(apply);
+		repl_ml_dispatch_finish(apply, false);
 		repl_ml_record_prepared(apply, &record);
 	}
 	else if (repl_ml_barrier_read(&apply->group_id, apply->peer->node_id, content))

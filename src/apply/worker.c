@@ -369,7 +369,7 @@ static void
 finish_batch(void)
 {
 	if (!apply.transaction.open && apply.batch > 0)
-		repl_ml_dispatch_finish(&apply);
+		repl_ml_dispatch_finish(&apply, apply.waited_for);
 }
 
 /* Handles what has arrived; then acknowledges and waits for more. */

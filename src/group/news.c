@@ -19,6 +19,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "access/xlog.h"
 #include "replication/walsender.h"
 #include "replication/walsender_private.h"
@@ -102,10 +103,17 @@ repl_ml_news_tell(void)
 	wake_walsenders_compat();
 }
 
-/*
- * For apply workers: flushes WAL up to "lsn".  The walsenders are woken if
- * they have to be, or later by repl_ml_news_settle.
- */
+/* Wakes the walsenders if they have to be; otherwise repl_ml_news_settle will. */
+static void
+tell_or_wait(void)
+{
+	if (is_there_any() || !all_are_ours())
+		repl_ml_news_tell();
+	else if (silent_since == 0)
+		silent_since = GetCurrentTimestamp();
+}
+
+/* For apply workers: flushes WAL up to "lsn". */
 void
 repl_ml_news_flush(XLogRecPtr lsn)
 {
@@ -122,13 +130,32 @@ repl_ml_news_flush(XLogRecPtr lsn)
 		max_wal_senders = walsenders;
 	}
 	PG_END_TRY();
-	if (is_there_any() || !all_are_ours())
-		repl_ml_news_tell();
-	else if (silent_since == 0)
-		silent_since = GetCurrentTimestamp();
+	tell_or_wait();
 }
 
-/* To be called while repl_ml_news_is_due: wakes the walsenders if they have slept for long enough. */
+/* For apply workers: a commit that is durable when it returns. */
+void
+repl_ml_news_commit(void)
+{
+	int			walsenders = max_wal_senders;
+	int			saved = synchronous_commit;
+
+	max_wal_senders = 0;
+	synchronous_commit = SYNCHRONOUS_COMMIT_LOCAL_FLUSH;
+	PG_TRY();
+	{
+		CommitTransactionCommand();
+	}
+	PG_FINALLY();
+	{
+		max_wal_senders = walsenders;
+		synchronous_commit = saved;
+	}
+	PG_END_TRY();
+	tell_or_wait();
+}
+
+/* To be called while repl_ml_news_due says so: wakes the walsenders if they have slept for long enough. */
 void
 repl_ml_news_settle(void)
 {

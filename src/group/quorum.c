@@ -349,17 +349,29 @@ refuse(ReplMlLevel level)
 			 errhint("Try again when they are back; see SELECT * FROM repl_ml.health. A node that will not come back is removed with SELECT repl_ml.drop_node(...).")));
 }
 
-/*
- * Do commits of this database wait now, or did some lately?  Looks without a
- * lock: a hint.
- */
+static bool
+has_waiters(const ReplMlQuorumDatabase *database)
+{
+	return database->waiters[REPL_ML_QUORUM] > 0 || database->waiters[REPL_ML_ALL] > 0;
+}
+
+/* Do commits of this database wait now?  Looks without a lock: a hint. */
+bool
+repl_ml_quorum_is_waited_for(void)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+
+	return database != NULL && has_waiters(database);
+}
+
+/* Do they, or did some lately?  A hint, too. */
 bool
 repl_ml_quorum_in_use(void)
 {
 	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
 
 	return database != NULL && database->last_begin != 0 &&
-		(database->waiters[REPL_ML_QUORUM] > 0 || database->waiters[REPL_ML_ALL] > 0 || repl_ml_monotonic_now() - database->last_begin < IN_USE_US);
+		(has_waiters(database) || repl_ml_monotonic_now() - database->last_begin < IN_USE_US);
 }
 
 /* Is this node's WAL before "lsn" acknowledged? */

@@ -87,6 +87,7 @@ extern ReplMlOutcome repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise)
 extern bool repl_ml_quorum_reached(ReplMlLevel level, XLogRecPtr lsn);
 extern XLogRecPtr repl_ml_quorum_acknowledged(ReplMlLevel level);
 extern bool repl_ml_quorum_is_waiting(TransactionId xid, ReplMlLevel *level);
+extern bool repl_ml_quorum_is_waited_for(void);
 extern bool repl_ml_quorum_in_use(void);
 extern int	repl_ml_quorum_waiting(ReplMlWaiting *waiting);
 extern ReplMlLevelStats repl_ml_quorum_stats(ReplMlLevel level);

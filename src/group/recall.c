@@ -5,12 +5,9 @@
  *
  * Who had acknowledged what was in shared memory.  But the peers' slots say what
  * they had at least, and the peers, if they can be asked, what they have.  The
- * WAL since then has every commit, and with it a message with its level
+ * WAL since then has every commit, with bits that tell its level
  * (origin/commit.c).  It is read by the supervisor, a bit each round, because
  * the rest of its work cannot wait; the result is the list of unacknowledged.c.
- *
- * Reading begins where the slot's own decoding would, so that the message of
- * each transaction comes before its commit.
  */
 #include "postgres.h"
 
@@ -23,9 +20,7 @@
 #include "access/xlogutils.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
-#include "replication/message.h"
 #include "utils/builtins.h"
-#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
 
@@ -34,7 +29,6 @@
 #include "group/query.h"
 #include "group/quorum.h"
 #include "group/shmem.h"
-#include "group/token.h"
 #include "group/unacknowledged.h"
 #include "wire/ask.h"
 
@@ -50,21 +44,12 @@ typedef struct Peer
 	XLogRecPtr	restart;		/* of its slot: where decoding begins */
 } Peer;
 
-/* A transaction that has told its level, until its end. */
-typedef struct Told
-{
-	TransactionId xid;			/* hash key */
-	ReplMlLevel level;
-	ReplMlLevel prepared_level; /* of COMMIT PREPARED */
-} Told;
-
 /*
  * The reading under way; NULL before and after.  Everything of it is in its
  * context, also what the reader allocates as it goes on.
  */
 static MemoryContext recall_context = NULL;
 static XLogReaderState *reader = NULL;
-static HTAB *told = NULL;
 static XLogRecPtr acknowledged[REPL_ML_LEVELS]; /* at least so much was */
 static bool lost[REPL_ML_LEVELS];
 
@@ -74,8 +59,6 @@ static void ask_peers(Peer *peers, int count, int self, XLogRecPtr end);
 static void open_reader(XLogRecPtr from);
 static bool read_bit(XLogRecPtr end);
 static void note_record(void);
-static void note_message(void);
-static void note_commit(void);
 static void finish(void);
 
 /*
@@ -224,13 +207,10 @@ ask_peers(Peer *peers, int count, int self, XLogRecPtr end)
 static void
 open_reader(XLogRecPtr from)
 {
-	HASHCTL		ctl = {.keysize = sizeof(TransactionId),.entrysize = sizeof(Told)};
 	MemoryContext old;
 
 	recall_context = AllocSetContextCreate(TopMemoryContext, "repl_ml recall", ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(recall_context);
-	ctl.hcxt = recall_context;
-	told = hash_create("repl_ml levels told", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	reader = XLogReaderAllocate(wal_segment_size, NULL,
 								XL_ROUTINE(.page_read = read_local_xlog_page_no_wait,
 										   .segment_open = wal_segment_open,
@@ -281,73 +261,26 @@ read_bit(XLogRecPtr end)
 	return more;
 }
 
+/*
+ * If the record is the commit of a transaction of this database with a level
+ * above one, too late to be known as acknowledged, that is on the list.
+ */
 static void
 note_record(void)
 {
-	if (XLogRecGetRmid(reader) == RM_LOGICALMSG_ID)
-		note_message();
-	else if (XLogRecGetRmid(reader) == RM_XACT_ID)
-		note_commit();
-}
-
-/* A message: if it is ours, and this database's, it may tell a transaction's level. */
-static void
-note_message(void)
-{
-	const xl_logical_message *message = (const xl_logical_message *) XLogRecGetData(reader);
-	TransactionId xid = XLogRecGetXid(reader);
-	ReplMlRecord record;
-	Told	   *entry;
-	bool		found;
-	bool		ours;
-	char	   *text;
-
-	if (message->dbId != MyDatabaseId || strcmp(message->message, REPL_ML_MESSAGE_PREFIX) != 0)
-		return;
-	text = pnstrdup(message->message + message->prefix_size, message->message_size);
-	ours = repl_ml_record_parse(text, &record);
-	pfree(text);
-	if (!ours || record.level == REPL_ML_ONE || record.of_prepared == message->transactional)
-		return;
-	if (record.of_prepared)
-		xid = XidFromFullTransactionId(record.xid);
-	entry = hash_search(told, &xid, HASH_ENTER, &found);
-	if (!found)
-		entry->level = entry->prepared_level = REPL_ML_ONE;
-	if (record.of_prepared)
-		entry->prepared_level = record.level;
-	else
-		entry->level = record.level;
-}
-
-/*
- * The end of a transaction: if it has told its level and is committed too late
- * to be known as acknowledged, it is on the list.
- */
-static void
-note_commit(void)
-{
 	uint8		info = XLogRecGetInfo(reader) & XLOG_XACT_OPMASK;
-	TransactionId xid = XLogRecGetXid(reader);
+	xl_xact_parsed_commit parsed;
 	ReplMlLevel level;
-	Told	   *entry;
 
-	if (info == XLOG_XACT_COMMIT_PREPARED)
-	{
-		xl_xact_parsed_commit parsed;
-
-		ParseCommitRecord(XLogRecGetInfo(reader), (xl_xact_commit *) XLogRecGetData(reader), &parsed);
-		xid = parsed.twophase_xid;
-	}
-	else if (info != XLOG_XACT_COMMIT)
+	if (XLogRecGetRmid(reader) != RM_XACT_ID || (info != XLOG_XACT_COMMIT && info != XLOG_XACT_COMMIT_PREPARED))
 		return;
-	entry = hash_search(told, &xid, HASH_FIND, NULL);
-	if (entry == NULL)
+	ParseCommitRecord(XLogRecGetInfo(reader), (xl_xact_commit *) XLogRecGetData(reader), &parsed);
+	if (parsed.dbId != MyDatabaseId || !XactCompletionApplyFeedback(parsed.xinfo))
 		return;
-	level = info == XLOG_XACT_COMMIT_PREPARED ? entry->prepared_level : entry->level;
-	if (level != REPL_ML_ONE && reader->EndRecPtr > acknowledged[level])
-		repl_ml_unacknowledged_recall_add(level, xid, reader->EndRecPtr);
-	hash_search(told, &xid, HASH_REMOVE, NULL);
+	level = XactCompletionForceSyncCommit(parsed.xinfo) ? REPL_ML_ALL : REPL_ML_QUORUM;
+	if (reader->EndRecPtr > acknowledged[level])
+		repl_ml_unacknowledged_recall_add(level, info == XLOG_XACT_COMMIT ? XLogRecGetXid(reader) : parsed.twophase_xid,
+										  reader->EndRecPtr);
 }
 
 /* Gives everything back; from here on the count is known. */
@@ -360,6 +293,5 @@ finish(void)
 		MemoryContextDelete(recall_context);
 	recall_context = NULL;
 	reader = NULL;
-	told = NULL;
 	repl_ml_unacknowledged_recall_end(lost);
 }

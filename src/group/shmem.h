@@ -151,6 +151,7 @@ extern void repl_ml_news_begin(void);
 extern void repl_ml_news_end(void);
 extern void repl_ml_news_count_walsender(int change);
 extern void repl_ml_news_flush(XLogRecPtr lsn);
+extern void repl_ml_news_commit(void);
 extern void repl_ml_news_tell(void);
 extern void repl_ml_news_settle(void);
 extern int	repl_ml_news_due(void);

@@ -85,6 +85,7 @@ static void begin(ReplMlLevel level, TransactionId xid);
 static void tell_level(ReplMlLevel level);
 static ReplMlOutcome end(XLogRecPtr lsn, bool committed);
 static ReplMlLevel level_of_prepared(const char *gid, TransactionId *xid);
+static void mark_commit(ReplMlLevel level);
 static void set_synchronous_commit(int value);
 static void after_commit(XLogRecPtr lsn, bool committed);
 static void start_timeout(void);
@@ -164,11 +165,11 @@ before_commit(void)
 	begin(level, GetTopTransactionIdIfAny());
 	if (!repl_ml_applying || replorigin_session_origin == InvalidRepOriginId)
 		repl_ml_news_begin();
-	if (commit.waits || (repl_ml_token_is_out() && repl_ml_ticker_used()))
+	if (repl_ml_token_is_out() && repl_ml_ticker_used())
 		tell_level(level);
 }
 
-/* A message in the transaction: for those who apply it, and for recall.c. */
+/* A message in the transaction, for those who apply it and may be asked about it. */
 static void
 tell_level(ReplMlLevel level)
 {
@@ -201,8 +202,23 @@ begin(ReplMlLevel level, TransactionId xid)
 	repl_ml_quorum_begin(level, xid);
 	commit.waits = true;
 	commit.level = level;
-	set_synchronous_commit(level == REPL_ML_ALL ? SYNCHRONOUS_COMMIT_REMOTE_APPLY : SYNCHRONOUS_COMMIT_REMOTE_FLUSH);
+	mark_commit(level);
 	start_timeout();
+}
+
+/*
+ * Lets the commit wait in the queue of its level.  Two bits of the commit record,
+ * which mean little else, tell the level to group/recall.c: a record of its own
+ * would be decoded and sent with every transaction.
+ */
+static void
+mark_commit(ReplMlLevel level)
+{
+	set_synchronous_commit(SYNCHRONOUS_COMMIT_REMOTE_APPLY);
+	if (level == REPL_ML_ALL)
+		ForceSyncCommit();
+	else
+		assign_synchronous_commit(SYNCHRONOUS_COMMIT_REMOTE_FLUSH, NULL);
 }
 
 /* Until end; not through the setting, whose own changes it must survive. */

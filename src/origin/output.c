@@ -21,6 +21,7 @@
 #undef USE_SSL
 #include "libpq/libpq.h"
 #include "replication/logical.h"
+#include "replication/logicalproto.h"
 #include "replication/origin.h"
 #include "replication/output_plugin.h"
 #include "replication/pgoutput.h"
@@ -48,13 +49,16 @@ static HTAB *known_origins = NULL;
 
 static LogicalDecodeStartupCB core_startup;
 static LogicalDecodeChangeCB core_change;
+static LogicalDecodeCommitCB core_commit;
 static LogicalDecodeMessageCB core_message;
 static LogicalOutputPluginWriterWrite core_write;
 static Size held = 0;			/* bytes that hold_message has not sent */
 static bool binary_wanted;		/* by the peer */
+static bool changes_sent = false;	/* of the transaction that is sent */
 
 static void start_up(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init);
 static void send_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change);
+static void send_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commit_lsn);
 static void send_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr lsn, bool transactional,
 						 const char *prefix, Size size, const char *message);
 static void hold_message(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool last_write);
@@ -74,6 +78,8 @@ _PG_output_plugin_init(OutputPluginCallbacks *cb)
 	cb->startup_cb = start_up;
 	core_change = cb->change_cb;
 	cb->change_cb = send_change;
+	core_commit = cb->commit_cb;
+	cb->commit_cb = send_commit;
 	core_message = cb->message_cb;
 	cb->message_cb = send_message;
 }
@@ -121,6 +127,27 @@ send_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relatio
 {
 	((PGOutputData *) ctx->output_plugin_private)->binary = binary_wanted && repl_ml_binary_is_table_portable(relation);
 	core_change(ctx, txn, relation, change);
+	changes_sent = true;
+}
+
+/*
+ * If commits wait for peers, this one or others, they are told to make it
+ * durable at once: by a message in the transaction, as if it had been in the WAL.
+ */
+static void
+send_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commit_lsn)
+{
+	const char *level = repl_ml_level_name(REPL_ML_QUORUM);
+
+	if (changes_sent && repl_ml_quorum_is_waited_for())
+	{
+		OutputPluginPrepareWrite(ctx, false);
+		logicalrep_write_message(ctx->out, InvalidTransactionId, commit_lsn, true,
+								 REPL_ML_MESSAGE_PREFIX, strlen(level), level);
+		OutputPluginWrite(ctx, false);
+	}
+	changes_sent = false;
+	core_commit(ctx, txn, commit_lsn);
 }
 
 /* Of the messages in the WAL only our own are for peers. */
