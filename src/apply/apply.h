@@ -57,7 +57,7 @@ typedef struct ReplMlTransaction
 	XLogRecPtr	final_lsn;
 	TimestampTz commit_time;
 	bool		catalogs_changed;
-	bool		waited_for;		/* its commit waits for us */
+	ReplMlUrgency urgency;		/* with which its commit waits for us */
 	bool		put_aside;		/* some of its changes are */
 	int64		changes;
 	int64		heartbeats;		/* changes that are just that */
@@ -111,7 +111,8 @@ typedef struct ReplMlApply
 	bool		aside;			/* some change may be put aside, to be tried
 								 * again */
 	bool		asked;			/* the peer wants to know how far we are */
-	bool		waited_for;		/* somebody waits for what is not durable */
+	ReplMlUrgency urgency;		/* with which somebody waits for what is not
+								 * durable */
 	TimestampTz waited_since;	/* ... and the first one's has been applied */
 	TimestampTz volatile_since; /* when the oldest such transaction was
 								 * applied; 0: there is none */

@@ -155,11 +155,9 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 	if (!may_batch(apply))
 		repl_ml_dispatch_finish(apply, false);
 	apply->aside |= transaction->put_aside;
-	if (transaction->waited_for && !apply->waited_for)
-	{
-		apply->waited_for = true;
+	if (transaction->urgency > REPL_ML_WHENEVER && apply->urgency == REPL_ML_WHENEVER)
 		apply->waited_since = GetCurrentTimestamp();
-	}
+	apply->urgency = Max(apply->urgency, transaction->urgency);
 	apply->races = 0;
 	apply->failed_lsn = InvalidXLogRecPtr;
 	apply->blocked_lsn = InvalidXLogRecPtr;
@@ -249,9 +247,9 @@ handle_type(ReplMlApply *apply, StringInfo message)
 }
 
 /*
- * A message in the WAL of the peer.  In a transaction it says that somebody
- * waits for it, or will ask for it; outside it is that of a prepared one, or a
- * question how far we are, or an answer.
+ * A message in the WAL of the peer, or one that its walsender added.  In a
+ * transaction it says that somebody waits for it, or will ask for it; outside it
+ * is that of a prepared one, or a question how far we are, or an answer.
  */
 static void
 handle_message(ReplMlApply *apply, StringInfo message)
@@ -259,7 +257,7 @@ handle_message(ReplMlApply *apply, StringInfo message)
 	char	   *content;
 	int			length;
 	ReplMlRecord record;
-	bool		tells;
+	ReplMlUrgency urgency;
 	bool		wanted;
 
 	(void) pq_getmsgbyte(message);	/* flags */
@@ -268,11 +266,11 @@ handle_message(ReplMlApply *apply, StringInfo message)
 		return;
 	length = pq_getmsgint(message, 4);
 	content = pnstrdup(pq_getmsgbytes(message, length), length);
-	tells = repl_ml_record_parse(content, &record);
-	wanted = tells && repl_ml_record_is_wanted(apply, &record);
+	wanted = repl_ml_record_parse(content, &record) && repl_ml_record_is_wanted(apply, &record);
 	if (apply->transaction.open)
 	{
-		apply->transaction.waited_for |= tells && record.level != REPL_ML_ONE;
+		if (repl_ml_urgency_parse(content, &urgency))
+			apply->transaction.urgency = Max(apply->transaction.urgency, urgency);
 		if (!wanted)
 			return;
 		start_transaction(apply);

@@ -39,6 +39,7 @@
 								 * nothing for us */
 #define LONGEST_BATCH_MS	2	/* what somebody waits for is told that soon,
 								 * also while more comes */
+#define SOON_MS				3	/* the same, where others are asked to be faster */
 #define FLUSH_DELAY_MS		50	/* what nobody waits for may be lost by a crash
 								 * that long, and is sent again then */
 #define ASIDE_DELAY_MS		5	/* between two tries of changes put aside */
@@ -323,7 +324,7 @@ run(void)
 
 	apply.received = apply.applied = apply.durable = from;
 	apply.volatile_since = 0;
-	apply.waited_for = false;
+	apply.urgency = REPL_ML_WHENEVER;
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
 	stream(from);
 	disconnect();
@@ -369,7 +370,14 @@ static void
 finish_batch(void)
 {
 	if (!apply.transaction.open && apply.batch > 0)
-		repl_ml_dispatch_finish(&apply, apply.waited_for);
+		repl_ml_dispatch_finish(&apply, apply.urgency == REPL_ML_NOW);
+}
+
+/* How long what has been applied may stay volatile while more comes, ms. */
+static int
+flush_delay(void)
+{
+	return apply.urgency == REPL_ML_NOW ? LONGEST_BATCH_MS : apply.urgency == REPL_ML_SOON ? SOON_MS : FLUSH_DELAY_MS;
 }
 
 /* Handles what has arrived; then acknowledges and waits for more. */
@@ -394,7 +402,7 @@ receive_all(void)
 		if (is_at_rest())
 			repl_ml_unique_announce();
 		if (TimestampDifferenceExceeds(apply.told_at, now, status_interval()) ||
-			(apply.waited_for && TimestampDifferenceExceeds(apply.waited_since, now, LONGEST_BATCH_MS)))
+			(apply.urgency != REPL_ML_WHENEVER && TimestampDifferenceExceeds(apply.waited_since, now, flush_delay())))
 		{
 			finish_batch();
 			acknowledge(false);
@@ -510,13 +518,13 @@ settle(bool at_once)
 	if (!is_at_rest())
 		return;
 	if (apply.volatile_since != 0 &&
-		(apply.waited_for || at_once ||
+		(apply.urgency == REPL_ML_NOW || at_once ||
 		 GetFlushRecPtr(NULL) >= XactLastCommitEnd ||
-		 TimestampDifferenceExceeds(apply.volatile_since, GetCurrentTimestamp(), FLUSH_DELAY_MS)))
+		 TimestampDifferenceExceeds(apply.volatile_since, GetCurrentTimestamp(), flush_delay())))
 	{
 		repl_ml_news_flush(XactLastCommitEnd);
 		apply.volatile_since = 0;
-		apply.waited_for = false;
+		apply.urgency = REPL_ML_WHENEVER;
 	}
 	apply.applied = Max(apply.applied, apply.received);
 	if (apply.volatile_since == 0)
@@ -524,31 +532,38 @@ settle(bool at_once)
 	show_covered(apply.applied);
 }
 
-/* Tells the peer how far we are. */
 static void
-acknowledge(bool reply_wanted)
+send_status(bool reply_wanted)
 {
-	settle(reply_wanted);
 	repl_ml_stream_status(apply.conn, apply.received, apply.applied, apply.durable, reply_wanted);
 	apply.told = apply.durable;
 	apply.told_at = GetCurrentTimestamp();
 	apply.committed = false;
 }
 
+/* Tells the peer how far we are. */
+static void
+acknowledge(bool reply_wanted)
+{
+	settle(reply_wanted);
+	send_status(reply_wanted);
+}
+
 /*
- * The same, if there is something to tell: transactions applied, or that we
- * are still there.  That the peer's WAL has gone on without any for us, as it
- * does with every change of ours that it has applied, can wait a moment.
+ * The same, if there is something to tell: transactions that are durable now,
+ * or that we are still there.  That the peer's WAL has gone on without any for
+ * us, as it does with every change of ours that it has applied, or what nobody
+ * waits for, can wait a moment.
  */
 static void
 acknowledge_news(void)
 {
 	int			patience = apply.told < apply.received ? QUIET_STATUS_MS : status_interval();
 
-	if (apply.committed || TimestampDifferenceExceeds(apply.told_at, GetCurrentTimestamp(), patience))
-		acknowledge(false);
-	else
-		settle(false);
+	settle(false);
+	if ((apply.committed && apply.told < apply.durable) ||
+		TimestampDifferenceExceeds(apply.told_at, GetCurrentTimestamp(), patience))
+		send_status(false);
 	repl_ml_news_settle();
 }
 
@@ -561,8 +576,20 @@ longest_wait(void)
 	if (apply.aside)
 		wait = Min(wait, ASIDE_DELAY_MS);
 	if (apply.volatile_since != 0)
-		wait = Min(wait, FLUSH_DELAY_MS);
+		wait = Min(wait, flush_delay());
 	return repl_ml_news_due() < 0 ? wait : Min(wait, repl_ml_news_due());
+}
+
+/*
+ * Where others are asked to be faster: lets more come, to be applied and made
+ * durable with what is here.  It would wake us many times otherwise.
+ */
+static void
+let_more_come(void)
+{
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, SOON_MS,
+					 wait_event_compat("ReplMlApplyMain"));
+	ResetLatch(MyLatch);
 }
 
 /* Waits for the stream, the latch or longest_wait(); returns what has happened. */
@@ -592,8 +619,14 @@ wait_for_data(pgsocket fd)
 {
 	static bool asked = false;
 	TimestampTz last;
-	int			events = wait_for_stream(fd);
+	int			events;
 
+	if (apply.urgency == REPL_ML_SOON)
+	{
+		let_more_come();
+		return;
+	}
+	events = wait_for_stream(fd);
 	if (events & WL_LATCH_SET)
 		ResetLatch(MyLatch);
 	if (events & WL_SOCKET_READABLE)

@@ -131,6 +131,7 @@ repl_ml_members_attach(int peer)
 	{
 		link->walsender = MyProcPid;
 		link->heard = repl_ml_monotonic_now();
+		link->decides = true;
 	}
 	LWLockRelease(repl_ml_quorum->lock);
 	repl_ml_news_count_walsender(1);
@@ -165,6 +166,20 @@ repl_ml_members_heard(int peer, XLogRecPtr acknowledged)
 		return;
 	link->heard = repl_ml_monotonic_now();
 	link->acknowledged = Max(link->acknowledged, acknowledged);
+}
+
+/* Is the peer among those that the level quorum needs?  Looks without a lock: a hint. */
+bool
+repl_ml_members_decides(int peer)
+{
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		const ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		if (link->database == MyDatabaseId && link->peer == peer)
+			return link->decides;
+	}
+	return true;
 }
 
 /* Is the peer connected, or just connecting again, and has it spoken lately? */

@@ -49,6 +49,12 @@ static const char *const level_names[REPL_ML_LEVELS] = {
 	[REPL_ML_ALL] = "all",
 };
 
+static const char *const urgency_names[] = {
+	[REPL_ML_WHENEVER] = "whenever",
+	[REPL_ML_SOON] = "soon",
+	[REPL_ML_NOW] = "now",
+};
+
 static bool release(ReplMlQuorumDatabase *database);
 static bool wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all);
 static void refuse(ReplMlLevel level);
@@ -84,6 +90,28 @@ repl_ml_level_parse(const char *name, ReplMlLevel *level)
 		if (strcmp(name, level_names[i]) == 0)
 		{
 			*level = i;
+			return true;
+		}
+	}
+	return false;
+}
+
+/* The word for an urgency, as in messages to peers. */
+const char *
+repl_ml_urgency_name(ReplMlUrgency urgency)
+{
+	return urgency_names[urgency];
+}
+
+/* The urgency of a word; false if it is none. */
+bool
+repl_ml_urgency_parse(const char *name, ReplMlUrgency *urgency)
+{
+	for (int i = 0; i < lengthof(urgency_names); i++)
+	{
+		if (strcmp(name, urgency_names[i]) == 0)
+		{
+			*urgency = i;
 			return true;
 		}
 	}
@@ -162,6 +190,50 @@ shortcut(ReplMlLevel level)
 	return least == PG_UINT64_MAX ? InvalidXLogRecPtr : least;
 }
 
+/* Do fewer than "needed" peers do better than this one? */
+static bool
+is_among_best(const ReplMlLink *link, int needed)
+{
+	int			better = 0;
+
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		const ReplMlLink *other = &repl_ml_quorum->links[i];
+
+		if (other->database == MyDatabaseId && other->counts && other->walsender != 0 &&
+			(other->score > link->score || (other->score == link->score && other < link)))
+			better++;
+	}
+	return better < needed;
+}
+
+/*
+ * The level quorum has just acknowledged everything before a position: who was
+ * it that it needed for that?  The caller holds the lock.
+ */
+static void
+note_who_decides(const ReplMlQuorumDatabase *database, XLogRecPtr position)
+{
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		if (link->database != MyDatabaseId)
+			continue;
+		if (link->acknowledged >= position)
+			link->score = Min(link->score + 1, REPL_ML_BEST_SCORE);
+		else
+			link->score = Max(link->score - 1, 0);
+	}
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		if (link->database == MyDatabaseId)
+			link->decides = is_among_best(link, repl_ml_quorum_required(database, REPL_ML_QUORUM) - 1);
+	}
+}
+
 /*
  * In a walsender: the peer has spoken and has everything before a position;
  * lets the commits go that this acknowledges.  True as repl_ml_quorum_release.
@@ -201,7 +273,11 @@ release(ReplMlQuorumDatabase *database)
 
 	for (int level = REPL_ML_QUORUM; database != NULL && level < REPL_ML_LEVELS; level++)
 	{
-		database->acknowledged[level] = Max(database->acknowledged[level], position_of(database, level));
+		XLogRecPtr	position = position_of(database, level);
+
+		if (level == REPL_ML_QUORUM && database->acknowledged[level] < position)
+			note_who_decides(database, position);
+		database->acknowledged[level] = Max(database->acknowledged[level], position);
 		positions[level] = database->acknowledged[level];
 		for_all[level] = shortcut(level);
 		/* later commits have later positions; others may be in hand already */
@@ -355,16 +431,26 @@ has_waiters(const ReplMlQuorumDatabase *database)
 	return database->waiters[REPL_ML_QUORUM] > 0 || database->waiters[REPL_ML_ALL] > 0;
 }
 
-/* Do commits of this database wait now?  Looks without a lock: a hint. */
-bool
-repl_ml_quorum_is_waited_for(void)
+/*
+ * How urgently what is sent to a peer now is needed: by commits that wait, those
+ * that are sent or earlier ones.  Looks without a lock: a hint.
+ *
+ * The level quorum needs only some of the peers.  If all hurried, the rest would
+ * flush and answer for nothing.  So it is asked of those that are the first most
+ * of the time, and of the others a moment later: one that is faster in spite of
+ * that, because another one is slow or gone, soon takes its place.
+ */
+ReplMlUrgency
+repl_ml_quorum_urgency(int peer)
 {
 	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
 
-	return database != NULL && has_waiters(database);
+	if (database == NULL || !has_waiters(database))
+		return REPL_ML_WHENEVER;
+	return database->waiters[REPL_ML_ALL] > 0 || repl_ml_members_decides(peer) ? REPL_ML_NOW : REPL_ML_SOON;
 }
 
-/* Do they, or did some lately?  A hint, too. */
+/* Do commits of this database wait now, or did some lately?  A hint, too. */
 bool
 repl_ml_quorum_in_use(void)
 {

@@ -22,6 +22,14 @@ typedef enum ReplMlLevel
 #define REPL_ML_LEVELS			(REPL_ML_ALL + 1)
 #define REPL_ML_WAIT_BUCKETS	12	/* of the histogram of waits */
 
+/* When a peer is to make what it has applied durable, and to say so. */
+typedef enum ReplMlUrgency
+{
+	REPL_ML_WHENEVER,			/* nobody waits for it */
+	REPL_ML_SOON,				/* somebody does, if others fail to be faster */
+	REPL_ML_NOW
+} ReplMlUrgency;
+
 /* How a commit ended. */
 typedef enum ReplMlOutcome
 {
@@ -80,6 +88,8 @@ extern Size repl_ml_quorum_shmem_size(void);
 extern void repl_ml_quorum_shmem_init(void *space, LWLock *lock);
 extern const char *repl_ml_level_name(ReplMlLevel level);
 extern bool repl_ml_level_parse(const char *name, ReplMlLevel *level);
+extern const char *repl_ml_urgency_name(ReplMlUrgency urgency);
+extern bool repl_ml_urgency_parse(const char *name, ReplMlUrgency *urgency);
 extern bool repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged);
 extern bool repl_ml_quorum_release(void);
 extern void repl_ml_quorum_begin(ReplMlLevel level, TransactionId xid);
@@ -87,7 +97,7 @@ extern ReplMlOutcome repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise)
 extern bool repl_ml_quorum_reached(ReplMlLevel level, XLogRecPtr lsn);
 extern XLogRecPtr repl_ml_quorum_acknowledged(ReplMlLevel level);
 extern bool repl_ml_quorum_is_waiting(TransactionId xid, ReplMlLevel *level);
-extern bool repl_ml_quorum_is_waited_for(void);
+extern ReplMlUrgency repl_ml_quorum_urgency(int peer);
 extern bool repl_ml_quorum_in_use(void);
 extern int	repl_ml_quorum_waiting(ReplMlWaiting *waiting);
 extern ReplMlLevelStats repl_ml_quorum_stats(ReplMlLevel level);

@@ -15,6 +15,8 @@
 /* a clock of as many entries as there may be, and its header */
 #define REPL_ML_ANSWER_BYTES	(VARHDRSZ + REPL_ML_MAX_CLOCK_ENTRIES * REPL_ML_CLOCK_ENTRY_SIZE + 64)
 
+#define REPL_ML_BEST_SCORE	8
+
 /* A peer, as a node that acknowledges. */
 typedef struct ReplMlLink
 {
@@ -26,6 +28,10 @@ typedef struct ReplMlLink
 	uint64		lost;			/* when it was last connected, monotonic µs */
 	uint64		heard;			/* when it last spoke, monotonic µs; 0: never */
 	XLogRecPtr	acknowledged;	/* it has everything before, durably applied */
+	int			score;			/* how often it was lately among the first that
+								 * acknowledged, up to REPL_ML_BEST_SCORE */
+	bool		decides;		/* the level quorum needs it, as it is among the
+								 * best */
 } ReplMlLink;
 
 /* A commit under way. */
@@ -95,6 +101,7 @@ extern int	repl_ml_quorum_required(const ReplMlQuorumDatabase *database, ReplMlL
 /* in members.c */
 extern void repl_ml_members_heard(int peer, XLogRecPtr acknowledged);
 extern int	repl_ml_members_reachable(void);
+extern bool repl_ml_members_decides(int peer);
 extern char *repl_ml_members_names(const ReplMlQuorumDatabase *database, bool reachable);
 
 #endif							/* REPL_ML_QUORUM_PRIVATE_H */

@@ -184,12 +184,10 @@ repl_ml_token_parts(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
-/* The message in a transaction's WAL that tells its level, and its id if somebody has a token. */
+/* The message in the WAL of a transaction that somebody has a token of: its id and its level. */
 char *
 repl_ml_record_of_transaction(ReplMlLevel level)
 {
-	if (!current.out)
-		return pstrdup(repl_ml_level_name(level));
 	return psprintf("%s %s " UINT64_FORMAT " %s", RECORD, current.group_id,
 					U64FromFullTransactionId(current.xid), repl_ml_level_name(level));
 }
@@ -221,9 +219,6 @@ repl_ml_record_parse(const char *text, ReplMlRecord *record)
 	int			used = 0;
 
 	memset(record, 0, sizeof(*record));
-	record->xid = InvalidFullTransactionId;
-	if (repl_ml_level_parse(text, &record->level))
-		return true;
 	if (sscanf(text, "%15s %36s %llu %15s%n", verb, record->group_id, &xid, level, &used) != 4 || text[used] != '\0' ||
 		!repl_ml_level_parse(level, &record->level))
 		return false;

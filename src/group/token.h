@@ -17,8 +17,8 @@ typedef struct ReplMlRecord
 	ReplMlLevel level;
 	bool		of_prepared;	/* before a COMMIT PREPARED, not in the
 								 * transaction */
-	FullTransactionId xid;		/* invalid: nobody has a token */
-	char		group_id[UUID_LEN * 2 + 5]; /* as text; empty without xid */
+	FullTransactionId xid;
+	char		group_id[UUID_LEN * 2 + 5]; /* as text */
 } ReplMlRecord;
 
 /* in token.c */

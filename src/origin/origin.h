@@ -34,6 +34,7 @@ extern void repl_ml_routing_show(const VariableShowStmt *stmt, void (*run) (void
 
 /* in reply.c */
 extern void repl_ml_reply_watch(void);
+extern int	repl_ml_reply_peer(void);
 extern void repl_ml_reply_written(Size bytes);
 
 #endif							/* REPL_ML_ORIGIN_H */

@@ -131,19 +131,20 @@ send_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relatio
 }
 
 /*
- * If commits wait for peers, this one or others, they are told to make it
- * durable at once: by a message in the transaction, as if it had been in the WAL.
+ * If commits wait for peers, this one or others, the peer is told how urgently:
+ * by a message in the transaction, as if it had been in the WAL.
  */
 static void
 send_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commit_lsn)
 {
-	const char *level = repl_ml_level_name(REPL_ML_QUORUM);
+	ReplMlUrgency urgency = changes_sent ? repl_ml_quorum_urgency(repl_ml_reply_peer()) : REPL_ML_WHENEVER;
+	const char *word = repl_ml_urgency_name(urgency);
 
-	if (changes_sent && repl_ml_quorum_is_waited_for())
+	if (urgency != REPL_ML_WHENEVER)
 	{
 		OutputPluginPrepareWrite(ctx, false);
 		logicalrep_write_message(ctx->out, InvalidTransactionId, commit_lsn, true,
-								 REPL_ML_MESSAGE_PREFIX, strlen(level), level);
+								 REPL_ML_MESSAGE_PREFIX, strlen(word), word);
 		OutputPluginWrite(ctx, false);
 	}
 	changes_sent = false;

@@ -76,6 +76,13 @@ repl_ml_reply_watch(void)
 	PqCommMethods = &ours;
 }
 
+/* The peer that this walsender serves; 0: none. */
+int
+repl_ml_reply_peer(void)
+{
+	return peer;
+}
+
 /* So many bytes have been put into the output buffer. */
 void
 repl_ml_reply_written(Size bytes)
