@@ -106,6 +106,7 @@ typedef struct ReplMlApply
 								 * in our open one */
 	XLogRecPtr	batch_end;		/* of the last one, applied or not ours */
 	TimestampTz batch_time;
+	XLogRecPtr	seen;			/* batch_end when we last waited */
 	bool		batch_matters;	/* there is more in it than heartbeats */
 	XLogRecPtr	unbatched_until;	/* before this each gets one of its own */
 	bool		aside;			/* some change may be put aside, to be tried

@@ -40,6 +40,8 @@
 #define LONGEST_BATCH_MS	2	/* what somebody waits for is told that soon,
 								 * also while more comes */
 #define SOON_MS				3	/* the same, where others are asked to be faster */
+#define GATHER_MS			1	/* so long more may come before it is applied, where
+								 * nobody waits */
 #define FLUSH_DELAY_MS		50	/* what nobody waits for may be lost by a crash
 								 * that long, and is sent again then */
 #define ASIDE_DELAY_MS		5	/* between two tries of changes put aside */
@@ -581,13 +583,24 @@ longest_wait(void)
 }
 
 /*
- * Where others are asked to be faster: lets more come, to be applied and made
- * durable with what is here.  It would wake us many times otherwise.
+ * How long more may come before what is here is looked after, ms: where nobody
+ * waits for it just now, many small transactions cost as much as one.
  */
-static void
-let_more_come(void)
+static int
+leisure(void)
 {
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, SOON_MS,
+	if (apply.urgency == REPL_ML_NOW || repl_ml_position_is_awaited())
+		return 0;
+	if (apply.urgency == REPL_ML_SOON)
+		return SOON_MS;
+	return apply.batch_end != apply.seen ? GATHER_MS : 0;
+}
+
+/* Waits that long, or for the latch, and not for the stream. */
+static void
+let_more_come(int wait)
+{
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, wait,
 					 wait_event_compat("ReplMlApplyMain"));
 	ResetLatch(MyLatch);
 }
@@ -621,11 +634,13 @@ wait_for_data(pgsocket fd)
 	TimestampTz last;
 	int			events;
 
-	if (apply.urgency == REPL_ML_SOON)
+	if (leisure() > 0)
 	{
-		let_more_come();
+		let_more_come(leisure());
+		apply.seen = apply.batch_end;
 		return;
 	}
+	apply.seen = apply.batch_end;
 	events = wait_for_stream(fd);
 	if (events & WL_LATCH_SET)
 		ResetLatch(MyLatch);

@@ -17,6 +17,7 @@
 #include "access/xlog.h"
 #include "miscadmin.h"
 #include "storage/condition_variable.h"
+#include "storage/proclist.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/pg_lsn.h"
@@ -125,6 +126,28 @@ repl_ml_positions_advanced(void)
 	ConditionVariableBroadcast(&repl_ml_shared->advanced);
 }
 
+/* Does somebody wait?  Looks without a lock: a hint. */
+bool
+repl_ml_position_is_awaited(void)
+{
+	return !proclist_is_empty(&repl_ml_shared->advanced.wakeup);
+}
+
+/* Somebody waits: apply workers that let more come do so no longer. */
+static void
+hurry(void)
+{
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		ReplMlWorker *worker = &repl_ml_shared->workers[i];
+
+		if (worker->database == MyDatabaseId && worker->peer != 0 && worker->pid != 0)
+			SetLatch(worker->latch);
+	}
+	LWLockRelease(repl_ml_shared->lock);
+}
+
 /* The end of an interval that begins now; an error if it is negative. */
 TimestampTz
 repl_ml_deadline(Datum timeout)
@@ -150,11 +173,15 @@ bool
 repl_ml_position_wait(TimestampTz deadline, const char *wait_event)
 {
 	long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+	bool		is_first = !repl_ml_position_is_awaited();
 
 	if (left <= 0)
 		return false;
+	/* the first time it does not sleep, but only gets ready to */
 	(void) ConditionVariableTimedSleep(&repl_ml_shared->advanced, Min(left, LONGEST_SLEEP_MS),
 									   wait_event_compat(wait_event));
+	if (is_first)
+		hurry();
 	CHECK_FOR_INTERRUPTS();
 	return true;
 }

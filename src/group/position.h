@@ -15,6 +15,7 @@
 extern ReplMlClock *repl_ml_positions_received(uint16 self, bool *complete);
 extern ReplMlClock *repl_ml_positions(void);
 extern void repl_ml_positions_advanced(void);
+extern bool repl_ml_position_is_awaited(void);
 extern TimestampTz repl_ml_deadline(Datum timeout);
 extern bool repl_ml_position_wait(TimestampTz deadline, const char *wait_event);
 extern char *repl_ml_positions_lacking(const ReplMlClock *wanted, const ReplMlClock *have);
