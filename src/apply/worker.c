@@ -526,6 +526,9 @@ settle(bool at_once)
 	{
 		repl_ml_news_flush(XactLastCommitEnd);
 		apply.volatile_since = 0;
+		/* whoever hurried us will again */
+		if (apply.urgency == REPL_ML_NOW)
+			apply.seen = apply.batch_end;
 		apply.urgency = REPL_ML_WHENEVER;
 	}
 	apply.applied = Max(apply.applied, apply.received);
