@@ -438,6 +438,13 @@ CREATE TABLE repl_ml.transaction_record (
 CREATE INDEX transaction_record_recorded_at_idx ON repl_ml.transaction_record (recorded_at);
 COMMENT ON TABLE repl_ml.transaction_record IS 'transactions of other nodes of which a client has a token, and prepared ones with a level above one: their level, and where their commit is in that node''s WAL once they are applied here; kept for two days';
 
+-- Of transactions that came in a copy there is no record
+CREATE TABLE repl_ml.record_floor (
+    node_id     integer PRIMARY KEY,
+    xid         xid8 NOT NULL
+);
+COMMENT ON TABLE repl_ml.record_floor IS 'up to which of a node''s transactions some may have come here in a copy of tables: that there is no transaction_record of one of them means nothing';
+
 -- Tables to copy from a peer before or beside its stream
 CREATE TABLE repl_ml.table_sync (
     node_id     integer NOT NULL,
@@ -635,9 +642,11 @@ CREATE FUNCTION repl_ml.transaction_facts(group_id uuid, origin integer, xid xid
     SELECT pg_catalog.jsonb_build_object('node', l.node_id, 'state', t.state, 'level', coalesce(t.level, r.level), 'commit_lsn', r.commit_lsn,
                'applied_lsn', CASE WHEN p.pending THEN '0/0' ELSE repl_ml.applied_lsn(transaction_facts.origin) END,
                'has', r.commit_lsn IS NOT NULL AND d.node_id IS NOT NULL AND NOT p.pending,
-               'has_not', r.commit_lsn IS NULL AND d.node_id IS NOT NULL AND NOT p.pending AND (d.applied_lsn > '0/0' OR l.copy_data))::text
+               'has_not', r.commit_lsn IS NULL AND d.node_id IS NOT NULL AND NOT p.pending AND (d.applied_lsn > '0/0' OR l.copy_data)
+                          AND transaction_facts.xid >= coalesce(f.xid, '0'))::text
       FROM repl_ml.local_node l
       LEFT JOIN repl_ml.transaction_record r ON r.node_id = transaction_facts.origin AND r.xid = transaction_facts.xid
+      LEFT JOIN repl_ml.record_floor f ON f.node_id = transaction_facts.origin
       LEFT JOIN repl_ml.dropped_node d ON d.node_id = transaction_facts.origin
       LEFT JOIN LATERAL repl_ml.local_transaction(transaction_facts.xid) t ON l.node_id = transaction_facts.origin
       -- of a dropped node any peer may have more
@@ -1110,6 +1119,7 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
         DELETE FROM repl_ml.table_sync;
         DELETE FROM repl_ml.dropped_node;
         DELETE FROM repl_ml.transaction_record;
+        DELETE FROM repl_ml.record_floor;
         INSERT INTO repl_ml.local_node (node_id, node_name, group_name, group_id, state, system_identifier, timeline, database, directory, donor, copy_data)
         SELECT become_member.node_id, become_member.node_name, become_member.group_name, become_member.group_id, become_member.state,
                f.system_identifier, f.timeline, f.database, f.directory, become_member.donor, become_member.copy_data
@@ -1283,6 +1293,7 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         DELETE FROM repl_ml.table_sync;
         DELETE FROM repl_ml.dropped_node;
         DELETE FROM repl_ml.transaction_record;
+        DELETE FROM repl_ml.record_floor;
         FOR r IN SELECT o.roname FROM pg_catalog.pg_replication_origin o
                   WHERE pg_catalog.starts_with(o.roname, repl_ml.link_name(0) COLLATE "C") OR o.roname ~ ('^' || pg_catalog.regexp_replace(repl_ml.link_name(0), '0$', '') || '[0-9]+$') LOOP
             PERFORM pg_catalog.pg_replication_origin_drop(r.roname);
@@ -2221,7 +2232,7 @@ GRANT EXECUTE ON FUNCTION repl_ml.pause_apply(name), repl_ml.resume_apply(name),
     repl_ml.reset_write_stats() TO repl_ml_admin;
 
 -- Replicating: what a peer asks and copies; the stream itself needs the role attribute
-GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.concurrent_version, repl_ml.transaction_record TO repl_ml_replication;
+GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.concurrent_version, repl_ml.transaction_record, repl_ml.record_floor TO repl_ml_replication;
 GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.applied_lsn(integer), repl_ml.final_lsn(integer), repl_ml.transaction_facts(uuid, integer, xid8),
     repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz),
     repl_ml.forget_node(uuid, integer, timestamptz) TO repl_ml_replication;

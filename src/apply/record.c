@@ -78,8 +78,35 @@ store(int node, Datum xid, const char *level, XLogRecPtr lsn)
 }
 
 /*
+ * Rows of the peer's transactions up to now may come in a copy, and so may those
+ * of other nodes' that came to the peer in one: no records tell of them.
+ */
+static void
+copy_floors(const ReplMlApply *apply, WalReceiverConn *conn)
+{
+	static const Oid types[2] = {INT4OID, XID8OID};
+	ReplMlResult *result = repl_ml_stream_query(conn, psprintf("SELECT node_id, xid FROM repl_ml.record_floor UNION ALL"
+															   " SELECT %d, pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())",
+															   apply->peer->node_id), 2, types);
+
+	while (repl_ml_stream_next(result))
+	{
+		Oid			own_types[2] = {INT4OID, XID8OID};
+
+		slot_getallattrs(result->slot);
+		if (DatumGetInt32(result->slot->tts_values[0]) == apply->self)
+			continue;
+		repl_ml_spi_execute("INSERT INTO repl_ml.record_floor AS f (node_id, xid) VALUES ($1, $2)"
+							" ON CONFLICT (node_id) DO UPDATE SET xid = greatest(f.xid, excluded.xid)",
+							2, own_types, result->slot->tts_values, NULL);
+	}
+	repl_ml_stream_free(result);
+}
+
+/*
  * Copies what the peer remembers, of transactions of any node, in the caller's
- * transaction: whoever gets rows by a copy must be able to tell of whom.
+ * transaction, before it copies rows: whoever gets rows by a copy must be able
+ * to tell of whom.
  */
 void
 repl_ml_record_copy(const ReplMlApply *apply, WalReceiverConn *conn)
@@ -97,4 +124,5 @@ repl_ml_record_copy(const ReplMlApply *apply, WalReceiverConn *conn)
 			  TextDatumGetCString(result->slot->tts_values[2]), DatumGetLSN(result->slot->tts_values[3]));
 	}
 	repl_ml_stream_free(result);
+	copy_floors(apply, conn);
 }
