@@ -2,7 +2,7 @@
 # majority, and nobody else notices anything of it.
 #
 # Seen failing: routing.c, put_message without its first branch (the client lands on n1), without its last one
-# ("on" is never taken back), repl_ml_quorum_is_cut_off always true (a node that is back is passed by).
+# ("on" is never taken back), repl_ml_members_is_cut_off always true (a node that is back is passed by).
 use strict;
 use warnings;
 use FindBin;
