@@ -529,11 +529,13 @@ settle(bool at_once)
 		/* whoever hurried us will again */
 		if (apply.urgency == REPL_ML_NOW)
 			apply.seen = apply.batch_end;
-		apply.urgency = REPL_ML_WHENEVER;
 	}
 	apply.applied = Max(apply.applied, apply.received);
 	if (apply.volatile_since == 0)
+	{
 		apply.durable = apply.applied;
+		apply.urgency = REPL_ML_WHENEVER;
+	}
 	show_covered(apply.applied);
 }
 
@@ -592,7 +594,7 @@ longest_wait(void)
 static int
 leisure(void)
 {
-	if (apply.urgency == REPL_ML_NOW || repl_ml_position_is_awaited())
+	if (apply.volatile_since == 0 || apply.urgency == REPL_ML_NOW || repl_ml_position_is_awaited())
 		return 0;
 	if (apply.urgency == REPL_ML_SOON)
 		return SOON_MS;
