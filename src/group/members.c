@@ -15,6 +15,7 @@
 #include "storage/ipc.h"
 #include "utils/builtins.h"
 
+#include "compat.h"
 #include "group/position.h"
 #include "group/quorum_private.h"
 
