@@ -16,6 +16,7 @@
 
 #include "access/xlog.h"
 #include "executor/executor.h"
+#include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "replication/message.h"
 #include "replication/origin.h"
@@ -23,6 +24,7 @@
 #include "replication/walreceiver.h"
 #include "replication/walsender.h"
 #include "replication/walsender_private.h"
+#include "storage/condition_variable.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
@@ -203,6 +205,28 @@ wake_walsenders_compat(void)
 	WalSndWakeup(true, true);
 #else
 	WalSndWakeup();
+#endif
+}
+
+/*
+ * To be called by a logical walsender between core's look at how much WAL is
+ * flushed and its sleep.  16 replaced the walsenders' latches, which remember,
+ * by a condition variable, which wakes only those that are in its list, and
+ * core enters the list after its look: what is flushed in between would wait
+ * for whatever comes next.  So be in the list, and let core look once more.
+ */
+static inline void
+walsender_enlist_compat(void)
+{
+#if PG_VERSION_NUM >= 160000
+	static XLogRecPtr seen = InvalidXLogRecPtr;
+	XLogRecPtr	flushed;
+
+	ConditionVariablePrepareToSleep(&WalSndCtl->wal_replay_cv);
+	flushed = GetFlushRecPtr(NULL);
+	if (flushed > MyWalSnd->sentPtr && flushed != seen)
+		SetLatch(MyLatch);
+	seen = flushed;
 #endif
 }
 

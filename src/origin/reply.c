@@ -94,12 +94,16 @@ repl_ml_reply_written(Size bytes)
 static int
 flush_if_writable(void)
 {
+	int			status;
+
 	listen_to_peer();
 	holding = may_hold();
 	if (holding)
 		return 0;
 	written = 0;
-	return core_methods->flush_if_writable();
+	status = core_methods->flush_if_writable();
+	walsender_enlist_compat();
+	return status;
 }
 
 /*
