@@ -1,7 +1,7 @@
 # Five members: three are a quorum, whichever they are; two may be lost.
 #
 # Seen failing: quorum.c, repl_ml_quorum_required of quorum one less (a commit that only two have does not wait),
-# one more (it waits though three have it); is_among_best that is never true is only slower.
+# one more (it waits though three have it).
 use strict;
 use warnings;
 use FindBin;
