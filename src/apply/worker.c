@@ -15,6 +15,7 @@
 #include "access/xlog.h"
 #include "executor/spi.h"
 #include "libpq/pqformat.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -220,6 +221,8 @@ prepare_session(void)
 	SetConfigOption("intervalstyle", "postgres", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("extra_float_digits", "3", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("row_security", "off", PGC_SUSET, PGC_S_OVERRIDE);
+	/* peers send text in this encoding; receive functions and COPY convert */
+	SetConfigOption("client_encoding", GetDatabaseEncodingName(), PGC_SUSET, PGC_S_OVERRIDE);
 	/* give up before a client that waits for us is told of a deadlock ... */
 	snprintf(lock_timeout, sizeof(lock_timeout), "%d", Max(DeadlockTimeout * 3 / 4, 10));
 	SetConfigOption("lock_timeout", lock_timeout, PGC_SUSET, PGC_S_OVERRIDE);

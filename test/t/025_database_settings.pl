@@ -15,21 +15,23 @@ foreach my $setting (
 	"default_transaction_deferrable = 'on'", "datestyle = 'SQL, DMY'",
 	"intervalstyle = 'sql_standard'", "extra_float_digits = '-5'",
 	"search_path = 'nowhere'", "statement_timeout = '5s'",
-	"session_replication_role = 'local'", "check_function_bodies = 'off'")
+	"session_replication_role = 'local'", "check_function_bodies = 'off'", "client_encoding = 'LATIN1'")
 {
 	sql($n2, "SET default_transaction_read_only = off; ALTER DATABASE postgres SET $setting");
 }
 $n2->restart;
 
 # The comparisons below print values on all nodes in the same way.
-$ENV{PGOPTIONS} = '-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3';
+$ENV{PGOPTIONS} = '-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 -c client_encoding=UTF8';
 
 sub write_on_n2 { my ($sql) = @_; return sql($n2, "SET default_transaction_read_only = off; $sql"); }
 
-sql($n1, q(UPDATE public.t SET v = 'n1', at = '2001-02-03 04:05:06.789', span = '-1 day +2 hours', n = 1e-300 / 3 WHERE id = 1));
+sql($n1, q(UPDATE public.t SET v = 'ключ n1', at = '2001-02-03 04:05:06.789', span = '-1 day +2 hours', n = 1e-300 / 3 WHERE id = 1));
 sql($n3, q(DELETE FROM public.t WHERE id = 2));
-write_on_n2(q(UPDATE public.t SET v = 'n2', at = '2002-03-04', span = '-1 month 3 days -4 seconds', n = 2.0 / 3 WHERE id = 3));
+write_on_n2(q(UPDATE public.t SET v = 'ключ n2', at = '2002-03-04', span = '-1 month 3 days -4 seconds', n = 2.0 / 3 WHERE id = 3));
 wait_converged(\@nodes, 'public.t');
+
+is(sql($_, 'SELECT v FROM public.t WHERE id IN (1, 3) ORDER BY id'), "ключ n1\nключ n2", 'text on ' . $_->name) foreach @nodes;
 
 cut($n2, $n1);
 cut($n1, $n2);
