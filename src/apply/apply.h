@@ -44,6 +44,8 @@ typedef struct ReplMlRemoteTable
 	Oid		   *input_param;
 	FmgrInfo   *receive;		/* fn_oid is invalid where the two types are
 								 * not the same on all nodes */
+	MemoryContext description;	/* of what "remote" points to, and above
+								 * "context" */
 	MemoryContext context;		/* of remote_column and what follows it */
 } ReplMlRemoteTable;
 

@@ -82,17 +82,21 @@ invalidate(Datum arg, Oid relid)
 void
 repl_ml_relation_remember(LogicalRepRelation *remote, bool late)
 {
-	MemoryContext old = MemoryContextSwitchTo(relation_context);
+	MemoryContext old;
 	ReplMlRemoteTable *table;
 	bool		found;
 
 	table = hash_search(remote_tables, &remote->remoteid, HASH_ENTER, &found);
-	if (found && table->context != NULL)
-		MemoryContextDelete(table->context);
+	if (found && table->description != NULL)
+		MemoryContextDelete(table->description);
 	table->late = late;
 	table->valid = false;
 	table->local = InvalidOid;
+	table->description = NULL;
 	table->context = NULL;
+	table->description = AllocSetContextCreate(relation_context, "repl_ml remote table",
+											   ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(table->description);
 	table->remote = *remote;
 	table->remote.nspname = pstrdup(remote->nspname);
 	table->remote.relname = pstrdup(remote->relname);
@@ -221,7 +225,7 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 
 	if (table->context != NULL)
 		MemoryContextDelete(table->context);
-	table->context = AllocSetContextCreate(relation_context, "repl_ml remote table",
+	table->context = AllocSetContextCreate(table->description, "repl_ml remote table's columns",
 										   ALLOCSET_SMALL_SIZES);
 	old = MemoryContextSwitchTo(table->context);
 	table->natts = desc->natts;
