@@ -342,6 +342,7 @@ stream(XLogRecPtr from)
 	char	   *slot = repl_ml_origin_name(apply.peer_database, apply.self);
 
 	repl_ml_stream_start(apply.conn, slot, from, REPL_ML_PUBLICATION);
+	apply.last_message_time = GetCurrentTimestamp();
 	for (;;)
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -529,14 +530,14 @@ settle(bool at_once)
 	{
 		repl_ml_news_flush(XactLastCommitEnd);
 		apply.volatile_since = 0;
-		/* whoever hurried us will again */
-		if (apply.urgency == REPL_ML_NOW)
-			apply.seen = apply.batch_end;
 	}
 	apply.applied = Max(apply.applied, apply.received);
 	if (apply.volatile_since == 0)
 	{
 		apply.durable = apply.applied;
+		/* whoever hurried us will again */
+		if (apply.urgency == REPL_ML_NOW)
+			apply.seen = apply.batch_end;
 		apply.urgency = REPL_ML_WHENEVER;
 	}
 	show_covered(apply.applied);
@@ -592,12 +593,16 @@ longest_wait(void)
 
 /*
  * How long more may come before what is here is looked after, ms: where nobody
- * waits for it just now, many small transactions cost as much as one.
+ * waits for it just now, many small transactions cost as much as one.  Never
+ * twice in a row without anything having come or become due: what looks after
+ * a silent peer is the wait for the stream.
  */
 static int
 leisure(void)
 {
-	if (apply.volatile_since == 0 || apply.urgency == REPL_ML_NOW || repl_ml_position_is_awaited())
+	/* what is volatile at rest is flushed soon, and that ends it */
+	if (apply.volatile_since == 0 || !is_at_rest() || apply.urgency == REPL_ML_NOW ||
+		repl_ml_position_is_awaited())
 		return 0;
 	if (apply.urgency == REPL_ML_SOON)
 		return SOON_MS;
@@ -638,7 +643,8 @@ wait_for_stream(pgsocket fd)
 static void
 wait_for_data(pgsocket fd)
 {
-	static bool asked = false;
+	static TimestampTz asked = 0;	/* the last message when we asked the peer
+									 * whether it is there */
 	TimestampTz last;
 	int			events;
 
@@ -652,23 +658,18 @@ wait_for_data(pgsocket fd)
 	events = wait_for_stream(fd);
 	if (events & WL_LATCH_SET)
 		ResetLatch(MyLatch);
-	if (events & WL_SOCKET_READABLE)
-	{
-		asked = false;
+	if (events & WL_SOCKET_READABLE || wal_receiver_timeout <= 0)
 		return;
-	}
-	last = Max(apply.last_message_time, apply.worker->start_time);
-	if (wal_receiver_timeout <= 0)
-		return;
-	if (TimestampDifferenceExceeds(last, GetCurrentTimestamp(), wal_receiver_timeout) && asked)
+	last = apply.last_message_time;
+	if (TimestampDifferenceExceeds(last, GetCurrentTimestamp(), wal_receiver_timeout) && asked == last)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONNECTION_FAILURE),
 				 errmsg("node \"%s\" has been silent for more than %d ms",
 						apply.peer->node_name, wal_receiver_timeout)));
-	if (!asked && TimestampDifferenceExceeds(last, GetCurrentTimestamp(), wal_receiver_timeout / 2))
+	if (asked != last && TimestampDifferenceExceeds(last, GetCurrentTimestamp(), wal_receiver_timeout / 2))
 	{
 		acknowledge(true);
-		asked = true;
+		asked = last;
 	}
 }
 

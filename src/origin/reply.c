@@ -109,7 +109,9 @@ flush_if_writable(void)
 /*
  * Core's, but for a keepalive that asks for nothing and tells no position that
  * the peer does not know from the commit before it: it would wake the peer once
- * more.  The numbers are in the places the replication protocol gives them.
+ * more.  Once the peer has said that it has received that, core sends keepalives
+ * only as answers to peers that ask whether we are there.  The numbers are in
+ * the places the replication protocol gives them.
  */
 static void
 putmessage_noblock(char type, const char *data, size_t length)
@@ -122,7 +124,7 @@ putmessage_noblock(char type, const char *data, size_t length)
 		position = pg_ntoh64(position);
 		if (data[0] == 'w')
 			told = position;
-		else if (data[0] == 'k' && data[length - 1] == 0 && position == told)
+		else if (data[0] == 'k' && data[length - 1] == 0 && position == told && MyWalSnd->write < told)
 			return;
 	}
 	core_methods->putmessage_noblock(type, data, length);

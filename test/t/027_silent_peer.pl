@@ -1,0 +1,76 @@
+# A peer that has nothing to say answers when it is asked whether it is there. One that falls silent is noticed, also
+# by a worker that was hurried last for a heartbeat only.
+#
+# Seen failing: reply.c, putmessage_noblock without regard to what the peer has received (the errors); worker.c, settle
+# without the end of an urgency where nothing is volatile, and leisure without regard to what is volatile (the worker
+# never waits for the stream again, and so never misses the peer).
+use strict;
+use warnings;
+use IPC::Run;
+use ReplMl;
+use Test::More;
+
+# of four members the level quorum needs two peers, and n4 is to be the third: of equal ones it is the last
+my @nodes = new_group(4, q(CREATE TABLE t (id int PRIMARY KEY); SELECT repl_ml.add_table('t')));
+my ($n1, $n2, $n3, $n4) = @nodes;
+
+sub set_on
+{
+	my ($setting, @where) = @_;
+	foreach my $node (@where)
+	{
+		sql($node, "ALTER SYSTEM SET $setting");
+		sql($node, 'SELECT pg_reload_conf()');
+	}
+	return;
+}
+
+# nobody writes: what is sent last is the last of the WAL, and then there is nothing but answers
+set_on("repl_ml.heartbeat_interval = '60s'", @nodes);
+set_on("wal_receiver_timeout = '2s'", @nodes);
+foreach my $round (1 .. 4)
+{
+	sql($n1, "INSERT INTO t VALUES (100 + $round)");
+	wait_converged(\@nodes);
+	my $then = sql($n4, 'SELECT clock_timestamp()');
+	poll_until($_, "SELECT last_message_time > timestamptz '$then' + '1500 ms' FROM repl_ml.stat_apply WHERE node_name = 'n1'") foreach $n2, $n3, $n4;
+}
+is(sql($_, q(SELECT string_agg(error_message, ' ') FROM repl_ml.stat_apply WHERE error_message LIKE '%silent%')), '', 'nobody was missed on ' . $_->name)
+  foreach @nodes;
+
+# peers that are silent for less than two heartbeats count as reachable
+set_on("repl_ml.heartbeat_interval = '5s'", $n1);
+
+sub signal_worker
+{
+	my ($signal, @where) = @_;
+	kill $signal => sql($_, q(SELECT pid FROM repl_ml.stat_apply WHERE node_name = 'n1')) foreach @where;
+	return;
+}
+
+# n4 is the slowest for a while
+cut($n4, $n1);
+sql($n1, "SET repl_ml.write_consistency = quorum; INSERT INTO t VALUES ($_)") foreach 1 .. 10;
+heal($n4, $n1);
+wait_converged(\@nodes);
+sql($n1, 'SET repl_ml.write_consistency = quorum; INSERT INTO t VALUES (11)');
+
+# while a commit waits for the others, n4 hears of it in a heartbeat that has nothing else in it
+signal_worker('STOP', $n2, $n3);
+my $out = '';
+my $write = IPC::Run::start([ 'psql', '-XqAt', '-v', 'ON_ERROR_STOP=1', '-d', dsn($n1), '-c', 'SET repl_ml.write_consistency = quorum',
+		'-c', 'SET repl_ml.write_timeout = 0', '-c', 'INSERT INTO t VALUES (12)' ], '>&', \$out, IPC::Run::timeout(60));
+poll_until($n4, 'SELECT count(*) = 1 FROM t WHERE id = 12');
+my $heartbeat = q(SELECT sent_at FROM repl_ml.heartbeat JOIN repl_ml.nodes USING (node_id) WHERE node_name = 'n1');
+my $last = sql($n4, $heartbeat);
+poll_until($n4, "SELECT ($heartbeat) > '$last'");
+is(sql($n1, q(SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep')), '1', 'the commit still waits');
+signal_worker('CONT', $n2, $n3);
+ok($write->finish, 'the commit is acknowledged when the others go on') or diag($out);
+
+my $walsender = sql($n1, q(SELECT pid FROM pg_stat_activity WHERE backend_type = 'walsender' AND application_name = 'repl_ml n4'));
+kill STOP => $walsender;
+poll_until($n4, q(SELECT error_message LIKE '%"n1" has been silent%' FROM repl_ml.stat_apply WHERE node_name = 'n1'));
+kill CONT => $walsender;
+wait_converged(\@nodes, 't');
+done_testing();
