@@ -8,7 +8,8 @@
  * and whoever keeps a value that cannot be applied needs to know its type.  So
  * a table's rows are sent in binary form only if all its columns are of common
  * types of core, and the clock.  Core's pgoutput decides by table and not by
- * column, too.
+ * column, too.  Not among them: interval, of which 17 knows infinite ones, that
+ * older majors would read as some long time.
  */
 #include "postgres.h"
 
@@ -49,7 +50,6 @@ repl_ml_binary_is_portable(Oid type)
 		case TIMEOID:
 		case TIMESTAMPOID:
 		case TIMESTAMPTZOID:
-		case INTERVALOID:
 		case JSONOID:
 		case JSONBOID:
 			return true;
