@@ -28,6 +28,11 @@ UNION ALL SELECT NULL, e.id, NULL, NULL FROM history_entry e WHERE e.id = ANY (%
 """
 
 
+# what a session says last when its server ends at once: it may come right behind the success of a commit
+SERVER_ENDS = ("terminating connection due to immediate shutdown command",
+               "terminating connection because of crash of another server process")
+
+
 class TimedOut(psycopg2.Error):
     pass
 
@@ -172,7 +177,8 @@ class Client(threading.Thread):
             self.execute(cursor, "COMMIT")
             if cursor.statusmessage != "COMMIT":
                 raise AssertionError("COMMIT says %s" % cursor.statusmessage)
-            operation.notices = [notice for notice in self.connection.notices if notice.startswith("WARNING")] or None
+            operation.notices = [notice for notice in self.connection.notices
+                                 if notice.startswith("WARNING") and not any(end in notice for end in SERVER_ENDS)] or None
         finally:
             del self.shared.waiting[self.server.name][operation.id]
 
