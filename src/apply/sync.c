@@ -70,16 +70,24 @@ repl_ml_sync_catalogs(ReplMlApply *apply)
 	repl_ml_shmem_wake_supervisor(MyDatabaseId);
 }
 
-/* The next table to be copied from the peer, or false. */
+/*
+ * The next table to be copied from the peer, or false.  One that could not be
+ * enrolled here is left for later (enrol.c), unless this node joins: it must not
+ * keep all others from being streamed.
+ */
 static bool
 next_pending(ReplMlApply *apply, char **schema_name, char **table_name)
 {
 	bool		found;
+	const char *without = "";
 
 	repl_ml_begin();
-	SPI_execute(psprintf("SELECT schema_name, table_name FROM repl_ml.table_sync WHERE node_id OPERATOR(pg_catalog.=) %d"
-						 " AND state OPERATOR(pg_catalog.=) 'pending' ORDER BY schema_name OPERATOR(pg_catalog.<>) 'repl_ml', 1, 2",
-						 apply->peer->node_id), true, 1);
+	if (!repl_ml_identity_require()->joining)
+		without = " AND NOT EXISTS (SELECT FROM repl_ml.pending_tables() p WHERE p.schema_name OPERATOR(pg_catalog.=) y.schema_name"
+			" AND p.table_name OPERATOR(pg_catalog.=) y.table_name AND p.action OPERATOR(pg_catalog.<>) 'remove')";
+	SPI_execute(psprintf("SELECT schema_name, table_name FROM repl_ml.table_sync y WHERE node_id OPERATOR(pg_catalog.=) %d"
+						 " AND state OPERATOR(pg_catalog.=) 'pending'%s ORDER BY schema_name OPERATOR(pg_catalog.<>) 'repl_ml', 1, 2",
+						 apply->peer->node_id, without), true, 1);
 	found = SPI_processed > 0;
 	if (found)
 	{

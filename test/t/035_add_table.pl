@@ -74,6 +74,15 @@ poll_until($_, 'SELECT count(*) = 3 FROM late') foreach @nodes;
 is(sql($n2, q(SELECT state FROM repl_ml.tables WHERE table_name = 'person')), 'missing', 'the table is shown as missing');
 like($n2->safe_psql('postgres', q(SELECT string_agg(error_message, ' ') FROM repl_ml.stat_apply)),
 	qr/type "public.mood" does not exist/, 'with the reason');
+# also where all tables have to be copied again
+cut($n2, $n1);
+poll_until($n1, q(SELECT NOT active FROM pg_replication_slots WHERE slot_name LIKE 'repl\_ml\_%\_2'));
+sql($n1, q(SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name LIKE 'repl\_ml\_%\_2'));
+sql($n1, q(INSERT INTO late VALUES (4, 'goes on still')));
+heal($n2, $n1);
+poll_until($n2, 'SELECT count(*) = 4 FROM late');
+sql($n1, q(INSERT INTO late VALUES (5, 'and on')));
+ok($n2->poll_query_until('postgres', 'SELECT count(*) = 5 FROM late'), 'a table that cannot be copied does not keep the others from it');
 sql($_, q(CREATE TYPE mood AS ENUM ('good', 'bad'))) foreach $n2, $n3;
 wait_replicated('people.person');
 sql($n2, q(UPDATE people.person SET mood = 'good'));
