@@ -63,7 +63,7 @@ enum
 
 static void write_message(const char *text);
 static int	dropped_members(int *nodes, int room);
-static bool is_compared(int dropped);
+static int	compared_members(int dropped, int *members);
 static bool is_covered(const ReplMlClock *wanted, char **lacking);
 static ReplMlClock *without_dropped(const ReplMlClock *wanted);
 static bool all_dropped_are_compared(void);
@@ -205,16 +205,34 @@ without_dropped(const ReplMlClock *wanted)
 	return repl_ml_clock_from_entries(entries, count);
 }
 
-/* Has what each dropped node left been compared with a majority? */
+/*
+ * Has what each dropped node left been compared with enough members?  What had
+ * been acknowledged is on more than half of those there were before the drops,
+ * so on some of the members that are left: this node must have been compared
+ * with one of these.  A drop is over once all members have been.
+ */
 static bool
 all_dropped_are_compared(void)
 {
 	int			nodes[REPL_ML_MAX_CLOCK_ENTRIES];
+	int			compared[REPL_ML_MAX_CLOCK_ENTRIES];
 	int			count = dropped_members(nodes, lengthof(nodes));
+	int			members = 0;
+	int			drops = 0;
+	int			owners;
 
 	for (int i = 0; i < count; i++)
 	{
-		if (!is_compared(nodes[i]))
+		compared[i] = compared_members(nodes[i], &members);
+		if (compared[i] < members)
+			drops++;
+	}
+	if (count > 0 && members == 0)
+		return false;
+	owners = Max((members + drops) / 2 + 1 - drops, 1);
+	for (int i = 0; i < count; i++)
+	{
+		if (compared[i] <= members - owners)
 			return false;
 	}
 	return true;
@@ -242,15 +260,16 @@ dropped_members(int *nodes, int room)
 	return count;
 }
 
-static bool
-is_compared(int dropped)
+/* With how many members, itself included, this node has compared what a dropped one left; 0 if with none yet. */
+static int
+compared_members(int dropped, int *members)
 {
 	Relation	rel = table_open(repl_ml_catalog_oid(DROPPED_TABLE), AccessShareLock);
 	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
 	HeapTuple	tuple;
-	bool		result = false;
+	int			result = 0;
 
-	while (!result && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	while (result == 0 && HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		bool		isnull;
 		ArrayType  *compared;
@@ -262,7 +281,7 @@ is_compared(int dropped)
 		compared = DatumGetArrayTypeP(heap_getattr(tuple, Anum_dropped_compared, RelationGetDescr(rel), &isnull));
 		count = without_due_copies((int *) ARR_DATA_PTR(compared),
 								   ArrayGetNItems(ARR_NDIM(compared), ARR_DIMS(compared)), copied);
-		result = repl_ml_members_are_majority(copied, count);
+		result = repl_ml_members_among(copied, count, members);
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);

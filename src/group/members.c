@@ -315,13 +315,12 @@ repl_ml_members_silent(uint16 self, XLogRecPtr question)
 	return names.data;
 }
 
-/* Are these peers and this node more than half of the members? */
-bool
-repl_ml_members_are_majority(const int *peers, int count)
+/* How many of the members these peers and this node are; sets *members to how many there are, 0 if that is not known. */
+int
+repl_ml_members_among(const int *peers, int count, int *members)
 {
 	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
-	int			members = 1;
-	bool		result;
+	int			result = 1;
 
 	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
 	for (int i = 0; i < repl_ml_quorum->links_used; i++)
@@ -331,10 +330,10 @@ repl_ml_members_are_majority(const int *peers, int count)
 		for (int j = 0; j < count; j++)
 		{
 			if (link->database == MyDatabaseId && link->counts && link->peer == peers[j])
-				members++;
+				result++;
 		}
 	}
-	result = database->members_known && members >= repl_ml_quorum_required(database, REPL_ML_QUORUM);
+	*members = database->members_known ? database->members : 0;
 	LWLockRelease(repl_ml_quorum->lock);
 	return result;
 }

@@ -107,7 +107,7 @@ extern void repl_ml_quorum_reset_stats(void);
 extern void repl_ml_members_set(List *members);
 extern void repl_ml_members_attach(int peer);
 extern int	repl_ml_members_peers(int *peers);
-extern bool repl_ml_members_are_majority(const int *peers, int count);
+extern int	repl_ml_members_among(const int *peers, int count, int *members);
 extern bool repl_ml_members_is_alone(void);
 extern bool repl_ml_members_is_cut_off(void);
 extern char *repl_ml_members_missing(XLogRecPtr lsn);

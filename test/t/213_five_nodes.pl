@@ -1,7 +1,8 @@
 # Five members: three are a quorum, whichever they are; two may be lost.
 #
 # Seen failing: quorum.c, repl_ml_quorum_required of quorum one less (a commit that only two have does not wait),
-# one more (it waits though three have it).
+# one more (it waits though three have it); barrier.c, all_dropped_are_compared with a majority of those who are
+# left (a barrier that does not know what was acknowledged).
 use strict;
 use warnings;
 use FindBin;
@@ -83,4 +84,18 @@ $id = 1001;
 sql($n4, "SET repl_ml.write_consistency = 'all'; INSERT INTO t VALUES ($id)");
 is(owners(@nodes), 'n1 n2 n3 n4 n5', 'everything continues by itself');
 wait_converged(\@nodes, 't');
+
+# two are lost and dropped, and of those who are left only the one that is down has what they had acknowledged
+cut($_, $n1) foreach ($n4, $n5);
+$id++;
+sql($n1, "SET repl_ml.write_consistency = 'quorum'; INSERT INTO t VALUES ($id)");
+is(owners(@nodes), 'n1 n2 n3', 'acknowledged by n2 and n3');
+$n3->stop('immediate');
+kill_server($_) foreach ($n1, $n2);
+sql($n4, call('drop_node', $_)) foreach ('n1', 'n2');
+poll_until($n4, 'SELECT count(*) = 2 AND bool_and(5 = ANY (compared)) FROM repl_ml.dropped_node');
+psql_fails($n4, "SELECT repl_ml.barrier('2 s')", '57014', 'does not have everything', 'stat_apply');
+$n3->start;
+is(sql($n4, "SELECT count(repl_ml.barrier('1 min'))"), '1', 'a barrier has to wait for it');
+ok(is_visible($n4, 't', "id = $id"), 'and then shows what was acknowledged');
 done_testing();
