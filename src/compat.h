@@ -241,25 +241,18 @@ sync_rep_unlink_compat(PGPROC *proc)
 #endif
 }
 
-/* a WaitEventSet, to be freed before anything raises an error: 17 gave it a resource owner */
+/*
+ * CreateWaitEventSet: 17 replaced the memory context by a resource owner.  One
+ * that is not kept is freed before the end of the transaction; 17 does so even
+ * after an error.
+ */
 static inline WaitEventSet *
-create_wait_event_set_compat(int nevents)
+CreateWaitEventSet_compat(bool kept, int nevents)
 {
 #if PG_VERSION_NUM >= 170000
-	return CreateWaitEventSet(CurrentResourceOwner, nevents);
+	return CreateWaitEventSet(kept ? NULL : CurrentResourceOwner, nevents);
 #else
-	return CreateWaitEventSet(CurrentMemoryContext, nevents);
-#endif
-}
-
-/* CreateWaitEventSet, for a set that its owner frees: 17 replaced the memory context by a resource owner */
-static inline WaitEventSet *
-CreateWaitEventSet_compat(int events)
-{
-#if PG_VERSION_NUM >= 170000
-	return CreateWaitEventSet(NULL, events);
-#else
-	return CreateWaitEventSet(TopMemoryContext, events);
+	return CreateWaitEventSet(kept ? TopMemoryContext : CurrentMemoryContext, nevents);
 #endif
 }
 

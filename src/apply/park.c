@@ -93,7 +93,7 @@ is_tombstone(ReplMlRemoteTable *table)
 		strcmp(table->remote.relname, "tombstone") == 0;
 }
 
-/* The bytes as two digits each, after \\x. */
+/* The bytes as two digits each, after \x. */
 static char *
 as_digits(const StringInfoData *value)
 {

@@ -629,7 +629,7 @@ wait_for_stream(pgsocket fd)
 	/* one for the life of the connection: to make it costs more than to wait */
 	if (wait_set == NULL)
 	{
-		wait_set = CreateWaitEventSet_compat(3);
+		wait_set = CreateWaitEventSet_compat(true, 3);
 		AddWaitEventToSet(wait_set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 		AddWaitEventToSet(wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
 		AddWaitEventToSet(wait_set, WL_SOCKET_READABLE, fd, NULL, NULL);

@@ -32,13 +32,15 @@ answer_of(const ReplMlLink *link)
 	return repl_ml_quorum->answers[link - repl_ml_quorum->links];
 }
 
-/* The link of this database to a peer; a free one, or NULL, if there is none. */
+/*
+ * The link of this database to a peer, made if there is room, else NULL.  The
+ * caller holds the lock exclusively.
+ */
 static ReplMlLink *
-look_up(int peer, bool *found)
+find_link(int peer)
 {
 	ReplMlLink *unused = NULL;
 
-	*found = true;
 	for (int i = 0; i < repl_ml_quorum->links_used; i++)
 	{
 		ReplMlLink *link = &repl_ml_quorum->links[i];
@@ -48,27 +50,15 @@ look_up(int peer, bool *found)
 		if (unused == NULL && !OidIsValid(link->database))
 			unused = link;
 	}
-	*found = false;
 	if (unused == NULL && repl_ml_quorum->links_used < REPL_ML_MAX_WORKERS)
 		unused = &repl_ml_quorum->links[repl_ml_quorum->links_used++];
+	if (unused == NULL)
+		return NULL;
+	memset(unused, 0, sizeof(ReplMlLink));
+	unused->database = MyDatabaseId;
+	unused->peer = peer;
+	answer_of(unused)[0] = 0;
 	return unused;
-}
-
-/* The link of this database to a peer, made if there is room.  The caller holds the lock exclusively. */
-static ReplMlLink *
-find_link(int peer)
-{
-	bool		found;
-	ReplMlLink *link = look_up(peer, &found);
-
-	if (link != NULL && !found)
-	{
-		memset(link, 0, sizeof(ReplMlLink));
-		link->database = MyDatabaseId;
-		link->peer = peer;
-		answer_of(link)[0] = 0;
-	}
-	return link;
 }
 
 /*

@@ -8,7 +8,9 @@
  * the peer's replies are listened to (reply.c); and rows travel in binary form
  * where every node reads that alike (wire/binary.c).  The messages of a small
  * transaction leave together, not each in a packet that wakes the peer, and tell
- * it how urgently commits wait for it (group/quorum.c).  Runs in the walsender.  Before it: stamp.c; after it: wire/stream.c on the
+ * it how urgently commits wait for it (group/quorum.c).
+ *
+ * Runs in the walsender.  Before it: stamp.c; after it: wire/stream.c on the
  * peer.
  */
 #include "postgres.h"

@@ -190,7 +190,7 @@ advance_some(Question *questions, int count, TimestampTz deadline)
 		return false;
 
 	events = palloc((open + 2) * sizeof(WaitEvent));
-	set = create_wait_event_set_compat(open + 2);
+	set = CreateWaitEventSet_compat(false, open + 2);
 	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 	AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
 	for (int i = 0; i < count; i++)
