@@ -44,7 +44,8 @@ is(sql($n1, "SELECT repl_ml.transaction_status('$last')"), 'committed', 'the las
 is(sql($n1, "SELECT repl_ml.transaction_status('$first')"), 'unknown', 'of one that has become part of another entry nobody knows yet');
 continue_answers();
 poll_until($n1, "SELECT repl_ml.transaction_status('$_')", 'acknowledged') foreach ($first, $last);
-is(sql($n1, "SELECT transactions FROM repl_ml.unacknowledged() WHERE level = 'quorum'"), '0', 'none is left when all have been acknowledged');
+# the others may say so before n1 has heard of all
+counts('all 0, quorum 0', 'none is left when all have been acknowledged');
 
 # ---- the WAL that told of them is gone ----
 stop_answers($n1, $n2, $n3);
