@@ -1236,6 +1236,8 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
             RAISE EXCEPTION 'this database is not a member of a repl_ml group' USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = 'Nothing needs to be done.';
         END IF;
+        -- an error where the library is not preloaded, before any peer is told
+        PERFORM repl_ml.wake_workers();
         SELECT i.fenced INTO fenced FROM repl_ml.local_info() i;
         IF fenced AND NOT force THEN
             PERFORM repl_ml.require_member();

@@ -67,13 +67,19 @@ static void hold_message(LogicalDecodingContext *ctx, XLogRecPtr lsn, Transactio
 static bool filter_by_origin(LogicalDecodingContext *ctx, RepOriginId origin);
 static bool origin_is_ours(RepOriginId origin);
 
-/* The plugin's entry point: pgoutput's callbacks, ours around them. */
+/*
+ * The plugin's entry point: pgoutput's callbacks, ours around them.  A server
+ * that loads the library only for the slot knows neither its own identity nor
+ * who waits, so the peer is told what is missing instead.
+ */
 void
 _PG_output_plugin_init(OutputPluginCallbacks *cb)
 {
-	LogicalOutputPluginInit core_init = (LogicalOutputPluginInit)
-		load_external_function("pgoutput", "_PG_output_plugin_init", true, NULL);
+	LogicalOutputPluginInit core_init;
 
+	repl_ml_shmem_require();
+	core_init = (LogicalOutputPluginInit)
+		load_external_function("pgoutput", "_PG_output_plugin_init", true, NULL);
 	core_init(cb);
 	cb->filter_by_origin_cb = filter_by_origin;
 	core_startup = cb->startup_cb;
