@@ -59,6 +59,7 @@ OBJS = \
 	src/apply/record.o \
 	src/apply/park.o \
 	src/apply/aside.o \
+	src/group/session.o \
 	src/group/shmem.o \
 	src/group/ticker.o \
 	src/group/identity.o \

@@ -1863,7 +1863,7 @@ CREATE FUNCTION repl_ml.transaction_status(token text) RETURNS text
         PERFORM repl_ml.require_fresh_view();
         SELECT m.node_id, l.group_id INTO self FROM repl_ml.require_member() m, repl_ml.local_node l;
         SELECT * INTO t FROM repl_ml.token_parts(token);
-        question := pg_catalog.format('SET statement_timeout = ''2s''; SET repl_ml.read_consistency = ''local''; SELECT repl_ml.transaction_facts(%L, %s, %L)', self.group_id, t.node_id, t.xid);
+        question := pg_catalog.format('SET statement_timeout = ''2s''; SELECT repl_ml.transaction_facts(%L, %s, %L)', self.group_id, t.node_id, t.xid);
 
         -- the node of the transaction knows best
         facts := ARRAY[repl_ml.transaction_facts(self.group_id, t.node_id, t.xid)::jsonb];

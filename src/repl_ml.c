@@ -12,6 +12,7 @@
 
 #include "compat.h"
 #include "group/group.h"
+#include "group/session.h"
 #include "group/shmem.h"
 #include "origin/origin.h"
 #include "repl_ml.h"
@@ -90,6 +91,7 @@ _PG_init(void)
 	MarkGUCPrefixReserved("repl_ml");
 	if (!process_shared_preload_libraries_in_progress)
 		return;
+	repl_ml_session_init();
 	repl_ml_shmem_init();
 	repl_ml_launcher_register();
 }

@@ -19,6 +19,7 @@
 #include "apply/apply.h"
 #include "compat.h"
 #include "group/query.h"
+#include "group/session.h"
 
 /* id under which a parked table is known while its change is tried again */
 #define PARKED_TABLE_ID		1
@@ -319,6 +320,7 @@ void
 repl_ml_apply_in_session(void (*step) (void *argument), void *argument)
 {
 	int			level = NewGUCNestLevel();
+	int			values_level = repl_ml_session_fix_values();
 	RepOriginId origin = replorigin_session_origin;
 
 	(void) set_config_option("session_replication_role", "replica", PGC_SUSET,
@@ -337,6 +339,7 @@ repl_ml_apply_in_session(void (*step) (void *argument), void *argument)
 		repl_ml_targets_forget();
 	}
 	PG_END_TRY();
+	repl_ml_session_restore(values_level);
 	AtEOXact_GUC(true, level);
 }
 

@@ -108,7 +108,7 @@ repl_ml_sync_tables(ReplMlApply *apply)
 	while (next_pending(apply, &schema_name, &table_name))
 	{
 		if (apply->copy_conn == NULL)
-			apply->copy_conn = repl_ml_stream_connect(apply->peer->dsn, "repl_ml copy");
+			apply->copy_conn = repl_ml_stream_connect(apply->peer->dsn, "copy");
 		repl_ml_apply_set_state(apply, REPL_ML_WORKER_COPYING);
 		copy_table(apply, apply->copy_conn, schema_name, table_name);
 	}

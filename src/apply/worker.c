@@ -15,7 +15,6 @@
 #include "access/xlog.h"
 #include "executor/spi.h"
 #include "libpq/pqformat.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -32,6 +31,7 @@
 #include "compat.h"
 #include "group/position.h"
 #include "group/query.h"
+#include "group/session.h"
 #include "wire/stream.h"
 
 #define FIRST_DELAY_MS		200
@@ -215,14 +215,10 @@ prepare_session(void)
 
 	repl_ml_applying = true;
 	repl_ml_internal_write = true;
-	repl_ml_settle_session();
+	repl_ml_session_settle();
 	SetConfigOption("session_replication_role", "replica", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("datestyle", "ISO, MDY", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("intervalstyle", "postgres", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("extra_float_digits", "3", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("row_security", "off", PGC_SUSET, PGC_S_OVERRIDE);
-	/* peers send text in this encoding; receive functions and COPY convert */
-	SetConfigOption("client_encoding", GetDatabaseEncodingName(), PGC_SUSET, PGC_S_OVERRIDE);
+	/* what is applied is flushed when somebody waits for it, see settle */
+	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
 	/* give up before a client that waits for us is told of a deadlock ... */
 	snprintf(lock_timeout, sizeof(lock_timeout), "%d", Max(DeadlockTimeout * 3 / 4, 10));
 	SetConfigOption("lock_timeout", lock_timeout, PGC_SUSET, PGC_S_OVERRIDE);
@@ -309,7 +305,7 @@ run(void)
 	self = repl_ml_identity_require();
 	apply.self = self->node_id;
 	apply.group_id = self->group_id;
-	name = MemoryContextStrdup(apply.message_context, psprintf("repl_ml %s", NameStr(self->node_name)));
+	name = MemoryContextStrdup(apply.message_context, NameStr(self->node_name));
 	apply.peer = repl_ml_peer_load(apply.worker->peer);
 	repl_ml_commit();
 	show_covered(applied_before());

@@ -32,6 +32,7 @@
 #include "compat.h"
 #include "group/group.h"
 #include "group/query.h"
+#include "group/session.h"
 #include "row/row.h"
 #include "wire/stream.h"
 
@@ -281,7 +282,7 @@ repl_ml_join_main(Datum arg)
 	if (request.state != REPL_ML_JOIN_REQUESTED)
 		proc_exit(0);
 	BackgroundWorkerInitializeConnectionByOid(request.database, InvalidOid, 0);
-	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_OVERRIDE);
+	repl_ml_session_settle();
 	repl_ml_internal_write = true;
 
 	PG_TRY();
@@ -307,7 +308,7 @@ repl_ml_join_main(Datum arg)
 static void
 join(ReplMlJoinRequest *request)
 {
-	WalReceiverConn *donor = repl_ml_stream_connect(request->join_dsn, "repl_ml join");
+	WalReceiverConn *donor = repl_ml_stream_connect(request->join_dsn, "join");
 	Candidate	candidate = {0};
 
 	ask_donor(request, donor, &candidate);
@@ -485,7 +486,7 @@ static bool
 register_with(Candidate *candidate, Member *member)
 {
 	static const Oid types[1] = {BOOLOID};
-	WalReceiverConn *conn = repl_ml_stream_connect(member->dsn, "repl_ml join");
+	WalReceiverConn *conn = repl_ml_stream_connect(member->dsn, "join");
 	volatile bool taken = false;
 
 	PG_TRY();
@@ -581,7 +582,7 @@ unregister(Candidate *candidate)
 			continue;
 		PG_TRY();
 		{
-			conn = repl_ml_stream_connect(member->dsn, "repl_ml join");
+			conn = repl_ml_stream_connect(member->dsn, "join");
 			repl_ml_stream_command(conn, psprintf("SELECT repl_ml.forget_node('%s', %d, %s)",
 												  candidate->group_id, candidate->node_id, candidate->joined_at));
 		}

@@ -30,6 +30,7 @@
 
 #include "compat.h"
 #include "group/group.h"
+#include "group/session.h"
 
 #define PERSIST_INTERVAL_MS		2000
 #define PROBE_INTERVAL_MS		10
@@ -67,6 +68,7 @@ repl_ml_launcher_main(Datum arg)
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	repl_ml_session_settle();
 
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	repl_ml_shared->launcher_pid = MyProcPid;

@@ -80,7 +80,7 @@ repl_ml_probe(PG_FUNCTION_ARGS)
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	conn = repl_ml_stream_connect(text_to_cstring(PG_GETARG_TEXT_PP(0)), "repl_ml probe");
+	conn = repl_ml_stream_connect(text_to_cstring(PG_GETARG_TEXT_PP(0)), "probe");
 	PG_TRY();
 	{
 		ReplMlResult *result = repl_ml_stream_query(conn,
@@ -138,7 +138,7 @@ PG_FUNCTION_INFO_V1(repl_ml_run_on_peer);
 Datum
 repl_ml_run_on_peer(PG_FUNCTION_ARGS)
 {
-	WalReceiverConn *conn = repl_ml_stream_connect(text_to_cstring(PG_GETARG_TEXT_PP(0)), "repl_ml command");
+	WalReceiverConn *conn = repl_ml_stream_connect(text_to_cstring(PG_GETARG_TEXT_PP(0)), "command");
 
 	PG_TRY();
 	{

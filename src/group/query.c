@@ -13,7 +13,6 @@
 #include "storage/ipc.h"
 #include "storage/pmsignal.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -22,24 +21,6 @@
 #include "compat.h"
 #include "group/query.h"
 #include "row/row.h"
-
-/* Settings of our processes, whatever the database gives its clients. */
-void
-repl_ml_settle_session(void)
-{
-	static const char *const settings[][2] = {
-		{"default_transaction_deferrable", "off"},
-		{"default_transaction_isolation", "read committed"},
-		{"default_transaction_read_only", "off"},
-		{"idle_in_transaction_session_timeout", "0"},
-		{"search_path", "pg_catalog, pg_temp"},
-		{"statement_timeout", "0"},
-		{"synchronous_commit", "off"},
-	};
-
-	for (int i = 0; i < lengthof(settings); i++)
-		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
-}
 
 /*
  * Ends the process if its postmaster is gone.  Waits do that by themselves;

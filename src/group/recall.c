@@ -188,7 +188,7 @@ ask_peers(Peer *peers, int count, int self, XLogRecPtr end)
 
 	for (int i = 0; i < count; i++)
 		dsns[i] = peers[i].dsn;
-	repl_ml_ask(count, dsns, psprintf("SET statement_timeout = '1s'; SET repl_ml.read_consistency = 'local'; SELECT repl_ml.applied_lsn(%d)", self),
+	repl_ml_ask(count, dsns, psprintf("SET statement_timeout = '1s'; SELECT repl_ml.applied_lsn(%d)", self),
 				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), PATIENCE_MS), answers);
 	for (int i = 0; i < count; i++)
 	{

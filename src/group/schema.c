@@ -18,7 +18,6 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "lib/stringinfo.h"
-#include "libpq-fe.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "port.h"
@@ -46,7 +45,6 @@ static void copy_tables(WalReceiverConn *conn, const char *dsn, List *schemas, L
 static List *load_partitions(WalReceiverConn *conn, const char *table, List **schemas);
 static void create_schemas(WalReceiverConn *conn, List *schemas);
 static char *dump_schema(const char *dsn, List *tables);
-static char *split_password(const char *dsn, char **password);
 static char **build_arguments(const char *conninfo, List *tables);
 static void start(Dump *dump, char **arguments, const char *password);
 static char *read_script(Dump *dump);
@@ -76,7 +74,7 @@ repl_ml_schema_copy(const char *dsn, List *schemas, List *tables)
 		return;
 	}
 
-	conn = repl_ml_stream_connect(dsn, "repl_ml schema");
+	conn = repl_ml_stream_connect(dsn, "schema");
 	PG_TRY();
 	{
 		copy_tables(conn, dsn, schemas, tables);
@@ -177,46 +175,11 @@ static char *
 dump_schema(const char *dsn, List *tables)
 {
 	char	   *password;
-	char	   *conninfo = split_password(dsn, &password);
+	char	   *conninfo = repl_ml_stream_conninfo(dsn, "schema", &password);
 	Dump		process;
 
 	start(&process, build_arguments(conninfo, tables), password);
 	return read_script(&process);
-}
-
-/* The connection string without its password, which goes another way. */
-static char *
-split_password(const char *dsn, char **password)
-{
-	PQconninfoOption *options = PQconninfoParse(dsn, NULL);
-	StringInfoData conninfo;
-
-	*password = NULL;
-	if (options == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid connection string")));
-	initStringInfo(&conninfo);
-	for (PQconninfoOption *option = options; option->keyword != NULL; option++)
-	{
-		if (option->val == NULL)
-			continue;
-		if (strcmp(option->keyword, "password") == 0)
-		{
-			*password = pstrdup(option->val);
-			continue;
-		}
-		appendStringInfo(&conninfo, "%s='", option->keyword);
-		for (const char *c = option->val; *c != '\0'; c++)
-		{
-			if (*c == '\'' || *c == '\\')
-				appendStringInfoChar(&conninfo, '\\');
-			appendStringInfoChar(&conninfo, *c);
-		}
-		appendStringInfoString(&conninfo, "' ");
-	}
-	PQconninfoFree(options);
-	return conninfo.data;
 }
 
 static char **

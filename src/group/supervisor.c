@@ -31,6 +31,7 @@
 #include "compat.h"
 #include "group/group.h"
 #include "group/query.h"
+#include "group/session.h"
 #include "group/quorum.h"
 #include "group/unacknowledged.h"
 #include "row/row.h"
@@ -124,7 +125,9 @@ start_up(void)
 	XLogRecPtr	end;
 
 	repl_ml_internal_write = true;
-	repl_ml_settle_session();
+	repl_ml_session_settle();
+	/* what it writes is known to be lost by a crash, or written again */
+	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
 	work_context = AllocSetContextCreate(TopMemoryContext, "repl_ml supervisor", ALLOCSET_DEFAULT_SIZES);
 
 	if (database == NULL)

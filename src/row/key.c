@@ -16,9 +16,9 @@
 #include "executor/tuptable.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 
 #include "compat.h"
+#include "group/session.h"
 #include "row/row.h"
 
 /* The key's datums in "tuple"; they point into it. */
@@ -78,29 +78,6 @@ repl_ml_key_equal(ReplMlTable *table, Datum *a, Datum *b)
 	return true;
 }
 
-/* Fixes the settings that change the text form of values; see AtEOXact_GUC. */
-int
-repl_ml_key_fix_settings(void)
-{
-	static const struct
-	{
-		const char *name;
-		const char *value;
-	}			fixed[] = {
-		{"datestyle", "ISO, MDY"},
-		{"intervalstyle", "postgres"},
-		{"timezone", "UTC"},
-		{"extra_float_digits", "3"},
-		{"bytea_output", "hex"},
-	};
-	int			level = NewGUCNestLevel();
-
-	for (int i = 0; i < lengthof(fixed); i++)
-		(void) set_config_option(fixed[i].name, fixed[i].value, PGC_USERSET,
-								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	return level;
-}
-
 /*
  * A key column's text form.  A bytea's is hex whatever bytea_output says:
  * setting that for each row would cost more than the deletion itself.
@@ -128,12 +105,11 @@ Datum
 repl_ml_key_to_array(ReplMlTable *table, Datum *key)
 {
 	Datum		texts[INDEX_MAX_KEYS];
-	int			level = table->key_plain ? 0 : repl_ml_key_fix_settings();
+	int			level = table->key_plain ? 0 : repl_ml_session_fix_values();
 
 	for (int i = 0; i < table->key_natts; i++)
 		texts[i] = column_to_text(table, i, key[i]);
-	if (level != 0)
-		AtEOXact_GUC(true, level);
+	repl_ml_session_restore(level);
 	return PointerGetDatum(construct_array(texts, table->key_natts, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
@@ -155,7 +131,7 @@ repl_ml_key_from_array(ReplMlTable *table, Datum array, Datum *key)
 						NameStr(table->schema_name), NameStr(table->table_name),
 						count, table->key_natts),
 				 errhint("Make the primary key of the table the same on all nodes.")));
-	level = table->key_plain ? 0 : repl_ml_key_fix_settings();
+	level = table->key_plain ? 0 : repl_ml_session_fix_values();
 	for (int i = 0; i < count; i++)
 	{
 		if (nulls[i])
@@ -166,6 +142,5 @@ repl_ml_key_from_array(ReplMlTable *table, Datum array, Datum *key)
 		key[i] = InputFunctionCall(&table->key_in[i], TextDatumGetCString(texts[i]),
 								   table->key_ioparams[i], table->key_typmods[i]);
 	}
-	if (level != 0)
-		AtEOXact_GUC(true, level);
+	repl_ml_session_restore(level);
 }

@@ -72,7 +72,6 @@ extern Oid	repl_ml_schema_oid(void);
 extern Oid	repl_ml_catalog_oid(const char *name);
 
 /* in key.c */
-extern int	repl_ml_key_fix_settings(void);
 extern uint64 repl_ml_key_hash(ReplMlTable *table, Datum *key);
 extern bool repl_ml_key_equal(ReplMlTable *table, Datum *a, Datum *b);
 extern Datum repl_ml_key_to_array(ReplMlTable *table, Datum *key);

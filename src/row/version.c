@@ -31,10 +31,10 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 
+#include "group/session.h"
 #include "row/version.h"
 
 #define VERSION_TABLE	"concurrent_version"
@@ -237,7 +237,7 @@ repl_ml_version_from_slot(TupleTableSlot *slot, AttrNumber clock_attnum)
 	TupleDesc	desc = slot->tts_tupleDescriptor;
 	Datum	   *texts = palloc(2 * desc->natts * sizeof(Datum));
 	bool	   *nulls = palloc0(2 * desc->natts * sizeof(bool));
-	int			level = repl_ml_key_fix_settings();
+	int			level = repl_ml_session_fix_values();
 	int			count = 0;
 	int			dims[1];
 	int			lower[1] = {1};
@@ -260,7 +260,7 @@ repl_ml_version_from_slot(TupleTableSlot *slot, AttrNumber clock_attnum)
 		}
 		count++;
 	}
-	AtEOXact_GUC(true, level);
+	repl_ml_session_restore(level);
 	dims[0] = count;
 	return PointerGetDatum(construct_md_array(texts, nulls, 1, dims, lower, TEXTOID, -1, false, TYPALIGN_INT));
 }
@@ -274,7 +274,7 @@ TupleTableSlot *
 repl_ml_version_to_slot(Datum content, TupleDesc desc)
 {
 	TupleTableSlot *slot = MakeTupleTableSlot(CreateTupleDescCopyConstr(desc), &TTSOpsVirtual);
-	int			level = repl_ml_key_fix_settings();
+	int			level = repl_ml_session_fix_values();
 	Datum	   *texts;
 	bool	   *nulls;
 	int			count;
@@ -298,6 +298,6 @@ repl_ml_version_to_slot(Datum content, TupleDesc desc)
 			slot->tts_isnull[i] = false;
 		}
 	}
-	AtEOXact_GUC(true, level);
+	repl_ml_session_restore(level);
 	return slot;
 }

@@ -20,8 +20,9 @@
 
 #include "compat.h"
 #include "wire/ask.h"
+#include "wire/stream.h"
 
-#define APPLICATION_NAME	"repl_ml question"
+#define APPLICATION_NAME	REPL_ML_APPLICATION "question"
 
 /* How far a question is. */
 typedef enum Phase

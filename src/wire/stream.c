@@ -23,12 +23,20 @@
 #include "compat.h"
 #include "wire/stream.h"
 
+static void append_option(StringInfo conninfo, const char *keyword, const char *value);
 static WalRcvExecResult *execute(WalReceiverConn *conn, const char *sql, int ncolumns, const Oid *types);
 
-/* Raises an error if libpq cannot read the string; a URI, which it would quote, is not told. */
-static void
-check_dsn(const char *dsn)
+/*
+ * A connection string, or URI, as keywords and values, under our application's
+ * name: by that the server knows whose session it is (group/session.c).  The
+ * password goes into *password where the caller has another way for it; NULL: it
+ * stays.  An error if libpq cannot read it; a URI, which it would quote, is not
+ * told.
+ */
+char *
+repl_ml_stream_conninfo(const char *dsn, const char *purpose, char **password)
 {
+	StringInfoData conninfo;
 	char	   *reason = NULL;
 	PQconninfoOption *options = PQconninfoParse(dsn, &reason);
 
@@ -38,7 +46,35 @@ check_dsn(const char *dsn)
 				 errmsg("invalid connection string"),
 				 reason != NULL && strstr(dsn, "://") == NULL ? errdetail_internal("%s", pchomp(reason)) : 0,
 				 errhint("Write it as in 'host=n1.example port=5432 dbname=app user=repl'.")));
+	if (password != NULL)
+		*password = NULL;
+	initStringInfo(&conninfo);
+	append_option(&conninfo, "application_name", psprintf(REPL_ML_APPLICATION "%s", purpose));
+	for (PQconninfoOption *option = options; option->keyword != NULL; option++)
+	{
+		if (option->val == NULL || strcmp(option->keyword, "application_name") == 0)
+			continue;
+		if (password != NULL && strcmp(option->keyword, "password") == 0)
+			*password = pstrdup(option->val);
+		else
+			append_option(&conninfo, option->keyword, option->val);
+	}
 	PQconninfoFree(options);
+	return conninfo.data;
+}
+
+/* keyword='value', as libpq reads it. */
+static void
+append_option(StringInfo conninfo, const char *keyword, const char *value)
+{
+	appendStringInfo(conninfo, "%s='", keyword);
+	for (const char *c = value; *c != '\0'; c++)
+	{
+		if (*c == '\'' || *c == '\\')
+			appendStringInfoChar(conninfo, '\\');
+		appendStringInfoChar(conninfo, *c);
+	}
+	appendStringInfoString(conninfo, "' ");
 }
 
 /*
@@ -46,18 +82,19 @@ check_dsn(const char *dsn)
  * connection string, so no password reaches a log.
  */
 WalReceiverConn *
-repl_ml_stream_connect(const char *dsn, const char *application_name)
+repl_ml_stream_connect(const char *dsn, const char *purpose)
 {
 	WalReceiverConn *conn;
+	char	   *conninfo = repl_ml_stream_conninfo(dsn, purpose, NULL);
 	char	   *reason = NULL;
 	MemoryContext old;
 
-	check_dsn(dsn);
 	load_file("libpqwalreceiver", false);
 	/* lives until repl_ml_stream_disconnect, which frees it */
 	old = MemoryContextSwitchTo(TopMemoryContext);
-	conn = walrcv_connect_compat(dsn, application_name, &reason);
+	conn = walrcv_connect_compat(conninfo, purpose, &reason);
 	MemoryContextSwitchTo(old);
+	pfree(conninfo);
 	if (conn == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
@@ -148,16 +185,15 @@ repl_ml_stream_free(ReplMlResult *result)
 
 /*
  * Starts a COPY ... TO STDOUT; the rows follow through walrcv_receive.  Rows
- * that a policy hides from our role are an error, not left out.
+ * that a policy hides from our role are an error, not left out (row_security,
+ * see group/session.c).
  */
 void
 repl_ml_stream_copy_out(WalReceiverConn *conn, const char *sql)
 {
 	static const Oid none[1] = {InvalidOid};
-	WalRcvExecResult *result;
+	WalRcvExecResult *result = execute(conn, sql, 0, none);
 
-	repl_ml_stream_command(conn, "SELECT pg_catalog.set_config('row_security', 'off', false)");
-	result = execute(conn, sql, 0, none);
 	if (result->status != WALRCV_OK_COPY_OUT)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),

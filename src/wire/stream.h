@@ -11,6 +11,9 @@
 #include "executor/tuptable.h"
 #include "replication/walreceiver.h"
 
+/* what the names of our sessions on other servers begin with */
+#define REPL_ML_APPLICATION		"repl_ml "
+
 /* Rows a query returned, until repl_ml_stream_free. */
 typedef struct ReplMlResult
 {
@@ -19,7 +22,8 @@ typedef struct ReplMlResult
 	bool		own_transaction;	/* ended by repl_ml_stream_free */
 } ReplMlResult;
 
-extern WalReceiverConn *repl_ml_stream_connect(const char *dsn, const char *application_name);
+extern char *repl_ml_stream_conninfo(const char *dsn, const char *purpose, char **password);
+extern WalReceiverConn *repl_ml_stream_connect(const char *dsn, const char *purpose);
 extern void repl_ml_stream_disconnect(WalReceiverConn *conn);
 extern void repl_ml_stream_command(WalReceiverConn *conn, const char *sql);
 extern void repl_ml_stream_utility(WalReceiverConn *conn, const char *sql);
