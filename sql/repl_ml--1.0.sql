@@ -1761,7 +1761,25 @@ CREATE FUNCTION repl_ml.announce_evictions() RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.announce_evictions() IS 'tells the group which versions lost a unique key here';
 
--- All of a key or nothing, and only when every rule that may be in force for them is known
+-- The clock of an eviction is that of the version that went, and may be old. The winner's writer may have known that
+-- version overwritten, before it wrote: so it is kept until everything written up to then, by whomever, is here. All of a
+-- key or nothing. The floor is in the stream before whatever is written without these tombstones.
+CREATE FUNCTION repl_ml.collect_tombstones(stable text) RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    WITH kept AS (SELECT t.schema_name, t.table_name, t.key_hash FROM repl_ml.tombstone t
+                   WHERE t.eviction IS NOT NULL AND repl_ml.max_counter((t.eviction->>'winner_clock')::repl_ml.vclock) >=
+                         (SELECT min(coalesce(repl_ml.counter(stable::repl_ml.vclock, m.node_id), 0)) FROM repl_ml.member m WHERE m.state <> 'dropped')),
+    gone AS (DELETE FROM repl_ml.tombstone t WHERE t.__repl_clock OPERATOR(repl_ml.<@) stable::repl_ml.vclock
+                AND NOT EXISTS (SELECT FROM kept k WHERE (k.schema_name, k.table_name, k.key_hash) = (t.schema_name, t.table_name, t.key_hash))
+             RETURNING 1)
+    INSERT INTO repl_ml.collection AS c (node_id, floor)
+    SELECT l.node_id, stable::repl_ml.vclock FROM repl_ml.local_node l WHERE EXISTS (SELECT FROM gone)
+    ON CONFLICT (node_id) DO UPDATE SET floor = repl_ml.merge(c.floor, excluded.floor)
+    $$;
+COMMENT ON FUNCTION repl_ml.collect_tombstones(text) IS 'removes tombstones that can no longer decide anything, and tells the group up to where; stable is a clock';
+
+-- All of a key or nothing, and only when every rule that may be in force for them is known and no eviction is kept
 CREATE FUNCTION repl_ml.collect_versions(stable text) RETURNS void
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
@@ -1769,7 +1787,9 @@ CREATE FUNCTION repl_ml.collect_versions(stable text) RETURNS void
                 GROUP BY 1, 2, 3
                HAVING pg_catalog.bool_and(v.__repl_clock OPERATOR(repl_ml.<@) stable::repl_ml.vclock)
                   AND pg_catalog.max(repl_ml.max_counter(v.__repl_clock)) <
-                      (SELECT pg_catalog.min(coalesce(repl_ml.counter(stable::repl_ml.vclock, m.node_id), 0)) FROM repl_ml.member m WHERE m.state <> 'dropped'))
+                      (SELECT pg_catalog.min(coalesce(repl_ml.counter(stable::repl_ml.vclock, m.node_id), 0)) FROM repl_ml.member m WHERE m.state <> 'dropped')
+                  AND NOT EXISTS (SELECT FROM repl_ml.tombstone t WHERE (t.schema_name, t.table_name, t.key_hash) = (v.schema_name, v.table_name, v.key_hash)
+                                     AND t.eviction IS NOT NULL))
     DELETE FROM repl_ml.concurrent_version v USING k
      WHERE (v.schema_name, v.table_name, v.key_hash) = (k.schema_name, k.table_name, k.key_hash)
     $$;

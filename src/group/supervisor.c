@@ -443,11 +443,7 @@ collect_tombstones(void)
 	if (candidate[0] != '\0' &&
 		repl_ml_query_int(psprintf("SELECT 1 WHERE '%s'::repl_ml.vclock OPERATOR(repl_ml.<@) repl_ml.stable_vector()", proof)) != 0)
 	{
-		SPI_execute(psprintf("DELETE FROM repl_ml.tombstone WHERE __repl_clock OPERATOR(repl_ml.<@) '%s'::repl_ml.vclock", candidate), false, 0);
-		/* in the stream before whatever is written without these tombstones */
-		if (SPI_processed > 0)
-			SPI_execute(psprintf("INSERT INTO repl_ml.collection AS c (node_id, floor) SELECT node_id, '%s' FROM repl_ml.local_node"
-								 " ON CONFLICT (node_id) DO UPDATE SET floor = repl_ml.merge(c.floor, excluded.floor)", candidate), false, 0);
+		SPI_execute(psprintf("SELECT repl_ml.collect_tombstones('%s')", candidate), false, 0);
 		SPI_execute(psprintf("SELECT repl_ml.collect_versions('%s')", candidate), false, 0);
 		candidate[0] = '\0';
 	}

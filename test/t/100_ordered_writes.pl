@@ -141,7 +141,12 @@ sub overwrite
 	my $first = written($n1, "UPDATE t SET v = 'n1' WHERE id = $id");
 	written($n1, "UPDATE t SET v = 'n1' WHERE id = $deleted");
 	arrives($n2, $deleted, 'n1');
-	$between->() if defined $between;
+	if (defined $between)
+	{
+		$between->();
+		# what n2 had applied and not flushed is gone with a crash, and comes again
+		arrives($n2, $deleted, 'n1');
+	}
 	my $second = written($n2, "UPDATE t SET v = 'n2' WHERE id = $id");
 	my $deletion = deleted($n2, 't', $deleted);
 
