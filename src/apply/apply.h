@@ -200,6 +200,7 @@ typedef struct ReplMlUser
 
 extern ReplMlTarget *repl_ml_targets_get(Oid relid);
 extern ReplMlTarget *repl_ml_targets_route(ReplMlTarget *root, TupleTableSlot *slot, TupleTableSlot **leaf_slot);
+extern void repl_ml_targets_renew(void);
 extern void repl_ml_targets_close(void);
 extern void repl_ml_targets_forget(void);
 extern void repl_ml_become_owner(Relation rel, ReplMlUser *saved);

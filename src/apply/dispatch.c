@@ -451,15 +451,23 @@ repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, Log
 	if (!OidIsValid(table->local))
 		return;					/* no longer replicated */
 
+	repl_ml_targets_renew();
 	is_catalog = strcmp(table->remote.nspname, REPL_ML_SCHEMA) == 0;
 	if (is_catalog && strcmp(table->remote.relname, "tombstone") == 0)
 	{
 		apply_tombstone(apply, table, tuple);
 		return;
 	}
-	target = repl_ml_targets_get(table->local);
-	if (!table->valid)			/* changed while we waited for the lock */
+	/* it may have changed, or have become another one, while we waited for its lock */
+	for (;;)
+	{
+		target = repl_ml_targets_get(table->local);
+		if (table->valid)
+			break;
 		table = repl_ml_relation_get(id);
+		if (!OidIsValid(table->local))
+			return;
+	}
 	repl_ml_become_owner(target->rel, &saved);
 	repl_ml_relation_fill_slot(table, tuple, target->incoming);
 	repl_ml_become_self(&saved);

@@ -269,7 +269,8 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 	{
 		AttrNumber	attnum = get_attnum(RelationGetRelid(rel), table->remote.attnames[j]);
 
-		if (attnum == InvalidAttrNumber || table->remote_column[attnum - 1] != j)
+		/* system columns have names, too */
+		if (attnum <= InvalidAttrNumber || table->remote_column[attnum - 1] != j)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
 					 errmsg("column \"%s\" of table \"%s.%s\" does not exist on this node",

@@ -13,6 +13,7 @@
 #include "access/htup_details.h"
 #include "access/tupconvert.h"
 #include "catalog/pg_collation.h"
+#include "catalog/pg_proc.h"
 #include "executor/executor.h"
 #include "funcapi.h"
 #include "parser/parse_func.h"
@@ -138,8 +139,14 @@ find_resolver(const ReplMlRule *rule)
 {
 	for (int i = 0; i < lengthof(resolvers); i++)
 	{
-		if (strcmp(resolvers[i].name, rule == NULL ? "last_write" : rule->name) == 0)
-			return &resolvers[i];
+		if (strcmp(resolvers[i].name, rule == NULL ? "last_write" : rule->name) != 0)
+			continue;
+		if (resolvers[i].combine != NULL && rule->nargs != 1)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("conflict resolver \"%s\" needs one function, not %d", rule->name, rule->nargs),
+					 errhint("Run SELECT repl_ml.set_resolver(...), then SELECT repl_ml.retry_parked(id).")));
+		return &resolvers[i];
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -210,7 +217,7 @@ newest_by(const Contest *contest, const ReplMlVersion *a, const ReplMlVersion *b
 		AttrNumber	attnum = get_attnum(RelationGetRelid(rel), contest->rule->args[i]);
 		int			order;
 
-		if (attnum == InvalidAttrNumber)
+		if (attnum <= InvalidAttrNumber)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
 					 errmsg("column \"%s\" of the resolver of table \"%s\" does not exist",
@@ -334,6 +341,22 @@ by_function(const Contest *contest, TupleTableSlot *a, const ReplMlClock *a_cloc
 	return result;
 }
 
+/*
+ * The function that resolves, as it is now: whoever owns it may have replaced
+ * it since repl_ml.set_resolver looked at it.
+ */
+static Oid
+find_function(const Contest *contest, Oid row_type)
+{
+	Oid			types[4] = {row_type, row_type, repl_ml_clock_type(), repl_ml_clock_type()};
+	Oid			function = LookupFuncName(stringToQualifiedNameList_compat(contest->rule->args[0]), 4, types, false);
+
+	if (get_func_rettype(function) != row_type || get_func_retset(function) ||
+		get_func_prokind(function) != PROKIND_FUNCTION)
+		blame_function(contest, psprintf("does not return one %s any more", format_type_be(row_type)));
+	return function;
+}
+
 /* A row as a value of the row type of the enrolled table, "root". */
 static Datum
 as_composite(TupleTableSlot *slot, AttrNumber clock_attnum, const ReplMlClock *clock, Relation root)
@@ -375,15 +398,12 @@ call_function(const Contest *contest, TupleTableSlot *a, const ReplMlClock *a_cl
 {
 	ReplMlTable *table = contest->target->table;
 	Relation	root = RelationIdGetRelation(table->root);
-	Oid			row_type = root->rd_rel->reltype;
-	Oid			types[4] = {row_type, row_type, repl_ml_clock_type(), repl_ml_clock_type()};
-	Oid			function = LookupFuncName(stringToQualifiedNameList_compat(contest->rule->args[0]), 4, types, false);
 	LOCAL_FCINFO(fcinfo, 4);
 	FmgrInfo	flinfo;
 	TupleTableSlot *result;
 	Datum		value;
 
-	fmgr_info(function, &flinfo);
+	fmgr_info(find_function(contest, root->rd_rel->reltype), &flinfo);
 	InitFunctionCallInfoData(*fcinfo, &flinfo, 4, InvalidOid, NULL, NULL);
 	fcinfo->args[0].value = as_composite(a, table->clock_attnum, a_clock, root);
 	fcinfo->args[1].value = as_composite(b, table->clock_attnum, b_clock, root);

@@ -254,6 +254,7 @@ join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy)
 		repl_ml_become_self(&saved);
 		if (!more)
 			break;
+		repl_ml_targets_renew();
 		if (tombstones)
 			join_tombstone(apply, values, nulls);
 		else if (versions)

@@ -35,6 +35,9 @@ typedef struct OpenTarget
 /* Open in the current transaction; lives in TopTransactionContext or below. */
 static List *open_targets = NIL;
 static MemoryContext open_context = NULL;
+static int	changes = 0;		/* since they were opened */
+
+#define CHANGES_BETWEEN_RENEWALS	1000
 
 static void check_target(Relation rel);
 
@@ -142,6 +145,19 @@ repl_ml_targets_route(ReplMlTarget *root, TupleTableSlot *slot, TupleTableSlot *
 	return target;
 }
 
+/*
+ * Called before each change, when nobody uses a target: closes them all once in
+ * a while.  Of each row the executor leaves some bytes in the memory of its
+ * query (what it compares columns with, for triggers), which in a statement is
+ * freed at its end; a transaction has no end that could be waited for.
+ */
+void
+repl_ml_targets_renew(void)
+{
+	if (++changes >= CHANGES_BETWEEN_RENEWALS)
+		repl_ml_targets_close();
+}
+
 /* Closes all, in a (sub)transaction that will commit. */
 void
 repl_ml_targets_close(void)
@@ -158,10 +174,9 @@ repl_ml_targets_close(void)
 		repl_ml_target_close(entry->target);
 		table_close(rel, NoLock);
 	}
-	open_targets = NIL;
 	if (open_context != NULL)
 		MemoryContextDelete(open_context);
-	open_context = NULL;
+	repl_ml_targets_forget();
 }
 
 /* Forgets all, after the (sub)transaction they were opened in has aborted. */
@@ -170,6 +185,7 @@ repl_ml_targets_forget(void)
 {
 	open_targets = NIL;
 	open_context = NULL;
+	changes = 0;
 }
 
 /*

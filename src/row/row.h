@@ -40,6 +40,7 @@ typedef struct ReplMlTable
 	FmgrInfo	key_in[INDEX_MAX_KEYS];
 	FmgrInfo	key_eq[INDEX_MAX_KEYS];
 	FmgrInfo	key_hash[INDEX_MAX_KEYS];	/* fn_oid invalid: not hashable */
+	MemoryContext functions;	/* what these functions remember */
 } ReplMlTable;
 
 /* A table opened for storing versions of rows; see store.c. */
@@ -53,6 +54,7 @@ typedef struct ReplMlTarget
 	TupleTableSlot *found;		/* the version in the table, locked */
 	TupleTableSlot *incoming;	/* for the caller: a row to store */
 	TupleTableSlot *scratch;	/* ... and one to build another from it */
+	TupleTableSlot *stored;		/* a row as it is stored; store.c's */
 	TupleTableSlot *rival;		/* another row, locked: see apply/unique.c */
 	TupleTableSlot *rival_key;
 	MemoryContext context;		/* dies with the target */

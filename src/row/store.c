@@ -4,10 +4,15 @@
  *		delete.
  *
  * A target is one open table with its indexes and executor state; it is valid
- * in the transaction (and subtransaction) that opened it.  What the row should
- * become is decided by the caller.  Constraints are checked and generated
- * columns computed; foreign keys are left to the origin, because the apply
- * worker runs in replica mode.
+ * in the transaction (and subtransaction) that opened it.  The executor runs in
+ * the target's query context, as it does for a statement: what functions of
+ * triggers, indexes and constraints remember from one row to the next
+ * (FmgrInfo's fn_extra) has to live as long as the target, which points to it.
+ * Of the rows themselves nothing stays there.
+ *
+ * What the row should become is decided by the caller.  Constraints are checked
+ * and generated columns computed; foreign keys are left to the origin, because
+ * the apply worker runs in replica mode.
  */
 #include "postgres.h"
 
@@ -29,8 +34,8 @@
 
 static EState *make_estate(Relation rel);
 static void defer_nothing(ResultRelInfo *result);
-static void begin_change(ReplMlTarget *target);
-static void end_change(ReplMlTarget *target);
+static MemoryContext begin_change(ReplMlTarget *target);
+static void end_change(ReplMlTarget *target, MemoryContext caller);
 
 /*
  * Opens a target on "rel", which the caller keeps open and locked.  With
@@ -61,6 +66,7 @@ repl_ml_target_open(Relation rel, bool fire_triggers)
 	target->incoming = ExecInitExtraTupleSlot(target->estate, RelationGetDescr(rel), &TTSOpsVirtual);
 	target->scratch = ExecInitExtraTupleSlot(target->estate, RelationGetDescr(rel), &TTSOpsVirtual);
 	target->rival = table_slot_create(rel, &target->estate->es_tupleTable);
+	target->stored = table_slot_create(rel, &target->estate->es_tupleTable);
 	target->rival_key = ExecInitExtraTupleSlot(target->estate, RelationGetDescr(rel), &TTSOpsVirtual);
 	MemoryContextSwitchTo(old);
 	return target;
@@ -145,53 +151,73 @@ repl_ml_target_find(ReplMlTarget *target, TupleTableSlot *searched)
 	return found;
 }
 
+/*
+ * The row in the table's own form: what triggers and storage would else each
+ * make of a virtual row is not freed before the target is.
+ */
+static TupleTableSlot *
+in_stored_form(ReplMlTarget *target, TupleTableSlot *slot)
+{
+	return ExecCopySlot(target->stored, slot);
+}
+
 /* Inserts the row. */
 void
 repl_ml_target_insert(ReplMlTarget *target, TupleTableSlot *slot)
 {
-	begin_change(target);
-	ExecSimpleRelationInsert(target->result, target->estate, slot);
-	end_change(target);
+	MemoryContext caller = begin_change(target);
+
+	ExecSimpleRelationInsert(target->result, target->estate, in_stored_form(target, slot));
+	end_change(target, caller);
 }
 
 /* Replaces the version in target->found. */
 void
 repl_ml_target_update(ReplMlTarget *target, TupleTableSlot *slot)
 {
-	begin_change(target);
+	MemoryContext caller = begin_change(target);
+
+	slot = in_stored_form(target, slot);
 	EvalPlanQualSetSlot(&target->epqstate, slot);
 	ExecSimpleRelationUpdate(target->result, target->estate, &target->epqstate,
 							 target->found, slot);
-	end_change(target);
+	end_change(target, caller);
 }
 
 /* Deletes the version in target->found. */
 void
 repl_ml_target_delete(ReplMlTarget *target)
 {
-	begin_change(target);
+	MemoryContext caller = begin_change(target);
+
 	EvalPlanQualSetSlot(&target->epqstate, target->found);
 	ExecSimpleRelationDelete(target->result, target->estate, &target->epqstate,
 							 target->found);
-	end_change(target);
+	end_change(target, caller);
 }
 
-static void
+/*
+ * Begins a change, in the target's query context; returns the context to go
+ * back to.  Not in the caller's, which is the message's: the target outlives it.
+ */
+static MemoryContext
 begin_change(ReplMlTarget *target)
 {
 	PushActiveSnapshot(GetTransactionSnapshot());
 	target->estate->es_output_cid = GetCurrentCommandId(true);
 	if (target->result->ri_TrigDesc != NULL)
 		AfterTriggerBeginQuery();
+	return MemoryContextSwitchTo(target->estate->es_query_cxt);
 }
 
 /* Runs what triggers the change queued and makes it visible to the next one. */
 static void
-end_change(ReplMlTarget *target)
+end_change(ReplMlTarget *target, MemoryContext caller)
 {
 	if (target->result->ri_TrigDesc != NULL)
 		AfterTriggerEndQuery(target->estate);
 	ResetPerTupleExprContext(target->estate);
+	MemoryContextSwitchTo(caller);
 	PopActiveSnapshot();
 	CommandCounterIncrement();
 }

@@ -7,6 +7,10 @@
  * invalidation.  A returned pointer stays allocated for the life of the
  * process, but its content is rebuilt by the next repl_ml_table_get after an
  * invalidation, so callers fetch it anew for each statement or row.
+ *
+ * The functions of a key's types may be a user's, and may run when the entry is
+ * rebuilt (they, too, can write rows): what they remember lives until the end of
+ * that transaction.
  */
 #include "postgres.h"
 
@@ -32,8 +36,8 @@ int			repl_ml_applying_depth = 0;
 bool		repl_ml_internal_write = false;
 
 static HTAB *tables = NULL;
-static MemoryContext table_context = NULL;	/* function lookups of the entries */
 
+static void refill(ReplMlTable *table, Relation rel);
 static void fill(ReplMlTable *table, Relation rel);
 static void fill_key(ReplMlTable *table, Relation rel);
 static void fill_key_column(ReplMlTable *table, int i, Form_pg_attribute att);
@@ -45,8 +49,6 @@ create_cache(void)
 {
 	HASHCTL		ctl = {.keysize = sizeof(Oid),.entrysize = sizeof(ReplMlTable)};
 
-	table_context = AllocSetContextCreate(CacheMemoryContext, "repl_ml tables",
-										  ALLOCSET_SMALL_SIZES);
 	tables = hash_create("repl_ml tables", 64, &ctl, HASH_ELEM | HASH_BLOBS);
 	CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
 }
@@ -84,10 +86,37 @@ repl_ml_table_get(Relation rel)
 		create_cache();
 	table = hash_search(tables, &relid, HASH_ENTER, &found);
 	if (!found)
+	{
 		table->valid = false;
+		table->functions = NULL;
+	}
 	if (!table->valid)
-		fill(table, rel);
+		refill(table, rel);
 	return table;
+}
+
+/*
+ * Fills the entry anew, with a context of its own for what its functions
+ * remember; invalid again if that fails.
+ */
+static void
+refill(ReplMlTable *table, Relation rel)
+{
+	if (table->functions != NULL)
+		MemoryContextSetParent(table->functions, TopTransactionContext);
+	table->functions = AllocSetContextCreate(CacheMemoryContext, "repl_ml table", ALLOCSET_SMALL_SIZES);
+	/* before anything is read: what changes meanwhile must count */
+	table->valid = true;
+	PG_TRY();
+	{
+		fill(table, rel);
+	}
+	PG_CATCH();
+	{
+		table->valid = false;
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 }
 
 static void
@@ -111,7 +140,6 @@ fill(ReplMlTable *table, Relation rel)
 																	   NameStr(table->table_name))))));
 	table->clock_is_last = table->clock_attnum == RelationGetNumberOfAttributes(rel);
 	fill_key(table, rel);
-	table->valid = true;
 }
 
 static void
@@ -158,13 +186,13 @@ fill_key_column(ReplMlTable *table, int i, Form_pg_attribute att)
 	if (!plain_text_type(getBaseType(att->atttypid)))
 		table->key_plain = false;
 	getTypeOutputInfo(att->atttypid, &function, &is_varlena);
-	fmgr_info_cxt(function, &table->key_out[i], table_context);
+	fmgr_info_cxt(function, &table->key_out[i], table->functions);
 	getTypeInputInfo(att->atttypid, &function, &table->key_ioparams[i]);
-	fmgr_info_cxt(function, &table->key_in[i], table_context);
-	fmgr_info_copy(&table->key_eq[i], &type->eq_opr_finfo, table_context);
+	fmgr_info_cxt(function, &table->key_in[i], table->functions);
+	fmgr_info_copy(&table->key_eq[i], &type->eq_opr_finfo, table->functions);
 	table->key_hash[i].fn_oid = InvalidOid;
 	if (OidIsValid(type->hash_extended_proc_finfo.fn_oid))
-		fmgr_info_copy(&table->key_hash[i], &type->hash_extended_proc_finfo, table_context);
+		fmgr_info_copy(&table->key_hash[i], &type->hash_extended_proc_finfo, table->functions);
 }
 
 /* Types whose output no setting changes: the common ones, for speed only. */
