@@ -105,3 +105,8 @@ SELECT count(*) AS publications FROM pg_publication;
 SELECT count(*) AS members FROM repl_ml.member;
 SET client_min_messages = warning;
 DROP SCHEMA catalogs CASCADE;
+
+-- a publication FOR ALL TABLES refuses to change rows without an identity: every table here has one
+SELECT c.oid::regclass AS no_identity FROM pg_class c
+ WHERE c.relnamespace = 'repl_ml'::regnamespace AND c.relkind = 'r' AND c.relreplident <> 'f'
+   AND NOT EXISTS (SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisprimary);

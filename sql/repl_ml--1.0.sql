@@ -341,6 +341,8 @@ CREATE TABLE repl_ml.tombstone (
     merged       boolean NOT NULL DEFAULT false,
     __repl_clock repl_ml.vclock NOT NULL
 );
+-- as all tables here that have no primary key: a publication FOR ALL TABLES has it, too, and would refuse deletions
+ALTER TABLE repl_ml.tombstone REPLICA IDENTITY FULL;
 CREATE INDEX tombstone_key_hash_idx ON repl_ml.tombstone (key_hash);
 COMMENT ON TABLE repl_ml.tombstone IS 'deleted rows whose deletion may still have to win against a late version; with eviction, the version with just this clock lost a unique key to the row that it names; with merged, it is this node''s resolution of several versions';
 
@@ -381,6 +383,7 @@ CREATE TABLE repl_ml.concurrent_version (
     eviction     jsonb,
     __repl_clock repl_ml.vclock NOT NULL
 );
+ALTER TABLE repl_ml.concurrent_version REPLICA IDENTITY FULL;
 CREATE INDEX concurrent_version_key_hash_idx ON repl_ml.concurrent_version (key_hash);
 COMMENT ON TABLE repl_ml.concurrent_version IS 'concurrent versions of rows: names and values of the columns, null for a deletion or, with eviction, a version that lost a unique key; kept until no member can write without knowing them';
 
@@ -393,11 +396,12 @@ CREATE TABLE repl_ml.eviction (
     eviction     jsonb NOT NULL,
     __repl_clock repl_ml.vclock NOT NULL
 );
+ALTER TABLE repl_ml.eviction REPLICA IDENTITY FULL;
 COMMENT ON TABLE repl_ml.eviction IS 'versions that lost a unique key to another row and are about to be announced to the group';
 
 -- Who this database is
 CREATE TABLE repl_ml.local_node (
-    node_id           integer NOT NULL,
+    node_id           integer PRIMARY KEY,
     node_name         name NOT NULL,
     group_name        name NOT NULL,
     group_id          uuid NOT NULL,
@@ -1105,6 +1109,63 @@ CREATE FUNCTION repl_ml.check_new_member(group_name name, node_name name, dsn te
     $$;
 COMMENT ON FUNCTION repl_ml.check_new_member(name, name, text) IS 'checks the arguments of create_group and join_group and this server''s settings';
 
+-- The publication, in place of any of that name: a restored dump of a member brings one along
+CREATE FUNCTION repl_ml.make_publication() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
+    AS $$
+    BEGIN
+        IF EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = 'repl_ml') THEN
+            DROP PUBLICATION repl_ml;
+        END IF;
+        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy
+            WITH (publish = 'insert, update', publish_via_partition_root = true);
+        COMMENT ON PUBLICATION repl_ml IS 'what the repl_ml group replicates; managed by repl_ml.add_table and remove_table';
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.make_publication() IS 'creates the publication of the group''s catalogs, for tables to be added to';
+
+-- What the publication was changed to while the library was not there to refuse it
+CREATE FUNCTION repl_ml.publication_fault() RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT CASE WHEN p.oid IS NULL THEN 'does not exist'
+                WHEN NOT p.pubinsert OR NOT p.pubupdate THEN 'leaves out changes'
+                WHEN p.pubdelete OR p.pubtruncate OR NOT p.pubviaroot OR p.puballtables THEN 'does not publish what the nodes read'
+                WHEN f.filtered THEN 'leaves out rows or columns'
+                WHEN f.catalogs < 6 THEN 'lacks tables of repl_ml' END
+      FROM (SELECT) one LEFT JOIN pg_catalog.pg_publication p ON p.pubname = 'repl_ml',
+           LATERAL (SELECT pg_catalog.bool_or(r.prqual IS NOT NULL OR r.prattrs IS NOT NULL) AS filtered,
+                           pg_catalog.count(*) FILTER (WHERE c.relnamespace = 'repl_ml'::pg_catalog.regnamespace) AS catalogs
+                      FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_class c ON c.oid = r.prrelid WHERE r.prpubid = p.oid) f
+    $$;
+COMMENT ON FUNCTION repl_ml.publication_fault() IS 'what is wrong with the publication repl_ml; null where it is as it should be';
+
+-- For the supervisor. Before it gives up the slots it has a transaction id: a new one begins behind its commit
+CREATE FUNCTION repl_ml.mend_publication() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
+    AS $$
+    DECLARE
+        fault text := repl_ml.publication_fault();
+        t record;
+    BEGIN
+        IF fault IS NULL THEN
+            RETURN;
+        END IF;
+        RAISE LOG 'the publication "repl_ml" % and is made anew', fault
+            USING DETAIL = 'The other nodes copy all tables of this one again and join them.';
+        PERFORM repl_ml.make_publication();
+        FOR t IN SELECT c.oid::pg_catalog.regclass AS relation FROM repl_ml.replicated_table r
+                   JOIN pg_catalog.pg_namespace n ON n.nspname = r.schema_name
+                   JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = r.table_name
+                   JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = '__repl_clock' AND NOT a.attisdropped
+                  WHERE r.state = 'enrolled' LOOP
+            EXECUTE pg_catalog.format('ALTER PUBLICATION repl_ml ADD TABLE %s', t.relation);
+        END LOOP;
+        PERFORM repl_ml.drop_own_slots();
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.mend_publication() IS 'makes the publication what it should be, if it is not, and has the peers copy what they did not get through it';
+
 -- What makes this database a member, as the last thing before commit
 CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id integer, node_name name, state text, donor integer, copy_data boolean) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
@@ -1124,13 +1185,7 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
         SELECT become_member.node_id, become_member.node_name, become_member.group_name, become_member.group_id, become_member.state,
                f.system_identifier, f.timeline, f.database, f.directory, become_member.donor, become_member.copy_data
           FROM repl_ml.local_fingerprint() f;
-        -- a restored dump of a member brings one along
-        IF EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = 'repl_ml') THEN
-            DROP PUBLICATION repl_ml;
-        END IF;
-        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy
-            WITH (publish = 'insert, update', publish_via_partition_root = true);
-        COMMENT ON PUBLICATION repl_ml IS 'what the repl_ml group replicates; managed by repl_ml.add_table and remove_table';
+        PERFORM repl_ml.make_publication();
         PERFORM repl_ml.wake_workers();
     END
     $$;
@@ -2198,8 +2253,15 @@ CREATE VIEW repl_ml.health AS
       FROM active s LEFT JOIN (SELECT x.*, h.sent_at - pg_catalog.clock_timestamp() AS ahead FROM peer x JOIN repl_ml.heartbeat h USING (node_id)) p ON p.ahead > '1 s'
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
-    -- 12. prepared transactions
-    SELECT 12, 'prepared_transactions', CASE WHEN pg_catalog.count(x.gid) = 0 THEN 'ok' ELSE 'warning' END,
+    -- 12. what the others read
+    SELECT 12, 'publication', CASE WHEN p.fault IS NULL THEN 'ok' ELSE 'error' END,
+           CASE WHEN p.fault IS NULL THEN 'The publication "repl_ml" is as the other members need it.'
+                ELSE pg_catalog.format('The publication "repl_ml" %s.', p.fault) END,
+           CASE WHEN p.fault IS NOT NULL THEN 'It is made anew within seconds, and the other members copy this node''s tables again.' END
+      FROM active s, repl_ml.publication_fault() p(fault)
+    UNION ALL
+    -- 13. prepared transactions
+    SELECT 13, 'prepared_transactions', CASE WHEN pg_catalog.count(x.gid) = 0 THEN 'ok' ELSE 'warning' END,
            CASE WHEN pg_catalog.count(x.gid) = 0 THEN 'None is left.'
                 ELSE pg_catalog.format('%s, the oldest of %s: they hold locks, and the removal of deleted rows'' tombstones on all nodes.',
                      pg_catalog.string_agg(pg_catalog.quote_literal(x.gid), ', ' ORDER BY x.prepared), pg_catalog.date_trunc('second', pg_catalog.min(x.prepared))) END,
@@ -2224,6 +2286,21 @@ BEGIN
 END
 $$;
 
+-- A subscription to another member's tables, all of them, would make this database think it is that one
+CREATE FUNCTION repl_ml.refuse_subscription() RETURNS pg_catalog.trigger
+    AS 'MODULE_PATHNAME', 'repl_ml_refuse_subscription' LANGUAGE C;
+COMMENT ON FUNCTION repl_ml.refuse_subscription() IS 'trigger: keeps subscriptions of PostgreSQL''s own out of repl_ml''s tables';
+DO $$
+DECLARE
+    t regclass;
+BEGIN
+    FOR t IN SELECT c.oid FROM pg_catalog.pg_class c WHERE c.relnamespace OPERATOR(pg_catalog.=) 'repl_ml'::pg_catalog.regnamespace AND c.relkind OPERATOR(pg_catalog.=) 'r' LOOP
+        EXECUTE pg_catalog.format('CREATE TRIGGER refuse_subscription BEFORE INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION repl_ml.refuse_subscription()', t);
+        EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER refuse_subscription', t);
+    END LOOP;
+END
+$$;
+
 -- Nothing is for everybody but what reading a clock and writing an enrolled table needs
 DO $$
 DECLARE
@@ -2240,7 +2317,7 @@ $$;
 
 -- Seeing: connection strings and rows excepted
 GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.write_members(), repl_ml.write_waiters(), repl_ml.write_stats(), repl_ml.unacknowledged(), repl_ml.local_fingerprint(),
-    repl_ml.link_name(integer), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
+    repl_ml.link_name(integer), repl_ml.publication_fault(), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
 GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.conflict_policies, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts,
     repl_ml.stat_write_consistency, repl_ml.stat_write_waiters, repl_ml.health TO pg_monitor;
 -- filters its rows by itself

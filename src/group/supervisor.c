@@ -52,6 +52,7 @@ static void order_comparisons(void);
 static void beat(uint16 self);
 static void finish_join(uint16 self);
 static void collect_tombstones(void);
+static void mend_publication(void);
 static void collect_garbage(void);
 
 /* Entry point; the argument is the slot in shared memory. */
@@ -193,7 +194,9 @@ round_of_work(bool called)
 	beat(copy.node_id);
 	if (copy.joining)
 		finish_join(copy.node_id);
-	if (++beats % HOUSEKEEPING_BEATS == 0)
+	if (++beats % HOUSEKEEPING_BEATS == 1)
+		mend_publication();
+	if (beats % HOUSEKEEPING_BEATS == 0)
 		collect_garbage();
 	return true;
 }
@@ -458,6 +461,16 @@ collect_tombstones(void)
 			strlcpy(proof, repl_ml_spi_text(0, 1), sizeof(proof));
 		}
 	}
+}
+
+/* What peers read must be what it was, also where it was changed while this library was not loaded. */
+static void
+mend_publication(void)
+{
+	repl_ml_begin();
+	SPI_execute("SELECT repl_ml.mend_publication()", false, 0);
+	repl_ml_commit();
+	MemoryContextSwitchTo(work_context);
 }
 
 /* Removes what has served its time: tombstones, conflicts and records of transactions past their retention. */

@@ -8,7 +8,9 @@
  * dropping, renaming or moving the table (its name is its identity in the
  * group) and truncating a single partition are refused with the way to do it;
  * what takes a table along (its schema, its owner, the extension) is caught by
- * the object access hook.
+ * the object access hook.  So is what would change the group's publication or
+ * the extension's own tables; where the library was not there to refuse it, the
+ * supervisor mends the publication.
  * repl_ml's own functions work on the table under repl_ml.guard_off.
  */
 #include "postgres.h"
@@ -25,11 +27,13 @@
 #include "catalog/pg_publication.h"
 #include "catalog/pg_publication_rel.h"
 #include "catalog/pg_trigger.h"
+#include "commands/extension.h"
 #include "commands/trigger.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
+#include "replication/logicalworker.h"
 #include "storage/lmgr.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
@@ -79,6 +83,9 @@ static void check_new_schema(AlterObjectSchemaStmt *stmt);
 static void check_truncate(TruncateStmt *stmt);
 static void check_access(ObjectAccessType access, Oid class_id, Oid object, int sub_id, void *arg);
 static void check_unpublish(Oid membership);
+static void refuse_publication_change(void);
+static void check_own_table(RangeVar *range);
+static bool is_harmless(AlterTableType subtype);
 static void check_new_partition(Oid root, PartitionCmd *cmd);
 static bool is_enrolled(RangeVar *range, Oid *relid);
 static bool is_replicated(RangeVar *range, Oid *relid);
@@ -154,6 +161,17 @@ guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 				break;
 			case T_TruncateStmt:
 				check_truncate((TruncateStmt *) pstmt->utilityStmt);
+				break;
+			case T_AlterPublicationStmt:
+				if (strcmp(((AlterPublicationStmt *) pstmt->utilityStmt)->pubname, REPL_ML_PUBLICATION) == 0 &&
+					!guard_off && OidIsValid(group_publication()))
+					refuse_publication_change();
+				break;
+			case T_CreateTrigStmt:
+				check_own_table(((CreateTrigStmt *) pstmt->utilityStmt)->relation);
+				break;
+			case T_RuleStmt:
+				check_own_table(((RuleStmt *) pstmt->utilityStmt)->relation);
 				break;
 			default:
 				break;
@@ -261,6 +279,19 @@ check_drop_extension(DropStmt *stmt)
 	}
 }
 
+/* Before the access hook meets the first of its tables, and speaks of that. */
+static void
+check_drop_publication(DropStmt *stmt)
+{
+	ListCell   *lc;
+
+	foreach(lc, stmt->objects)
+	{
+		if (strcmp(strVal(lfirst(lc)), REPL_ML_PUBLICATION) == 0 && OidIsValid(group_publication()))
+			refuse_publication_change();
+	}
+}
+
 /* A replicated table is dropped after it has been removed from the group. */
 static void
 check_drop(DropStmt *stmt)
@@ -270,7 +301,11 @@ check_drop(DropStmt *stmt)
 
 	if (stmt->removeType == OBJECT_EXTENSION || stmt->removeType == OBJECT_SCHEMA)
 		check_drop_extension(stmt);
-	if (guard_off || (stmt->removeType != OBJECT_TABLE && stmt->removeType != OBJECT_TRIGGER))
+	if (guard_off)
+		return;
+	if (stmt->removeType == OBJECT_PUBLICATION)
+		check_drop_publication(stmt);
+	if (stmt->removeType != OBJECT_TABLE && stmt->removeType != OBJECT_TRIGGER)
 		return;
 	foreach(lc, stmt->objects)
 	{
@@ -302,7 +337,14 @@ check_alter_table(AlterTableStmt *stmt)
 	Oid			relid;
 	ListCell   *lc;
 
-	if (guard_off || stmt->objtype != OBJECT_TABLE || !is_replicated(stmt->relation, &relid))
+	if (guard_off || stmt->objtype != OBJECT_TABLE)
+		return;
+	foreach(lc, stmt->cmds)
+	{
+		if (!is_harmless(lfirst_node(AlterTableCmd, lc)->subtype))
+			check_own_table(stmt->relation);
+	}
+	if (!is_replicated(stmt->relation, &relid))
 		return;
 	foreach(lc, stmt->cmds)
 	{
@@ -439,6 +481,7 @@ check_rename(RenameStmt *stmt)
 	if (stmt->relation == NULL ||
 		(stmt->renameType != OBJECT_TABLE && stmt->renameType != OBJECT_COLUMN && stmt->renameType != OBJECT_TRIGGER))
 		return;
+	check_own_table(stmt->relation);
 	if (!is_replicated(stmt->relation, &relid))
 		return;
 	if (stmt->renameType == OBJECT_COLUMN)
@@ -477,6 +520,7 @@ check_truncate(TruncateStmt *stmt)
 	{
 		Oid			relid;
 
+		check_own_table(lfirst_node(RangeVar, lc));
 		if (is_enrolled(lfirst_node(RangeVar, lc), &relid) && get_rel_relispartition(relid))
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -488,17 +532,92 @@ check_truncate(TruncateStmt *stmt)
 	}
 }
 
+/* What may be changed of the extension's own tables: where and how they are stored, and whose they are. */
+static bool
+is_harmless(AlterTableType subtype)
+{
+	switch (subtype)
+	{
+		case AT_ChangeOwner:
+		case AT_SetRelOptions:
+		case AT_ResetRelOptions:
+		case AT_SetStatistics:
+		case AT_SetTableSpace:
+			return true;
+		default:
+			return false;
+	}
+}
+
+/* An error if it is one of the extension's own tables in a member, and somebody else than the extension is at it. */
+static void
+check_own_table(RangeVar *range)
+{
+	Oid			relid = RangeVarGetRelid(range, NoLock, true);
+
+	if (guard_off || creating_extension || !OidIsValid(relid) ||
+		get_rel_namespace(relid) != repl_ml_schema_oid() || !repl_ml_identity()->member)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("table \"%s.%s\" must stay as it is in a member of a group", REPL_ML_SCHEMA, get_rel_name(relid)),
+			 errdetail("The nodes work with it."),
+			 errhint("Run SELECT repl_ml.leave_group() first.")));
+}
+
+/* Changes that were made while the publication is another one are lost to the peers, or end their streams. */
+static void
+refuse_publication_change(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("publication \"%s\" must stay as it is in a member of a group", REPL_ML_PUBLICATION),
+			 errdetail("The other members read this node's changes through it."),
+			 errhint("Choose tables with repl_ml.add_table and repl_ml.remove_table; make a publication of another name for other subscribers.")));
+}
+
+/*
+ * repl_ml.refuse_subscription(), a trigger of the extension's own tables: what
+ * they say is of this node and its group.  A publication FOR ALL TABLES of a
+ * member has them, too, and a subscription of core's to it would bring the
+ * publisher's.
+ */
+PG_FUNCTION_INFO_V1(repl_ml_refuse_subscription);
+Datum
+repl_ml_refuse_subscription(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("repl_ml.refuse_subscription is a trigger function")));
+	if (IsLogicalWorker())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s.%s\" cannot be written by a subscription", REPL_ML_SCHEMA,
+						RelationGetRelationName(trigdata->tg_relation)),
+				 errdetail("It belongs to this database and its group; the publication has the publisher's."),
+				 errhint("On the publisher make a publication of the tables you mean, or FOR TABLES IN SCHEMA, instead of one FOR ALL TABLES.")));
+	return PointerGetDatum(TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ? trigdata->tg_newtuple : trigdata->tg_trigtuple);
+}
+
 /*
  * Something is about to be dropped, perhaps because something else is: a table
- * that goes with its schema first leaves its publications.
+ * that goes with its schema first leaves its publications.  Or a publication
+ * gets another name or owner.
  */
 static void
 check_access(ObjectAccessType access, Oid class_id, Oid object, int sub_id, void *arg)
 {
 	if (previous_access_hook)
 		previous_access_hook(access, class_id, object, sub_id, arg);
-	if (access == OAT_DROP && !guard_off && class_id == PublicationRelRelationId)
+	if (guard_off || (access != OAT_DROP && access != OAT_POST_ALTER))
+		return;
+	if (access == OAT_DROP && class_id == PublicationRelRelationId)
 		check_unpublish(object);
+	if (class_id == PublicationRelationId && OidIsValid(repl_ml_schema_oid()) && object == group_publication())
+		refuse_publication_change();
 }
 
 /* A table is about to leave a publication; ours only by our own functions. */
