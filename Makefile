@@ -46,6 +46,7 @@ OBJS = \
 	src/apply/link.o \
 	src/apply/sync.o \
 	src/apply/enrol.o \
+	src/apply/replay.o \
 	src/apply/dispatch.o \
 	src/apply/relation.o \
 	src/apply/target.o \

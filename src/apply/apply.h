@@ -36,6 +36,12 @@ typedef struct ReplMlRemoteTable
 	LogicalRepRelation remote;
 	bool		late;			/* of a parked change: columns it lacks have
 								 * been added since */
+	int			careful;		/* so many changes more get a subtransaction each,
+								 * as one has failed */
+	ErrorData  *misfit;			/* why no change of it can be applied, or NULL;
+								 * in "description" */
+	TimestampTz misfit_until;	/* then look again, whatever has changed */
+	TimestampTz logged_at;		/* when a parked change of it was */
 	bool		valid;			/* the fields below fit the local catalogs */
 	Oid			local;			/* InvalidOid: dropped from the group, ignore */
 	int			natts;			/* of the local table */
@@ -66,6 +72,15 @@ typedef struct ReplMlTransaction
 	int64		conflicts;
 	int64		parked;
 } ReplMlTransaction;
+
+/* What has been applied and is not shown yet. */
+typedef struct ReplMlTally
+{
+	int64		transactions;
+	int64		changes;
+	int64		conflicts;
+	int64		parked;
+} ReplMlTally;
 
 /* The process's state. */
 typedef struct ReplMlApply
@@ -106,6 +121,8 @@ typedef struct ReplMlApply
 	bool		committed;		/* transactions, since */
 	int			batch;			/* transactions of the peer that have ended,
 								 * in our open one */
+	ReplMlTally tally;			/* of them */
+	bool		crowded;		/* a large one is among them, which is an error */
 	XLogRecPtr	batch_end;		/* of the last one, applied or not ours */
 	TimestampTz batch_time;
 	XLogRecPtr	seen;			/* batch_end when we last waited */
@@ -179,6 +196,13 @@ extern void repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char
 extern void repl_ml_dispatch_finish(ReplMlApply *apply, bool durable);
 extern bool repl_ml_dispatch_is_permanent(int sqlstate);
 extern void repl_ml_dispatch_reset(ReplMlApply *apply);
+extern void repl_ml_dispatch_blame(ReplMlApply *apply, XLogRecPtr final_lsn, ErrorData *error);
+
+/* in replay.c */
+extern void repl_ml_replay_dispatch(ReplMlApply *apply, StringInfo message);
+extern void repl_ml_replay_finish(ReplMlApply *apply, bool durable);
+extern void repl_ml_replay_committed(void);
+extern void repl_ml_replay_forget(void);
 
 /* in relation.c */
 extern void repl_ml_relation_forget_all(void);
@@ -288,10 +312,11 @@ extern void repl_ml_record_copy(const ReplMlApply *apply, WalReceiverConn *conn)
 extern void repl_ml_apply_in_session(void (*step) (void *argument), void *argument);
 extern void repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 						 LogicalRepTupleData *tuple, ErrorData *error, bool put_aside);
+extern void repl_ml_park_forget_copied(int node_id, const char *schema_name, const char *table_name);
 extern bool repl_ml_park_retry(int64 id, uint16 self, bool whole);
 
 /* in aside.c */
-extern void repl_ml_aside_dispatch(ReplMlApply *apply, StringInfo message);
+extern void repl_ml_aside_begin(void);
 extern bool repl_ml_aside_is_keeping(void);
 extern void repl_ml_aside_watch(void);
 extern void repl_ml_aside_unwatch(void);

@@ -14,10 +14,9 @@
  * What a change is waiting for is looked at by a timer while it waits, so
  * nothing is paid when it does not, and only where commits have waited lately.
  * The transaction that met the commit is rolled back, and its messages, which
- * were kept, are put aside one by one.  Where they are too many to be kept, the
- * peer sends them again.
+ * replay.c has kept, are put aside one by one.
  *
- * Called by worker.c and dispatch.c; uses park.c.
+ * Called by worker.c, replay.c and dispatch.c; uses park.c.
  */
 #include "postgres.h"
 
@@ -47,10 +46,8 @@
 #define RETRY_INTERVAL_MS	5
 #define RETRY_BATCH			"100"
 #define LONGEST_CHAIN		8
-#define KEPT_BYTES			(1024 * 1024)
 
-/* The messages of the transaction being applied, each behind its length; this file only. */
-static StringInfo kept = NULL;
+/* May the transaction being applied have to be put aside?  Set as it begins, by this file. */
 static bool keeping = false;
 
 /* Set while a change is watched: when to give up, and by the timer that we did. */
@@ -58,8 +55,6 @@ static TimestampTz give_up_at = 0;
 static volatile sig_atomic_t blocked = false;
 static TimeoutId timeout_id = MAX_TIMEOUTS;
 
-static void keep(StringInfo message);
-static void replay(ReplMlApply *apply);
 static void watch(int patience);
 static void look(void);
 static bool waits_for_commit(PGPROC *proc, int depth);
@@ -67,95 +62,11 @@ static bool try_again(ReplMlApply *apply, int64 id);
 static ErrorData *attempt(ReplMlApply *apply, int64 id, bool whole);
 static void hand_over(int64 id, ErrorData *error);
 
-/*
- * Handles a message of the stream; if a commit that waits is in the way of its
- * change, the transaction is put aside.
- */
+/* Before a transaction of the stream is applied: is there any commit it may have to be put aside for? */
 void
-repl_ml_aside_dispatch(ReplMlApply *apply, StringInfo message)
+repl_ml_aside_begin(void)
 {
-	volatile bool begin_anew = false;
-
-	if (message->data[message->cursor] == LOGICAL_REP_MSG_BEGIN)
-	{
-		keeping = repl_ml_quorum_in_use();
-		/* one that may be rolled back has none before it to take along */
-		if (keeping && apply->batch > 0)
-			repl_ml_dispatch_finish(apply, false);
-		if (keeping && kept != NULL)
-			resetStringInfo(kept);
-	}
-	if (!keeping)
-	{
-		repl_ml_dispatch(apply, message);
-		return;
-	}
-	keep(message);
-	PG_TRY();
-	{
-		repl_ml_dispatch(apply, message);
-	}
-	PG_CATCH();
-	{
-		if (!keeping || !repl_ml_aside_is_blocked())
-			PG_RE_THROW();
-		begin_anew = true;
-	}
-	PG_END_TRY();
-	if (begin_anew)
-		replay(apply);
-}
-
-static void
-keep(StringInfo message)
-{
-	int			length = message->len - message->cursor;
-
-	if (kept == NULL)
-	{
-		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-
-		kept = makeStringInfo();
-		MemoryContextSwitchTo(old);
-	}
-	if (kept->len + length > KEPT_BYTES)
-	{
-		keeping = false;		/* the peer has to send it again */
-		return;
-	}
-	appendBinaryStringInfo(kept, (char *) &length, sizeof(length));
-	appendBinaryStringInfo(kept, message->data + message->cursor, length);
-}
-
-/* After the error of a blocked change: puts the transaction aside, as far as it has come and from here on. */
-static void
-replay(ReplMlApply *apply)
-{
-	int			at = 0;
-
-	MemoryContextSwitchTo(apply->message_context);
-	FlushErrorState();
-	repl_ml_aside_unwatch();
-	replorigin_session_origin_lsn = InvalidXLogRecPtr;
-	replorigin_session_origin_timestamp = 0;
-	AbortOutOfAnyTransaction();
-	repl_ml_dispatch_reset(apply);
-	repl_ml_applying = true;
-	MemoryContextSwitchTo(apply->message_context);
-
-	while (at < kept->len)
-	{
-		StringInfoData message = {0};
-		int			length;
-
-		memcpy(&length, kept->data + at, sizeof(length));
-		message.data = kept->data + at + sizeof(length);
-		message.len = length;
-		message.maxlen = -1;
-		repl_ml_dispatch(apply, &message);
-		apply->transaction.mode = REPL_ML_APPLY_ASIDE;
-		at += sizeof(length) + length;
-	}
+	keeping = repl_ml_quorum_in_use();
 }
 
 /* May the transaction being applied have to be put aside? */

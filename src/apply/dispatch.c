@@ -5,8 +5,9 @@
  * A table says which message is welcome inside and outside a transaction;
  * anything else is a protocol error, whoever the peer is.  A change is applied
  * straight, or in a subtransaction that parks it when it fails: see
- * ReplMlApplyMode.  Before this on the way of a change: worker.c; after it:
- * relation.c and row.c.
+ * ReplMlApplyMode.  One of a table that does not fit the peer's is parked at
+ * once.  Before this on the way of a change: replay.c; after it: relation.c
+ * and row.c.
  */
 #include "postgres.h"
 
@@ -31,6 +32,7 @@
 #define TRIES_ON_UNIQUE_VIOLATION	3
 #define LARGEST_BATCH		64	/* transactions of the peer in one of ours */
 #define SMALL_TRANSACTION	50	/* changes of one that may share it */
+#define CAREFUL_CHANGES		100 /* of a table, after one that failed */
 
 typedef struct MessageKind
 {
@@ -52,6 +54,8 @@ static void handle_update(ReplMlApply *apply, StringInfo message);
 static void start_transaction(ReplMlApply *apply);
 static void change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
 static void change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
+static void park(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple, ErrorData *error);
+static void show_tally(ReplMlApply *apply);
 static bool may_batch(ReplMlApply *apply);
 static bool is_stamped_by(uint16 node, ReplMlTarget *target);
 static void apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleData *tuple);
@@ -107,7 +111,20 @@ repl_ml_dispatch_reset(ReplMlApply *apply)
 	apply->doing = NULL;
 	apply->table = NULL;
 	apply->blame_transaction = false;
+	apply->crowded = false;
+	memset(&apply->tally, 0, sizeof(apply->tally));
 	repl_ml_targets_forget();
+}
+
+/* Notes that the transaction failed for good: how it is applied next depends on how often it has. */
+void
+repl_ml_dispatch_blame(ReplMlApply *apply, XLogRecPtr final_lsn, ErrorData *error)
+{
+	apply->failures = final_lsn == apply->failed_lsn ? apply->failures + 1 : 1;
+	apply->failed_lsn = final_lsn;
+	if (apply->failure != NULL)
+		FreeErrorData(apply->failure);
+	apply->failure = error;
 }
 
 static void
@@ -152,6 +169,10 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 		apply->batch_matters = true;
 	apply->batch_end = commit.end_lsn;
 	apply->batch_time = commit.committime;
+	apply->tally.transactions++;
+	apply->tally.changes += transaction->changes;
+	apply->tally.conflicts += transaction->conflicts;
+	apply->tally.parked += transaction->parked;
 	if (!may_batch(apply))
 		repl_ml_dispatch_finish(apply, false);
 	apply->aside |= transaction->put_aside;
@@ -159,18 +180,14 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 		apply->waited_since = GetCurrentTimestamp();
 	apply->urgency = Max(apply->urgency, transaction->urgency);
 	apply->races = 0;
-	apply->failed_lsn = InvalidXLogRecPtr;
-	apply->blocked_lsn = InvalidXLogRecPtr;
-	apply->failures = 0;
-
-	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
-	apply->worker->applied_lsn = commit.end_lsn;
-	apply->worker->applied_commit_time = commit.committime;
-	apply->worker->transactions++;
-	apply->worker->changes += transaction->changes;
-	apply->worker->conflicts += transaction->conflicts;
-	apply->worker->parked += transaction->parked;
-	LWLockRelease(repl_ml_shared->lock);
+	/* those before the one that failed are applied again, too */
+	if (transaction->final_lsn >= apply->failed_lsn)
+	{
+		apply->failed_lsn = InvalidXLogRecPtr;
+		apply->failures = 0;
+	}
+	if (transaction->final_lsn >= apply->blocked_lsn)
+		apply->blocked_lsn = InvalidXLogRecPtr;
 	transaction->open = false;
 	transaction->started = false;
 }
@@ -179,6 +196,7 @@ handle_commit(ReplMlApply *apply, StringInfo message)
  * May the transaction that ends share its local one with those that follow?
  * Not if it did anything out of the ordinary, or may have to be rolled back on
  * its own; and not where an error lately showed that some transaction fails.
+ * Of one that is parked somebody may be told who waits for it.
  */
 static bool
 may_batch(ReplMlApply *apply)
@@ -187,7 +205,8 @@ may_batch(ReplMlApply *apply)
 
 	return apply->batch > 0 && apply->batch < LARGEST_BATCH &&
 		transaction->mode == REPL_ML_APPLY_NORMAL && !transaction->catalogs_changed &&
-		transaction->conflicts == 0 && transaction->parked == 0 &&
+		transaction->conflicts == 0 &&
+		(transaction->parked == 0 || transaction->urgency == REPL_ML_WHENEVER) &&
 		transaction->changes <= SMALL_TRANSACTION &&
 		apply->batch_end > apply->unbatched_until && !repl_ml_aside_is_keeping();
 }
@@ -220,6 +239,23 @@ repl_ml_dispatch_finish(ReplMlApply *apply, bool durable)
 	apply->applied = Max(apply->applied, apply->batch_end);
 	apply->committed = true;
 	apply->progressed = true;
+	repl_ml_replay_committed();
+	show_tally(apply);
+}
+
+/* Adds what has been committed to repl_ml.stat_apply. */
+static void
+show_tally(ReplMlApply *apply)
+{
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	apply->worker->applied_lsn = apply->batch_end;
+	apply->worker->applied_commit_time = apply->batch_time;
+	apply->worker->transactions += apply->tally.transactions;
+	apply->worker->changes += apply->tally.changes;
+	apply->worker->conflicts += apply->tally.conflicts;
+	apply->worker->parked += apply->tally.parked;
+	LWLockRelease(repl_ml_shared->lock);
+	memset(&apply->tally, 0, sizeof(apply->tally));
 }
 
 /* Where the peer had the transaction from: a foreign origin; it is all the same to us. */
@@ -336,17 +372,23 @@ start_transaction(ReplMlApply *apply)
 	apply->transaction.started = true;
 }
 
+/* Applies one change in the way of its transaction, and of its table. */
 static void
 change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple)
 {
+	ReplMlRemoteTable *table = repl_ml_relation_find(id);
+
 	start_transaction(apply);
 	apply->blame_transaction = true;
 	apply->transaction.changes++;
 	/* those that have ended must not wait for it */
 	if (apply->batch > 0 && apply->transaction.changes > SMALL_TRANSACTION)
+	{
+		apply->crowded = true;
 		ereport(ERROR,
 				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 				 errmsg("a large transaction is applied by itself")));
+	}
 	if (apply->transaction.mode == REPL_ML_APPLY_ASIDE)
 	{
 		ReplMlSource source = source_of(apply);
@@ -354,7 +396,11 @@ change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData 
 		repl_ml_aside_put(&source, id, action, tuple);
 		apply->transaction.put_aside = true;
 	}
-	else if (apply->transaction.mode == REPL_ML_APPLY_NORMAL)
+	else if (apply->transaction.mode == REPL_ML_APPLY_PARK)
+		park(apply, id, action, tuple, apply->failure);
+	else if (table->misfit != NULL && GetCurrentTimestamp() < table->misfit_until)
+		park(apply, id, action, tuple, table->misfit);
+	else if (apply->transaction.mode == REPL_ML_APPLY_NORMAL && table->careful == 0)
 	{
 		repl_ml_aside_watch();
 		repl_ml_dispatch_change(apply, id, action, tuple);
@@ -393,13 +439,14 @@ change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRep
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = apply->failure;
-	volatile int tries = apply->transaction.mode == REPL_ML_APPLY_PARK ? 0 : TRIES_ON_UNIQUE_VIOLATION;
-	ReplMlSource source = source_of(apply);
+	ErrorData  *volatile error = NULL;
+	ReplMlRemoteTable *table = repl_ml_relation_find(id);
 
-	for (; tries > 0; tries--)
+	for (volatile int tries = TRIES_ON_UNIQUE_VIOLATION; tries > 0; tries--)
 	{
 		error = NULL;
+		/* what is open belongs to the transaction it was opened in */
+		repl_ml_targets_close();
 		BeginInternalSubTransaction(NULL);
 		MemoryContextSwitchTo(context);
 		PG_TRY();
@@ -422,13 +469,29 @@ change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRep
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
 		if (error == NULL)
+		{
+			table->careful = Max(table->careful - 1, 0);
 			return;
+		}
 		if (!repl_ml_dispatch_is_permanent(error->sqlerrcode))
 			ReThrowError(error);
 		/* the key may have been inserted here since we looked */
 		if (error->sqlerrcode != ERRCODE_UNIQUE_VIOLATION)
 			break;
 	}
+	table->careful = CAREFUL_CHANGES;
+	park(apply, id, action, tuple, error);
+}
+
+/* Parks one change with the error that keeps it from being applied. */
+static void
+park(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple, ErrorData *error)
+{
+	ReplMlSource source = source_of(apply);
+
+	/* perhaps it is to be made here; between transactions, see worker.c */
+	if (error->sqlerrcode == ERRCODE_UNDEFINED_TABLE)
+		apply->tables_pending = true;
 	repl_ml_park(&source, repl_ml_relation_find(id), action, tuple, error, false);
 	CommandCounterIncrement();
 	apply->transaction.parked++;

@@ -24,6 +24,8 @@
 /* id under which a parked table is known while its change is tried again */
 #define PARKED_TABLE_ID		1
 
+#define LOG_INTERVAL_MS		60000
+
 /* A parked change in the form it came in. */
 typedef struct ParkedChange
 {
@@ -31,6 +33,8 @@ typedef struct ParkedChange
 	LogicalRepTupleData tuple;
 } ParkedChange;
 
+static void log_parked(ReplMlRemoteTable *table, const char *action, const char *schema_name, const char *table_name,
+					   const ErrorData *error);
 static bool is_tombstone(ReplMlRemoteTable *table);
 static char *tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple);
 static bool write_loser(int64 id);
@@ -49,6 +53,7 @@ repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 	Oid			types[11] = {INT4OID, XIDOID, PG_LSNOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID};
 	Datum		values[11];
 	char		nulls[12] = "           ";
+	static SPIPlanPtr insert = NULL;
 
 	const char *schema_name = table->remote.nspname;
 	const char *table_name = table->remote.relname;
@@ -75,14 +80,33 @@ repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 	else
 		nulls[9] = 'n';
 	values[10] = BoolGetDatum(put_aside);
-	repl_ml_spi_execute("INSERT INTO repl_ml.parked_change (origin_node, origin_xid, origin_lsn, schema_name, table_name, action, change, sqlstate, message, detail, put_aside)"
-						" VALUES ($1, $2, $3, $4::pg_catalog.name, $5::pg_catalog.name, $6, $7::pg_catalog.jsonb, $8, $9, $10, $11)",
-						11, types, values, nulls);
-	if (put_aside)
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	if (SPI_execute_plan(repl_ml_spi_plan(&insert, "INSERT INTO repl_ml.parked_change"
+										  " (origin_node, origin_xid, origin_lsn, schema_name, table_name, action, change, sqlstate, message, detail, put_aside)"
+										  " VALUES ($1, $2, $3, $4::pg_catalog.name, $5::pg_catalog.name, $6, $7::pg_catalog.jsonb, $8, $9, $10, $11)",
+										  11, types), values, nulls, false, 0) < 0)
+		elog(ERROR, "SPI failed");
+	SPI_finish();
+	PopActiveSnapshot();
+	if (!put_aside)
+		log_parked(table, action_name, schema_name, table_name, error);
+}
+
+/* Tells the server's log, but not of each of many changes. */
+static void
+log_parked(ReplMlRemoteTable *table, const char *action, const char *schema_name, const char *table_name,
+		   const ErrorData *error)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (!TimestampDifferenceExceeds(table->logged_at, now, LOG_INTERVAL_MS))
 		return;
+	table->logged_at = now;
 	ereport(LOG,
 			(errmsg("%s of a row of table \"%s.%s\" is parked: %s",
-					action_name, schema_name, table_name, error->message),
+					action, schema_name, table_name, error->message),
+			 errdetail("Further changes of the table that are parked within a minute are not logged."),
 			 errhint("See SELECT * FROM repl_ml.parked_changes.")));
 }
 
@@ -223,6 +247,22 @@ repl_ml_park_retry(int64 id, uint16 self, bool whole)
 		catalogs_changed |= change.apply.transaction.catalogs_changed;
 	}
 	return catalogs_changed;
+}
+
+/*
+ * Forgets the parked changes of a node's rows of a table, after the table has
+ * been copied from that node: the copy has brought them or what became of them.
+ */
+void
+repl_ml_park_forget_copied(int node_id, const char *schema_name, const char *table_name)
+{
+	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
+	Datum		values[3] = {Int32GetDatum(node_id), CStringGetTextDatum(schema_name), CStringGetTextDatum(table_name)};
+
+	repl_ml_spi_execute("DELETE FROM repl_ml.parked_change WHERE origin_node OPERATOR(pg_catalog.=) $1"
+						" AND schema_name OPERATOR(pg_catalog.=) $2::pg_catalog.name AND table_name OPERATOR(pg_catalog.=) $3::pg_catalog.name"
+						" AND action OPERATOR(pg_catalog.=) ANY ('{insert,update}') AND NOT put_aside",
+						3, types, values, NULL);
 }
 
 static void

@@ -29,11 +29,14 @@
 #include "group/query.h"
 #include "wire/binary.h"
 
+#define LOOK_AGAIN_MS		1000	/* at a table that does not fit */
+
 static HTAB *remote_tables = NULL;
 static MemoryContext relation_context = NULL;	/* lives as long as a
 												 * connection */
 
 static void resolve(ReplMlRemoteTable *table);
+static void remember_misfit(ReplMlRemoteTable *table);
 static void map_columns(ReplMlRemoteTable *table, Relation rel);
 static void invalidate(Datum arg, Oid relid);
 
@@ -70,8 +73,10 @@ invalidate(Datum arg, Oid relid)
 	hash_seq_init(&scan, remote_tables);
 	while ((table = hash_seq_search(&scan)) != NULL)
 	{
-		if (relid == InvalidOid || table->local == relid || !OidIsValid(table->local))
-			table->valid = false;
+		if (relid != InvalidOid && table->local != relid && OidIsValid(table->local))
+			continue;
+		table->valid = false;
+		table->misfit_until = 0;
 	}
 }
 
@@ -89,6 +94,13 @@ repl_ml_relation_remember(LogicalRepRelation *remote, bool late)
 	table = hash_search(remote_tables, &remote->remoteid, HASH_ENTER, &found);
 	if (found && table->description != NULL)
 		MemoryContextDelete(table->description);
+	if (!found)
+	{
+		table->careful = 0;
+		table->logged_at = 0;
+	}
+	table->misfit = NULL;
+	table->misfit_until = 0;
 	table->late = late;
 	table->valid = false;
 	table->local = InvalidOid;
@@ -198,10 +210,31 @@ resolve(ReplMlRemoteTable *table)
 	}
 	PG_CATCH();
 	{
+		if (table->valid)
+			remember_misfit(table);
 		table->valid = false;
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
+}
+
+/*
+ * After an error of resolve: until something changes, each change of the table
+ * would meet the same one.
+ */
+static void
+remember_misfit(ReplMlRemoteTable *table)
+{
+	MemoryContext old;
+
+	if (!repl_ml_dispatch_is_permanent(geterrcode()))
+		return;
+	if (table->misfit != NULL)
+		FreeErrorData(table->misfit);
+	old = MemoryContextSwitchTo(table->description);
+	table->misfit = CopyErrorData();
+	MemoryContextSwitchTo(old);
+	table->misfit_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_AGAIN_MS);
 }
 
 /* The type here of what the peer sends of a column in binary form; InvalidOid if it should not. */

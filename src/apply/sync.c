@@ -145,7 +145,7 @@ stored_columns(Relation rel, StringInfo select)
 
 /*
  * Joins all rows of one table of the peer, in one transaction, and ticks it
- * off.  A row that the peer has resolved from several versions must come after
+ * off; the peer's changes of it that were parked before came with it.  A row that the peer has resolved from several versions must come after
  * these, or it would pass for one of them: so they are copied first, of the
  * same moment.
  */
@@ -185,6 +185,7 @@ copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, c
 								 " AND table_name OPERATOR(pg_catalog.=) $3::pg_catalog.name", rows),
 						3, types, values, NULL);
 	PopActiveSnapshot();
+	repl_ml_park_forget_copied(apply->peer->node_id, schema_name, table_name);
 	replorigin_session_origin_lsn = InvalidXLogRecPtr;
 	replorigin_session_origin_timestamp = 0;
 	CommitTransactionCommand();

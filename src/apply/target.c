@@ -76,13 +76,13 @@ static void
 check_target(Relation rel)
 {
 	Oid			owner = rel->rd_rel->relowner;
+	AclMode		needed = ACL_INSERT | ACL_UPDATE | ACL_DELETE | ACL_SELECT;
 
 	if (rel->rd_rel->relpersistence == RELPERSISTENCE_TEMP || IsCatalogRelation(rel))
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("changes cannot be applied to table \"%s\"", RelationGetRelationName(rel))));
-	if (pg_class_aclcheck(RelationGetRelid(rel), owner,
-						  ACL_INSERT | ACL_UPDATE | ACL_DELETE | ACL_SELECT) != ACLCHECK_OK)
+	if (pg_class_aclmask(RelationGetRelid(rel), owner, needed, ACLMASK_ALL) != needed)
 	{
 		for (AclMode mode = ACL_INSERT; mode <= ACL_DELETE; mode <<= 1)
 		{

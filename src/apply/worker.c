@@ -372,7 +372,7 @@ static void
 finish_batch(void)
 {
 	if (!apply.transaction.open && apply.batch > 0)
-		repl_ml_dispatch_finish(&apply, apply.urgency == REPL_ML_NOW);
+		repl_ml_replay_finish(&apply, apply.urgency == REPL_ML_NOW);
 }
 
 /* How long what has been applied may stay volatile while more comes, ms. */
@@ -444,7 +444,7 @@ handle_message(char *data, int length)
 		(void) pq_getmsgint64(&message);	/* send time */
 		apply.message_lsn = start;
 		apply.received = Max(apply.received, Max(start, end));
-		repl_ml_aside_dispatch(&apply, &message);
+		repl_ml_replay_dispatch(&apply, &message);
 	}
 	else if (type == 'k')
 	{
@@ -703,6 +703,7 @@ recover(void)
 	forget_commit(0, (Datum) 0);
 	AbortOutOfAnyTransaction();
 	repl_ml_dispatch_reset(&apply);
+	repl_ml_replay_forget();
 	/* what was in one transaction is sent again, and one of it may fail again */
 	apply.unbatched_until = Max(apply.unbatched_until, apply.received);
 	disconnect();
@@ -715,13 +716,7 @@ recover(void)
 		apply.blocked_lsn = hit;
 	if (hit != InvalidXLogRecPtr && !is_race(error->sqlerrcode) &&
 		repl_ml_dispatch_is_permanent(error->sqlerrcode))
-	{
-		apply.failures = hit == apply.failed_lsn ? apply.failures + 1 : 1;
-		apply.failed_lsn = hit;
-		if (apply.failure != NULL)
-			FreeErrorData(apply.failure);
-		apply.failure = error;
-	}
+		repl_ml_dispatch_blame(&apply, hit, error);
 
 	if (race)
 	{

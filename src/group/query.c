@@ -76,6 +76,21 @@ repl_ml_spi_execute(const char *sql, int nargs, Oid *types, Datum *values, const
 	return processed;
 }
 
+/* The plan of a statement that is run again and again, made on first use; needs an SPI connection. */
+SPIPlanPtr
+repl_ml_spi_plan(SPIPlanPtr *plan, const char *sql, int nargs, Oid *types)
+{
+	if (*plan == NULL)
+	{
+		SPIPlanPtr	made = SPI_prepare(sql, nargs, types);
+
+		if (made == NULL || SPI_keepplan(made) != 0)
+			elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+		*plan = made;
+	}
+	return *plan;
+}
+
 /* A value of the last result as text, NULL for null; rows and columns from 0. */
 char *
 repl_ml_spi_text(uint64 row, int column)

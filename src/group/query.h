@@ -10,6 +10,7 @@
 
 extern void repl_ml_refuse_nulls(FunctionCallInfo fcinfo);
 extern uint64 repl_ml_spi_execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls);
+extern SPIPlanPtr repl_ml_spi_plan(SPIPlanPtr *plan, const char *sql, int nargs, Oid *types);
 extern void repl_ml_check_server(void);
 extern void repl_ml_begin(void);
 extern void repl_ml_commit(void);

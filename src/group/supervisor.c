@@ -314,19 +314,6 @@ bury_peer(int node_id)
 	MemoryContextSwitchTo(work_context);
 }
 
-/* The plan of a statement that is run again and again, made on first use. */
-static SPIPlanPtr
-kept_plan(SPIPlanPtr *plan, const char *sql, int nargs, Oid *types)
-{
-	if (*plan == NULL)
-	{
-		*plan = SPI_prepare(sql, nargs, types);
-		if (*plan == NULL || SPI_keepplan(*plan) != 0)
-			elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
-	}
-	return *plan;
-}
-
 /*
  * Writes this node's heartbeat: below safe_counter everything of ours comes
  * before it in the WAL.  A prepared transaction holds the counter where it was.
@@ -342,7 +329,7 @@ beat(uint16 self)
 	uint64		now = repl_ml_ticker_safe();
 
 	repl_ml_begin();
-	SPI_execute_plan(kept_plan(&look, "SELECT EXISTS (SELECT FROM repl_ml.eviction),"
+	SPI_execute_plan(repl_ml_spi_plan(&look, "SELECT EXISTS (SELECT FROM repl_ml.eviction),"
 							   " EXISTS (SELECT FROM pg_catalog.pg_prepared_xacts WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database())",
 							   0, NULL), NULL, NULL, true, 1);
 	if (strcmp(repl_ml_spi_text(0, 1), "f") == 0)
@@ -353,7 +340,7 @@ beat(uint16 self)
 	values[0] = Int32GetDatum(self);
 	values[1] = Int64GetDatum((int64) safe);
 	/* applied: what the others' heartbeats say and the present counter; parked is as repl_ml.holds_late_changes() */
-	SPI_execute_plan(kept_plan(&write, "INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at, safe_counter, applied, parked)"
+	SPI_execute_plan(repl_ml_spi_plan(&write, "INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at, safe_counter, applied, parked)"
 							   " SELECT $1, pg_catalog.clock_timestamp(), $2,"
 							   " coalesce((SELECT repl_ml.merge_agg(pg_catalog.format('{%s:%s}', o.node_id, o.safe_counter)::repl_ml.vclock)"
 							   " FROM repl_ml.heartbeat o WHERE o.node_id OPERATOR(pg_catalog.<>) $1), '{}')"

@@ -1,0 +1,239 @@
+/*
+ * replay.c
+ *		What has come of the stream and is not committed here yet: kept, so that
+ *		after an error it is applied again in another way, without a new
+ *		connection.
+ *
+ * A change that fails aborts the local transaction, and with it those of the
+ * peer that share it.  Their messages are applied again from here: each
+ * transaction of the peer by itself, and the one that failed carefully
+ * (ReplMlApplyMode), or put aside where a waiting commit was in its way
+ * (aside.c).  So a row that cannot be applied costs its own time and no other
+ * table's.  A transaction too large to be kept is sent again by the peer.
+ *
+ * The apply worker's alone.  Called by worker.c with each message of the
+ * stream and by dispatch.c when it commits; next on the way: dispatch.c.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "replication/origin.h"
+#include "utils/memutils.h"
+
+#include "apply/apply.h"
+#include "compat.h"
+#include "group/quorum.h"
+
+#define KEPT_BYTES			(4 * 1024 * 1024)
+#define FULL_ENOUGH			(KEPT_BYTES / 2)	/* a batch is committed then */
+#define MOST_FAILURES		8	/* of one transaction before the link begins
+								 * anew */
+
+/* Before each message in the buffer. */
+typedef struct KeptHeader
+{
+	int			length;
+	XLogRecPtr	lsn;			/* the message's place in the peer's WAL */
+} KeptHeader;
+
+/* The messages since our last commit; written in this file only. */
+static StringInfo kept = NULL;
+static bool complete = true;	/* all of them are in it */
+static int	handled = 0;		/* up to here, the one being handled included */
+static int	committed = 0;		/* up to here it is done with */
+
+static void keep(ReplMlApply *apply, StringInfo message);
+static bool may_replay(ReplMlApply *apply);
+static void replay_until_done(ReplMlApply *apply);
+static void prepare_replay(ReplMlApply *apply);
+static bool replay(ReplMlApply *apply);
+
+/* Forgets all: the peer will send it again. */
+void
+repl_ml_replay_forget(void)
+{
+	if (kept != NULL)
+		resetStringInfo(kept);
+	handled = committed = 0;
+	complete = true;
+}
+
+/* Handles one message of the stream; see the head of the file. */
+void
+repl_ml_replay_dispatch(ReplMlApply *apply, StringInfo message)
+{
+	volatile bool again = false;
+
+	if (message->data[message->cursor] == LOGICAL_REP_MSG_BEGIN)
+	{
+		repl_ml_aside_begin();
+		/* one that may be put aside has none before it to take along */
+		if (apply->batch > 0 && (repl_ml_aside_is_keeping() || (kept != NULL && kept->len > FULL_ENOUGH)))
+			repl_ml_dispatch_finish(apply, false);
+	}
+	keep(apply, message);
+	PG_TRY();
+	{
+		repl_ml_dispatch(apply, message);
+	}
+	PG_CATCH();
+	{
+		if (!may_replay(apply))
+			PG_RE_THROW();
+		again = true;
+	}
+	PG_END_TRY();
+	if (again)
+		replay_until_done(apply);
+}
+
+/* Commits the batch; what that fails for is applied again, each transaction by itself. */
+void
+repl_ml_replay_finish(ReplMlApply *apply, bool durable)
+{
+	volatile bool again = false;
+
+	PG_TRY();
+	{
+		repl_ml_dispatch_finish(apply, durable);
+	}
+	PG_CATCH();
+	{
+		if (!may_replay(apply))
+			PG_RE_THROW();
+		again = true;
+	}
+	PG_END_TRY();
+	if (again)
+		replay_until_done(apply);
+}
+
+/* What has been handled so far is committed; dispatch.c calls it. */
+void
+repl_ml_replay_committed(void)
+{
+	committed = handled;
+	if (kept == NULL || committed >= kept->len)
+		repl_ml_replay_forget();
+}
+
+/* Keeps a message of a transaction, or of what lies between those of a batch. */
+static void
+keep(ReplMlApply *apply, StringInfo message)
+{
+	KeptHeader	header = {.length = message->len - message->cursor,.lsn = apply->message_lsn};
+
+	if (kept == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		kept = makeStringInfo();
+		MemoryContextSwitchTo(old);
+	}
+	if (!apply->transaction.open && apply->batch == 0)
+		repl_ml_replay_forget();
+	if (!complete)
+		return;
+	if (header.length > KEPT_BYTES - kept->len)
+	{
+		complete = false;
+		return;
+	}
+	appendBinaryStringInfo(kept, (char *) &header, sizeof(header));
+	appendBinaryStringInfo(kept, message->data + message->cursor, header.length);
+	handled = kept->len;
+}
+
+/*
+ * May what is kept be applied again in another way, after the error being
+ * handled?  Not if the error will go away by itself, or is the stream's.
+ */
+static bool
+may_replay(ReplMlApply *apply)
+{
+	if (!complete || kept == NULL || kept->len == 0)
+		return false;
+	if (apply->crowded || repl_ml_aside_is_blocked())
+		return true;
+	if (!repl_ml_dispatch_is_permanent(geterrcode()) || apply->failures >= MOST_FAILURES)
+		return false;
+	/* at the end of a batch nobody knows whose error it is; alone, they will tell */
+	return apply->transaction.open ? apply->blame_transaction : apply->message_lsn > apply->unbatched_until;
+}
+
+/* After an error that may_replay has looked at. */
+static void
+replay_until_done(ReplMlApply *apply)
+{
+	do
+		prepare_replay(apply);
+	while (!replay(apply));
+}
+
+/* Gives everything back after the error, and notes how what it hit is to be applied now. */
+static void
+prepare_replay(ReplMlApply *apply)
+{
+	bool		blocked = repl_ml_aside_is_blocked();
+	bool		crowded = apply->crowded;
+	XLogRecPtr	hit = apply->transaction.open ? apply->transaction.final_lsn : InvalidXLogRecPtr;
+	ErrorData  *error;
+
+	HOLD_INTERRUPTS();
+	MemoryContextSwitchTo(TopMemoryContext);
+	error = CopyErrorData();
+	FlushErrorState();
+	repl_ml_aside_unwatch();
+	replorigin_session_origin_lsn = InvalidXLogRecPtr;
+	replorigin_session_origin_timestamp = 0;
+	AbortOutOfAnyTransaction();
+	repl_ml_dispatch_reset(apply);
+	repl_ml_applying = true;
+	MemoryContextReset(apply->message_context);
+	MemoryContextSwitchTo(apply->message_context);
+
+	/* each by itself, so that what ends well is committed */
+	apply->unbatched_until = Max(apply->unbatched_until, apply->message_lsn);
+	if (blocked)
+		apply->blocked_lsn = hit;
+	if (blocked || crowded || hit == InvalidXLogRecPtr)
+		FreeErrorData(error);
+	else
+		repl_ml_dispatch_blame(apply, hit, error);
+	RESUME_INTERRUPTS();
+}
+
+/* Applies what is kept and not committed; false if that failed in a way that another try may mend. */
+static bool
+replay(ReplMlApply *apply)
+{
+	volatile bool done = true;
+
+	PG_TRY();
+	{
+		for (int at = committed; kept->len > 0 && at < kept->len;)
+		{
+			StringInfoData message = {.maxlen = -1};
+			KeptHeader	header;
+
+			CHECK_FOR_INTERRUPTS();
+			memcpy(&header, kept->data + at, sizeof(header));
+			message.data = kept->data + at + sizeof(header);
+			message.len = header.length;
+			at += sizeof(header) + header.length;
+			handled = at;
+			apply->message_lsn = header.lsn;
+			repl_ml_dispatch(apply, &message);
+			MemoryContextReset(apply->message_context);
+		}
+	}
+	PG_CATCH();
+	{
+		if (!may_replay(apply))
+			PG_RE_THROW();
+		done = false;
+	}
+	PG_END_TRY();
+	return done;
+}
