@@ -35,6 +35,8 @@ OBJS = \
 	src/wire/stream.o \
 	src/wire/ask.o \
 	src/row/table.o \
+	src/row/owner.o \
+	src/row/orphans.o \
 	src/row/key.o \
 	src/row/tombstone.o \
 	src/row/version.o \

@@ -748,6 +748,14 @@ CREATE FUNCTION repl_ml.enrol_obstacle(relation regclass, OUT message text, OUT 
             RETURN QUERY SELECT pg_catalog.format('table %s is part of an inheritance tree', relation), 'Use declarative partitioning instead of inheritance.'::text;
             RETURN;
         END IF;
+        IF EXISTS (SELECT FROM pg_catalog.pg_partition_tree(relation) p JOIN pg_catalog.pg_class x ON x.oid = p.relid
+                    WHERE NOT pg_catalog.pg_has_role(x.relowner, c.relowner, 'USAGE')) THEN
+            RETURN QUERY SELECT pg_catalog.format('partition %s belongs to role %s, which does not have the rights of the owner of table %s', p.relid, x.relowner::regrole, relation),
+                   pg_catalog.format('Run ALTER TABLE %s OWNER TO %s.', p.relid, c.relowner::regrole)
+              FROM pg_catalog.pg_partition_tree(relation) p JOIN pg_catalog.pg_class x ON x.oid = p.relid
+             WHERE NOT pg_catalog.pg_has_role(x.relowner, c.relowner, 'USAGE') LIMIT 1;
+            RETURN;
+        END IF;
         IF c.relreplident = 'n' THEN
             RETURN QUERY SELECT pg_catalog.format('table %s has no replica identity', relation),
                 pg_catalog.format('Run ALTER TABLE %s REPLICA IDENTITY DEFAULT.', relation);
@@ -832,6 +840,16 @@ CREATE FUNCTION repl_ml.order_copies(from_node integer) RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.order_copies(integer) IS 'marks all tables, tombstones first, to be copied from a node';
 
+-- Looks into the heap: a query over a table runs what its owner has written, be it only when it is planned
+CREATE FUNCTION repl_ml.lock_table(relation regclass) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'repl_ml_lock_table' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.lock_table(regclass) IS 'locks a table and its partitions until the transaction ends; whether they have rows';
+
+-- Only for our own functions: it is a way to become somebody else
+CREATE FUNCTION repl_ml.query_as_owner(relation regclass, statement text, arguments text[] DEFAULT '{}') RETURNS SETOF text[]
+    AS 'MODULE_PATHNAME', 'repl_ml_query_as_owner' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.query_as_owner(regclass, text, text[]) IS 'the rows of a query, each as an array, run with the rights of the table''s owner in a security-restricted operation';
+
 -- Enrols a table another node has added, and orders the copy of its rows
 CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS boolean
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
@@ -843,16 +861,20 @@ CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS boolean
         has_rows boolean;
         obstacle record;
     BEGIN
-        -- before anything of it is read: it may be a view
+        -- nobody may put something else in its place while we look, and it may be a view already
+        has_rows := repl_ml.lock_table(relation);
         SELECT * INTO obstacle FROM repl_ml.enrol_obstacle(relation);
         IF FOUND THEN
             RAISE EXCEPTION '%', obstacle.message USING ERRCODE = 'object_not_in_prerequisite_state', HINT = obstacle.hint;
         END IF;
         SELECT * INTO self FROM repl_ml.local_node;
+        -- tables of an extension are its code's, as a scheduler's list of jobs: that takes a person here
+        IF self.state = 'ready' AND EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = relation AND d.deptype = 'e') THEN
+            RAISE EXCEPTION 'table % belongs to an extension, and another node has added it', relation USING ERRCODE = 'insufficient_privilege',
+                HINT = pg_catalog.format('If it is to be replicated here, too, run SELECT repl_ml.add_table(%L) on this node.', relation);
+        END IF;
         SELECT r.* INTO t FROM repl_ml.replicated_table r, pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          WHERE c.oid = relation AND r.schema_name = n.nspname AND r.table_name = c.relname;
-        EXECUTE pg_catalog.format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', relation);
-        EXECUTE pg_catalog.format('SELECT EXISTS (SELECT FROM %s)', relation) INTO has_rows;
         IF has_rows AND self.state <> 'ready' AND self.copy_data THEN
             RAISE EXCEPTION 'table % of the joining database is not empty', relation USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = pg_catalog.format('Run SELECT repl_ml.leave_group(force => true), then TRUNCATE %s or drop it, and join again; or join with copy_data => false if it holds the group''s rows already.', relation);
@@ -1526,6 +1548,10 @@ CREATE FUNCTION repl_ml.require_replicated(relation regclass, OUT schema_name na
     $$;
 COMMENT ON FUNCTION repl_ml.require_replicated(regclass) IS 'the group''s name of a replicated table, or an error that says that it is none';
 
+CREATE FUNCTION repl_ml.has_order(type regtype) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'repl_ml_has_order' LANGUAGE C STABLE STRICT;
+COMMENT ON FUNCTION repl_ml.has_order(regtype) IS 'whether values of a type can be sorted';
+
 -- Name and arguments of a resolver such as newest_by(event_ts, created_ts), checked against the table
 CREATE FUNCTION repl_ml.parse_resolver(relation regclass, resolver text, OUT rule text, OUT arguments text[])
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -1576,16 +1602,10 @@ CREATE FUNCTION repl_ml.parse_resolver(relation regclass, resolver text, OUT rul
                     RAISE EXCEPTION 'column "%" of table % is not written by users', argument, relation USING ERRCODE = 'invalid_parameter_value',
                         HINT = 'Name a column that says which version is newer, as event_ts.';
                 END IF;
-                BEGIN
-                    EXECUTE pg_catalog.format('SELECT pg_catalog.max(x) FROM (SELECT %I FROM %s ORDER BY 1 LIMIT 0) q(x)', argument, relation);
-                EXCEPTION WHEN undefined_function THEN
-                    BEGIN
-                        EXECUTE pg_catalog.format('SELECT %I FROM %s ORDER BY 1 LIMIT 0', argument, relation);
-                    EXCEPTION WHEN undefined_function THEN
-                        RAISE EXCEPTION 'values of column "%" of table % have no order', argument, relation USING ERRCODE = 'invalid_parameter_value',
-                            HINT = 'Name a column of a type that can be sorted.';
-                    END;
-                END;
+                IF NOT (SELECT repl_ml.has_order(a.atttypid) FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = argument AND NOT a.attisdropped) THEN
+                    RAISE EXCEPTION 'values of column "%" of table % have no order', argument, relation USING ERRCODE = 'invalid_parameter_value',
+                        HINT = 'Name a column of a type that can be sorted.';
+                END IF;
             ELSIF rule = 'node_priority' THEN
                 SELECT m.node_id::text INTO id FROM repl_ml.member m WHERE m.node_name = argument AND m.state <> 'dropped';
                 IF NOT FOUND THEN
@@ -1645,6 +1665,8 @@ CREATE FUNCTION repl_ml.check_resolver(relation regclass, sample_rows integer DE
     DECLARE
         t record;
         p record;
+        row_type regtype;
+        resolver text;
         keys text;
         other text;
         a record;
@@ -1668,17 +1690,29 @@ CREATE FUNCTION repl_ml.check_resolver(relation regclass, sample_rows integer DE
             RETURN NEXT;
             RETURN;
         END IF;
+        row_type := (SELECT c.reltype FROM pg_catalog.pg_class c WHERE c.oid = relation);
+        SELECT pg_catalog.format('%I.%I', n.nspname, f.proname) INTO resolver FROM pg_catalog.pg_proc f JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
+         WHERE f.oid = pg_catalog.to_regprocedure(pg_catalog.format('%s(%s, %s, repl_ml.vclock, repl_ml.vclock)', p.arguments[1], row_type, row_type));
+        IF resolver IS NULL THEN
+            check_name := 'exists'; status := 'failed';
+            detail := pg_catalog.format('The function %s(%s, %s, repl_ml.vclock, repl_ml.vclock) does not exist.', p.arguments[1], row_type, row_type);
+            hint := 'Create it on every node.';
+            RETURN NEXT;
+            RETURN;
+        END IF;
         -- pairs of versions as they may meet: the other row under this one's key
         SELECT pg_catalog.string_agg(pg_catalog.format('%L, (x.a).%I', a1.attname, a1.attname), ', ') INTO keys
           FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a1 ON a1.attrelid = i.indrelid AND a1.attnum = ANY (i.indkey)
          WHERE i.indrelid = relation AND i.indisprimary;
-        FOR a IN EXECUTE pg_catalog.format('WITH s AS MATERIALIZED (SELECT r AS v, pg_catalog.row_number() OVER () AS n FROM (SELECT r FROM %s r ORDER BY pg_catalog.random() LIMIT %s) q),'
+        FOR a IN SELECT q.r[1] AS a, q.r[2] AS b FROM repl_ml.query_as_owner(relation, pg_catalog.format(
+                'WITH s AS MATERIALIZED (SELECT r AS v, pg_catalog.row_number() OVER () AS n FROM (SELECT r FROM %s r ORDER BY pg_catalog.random() LIMIT %s) q),'
                 ' x AS (SELECT s.v AS a, o.v AS b FROM s JOIN s o ON o.n = s.n %% (SELECT pg_catalog.count(*) FROM s) + 1 AND o.n <> s.n)'
-                ' SELECT x.a::text AS a, pg_catalog.jsonb_populate_record(x.b, pg_catalog.jsonb_build_object(%s))::text AS b FROM x', relation, sample_rows, keys) LOOP
+                ' SELECT x.a::text AS a, pg_catalog.jsonb_populate_record(x.b, pg_catalog.jsonb_build_object(%s))::text AS b FROM x', relation, sample_rows, keys)) q(r) LOOP
             pairs := pairs + 1;
             BEGIN
-                EXECUTE pg_catalog.format('SELECT pg_catalog.jsonb_strip_nulls(pg_catalog.to_jsonb(l.*) - ''__repl_clock'')::text, pg_catalog.jsonb_strip_nulls(pg_catalog.to_jsonb(r.*) - ''__repl_clock'')::text'
-                    ' FROM %1$s($1::%2$s, $2::%2$s, ''{1:1}'', ''{2:2}'') l, %1$s($2::%2$s, $1::%2$s, ''{2:2}'', ''{1:1}'') r', p.arguments[1], relation) INTO keys, other USING a.a, a.b;
+                SELECT q.r[1], q.r[2] INTO keys, other FROM repl_ml.query_as_owner(relation, pg_catalog.format(
+                    'SELECT pg_catalog.jsonb_strip_nulls(pg_catalog.to_jsonb(l.*) - ''__repl_clock'')::text, pg_catalog.jsonb_strip_nulls(pg_catalog.to_jsonb(r.*) - ''__repl_clock'')::text'
+                    ' FROM %1$s($1::%2$s, $2::%2$s, ''{1:1}'', ''{2:2}'') l, %1$s($2::%2$s, $1::%2$s, ''{2:2}'', ''{1:1}'') r', resolver, row_type), ARRAY[a.a, a.b]) q(r);
                 IF keys IN ('{}') OR keys IS NULL OR other IN ('{}') OR other IS NULL THEN
                     nothing := a.a || ' and ' || a.b;
                 ELSIF keys <> other THEN
@@ -1705,30 +1739,7 @@ COMMENT ON FUNCTION repl_ml.check_resolver(regclass, integer) IS
 -- Foreign keys are not enforced while applying
 CREATE FUNCTION repl_ml.orphans(relation regclass, OUT constraint_name name, OUT key text[], OUT referenced regclass, OUT missing_key text[])
     RETURNS SETOF record
-    LANGUAGE plpgsql STABLE STRICT SET search_path = pg_catalog, pg_temp
-    AS $$
-    DECLARE
-        f record;
-    BEGIN
-        FOR f IN SELECT c.conname, c.confrelid::regclass AS parent,
-                        (SELECT pg_catalog.string_agg(pg_catalog.format('c.%I::text', a.attname), ', ' ORDER BY k.place)
-                           FROM pg_catalog.pg_index i, pg_catalog.unnest(i.indkey) WITH ORDINALITY k (attnum, place)
-                           JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.attnum
-                          WHERE i.indrelid = c.conrelid AND i.indisprimary) AS key,
-                        pg_catalog.string_agg(pg_catalog.format('c.%I::text', a.attname), ', ' ORDER BY u.place) AS child_columns,
-                        pg_catalog.string_agg(pg_catalog.format('c.%I IS NOT NULL', a.attname), ' AND ') AS not_null,
-                        pg_catalog.string_agg(pg_catalog.format('p.%I = c.%I', b.attname, a.attname), ' AND ') AS matches
-                   FROM pg_catalog.pg_constraint c, ROWS FROM (pg_catalog.unnest(c.conkey), pg_catalog.unnest(c.confkey)) WITH ORDINALITY u (child, parent, place)
-                   JOIN pg_catalog.pg_attribute a ON a.attnum = u.child JOIN pg_catalog.pg_attribute b ON b.attnum = u.parent
-                  WHERE c.conrelid = relation AND c.contype = 'f' AND a.attrelid = c.conrelid AND b.attrelid = c.confrelid
-                  GROUP BY c.oid, c.conname, c.conrelid, c.confrelid ORDER BY c.conname LOOP
-            constraint_name := f.conname;
-            referenced := f.parent;
-            RETURN QUERY EXECUTE pg_catalog.format('SELECT %L::name, ARRAY[%s], %L::regclass, ARRAY[%s] FROM %s c WHERE %s AND NOT EXISTS (SELECT FROM %s p WHERE %s)',
-                f.conname, coalesce(f.key, 'NULL'), f.parent, f.child_columns, relation, f.not_null, f.parent, f.matches);
-        END LOOP;
-    END
-    $$;
+    AS 'MODULE_PATHNAME', 'repl_ml_orphans' LANGUAGE C STABLE STRICT;
 COMMENT ON FUNCTION repl_ml.orphans(regclass) IS
     'rows of a table on this node whose foreign keys refer to rows that are not there: changes are applied without checking foreign keys, so a row deleted on one node while another refers to it leaves such rows, the same on all nodes once they have everything. One row for each foreign key and row. The caller needs to read the tables';
 

@@ -12,6 +12,7 @@
 #include "replication/logicalproto.h"
 #include "replication/origin.h"
 #include "replication/walreceiver.h"
+#include "row/owner.h"
 #include "row/row.h"
 #include "row/version.h"
 #include "wire/clock.h"
@@ -215,20 +216,11 @@ extern char *repl_ml_relation_column(ReplMlRemoteTable *table, LogicalRepTupleDa
 extern char *repl_ml_relation_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, const char *column);
 
 /* in target.c */
-typedef struct ReplMlUser
-{
-	Oid			user;
-	int			context;
-	int			guc_level;
-} ReplMlUser;
-
 extern ReplMlTarget *repl_ml_targets_get(Oid relid);
 extern ReplMlTarget *repl_ml_targets_route(ReplMlTarget *root, TupleTableSlot *slot, TupleTableSlot **leaf_slot);
 extern void repl_ml_targets_renew(void);
 extern void repl_ml_targets_close(void);
 extern void repl_ml_targets_forget(void);
-extern void repl_ml_become_owner(Relation rel, ReplMlUser *saved);
-extern void repl_ml_become_self(ReplMlUser *saved);
 
 /* in row.c */
 extern int	repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source);

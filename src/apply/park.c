@@ -9,6 +9,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/json.h"
@@ -38,6 +39,7 @@ static void log_parked(ReplMlRemoteTable *table, const char *action, const char 
 static bool is_tombstone(ReplMlRemoteTable *table);
 static char *tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple);
 static bool write_loser(int64 id);
+static void defer_nothing(void);
 static void load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple);
 static void apply_change(void *argument);
 static void forget(int64 id);
@@ -296,6 +298,7 @@ write_loser(int64 id)
 		char	   *statement = repl_ml_spi_text(0, 1);
 		ReplMlUser	saved;
 
+		defer_nothing();
 		repl_ml_become_owner(rel, &saved);
 		SPI_execute(statement, false, 0);
 		repl_ml_become_self(&saved);
@@ -303,6 +306,23 @@ write_loser(int64 id)
 	}
 	SPI_finish();
 	return is_loser;
+}
+
+/*
+ * Deferred triggers cannot run as the table's owner at commit, so constraints
+ * are checked at once for the rest of the transaction.  What the caller has
+ * deferred so far runs now, with his rights as it would at his commit.
+ */
+static void
+defer_nothing(void)
+{
+	Oid			user;
+	int			context;
+
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(GetOuterUserId(), context);
+	SPI_execute("SET CONSTRAINTS ALL IMMEDIATE", false, 0);
+	SetUserIdAndSecContext(user, context);
 }
 
 /* Reads the parked change back into the form it came in. */

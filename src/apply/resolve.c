@@ -206,6 +206,16 @@ compare_column(Form_pg_attribute att, TupleTableSlot *a, TupleTableSlot *b)
 										   a_value, b_value));
 }
 
+/* repl_ml.has_order(type): can newest_by compare values of it? */
+PG_FUNCTION_INFO_V1(repl_ml_has_order);
+Datum
+repl_ml_has_order(PG_FUNCTION_ARGS)
+{
+	TypeCacheEntry *type = lookup_type_cache(PG_GETARG_OID(0), TYPECACHE_CMP_PROC_FINFO);
+
+	PG_RETURN_BOOL(OidIsValid(type->cmp_proc_finfo.fn_oid));
+}
+
 /* The greatest values of the columns, the first one first; then the last write. */
 static bool
 newest_by(const Contest *contest, const ReplMlVersion *a, const ReplMlVersion *b)

@@ -53,6 +53,8 @@ typedef struct OtherMember
 
 static void copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, const char *table_name);
 static int64 copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *condition);
+static int64 copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel);
+static int64 copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *source);
 static int64 join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy);
 static void join_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
 static void join_tombstone(ReplMlApply *apply, Datum *values, bool *nulls);
@@ -125,9 +127,9 @@ set_progress(ReplMlApply *apply, Oid relid, int64 rows)
 	LWLockRelease(repl_ml_shared->lock);
 }
 
-/* SELECT list and COPY column list of all columns that are stored. */
+/* Names of all columns that are stored, also as a list for SQL. */
 static List *
-stored_columns(Relation rel, StringInfo select)
+stored_columns(Relation rel, StringInfo list)
 {
 	List	   *names = NIL;
 
@@ -137,7 +139,7 @@ stored_columns(Relation rel, StringInfo select)
 
 		if (att->attisdropped || att->attgenerated != '\0')
 			continue;
-		appendStringInfo(select, "%s%s", names == NIL ? "" : ", ", quote_identifier(NameStr(att->attname)));
+		appendStringInfo(list, "%s%s", names == NIL ? "" : ", ", quote_identifier(NameStr(att->attname)));
 		names = lappend(names, makeString(pstrdup(NameStr(att->attname))));
 	}
 	return names;
@@ -192,37 +194,84 @@ copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, c
 	set_progress(apply, InvalidOid, 0);
 }
 
-/* Joins the rows of one of the peer's tables that fulfil the condition; returns their number. */
+/*
+ * Joins the rows of one of the peer's tables, of one of our own those that
+ * fulfil the condition; returns their number.  A user's table is not asked by a
+ * query, which would run there what its owner has written into an index or a
+ * view in its place: with the rights of our connection's role.
+ */
 static int64
 copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *condition)
 {
 	Relation	rel = table_open(relid, RowExclusiveLock);
-	StringInfoData command;
-	ParseState *pstate;
-	CopyFromState copy;
-	List	   *columns;
-	ReplMlUser	saved;
+	char	   *name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel));
+	StringInfoData columns;
 	int64		rows;
 
 	set_progress(apply, relid, 0);
-	initStringInfo(&command);
-	appendStringInfoString(&command, "COPY (SELECT ");
-	columns = stored_columns(rel, &command);
-	appendStringInfo(&command, " FROM %s%s) TO STDOUT",
-					 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel)),
-					 condition);
-	repl_ml_stream_copy_out(conn, command.data);
+	initStringInfo(&columns);
+	(void) stored_columns(rel, &columns);
+	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+		rows = copy_partitions(apply, conn, rel);
+	else if (condition[0] != '\0')
+		rows = copy_from(apply, conn, rel, psprintf("(SELECT %s FROM %s%s)", columns.data, name, condition));
+	else
+		rows = copy_from(apply, conn, rel, psprintf("%s (%s)", name, columns.data));
+	table_close(rel, NoLock);
+	return rows;
+}
 
+/* The same of a partitioned table, which COPY takes only by its partitions. */
+static int64
+copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel)
+{
+	static const Oid types[2] = {TEXTOID, TEXTOID};
+	char	   *name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel));
+	StringInfoData columns;
+	ReplMlResult *result;
+	List	   *sources = NIL;
+	ListCell   *lc;
+	int64		rows = 0;
+
+	initStringInfo(&columns);
+	(void) stored_columns(rel, &columns);
+	result = repl_ml_stream_query(conn, psprintf("SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text"
+												 " FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass(%s)) t"
+												 " JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.relid"
+												 " JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
+												 " WHERE c.relkind OPERATOR(pg_catalog.=) 'r'", quote_literal_cstr(name)), 2, types);
+	while (repl_ml_stream_next(result))
+	{
+		slot_getallattrs(result->slot);
+		sources = lappend(sources, psprintf("%s (%s)", quote_qualified_identifier(TextDatumGetCString(result->slot->tts_values[0]),
+																				  TextDatumGetCString(result->slot->tts_values[1])), columns.data));
+	}
+	repl_ml_stream_free(result);
+	foreach(lc, sources)
+		rows += copy_from(apply, conn, rel, lfirst(lc));
+	return rows;
+}
+
+/* Joins what the peer's COPY of "source" yields, all stored columns of rows of the table; returns their number. */
+static int64
+copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *source)
+{
+	ParseState *pstate = make_parsestate(NULL);
+	StringInfoData columns;
+	CopyFromState copy;
+	ReplMlUser	saved;
+	int64		rows;
+
+	initStringInfo(&columns);
+	repl_ml_stream_copy_out(conn, psprintf("COPY %s TO STDOUT", source));
 	copy_source = conn;
 	copy_left = 0;
-	pstate = make_parsestate(NULL);
 	(void) addRangeTableEntryForRelation(pstate, rel, AccessShareLock, NULL, false, false);
 	repl_ml_become_owner(rel, &saved);
-	copy = BeginCopyFrom(pstate, rel, NULL, NULL, false, read_copy, columns, NIL);
+	copy = BeginCopyFrom(pstate, rel, NULL, NULL, false, read_copy, stored_columns(rel, &columns), NIL);
 	repl_ml_become_self(&saved);
 	rows = join_rows(apply, rel, copy);
 	EndCopyFrom(copy);
-	table_close(rel, NoLock);
 	return rows;
 }
 

@@ -1,7 +1,6 @@
 /*
  * target.c
- *		The tables open for writing in this transaction, partitions included,
- *		and whose rights they are written with.
+ *		The tables open for writing in this transaction, partitions included.
  *
  * Opening a target costs more than storing a row, so targets stay open until
  * the transaction (or subtransaction) ends: repl_ml_targets_close before
@@ -15,10 +14,13 @@
 #include "executor/execPartition.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
-#include "utils/guc.h"
+#include "partitioning/partdesc.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rls.h"
+#include "utils/syscache.h"
 
 #include "apply/apply.h"
 #include "compat.h"
@@ -40,8 +42,12 @@ static int	changes = 0;		/* since they were opened */
 #define CHANGES_BETWEEN_RENEWALS	1000
 
 static void check_target(Relation rel);
+static void check_partitions(Relation root, Relation parent);
 
-/* The open target of a table, opened if need be. */
+/*
+ * The open target of a table, opened if need be.  Opening runs the owner's
+ * code already: core computes what is constant in an index's expressions.
+ */
 ReplMlTarget *
 repl_ml_targets_get(Oid relid)
 {
@@ -49,6 +55,7 @@ repl_ml_targets_get(Oid relid)
 	OpenTarget *entry;
 	MemoryContext old;
 	Relation	rel;
+	ReplMlUser	saved;
 
 	foreach(lc, open_targets)
 	{
@@ -65,7 +72,9 @@ repl_ml_targets_get(Oid relid)
 	check_target(rel);
 	entry = palloc0(sizeof(OpenTarget));
 	entry->relid = relid;
+	repl_ml_become_owner(rel, &saved);
 	entry->target = repl_ml_target_open(rel, true);
+	repl_ml_become_self(&saved);
 	open_targets = lappend(open_targets, entry);
 	MemoryContextSwitchTo(old);
 	return entry->target;
@@ -101,6 +110,55 @@ check_target(Relation rel)
 				 errhint("Run ALTER TABLE %s NO FORCE ROW LEVEL SECURITY.", RelationGetRelationName(rel))));
 }
 
+/* A relation's owner, InvalidOid if it is gone. */
+static Oid
+get_rel_owner(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid			owner = InvalidOid;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+		ReleaseSysCache(tuple);
+	}
+	return owner;
+}
+
+/*
+ * Whatever hangs on a partition runs with the rights of the root's owner, as
+ * routing a row runs code of both.  So a partition has to belong to somebody
+ * who has these rights anyway; otherwise its owner would gain them.
+ */
+static void
+check_partitions(Relation root, Relation parent)
+{
+	PartitionDesc partitions = RelationGetPartitionDesc(parent, false);
+	Oid			owner = root->rd_rel->relowner;
+
+	for (int i = 0; i < partitions->nparts; i++)
+	{
+		Oid			relid = partitions->oids[i];
+		Oid			its_owner = get_rel_owner(relid);
+
+		if (OidIsValid(its_owner) && its_owner != owner && !has_privs_of_role(its_owner, owner))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("partition \"%s\" belongs to role \"%s\", which does not have the rights of the owner of table \"%s\"",
+							get_rel_name(relid), GetUserNameFromId(its_owner, true), RelationGetRelationName(root)),
+					 errhint("Run ALTER TABLE %s OWNER TO %s.",
+							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)), get_rel_name(relid)),
+							 quote_identifier(GetUserNameFromId(owner, true)))));
+		if (!partitions->is_leaf[i])
+		{
+			Relation	rel = table_open(relid, AccessShareLock);
+
+			check_partitions(root, rel);
+			table_close(rel, NoLock);
+		}
+	}
+}
+
 /*
  * The partition the row belongs to, and the row as that partition's tuple.
  * For a table that is not partitioned the table and the row themselves.
@@ -129,6 +187,7 @@ repl_ml_targets_route(ReplMlTarget *root, TupleTableSlot *slot, TupleTableSlot *
 	{
 		MemoryContext old = MemoryContextSwitchTo(open_context);
 
+		check_partitions(root->rel, root->rel);
 		entry->modify = makeNode(ModifyTableState);
 		entry->modify->ps.plan = NULL;
 		entry->modify->ps.state = root->estate;
@@ -186,30 +245,4 @@ repl_ml_targets_forget(void)
 	open_targets = NIL;
 	open_context = NULL;
 	changes = 0;
-}
-
-/*
- * Goes on with the rights of the table's owner and nothing more, as whatever
- * runs on the way of a row into the table (input functions, constraints,
- * triggers) is the owner's code.  An abort undoes it.
- */
-void
-repl_ml_become_owner(Relation rel, ReplMlUser *saved)
-{
-	GetUserIdAndSecContext(&saved->user, &saved->context);
-	saved->guc_level = 0;
-	if (rel->rd_rel->relowner == saved->user)
-		return;
-	saved->guc_level = NewGUCNestLevel();
-	SetUserIdAndSecContext(rel->rd_rel->relowner, saved->context | SECURITY_RESTRICTED_OPERATION);
-}
-
-/* Goes back to the worker's own rights. */
-void
-repl_ml_become_self(ReplMlUser *saved)
-{
-	if (saved->guc_level == 0)
-		return;
-	AtEOXact_GUC(false, saved->guc_level);
-	SetUserIdAndSecContext(saved->user, saved->context);
 }

@@ -15,6 +15,7 @@
 #include "compat.h"
 #include "group/group.h"
 #include "group/query.h"
+#include "row/owner.h"
 #include "wire/stream.h"
 
 /* A row of at most three texts. */
@@ -81,9 +82,10 @@ check_table(const Row *table, bool copy_data)
 				 errmsg("%s", repl_ml_spi_text(0, 0)),
 				 errdetail("The group replicates a table of that name."),
 				 errhint("%s", repl_ml_spi_text(0, 1))));
-	SPI_execute_with_args("SELECT 1 WHERE pg_catalog.to_regclass($1) IS NOT NULL", 1, types, values, NULL, true, 1);
+	SPI_execute_with_args("SELECT pg_catalog.to_regclass($1)::pg_catalog.oid WHERE pg_catalog.to_regclass($1) IS NOT NULL",
+						  1, types, values, NULL, true, 1);
 	if (copy_data && SPI_processed > 0 &&
-		repl_ml_query_int(psprintf("SELECT 1 FROM %s LIMIT 1", name)) != 0)
+		repl_ml_has_rows(strtoul(repl_ml_spi_text(0, 0), NULL, 10), AccessShareLock))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table %s of the joining database is not empty", name),
