@@ -7,6 +7,7 @@
 #   make tmp_algebra        the tester of the join without servers; see test/algebra
 #   make syntax             compile without output (other majors' headers)
 #   make check              everything, with dependencies and a private server; see test/run_checks
+#   make check-core         PostgreSQL's own suites with the library preloaded; see test/core_suites
 #   make demo, demo-stop    a three-node cluster on loopback; see test/demo.sh
 #   make bench              cost of stamping; see test/bench/run
 #   make bench-commits      cost of commits beside PostgreSQL's own replication; see test/bench/commits
@@ -111,7 +112,7 @@ EXTRA_CLEAN = tmp_regress tmp_isolation tmp_server.conf tmp_symbols tmp_algebra 
 PG_CONFIG ?= pg_config
 
 # These bring their own server and must run on a machine that has none yet, so they do without PGXS.
-standalone := check demo demo-stop bench bench-commits bench-idle
+standalone := check check-core demo demo-stop bench bench-commits bench-idle
 ifneq ($(filter $(standalone),$(MAKECMDGOALS)),)
 
 ifneq ($(filter-out $(standalone),$(MAKECMDGOALS)),)
@@ -124,6 +125,8 @@ chosen_pg_config := $(if $(filter file default,$(origin PG_CONFIG)),,$(PG_CONFIG
 .PHONY: $(standalone)
 check:
 	@PG_CONFIG='$(chosen_pg_config)' TESTS='$(TESTS)' test/run_checks
+check-core:
+	@PG_CONFIG='$(chosen_pg_config)' TESTS='$(TESTS)' CORE_SOURCE='$(CORE_SOURCE)' test/core_suites
 demo:
 	@PG_CONFIG='$(chosen_pg_config)' test/demo.sh start
 demo-stop:

@@ -1,7 +1,8 @@
 /*
  * launcher.c
  *		One process a server: starts a supervisor for each database that is a
- *		member of a group, and keeps the clock file ahead of the clock.
+ *		member of a group, keeps the clock file ahead of the clock, and lets
+ *		commits go that nobody else would.
  *
  * It is connected to no database, so it cannot read whether one is a member.
  * After a start it probes them, one at a time: it starts a supervisor, which
@@ -30,6 +31,7 @@
 
 #include "compat.h"
 #include "group/group.h"
+#include "group/quorum.h"
 #include "group/session.h"
 
 #define PERSIST_INTERVAL_MS		2000
@@ -82,6 +84,7 @@ repl_ml_launcher_main(Datum arg)
 		bool		probing = probe_next(&unprobed);
 
 		repl_ml_ticker_persist(false);
+		repl_ml_quorum_dismiss_strangers();
 		start_supervisors();
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 probing ? PROBE_INTERVAL_MS : PERSIST_INTERVAL_MS,

@@ -296,6 +296,13 @@ release(ReplMlQuorumDatabase *database)
 	return again;
 }
 
+/* Do core's commits wait for us, if they wait at all? */
+bool
+repl_ml_quorum_owns_waits(void)
+{
+	return SyncRepStandbyNames != NULL && strcmp(SyncRepStandbyNames, REPL_ML_STANDBY_NAME) == 0;
+}
+
 static inline int
 mode_of(ReplMlLevel level)
 {
@@ -326,6 +333,16 @@ somebody_is_coming(ReplMlLevel level)
 	return false;
 }
 
+/* The caller holds core's lock, and sets the process's latch. */
+static void
+leave_queue(PGPROC *proc)
+{
+	sync_rep_unlink_compat(proc);
+	/* whoever sees the state must see that it has left the queue */
+	pg_write_barrier();
+	proc->syncRepState = SYNC_REP_WAIT_COMPLETE;
+}
+
 /* Wakes whoever waits for a position before this one; others are not kept from the queue meanwhile. */
 static bool
 wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all)
@@ -344,10 +361,7 @@ wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all)
 		next = sync_rep_next_compat(mode, proc);
 		if (!is_ours(proc))
 			continue;
-		sync_rep_unlink_compat(proc);
-		/* whoever sees the state must see that it has left the queue */
-		pg_write_barrier();
-		proc->syncRepState = SYNC_REP_WAIT_COMPLETE;
+		leave_queue(proc);
 		if (count < lengthof(woken))
 			woken[count++] = proc;
 		else
@@ -357,6 +371,35 @@ wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all)
 	for (int i = 0; i < count; i++)
 		SetLatch(&woken[i]->procLatch);
 	return for_all < position && somebody_is_coming(level);
+}
+
+/*
+ * In the launcher, now and then: lets everybody go who waits in core's queues
+ * without having announced a commit.  origin/commit.c sees to it that commits
+ * of level one do not wait; but who commits a prepared transaction without SQL,
+ * as the apply worker of a core subscription does, passes by it, and nobody
+ * else would ever wake him.
+ */
+void
+repl_ml_quorum_dismiss_strangers(void)
+{
+	if (!repl_ml_quorum_owns_waits())
+		return;
+	LWLockAcquire(SyncRepLock, LW_EXCLUSIVE);
+	for (int mode = 0; mode < NUM_SYNC_REP_WAIT_MODE; mode++)
+	{
+		PGPROC	   *next;
+
+		for (PGPROC *proc = sync_rep_next_compat(mode, NULL); proc != NULL; proc = next)
+		{
+			next = sync_rep_next_compat(mode, proc);
+			if (OidIsValid(repl_ml_quorum->waiters[proc_number_compat(proc)].database))
+				continue;
+			leave_queue(proc);
+			SetLatch(&proc->procLatch);
+		}
+	}
+	LWLockRelease(SyncRepLock);
 }
 
 /*

@@ -20,6 +20,10 @@ typedef enum ReplMlLevel
 } ReplMlLevel;
 
 #define REPL_ML_LEVELS			(REPL_ML_ALL + 1)
+
+/* in synchronous_standby_names; no standby has it: only quorum.c ends the waits */
+#define REPL_ML_STANDBY_NAME	"repl_ml_quorum"
+
 #define REPL_ML_WAIT_BUCKETS	12	/* of the histogram of waits */
 
 /* When a peer is to make what it has applied durable, and to say so. */
@@ -90,6 +94,8 @@ extern const char *repl_ml_level_name(ReplMlLevel level);
 extern bool repl_ml_level_parse(const char *name, ReplMlLevel *level);
 extern const char *repl_ml_urgency_name(ReplMlUrgency urgency);
 extern bool repl_ml_urgency_parse(const char *name, ReplMlUrgency *urgency);
+extern bool repl_ml_quorum_owns_waits(void);
+extern void repl_ml_quorum_dismiss_strangers(void);
 extern bool repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged);
 extern bool repl_ml_quorum_release(void);
 extern void repl_ml_quorum_begin(ReplMlLevel level, TransactionId xid);

@@ -46,9 +46,6 @@
 #include "origin/origin.h"
 #include "row/row.h"
 
-/* no standby has this name: only group/quorum.c ends the waits */
-#define STANDBY_NAME		"repl_ml_quorum"
-
 /* repl_ml.write_timeout: default, minimum, maximum, ms */
 #define WRITE_TIMEOUT		10000, 0, INT_MAX
 
@@ -112,17 +109,10 @@ repl_ml_commit_init(void)
 	if (!process_shared_preload_libraries_in_progress)
 		return;
 	/* a value of the administrator's has precedence */
-	SetConfigOption("synchronous_standby_names", STANDBY_NAME, PGC_POSTMASTER, PGC_S_DYNAMIC_DEFAULT);
+	SetConfigOption("synchronous_standby_names", REPL_ML_STANDBY_NAME, PGC_POSTMASTER, PGC_S_DYNAMIC_DEFAULT);
 	RegisterXactCallback(on_xact_event, NULL);
 	previous_log_hook = emit_log_hook;
 	emit_log_hook = silence_core;
-}
-
-/* Do core's commits wait for us, if they wait at all? */
-static bool
-waits_are_ours(void)
-{
-	return SyncRepStandbyNames != NULL && strcmp(SyncRepStandbyNames, STANDBY_NAME) == 0;
 }
 
 static void
@@ -137,7 +127,7 @@ on_xact_event(XactEvent event, void *arg)
 			/* whoever commits it waits, and tells the level */
 			if (repl_ml_token_is_out() && repl_ml_ticker_used())
 				tell_level(repl_ml_level_wanted());
-			if (waits_are_ours() && synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
+			if (repl_ml_quorum_owns_waits() && synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
 				set_synchronous_commit(SYNCHRONOUS_COMMIT_LOCAL_FLUSH);
 			break;
 		case XACT_EVENT_COMMIT:
@@ -156,13 +146,19 @@ on_xact_event(XactEvent event, void *arg)
 static void
 before_commit(void)
 {
+	TransactionId xid = GetTopTransactionIdIfAny();
 	ReplMlLevel level = REPL_ML_ONE;
 
-	if (!TransactionIdIsValid(GetTopTransactionIdIfAny()))
-		return;
-	if (!repl_ml_internal_write && !repl_ml_applying && repl_ml_ticker_used())
+	if (TransactionIdIsValid(xid) && !repl_ml_internal_write && !repl_ml_applying && repl_ml_ticker_used())
 		level = repl_ml_level_wanted();
-	begin(level, GetTopTransactionIdIfAny());
+
+	/*
+	 * also without an id: NOTIFY and temporary tables make the transaction take
+	 * one after this, and core would let it wait
+	 */
+	begin(level, xid);
+	if (!TransactionIdIsValid(xid))
+		return;
 	if (!repl_ml_applying || replorigin_session_origin == InvalidRepOriginId)
 		repl_ml_news_begin();
 	if (repl_ml_token_is_out() && repl_ml_ticker_used())
@@ -187,18 +183,18 @@ begin(ReplMlLevel level, TransactionId xid)
 {
 	if (level == REPL_ML_ONE || repl_ml_members_is_alone())
 	{
-		if (synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH && waits_are_ours())
+		if (synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH && repl_ml_quorum_owns_waits())
 			set_synchronous_commit(SYNCHRONOUS_COMMIT_LOCAL_FLUSH);
 		return;
 	}
-	if (!waits_are_ours())
+	if (!repl_ml_quorum_owns_waits())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("write consistency \"%s\" is not possible while \"%s\" is set to something else",
 						repl_ml_level_name(level), "synchronous_standby_names"),
 				 errdetail("Commits wait where they would wait for standbys."),
 				 errhint("Remove %s from the server's configuration and restart it, or set it to %s and reload the configuration.",
-						 "synchronous_standby_names", STANDBY_NAME)));
+						 "synchronous_standby_names", REPL_ML_STANDBY_NAME)));
 	repl_ml_quorum_begin(level, xid);
 	commit.waits = true;
 	commit.level = level;
