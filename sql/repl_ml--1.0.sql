@@ -533,7 +533,7 @@ CREATE FUNCTION repl_ml.require_member(OUT node_id integer, OUT node_name name)
 COMMENT ON FUNCTION repl_ml.require_member() IS 'this node''s id and name, or an error that says why it cannot act';
 
 -- Connects and tells where a connection string leads; 08001 if nowhere
-CREATE FUNCTION repl_ml.probe(dsn text, OUT system_identifier bigint, OUT database oid, OUT dbname text, OUT host text, OUT port integer, OUT server_version integer)
+CREATE FUNCTION repl_ml.probe(dsn text, OUT system_identifier bigint, OUT database oid, OUT dbname text, OUT host text, OUT port integer, OUT server_version integer, OUT encoding text, OUT locale text)
     AS 'MODULE_PATHNAME', 'repl_ml_probe' LANGUAGE C VOLATILE STRICT;
 COMMENT ON FUNCTION repl_ml.probe(text) IS 'where a connection string leads';
 
@@ -1049,6 +1049,7 @@ CREATE FUNCTION repl_ml.check_setup(peer_dsn text DEFAULT NULL, OUT check_name t
     DECLARE
         v text;
         p record;
+        here text;
     BEGIN
         RETURN QUERY SELECT * FROM repl_ml.check_settings(
             greatest(2, (SELECT pg_catalog.count(*)::integer FROM repl_ml.nodes m WHERE m.state <> 'dropped')));
@@ -1070,6 +1071,23 @@ CREATE FUNCTION repl_ml.check_setup(peer_dsn text DEFAULT NULL, OUT check_name t
                 hint := 'Check the connection string, pg_hba.conf on that server, and that the role has LOGIN and REPLICATION.';
             END;
             RETURN NEXT;
+            IF status = 'ok' THEN
+                check_name := 'encoding';
+                detail := pg_catalog.format('is %s here, %s there', pg_catalog.getdatabaseencoding(), p.encoding);
+                IF p.encoding <> pg_catalog.getdatabaseencoding() THEN
+                    status := 'error';
+                    hint := pg_catalog.format('Run CREATE DATABASE ... ENCODING %L TEMPLATE template0, and join with that database.', p.encoding);
+                END IF;
+                RETURN NEXT;
+                check_name := 'locale'; status := 'ok'; hint := NULL;
+                SELECT pg_catalog.concat_ws('/', d.datlocprovider, d.datcollate, d.datctype, pg_catalog.to_jsonb(d) ->> 'daticulocale', pg_catalog.to_jsonb(d) ->> 'datlocale') INTO here FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database();
+                detail := pg_catalog.format('is %s here, %s there', here, p.locale);
+                IF p.locale <> here THEN
+                    status := 'warning';
+                    hint := 'Text is sorted, and upper and lower case are told, differently: ranges, indexes on expressions, and CHECK constraints may not agree. Create one of the databases with the other''s LOCALE_PROVIDER, LC_COLLATE and LC_CTYPE.';
+                END IF;
+                RETURN NEXT;
+            END IF;
         END IF;
     END
     $$;

@@ -10,6 +10,7 @@
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 
 #include "compat.h"
@@ -25,6 +26,7 @@ typedef struct Row
 } Row;
 
 static void check_version(void);
+static void check_encoding(WalReceiverConn *donor);
 static void check_tables(WalReceiverConn *donor, bool copy_data);
 static void check_roles(WalReceiverConn *donor, bool everything);
 static void check_readable(WalReceiverConn *donor);
@@ -43,6 +45,7 @@ repl_ml_admission_check(WalReceiverConn *donor, bool copy_data)
 	bool		everything;
 
 	check_version();
+	check_encoding(donor);
 	repl_ml_begin();
 	everything = repl_ml_schema_is_empty();
 	repl_ml_commit();
@@ -64,6 +67,24 @@ check_version(void)
 						repl_ml_spi_text(0, 0), REPL_ML_VERSION),
 				 errhint("Run ALTER EXTENSION repl_ml UPDATE.")));
 	repl_ml_commit();
+}
+
+/*
+ * Text that one database can hold and another cannot would stop at the border;
+ * which character is the first to, nobody knows.
+ */
+static void
+check_encoding(WalReceiverConn *donor)
+{
+	List	   *rows = ask(donor, 1, "SELECT pg_catalog.getdatabaseencoding()::pg_catalog.text");
+	char	   *theirs = rows == NIL ? "" : ((Row *) linitial(rows))->fields[0];
+
+	if (strcmp(theirs, GetDatabaseEncodingName()) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the encoding of this database is %s, that of the group is %s", GetDatabaseEncodingName(), theirs),
+				 errdetail("A character that one of them does not have could not be replicated."),
+				 errhint("Run CREATE DATABASE ... ENCODING %s TEMPLATE template0, and join with that database.", quote_literal_cstr(theirs))));
 }
 
 /* A table that is here already has to be one that can be enrolled, and empty if rows are to come. */

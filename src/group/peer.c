@@ -71,10 +71,10 @@ PG_FUNCTION_INFO_V1(repl_ml_probe);
 Datum
 repl_ml_probe(PG_FUNCTION_ARGS)
 {
-	static const Oid types[4] = {INT8OID, OIDOID, TEXTOID, INT4OID};
+	static const Oid types[6] = {INT8OID, OIDOID, TEXTOID, INT4OID, TEXTOID, TEXTOID};
 	WalReceiverConn *conn;
-	Datum		values[6];
-	bool		nulls[6] = {false};
+	Datum		values[8];
+	bool		nulls[8] = {false};
 	TupleDesc	desc;
 	HeapTuple volatile tuple = NULL;
 
@@ -85,9 +85,13 @@ repl_ml_probe(PG_FUNCTION_ARGS)
 	{
 		ReplMlResult *result = repl_ml_stream_query(conn,
 													"SELECT s.system_identifier, d.oid, d.datname::pg_catalog.text,"
-													" pg_catalog.current_setting('server_version_num')::pg_catalog.int4"
+													" pg_catalog.current_setting('server_version_num')::pg_catalog.int4,"
+													" pg_catalog.getdatabaseencoding()::pg_catalog.text,"
+													" pg_catalog.concat_ws('/', d.datlocprovider, d.datcollate, d.datctype,"
+													" pg_catalog.to_jsonb(d) OPERATOR(pg_catalog.->>) 'daticulocale',"	/* until 16 */
+													" pg_catalog.to_jsonb(d) OPERATOR(pg_catalog.->>) 'datlocale')" /* from 17 on */
 													" FROM pg_catalog.pg_control_system() s, pg_catalog.pg_database d"
-													" WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()", 4, types);
+													" WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()", 6, types);
 		char	   *host = NULL;
 		int			port = 0;
 
@@ -101,6 +105,8 @@ repl_ml_probe(PG_FUNCTION_ARGS)
 		values[1] = result->slot->tts_values[1];
 		values[2] = result->slot->tts_values[2];
 		values[5] = result->slot->tts_values[3];
+		values[6] = result->slot->tts_values[4];
+		values[7] = result->slot->tts_values[5];
 		nulls[3] = host == NULL;
 		values[3] = host == NULL ? (Datum) 0 : CStringGetTextDatum(host);
 		values[4] = Int32GetDatum(port);
