@@ -4,15 +4,16 @@
  *		repl_ml.write_consistency and the minimums of the tables it wrote.
  *
  * Tables' minimums are in repl_ml.replicated_table, the same on all nodes; each
- * process keeps those above "one" until the catalog changes.  The triggers that
- * stamp rows (stamp.c) tell which tables are written; commit.c asks at the end.
+ * process keeps those above "one" until the catalog changes, under the names
+ * the group knows the tables by: a table may come here later than its minimum.
+ * The triggers that stamp rows (stamp.c) tell which tables are written; commit.c
+ * asks at the end.
  */
 #include "postgres.h"
 
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
-#include "catalog/namespace.h"
 #include "commands/trigger.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -36,10 +37,11 @@ enum
 	Anum_table_write_consistency
 };
 
-/* A table with a minimum. */
+/* A table with a minimum, which need not be here yet. */
 typedef struct Minimum
 {
-	Oid			relid;
+	NameData	schema_name;
+	NameData	table_name;
 	ReplMlLevel level;
 } Minimum;
 
@@ -57,13 +59,22 @@ static int	write_consistency = REPL_ML_ONE;
 static bool has_written = false;
 static ReplMlLevel written = REPL_ML_ONE;
 
-/* written by load, thrown away by invalidate */
+/* the table that was noted last, with the minimums as they are; InvalidOid: none */
+static Oid	noted = InvalidOid;
+
+/*
+ * Written by load, which may end in an error anywhere: what it has read counts
+ * once it is complete, and as long as nothing has changed since it began.
+ */
 static Minimum *minimums = NULL;
 static int	minimum_count = 0;
-static bool minimums_valid = false;
+static uint64 changes = 1;		/* of the catalog, as far as we have heard */
+static uint64 complete_since = 0;
 static Oid	catalog_relid = InvalidOid;
 
+static ReplMlLevel minimum_of(Oid root);
 static void load(void);
+static bool read_minimum(Relation rel, HeapTuple tuple, Minimum *minimum);
 static void invalidate(Datum arg, Oid relid);
 
 /* Defines the setting. */
@@ -96,6 +107,7 @@ repl_ml_level_forget(void)
 {
 	has_written = false;
 	written = REPL_ML_ONE;
+	noted = InvalidOid;
 }
 
 /* This transaction writes rows of the table "root". */
@@ -103,13 +115,10 @@ void
 repl_ml_level_note(Oid root)
 {
 	has_written = true;
-	if (!minimums_valid)
-		load();
-	for (int i = 0; i < minimum_count; i++)
-	{
-		if (minimums[i].relid == root)
-			written = Max(written, minimums[i].level);
-	}
+	if (root == noted && complete_since == changes)
+		return;
+	written = Max(written, minimum_of(root));
+	noted = root;
 }
 
 /* The level that a transaction needs which has written all these tables, and has this session's setting. */
@@ -119,75 +128,93 @@ repl_ml_level_of_tables(List *relids)
 	ReplMlLevel level = write_consistency;
 	ListCell   *lc;
 
-	if (!minimums_valid)
-		load();
 	foreach(lc, relids)
+		level = Max(level, minimum_of(lfirst_oid(lc)));
+	return level;
+}
+
+/* The minimum of a table that is here. */
+static ReplMlLevel
+minimum_of(Oid root)
+{
+	ReplMlLevel level = REPL_ML_ONE;
+	char	   *table_name;
+	char	   *schema_name;
+
+	if (complete_since != changes)
+		load();
+	if (minimum_count == 0)
+		return REPL_ML_ONE;
+	table_name = get_rel_name(root);
+	schema_name = get_namespace_name(get_rel_namespace(root));
+	for (int i = 0; i < minimum_count && table_name != NULL && schema_name != NULL; i++)
 	{
-		for (int i = 0; i < minimum_count; i++)
-		{
-			if (minimums[i].relid == lfirst_oid(lc))
-				level = Max(level, minimums[i].level);
-		}
+		if (strcmp(NameStr(minimums[i].table_name), table_name) == 0 &&
+			strcmp(NameStr(minimums[i].schema_name), schema_name) == 0)
+			level = Max(level, minimums[i].level);
 	}
 	return level;
 }
 
-/* Reads the minimums above "one" of tables that are here. */
+/* Reads the minimums above "one". */
 static void
 load(void)
 {
 	static bool registered = false;
+	uint64		before;
 	Relation	rel;
 	Snapshot	snapshot;
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	int			room = 0;
+	int			room = minimum_count;
 
 	if (!registered)
 		CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
 	registered = true;
-	catalog_relid = repl_ml_catalog_oid(TABLE_OF_TABLES);
+	before = changes;
+	complete_since = 0;
 	minimum_count = 0;
-	/* before anything is read: what changes meanwhile must count */
-	minimums_valid = true;
-
+	catalog_relid = repl_ml_catalog_oid(TABLE_OF_TABLES);
 	rel = table_open(catalog_relid, AccessShareLock);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
-		TupleDesc	desc = RelationGetDescr(rel);
-		bool		isnull;
-		ReplMlLevel level;
-		Oid			schema;
-		Oid			relid;
-
-		if (!repl_ml_level_parse(TextDatumGetCString(heap_getattr(tuple, Anum_table_write_consistency, desc, &isnull)), &level) ||
-			level == REPL_ML_ONE)
-			continue;
-		schema = get_namespace_oid(NameStr(*DatumGetName(heap_getattr(tuple, Anum_table_schema_name, desc, &isnull))), true);
-		relid = get_relname_relid(NameStr(*DatumGetName(heap_getattr(tuple, Anum_table_table_name, desc, &isnull))), schema);
-		if (!OidIsValid(relid))
-			continue;
-		if (minimum_count == room)
+		if (minimum_count == room || minimums == NULL)
 		{
 			room = Max(16, 2 * room);
 			minimums = minimums == NULL ? MemoryContextAlloc(CacheMemoryContext, room * sizeof(Minimum)) :
 				repalloc(minimums, room * sizeof(Minimum));
 		}
-		minimums[minimum_count++] = (Minimum) {.relid = relid,.level = level};
+		if (read_minimum(rel, tuple, &minimums[minimum_count]))
+			minimum_count++;
 	}
 	systable_endscan(scan);
 	UnregisterSnapshot(snapshot);
 	table_close(rel, AccessShareLock);
+	complete_since = before;
 }
 
-/* Also any new table may be one of those named in the catalog. */
+/* False if the table has none. */
+static bool
+read_minimum(Relation rel, HeapTuple tuple, Minimum *minimum)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	bool		isnull;
+
+	if (!repl_ml_level_parse(TextDatumGetCString(heap_getattr(tuple, Anum_table_write_consistency, desc, &isnull)), &minimum->level) ||
+		minimum->level == REPL_ML_ONE)
+		return false;
+	minimum->schema_name = *DatumGetName(heap_getattr(tuple, Anum_table_schema_name, desc, &isnull));
+	minimum->table_name = *DatumGetName(heap_getattr(tuple, Anum_table_table_name, desc, &isnull));
+	return true;
+}
+
 static void
 invalidate(Datum arg, Oid relid)
 {
 	if (relid == InvalidOid || relid == catalog_relid)
-		minimums_valid = false;
+		changes++;
 }
 
 /* Row trigger on repl_ml.replicated_table: every process reads the minimums again. */
@@ -202,6 +229,6 @@ repl_ml_table_consistency_changed(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" must be called as a trigger", "table_consistency_changed")));
 	CacheInvalidateRelcache(trigdata->tg_relation);
-	minimums_valid = false;
+	changes++;
 	return PointerGetDatum(NULL);
 }
