@@ -460,6 +460,23 @@ CREATE TABLE repl_ml.table_sync (
 );
 COMMENT ON TABLE repl_ml.table_sync IS 'copies of tables from a peer that are due or done';
 
+-- What could not be done with a table here, and when it is tried again
+CREATE TABLE repl_ml.table_failure (
+    node_id     integer NOT NULL,
+    schema_name name NOT NULL,
+    table_name  name NOT NULL,
+    action      text NOT NULL CHECK (action IN ('create', 'enrol', 'remove', 'copy')),
+    failures    integer NOT NULL DEFAULT 1,
+    failed_at   timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    retry_at    timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp() + '1 s',
+    sqlstate    text NOT NULL,
+    message     text NOT NULL,
+    detail      text,
+    hint        text,
+    PRIMARY KEY (node_id, schema_name, table_name)
+);
+COMMENT ON TABLE repl_ml.table_failure IS 'tables of the group that could not be created, enrolled or removed here, or be copied from a node, why, and when that is tried again; gone when it has worked';
+
 -- One row a conflict: the same id and verdict on every node that saw it
 CREATE TABLE repl_ml.conflict_history (
     conflict_id   uuid PRIMARY KEY,
@@ -710,6 +727,25 @@ CREATE FUNCTION repl_ml.forget_node(group_id uuid, node_id integer, joined_at ti
     $$;
 COMMENT ON FUNCTION repl_ml.forget_node(uuid, integer, timestamptz) IS 'called on members by a node that leaves, or whose joining failed';
 
+-- The types that values of a table's columns consist of: of domains, arrays, composites and ranges the inner ones too
+CREATE FUNCTION repl_ml.column_types(relation regclass, OUT attnum int2, OUT type_id oid)
+    RETURNS SETOF record
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp
+    AS $$
+    WITH RECURSIVE y AS (
+        SELECT a.attnum, a.atttypid AS type_id FROM pg_catalog.pg_attribute a
+         WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped AND a.attname <> '__repl_clock'
+        UNION
+        SELECT y.attnum, x.type_id
+          FROM y JOIN pg_catalog.pg_type t ON t.oid = y.type_id
+         CROSS JOIN LATERAL (SELECT t.typelem UNION ALL SELECT t.typbasetype
+                             UNION ALL SELECT a.atttypid FROM pg_catalog.pg_attribute a WHERE t.typrelid <> 0 AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+                             UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range r WHERE r.rngtypid = t.oid OR r.rngmultitypid = t.oid) x (type_id)
+         WHERE x.type_id <> 0)
+    SELECT y.attnum, y.type_id FROM y
+    $$;
+COMMENT ON FUNCTION repl_ml.column_types(regclass) IS 'the types a table''s columns have, and those these are made of';
+
 -- Why a table cannot be enrolled; no row if it can
 CREATE FUNCTION repl_ml.enrol_obstacle(relation regclass, OUT message text, OUT hint text)
     RETURNS SETOF record
@@ -719,6 +755,8 @@ CREATE FUNCTION repl_ml.enrol_obstacle(relation regclass, OUT message text, OUT 
         c pg_catalog.pg_class;
         n name;
         i pg_catalog.pg_index;
+        part regclass;
+        r record;
     BEGIN
         SELECT * INTO c FROM pg_catalog.pg_class WHERE oid = relation;
         IF NOT FOUND THEN
@@ -756,6 +794,17 @@ CREATE FUNCTION repl_ml.enrol_obstacle(relation regclass, OUT message text, OUT 
              WHERE NOT pg_catalog.pg_has_role(x.relowner, c.relowner, 'USAGE') LIMIT 1;
             RETURN;
         END IF;
+        IF c.reloftype <> 0 THEN
+            RETURN QUERY SELECT pg_catalog.format('table %s is of type %s and cannot have a column more', relation, c.reloftype::pg_catalog.regtype),
+                pg_catalog.format('Run ALTER TABLE %s NOT OF.', relation);
+            RETURN;
+        END IF;
+        FOR part IN SELECT p.relid FROM pg_catalog.pg_partition_tree(relation) p JOIN pg_catalog.pg_class x ON x.oid = p.relid
+                     WHERE p.isleaf AND x.relpersistence = 'u' LOOP
+            RETURN QUERY SELECT pg_catalog.format('partition %s of table %s is unlogged', part, relation),
+                pg_catalog.format('Run ALTER TABLE %s SET LOGGED.', part);
+            RETURN;
+        END LOOP;
         IF c.relreplident = 'n' THEN
             RETURN QUERY SELECT pg_catalog.format('table %s has no replica identity', relation),
                 pg_catalog.format('Run ALTER TABLE %s REPLICA IDENTITY DEFAULT.', relation);
@@ -786,7 +835,29 @@ CREATE FUNCTION repl_ml.enrol_obstacle(relation regclass, OUT message text, OUT 
                       AND a.atttypid <> 'repl_ml.vclock'::pg_catalog.regtype) THEN
             RETURN QUERY SELECT pg_catalog.format('table %s has a column "__repl_clock" of its own', relation),
                 pg_catalog.format('Run ALTER TABLE %s RENAME COLUMN __repl_clock TO ....', relation);
+            RETURN;
         END IF;
+        -- its list is as long as the table had columns, so it cannot be created again with the clock
+        FOR r IN SELECT w.rulename FROM pg_catalog.pg_rewrite w
+                  WHERE w.ev_class = relation AND w.ev_type <> '1' AND w.is_instead AND w.ev_action::text ~ ':returningList \(' ORDER BY 1 LOOP
+            RETURN QUERY SELECT pg_catalog.format('rule %I of table %s has a RETURNING list', r.rulename, relation),
+                pg_catalog.format('Run DROP RULE %I ON %s, or create it without RETURNING; a view with an INSTEAD OF trigger can do the same.', r.rulename, relation);
+            RETURN;
+        END LOOP;
+        -- rows that were there before it would break it on the other nodes
+        FOR r IN SELECT k.conname, t.typname, k.contypid::pg_catalog.regtype AS domain, a.attname
+                   FROM repl_ml.column_types(relation) y JOIN pg_catalog.pg_constraint k ON k.contypid = y.type_id AND NOT k.convalidated
+                   JOIN pg_catalog.pg_type t ON t.oid = y.type_id
+                   JOIN pg_catalog.pg_attribute a ON a.attrelid = relation AND a.attnum = y.attnum ORDER BY 1, 2 LOOP
+            RETURN QUERY SELECT pg_catalog.format('constraint %I of domain %s, the type of column %I of table %s, is not valid', r.conname, r.domain, r.attname, relation),
+                pg_catalog.format('Run ALTER DOMAIN %s VALIDATE CONSTRAINT %I.', r.domain, r.conname);
+            RETURN;
+        END LOOP;
+        FOR r IN SELECT k.conname FROM pg_catalog.pg_constraint k WHERE k.conrelid = relation AND k.contype = 'n' AND NOT k.convalidated ORDER BY 1 LOOP
+            RETURN QUERY SELECT pg_catalog.format('the NOT NULL constraint %I of table %s is not valid', r.conname, relation),
+                pg_catalog.format('Run ALTER TABLE %s VALIDATE CONSTRAINT %I.', relation, r.conname);
+            RETURN;
+        END LOOP;
     END
     $$;
 COMMENT ON FUNCTION repl_ml.enrol_obstacle(regclass) IS 'why a table cannot be replicated, and what to do; no row if it can';
@@ -828,6 +899,40 @@ CREATE FUNCTION repl_ml.enrol(relation regclass) RETURNS void
     END
     $$;
 COMMENT ON FUNCTION repl_ml.enrol(regclass) IS 'gives a table of this database its clock column and triggers and publishes it';
+
+-- Each failure doubles the time until the next try, up to half a minute
+CREATE FUNCTION repl_ml.note_failure(node_id integer, schema_name name, table_name name, action text, sqlstate text, message text, detail text, hint text) RETURNS boolean
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    INSERT INTO repl_ml.table_failure AS f (node_id, schema_name, table_name, action, sqlstate, message, detail, hint)
+    VALUES (note_failure.node_id, note_failure.schema_name, note_failure.table_name, note_failure.action, note_failure.sqlstate, note_failure.message, note_failure.detail, note_failure.hint)
+    ON CONFLICT ON CONSTRAINT table_failure_pkey DO UPDATE
+       SET action = excluded.action, sqlstate = excluded.sqlstate, message = excluded.message, detail = excluded.detail, hint = excluded.hint,
+           failed_at = excluded.failed_at, failures = CASE WHEN (f.action, f.message) = (excluded.action, excluded.message) THEN f.failures + 1 ELSE 1 END,
+           retry_at = excluded.failed_at + least(30, 2 ^ least(f.failures, 5)) * '1 s'::interval
+    RETURNING failures = 1
+    $$;
+COMMENT ON FUNCTION repl_ml.note_failure(integer, name, name, text, text, text, text, text) IS 'notes that something could not be done with a table with the help of a node; whether that is news';
+
+CREATE FUNCTION repl_ml.waits_to_retry(with_node integer, of_schema name, of_table name, action text) RETURNS boolean
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT EXISTS (SELECT FROM repl_ml.table_failure f
+                    WHERE (f.schema_name, f.table_name, f.action) = (of_schema, of_table, waits_to_retry.action) AND f.retry_at > pg_catalog.clock_timestamp()
+                      -- only what takes a peer may go better with another one
+                      AND (f.node_id = with_node OR f.action IN ('enrol', 'remove')))
+    $$;
+COMMENT ON FUNCTION repl_ml.waits_to_retry(integer, name, name, text) IS 'whether something failed with a table lately, so that it is not tried again yet';
+
+-- Of what is not to be done any more
+CREATE FUNCTION repl_ml.forget_failures() RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DELETE FROM repl_ml.table_failure f
+     WHERE CASE f.action WHEN 'copy' THEN NOT EXISTS (SELECT FROM repl_ml.table_sync y WHERE (y.node_id, y.schema_name, y.table_name, y.state) = (f.node_id, f.schema_name, f.table_name, 'pending'))
+           ELSE NOT EXISTS (SELECT FROM repl_ml.pending_tables() p WHERE (p.schema_name, p.table_name, p.action) = (f.schema_name, f.table_name, f.action)) END
+    $$;
+COMMENT ON FUNCTION repl_ml.forget_failures() IS 'removes failures that are over';
 
 -- Everything is to be copied from a node, and joined
 CREATE FUNCTION repl_ml.order_copies(from_node integer) RETURNS void
@@ -1218,6 +1323,7 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
         DELETE FROM repl_ml.conflict_policy;
         DELETE FROM repl_ml.collection;
         DELETE FROM repl_ml.table_sync;
+        DELETE FROM repl_ml.table_failure;
         DELETE FROM repl_ml.dropped_node;
         DELETE FROM repl_ml.transaction_record;
         DELETE FROM repl_ml.record_floor;
@@ -1388,6 +1494,7 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         DELETE FROM repl_ml.conflict_policy;
         DELETE FROM repl_ml.collection;
         DELETE FROM repl_ml.table_sync;
+        DELETE FROM repl_ml.table_failure;
         DELETE FROM repl_ml.dropped_node;
         DELETE FROM repl_ml.transaction_record;
         DELETE FROM repl_ml.record_floor;
@@ -1436,13 +1543,12 @@ COMMENT ON FUNCTION repl_ml.drop_own_slots() IS 'drops the slots peers read from
 -- Tables of the group
 --
 
-CREATE FUNCTION repl_ml.add_table(relation regclass) RETURNS void
+CREATE FUNCTION repl_ml.list_table(relation regclass) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
         self record;
     BEGIN
-        PERFORM repl_ml.refuse_nulls('relation', pg_catalog.num_nulls(relation));
         SELECT * INTO self FROM repl_ml.require_member();
         IF EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = '__repl_clock' AND NOT a.attisdropped
                       AND a.atttypid = 'repl_ml.vclock'::pg_catalog.regtype)
@@ -1460,6 +1566,128 @@ CREATE FUNCTION repl_ml.add_table(relation regclass) RETURNS void
         PERFORM repl_ml.wake_workers();
     END
     $$;
+COMMENT ON FUNCTION repl_ml.list_table(regclass) IS 'enrols a table of this database and puts it on the group''s list';
+
+-- What has to be on another node before a table can be created there: objects of its columns, constraints, triggers, policies, roles
+CREATE FUNCTION repl_ml.table_needs(relation regclass, beside regclass[]) RETURNS jsonb
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp
+    AS $$
+    WITH t (oid) AS (SELECT relation::oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree(relation) p),
+    own (classid, objid) AS (
+        SELECT 'pg_class'::regclass::oid, t.oid FROM t
+        UNION ALL SELECT 'pg_class'::regclass, x.indexrelid FROM t JOIN pg_catalog.pg_index x ON x.indrelid = t.oid
+        UNION ALL SELECT 'pg_class'::regclass, d.objid FROM t JOIN pg_catalog.pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = t.oid
+                         JOIN pg_catalog.pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid AND c.relkind = 'S' WHERE d.deptype IN ('a', 'i')
+        UNION ALL SELECT 'pg_constraint'::regclass, x.oid FROM t JOIN pg_catalog.pg_constraint x ON x.conrelid = t.oid
+        UNION ALL SELECT 'pg_attrdef'::regclass, x.oid FROM t JOIN pg_catalog.pg_attrdef x ON x.adrelid = t.oid
+        UNION ALL SELECT 'pg_trigger'::regclass, x.oid FROM t JOIN pg_catalog.pg_trigger x ON x.tgrelid = t.oid
+        UNION ALL SELECT 'pg_rewrite'::regclass, x.oid FROM t JOIN pg_catalog.pg_rewrite x ON x.ev_class = t.oid
+        UNION ALL SELECT 'pg_policy'::regclass, x.oid FROM t JOIN pg_catalog.pg_policy x ON x.polrelid = t.oid
+        UNION ALL SELECT 'pg_statistic_ext'::regclass, x.oid FROM t JOIN pg_catalog.pg_statistic_ext x ON x.stxrelid = t.oid),
+    needed (classid, objid) AS (
+        SELECT d.refclassid, coalesce(y.typelem, d.refobjid) FROM own o JOIN pg_catalog.pg_depend d USING (classid, objid)
+          -- of an array its elements' type
+          LEFT JOIN pg_catalog.pg_type y ON d.refclassid = 'pg_type'::regclass AND y.oid = d.refobjid AND y.typcategory = 'A' AND y.typelem <> 0
+         WHERE d.refclassid IN ('pg_class'::regclass, 'pg_proc'::regclass, 'pg_type'::regclass, 'pg_collation'::regclass, 'pg_opclass'::regclass, 'pg_operator'::regclass,
+                                'pg_ts_config'::regclass, 'pg_am'::regclass, 'pg_extension'::regclass)
+           AND (d.refclassid, d.refobjid) NOT IN (SELECT o.classid, o.objid FROM own o)
+        UNION SELECT s.refclassid, s.refobjid FROM own o JOIN pg_catalog.pg_shdepend s USING (classid, objid)
+         WHERE s.refclassid = 'pg_authid'::regclass AND s.dbid = (SELECT b.oid FROM pg_catalog.pg_database b WHERE b.datname = pg_catalog.current_database())
+        UNION SELECT 'pg_authid'::regclass, c.relowner FROM t JOIN pg_catalog.pg_class c ON c.oid = t.oid),
+    -- what an extension brings is there when the extension is
+    named (classid, objid) AS (
+        SELECT DISTINCT coalesce(e.refclassid, n.classid), coalesce(e.refobjid, n.objid)
+          FROM needed n LEFT JOIN pg_catalog.pg_depend e ON e.classid = n.classid AND e.objid = n.objid AND e.deptype = 'e'
+          LEFT JOIN pg_catalog.pg_class c ON n.classid = 'pg_class'::regclass AND c.oid = n.objid
+         WHERE c.oid IS NULL OR (c.relkind NOT IN ('i', 'I') AND c.oid <> ALL (beside)))
+    SELECT coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('type', a.type, 'names', a.object_names, 'arguments', a.object_args, 'identity', i.identity) ORDER BY a.type, i.identity), '[]')
+      FROM named n CROSS JOIN LATERAL pg_catalog.pg_identify_object_as_address(n.classid, n.objid, 0) a
+     CROSS JOIN LATERAL pg_catalog.pg_identify_object(n.classid, n.objid, 0) i
+     WHERE NOT (a.type = 'extension' AND i.identity = 'repl_ml')
+    $$;
+COMMENT ON FUNCTION repl_ml.table_needs(regclass, regclass[]) IS 'the functions, types, collations, tables, extensions and roles that the definition of a table refers to, other than the tables that are created beside it';
+
+-- Asked by a member that is about to add tables: why one of them cannot be created here
+CREATE FUNCTION repl_ml.cannot_create(tables jsonb) RETURNS text
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        t record;
+        need record;
+        here regclass;
+        o record;
+        answer jsonb := '[]';
+    BEGIN
+        PERFORM repl_ml.require_member();
+        FOR t IN SELECT x.* FROM pg_catalog.jsonb_to_recordset(tables) x ("table" text, needs jsonb) LOOP
+            here := pg_catalog.to_regclass(t."table");
+            IF here IS NOT NULL THEN
+                FOR o IN SELECT * FROM repl_ml.enrol_obstacle(here) LIMIT 1 LOOP
+                    answer := answer || pg_catalog.jsonb_build_object('table', t."table", 'message', o.message, 'hint', o.hint);
+                END LOOP;
+                CONTINUE;
+            END IF;
+            FOR need IN SELECT x.* FROM pg_catalog.jsonb_to_recordset(t.needs) x (type text, names text[], arguments text[], identity text) LOOP
+                BEGIN
+                    PERFORM pg_catalog.pg_get_object_address(need.type, need.names, need.arguments);
+                EXCEPTION WHEN OTHERS THEN
+                    answer := answer || pg_catalog.jsonb_build_object('table', t."table", 'type', need.type, 'identity', need.identity);
+                END;
+            END LOOP;
+        END LOOP;
+        RETURN answer::text;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.cannot_create(jsonb) IS 'asked by peers: which of these tables cannot be created or enrolled here, because of what is here under their name or what they need and is not here';
+
+-- No row for a table that can be created everywhere, as far as the members that can be reached know
+CREATE FUNCTION repl_ml.peer_obstacles(relations regclass[], OUT relation regclass, OUT message text, OUT hint text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        names name[];
+        dsns text[];
+        question text;
+    BEGIN
+        SELECT pg_catalog.array_agg(m.node_name ORDER BY m.node_id), pg_catalog.array_agg(m.dsn ORDER BY m.node_id) INTO names, dsns
+          FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id <> m.node_id WHERE m.state = 'ready';
+        IF names IS NULL OR relations = '{}' THEN
+            RETURN;
+        END IF;
+        SELECT pg_catalog.format('SELECT repl_ml.cannot_create(%L)', pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('table', r::text, 'needs', repl_ml.table_needs(r, relations)))::text)
+          INTO question FROM pg_catalog.unnest(relations) r;
+        RETURN QUERY
+        SELECT DISTINCT ON (x."table") x."table"::regclass,
+               CASE WHEN x.type IS NULL THEN pg_catalog.format('on node "%s": %s', a.node_name, x.message)
+                    ELSE pg_catalog.format('table %s needs %s %s, which node "%s" does not have', x."table", x.type, x.identity, a.node_name) END,
+               CASE WHEN x.type IS NULL THEN coalesce(x.hint, '') || pg_catalog.format(' This is on node "%s".', a.node_name)
+                    WHEN x.type = 'table' THEN pg_catalog.format('Run SELECT repl_ml.add_table(%L) first, or create it on node "%s".', x.identity, a.node_name)
+                    WHEN x.type = 'extension' THEN pg_catalog.format('Run CREATE EXTENSION %s on node "%s".', x.identity, a.node_name)
+                    WHEN x.type = 'role' THEN pg_catalog.format('Run CREATE ROLE %s on node "%s".', x.identity, a.node_name)
+                    ELSE pg_catalog.format('Create it on node "%s" first, as it is here.', a.node_name) END
+          FROM ROWS FROM (pg_catalog.unnest(names), pg_catalog.unnest(repl_ml.ask_members(dsns, question))) WITH ORDINALITY a (node_name, answer, place)
+         CROSS JOIN LATERAL pg_catalog.jsonb_to_recordset(a.answer::jsonb) x ("table" text, message text, hint text, type text, identity text)
+         ORDER BY x."table", a.place;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.peer_obstacles(regclass[]) IS 'why tables cannot be created or enrolled on another member, and what to do; members that do not answer are left out';
+
+CREATE FUNCTION repl_ml.add_table(relation regclass) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        obstacle record;
+    BEGIN
+        PERFORM repl_ml.refuse_nulls('relation', pg_catalog.num_nulls(relation));
+        PERFORM repl_ml.require_member();
+        FOR obstacle IN SELECT o.message, o.hint FROM repl_ml.enrol_obstacle(add_table.relation) o
+                        UNION ALL SELECT o.message, o.hint FROM repl_ml.peer_obstacles(ARRAY[add_table.relation]) o LIMIT 1 LOOP
+            RAISE EXCEPTION '%', obstacle.message USING ERRCODE = 'object_not_in_prerequisite_state', HINT = obstacle.hint;
+        END LOOP;
+        PERFORM repl_ml.list_table(relation);
+    END
+    $$;
 COMMENT ON FUNCTION repl_ml.add_table(regclass) IS
     'replicates a table on all members: they create it if they lack it and get its rows. Adds the column __repl_clock without rewriting the table. Superusers only. Errors: 55000 not a member, or the table cannot be replicated';
 
@@ -1470,6 +1698,8 @@ CREATE FUNCTION repl_ml.add_all_tables(schema_names name[] DEFAULT '{public}', O
     DECLARE
         s name;
         obstacle record;
+        candidates regclass[];
+        refused jsonb;
     BEGIN
         PERFORM repl_ml.refuse_nulls('schema_names', pg_catalog.num_nulls(schema_names));
         PERFORM repl_ml.require_member();
@@ -1479,6 +1709,13 @@ CREATE FUNCTION repl_ml.add_all_tables(schema_names name[] DEFAULT '{public}', O
                     HINT = 'Run SELECT nspname FROM pg_catalog.pg_namespace.';
             END IF;
         END LOOP;
+        -- tables may refer to each other, so the other members are asked about all of them at once
+        candidates := ARRAY(SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                             WHERE n.nspname = ANY (schema_names) AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+                               AND NOT EXISTS (SELECT FROM repl_ml.enrol_obstacle(c.oid))
+                               AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid WHERE p.pubname = 'repl_ml' AND r.prrelid = c.oid));
+        SELECT coalesce(pg_catalog.jsonb_object_agg(o.relation::text, pg_catalog.jsonb_build_object('message', o.message, 'hint', o.hint)), '{}') INTO refused
+          FROM repl_ml.peer_obstacles(candidates) o;
         FOR relation IN SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                   WHERE n.nspname = ANY (schema_names) AND c.relkind IN ('r', 'p') AND NOT c.relispartition
                     AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
@@ -1489,9 +1726,18 @@ CREATE FUNCTION repl_ml.add_all_tables(schema_names name[] DEFAULT '{public}', O
             ELSIF EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
                            WHERE p.pubname = 'repl_ml' AND r.prrelid = relation) THEN
                 status := 'already replicated'; detail := NULL; hint := NULL;
+            ELSIF refused ? relation::text THEN
+                status := 'skipped'; detail := refused -> relation::text ->> 'message'; hint := refused -> relation::text ->> 'hint';
             ELSE
-                PERFORM repl_ml.add_table(relation);
-                status := 'added'; detail := NULL; hint := NULL;
+                -- one that cannot be added keeps none of the others from it
+                BEGIN
+                    PERFORM repl_ml.list_table(relation);
+                    status := 'added'; detail := NULL; hint := NULL;
+                EXCEPTION WHEN OTHERS THEN
+                    status := 'skipped'; detail := sqlerrm;
+                    GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
+                    hint := nullif(hint, '');
+                END;
             END IF;
             RETURN NEXT;
         END LOOP;
@@ -2032,7 +2278,7 @@ CREATE VIEW repl_ml.tables AS
            CASE WHEN c.oid IS NULL THEN 'missing' WHEN r.oid IS NULL THEN 'pending' ELSE 'replicated' END AS state,
            (SELECT pg_catalog.count(*) FROM repl_ml.table_sync y
              WHERE y.schema_name = t.schema_name AND y.table_name = t.table_name AND y.state = 'pending') AS pending_copies,
-           k.parked_changes, k.problem, t.write_consistency
+           k.parked_changes, coalesce(f.problem, k.problem) AS problem, t.write_consistency
       FROM repl_ml.replicated_table t
       LEFT JOIN repl_ml.member m ON m.node_id = t.enrolled_by
       LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace)
@@ -2041,8 +2287,10 @@ CREATE VIEW repl_ml.tables AS
       CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS parked_changes, (pg_catalog.array_agg(x.message ORDER BY x.id DESC))[1] AS problem
                             FROM repl_ml.parked_change x
                            WHERE x.schema_name = t.schema_name AND x.table_name = t.table_name AND x.action NOT IN ('evicted', 'kept')) k
+      LEFT JOIN LATERAL (SELECT pg_catalog.format('could not %s it: %s', x.action, x.message) || coalesce(' (' || x.detail || ')', '') AS problem FROM repl_ml.table_failure x
+                          WHERE x.schema_name = t.schema_name AND x.table_name = t.table_name ORDER BY x.failed_at DESC LIMIT 1) f ON true
      WHERE t.state = 'enrolled';
-COMMENT ON VIEW repl_ml.tables IS 'replicated tables and their state on this node; problem is why the last of the parked_changes could not be applied';
+COMMENT ON VIEW repl_ml.tables IS 'replicated tables and their state on this node; problem is why it could not be created or copied, or why the last of the parked_changes could not be applied';
 
 CREATE VIEW repl_ml.stat_replication AS
     SELECT s.active_pid AS pid, w.usesysid, w.usename, w.application_name, w.client_addr, w.client_hostname, w.client_port,
@@ -2267,10 +2515,11 @@ CREATE VIEW repl_ml.health AS
     UNION ALL
     -- 10. tables that are not what the group's list says
     SELECT 10, 'tables', CASE WHEN pg_catalog.bool_or(t.state = 'missing') THEN 'error' WHEN pg_catalog.count(t.table_name) > 0 THEN 'warning' ELSE 'ok' END,
-           coalesce(pg_catalog.string_agg(pg_catalog.format('Table %I.%I %s.', t.schema_name, t.table_name,
-                        CASE t.state WHEN 'missing' THEN 'is not here' WHEN 'pending' THEN 'is not replicated here yet' ELSE 'is being copied' END), ' ' ORDER BY t.schema_name, t.table_name) FILTER (WHERE t.table_name IS NOT NULL),
+           coalesce(pg_catalog.string_agg(pg_catalog.format('Table %I.%I %s%s.', t.schema_name, t.table_name,
+                        CASE t.state WHEN 'missing' THEN 'is not here' WHEN 'pending' THEN 'is not replicated here yet' ELSE 'is being copied' END,
+                        ': ' || pg_catalog.rtrim(pg_catalog.split_part(t.problem, E'\n', 1), '.')), ' ' ORDER BY t.schema_name, t.table_name) FILTER (WHERE t.table_name IS NOT NULL),
                     'All of the group''s tables are replicated here.'),
-           CASE WHEN pg_catalog.count(t.table_name) > 0 THEN 'This goes on by itself; if it does not, see the errors in SELECT * FROM repl_ml.stat_apply.' END
+           CASE WHEN pg_catalog.count(t.table_name) > 0 THEN 'This goes on by itself; what keeps it from that is in the column problem of repl_ml.tables.' END
       FROM active s LEFT JOIN repl_ml.tables t ON t.state <> 'replicated' OR t.pending_copies > 0
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
@@ -2363,4 +2612,4 @@ GRANT EXECUTE ON FUNCTION repl_ml.pause_apply(name), repl_ml.resume_apply(name),
 GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.concurrent_version, repl_ml.transaction_record, repl_ml.record_floor TO repl_ml_replication;
 GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.applied_lsn(integer), repl_ml.final_lsn(integer), repl_ml.transaction_facts(uuid, integer, xid8),
     repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz),
-    repl_ml.forget_node(uuid, integer, timestamptz) TO repl_ml_replication;
+    repl_ml.forget_node(uuid, integer, timestamptz), repl_ml.cannot_create(jsonb) TO repl_ml_replication;

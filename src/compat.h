@@ -33,6 +33,9 @@
 #include "utils/rel.h"
 #include "utils/relcache.h"
 #include "utils/wait_event.h"
+#if PG_VERSION_NUM >= 180000
+#include "rewrite/rewriteHandler.h"
+#endif
 #if PG_VERSION_NUM >= 170000
 #include "utils/resowner.h"
 #endif
@@ -95,6 +98,28 @@ ExecInitRangeTable_compat(EState *estate, RangeTblEntry *rte)
 #endif
 #else
 	ExecInitRangeTable(estate, list_make1(rte));
+#endif
+}
+
+/* the states of a table's CHECK constraints: 18 renamed ri_ConstraintExprs */
+static inline ExprState ***
+check_states_compat(ResultRelInfo *result)
+{
+#if PG_VERSION_NUM >= 180000
+	return &result->ri_CheckConstraintExprs;
+#else
+	return &result->ri_ConstraintExprs;
+#endif
+}
+
+/* a CHECK constraint's expression: 18 added virtual generated columns */
+static inline Expr *
+check_expression_compat(Relation rel, const char *text)
+{
+#if PG_VERSION_NUM >= 180000
+	return (Expr *) expand_generated_columns_in_expr(stringToNode(text), rel, 1);
+#else
+	return stringToNode(text);
 #endif
 }
 

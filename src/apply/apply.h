@@ -110,7 +110,8 @@ typedef struct ReplMlApply
 	XLogRecPtr	blocked_lsn;	/* ... of one to be put aside when it is sent
 								 * again */
 	ErrorData  *failure;		/* the error it failed with */
-	bool		tables_pending; /* some table could not be created or enrolled */
+	bool		tables_pending; /* some table is to be created, enrolled or
+								 * copied later */
 	XLogRecPtr	message_lsn;	/* in front of the message handled; of a
 								 * COMMIT its end */
 	TimestampTz last_message_time;
@@ -319,6 +320,7 @@ extern void repl_ml_aside_retry(ReplMlApply *apply);
 /* in enrol.c */
 extern void repl_ml_enrol_pending(ReplMlApply *apply);
 extern void repl_ml_enrol_unlock(void);
+extern void repl_ml_table_failed(ReplMlApply *apply, const char *schema_name, const char *table_name, const char *action, ErrorData *error);
 
 /* in sync.c */
 extern void repl_ml_sync_catalogs(ReplMlApply *apply);

@@ -34,28 +34,30 @@ typedef struct PendingTable
 	char	   *table_name;
 	char	   *relation;		/* NULL: not there */
 	char	   *action;
+	ErrorData  *error;			/* of the last try to create it */
 } PendingTable;
 
-typedef void (*EnrolStep) (ReplMlApply *apply, void *argument);
+typedef void (*EnrolStep) (ReplMlApply *apply, List *tables);
 
 static void enrol_all(ReplMlApply *apply);
-static void attempt(ReplMlApply *apply, bool joining, EnrolStep step, void *argument);
-static List *load_pending(MemoryContext context);
-static void create_missing(ReplMlApply *apply, void *pending);
-static void enrol_table(ReplMlApply *apply, void *argument);
+static void create_missing(ReplMlApply *apply, bool joining, List *pending);
+static ErrorData *attempt(bool joining, EnrolStep step, ReplMlApply *apply, List *tables);
+static void note_failure(ReplMlApply *apply, PendingTable *table, ErrorData *error);
+static List *load_pending(ReplMlApply *apply);
+static void create_tables(ReplMlApply *apply, List *tables);
+static void enrol_table(ReplMlApply *apply, List *tables);
 static void write_anew(PendingTable *table);
 static void run_for(const char *sql, const char *relation);
 
-/* Does what is pending; cheap when nothing is. */
+/* Does what is pending and due; cheap when nothing is. */
 void
 repl_ml_enrol_pending(ReplMlApply *apply)
 {
 	RepOriginId origin = replorigin_session_origin;
 	List	   *pending;
 
-	apply->tables_pending = false;
 	repl_ml_begin();
-	pending = load_pending(apply->message_context);
+	pending = load_pending(apply);
 	repl_ml_commit();
 	if (pending == NIL)
 		return;
@@ -79,55 +81,156 @@ repl_ml_enrol_pending(ReplMlApply *apply)
 }
 
 /*
- * A failure is the joining node's, as long as it joins; later it is these
- * tables' alone: it is shown and tried again after a while (worker.c), and
- * changes of the tables are parked meanwhile.
+ * A failure is the joining node's, as long as it joins; later it is that
+ * table's alone: it is shown and tried again after a while (worker.c), and
+ * changes of the table are parked meanwhile.
  */
 static void
 enrol_all(ReplMlApply *apply)
 {
 	bool		joining;
+	bool		from_here;		/* the joining node takes definitions from its
+								 * donor, which has all that is to come */
 	List	   *pending;
 	ListCell   *lc;
 
 	repl_ml_begin();
 	joining = repl_ml_identity_require()->joining;
-	pending = load_pending(apply->message_context);
+	from_here = !joining ||
+		repl_ml_query_int("SELECT donor FROM repl_ml.local_node") == apply->peer->node_id;
+	pending = load_pending(apply);
 	repl_ml_commit();
 
-	attempt(apply, joining, create_missing, pending);
+	if (from_here)
+		create_missing(apply, joining, pending);
 	repl_ml_begin();
-	pending = load_pending(apply->message_context);
+	pending = load_pending(apply);
 	repl_ml_commit();
 	foreach(lc, pending)
-		attempt(apply, joining, enrol_table, lfirst(lc));
+	{
+		PendingTable *table = lfirst(lc);
+		ErrorData  *error = NULL;
+
+		if (strcmp(table->action, "create") != 0)
+			error = attempt(joining, enrol_table, apply, list_make1(table));
+		if (error != NULL)
+			note_failure(apply, table, error);
+	}
 }
 
-/* Runs one step; while the node joins its error is the caller's. */
+/*
+ * Creates the tables that are not here: all at once, as they may refer to each
+ * other; if one of them is in the way, each by itself, as often as that gets
+ * any further.
+ */
 static void
-attempt(ReplMlApply *apply, bool joining, EnrolStep step, void *argument)
+create_missing(ReplMlApply *apply, bool joining, List *pending)
+{
+	List	   *missing = NIL;
+	bool		progress = true;
+	ListCell   *lc;
+
+	foreach(lc, pending)
+	{
+		if (strcmp(((PendingTable *) lfirst(lc))->action, "create") == 0)
+			missing = lappend(missing, lfirst(lc));
+	}
+	if (missing == NIL)
+		return;
+	repl_ml_apply_set_state(apply, REPL_ML_WORKER_PREPARING);
+	if (list_length(missing) > 1 && attempt(joining, create_tables, apply, missing) == NULL)
+		return;
+	while (progress)
+	{
+		progress = false;
+		foreach(lc, missing)
+		{
+			PendingTable *table = lfirst(lc);
+
+			table->error = attempt(joining, create_tables, apply, list_make1(table));
+			if (table->error != NULL)
+				continue;
+			progress = true;
+			missing = foreach_delete_current(missing, lc);
+		}
+		progress &= missing != NIL;
+	}
+	foreach(lc, missing)
+		note_failure(apply, lfirst(lc), ((PendingTable *) lfirst(lc))->error);
+}
+
+/*
+ * Runs one step; returns its error, or NULL.  While the node joins the error is
+ * the caller's, and so is always that of a connection: it is not the table's.
+ */
+static ErrorData *
+attempt(bool joining, EnrolStep step, ReplMlApply *apply, List *tables)
 {
 	MemoryContext context = CurrentMemoryContext;
-	ErrorData  *error;
+	ErrorData  *volatile error = NULL;
 
 	PG_TRY();
 	{
-		step(apply, argument);
+		step(apply, tables);
 	}
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(context);
-		if (joining)
+		if (joining || ERRCODE_TO_CATEGORY(geterrcode()) == ERRCODE_CONNECTION_EXCEPTION)
 			PG_RE_THROW();
 		error = CopyErrorData();
-		EmitErrorReport();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
-		MemoryContextSwitchTo(context);
-		repl_ml_apply_show_error(apply, error);
-		apply->tables_pending = true;
 	}
 	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return error;
+}
+
+static void
+note_failure(ReplMlApply *apply, PendingTable *table, ErrorData *error)
+{
+	repl_ml_table_failed(apply, table->schema_name, table->table_name, table->action, error);
+}
+
+/*
+ * Notes that something could not be done with a table, when it is to be tried
+ * again, and shows it; the log hears of it when it is news.  For enrol.c and
+ * sync.c, outside transactions.
+ */
+void
+repl_ml_table_failed(ReplMlApply *apply, const char *schema_name, const char *table_name, const char *action, ErrorData *error)
+{
+	Oid			types[8] = {INT4OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[8];
+	char		nulls[8] = "        ";
+	bool		news;
+
+	apply->tables_pending = true;
+	repl_ml_apply_show_error(apply, error);
+	repl_ml_begin();
+	values[0] = Int32GetDatum(apply->peer->node_id);
+	values[1] = CStringGetTextDatum(schema_name);
+	values[2] = CStringGetTextDatum(table_name);
+	values[3] = CStringGetTextDatum(action);
+	values[4] = CStringGetTextDatum(unpack_sql_state(error->sqlerrcode));
+	values[5] = CStringGetTextDatum(error->message);
+	nulls[6] = error->detail == NULL ? 'n' : ' ';
+	values[6] = error->detail == NULL ? (Datum) 0 : CStringGetTextDatum(error->detail);
+	nulls[7] = error->hint == NULL ? 'n' : ' ';
+	values[7] = error->hint == NULL ? (Datum) 0 : CStringGetTextDatum(error->hint);
+	if (SPI_execute_with_args("SELECT repl_ml.note_failure($1, $2::pg_catalog.name, $3::pg_catalog.name, $4, $5, $6, $7, $8)",
+							  8, types, values, nulls, false, 1) < 0)
+		elog(ERROR, "SPI failed");
+	news = strcmp(repl_ml_spi_text(0, 0), "t") == 0;
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
+	if (news)
+		ereport(WARNING,
+				(errcode(error->sqlerrcode),
+				 errmsg("could not %s replicated table %s: %s", action, quote_qualified_identifier(schema_name, table_name), error->message),
+				 error->detail != NULL ? errdetail_internal("%s", error->detail) : 0,
+				 errhint("It is tried again by itself; see the column problem of repl_ml.tables.")));
 }
 
 /* Gives the lock back, also after an error. */
@@ -137,17 +240,18 @@ repl_ml_enrol_unlock(void)
 	LockReleaseSession(USER_LOCKMETHOD);
 }
 
-/* List of PendingTable in the message context, which outlives our transactions. */
+/* List of PendingTable that are due, in the message context, which outlives our transactions. */
 static List *
-load_pending(MemoryContext context)
+load_pending(ReplMlApply *apply)
 {
 	List	   *pending = NIL;
 
-	SPI_execute("SELECT schema_name, table_name, relation::pg_catalog.text, action FROM repl_ml.pending_tables()", true, 0);
+	SPI_execute(psprintf("SELECT schema_name, table_name, relation::pg_catalog.text, action FROM repl_ml.pending_tables() p"
+						 " WHERE NOT repl_ml.waits_to_retry(%d, p.schema_name, p.table_name, p.action)", apply->peer->node_id), true, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		MemoryContext old = MemoryContextSwitchTo(context);
-		PendingTable *table = palloc(sizeof(PendingTable));
+		MemoryContext old = MemoryContextSwitchTo(apply->message_context);
+		PendingTable *table = palloc0(sizeof(PendingTable));
 		char	   *relation = repl_ml_spi_text(i, 2);
 
 		table->schema_name = pstrdup(repl_ml_spi_text(i, 0));
@@ -160,34 +264,40 @@ load_pending(MemoryContext context)
 	return pending;
 }
 
-/* Creates the tables that are not here from the peer's definitions. */
+/* Creates tables from the peer's definitions; a joining database without tables gets all the peer has. */
 static void
-create_missing(ReplMlApply *apply, void *pending)
+create_tables(ReplMlApply *apply, List *tables)
 {
+	MemoryContext context = CurrentMemoryContext;
 	List	   *names = NIL;
 	List	   *schemas = NIL;
+	bool		everything;
 	ListCell   *lc;
 
-	foreach(lc, (List *) pending)
+	repl_ml_begin();
+	everything = repl_ml_identity_require()->joining && repl_ml_schema_is_empty();
+	repl_ml_commit();
+	MemoryContextSwitchTo(context);
+	if (everything)
+	{
+		repl_ml_schema_copy_all(apply->peer->dsn);
+		return;
+	}
+	foreach(lc, tables)
 	{
 		PendingTable *table = lfirst(lc);
 
-		if (strcmp(table->action, "create") != 0)
-			continue;
 		names = lappend(names, quote_qualified_identifier(table->schema_name, table->table_name));
 		schemas = list_append_unique(schemas, makeString(table->schema_name));
 	}
-	if (names == NIL)
-		return;
-	repl_ml_apply_set_state(apply, REPL_ML_WORKER_PREPARING);
 	repl_ml_schema_copy(apply->peer->dsn, schemas, names);
 }
 
 /* Enrols or removes one table. */
 static void
-enrol_table(ReplMlApply *apply, void *argument)
+enrol_table(ReplMlApply *apply, List *tables)
 {
-	PendingTable *table = argument;
+	PendingTable *table = linitial(tables);
 
 	repl_ml_begin();
 	if (strcmp(table->action, "enrol") == 0)

@@ -51,6 +51,8 @@ typedef struct OtherMember
 	bool		donor_has_it;
 } OtherMember;
 
+static void note_open_tables(ReplMlApply *apply);
+static void set_progress(ReplMlApply *apply, Oid relid, int64 rows);
 static void copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, const char *table_name);
 static int64 copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *condition);
 static int64 copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel);
@@ -74,8 +76,8 @@ repl_ml_sync_catalogs(ReplMlApply *apply)
 
 /*
  * The next table to be copied from the peer, or false.  One that could not be
- * enrolled here is left for later (enrol.c), unless this node joins: it must not
- * keep all others from being streamed.
+ * enrolled here is left for later (enrol.c), unless this node joins, and so is
+ * one whose copy failed lately: it must not keep all others from being streamed.
  */
 static bool
 next_pending(ReplMlApply *apply, char **schema_name, char **table_name)
@@ -86,7 +88,8 @@ next_pending(ReplMlApply *apply, char **schema_name, char **table_name)
 	repl_ml_begin();
 	if (!repl_ml_identity_require()->joining)
 		without = " AND NOT EXISTS (SELECT FROM repl_ml.pending_tables() p WHERE p.schema_name OPERATOR(pg_catalog.=) y.schema_name"
-			" AND p.table_name OPERATOR(pg_catalog.=) y.table_name AND p.action OPERATOR(pg_catalog.<>) 'remove')";
+			" AND p.table_name OPERATOR(pg_catalog.=) y.table_name AND p.action OPERATOR(pg_catalog.<>) 'remove')"
+			" AND NOT repl_ml.waits_to_retry(y.node_id, y.schema_name, y.table_name, 'copy')";
 	SPI_execute(psprintf("SELECT schema_name, table_name FROM repl_ml.table_sync y WHERE node_id OPERATOR(pg_catalog.=) %d"
 						 " AND state OPERATOR(pg_catalog.=) 'pending'%s ORDER BY schema_name OPERATOR(pg_catalog.<>) 'repl_ml', 1, 2",
 						 apply->peer->node_id, without), true, 1);
@@ -97,7 +100,53 @@ next_pending(ReplMlApply *apply, char **schema_name, char **table_name)
 		*table_name = MemoryContextStrdup(apply->message_context, repl_ml_spi_text(0, 1));
 	}
 	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
 	return found;
+}
+
+/* Is the error that of the table, and not of the connection, the server or a race? */
+static bool
+is_the_tables(ReplMlApply *apply, int sqlstate)
+{
+	return repl_ml_dispatch_is_permanent(sqlstate) && ERRCODE_TO_CATEGORY(sqlstate) != ERRCODE_CONNECTION_EXCEPTION &&
+		/* a key may have been inserted since we looked, see worker.c */
+		(sqlstate != ERRCODE_UNIQUE_VIOLATION || apply->races > 0);
+}
+
+/*
+ * Copies a table; what is wrong with it is noted, and it is left for later.
+ * While the node joins the error is the caller's.
+ */
+static void
+copy_or_note(ReplMlApply *apply, bool joining, const char *schema_name, const char *table_name)
+{
+	ErrorData  *volatile error = NULL;
+
+	PG_TRY();
+	{
+		copy_table(apply, apply->copy_conn, schema_name, table_name);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(apply->message_context);
+		if (joining || !is_the_tables(apply, geterrcode()))
+			PG_RE_THROW();
+		error = CopyErrorData();
+		FlushErrorState();
+		replorigin_session_origin_lsn = InvalidXLogRecPtr;
+		replorigin_session_origin_timestamp = 0;
+		AbortOutOfAnyTransaction();
+		repl_ml_dispatch_reset(apply);
+		/* it may be in the middle of a copy */
+		repl_ml_stream_disconnect(apply->copy_conn);
+		apply->copy_conn = NULL;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(apply->message_context);
+	if (error == NULL)
+		return;
+	set_progress(apply, InvalidOid, 0);
+	repl_ml_table_failed(apply, schema_name, table_name, "copy", error);
 }
 
 /* Copies the tables that are due from this peer, over a connection of its own. */
@@ -106,16 +155,33 @@ repl_ml_sync_tables(ReplMlApply *apply)
 {
 	char	   *schema_name;
 	char	   *table_name;
+	bool		joining;
 
+	repl_ml_begin();
+	joining = repl_ml_identity_require()->joining;
+	repl_ml_commit();
 	while (next_pending(apply, &schema_name, &table_name))
 	{
 		if (apply->copy_conn == NULL)
 			apply->copy_conn = repl_ml_stream_connect(apply->peer->dsn, "copy");
 		repl_ml_apply_set_state(apply, REPL_ML_WORKER_COPYING);
-		copy_table(apply, apply->copy_conn, schema_name, table_name);
+		copy_or_note(apply, joining, schema_name, table_name);
 	}
 	repl_ml_stream_disconnect(apply->copy_conn);
 	apply->copy_conn = NULL;
+	note_open_tables(apply);
+}
+
+/* Forgets failures that are over, and whether anything is left to be tried again. */
+static void
+note_open_tables(ReplMlApply *apply)
+{
+	repl_ml_begin();
+	SPI_execute("SELECT repl_ml.forget_failures()", false, 1);
+	apply->tables_pending = repl_ml_query_int(psprintf("SELECT 1 FROM repl_ml.table_failure WHERE node_id OPERATOR(pg_catalog.=) %d"
+													   " UNION ALL SELECT 1 FROM repl_ml.pending_tables() LIMIT 1", apply->peer->node_id)) != 0;
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
 }
 
 static void

@@ -58,6 +58,7 @@ extern ReplMlPeer *repl_ml_peer_load(int node_id);
 
 /* in schema.c */
 extern bool repl_ml_schema_is_empty(void);
+extern void repl_ml_schema_copy_all(const char *dsn);
 extern void repl_ml_schema_copy(const char *dsn, List *schemas, List *tables);
 
 #endif							/* REPL_ML_GROUP_H */

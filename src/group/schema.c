@@ -5,7 +5,8 @@
  * pg_dump is started without a shell and gets the password through its
  * environment, so that neither a process list nor a log shows it.  What it
  * prints is one script of SQL statements, executed in this process as one
- * transaction: all objects come, or none.
+ * transaction: all objects come, or none.  Types, functions and the like that
+ * are here already are left as they are.
  */
 #include "postgres.h"
 
@@ -20,10 +21,12 @@
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "parser/parser.h"
 #include "port.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/resowner.h"
 #include "utils/wait_event.h"
 
 #include "compat.h"
@@ -42,6 +45,7 @@ typedef struct Dump
 } Dump;
 
 static void copy_tables(WalReceiverConn *conn, const char *dsn, List *schemas, List *tables);
+static List *existing_tables(WalReceiverConn *conn, List *tables);
 static List *load_partitions(WalReceiverConn *conn, const char *table, List **schemas);
 static void create_schemas(WalReceiverConn *conn, List *schemas);
 static char *dump_schema(const char *dsn, List *tables);
@@ -49,30 +53,28 @@ static char **build_arguments(const char *conninfo, List *tables);
 static void start(Dump *dump, char **arguments, const char *password);
 static char *read_script(Dump *dump);
 static void run_script(char *script);
+static void run_statement(const char *sql, NodeTag kind);
+
+/*
+ * Creates all that the peer has, called for a database that joins and has no
+ * table of its own: types, functions and views come with the tables.
+ */
+void
+repl_ml_schema_copy_all(const char *dsn)
+{
+	run_script(dump_schema(dsn, NIL));
+}
 
 /*
  * Creates the tables (quoted, qualified names; of these schemas) from the
- * definitions on the server "dsn" leads to.  A database without any tables of
- * its own gets all of the peer's schema, so that types and functions are there
- * too; any other one gets just the tables, their partitions and the schemas of
- * both.
+ * definitions on the server "dsn" leads to: just the tables, their partitions
+ * and the schemas of both, in one transaction.  What the peer does not have is
+ * left out.
  */
 void
 repl_ml_schema_copy(const char *dsn, List *schemas, List *tables)
 {
-	MemoryContext context = CurrentMemoryContext;
 	WalReceiverConn *conn;
-	bool		everything;
-
-	repl_ml_begin();
-	everything = repl_ml_schema_is_empty();
-	repl_ml_commit();
-	MemoryContextSwitchTo(context);
-	if (everything)
-	{
-		run_script(dump_schema(dsn, NIL));
-		return;
-	}
 
 	conn = repl_ml_stream_connect(dsn, "schema");
 	PG_TRY();
@@ -93,11 +95,37 @@ copy_tables(WalReceiverConn *conn, const char *dsn, List *schemas, List *tables)
 	char	   *script;
 	ListCell   *lc;
 
+	tables = existing_tables(conn, tables);
+	if (tables == NIL)
+		return;
 	foreach(lc, tables)
 		partitions = list_concat(partitions, load_partitions(conn, lfirst(lc), &schemas));
 	script = dump_schema(dsn, list_concat(partitions, tables));
 	create_schemas(conn, schemas);
 	run_script(script);
+}
+
+/* Those of the names that mean a table on the peer: it may be behind with the group's list itself. */
+static List *
+existing_tables(WalReceiverConn *conn, List *tables)
+{
+	static const Oid types[1] = {BOOLOID};
+	List	   *existing = NIL;
+	ListCell   *lc;
+
+	foreach(lc, tables)
+	{
+		ReplMlResult *result = repl_ml_stream_query(conn, psprintf("SELECT pg_catalog.to_regclass(%s) IS NOT NULL", quote_literal_cstr(lfirst(lc))), 1, types);
+
+		if (repl_ml_stream_next(result))
+		{
+			slot_getallattrs(result->slot);
+			if (DatumGetBool(result->slot->tts_values[0]))
+				existing = lappend(existing, lfirst(lc));
+		}
+		repl_ml_stream_free(result);
+	}
+	return existing;
 }
 
 /* The names of a table's partitions on the peer; adds their schemas to the list. */
@@ -328,11 +356,15 @@ blank_psql_commands(char *script)
 	}
 }
 
-/* Runs the script as one transaction; its settings end with it. */
+/*
+ * Runs the script as one transaction, statement by statement, so that an error
+ * names the one it is about and not the whole script; its settings end with it.
+ */
 static void
 run_script(char *script)
 {
 	int			level;
+	ListCell   *lc;
 
 	blank_psql_commands(script);
 	repl_ml_begin();
@@ -340,8 +372,15 @@ run_script(char *script)
 	(void) set_config_option("session_replication_role", "origin", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	(void) set_config_option("repl_ml.guard_off", "on", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	(void) set_config_option("client_min_messages", "error", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	if (SPI_execute(script, false, 0) < 0)
-		elog(ERROR, "SPI failed");
+	(void) set_config_option("standard_conforming_strings", "on", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	foreach(lc, raw_parser(script, RAW_PARSE_DEFAULT))
+	{
+		RawStmt    *statement = lfirst_node(RawStmt, lc);
+		const char *start = script + statement->stmt_location;
+
+		CHECK_FOR_INTERRUPTS();
+		run_statement(statement->stmt_len > 0 ? pnstrdup(start, statement->stmt_len) : start, nodeTag(statement->stmt));
+	}
 
 	/*
 	 * takes back the script's settings too, among them search_path and
@@ -349,4 +388,70 @@ run_script(char *script)
 	 */
 	AtEOXact_GUC(false, level);
 	repl_ml_commit();
+}
+
+/* What may be here before the tables are: the statement that makes it. */
+static bool
+makes_no_table(NodeTag kind)
+{
+	switch (kind)
+	{
+		case T_CreateSchemaStmt:
+		case T_CreateFunctionStmt:
+		case T_DefineStmt:
+		case T_CompositeTypeStmt:
+		case T_CreateEnumStmt:
+		case T_CreateRangeStmt:
+		case T_CreateDomainStmt:
+		case T_CreateCastStmt:
+		case T_CreateConversionStmt:
+		case T_CreateOpClassStmt:
+		case T_CreateOpFamilyStmt:
+		case T_CreatePLangStmt:
+		case T_CreateTransformStmt:
+		case T_CreateFdwStmt:
+		case T_CreateForeignServerStmt:
+		case T_CreateUserMappingStmt:
+		case T_CreateEventTrigStmt:
+		case T_CreateAmStmt:
+			return true;
+		default:
+			return false;
+	}
+}
+
+/* One statement of a script; what it would make and is here already stays as it is. */
+static void
+run_statement(const char *sql, NodeTag kind)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+
+	if (!makes_no_table(kind))
+	{
+		if (SPI_execute(sql, false, 0) < 0)
+			elog(ERROR, "SPI failed");
+		return;
+	}
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		if (SPI_execute(sql, false, 0) < 0)
+			elog(ERROR, "SPI failed");
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		int			sqlstate = geterrcode();
+
+		if (sqlstate != ERRCODE_DUPLICATE_OBJECT && sqlstate != ERRCODE_DUPLICATE_FUNCTION && sqlstate != ERRCODE_DUPLICATE_SCHEMA)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
 }

@@ -11,6 +11,8 @@
  * the object access hook.  So is what would change the group's publication or
  * the extension's own tables; where the library was not there to refuse it, the
  * supervisor mends the publication.
+ * A replicated table neither has children nor is one, and its partitions are
+ * logged: rows of others would be seen on this node only.
  * repl_ml's own functions work on the table under repl_ml.guard_off.
  */
 #include "postgres.h"
@@ -77,6 +79,7 @@ static bool is_our_trigger(Oid relid, const char *name);
 static void refuse_trigger_change(Oid relid, const char *name);
 static void check_drop(DropStmt *stmt);
 static Oid	group_publication(void);
+static void check_create(CreateStmt *stmt);
 static void check_alter_table(AlterTableStmt *stmt);
 static void check_rename(RenameStmt *stmt);
 static void check_new_schema(AlterObjectSchemaStmt *stmt);
@@ -89,6 +92,7 @@ static bool is_harmless(AlterTableType subtype);
 static void check_new_partition(Oid root, PartitionCmd *cmd);
 static bool is_enrolled(RangeVar *range, Oid *relid);
 static bool is_replicated(RangeVar *range, Oid *relid);
+static bool has_unlogged(Oid root);
 
 /* Installs the hook and the switch. */
 void
@@ -147,6 +151,9 @@ guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 			case T_VariableShowStmt:
 				repl_ml_routing_show((VariableShowStmt *) pstmt->utilityStmt, run_utility, &utility);
 				return;
+			case T_CreateStmt:
+				check_create((CreateStmt *) pstmt->utilityStmt);
+				break;
 			case T_AlterTableStmt:
 				check_alter_table((AlterTableStmt *) pstmt->utilityStmt);
 				break;
@@ -331,6 +338,72 @@ check_drop(DropStmt *stmt)
 	}
 }
 
+/*
+ * A child's rows would be its parent's as well, and stay on this node; and what
+ * enrolling does to one of the two would be done to the other.
+ */
+static void
+refuse_inheritance(Oid relid)
+{
+	char	   *name = quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+												  get_rel_name(relid));
+
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("replicated table \"%s\" cannot be part of an inheritance tree", get_rel_name(relid)),
+			 errdetail("Rows of the other table would be seen here and on no other node."),
+			 errhint("Use declarative partitioning or CREATE TABLE ... (LIKE %s), or run SELECT repl_ml.remove_table(%s) first.",
+					 name, quote_literal_cstr(name))));
+}
+
+/* What an unlogged partition holds is in no WAL, so no node would get it. */
+static void
+refuse_unlogged(Oid root)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("a partition of replicated table \"%s\" cannot be unlogged", get_rel_name(root)),
+			 errdetail("The other nodes would not get its rows."),
+			 errhint("Make it a logged table.")));
+}
+
+/* A new table may be a logged partition of a replicated one, and not its child. */
+static void
+check_create(CreateStmt *stmt)
+{
+	ListCell   *lc;
+	Oid			relid;
+
+	if (guard_off)
+		return;
+	foreach(lc, stmt->inhRelations)
+	{
+		if (!is_replicated(lfirst_node(RangeVar, lc), &relid))
+			continue;
+		if (stmt->partbound == NULL)
+			refuse_inheritance(relid);
+		if (stmt->relation->relpersistence == RELPERSISTENCE_UNLOGGED)
+			refuse_unlogged(relid);
+	}
+}
+
+/* The commands of ALTER TABLE that name a parent: of either of the two. */
+static void
+check_new_parent(AlterTableStmt *stmt)
+{
+	ListCell   *lc;
+	Oid			relid;
+
+	foreach(lc, stmt->cmds)
+	{
+		AlterTableCmd *cmd = lfirst_node(AlterTableCmd, lc);
+
+		if (cmd->subtype == AT_AddInherit &&
+			(is_replicated(stmt->relation, &relid) || is_replicated(castNode(RangeVar, cmd->def), &relid)))
+			refuse_inheritance(relid);
+	}
+}
+
 static void
 check_alter_table(AlterTableStmt *stmt)
 {
@@ -344,6 +417,7 @@ check_alter_table(AlterTableStmt *stmt)
 		if (!is_harmless(lfirst_node(AlterTableCmd, lc)->subtype))
 			check_own_table(stmt->relation);
 	}
+	check_new_parent(stmt);
 	if (!is_replicated(stmt->relation, &relid))
 		return;
 	foreach(lc, stmt->cmds)
@@ -352,6 +426,10 @@ check_alter_table(AlterTableStmt *stmt)
 
 		switch (cmd->subtype)
 		{
+			case AT_SetUnLogged:
+				if (get_rel_relispartition(relid))
+					refuse_unlogged(llast_oid(get_partition_ancestors(relid)));
+				break;
 			case AT_DropColumn:
 			case AT_AlterColumnType:
 			case AT_ColumnDefault:
@@ -408,6 +486,21 @@ has_rows(Oid root)
 	return found;
 }
 
+/* Is the table, or a partition of it, unlogged? */
+static bool
+has_unlogged(Oid root)
+{
+	ListCell   *lc;
+
+	foreach(lc, find_all_inheritors(root, AccessShareLock, NULL))
+	{
+		if (get_rel_persistence(lfirst_oid(lc)) == RELPERSISTENCE_UNLOGGED &&
+			get_rel_relkind(lfirst_oid(lc)) == RELKIND_RELATION)
+			return true;
+	}
+	return false;
+}
+
 /* Rows that come with a partition are written by nobody, so no peer gets them. */
 static void
 check_new_partition(Oid root, PartitionCmd *cmd)
@@ -415,7 +508,11 @@ check_new_partition(Oid root, PartitionCmd *cmd)
 	Oid			relid = RangeVarGetRelid(cmd->name, NoLock, true);
 
 	/* whoever may not attach it is told so by the server */
-	if (!OidIsValid(relid) || !table_ownercheck_compat(relid, GetUserId()) || !has_rows(relid))
+	if (!OidIsValid(relid) || !table_ownercheck_compat(relid, GetUserId()))
+		return;
+	if (has_unlogged(relid))
+		refuse_unlogged(root);
+	if (!has_rows(relid))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),

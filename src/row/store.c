@@ -34,6 +34,7 @@
 
 static EState *make_estate(Relation rel);
 static void defer_nothing(ResultRelInfo *result);
+static void exempt_old_rows(ReplMlTarget *target);
 static MemoryContext begin_change(ReplMlTarget *target);
 static void end_change(ReplMlTarget *target, MemoryContext caller);
 
@@ -197,6 +198,34 @@ repl_ml_target_delete(ReplMlTarget *target)
 }
 
 /*
+ * A CHECK constraint that is NOT VALID does not hold for rows that were there
+ * before it, and such a row may be the one that comes: it is left to the node
+ * that wrote the row.  With the owner's rights, as it plans his expressions.
+ */
+static void
+exempt_old_rows(ReplMlTarget *target)
+{
+	TupleConstr *constraints = RelationGetDescr(target->rel)->constr;
+	ExprState **checks = NULL;
+	int			count = constraints == NULL ? 0 : constraints->num_check;
+
+	for (int i = 0; i < count && checks == NULL; i++)
+	{
+		if (!constraints->check[i].ccvalid)
+			checks = MemoryContextAllocZero(target->estate->es_query_cxt, count * sizeof(ExprState *));
+	}
+	if (checks == NULL)
+		return;
+	/* the executor passes over one without an expression */
+	for (int i = 0; i < count; i++)
+	{
+		if (constraints->check[i].ccvalid)
+			checks[i] = ExecPrepareExpr(check_expression_compat(target->rel, constraints->check[i].ccbin), target->estate);
+	}
+	*check_states_compat(target->result) = checks;
+}
+
+/*
  * Begins a change, in the target's query context; returns the context to go
  * back to.  Not in the caller's, which is the message's: the target outlives it.
  */
@@ -204,6 +233,8 @@ static MemoryContext
 begin_change(ReplMlTarget *target)
 {
 	PushActiveSnapshot(GetTransactionSnapshot());
+	if (*check_states_compat(target->result) == NULL)
+		exempt_old_rows(target);
 	target->estate->es_output_cid = GetCurrentCommandId(true);
 	if (target->result->ri_TrigDesc != NULL)
 		AfterTriggerBeginQuery();

@@ -60,9 +60,13 @@ wait_replicated('late');
 wait_converged(\@nodes, 'late');
 is(sql($n2, 'SELECT id, v FROM late ORDER BY 1'), "1|n3\n2|n3", 'n2 has both rows');
 
-# A type that a member does not have keeps just this table from it, until the type is there.
+# A type that a member lost before it followed keeps just this table from it, until the type is there.
+sql($_, q(CREATE TYPE mood AS ENUM ('good', 'bad'))) foreach @nodes;
+foreach my $node ($n2, $n3)
+{
+	cut($node, $_) foreach grep { $_ != $node } @nodes;
+}
 sql($n1, <<'SQL');
-CREATE TYPE mood AS ENUM ('good', 'bad');
 CREATE SCHEMA people;
 CREATE TABLE people.person (id integer PRIMARY KEY, mood mood NOT NULL);
 INSERT INTO people.person VALUES (1, 'good');
@@ -70,9 +74,14 @@ SELECT repl_ml.add_table('people.person');
 INSERT INTO people.person VALUES (2, 'bad');
 INSERT INTO late VALUES (3, 'goes on');
 SQL
+sql($_, 'DROP TYPE mood') foreach $n2, $n3;
+foreach my $node ($n2, $n3)
+{
+	heal($node, $_) foreach grep { $_ != $node } @nodes;
+}
 poll_until($_, 'SELECT count(*) = 3 FROM late') foreach @nodes;
 is(sql($n2, q(SELECT state FROM repl_ml.tables WHERE table_name = 'person')), 'missing', 'the table is shown as missing');
-like($n2->safe_psql('postgres', q(SELECT string_agg(error_message, ' ') FROM repl_ml.stat_apply)),
+like(sql($n2, q(SELECT problem FROM repl_ml.tables WHERE table_name = 'person')),
 	qr/type "public.mood" does not exist/, 'with the reason');
 # also where all tables have to be copied again
 cut($n2, $n1);
