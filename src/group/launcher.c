@@ -40,7 +40,7 @@
 										 * up by then */
 
 static void detach(int code, Datum arg);
-static List *all_databases(void);
+static List *all_databases(List **closed);
 static bool probe_next(List **unprobed);
 static void start_supervisors(void);
 
@@ -65,6 +65,7 @@ void
 repl_ml_launcher_main(Datum arg)
 {
 	List	   *unprobed;
+	List	   *closed = NIL;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
@@ -78,7 +79,7 @@ repl_ml_launcher_main(Datum arg)
 	LWLockRelease(repl_ml_shared->lock);
 	before_shmem_exit(detach, (Datum) 0);
 
-	unprobed = all_databases();
+	unprobed = all_databases(&closed);
 	while (!ShutdownRequestPending)
 	{
 		bool		probing = probe_next(&unprobed);
@@ -115,9 +116,9 @@ detach(int code, Datum arg)
 	LWLockRelease(repl_ml_shared->lock);
 }
 
-/* All databases that can be connected to, in the caller's memory. */
+/* All databases, in the caller's memory: those that can be connected to, and "closed" ones. */
 static List *
-all_databases(void)
+all_databases(List **closed)
 {
 	MemoryContext context = CurrentMemoryContext;
 	List	   *databases = NIL;
@@ -136,6 +137,8 @@ all_databases(void)
 
 		if (database->datallowconn && !database->datistemplate)
 			databases = lappend_oid(databases, database->oid);
+		else
+			*closed = lappend_oid(*closed, database->oid);
 		MemoryContextSwitchTo(old);
 	}
 	table_endscan(scan);
@@ -181,17 +184,53 @@ probe_next(List **unprobed)
 	return true;
 }
 
-/* A supervisor for each database that wants one. */
+static bool
+has_supervisor(Oid database)
+{
+	bool		running = false;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		const ReplMlWorker *worker = &repl_ml_shared->workers[i];
+
+		if (worker->database == database && worker->peer == 0)
+			running |= worker->pid != 0;
+	}
+	LWLockRelease(repl_ml_shared->lock);
+	return running;
+}
+
+/*
+ * A supervisor for each database that wants one.  Before it is started we look
+ * whether the database is still there, and lets itself be connected to: nobody
+ * tells us when it is dropped.
+ */
 static void
 start_supervisors(void)
 {
+	List	   *open = NIL;
+	List	   *closed = NIL;
+
 	for (int i = 0; i < REPL_ML_MAX_DATABASES; i++)
 	{
 		ReplMlDatabase *entry = &repl_ml_shared->databases[i];
+		Oid			database = entry->database;
 
-		if (OidIsValid(entry->database) && entry->member)
-			(void) repl_ml_worker_start(entry->database, 0);
+		if (!OidIsValid(database) || (entry->member && has_supervisor(database)))
+			continue;
+		if (entry->member && open == NIL)
+			open = all_databases(&closed);
+		if (entry->member && list_member_oid(open, database))
+			(void) repl_ml_worker_start(database, 0);
+		else if (!entry->member || !list_member_oid(closed, database))
+		{
+			entry->member = false;
+			repl_ml_shmem_release_database(database);
+		}
 	}
+	list_free(open);
+	list_free(closed);
 }
 
 #define SLOT_IN_USE			(-1)

@@ -277,7 +277,7 @@ repl_ml_members_answered(uint16 self, XLogRecPtr question, ReplMlClock **positio
 		if (link->database == MyDatabaseId && link->counts && has_answered(link, self, question))
 			memcpy(copies[answers++], answer_of(link), REPL_ML_ANSWER_BYTES);
 	}
-	enough = database->members_known && answers + 1 >= repl_ml_quorum_required(database, REPL_ML_QUORUM);
+	enough = database != NULL && database->members_known && answers + 1 >= repl_ml_quorum_required(database, REPL_ML_QUORUM);
 	LWLockRelease(repl_ml_quorum->lock);
 	for (int i = 0; enough && i < answers; i++)
 		merged = repl_ml_clock_merge(merged, (const ReplMlClock *) copies[i]);
@@ -323,9 +323,22 @@ repl_ml_members_among(const int *peers, int count, int *members)
 				result++;
 		}
 	}
-	*members = database->members_known ? database->members : 0;
+	*members = database != NULL && database->members_known ? database->members : 0;
 	LWLockRelease(repl_ml_quorum->lock);
 	return result;
+}
+
+/* Does any peer read from that database now? */
+bool
+repl_ml_members_is_served(Oid database)
+{
+	bool		served = false;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+		served |= repl_ml_quorum->links[i].database == database && repl_ml_quorum->links[i].walsender != 0;
+	LWLockRelease(repl_ml_quorum->lock);
+	return served;
 }
 
 /* Is this node known to be its group's only member? */

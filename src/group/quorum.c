@@ -58,6 +58,7 @@ static const char *const urgency_names[] = {
 static bool release(ReplMlQuorumDatabase *database);
 static bool wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all);
 static void refuse(ReplMlLevel level);
+static void refuse_unconnected(ReplMlLevel level);
 
 /* The space repl_ml_quorum_shmem_init needs. */
 Size
@@ -118,13 +119,50 @@ repl_ml_urgency_parse(const char *name, ReplMlUrgency *urgency)
 	return false;
 }
 
-/* A database's entry; NULL where the server has more databases than repl_ml serves. */
+/* A database's entry; NULL where it has none, see repl_ml_shmem_database. */
 ReplMlQuorumDatabase *
 repl_ml_quorum_database(Oid oid)
 {
 	ReplMlDatabase *entry = repl_ml_shmem_database(oid);
 
 	return entry == NULL ? NULL : &repl_ml_quorum->databases[entry - repl_ml_shared->databases];
+}
+
+static bool
+has_waiters(const ReplMlQuorumDatabase *database)
+{
+	return database->waiters[REPL_ML_QUORUM] > 0 || database->waiters[REPL_ML_ALL] > 0;
+}
+
+/*
+ * In the launcher: forgets what is known of a database that is no member, and
+ * has this index; false if some commit there has not ended.
+ */
+bool
+repl_ml_quorum_forget(int index, Oid oid)
+{
+	ReplMlQuorumDatabase *database = &repl_ml_quorum->databases[index];
+	bool		idle;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	idle = !has_waiters(database);
+	if (idle)
+	{
+		memset(database, 0, sizeof(*database));
+		for (int i = 0; i < repl_ml_quorum->links_used; i++)
+		{
+			ReplMlLink *link = &repl_ml_quorum->links[i];
+
+			/* a walsender that serves it frees its own */
+			if (link->database == oid && link->walsender == 0)
+				link->database = InvalidOid;
+			else if (link->database == oid)
+				link->counts = false;
+		}
+		repl_ml_unacknowledged_forget(index, oid);
+	}
+	LWLockRelease(repl_ml_quorum->lock);
+	return idle;
 }
 
 /* How many members a level needs, this node included. */
@@ -413,9 +451,7 @@ repl_ml_quorum_begin(ReplMlLevel level, TransactionId xid)
 	ReplMlWaiter *waiter = &repl_ml_quorum->waiters[my_proc_number_compat()];
 
 	if (database == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("repl_ml serves at most %d databases of a server", REPL_ML_MAX_DATABASES)));
+		refuse_unconnected(level);
 	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
 	if (!database->members_known || repl_ml_members_reachable() < repl_ml_quorum_required(database, level))
 	{
@@ -432,6 +468,16 @@ repl_ml_quorum_begin(ReplMlLevel level, TransactionId xid)
 	database->waiters[level]++;
 	database->last_begin = waiter->start;
 	LWLockRelease(repl_ml_quorum->lock);
+}
+
+/* The same while the supervisor has not said yet who the members are. */
+static void
+refuse_unconnected(ReplMlLevel level)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+			 errmsg("write consistency \"%s\" cannot be reached: this node is not connected to its group yet", level_names[level]),
+			 errhint("Try again in a moment; see SELECT * FROM repl_ml.health.")));
 }
 
 /* Raises the error for a level that too few members can be reached for. */
@@ -456,22 +502,13 @@ refuse(ReplMlLevel level)
 	LWLockRelease(repl_ml_quorum->lock);
 
 	if (!known)
-		ereport(ERROR,
-				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
-				 errmsg("write consistency \"%s\" cannot be reached: this node is not connected to its group yet", level_names[level]),
-				 errhint("Try again in a moment; see SELECT * FROM repl_ml.health.")));
+		refuse_unconnected(level);
 	ereport(ERROR,
 			(errcode(ERRCODE_CANNOT_CONNECT_NOW),
 			 errmsg("write consistency \"%s\" needs %d of %d members, but only %d can be reached",
 					level_names[level], needed, members, reachable),
 			 errdetail("Reachable: %s. Missing: %s. Nothing has been committed.", present, missing),
 			 errhint("Try again when they are back; see SELECT * FROM repl_ml.health. A node that will not come back is removed with SELECT repl_ml.drop_node(...).")));
-}
-
-static bool
-has_waiters(const ReplMlQuorumDatabase *database)
-{
-	return database->waiters[REPL_ML_QUORUM] > 0 || database->waiters[REPL_ML_ALL] > 0;
 }
 
 /*

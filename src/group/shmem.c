@@ -111,8 +111,9 @@ repl_ml_shmem_require(void)
 }
 
 /*
- * The entry of a database, made on first use; NULL when there is none left.
- * Entries stay for the life of the server, so the pointer may be kept.
+ * The entry of a database; NULL if it has none, because it is no member, or
+ * nobody has said so since the server started.  The pointer is good as long as
+ * the database is a member.
  */
 ReplMlDatabase *
 repl_ml_shmem_database(Oid database)
@@ -123,21 +124,84 @@ repl_ml_shmem_database(Oid database)
 	if (mine != NULL && mine->database == database)
 		return mine;
 
-	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
 	for (int i = 0; i < REPL_ML_MAX_DATABASES && found == NULL; i++)
 	{
-		ReplMlDatabase *entry = &repl_ml_shared->databases[i];
-
-		if (!OidIsValid(entry->database))
-			entry->database = database;
-		if (entry->database == database)
-			found = entry;
+		if (repl_ml_shared->databases[i].database == database)
+			found = &repl_ml_shared->databases[i];
 	}
 	LWLockRelease(repl_ml_shared->lock);
 
 	if (database == MyDatabaseId)
 		mine = found;
 	return found;
+}
+
+/* The entry of a database that is, or is about to be, a member; NULL if there is none left. */
+ReplMlDatabase *
+repl_ml_shmem_take_database(Oid database)
+{
+	ReplMlDatabase *found = repl_ml_shmem_database(database);
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < REPL_ML_MAX_DATABASES && (found == NULL || found->database != database); i++)
+	{
+		if (repl_ml_shared->databases[i].database == database)
+			found = &repl_ml_shared->databases[i];
+	}
+	for (int i = 0; i < REPL_ML_MAX_DATABASES && found == NULL; i++)
+	{
+		if (!OidIsValid(repl_ml_shared->databases[i].database))
+			found = &repl_ml_shared->databases[i];
+	}
+	if (found != NULL)
+	{
+		found->database = database;
+		found->member = true;
+	}
+	LWLockRelease(repl_ml_shared->lock);
+	return found;
+}
+
+/*
+ * In the launcher: gives the entry and the worker slots of a database free that
+ * is no member, unless somebody still uses them.
+ */
+void
+repl_ml_shmem_release_database(Oid database)
+{
+	ReplMlDatabase *entry = repl_ml_shmem_database(database);
+	bool		in_use = false;
+
+	if (entry == NULL || entry->member || !repl_ml_quorum_forget(entry - repl_ml_shared->databases, database))
+		return;
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		if (repl_ml_shared->workers[i].database == database)
+			in_use |= repl_ml_shared->workers[i].pid != 0;
+	}
+	if (!in_use && !entry->member)
+	{
+		for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+		{
+			if (repl_ml_shared->workers[i].database == database)
+				repl_ml_shared->workers[i].database = InvalidOid;
+		}
+		entry->tombstones_known = false;
+		pg_atomic_write_u64(&entry->tombstones, 0);
+		entry->database = InvalidOid;
+	}
+	LWLockRelease(repl_ml_shared->lock);
+}
+
+/* Is the database a member, as far as this server knows? */
+bool
+repl_ml_shmem_is_member(Oid database)
+{
+	ReplMlDatabase *entry = repl_ml_shmem_database(database);
+
+	return entry != NULL && entry->member;
 }
 
 static uint64
@@ -152,6 +216,9 @@ repl_ml_shmem_mark_tombstone(Oid relid)
 {
 	ReplMlDatabase *entry = repl_ml_shmem_database(MyDatabaseId);
 
+	/* the first one since the server started, before the supervisor has come */
+	if (entry == NULL)
+		entry = repl_ml_shmem_take_database(MyDatabaseId);
 	if (entry != NULL)
 		pg_atomic_fetch_or_u64(&entry->tombstones, tombstone_bit(relid));
 }
@@ -210,17 +277,19 @@ repl_ml_shmem_wake_supervisor(Oid database)
 	LWLockRelease(repl_ml_shared->lock);
 }
 
-/* Says whether a database is to have a supervisor. */
+/* Says whether a database is to have a supervisor; an error if the server has no room for one more. */
 void
 repl_ml_shmem_set_member(Oid database, bool member)
 {
-	ReplMlDatabase *entry = repl_ml_shmem_database(database);
+	ReplMlDatabase *entry = member ? repl_ml_shmem_take_database(database) : repl_ml_shmem_database(database);
 
-	if (entry == NULL)
+	if (member && entry == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("repl_ml serves at most %d databases of a server", REPL_ML_MAX_DATABASES)));
-	entry->member = member;
+				 errmsg("repl_ml serves at most %d databases of a server", REPL_ML_MAX_DATABASES),
+				 errhint("Run SELECT repl_ml.leave_group() in a database that need not be a member, or use another server.")));
+	if (entry != NULL)
+		entry->member = member;
 }
 
 /* Makes the launcher look for work at once. */

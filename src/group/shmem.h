@@ -74,7 +74,10 @@ typedef struct ReplMlWorker
 } ReplMlWorker;
 
 /*
- * Which enrolled tables of a database have deleted rows: bit hash(relid) is
+ * A member database, or one that was a member lately: the launcher gives the
+ * entry free then.
+ *
+ * Which enrolled tables of the database have deleted rows: bit hash(relid) is
  * set before a tombstone is written and never cleared while the server runs.
  * Until the supervisor has read the tombstones every bit counts as set.
  */
@@ -138,6 +141,9 @@ extern ReplMlShared *repl_ml_shared;
 extern void repl_ml_shmem_init(void);
 extern void repl_ml_shmem_require(void);
 extern ReplMlDatabase *repl_ml_shmem_database(Oid database);
+extern ReplMlDatabase *repl_ml_shmem_take_database(Oid database);
+extern void repl_ml_shmem_release_database(Oid database);
+extern bool repl_ml_shmem_is_member(Oid database);
 extern void repl_ml_shmem_mark_tombstone(Oid relid);
 extern bool repl_ml_shmem_may_have_tombstone(Oid relid);
 extern ReplMlWorker *repl_ml_shmem_worker(Oid database, int peer);

@@ -44,7 +44,8 @@ static MemoryContext work_context = NULL;	/* reset each round */
 static bool release_slot = false;	/* at exit: nothing to do in this database */
 
 static void detach(int code, Datum arg);
-static void start_up(void);
+static bool start_up(void);
+static void end_for_good(void);
 static bool round_of_work(bool called);
 static bool tend_peers(bool joining);
 static void bury_peer(int node_id);
@@ -74,7 +75,8 @@ repl_ml_supervisor_main(Datum arg)
 	before_shmem_exit(detach, (Datum) 0);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(me->database, InvalidOid, 0);
-	start_up();
+	if (!start_up())
+		end_for_good();
 
 	for (;;)
 	{
@@ -83,11 +85,7 @@ repl_ml_supervisor_main(Datum arg)
 		MemoryContextReset(work_context);
 		MemoryContextSwitchTo(work_context);
 		if (!round_of_work(called))
-		{
-			repl_ml_shmem_set_member(MyDatabaseId, false);
-			release_slot = true;
-			proc_exit(0);
-		}
+			end_for_good();
 		repl_ml_shmem_set_member(MyDatabaseId, true);
 		me->state = REPL_ML_WORKER_STREAMING;
 
@@ -105,6 +103,15 @@ repl_ml_supervisor_main(Datum arg)
 	}
 }
 
+/* The database is no member: nobody starts us again. */
+static void
+end_for_good(void)
+{
+	repl_ml_shmem_set_member(MyDatabaseId, false);
+	release_slot = true;
+	proc_exit(0);
+}
+
 static void
 detach(int code, Datum arg)
 {
@@ -118,12 +125,16 @@ detach(int code, Datum arg)
 	LWLockRelease(repl_ml_shared->lock);
 }
 
-/* Settings, and which tables have deleted rows. */
-static void
+/*
+ * Settings, and which tables have deleted rows; false if this database is no
+ * member, as most that the launcher probes are not: these take no entry.
+ */
+static bool
 start_up(void)
 {
-	ReplMlDatabase *database = repl_ml_shmem_database(MyDatabaseId);
+	ReplMlDatabase *database;
 	XLogRecPtr	end;
+	bool		member;
 
 	repl_ml_internal_write = true;
 	repl_ml_session_settle();
@@ -131,6 +142,12 @@ start_up(void)
 	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
 	work_context = AllocSetContextCreate(TopMemoryContext, "repl_ml supervisor", ALLOCSET_DEFAULT_SIZES);
 
+	repl_ml_begin();
+	member = repl_ml_identity()->member;
+	repl_ml_commit();
+	if (!member)
+		return false;
+	database = repl_ml_shmem_take_database(MyDatabaseId);
 	if (database == NULL)
 		ereport(FATAL,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
@@ -138,7 +155,7 @@ start_up(void)
 	/* before the members are known, and commits can wait for them */
 	(void) repl_ml_unacknowledged_recall_begin(&end);
 	if (database->tombstones_known)
-		return;
+		return true;
 	repl_ml_begin();
 	if (OidIsValid(repl_ml_schema_oid()))
 	{
@@ -150,6 +167,7 @@ start_up(void)
 	repl_ml_commit();
 	pg_write_barrier();
 	database->tombstones_known = true;
+	return true;
 }
 
 /*

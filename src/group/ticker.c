@@ -36,8 +36,9 @@
 #define CLOCK_FILE_TMP	"repl_ml.clock.tmp"
 #define CLOCK_FILE_MAGIC	0x52504D4C
 #define SKEW_REPORT_MS	60000
-#define BOUND_AHEAD		INT64CONST(5000000) /* how far the bound is moved
-											 * ahead, µs */
+#define BOUND_AHEAD		UINT64CONST(5000000)	/* how far the bound is moved ahead of the
+												 * wall clock, µs */
+#define LEAST_ROOM		UINT64CONST(100000) /* and at least above the counter */
 
 typedef struct ClockFile
 {
@@ -249,21 +250,36 @@ repl_ml_ticker_persist(bool exact)
 	LWLockRelease(repl_ml_shared->clock_file_lock);
 }
 
+/*
+ * How far above a counter the bound is moved.  After a crash the counter begins
+ * at the bound.  So it is kept near the wall clock, and well below what peers
+ * would complain about; a counter that is ahead of that gets little room, or it
+ * would be further ahead after each crash.
+ */
+static uint64
+room_above(uint64 counter)
+{
+	uint64		limit = repl_ml_ticker_now() + Min(BOUND_AHEAD, (uint64) repl_ml_max_clock_skew * 1000 / 2);
+
+	return counter + LEAST_ROOM < limit ? Min(limit - counter, BOUND_AHEAD) : LEAST_ROOM;
+}
+
 /* Makes the durable bound greater than "counter", with room above it. */
 static void
 raise_bound(uint64 counter)
 {
 	uint64		bound = pg_atomic_read_u64(&repl_ml_shared->counter_bound);
+	uint64		room = room_above(counter);
 
-	if (counter + BOUND_AHEAD / 2 <= bound)
+	if (counter + room / 2 <= bound)
 		return;
 
 	/* the file has one writer at a time; this lock guards nothing else */
 	LWLockAcquire(repl_ml_shared->clock_file_lock, LW_EXCLUSIVE);
 	bound = pg_atomic_read_u64(&repl_ml_shared->counter_bound);
-	if (counter + BOUND_AHEAD / 2 > bound)
+	if (counter + room / 2 > bound)
 	{
-		bound = counter + BOUND_AHEAD;
+		bound = counter + room;
 		write_bound(bound);
 		pg_atomic_write_u64(&repl_ml_shared->counter_bound, bound);
 	}

@@ -79,7 +79,7 @@ repl_ml_unacknowledged_shmem_init(void *space, LWLock *lock)
 	unacknowledged->lock = lock;
 }
 
-/* NULL where the server has more databases than repl_ml serves. */
+/* NULL where the database has no entry, see repl_ml_shmem_database. */
 static Past *
 past_of_database(void)
 {
@@ -164,6 +164,18 @@ repl_ml_unacknowledged_add(ReplMlLevel level, TransactionId xid, XLogRecPtr lsn)
 			return;
 	}
 	*make_room() = entry;
+}
+
+/* Nothing is known of a database any more, which is no member.  The caller holds the lock. */
+void
+repl_ml_unacknowledged_forget(int index, Oid database)
+{
+	memset(&unacknowledged->pasts[index], 0, sizeof(Past));
+	for (int i = 0; i < ROOM; i++)
+	{
+		if (unacknowledged->entries[i].database == database)
+			unacknowledged->entries[i].database = InvalidOid;
+	}
 }
 
 /* How many there are of a level in this database; -1: nobody knows. */

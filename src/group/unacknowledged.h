@@ -20,6 +20,7 @@ typedef enum ReplMlFate
 /* in unacknowledged.c */
 extern Size repl_ml_unacknowledged_shmem_size(void);
 extern void repl_ml_unacknowledged_shmem_init(void *space, LWLock *lock);
+extern void repl_ml_unacknowledged_forget(int index, Oid database);
 extern void repl_ml_unacknowledged_add(ReplMlLevel level, TransactionId xid, XLogRecPtr lsn);
 extern int64 repl_ml_unacknowledged_count(ReplMlLevel level);
 extern ReplMlFate repl_ml_unacknowledged_find(TransactionId xid, ReplMlLevel *level);

@@ -30,6 +30,7 @@
 #include "catalog/pg_publication_rel.h"
 #include "catalog/pg_trigger.h"
 #include "commands/extension.h"
+#include "commands/dbcommands.h"
 #include "commands/trigger.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
@@ -75,6 +76,7 @@ static void guard(PlannedStmt *pstmt, const char *query_string, bool read_only_t
 				  ProcessUtilityContext context, ParamListInfo params,
 				  QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc);
 static void list_copy_columns(CopyStmt *stmt);
+static void check_drop_database(DropdbStmt *stmt);
 static bool is_our_trigger(Oid relid, const char *name);
 static void refuse_trigger_change(Oid relid, const char *name);
 static void check_drop(DropStmt *stmt);
@@ -135,6 +137,8 @@ guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 		}
 		return;
 	}
+	if (IsA(pstmt->utilityStmt, DropdbStmt) && repl_ml_shared != NULL)
+		check_drop_database(castNode(DropdbStmt, pstmt->utilityStmt));
 	if (IsTransactionState() && OidIsValid(repl_ml_schema_oid()))
 	{
 		switch (nodeTag(pstmt->utilityStmt))
@@ -766,4 +770,27 @@ is_replicated(RangeVar *range, Oid *relid)
 		return false;
 	root = get_rel_relispartition(*relid) ? llast_oid(get_partition_ancestors(*relid)) : *relid;
 	return SearchSysCacheExists2(PUBLICATIONRELMAP, ObjectIdGetDatum(root), ObjectIdGetDatum(publication));
+}
+
+/*
+ * A member database is dropped with FORCE only, and not while peers read from
+ * it: core would say that it is in use, and nothing of the way out.
+ */
+static void
+check_drop_database(DropdbStmt *stmt)
+{
+	Oid			database = get_database_oid(stmt->dbname, true);
+	bool		force = false;
+	ListCell   *lc;
+
+	foreach(lc, stmt->options)
+		force |= strcmp(((DefElem *) lfirst(lc))->defname, "force") == 0;
+	if (!OidIsValid(database) || !repl_ml_shmem_is_member(database) ||
+		(force && !repl_ml_members_is_served(database)))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_IN_USE),
+			 errmsg("database \"%s\" is a member of a repl_ml group", stmt->dbname),
+			 force ? errdetail("Other members read from it.") : 0,
+			 errhint("Connect to it and run SELECT repl_ml.leave_group(), or SELECT repl_ml.leave_group(force => true) if no other member can be reached.")));
 }
