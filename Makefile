@@ -27,6 +27,7 @@ OBJS = \
 	src/origin/read.o \
 	src/origin/routing.o \
 	src/origin/guard.o \
+	src/origin/definition.o \
 	src/origin/output.o \
 	src/origin/reply.o \
 	src/wire/clock.o \
@@ -39,6 +40,7 @@ OBJS = \
 	src/row/owner.o \
 	src/row/orphans.o \
 	src/row/key.o \
+	src/row/shape.o \
 	src/row/tombstone.o \
 	src/row/version.o \
 	src/row/policy.o \

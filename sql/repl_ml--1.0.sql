@@ -265,6 +265,13 @@ CREATE FUNCTION repl_ml.insert_pending(clock repl_ml.vclock, relation pg_catalog
 COMMENT ON FUNCTION repl_ml.insert_pending(repl_ml.vclock, pg_catalog.regclass) IS
     'whether a row just inserted needs another clock than its default gave it';
 
+-- WHEN clause of the trigger for rows that got another key
+CREATE FUNCTION repl_ml.moved_pending(clock repl_ml.vclock) RETURNS pg_catalog.bool
+    AS 'MODULE_PATHNAME', 'repl_ml_moved_pending'
+    LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION repl_ml.moved_pending(repl_ml.vclock) IS
+    'whether a row just updated has got another key, and needs a clock above the tombstones of that';
+
 CREATE FUNCTION repl_ml.stamp_insert() RETURNS pg_catalog.trigger
     AS 'MODULE_PATHNAME', 'repl_ml_stamp_insert' LANGUAGE C;
 COMMENT ON FUNCTION repl_ml.stamp_insert() IS 'trigger: lifts an inserted row''s clock above the tombstones of its key';
@@ -335,6 +342,7 @@ CREATE TABLE repl_ml.tombstone (
     schema_name  name NOT NULL,
     table_name   name NOT NULL,
     key          text[] NOT NULL,
+    key_columns  text[] NOT NULL,
     key_hash     bigint NOT NULL,
     deleted_at   timestamptz NOT NULL,
     eviction     jsonb,
@@ -344,7 +352,7 @@ CREATE TABLE repl_ml.tombstone (
 -- as all tables here that have no primary key: a publication FOR ALL TABLES has it, too, and would refuse deletions
 ALTER TABLE repl_ml.tombstone REPLICA IDENTITY FULL;
 CREATE INDEX tombstone_key_hash_idx ON repl_ml.tombstone (key_hash);
-COMMENT ON TABLE repl_ml.tombstone IS 'deleted rows whose deletion may still have to win against a late version; with eviction, the version with just this clock lost a unique key to the row that it names; with merged, it is this node''s resolution of several versions';
+COMMENT ON TABLE repl_ml.tombstone IS 'deleted rows whose deletion may still have to win against a late version, by the key (names and types of its columns in key_columns) that they had; with eviction, the version with just this clock lost a unique key to the row that it names; with merged, it is this node''s resolution of several versions';
 
 -- Which tombstones each node has removed: those at or below its floor
 CREATE TABLE repl_ml.collection (
@@ -378,6 +386,7 @@ CREATE TABLE repl_ml.concurrent_version (
     schema_name  name NOT NULL,
     table_name   name NOT NULL,
     key          text[] NOT NULL,
+    key_columns  text[] NOT NULL,
     key_hash     bigint NOT NULL,
     content      text[],
     eviction     jsonb,
@@ -392,12 +401,24 @@ CREATE TABLE repl_ml.eviction (
     schema_name  name NOT NULL,
     table_name   name NOT NULL,
     key          text[] NOT NULL,
+    key_columns  text[] NOT NULL,
     key_hash     bigint NOT NULL,
     eviction     jsonb NOT NULL,
     __repl_clock repl_ml.vclock NOT NULL
 );
 ALTER TABLE repl_ml.eviction REPLICA IDENTITY FULL;
 COMMENT ON TABLE repl_ml.eviction IS 'versions that lost a unique key to another row and are about to be announced to the group';
+
+-- Which columns keys have had that tombstones here may name: see src/row/shape.c
+CREATE TABLE repl_ml.key_shape (
+    schema_name  name NOT NULL,
+    table_name   name NOT NULL,
+    columns      text[] NOT NULL,
+    attnums      smallint[] NOT NULL,
+    in_use       boolean NOT NULL,
+    PRIMARY KEY (schema_name, table_name, columns)
+);
+COMMENT ON TABLE repl_ml.key_shape IS 'the present and former keys of replicated tables, as names and types of their columns, which columns of the table those are or were, and whether there may be tombstones of that key';
 
 -- Who this database is
 CREATE TABLE repl_ml.local_node (
@@ -862,22 +883,50 @@ CREATE FUNCTION repl_ml.enrol_obstacle(relation regclass, OUT message text, OUT 
     $$;
 COMMENT ON FUNCTION repl_ml.enrol_obstacle(regclass) IS 'why a table cannot be replicated, and what to do; no row if it can';
 
+-- What tombstones of a table's rows name as the columns of their key
+CREATE FUNCTION repl_ml.key_columns(relation regclass) RETURNS text[]
+    AS 'MODULE_PATHNAME', 'repl_ml_key_columns' LANGUAGE C STABLE STRICT;
+COMMENT ON FUNCTION repl_ml.key_columns(regclass) IS 'name and type of each column of an enrolled table''s primary key; null if it has none';
+
+-- Before the first deletion, which would have others wait
+CREATE FUNCTION repl_ml.list_key(relation regclass) RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_list_key' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.list_key(regclass) IS 'puts the primary key of an enrolled table into repl_ml.key_shape';
+
+-- A former key without tombstones need not be looked for any more
+CREATE FUNCTION repl_ml.retire_key_shapes() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        IF NOT EXISTS (SELECT FROM repl_ml.key_shape k WHERE k.in_use GROUP BY k.schema_name, k.table_name HAVING pg_catalog.count(*) > 1) THEN
+            RETURN;
+        END IF;
+        LOCK TABLE repl_ml.key_shape IN SHARE ROW EXCLUSIVE MODE;
+        UPDATE repl_ml.key_shape k SET in_use = false
+          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE k.in_use AND n.nspname = k.schema_name AND c.relname = k.table_name AND k.columns <> repl_ml.key_columns(c.oid)
+           AND NOT EXISTS (SELECT FROM repl_ml.tombstone t WHERE t.schema_name = k.schema_name AND t.table_name = k.table_name AND t.key_columns = k.columns);
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.retire_key_shapes() IS 'marks former keys of which no tombstone is left';
+CREATE FUNCTION repl_ml.key_shape_changed() RETURNS pg_catalog.trigger
+    AS 'MODULE_PATHNAME', 'repl_ml_key_shape_changed' LANGUAGE C;
+COMMENT ON FUNCTION repl_ml.key_shape_changed() IS 'trigger: makes every process read repl_ml.key_shape again';
+CREATE TRIGGER key_shape_changed AFTER INSERT OR UPDATE OR DELETE ON repl_ml.key_shape
+    FOR EACH STATEMENT EXECUTE FUNCTION repl_ml.key_shape_changed();
+ALTER TABLE repl_ml.key_shape ENABLE ALWAYS TRIGGER key_shape_changed;
+
 -- Makes a table of this database stamp and publish its rows; repeatable
 CREATE FUNCTION repl_ml.enrol(relation regclass) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
     AS $$
     DECLARE
         obstacle record;
-        keys text;
     BEGIN
         SELECT * INTO obstacle FROM repl_ml.enrol_obstacle(relation);
         IF FOUND THEN
             RAISE EXCEPTION '%', obstacle.message USING ERRCODE = 'object_not_in_prerequisite_state', HINT = obstacle.hint;
         END IF;
-        SELECT pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ') INTO keys
-          FROM pg_catalog.pg_index x JOIN pg_catalog.pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = ANY (x.indkey)
-         WHERE x.indrelid = relation AND x.indisprimary;
-
         IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = '__repl_clock' AND NOT a.attisdropped) THEN
             -- a constant, so the table is not rewritten: what is there counts as written here now
             EXECUTE pg_catalog.format('ALTER TABLE %s ADD COLUMN __repl_clock repl_ml.vclock NOT NULL DEFAULT %L', relation, repl_ml.tick());
@@ -887,7 +936,7 @@ CREATE FUNCTION repl_ml.enrol(relation regclass) RETURNS void
         PERFORM repl_ml.drop_triggers(relation);
         EXECUTE pg_catalog.format('CREATE TRIGGER _repl_ml_insert AFTER INSERT ON %s FOR EACH ROW WHEN (repl_ml.insert_pending(NEW.__repl_clock, %L::pg_catalog.regclass)) EXECUTE FUNCTION repl_ml.stamp_insert()', relation, relation::text);
         EXECUTE pg_catalog.format('CREATE TRIGGER zz_repl_ml_update BEFORE UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION repl_ml.stamp_update()', relation);
-        EXECUTE pg_catalog.format('CREATE TRIGGER _repl_ml_moved AFTER UPDATE OF %s ON %s FOR EACH ROW EXECUTE FUNCTION repl_ml.stamp_moved()', keys, relation);
+        EXECUTE pg_catalog.format('CREATE TRIGGER _repl_ml_moved AFTER UPDATE ON %s FOR EACH ROW WHEN (repl_ml.moved_pending(NEW.__repl_clock)) EXECUTE FUNCTION repl_ml.stamp_moved()', relation);
         EXECUTE pg_catalog.format('CREATE TRIGGER zz_repl_ml_delete BEFORE DELETE ON %s FOR EACH ROW EXECUTE FUNCTION repl_ml.stamp_delete()', relation);
         EXECUTE pg_catalog.format('CREATE TRIGGER zz_repl_ml_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION repl_ml.stamp_truncate()', relation);
         EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER _repl_ml_insert, ENABLE ALWAYS TRIGGER zz_repl_ml_update, ENABLE ALWAYS TRIGGER _repl_ml_moved, ENABLE ALWAYS TRIGGER zz_repl_ml_delete, ENABLE ALWAYS TRIGGER zz_repl_ml_truncate', relation);
@@ -896,6 +945,7 @@ CREATE FUNCTION repl_ml.enrol(relation regclass) RETURNS void
             EXECUTE pg_catalog.format('ALTER PUBLICATION repl_ml ADD TABLE %s', relation);
         END IF;
         EXECUTE pg_catalog.format('GRANT SELECT ON %s TO repl_ml_replication', relation);
+        PERFORM repl_ml.list_key(relation);
     END
     $$;
 COMMENT ON FUNCTION repl_ml.enrol(regclass) IS 'gives a table of this database its clock column and triggers and publishes it';
@@ -1027,6 +1077,8 @@ CREATE FUNCTION repl_ml.disenrol(relation regclass) RETURNS void
          WHERE c.oid = relation AND t.schema_name = n.nspname AND t.table_name = c.relname;
         DELETE FROM repl_ml.concurrent_version v USING pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          WHERE c.oid = relation AND v.schema_name = n.nspname AND v.table_name = c.relname;
+        DELETE FROM repl_ml.key_shape k USING pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.oid = relation AND k.schema_name = n.nspname AND k.table_name = c.relname;
     END
     $$;
 COMMENT ON FUNCTION repl_ml.disenrol(regclass) IS 'makes a table of this database an ordinary one again';
@@ -1320,6 +1372,7 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
         DELETE FROM repl_ml.tombstone;
         DELETE FROM repl_ml.concurrent_version;
         DELETE FROM repl_ml.eviction;
+        DELETE FROM repl_ml.key_shape;
         DELETE FROM repl_ml.conflict_policy;
         DELETE FROM repl_ml.collection;
         DELETE FROM repl_ml.table_sync;
@@ -1491,6 +1544,7 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         DELETE FROM repl_ml.tombstone;
         DELETE FROM repl_ml.concurrent_version;
         DELETE FROM repl_ml.eviction;
+        DELETE FROM repl_ml.key_shape;
         DELETE FROM repl_ml.conflict_policy;
         DELETE FROM repl_ml.collection;
         DELETE FROM repl_ml.table_sync;
@@ -2030,7 +2084,8 @@ CREATE FUNCTION repl_ml.parked_loser_statement(id bigint, OUT relation regclass,
            pg_catalog.format('INSERT INTO %I.%I (%s) OVERRIDING SYSTEM VALUE VALUES (%s) ON CONFLICT (%s) DO %s', p.schema_name, p.table_name,
                pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' ORDER BY a.attnum),
                pg_catalog.string_agg(pg_catalog.quote_nullable(p.change ->> a.attname::text), ', ' ORDER BY a.attnum),
-               pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ') FILTER (WHERE a.attnum = ANY (i.indkey)),
+               (SELECT pg_catalog.string_agg(pg_catalog.quote_ident(k.attname), ', ') FROM pg_catalog.pg_attribute k
+                 WHERE k.attrelid = c.oid AND k.attnum = ANY (pg_catalog.min(i.indkey::pg_catalog.int2[]))),
                coalesce('UPDATE SET ' || pg_catalog.string_agg(pg_catalog.format('%1$I = excluded.%1$I', a.attname), ', ')
                                          FILTER (WHERE a.attnum <> ALL (i.indkey) AND a.attidentity <> 'a'), 'NOTHING'))
       FROM repl_ml.parked_change p
@@ -2086,8 +2141,8 @@ CREATE FUNCTION repl_ml.announce_evictions() RETURNS void
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     WITH evicted AS (DELETE FROM repl_ml.eviction RETURNING *)
-    INSERT INTO repl_ml.tombstone (schema_name, table_name, key, key_hash, deleted_at, eviction, __repl_clock)
-    SELECT e.schema_name, e.table_name, e.key, e.key_hash, pg_catalog.now(), e.eviction, e.__repl_clock FROM evicted e
+    INSERT INTO repl_ml.tombstone (schema_name, table_name, key, key_columns, key_hash, deleted_at, eviction, __repl_clock)
+    SELECT e.schema_name, e.table_name, e.key, e.key_columns, e.key_hash, pg_catalog.now(), e.eviction, e.__repl_clock FROM evicted e
     $$;
 COMMENT ON FUNCTION repl_ml.announce_evictions() IS 'tells the group which versions lost a unique key here';
 
@@ -2587,7 +2642,7 @@ BEGIN
     FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p
               WHERE p.pronamespace OPERATOR(pg_catalog.=) 'repl_ml'::pg_catalog.regnamespace
                 AND NOT (p.provolatile OPERATOR(pg_catalog.=) 'i' AND p.proparallel OPERATOR(pg_catalog.=) 's')
-                AND p.proname OPERATOR(pg_catalog.<>) ALL ('{tick, insert_pending, orphans, current_vector, wait_for_vector, barrier, transaction_token, transaction_status}') LOOP
+                AND p.proname OPERATOR(pg_catalog.<>) ALL ('{tick, insert_pending, moved_pending, orphans, current_vector, wait_for_vector, barrier, transaction_token, transaction_status}') LOOP
         EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
     END LOOP;
 END

@@ -86,6 +86,7 @@ _PG_init(void)
 	repl_ml_guard_init();
 	repl_ml_level_init();
 	repl_ml_commit_init();
+	repl_ml_definition_init();
 	repl_ml_read_init();
 	repl_ml_routing_init();
 	MarkGUCPrefixReserved("repl_ml");

@@ -225,9 +225,9 @@ extern void repl_ml_targets_forget(void);
 
 /* in row.c */
 extern int	repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source);
-extern int	repl_ml_row_bury(Oid relid, Datum key_array, const ReplMlClock *clock, const char *eviction,
+extern int	repl_ml_row_bury(Oid relid, Datum columns, Datum key_array, const ReplMlClock *clock, const char *eviction,
 							 const ReplMlSource *source);
-extern void repl_ml_row_resolve_again(Oid relid, Datum key_array, const ReplMlSource *source);
+extern void repl_ml_row_resolve_again(Oid relid, Datum columns, Datum key_array, const ReplMlSource *source);
 
 /* A version on its way into the table. */
 typedef struct ReplMlJoin

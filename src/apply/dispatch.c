@@ -567,10 +567,11 @@ apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleDat
 	char	   *schema_name = repl_ml_relation_text(table, tuple, "schema_name");
 	char	   *table_name = repl_ml_relation_text(table, tuple, "table_name");
 	char	   *key = repl_ml_relation_text(table, tuple, "key");
+	char	   *columns = repl_ml_relation_text(table, tuple, "key_columns");
 	char	   *clock = repl_ml_relation_text(table, tuple, REPL_ML_CLOCK_COLUMN);
 	Oid			relid;
 
-	if (schema_name == NULL || table_name == NULL || key == NULL || clock == NULL)
+	if (schema_name == NULL || table_name == NULL || key == NULL || columns == NULL || clock == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("the peer sent a deletion without table, key or clock")));
@@ -579,6 +580,7 @@ apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleDat
 		return;					/* no longer replicated */
 	apply->transaction.conflicts +=
 		repl_ml_row_bury(relid,
+						 OidInputFunctionCall(F_ARRAY_IN, columns, TEXTOID, -1),
 						 OidInputFunctionCall(F_ARRAY_IN, key, TEXTOID, -1),
 						 repl_ml_clock_from_text(clock),
 						 repl_ml_relation_text(table, tuple, "eviction"), &source);

@@ -24,7 +24,7 @@
 typedef struct Undecided
 {
 	Oid			relid;
-	List	   *keys;			/* text[] */
+	List	   *keys;			/* of lists: shape and key as text[] */
 	ReplMlClockEntry since;
 } Undecided;
 
@@ -96,7 +96,8 @@ resolve_keys(void *argument)
 		ListCell   *lc;
 
 		foreach(lc, undecided->keys)
-			repl_ml_row_resolve_again(undecided->relid, PointerGetDatum(lfirst(lc)), &source);
+			repl_ml_row_resolve_again(undecided->relid, PointerGetDatum(linitial(lfirst(lc))),
+									  PointerGetDatum(lsecond(lfirst(lc))), &source);
 	}
 	PG_FINALLY();
 	{
@@ -105,7 +106,7 @@ resolve_keys(void *argument)
 	PG_END_TRY();
 }
 
-/* The keys, as text[], of stored versions written after the rule. */
+/* The keys of stored versions written after the rule: lists of shape (row/shape.c) and key, as text[]. */
 static List *
 keys_after(const char *schema_name, const char *table_name, ReplMlClockEntry since)
 {
@@ -116,17 +117,19 @@ keys_after(const char *schema_name, const char *table_name, ReplMlClockEntry sin
 	List	   *keys = NIL;
 
 	SPI_connect();
-	SPI_execute_with_args("SELECT DISTINCT key FROM repl_ml.concurrent_version WHERE schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
+	SPI_execute_with_args("SELECT DISTINCT key_columns, key FROM repl_ml.concurrent_version WHERE schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
 						  " AND table_name OPERATOR(pg_catalog.=) $2::pg_catalog.name"
 						  " AND ROW(repl_ml.max_counter(__repl_clock), repl_ml.last_writer(__repl_clock)) OPERATOR(pg_catalog.>) ROW($3, $4)",
 						  4, types, values, NULL, false, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool		isnull;
-		Datum		key = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		Datum		columns = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		Datum		key = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull);
 		MemoryContext old = MemoryContextSwitchTo(context);
 
-		keys = lappend(keys, DatumGetPointer(datumCopy(key, false, -1)));
+		keys = lappend(keys, list_make2(DatumGetPointer(datumCopy(columns, false, -1)),
+										DatumGetPointer(datumCopy(key, false, -1))));
 		MemoryContextSwitchTo(old);
 	}
 	SPI_finish();

@@ -25,6 +25,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
 #include "apply/apply.h"
@@ -51,6 +52,18 @@ typedef struct OtherMember
 	bool		donor_has_it;
 } OtherMember;
 
+/* A tombstone or stored version of a table that a copy brings. */
+typedef struct CopiedVersion
+{
+	Oid			relid;
+	Datum		columns;		/* the shape of its key */
+	Datum		key;
+	Datum		content;		/* 0 for a deletion */
+	const char *eviction;
+	ReplMlClock *clock;
+	ReplMlSource source;
+} CopiedVersion;
+
 static void note_open_tables(ReplMlApply *apply);
 static void set_progress(ReplMlApply *apply, Oid relid, int64 rows);
 static void copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, const char *table_name);
@@ -61,6 +74,9 @@ static int64 join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy);
 static void join_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
 static void join_tombstone(ReplMlApply *apply, Datum *values, bool *nulls);
 static void join_version(ReplMlApply *apply, Datum *values, bool *nulls);
+static void bury_copied(CopiedVersion *copied);
+static void join_copied(CopiedVersion *copied);
+static bool attempt(void (*step) (CopiedVersion *copied), CopiedVersion *copied);
 static int	read_copy(void *out, int min, int max);
 
 /* Joins the peer's list of members and of tables into ours. */
@@ -407,48 +423,108 @@ join_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
 	repl_ml_row_join(RelationGetRelid(rel), slot, &source);
 }
 
-/* A row of repl_ml.tombstone. */
+/*
+ * A row of repl_ml.tombstone.  One whose key cannot be looked for here, because
+ * the table has other columns now, is kept as it came.
+ */
 static void
 join_tombstone(ReplMlApply *apply, Datum *values, bool *nulls)
 {
-	Datum		clock = values[7];
-	char	   *eviction = nulls[5] ? NULL : DatumGetCString(DirectFunctionCall1(jsonb_out, values[5]));
-	ReplMlSource source = {.node = apply->peer->node_id};
-	Oid			relid = repl_ml_relation_local(NameStr(*DatumGetName(values[0])), NameStr(*DatumGetName(values[1])));
+	CopiedVersion copied = {
+		.relid = repl_ml_relation_local(NameStr(*DatumGetName(values[0])), NameStr(*DatumGetName(values[1]))),
+		.key = values[2],.columns = values[3],
+		.eviction = nulls[6] ? NULL : DatumGetCString(DirectFunctionCall1(jsonb_out, values[6])),
+		.clock = DatumGetReplMlClockP(values[8]),
+		.source = {.node = apply->peer->node_id}
+	};
+	ReplMlTable *table;
 
-	if (OidIsValid(relid))
-		repl_ml_row_bury(relid, values[2], DatumGetReplMlClockP(clock), eviction, &source);
+	if (!OidIsValid(copied.relid))
+		return;
+	table = repl_ml_targets_get(copied.relid)->table;
+	if (repl_ml_shape_is(table, copied.columns))
+		bury_copied(&copied);
+	else if (!attempt(bury_copied, &copied))
+		repl_ml_tombstone_keep(repl_ml_targets_get(copied.relid)->table, copied.columns, copied.key, copied.clock, copied.eviction);
 }
 
 /*
  * A row of repl_ml.concurrent_version: what one of the copied rows was
- * resolved from.  Joined by itself, so that it is resolved here as well.
+ * resolved from.  Joined by itself, so that it is resolved here as well; of one
+ * that does not fit the table as it is now there is the row only.
  */
 static void
 join_version(ReplMlApply *apply, Datum *values, bool *nulls)
 {
-	ReplMlSource source = {.node = apply->peer->node_id};
-	Oid			relid = repl_ml_relation_local(NameStr(*DatumGetName(values[0])), NameStr(*DatumGetName(values[1])));
-	ReplMlTarget *target;
+	CopiedVersion copied = {
+		.relid = repl_ml_relation_local(NameStr(*DatumGetName(values[0])), NameStr(*DatumGetName(values[1]))),
+		.key = values[2],.columns = values[3],.content = nulls[5] ? (Datum) 0 : values[5],
+		.eviction = nulls[6] ? NULL : DatumGetCString(DirectFunctionCall1(jsonb_out, values[6])),
+		.clock = DatumGetReplMlClockP(values[7]),
+		.source = {.node = apply->peer->node_id}
+	};
+
+	if (OidIsValid(copied.relid))
+		(void) attempt(nulls[5] ? bury_copied : join_copied, &copied);
+}
+
+static void
+bury_copied(CopiedVersion *copied)
+{
+	repl_ml_row_bury(copied->relid, copied->columns, copied->key, copied->clock, copied->eviction, &copied->source);
+}
+
+static void
+join_copied(CopiedVersion *copied)
+{
+	ReplMlTarget *target = repl_ml_targets_get(copied->relid);
 	TupleTableSlot *row;
 	ReplMlUser	saved;
 
-	if (!OidIsValid(relid))
-		return;
-	if (nulls[4])
-	{
-		repl_ml_row_bury(relid, values[2], DatumGetReplMlClockP(values[6]),
-						 nulls[5] ? NULL : DatumGetCString(DirectFunctionCall1(jsonb_out, values[5])), &source);
-		return;
-	}
-	target = repl_ml_targets_get(relid);
 	repl_ml_become_owner(target->rel, &saved);
-	row = repl_ml_version_to_slot(values[4], RelationGetDescr(target->rel));
-	row->tts_values[target->table->clock_attnum - 1] = values[6];
+	row = repl_ml_version_to_slot(copied->content, RelationGetDescr(target->rel));
+	row->tts_values[target->table->clock_attnum - 1] = PointerGetDatum(copied->clock);
 	row->tts_isnull[target->table->clock_attnum - 1] = false;
 	ExecCopySlot(target->incoming, row);
 	repl_ml_become_self(&saved);
-	repl_ml_row_join(relid, target->incoming, &source);
+	repl_ml_row_join(copied->relid, target->incoming, &copied->source);
+}
+
+/* Does a step in a subtransaction; false if it fails in a way that trying again would not mend. */
+static bool
+attempt(void (*step) (CopiedVersion *copied), CopiedVersion *copied)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool done = true;
+
+	/* the subtransaction opens its own */
+	repl_ml_targets_close();
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		step(copied);
+		repl_ml_targets_close();
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		repl_ml_targets_forget();
+		if (!repl_ml_dispatch_is_permanent(error->sqlerrcode))
+			ReThrowError(error);
+		done = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return done;
 }
 
 /* NextCopyFrom's source: waits for the peer, but not longer than its timeout. */

@@ -45,6 +45,7 @@ enum
 	Anum_eviction_schema_name = 1,
 	Anum_eviction_table_name,
 	Anum_eviction_key,
+	Anum_eviction_key_columns,
 	Anum_eviction_key_hash,
 	Anum_eviction_eviction,
 	Anum_eviction_clock,
@@ -223,6 +224,7 @@ remember_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *clock, cons
 	values[Anum_eviction_schema_name - 1] = NameGetDatum(&table->schema_name);
 	values[Anum_eviction_table_name - 1] = NameGetDatum(&table->table_name);
 	values[Anum_eviction_key - 1] = repl_ml_key_to_array(table, key);
+	values[Anum_eviction_key_columns - 1] = table->key_columns;
 	values[Anum_eviction_key_hash - 1] = Int64GetDatum((int64) repl_ml_key_hash(table, key));
 	values[Anum_eviction_eviction - 1] = DirectFunctionCall1(jsonb_in, CStringGetDatum(eviction));
 	values[Anum_eviction_clock - 1] = PointerGetDatum(repl_ml_clock_merge(clock, clock));

@@ -453,6 +453,7 @@ collect_tombstones(void)
 	{
 		SPI_execute(psprintf("SELECT repl_ml.collect_tombstones('%s')", candidate), false, 0);
 		SPI_execute(psprintf("SELECT repl_ml.collect_versions('%s')", candidate), false, 0);
+		SPI_execute("SELECT repl_ml.retire_key_shapes()", false, 0);
 		candidate[0] = '\0';
 	}
 	if (candidate[0] == '\0')

@@ -10,7 +10,8 @@
  * what takes a table along (its schema, its owner, the extension) is caught by
  * the object access hook.  So is what would change the group's publication or
  * the extension's own tables; where the library was not there to refuse it, the
- * supervisor mends the publication.
+ * supervisor mends the publication.  What may take a table's key or our triggers
+ * away is noted, and judged when the transaction commits (definition.c).
  * A replicated table neither has children nor is one, and its partitions are
  * logged: rows of others would be seen on this node only.
  * repl_ml's own functions work on the table under repl_ml.guard_off.
@@ -23,8 +24,10 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/index.h"
 #include "catalog/objectaccess.h"
 #include "catalog/partition.h"
+#include "catalog/pg_constraint.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_publication.h"
 #include "catalog/pg_publication_rel.h"
@@ -87,6 +90,10 @@ static void check_rename(RenameStmt *stmt);
 static void check_new_schema(AlterObjectSchemaStmt *stmt);
 static void check_truncate(TruncateStmt *stmt);
 static void check_access(ObjectAccessType access, Oid class_id, Oid object, int sub_id, void *arg);
+static void check_object_drop(Oid class_id, Oid object, int sub_id);
+static void note_change(Oid relid);
+static Oid	get_constraint_relation(Oid constraint);
+static Oid	get_trigger_relation(Oid trigger);
 static void check_unpublish(Oid membership);
 static void refuse_publication_change(void);
 static void check_own_table(RangeVar *range);
@@ -414,16 +421,18 @@ check_alter_table(AlterTableStmt *stmt)
 	Oid			relid;
 	ListCell   *lc;
 
-	if (guard_off || stmt->objtype != OBJECT_TABLE)
+	if (guard_off)
 		return;
 	foreach(lc, stmt->cmds)
 	{
-		if (!is_harmless(lfirst_node(AlterTableCmd, lc)->subtype))
+		if (stmt->objtype == OBJECT_TABLE && !is_harmless(lfirst_node(AlterTableCmd, lc)->subtype))
 			check_own_table(stmt->relation);
 	}
 	check_new_parent(stmt);
+	/* ALTER INDEX and others take a table as well */
 	if (!is_replicated(stmt->relation, &relid))
 		return;
+	note_change(relid);
 	foreach(lc, stmt->cmds)
 	{
 		AlterTableCmd *cmd = lfirst_node(AlterTableCmd, lc);
@@ -579,24 +588,32 @@ check_rename(RenameStmt *stmt)
 		return;
 	if (stmt->renameType == OBJECT_SCHEMA)
 		check_rename_schema(stmt->subname);
-	if (stmt->relation == NULL ||
-		(stmt->renameType != OBJECT_TABLE && stmt->renameType != OBJECT_COLUMN && stmt->renameType != OBJECT_TRIGGER))
+	if (stmt->relation == NULL)
 		return;
 	check_own_table(stmt->relation);
 	if (!is_replicated(stmt->relation, &relid))
 		return;
-	if (stmt->renameType == OBJECT_COLUMN)
+	switch (stmt->renameType)
 	{
-		if (strcmp(stmt->subname, REPL_ML_CLOCK_COLUMN) == 0)
-			refuse_clock_change(relid);
+		case OBJECT_COLUMN:
+			if (strcmp(stmt->subname, REPL_ML_CLOCK_COLUMN) == 0)
+				refuse_clock_change(relid);
+			note_change(relid);
+			break;
+		case OBJECT_TRIGGER:
+			if (is_our_trigger(relid, stmt->subname))
+				refuse_trigger_change(relid, stmt->subname);
+			break;
+		case OBJECT_TABCONSTRAINT:
+		case OBJECT_POLICY:
+		case OBJECT_RULE:
+			break;
+		default:
+			/* the table itself, also by ALTER INDEX */
+			if (!get_rel_relispartition(relid))
+				refuse_new_name(relid);
+			break;
 	}
-	else if (stmt->renameType == OBJECT_TRIGGER)
-	{
-		if (is_our_trigger(relid, stmt->subname))
-			refuse_trigger_change(relid, stmt->subname);
-	}
-	else if (!get_rel_relispartition(relid))
-		refuse_new_name(relid);
 }
 
 static void
@@ -604,8 +621,7 @@ check_new_schema(AlterObjectSchemaStmt *stmt)
 {
 	Oid			relid;
 
-	if (!guard_off && stmt->objectType == OBJECT_TABLE && stmt->relation != NULL &&
-		is_replicated(stmt->relation, &relid) && !get_rel_relispartition(relid))
+	if (!guard_off && stmt->relation != NULL && is_replicated(stmt->relation, &relid) && !get_rel_relispartition(relid))
 		refuse_new_name(relid);
 }
 
@@ -713,12 +729,83 @@ check_access(ObjectAccessType access, Oid class_id, Oid object, int sub_id, void
 {
 	if (previous_access_hook)
 		previous_access_hook(access, class_id, object, sub_id, arg);
-	if (guard_off || (access != OAT_DROP && access != OAT_POST_ALTER))
+	if (guard_off || (access != OAT_DROP && access != OAT_POST_ALTER) || !OidIsValid(repl_ml_schema_oid()))
 		return;
-	if (access == OAT_DROP && class_id == PublicationRelRelationId)
-		check_unpublish(object);
-	if (class_id == PublicationRelationId && OidIsValid(repl_ml_schema_oid()) && object == group_publication())
+	if (access == OAT_DROP && repl_ml_identity()->member)
+		check_object_drop(class_id, object, sub_id);
+	if (class_id == PublicationRelationId && object == group_publication())
 		refuse_publication_change();
+}
+
+/* What is dropped may be of a replicated table, which has to keep its key and our triggers. */
+static void
+check_object_drop(Oid class_id, Oid object, int sub_id)
+{
+	switch (class_id)
+	{
+		case PublicationRelRelationId:
+			check_unpublish(object);
+			break;
+		case ConstraintRelationId:
+			note_change(get_constraint_relation(object));
+			break;
+		case TriggerRelationId:
+			note_change(get_trigger_relation(object));
+			break;
+		case RelationRelationId:
+			/* a column, or an index */
+			note_change(sub_id != 0 || get_rel_relkind(object) == RELKIND_RELATION ? object : IndexGetRelation(object, true));
+			break;
+		default:
+			break;
+	}
+}
+
+/* Has whoever commits the transaction look at the table, or the one it is a partition of; nothing if it is not replicated. */
+static void
+note_change(Oid relid)
+{
+	if (!OidIsValid(relid))
+		return;
+	if (get_rel_relispartition(relid))
+		relid = llast_oid(get_partition_ancestors(relid));
+	if (repl_ml_guard_is_replicated(relid))
+		repl_ml_definition_note(relid);
+}
+
+/* The table that a constraint is one of; invalid for a domain's. */
+static Oid
+get_constraint_relation(Oid constraint)
+{
+	HeapTuple	tuple = SearchSysCache1(CONSTROID, ObjectIdGetDatum(constraint));
+	Oid			relid = InvalidOid;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		relid = ((Form_pg_constraint) GETSTRUCT(tuple))->conrelid;
+		ReleaseSysCache(tuple);
+	}
+	return relid;
+}
+
+/* The table that a trigger is on. */
+static Oid
+get_trigger_relation(Oid trigger)
+{
+	Relation	rel = table_open(TriggerRelationId, AccessShareLock);
+	Oid			relid = InvalidOid;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(trigger));
+	scan = systable_beginscan(rel, TriggerOidIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		relid = ((Form_pg_trigger) GETSTRUCT(tuple))->tgrelid;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return relid;
 }
 
 /* A table is about to leave a publication; ours only by our own functions. */
@@ -763,13 +850,18 @@ is_enrolled(RangeVar *range, Oid *relid)
 static bool
 is_replicated(RangeVar *range, Oid *relid)
 {
-	Oid			publication = group_publication();
-	Oid			root;
+	return is_enrolled(range, relid) &&
+		repl_ml_guard_is_replicated(get_rel_relispartition(*relid) ? llast_oid(get_partition_ancestors(*relid)) : *relid);
+}
 
-	if (!OidIsValid(publication) || !is_enrolled(range, relid))
-		return false;
-	root = get_rel_relispartition(*relid) ? llast_oid(get_partition_ancestors(*relid)) : *relid;
-	return SearchSysCacheExists2(PUBLICATIONRELMAP, ObjectIdGetDatum(root), ObjectIdGetDatum(publication));
+/* Does the group replicate this table, which is no partition? */
+bool
+repl_ml_guard_is_replicated(Oid relid)
+{
+	Oid			publication = group_publication();
+
+	return OidIsValid(publication) && get_rel_namespace(relid) != repl_ml_schema_oid() &&
+		SearchSysCacheExists2(PUBLICATIONRELMAP, ObjectIdGetDatum(relid), ObjectIdGetDatum(publication));
 }
 
 /*

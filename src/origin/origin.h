@@ -11,6 +11,11 @@
 
 /* in guard.c */
 extern void repl_ml_guard_init(void);
+extern bool repl_ml_guard_is_replicated(Oid relid);
+
+/* in definition.c */
+extern void repl_ml_definition_init(void);
+extern void repl_ml_definition_note(Oid relid);
 
 /* in level.c */
 extern void repl_ml_level_init(void);

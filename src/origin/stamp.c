@@ -42,6 +42,9 @@
 #include "row/row.h"
 #include "row/share.h"
 
+/* Counter of the last row that this process gave another key; written by stamp_update. */
+static uint64 last_moved = 0;
+
 static const ReplMlIdentity *writing_member(void);
 static void refuse_in_apply(int own_depth);
 static ReplMlTable *trigger_table(FunctionCallInfo fcinfo, TriggerEvent when, const char *name);
@@ -49,6 +52,7 @@ static void refuse_later_triggers(TriggerData *trigdata);
 static HeapTuple with_clock(ReplMlTable *table, TupleDesc desc, HeapTuple tuple,
 							const ReplMlClock *clock);
 static HeapTuple with_whole_values(HeapTuple tuple, TupleDesc desc);
+static ReplMlClock *above_former(ReplMlTable *table, TupleTableSlot *slot, ReplMlClock *clock);
 static bool key_changes(TriggerData *trigdata, ReplMlTable *table);
 static bool is_own_tick(const ReplMlClock *clock, const ReplMlIdentity *self);
 static void settle(TriggerData *trigdata, ReplMlTable *table, TupleTableSlot *slot, bool only_own);
@@ -136,8 +140,9 @@ repl_ml_stamp_update(PG_FUNCTION_ARGS)
 	refuse_later_triggers(trigdata);
 	desc = RelationGetDescr(trigdata->tg_relation);
 	old = DatumGetReplMlClockP(heap_getattr(trigdata->tg_trigtuple, table->clock_attnum, desc, &isnull));
-	clock = repl_ml_clock_advance(old, self->node_id,
-								  repl_ml_ticker_next(repl_ml_clock_max_counter(old)));
+	clock = above_former(table, trigdata->tg_newslot, old);
+	clock = repl_ml_clock_advance(clock, self->node_id,
+								  repl_ml_ticker_next(repl_ml_clock_max_counter(clock)));
 
 	if (key_changes(trigdata, table))
 	{
@@ -146,7 +151,8 @@ repl_ml_stamp_update(PG_FUNCTION_ARGS)
 		repl_ml_key_from_tuple(table, trigdata->tg_trigtuple, desc, key);
 		repl_ml_tombstone_insert(table, key, clock, NULL);
 		/* the new key's row is a new row; stamp_moved looks for tombstones */
-		clock = repl_ml_clock_make(self->node_id, repl_ml_ticker_next(repl_ml_clock_max_counter(clock)));
+		last_moved = repl_ml_ticker_next(repl_ml_clock_max_counter(clock));
+		clock = repl_ml_clock_make(self->node_id, last_moved);
 	}
 	else if ((policy = repl_ml_policy_now(table)) != NULL && policy->merge_count > 0)
 		clock = repl_ml_share_update(policy, desc, trigdata->tg_trigtuple, trigdata->tg_newtuple, old, clock);
@@ -157,8 +163,36 @@ repl_ml_stamp_update(PG_FUNCTION_ARGS)
 }
 
 /*
- * AFTER UPDATE OF <key> ROW trigger: a row that moved to another key gets a
- * clock above that key's tombstones.
+ * The clock, merged with those of tombstones that the row in "slot" has by a
+ * key which the table had, or a peer has: the row may get their values by an
+ * update of columns that are no key now.
+ */
+static ReplMlClock *
+above_former(ReplMlTable *table, TupleTableSlot *slot, ReplMlClock *clock)
+{
+	ReplMlClock *dead = table->former_count == 0 ? NULL : repl_ml_tombstone_find_former(table, slot, 0);
+
+	return dead == NULL ? clock : repl_ml_clock_merge(clock, dead);
+}
+
+/*
+ * repl_ml.moved_pending(clock) returns boolean: does a row just updated need
+ * stamp_moved?  The trigger's WHEN clause, so that no event is queued for the
+ * others; it names no key column, because a trigger that does could not stay
+ * when the key changes.
+ */
+PG_FUNCTION_INFO_V1(repl_ml_moved_pending);
+Datum
+repl_ml_moved_pending(PG_FUNCTION_ARGS)
+{
+	if (repl_ml_applying || last_moved == 0)
+		PG_RETURN_BOOL(false);
+	PG_RETURN_BOOL(repl_ml_clock_max_counter(PG_GETARG_REPL_ML_CLOCK_P(0)) == last_moved);
+}
+
+/*
+ * AFTER UPDATE ROW trigger: a row that moved to another key gets a clock above
+ * that key's tombstones.
  */
 PG_FUNCTION_INFO_V1(repl_ml_stamp_moved);
 Datum
@@ -499,6 +533,8 @@ settle(TriggerData *trigdata, ReplMlTable *table, TupleTableSlot *slot, bool onl
 		return;
 	repl_ml_key_from_slot(table, slot, key);
 	dead = repl_ml_tombstone_find(table, key, 0);
+	if (table->former_count > 0)
+		dead = above_former(table, slot, dead != NULL ? dead : repl_ml_clock_empty());
 	clock = DatumGetReplMlClockP(slot_getattr(slot, table->clock_attnum, &isnull));
 	own = !only_own || is_own_tick(clock, self);
 	if (own && (dead == NULL || repl_ml_clock_compare(dead, clock) == REPL_ML_CLOCK_BEFORE))

@@ -16,7 +16,8 @@
 /*
  * An enrolled table (or a partition of one) as its rows need it: where the
  * clock is, what the key is made of, which name the group knows it by.  Lives
- * in a per-process cache until the relation changes.
+ * in a per-process cache until the relation changes.  Of a former key, and of
+ * one that a peer has, there is such a struct too (shape.c).
  */
 typedef struct ReplMlTable
 {
@@ -40,6 +41,10 @@ typedef struct ReplMlTable
 	FmgrInfo	key_in[INDEX_MAX_KEYS];
 	FmgrInfo	key_eq[INDEX_MAX_KEYS];
 	FmgrInfo	key_hash[INDEX_MAX_KEYS];	/* fn_oid invalid: not hashable */
+	Datum		key_columns;	/* text[]: each column's name and type */
+	bool		key_listed;		/* in repl_ml.key_shape */
+	int			former_count;	/* other keys that tombstones here may have */
+	struct ReplMlTable **former;
 	MemoryContext functions;	/* what these functions remember */
 } ReplMlTable;
 
@@ -70,6 +75,7 @@ extern bool repl_ml_internal_write;
 /* in table.c */
 extern ReplMlTable *repl_ml_table_get(Relation rel);
 extern AttrNumber repl_ml_table_clock_attnum(Oid relid);
+extern void repl_ml_table_fill_key_column(ReplMlTable *table, int i, Oid type, int32 typmod);
 extern Oid	repl_ml_schema_oid(void);
 extern Oid	repl_ml_catalog_oid(const char *name);
 
@@ -81,11 +87,23 @@ extern void repl_ml_key_from_array(ReplMlTable *table, Datum array, Datum *key);
 extern void repl_ml_key_from_tuple(ReplMlTable *table, HeapTuple tuple, TupleDesc desc, Datum *key);
 extern void repl_ml_key_from_slot(ReplMlTable *table, TupleTableSlot *slot, Datum *key);
 
+/* in shape.c */
+extern void repl_ml_shape_fill(ReplMlTable *table, Relation rel);
+extern ReplMlTable *repl_ml_shape_get(Relation rel, Datum columns);
+extern bool repl_ml_shape_is(const ReplMlTable *table, Datum columns);
+extern void repl_ml_shape_list(ReplMlTable *table);
+extern bool repl_ml_shape_key(const ReplMlTable *shape, TupleTableSlot *slot, Datum *key);
+extern Datum repl_ml_shape_reorder(const ReplMlTable *shape, Datum array, const ReplMlTable *table);
+extern const char *repl_ml_shape_missing(const ReplMlTable *shape);
+extern bool repl_ml_shape_is_list(Oid relid);
+
 /* in tombstone.c */
 extern ReplMlClock *repl_ml_tombstone_find(ReplMlTable *table, Datum *key, uint16 writer);
 extern bool repl_ml_tombstone_collected(uint16 node, const ReplMlClock *clock);
 extern void repl_ml_tombstone_insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *eviction);
 extern void repl_ml_tombstone_insert_merged(ReplMlTable *table, Datum *key, const ReplMlClock *clock);
+extern ReplMlClock *repl_ml_tombstone_find_former(ReplMlTable *table, TupleTableSlot *row, uint16 writer);
+extern void repl_ml_tombstone_keep(ReplMlTable *table, Datum columns, Datum array, const ReplMlClock *clock, const char *eviction);
 extern ReplMlClock *repl_ml_tombstone_find_others(ReplMlTable *table, Datum *key, uint16 writer, const ReplMlClock *except);
 extern char *repl_ml_tombstone_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *evicted);
 

@@ -40,7 +40,6 @@ static HTAB *tables = NULL;
 static void refill(ReplMlTable *table, Relation rel);
 static void fill(ReplMlTable *table, Relation rel);
 static void fill_key(ReplMlTable *table, Relation rel);
-static void fill_key_column(ReplMlTable *table, int i, Form_pg_attribute att);
 static bool plain_text_type(Oid type);
 static void invalidate(Datum arg, Oid relid);
 
@@ -59,7 +58,7 @@ invalidate(Datum arg, Oid relid)
 	HASH_SEQ_STATUS scan;
 	ReplMlTable *table;
 
-	if (relid != InvalidOid)
+	if (relid != InvalidOid && !repl_ml_shape_is_list(relid))
 	{
 		table = hash_search(tables, &relid, HASH_FIND, NULL);
 		if (table != NULL)
@@ -140,6 +139,7 @@ fill(ReplMlTable *table, Relation rel)
 																	   NameStr(table->table_name))))));
 	table->clock_is_last = table->clock_attnum == RelationGetNumberOfAttributes(rel);
 	fill_key(table, rel);
+	repl_ml_shape_fill(table, rel);
 }
 
 static void
@@ -167,27 +167,29 @@ fill_key(ReplMlTable *table, Relation rel)
 
 		table->key_attnums[i] = attnum;
 		table->key_collations[i] = index->rd_indcollation[i];
-		fill_key_column(table, i, TupleDescAttr(RelationGetDescr(rel), attnum - 1));
+		repl_ml_table_fill_key_column(table, i, TupleDescAttr(RelationGetDescr(rel), attnum - 1)->atttypid,
+									  TupleDescAttr(RelationGetDescr(rel), attnum - 1)->atttypmod);
 	}
 	RelationClose(index);
 }
 
-static void
-fill_key_column(ReplMlTable *table, int i, Form_pg_attribute att)
+/* Fills in what is to be known of column "i" of the key, which has this type; table->functions lives as long. */
+void
+repl_ml_table_fill_key_column(ReplMlTable *table, int i, Oid type_id, int32 typmod)
 {
-	TypeCacheEntry *type = lookup_type_cache(att->atttypid,
+	TypeCacheEntry *type = lookup_type_cache(type_id,
 											 TYPECACHE_EQ_OPR_FINFO |
 											 TYPECACHE_HASH_EXTENDED_PROC_FINFO);
 	Oid			function;
 	bool		is_varlena;
 
-	table->key_types[i] = att->atttypid;
-	table->key_typmods[i] = att->atttypmod;
-	if (!plain_text_type(getBaseType(att->atttypid)))
+	table->key_types[i] = type_id;
+	table->key_typmods[i] = typmod;
+	if (!plain_text_type(getBaseType(type_id)))
 		table->key_plain = false;
-	getTypeOutputInfo(att->atttypid, &function, &is_varlena);
+	getTypeOutputInfo(type_id, &function, &is_varlena);
 	fmgr_info_cxt(function, &table->key_out[i], table->functions);
-	getTypeInputInfo(att->atttypid, &function, &table->key_ioparams[i]);
+	getTypeInputInfo(type_id, &function, &table->key_ioparams[i]);
 	fmgr_info_cxt(function, &table->key_in[i], table->functions);
 	fmgr_info_copy(&table->key_eq[i], &type->eq_opr_finfo, table->functions);
 	table->key_hash[i].fn_oid = InvalidOid;

@@ -15,6 +15,11 @@
  * a row looks for tombstones after it, who writes a tombstone looks for the
  * row after it, and both wait for a transaction in progress.  So at least one
  * of two concurrent writers sees the other.
+ *
+ * A tombstone names the columns of its key.  One of another key than the table
+ * has now counts for the rows that have its values in those columns (shape.c).
+ * Such rows cannot be kept apart by order: who writes such a tombstone beside
+ * the present key locks out all writers of the table (apply/row.c).
  */
 #include "postgres.h"
 
@@ -23,9 +28,11 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
+#include "common/hashfn.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
@@ -50,6 +57,7 @@ enum
 	Anum_tombstone_schema_name = 1,
 	Anum_tombstone_table_name,
 	Anum_tombstone_key,
+	Anum_tombstone_key_columns,
 	Anum_tombstone_key_hash,
 	Anum_tombstone_deleted_at,
 	Anum_tombstone_eviction,
@@ -61,6 +69,8 @@ enum
 static ReplMlClock *scan_once(ReplMlTable *table, Datum *key, uint16 writer, const ReplMlClock *except, Relation rel, Oid index,
 							  uint64 hash, TransactionId *wait_for);
 static void insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *eviction, bool merged);
+static void insert_row(ReplMlTable *table, Datum array, uint64 hash, const ReplMlClock *clock, const char *eviction, bool merged);
+static bool is_kept(Datum array, uint64 hash, const ReplMlClock *clock);
 static bool is_for(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple, ReplMlClock **clock);
 
 /*
@@ -103,6 +113,32 @@ repl_ml_tombstone_find_others(ReplMlTable *table, Datum *key, uint16 writer, con
 		XactLockTableWait(busy, NULL, NULL, XLTW_None);
 		CHECK_FOR_INTERRUPTS();
 	}
+}
+
+/*
+ * The joined clock, palloc'd, of the tombstones that the row in "slot" has by
+ * other keys than the table's present one; NULL if it has none.  Of "writer" as
+ * repl_ml_tombstone_find.
+ */
+ReplMlClock *
+repl_ml_tombstone_find_former(ReplMlTable *table, TupleTableSlot *row, uint16 writer)
+{
+	ReplMlTable **former = table->former;
+	int			count = table->former_count;
+	ReplMlClock *joined = NULL;
+
+	for (int i = 0; i < count; i++)
+	{
+		Datum		key[INDEX_MAX_KEYS];
+		ReplMlClock *clock;
+
+		if (!repl_ml_shape_key(former[i], row, key))
+			continue;
+		clock = repl_ml_tombstone_find(former[i], key, writer);
+		if (clock != NULL)
+			joined = joined == NULL ? clock : repl_ml_clock_merge(joined, clock);
+	}
+	return joined;
 }
 
 static ReplMlClock *
@@ -183,7 +219,8 @@ is_for(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple, ReplMlCloc
 	if (strcmp(NameStr(*DatumGetName(values[Anum_tombstone_table_name - 1])),
 			   NameStr(table->table_name)) != 0 ||
 		strcmp(NameStr(*DatumGetName(values[Anum_tombstone_schema_name - 1])),
-			   NameStr(table->schema_name)) != 0)
+			   NameStr(table->schema_name)) != 0 ||
+		!repl_ml_shape_is(table, values[Anum_tombstone_key_columns - 1]))
 		return false;
 	repl_ml_key_from_array(table, values[Anum_tombstone_key - 1], its_key);
 	if (!repl_ml_key_equal(table, key, its_key))
@@ -255,6 +292,13 @@ repl_ml_tombstone_insert_merged(ReplMlTable *table, Datum *key, const ReplMlCloc
 static void
 insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *eviction, bool merged)
 {
+	repl_ml_shape_list(table);
+	insert_row(table, repl_ml_key_to_array(table, key), repl_ml_key_hash(table, key), clock, eviction, merged);
+}
+
+static void
+insert_row(ReplMlTable *table, Datum array, uint64 hash, const ReplMlClock *clock, const char *eviction, bool merged)
+{
 	Relation	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), RowExclusiveLock);
 	Datum		values[Natts_tombstone];
 	bool		nulls[Natts_tombstone] = {false};
@@ -262,8 +306,9 @@ insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *evi
 
 	values[Anum_tombstone_schema_name - 1] = NameGetDatum(&table->schema_name);
 	values[Anum_tombstone_table_name - 1] = NameGetDatum(&table->table_name);
-	values[Anum_tombstone_key - 1] = repl_ml_key_to_array(table, key);
-	values[Anum_tombstone_key_hash - 1] = Int64GetDatum((int64) repl_ml_key_hash(table, key));
+	values[Anum_tombstone_key - 1] = array;
+	values[Anum_tombstone_key_columns - 1] = table->key_columns;
+	values[Anum_tombstone_key_hash - 1] = Int64GetDatum((int64) hash);
 	values[Anum_tombstone_deleted_at - 1] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 	values[Anum_tombstone_eviction - 1] = (Datum) 0;
 	nulls[Anum_tombstone_eviction - 1] = eviction == NULL;
@@ -278,4 +323,45 @@ insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *evi
 	CatalogTupleInsert(rel, tuple);
 	heap_freetuple(tuple);
 	table_close(rel, RowExclusiveLock);
+}
+
+/*
+ * Keeps a tombstone that a copy has brought and whose key cannot be read here,
+ * as it came: it is part of what the next one copies from here, and goes like
+ * the others.
+ */
+void
+repl_ml_tombstone_keep(ReplMlTable *table, Datum columns, Datum array, const ReplMlClock *clock, const char *eviction)
+{
+	ReplMlTable as_it_came = *table;
+	struct varlena *bytes = PG_DETOAST_DATUM_PACKED(array);
+	uint64		hash = hash_bytes_extended((unsigned char *) VARDATA_ANY(bytes), VARSIZE_ANY_EXHDR(bytes), table->root);
+
+	as_it_came.key_columns = columns;
+	if (!is_kept(array, hash, clock))
+		insert_row(&as_it_came, array, hash, clock, eviction, false);
+}
+
+/* Is there this very tombstone already? */
+static bool
+is_kept(Datum array, uint64 hash, const ReplMlClock *clock)
+{
+	Relation	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), AccessShareLock);
+	bool		found = false;
+	ScanKeyData scankey;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&scankey, Anum_tombstone_key_hash, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum((int64) hash));
+	scan = systable_beginscan(rel, repl_ml_catalog_oid(TOMBSTONE_INDEX), true, SnapshotSelf, 1, &scankey);
+	while (!found && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		bool		isnull;
+
+		found = datum_image_eq(array, heap_getattr(tuple, Anum_tombstone_key, RelationGetDescr(rel), &isnull), false, -1) &&
+			repl_ml_clock_compare(clock, DatumGetReplMlClockP(heap_getattr(tuple, Anum_tombstone_clock, RelationGetDescr(rel), &isnull))) == REPL_ML_CLOCK_EQUAL;
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return found;
 }

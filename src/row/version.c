@@ -29,9 +29,11 @@
 #include "storage/lock.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
 #include "group/session.h"
@@ -48,6 +50,7 @@ enum
 	Anum_version_schema_name = 1,
 	Anum_version_table_name,
 	Anum_version_key,
+	Anum_version_key_columns,
 	Anum_version_key_hash,
 	Anum_version_content,
 	Anum_version_eviction,
@@ -59,10 +62,24 @@ typedef bool (*VersionVisitor) (Relation rel, HeapTuple tuple, Datum *values, bo
 
 static int	compare_versions(const void *a, const void *b);
 static void visit(ReplMlTable *table, Datum *key, LOCKMODE lockmode, VersionVisitor visitor, void *argument);
+static bool is_of(ReplMlTable *table, Datum *values);
 static bool is_for(ReplMlTable *table, Datum *key, Datum *values);
 static bool load_one(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument);
 static bool remove_one(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument);
 static void insert_one(ReplMlTable *table, Datum *key, Relation rel, const ReplMlVersion *version);
+
+/* A version under a key that the table no longer has. */
+typedef struct StoredVersion
+{
+	HeapTuple	tuple;
+	Datum		values[Natts_version];
+	bool		nulls[Natts_version];
+	bool		done;
+} StoredVersion;
+
+static void rekey_row(ReplMlTable *table, TupleDesc desc, Relation rel, List *stale, int first);
+static bool is_of_row(const StoredVersion *stored, const StoredVersion *of);
+static bool present_key(ReplMlTable *table, TupleDesc desc, List *stale, int first, Datum *key);
 
 typedef struct LoadState
 {
@@ -157,14 +174,21 @@ visit(ReplMlTable *table, Datum *key, LOCKMODE lockmode, VersionVisitor visitor,
 	table_close(rel, NoLock);
 }
 
+/* Is it one of this table? */
+static bool
+is_of(ReplMlTable *table, Datum *values)
+{
+	return strcmp(NameStr(*DatumGetName(values[Anum_version_table_name - 1])), NameStr(table->table_name)) == 0 &&
+		strcmp(NameStr(*DatumGetName(values[Anum_version_schema_name - 1])), NameStr(table->schema_name)) == 0;
+}
+
 /* Is it this key's?  Hashes may collide. */
 static bool
 is_for(ReplMlTable *table, Datum *key, Datum *values)
 {
 	Datum		its_key[INDEX_MAX_KEYS];
 
-	if (strcmp(NameStr(*DatumGetName(values[Anum_version_table_name - 1])), NameStr(table->table_name)) != 0 ||
-		strcmp(NameStr(*DatumGetName(values[Anum_version_schema_name - 1])), NameStr(table->schema_name)) != 0)
+	if (!is_of(table, values) || !repl_ml_shape_is(table, values[Anum_version_key_columns - 1]))
 		return false;
 	repl_ml_key_from_array(table, values[Anum_version_key - 1], its_key);
 	return repl_ml_key_equal(table, key, its_key);
@@ -217,6 +241,7 @@ insert_one(ReplMlTable *table, Datum *key, Relation rel, const ReplMlVersion *ve
 	values[Anum_version_schema_name - 1] = NameGetDatum(&table->schema_name);
 	values[Anum_version_table_name - 1] = NameGetDatum(&table->table_name);
 	values[Anum_version_key - 1] = repl_ml_key_to_array(table, key);
+	values[Anum_version_key_columns - 1] = table->key_columns;
 	values[Anum_version_key_hash - 1] = Int64GetDatum((int64) repl_ml_key_hash(table, key));
 	nulls[Anum_version_content - 1] = version->deleted;
 	if (!version->deleted)
@@ -228,6 +253,121 @@ insert_one(ReplMlTable *table, Datum *key, Relation rel, const ReplMlVersion *ve
 	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
 	CatalogTupleInsert(rel, tuple);
 	heap_freetuple(tuple);
+}
+
+/*
+ * Brings what is stored of the table's rows under a former key under the
+ * present one, after that has changed.  "desc" describes the rows.  The versions
+ * of a row that would not agree on its key are removed: then the row is the only
+ * one.  Called before the commit of the transaction that changed the key.
+ */
+void
+repl_ml_version_rekey(ReplMlTable *table, TupleDesc desc)
+{
+	Relation	rel = table_open(repl_ml_catalog_oid(VERSION_TABLE), RowExclusiveLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
+	List	   *stale = NIL;
+	HeapTuple	tuple;
+
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		StoredVersion *stored = palloc0(sizeof(StoredVersion));
+
+		heap_deform_tuple(tuple, RelationGetDescr(rel), stored->values, stored->nulls);
+		if (!is_of(table, stored->values) || repl_ml_shape_is(table, stored->values[Anum_version_key_columns - 1]))
+			continue;
+		stored->tuple = heap_copytuple(tuple);
+		heap_deform_tuple(stored->tuple, RelationGetDescr(rel), stored->values, stored->nulls);
+		stale = lappend(stale, stored);
+	}
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	for (int i = 0; i < list_length(stale); i++)
+		rekey_row(table, desc, rel, stale, i);
+	table_close(rel, NoLock);
+}
+
+/* The same for the versions of one row: those from number "first" on with its former key. */
+static void
+rekey_row(ReplMlTable *table, TupleDesc desc, Relation rel, List *stale, int first)
+{
+	StoredVersion *of = list_nth(stale, first);
+	Datum		key[INDEX_MAX_KEYS];
+	bool		agree;
+
+	if (of->done)
+		return;
+	agree = present_key(table, desc, stale, first, key);
+	for (int i = first; i < list_length(stale); i++)
+	{
+		StoredVersion *stored = list_nth(stale, i);
+		TM_FailureData failure;
+
+		if (!is_of_row(stored, of))
+			continue;
+		stored->done = true;
+		/* the supervisor may be removing it, too; then it is gone */
+		if (table_tuple_delete(rel, &stored->tuple->t_self, GetCurrentCommandId(true), GetLatestSnapshot(),
+							   InvalidSnapshot, true, &failure, false) != TM_Ok || !agree)
+			continue;
+		stored->values[Anum_version_key - 1] = repl_ml_key_to_array(table, key);
+		stored->values[Anum_version_key_columns - 1] = table->key_columns;
+		stored->values[Anum_version_key_hash - 1] = Int64GetDatum((int64) repl_ml_key_hash(table, key));
+		CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), stored->values, stored->nulls));
+	}
+}
+
+static bool
+is_of_row(const StoredVersion *stored, const StoredVersion *of)
+{
+	return datum_image_eq(stored->values[Anum_version_key - 1], of->values[Anum_version_key - 1], false, -1) &&
+		datum_image_eq(stored->values[Anum_version_key_columns - 1], of->values[Anum_version_key_columns - 1], false, -1);
+}
+
+/* The present key of those versions; false if they do not agree, or cannot be read any more. */
+static bool
+present_key(ReplMlTable *table, TupleDesc desc, List *stale, int first, Datum *key)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool found = false;
+	volatile bool agree = true;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		for (int i = first; i < list_length(stale); i++)
+		{
+			StoredVersion *stored = list_nth(stale, i);
+			Datum		own_key[INDEX_MAX_KEYS];
+
+			if (!is_of_row(stored, list_nth(stale, first)) || stored->nulls[Anum_version_content - 1])
+				continue;
+			repl_ml_key_from_slot(table, repl_ml_version_to_slot(stored->values[Anum_version_content - 1], desc),
+								  found ? own_key : key);
+			agree &= !found || repl_ml_key_equal(table, key, own_key);
+			found = true;
+		}
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
+			ReThrowError(error);
+		agree = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return found && agree;
 }
 
 /* The columns of a row but its clock, as text[]: name, value, name, value, ... */
@@ -267,8 +407,8 @@ repl_ml_version_from_slot(TupleTableSlot *slot, AttrNumber clock_attnum)
 
 /*
  * The row that repl_ml_version_from_slot wrote, in a slot that needs no
- * release.  A column that the table has got since is null, one it has lost is
- * left out.  The clock is not set.
+ * release.  A column that the table has got since has what rows from before it
+ * have, one it has lost is left out.  The clock is not set.
  */
 TupleTableSlot *
 repl_ml_version_to_slot(Datum content, TupleDesc desc)
@@ -284,15 +424,18 @@ repl_ml_version_to_slot(Datum content, TupleDesc desc)
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
+		int			j = 0;
 		Oid			function;
 		Oid			param;
 
 		if (att->attisdropped || att->attgenerated != '\0')
 			continue;
-		for (int j = 0; j + 1 < count; j += 2)
+		while (j + 1 < count && strcmp(TextDatumGetCString(texts[j]), NameStr(att->attname)) != 0)
+			j += 2;
+		if (j + 1 >= count)
+			slot->tts_values[i] = getmissingattr(slot->tts_tupleDescriptor, i + 1, &slot->tts_isnull[i]);
+		else if (!nulls[j + 1])
 		{
-			if (nulls[j + 1] || strcmp(TextDatumGetCString(texts[j]), NameStr(att->attname)) != 0)
-				continue;
 			getTypeInputInfo(att->atttypid, &function, &param);
 			slot->tts_values[i] = OidInputFunctionCall(function, TextDatumGetCString(texts[j + 1]), param, att->atttypmod);
 			slot->tts_isnull[i] = false;

@@ -32,6 +32,7 @@ extern void repl_ml_version_lock(ReplMlTable *table, Datum *key);
 extern bool repl_ml_version_load(ReplMlTable *table, Datum *key, TupleDesc desc,
 								 const ReplMlClock *clock, ReplMlVersions *versions);
 extern void repl_ml_version_save(ReplMlTable *table, Datum *key, const ReplMlVersions *versions);
+extern void repl_ml_version_rekey(ReplMlTable *table, TupleDesc desc);
 extern Datum repl_ml_version_from_slot(TupleTableSlot *slot, AttrNumber clock_attnum);
 extern TupleTableSlot *repl_ml_version_to_slot(Datum content, TupleDesc desc);
 
