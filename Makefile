@@ -67,6 +67,7 @@ OBJS = \
 	src/apply/aside.o \
 	src/group/session.o \
 	src/group/shmem.o \
+	src/group/crash.o \
 	src/group/ticker.o \
 	src/group/identity.o \
 	src/group/query.o \

@@ -37,6 +37,7 @@
 
 #include "apply/apply.h"
 #include "compat.h"
+#include "group/crash.h"
 #include "group/position.h"
 #include "group/query.h"
 #include "group/quorum.h"
@@ -60,6 +61,7 @@ static void look(void);
 static bool waits_for_commit(PGPROC *proc, int depth);
 static bool try_again(ReplMlApply *apply, int64 id);
 static ErrorData *attempt(ReplMlApply *apply, int64 id, bool whole);
+static void hand_over_crashed(ReplMlApply *apply);
 static void hand_over(int64 id, ErrorData *error);
 
 /* Before a transaction of the stream is applied: is there any commit it may have to be put aside for? */
@@ -263,6 +265,7 @@ repl_ml_aside_retry(ReplMlApply *apply)
 	if (!apply->aside ||
 		!TimestampDifferenceExceeds(last, GetCurrentTimestamp(), RETRY_INTERVAL_MS))
 		return;
+	hand_over_crashed(apply);
 	ids = waiting_changes(behind, false, apply->message_context);
 	apply->aside = ids != NIL || behind != 0;
 	behind = 0;
@@ -321,6 +324,7 @@ attempt(ReplMlApply *apply, int64 id, bool whole)
 		StartTransactionCommand();
 		PushActiveSnapshot(GetTransactionSnapshot());
 		MemoryContextSwitchTo(apply->message_context);
+		repl_ml_crash_retries(id);
 		watch(RETRY_PATIENCE_MS + (int) pg_prng_uint64_range(&pg_global_prng_state, 0, RETRY_PATIENCE_MS));
 		apply->transaction.catalogs_changed |= repl_ml_park_retry(id, apply->self, whole);
 		repl_ml_aside_unwatch();
@@ -342,9 +346,27 @@ attempt(ReplMlApply *apply, int64 id, bool whole)
 		repl_ml_applying = true;
 	}
 	PG_END_TRY();
+	repl_ml_crash_rests();
 	MemoryContextSwitchTo(apply->message_context);
 	CHECK_FOR_INTERRUPTS();
 	return error;
+}
+
+/* The change, and with it its transaction, that was being tried when the server went down. */
+static void
+hand_over_crashed(ReplMlApply *apply)
+{
+	ErrorData	error = {
+		.sqlerrcode = ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
+		.message = "trying the change again took the server down"
+	};
+	int64		id = repl_ml_crash_retried();
+	ListCell   *lc;
+
+	if (id == 0)
+		return;
+	foreach(lc, waiting_changes(id, true, apply->message_context))
+		hand_over(*(int64 *) lfirst(lc), &error);
 }
 
 /* Makes the change one that a person has to look at: trying again will not help. */

@@ -27,6 +27,7 @@
 
 #include "apply/apply.h"
 #include "compat.h"
+#include "group/crash.h"
 #include "group/position.h"
 
 #define TRIES_ON_UNIQUE_VIOLATION	3
@@ -51,6 +52,7 @@ static void handle_type(ReplMlApply *apply, StringInfo message);
 static void handle_message(ReplMlApply *apply, StringInfo message);
 static void handle_insert(ReplMlApply *apply, StringInfo message);
 static void handle_update(ReplMlApply *apply, StringInfo message);
+static void mind_crashes(ReplMlApply *apply);
 static void start_transaction(ReplMlApply *apply);
 static void change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
 static void change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
@@ -113,6 +115,7 @@ repl_ml_dispatch_reset(ReplMlApply *apply)
 	apply->blame_transaction = false;
 	apply->crowded = false;
 	memset(&apply->tally, 0, sizeof(apply->tally));
+	repl_ml_crash_rests();
 	repl_ml_targets_forget();
 }
 
@@ -133,6 +136,9 @@ handle_begin(ReplMlApply *apply, StringInfo message)
 	LogicalRepBeginData begin;
 
 	logicalrep_read_begin(message, &begin);
+	/* what may take the server down takes nothing else along */
+	if (repl_ml_crash_count(begin.final_lsn) > 0)
+		repl_ml_dispatch_finish(apply, false);
 	memset(&apply->transaction, 0, sizeof(apply->transaction));
 	apply->transaction.open = true;
 	apply->transaction.xid = begin.xid;
@@ -140,8 +146,28 @@ handle_begin(ReplMlApply *apply, StringInfo message)
 	apply->transaction.commit_time = begin.committime;
 	if (begin.final_lsn == apply->failed_lsn && apply->failures > 0)
 		apply->transaction.mode = apply->failures < 3 ? REPL_ML_APPLY_CAREFUL : REPL_ML_APPLY_PARK;
+	mind_crashes(apply);
 	if (begin.final_lsn == apply->blocked_lsn)
 		apply->transaction.mode = REPL_ML_APPLY_ASIDE;
+}
+
+/* A transaction that took the server down is applied row by row; one that did so even then is parked. */
+static void
+mind_crashes(ReplMlApply *apply)
+{
+	int			crashes = repl_ml_crash_count(apply->transaction.final_lsn);
+
+	if (apply->transaction.mode == REPL_ML_APPLY_NORMAL && crashes >= REPL_ML_CRASHES_CAREFUL)
+		apply->transaction.mode = REPL_ML_APPLY_CAREFUL;
+	if (crashes < REPL_ML_CRASHES_PARK)
+		return;
+	apply->transaction.mode = REPL_ML_APPLY_PARK;
+	if (apply->failure != NULL)
+		FreeErrorData(apply->failure);
+	apply->failure = MemoryContextAllocZero(TopMemoryContext, sizeof(ErrorData));
+	apply->failure->sqlerrcode = ERRCODE_EXTERNAL_ROUTINE_EXCEPTION;
+	apply->failure->message = MemoryContextStrdup(TopMemoryContext, "applying the transaction took the server down again and again");
+	apply->failure->detail = MemoryContextStrdup(TopMemoryContext, "It does so also row by row.");
 }
 
 static void
@@ -208,7 +234,8 @@ may_batch(ReplMlApply *apply)
 		transaction->conflicts == 0 &&
 		(transaction->parked == 0 || transaction->urgency == REPL_ML_WHENEVER) &&
 		transaction->changes <= SMALL_TRANSACTION &&
-		apply->batch_end > apply->unbatched_until && !repl_ml_aside_is_keeping();
+		apply->batch_end > apply->unbatched_until && !repl_ml_aside_is_keeping() &&
+		repl_ml_crash_count(transaction->final_lsn) == 0;
 }
 
 /*
@@ -229,6 +256,7 @@ repl_ml_dispatch_finish(ReplMlApply *apply, bool durable)
 		else
 			CommitTransactionCommand();
 		pgstat_report_stat(false);
+		repl_ml_crash_survived(apply->batch_end);
 		/* a heartbeat may be lost by a crash: there is another one soon */
 		if (apply->batch_matters && apply->volatile_since == 0)
 			apply->volatile_since = GetCurrentTimestamp();
@@ -370,6 +398,7 @@ start_transaction(ReplMlApply *apply)
 		MemoryContextSwitchTo(apply->message_context);
 	}
 	apply->transaction.started = true;
+	repl_ml_crash_applies(apply->transaction.final_lsn, apply->transaction.mode != REPL_ML_APPLY_NORMAL);
 }
 
 /* Applies one change in the way of its transaction, and of its table. */
@@ -408,6 +437,24 @@ change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData 
 	}
 	else
 		change_carefully(apply, id, action, tuple);
+	repl_ml_crash_writes(InvalidOid);
+}
+
+/*
+ * Notes that a row of the table is about to be written, by whatever code its
+ * owner has put there; an error if that has taken the server down before.
+ */
+static void
+begin_row(Oid relid, const char *schema_name, const char *table_name)
+{
+	repl_ml_crash_writes(relid);
+	if (repl_ml_crash_is_banned(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
+				 errmsg("applying a change of table \"%s.%s\" took the server down", schema_name, table_name),
+				 errdetail("So changes of the table are parked."),
+				 errhint("Mend or disable what runs for its rows (triggers, constraints, functions of indexes and types),"
+						 " then run SELECT repl_ml.retry_parked(id); after one of them the others are applied again.")));
 }
 
 /* Will the change fail again, however often it is simply tried again? */
@@ -531,6 +578,7 @@ repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, Log
 		if (!OidIsValid(table->local))
 			return;
 	}
+	begin_row(table->local, table->remote.nspname, table->remote.relname);
 	repl_ml_become_owner(target->rel, &saved);
 	repl_ml_relation_fill_slot(table, tuple, target->incoming);
 	repl_ml_become_self(&saved);
@@ -538,6 +586,8 @@ repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, Log
 		return;
 	source.inserted = action == 'I';
 	apply->transaction.conflicts += repl_ml_row_join(table->local, target->incoming, &source);
+	if (apply->late)
+		repl_ml_crash_pardon(table->local);
 	if (is_catalog && strcmp(table->remote.relname, "heartbeat") == 0)
 		apply->transaction.heartbeats++;
 	else if (is_catalog && strcmp(table->remote.relname, "collection") != 0)
@@ -578,10 +628,13 @@ apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleDat
 	relid = repl_ml_relation_local(schema_name, table_name);
 	if (!OidIsValid(relid))
 		return;					/* no longer replicated */
+	begin_row(relid, schema_name, table_name);
 	apply->transaction.conflicts +=
 		repl_ml_row_bury(relid,
 						 OidInputFunctionCall(F_ARRAY_IN, columns, TEXTOID, -1),
 						 OidInputFunctionCall(F_ARRAY_IN, key, TEXTOID, -1),
 						 repl_ml_clock_from_text(clock),
 						 repl_ml_relation_text(table, tuple, "eviction"), &source);
+	if (apply->late)
+		repl_ml_crash_pardon(relid);
 }

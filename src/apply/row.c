@@ -27,6 +27,7 @@
 
 #include "apply/apply.h"
 #include "compat.h"
+#include "group/crash.h"
 #include "group/session.h"
 
 /* A deletion on its way into the table. */
@@ -98,6 +99,7 @@ repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source
 	List	   *no_longer;
 	ReplMlUser	saved;
 
+	repl_ml_crash_writes(relid);
 	repl_ml_become_owner(root->rel, &saved);
 	join.target = repl_ml_targets_route(root, incoming, &join.arriving.row);
 	repl_ml_key_from_slot(join.target->table, join.arriving.row, join.key);
@@ -127,6 +129,7 @@ repl_ml_row_bury(Oid relid, Datum columns, Datum key_array, const ReplMlClock *c
 	ReplMlTable *shape;
 	Datum		present;
 
+	repl_ml_crash_writes(relid);
 	if (repl_ml_shape_is(root->table, columns))
 		return bury_key(root, key_array, &burial);
 

@@ -30,6 +30,7 @@
 
 #include "apply/apply.h"
 #include "compat.h"
+#include "group/crash.h"
 #include "group/query.h"
 #include "wire/stream.h"
 
@@ -94,12 +95,14 @@ repl_ml_sync_catalogs(ReplMlApply *apply)
  * The next table to be copied from the peer, or false.  One that could not be
  * enrolled here is left for later (enrol.c), unless this node joins, and so is
  * one whose copy failed lately: it must not keep all others from being streamed.
+ * So is one whose rows take the server down.
  */
 static bool
 next_pending(ReplMlApply *apply, char **schema_name, char **table_name)
 {
 	bool		found;
 	const char *without = "";
+	char	   *banned = repl_ml_crash_banned();
 
 	repl_ml_begin();
 	if (!repl_ml_identity_require()->joining)
@@ -107,8 +110,10 @@ next_pending(ReplMlApply *apply, char **schema_name, char **table_name)
 			" AND p.table_name OPERATOR(pg_catalog.=) y.table_name AND p.action OPERATOR(pg_catalog.<>) 'remove')"
 			" AND NOT repl_ml.waits_to_retry(y.node_id, y.schema_name, y.table_name, 'copy')";
 	SPI_execute(psprintf("SELECT schema_name, table_name FROM repl_ml.table_sync y WHERE node_id OPERATOR(pg_catalog.=) %d"
-						 " AND state OPERATOR(pg_catalog.=) 'pending'%s ORDER BY schema_name OPERATOR(pg_catalog.<>) 'repl_ml', 1, 2",
-						 apply->peer->node_id, without), true, 1);
+						 " AND state OPERATOR(pg_catalog.=) 'pending'%s"
+						 " AND coalesce(pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', schema_name, table_name))::pg_catalog.oid, 0) OPERATOR(pg_catalog.<>) ALL ('%s'::pg_catalog.oid[])"
+						 " ORDER BY schema_name OPERATOR(pg_catalog.<>) 'repl_ml', 1, 2",
+						 apply->peer->node_id, without, banned), true, 1);
 	found = SPI_processed > 0;
 	if (found)
 	{
@@ -243,6 +248,7 @@ copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, c
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
+	repl_ml_crash_copies();
 	relid = repl_ml_relation_local(schema_name, table_name);
 	if (OidIsValid(relid))
 	{
@@ -273,6 +279,7 @@ copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, c
 	replorigin_session_origin_lsn = InvalidXLogRecPtr;
 	replorigin_session_origin_timestamp = 0;
 	CommitTransactionCommand();
+	repl_ml_crash_rests();
 	set_progress(apply, InvalidOid, 0);
 }
 
@@ -291,6 +298,7 @@ copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *cond
 	int64		rows;
 
 	set_progress(apply, relid, 0);
+	repl_ml_crash_writes(relid);
 	initStringInfo(&columns);
 	(void) stored_columns(rel, &columns);
 	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)

@@ -29,6 +29,7 @@
 
 #include "apply/apply.h"
 #include "compat.h"
+#include "group/crash.h"
 #include "group/position.h"
 #include "group/query.h"
 #include "group/session.h"
@@ -57,6 +58,7 @@ static WaitEventSet *wait_set = NULL;	/* of the connection; made by
 static void attach(int slot);
 static void detach(int code, Datum arg);
 static void forget_commit(int code, Datum arg);
+static void show_crash(char *message);
 static void prepare_session(void);
 static bool run_and_recover(void);
 static void run(void);
@@ -83,6 +85,7 @@ repl_ml_apply_main(Datum arg)
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
 	attach(DatumGetInt32(arg));
+	show_crash(repl_ml_crash_attach(DatumGetInt32(arg)));
 	apply.aside = true;			/* perhaps: of a former process */
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(apply.worker->database, InvalidOid, 0);
@@ -161,6 +164,7 @@ detach(int code, Datum arg)
 {
 	disconnect();
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	repl_ml_crash_detach(apply.worker->stop ? 0 : code);
 	apply.worker->pid = 0;
 	apply.worker->latch = NULL;
 	apply.worker->state = REPL_ML_WORKER_STOPPED;
@@ -204,6 +208,23 @@ repl_ml_apply_show_error(ReplMlApply *worker, const ErrorData *error)
 		snprintf(shown->error_message, REPL_ML_ERROR_LENGTH, "%s: %s", error->message, error->detail);
 	strlcpy(shown->error_hint, error->hint ? error->hint : "", REPL_ML_ERROR_LENGTH);
 	LWLockRelease(repl_ml_shared->lock);
+}
+
+/* Says, in the log and in repl_ml.stat_apply, what the last process of this worker died of; NULL: of nothing. */
+static void
+show_crash(char *message)
+{
+	ErrorData	error = {
+		.sqlerrcode = ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
+		.message = message,
+		.hint = "See the server log, and SELECT * FROM repl_ml.parked_changes."
+	};
+
+	if (message == NULL)
+		return;
+	ereport(LOG,
+			(errmsg_internal("%s", message)));
+	repl_ml_apply_show_error(&apply, &error);
 }
 
 /* Settings that hold for all that is applied. */

@@ -30,6 +30,7 @@
 #include "utils/snapmgr.h"
 
 #include "compat.h"
+#include "group/crash.h"
 #include "group/group.h"
 #include "group/quorum.h"
 #include "group/session.h"
@@ -69,6 +70,7 @@ repl_ml_launcher_main(Datum arg)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	repl_ml_crash_watch();
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	repl_ml_session_settle();

@@ -13,6 +13,7 @@
 #include "storage/ipc.h"
 #include "storage/shmem.h"
 
+#include "group/crash.h"
 #include "group/quorum.h"
 #include "group/shmem.h"
 #include "group/unacknowledged.h"
@@ -96,7 +97,10 @@ create_struct(void)
 	LWLockRelease(AddinShmemInitLock);
 
 	if (!found)
+	{
 		repl_ml_ticker_startup();
+		repl_ml_crash_startup();
+	}
 }
 
 /* Raises the error every entry point gives where the library is not preloaded. */
