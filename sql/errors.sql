@@ -93,6 +93,7 @@ SELECT errors.leftovers();
 
 -- in a group
 SELECT repl_ml.create_group('g', 'n1', :'dsn');
+SELECT repl_ml.invite_node('n2');
 SELECT replace(statement, :'dsn', 'DSN') AS statement, e.* FROM unnest(ARRAY[
     format('SELECT repl_ml.create_group(''h'', ''n1'', %L)', :'dsn'),
     format('SELECT repl_ml.join_group(''n1'', %L, %L)', :'dsn', :'dsn'),

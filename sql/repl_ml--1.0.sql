@@ -16,8 +16,8 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) 'repl_ml_replication') THEN
         CREATE ROLE repl_ml_replication NOLOGIN REPLICATION;
     END IF;
-    COMMENT ON ROLE repl_ml_admin IS 'operates repl_ml: sees all but connection strings, pauses and resumes applying, retries and discards parked changes; forming groups and adding tables needs a superuser';
-    COMMENT ON ROLE repl_ml_replication IS 'what the login role of repl_ml connection strings needs, beside LOGIN, REPLICATION and, for joining, pg_read_all_data';
+    COMMENT ON ROLE repl_ml_admin IS 'operates repl_ml: sees all but connection strings, pauses and resumes applying, retries and discards parked changes, lets nodes into the group; forming groups and adding tables needs a superuser';
+    COMMENT ON ROLE repl_ml_replication IS 'what the login role of repl_ml connection strings needs, beside LOGIN, REPLICATION and, for copies of definitions and rows, pg_read_all_data; it may not let a node into the group';
 END
 $$;
 
@@ -290,7 +290,7 @@ COMMENT ON FUNCTION repl_ml.stamp_truncate() IS 'trigger: leaves a tombstone for
 
 --
 -- Tables. Not readable by others: DSNs may hold passwords, histories hold rows.
--- The first six are replicated themselves; the rest is this node's own.
+-- The first seven are replicated themselves; the rest is this node's own.
 --
 
 -- Members, for ever: a dropped one keeps its row, so ids are never reused
@@ -380,6 +380,16 @@ COMMENT ON FUNCTION repl_ml.conflict_policy_changed() IS 'trigger: makes every p
 CREATE TRIGGER conflict_policy_changed AFTER INSERT OR DELETE ON repl_ml.conflict_policy
     FOR EACH ROW EXECUTE FUNCTION repl_ml.conflict_policy_changed();
 ALTER TABLE repl_ml.conflict_policy ENABLE ALWAYS TRIGGER conflict_policy_changed;
+
+-- Who may become a member: by name, or by a secret whose hash is here
+CREATE TABLE repl_ml.invitation (
+    node_name    name PRIMARY KEY,
+    secret_hash  bytea,
+    valid_until  timestamptz NOT NULL,
+    invited_by   name NOT NULL,
+    __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
+);
+COMMENT ON TABLE repl_ml.invitation IS 'nodes that somebody with the right to do so has let in: whoever joins under this name until then or, with secret_hash, the one who also knows the secret';
 
 -- Versions of one row of which none knows another: what the row was resolved from
 CREATE TABLE repl_ml.concurrent_version (
@@ -575,6 +585,11 @@ CREATE FUNCTION repl_ml.probe(dsn text, OUT system_identifier bigint, OUT databa
     AS 'MODULE_PATHNAME', 'repl_ml_probe' LANGUAGE C VOLATILE STRICT;
 COMMENT ON FUNCTION repl_ml.probe(text) IS 'where a connection string leads';
 
+-- Whether the role of a connection string may let a node into the group it leads to
+CREATE FUNCTION repl_ml.may_invite(dsn text) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'repl_ml_may_invite' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.may_invite(text) IS 'whether the role of a connection string has the rights of repl_ml_admin on that server';
+
 -- Keeps a password in a statement out of logs and views
 CREATE FUNCTION repl_ml.hide_statement() RETURNS void
     AS 'MODULE_PATHNAME', 'repl_ml_hide_statement' LANGUAGE C VOLATILE STRICT;
@@ -698,9 +713,61 @@ CREATE FUNCTION repl_ml.transaction_facts(group_id uuid, origin integer, xid xid
     $$;
 COMMENT ON FUNCTION repl_ml.transaction_facts(uuid, integer, xid8) IS 'what this node knows of a transaction of a node (as JSON): asked by peers. has and has_not are of a dropped node, of which nothing more can come';
 
+-- A joining node asks to be let in, over the connection string that a person has given it
+CREATE FUNCTION repl_ml.admit_node(node_name name, secret text) RETURNS text
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        self record;
+    BEGIN
+        IF NOT EXISTS (SELECT FROM repl_ml.local_node) THEN
+            RETURN NULL;
+        END IF;
+        SELECT * INTO self FROM repl_ml.require_member();
+        -- whose session it is, not who owns this function
+        IF pg_catalog.pg_has_role(session_user, 'repl_ml_admin', 'USAGE') THEN
+            INSERT INTO repl_ml.invitation AS i (node_name, secret_hash, valid_until, invited_by)
+            VALUES (admit_node.node_name, pg_catalog.sha256(pg_catalog.convert_to(secret, 'UTF8')), pg_catalog.clock_timestamp() + '10 min', session_user)
+            ON CONFLICT ON CONSTRAINT invitation_pkey DO UPDATE SET secret_hash = excluded.secret_hash, valid_until = excluded.valid_until, invited_by = excluded.invited_by;
+        ELSIF NOT EXISTS (SELECT FROM repl_ml.invitation i WHERE i.node_name = admit_node.node_name AND i.secret_hash IS NULL AND i.valid_until > pg_catalog.clock_timestamp()) THEN
+            RAISE EXCEPTION 'role "%" may not add node "%" to the group', session_user, node_name USING ERRCODE = 'insufficient_privilege',
+                HINT = pg_catalog.format('On node "%s" run SELECT repl_ml.invite_node(%L), or GRANT repl_ml_admin TO %I and join again.', self.node_name, node_name, session_user);
+        END IF;
+        RETURN (SELECT m.dsn FROM repl_ml.member m WHERE m.node_id = self.node_id);
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.admit_node(name, text) IS
+    'called on a member by a node that wants to join: invites it if the role of the session is a member of repl_ml_admin, otherwise it has to be invited already. Returns how members reach this node; null where this is not a member';
+
+-- For persons: lets a node in whose connection string has no right to
+CREATE FUNCTION repl_ml.invite_node(node_name name, valid_for interval DEFAULT '1 day') RETURNS void
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        PERFORM repl_ml.refuse_nulls('node_name, valid_for', pg_catalog.num_nulls(node_name, valid_for));
+        PERFORM repl_ml.require_member();
+        IF node_name = '' OR node_name ~ '[[:cntrl:]]' THEN
+            RAISE EXCEPTION 'invalid node name %', pg_catalog.quote_literal(node_name) USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'A name is 1 to 63 bytes without control characters.';
+        END IF;
+        IF valid_for <= '0' THEN
+            RAISE EXCEPTION 'valid_for must be positive' USING ERRCODE = 'invalid_parameter_value', HINT = 'For example: valid_for => ''1 day''.';
+        END IF;
+        IF EXISTS (SELECT FROM repl_ml.member m WHERE m.node_name = invite_node.node_name AND m.state <> 'dropped') THEN
+            RAISE EXCEPTION 'node name "%" is already in use in the group', node_name USING ERRCODE = 'duplicate_object',
+                HINT = pg_catalog.format('Choose another name, or remove the old node with SELECT repl_ml.drop_node(%L).', node_name);
+        END IF;
+        INSERT INTO repl_ml.invitation AS i (node_name, valid_until, invited_by)
+        VALUES (invite_node.node_name, pg_catalog.clock_timestamp() + valid_for, session_user)
+        ON CONFLICT ON CONSTRAINT invitation_pkey DO UPDATE SET secret_hash = NULL, valid_until = excluded.valid_until, invited_by = excluded.invited_by;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.invite_node(name, interval) IS
+    'lets whoever joins under this name become a member until then, also over a connection string whose role is not in repl_ml_admin. Errors: 42710 name in use, 22023 bad argument, 55000 not a member';
+
 -- A joining node puts itself on the members' lists
 CREATE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name name, dsn text, host text, port integer,
-                                      dbname text, system_identifier bigint, joined_at timestamptz) RETURNS boolean
+                                      dbname text, system_identifier bigint, joined_at timestamptz, secret text DEFAULT NULL) RETURNS boolean
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     BEGIN
@@ -711,6 +778,10 @@ CREATE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name 
             RAISE EXCEPTION 'this node belongs to another group' USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = 'Remove the other group first with SELECT repl_ml.leave_group().';
         END IF;
+        -- the member that let it in may have told us of the node itself already
+        IF EXISTS (SELECT FROM repl_ml.member m WHERE (m.node_id, m.node_name, m.joined_at) = (register_node.node_id, register_node.node_name, register_node.joined_at)) THEN
+            RETURN true;
+        END IF;
         IF EXISTS (SELECT FROM repl_ml.member m WHERE m.node_name = register_node.node_name
                       AND m.state <> 'dropped' AND m.node_id <> register_node.node_id) THEN
             RAISE EXCEPTION 'node name "%" is already in use in the group', node_name USING ERRCODE = 'duplicate_object',
@@ -719,6 +790,10 @@ CREATE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name 
         IF EXISTS (SELECT FROM repl_ml.member m WHERE m.node_id = register_node.node_id
                       AND (m.node_name, m.joined_at) IS DISTINCT FROM (register_node.node_name, register_node.joined_at)) THEN
             RETURN false;
+        END IF;
+        IF NOT EXISTS (SELECT FROM repl_ml.invitation i WHERE i.node_name = register_node.node_name AND i.valid_until > pg_catalog.clock_timestamp()
+                          AND (i.secret_hash IS NULL OR i.secret_hash = pg_catalog.sha256(pg_catalog.convert_to(secret, 'UTF8')))) THEN
+            RETURN NULL;
         END IF;
         PERFORM repl_ml.require_setup((SELECT pg_catalog.count(*)::integer + 1 FROM repl_ml.member m
                                         WHERE m.state <> 'dropped' AND m.node_id <> register_node.node_id));
@@ -729,8 +804,8 @@ CREATE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name 
         RETURN true;
     END
     $$;
-COMMENT ON FUNCTION repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz) IS
-    'called on members by a joining node; false if the node id is taken';
+COMMENT ON FUNCTION repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text) IS
+    'called on members by a joining node; false if the node id is taken, null if this member knows of no invitation (yet)';
 
 -- A leaving node, or one whose joining failed, takes itself off the lists
 CREATE FUNCTION repl_ml.forget_node(group_id uuid, node_id integer, joined_at timestamptz DEFAULT NULL) RETURNS void
@@ -1207,6 +1282,7 @@ CREATE FUNCTION repl_ml.check_setup(peer_dsn text DEFAULT NULL, OUT check_name t
         v text;
         p record;
         here text;
+        may_invite boolean;
     BEGIN
         RETURN QUERY SELECT * FROM repl_ml.check_settings(
             greatest(2, (SELECT pg_catalog.count(*)::integer FROM repl_ml.nodes m WHERE m.state <> 'dropped')));
@@ -1243,6 +1319,13 @@ CREATE FUNCTION repl_ml.check_setup(peer_dsn text DEFAULT NULL, OUT check_name t
                     status := 'warning';
                     hint := 'Text is sorted, and upper and lower case are told, differently: ranges, indexes on expressions, and CHECK constraints may not agree. Create one of the databases with the other''s LOCALE_PROVIDER, LC_COLLATE and LC_CTYPE.';
                 END IF;
+                RETURN NEXT;
+                check_name := 'joining';
+                may_invite := repl_ml.may_invite(peer_dsn);
+                status := CASE WHEN may_invite THEN 'ok' ELSE 'warning' END;
+                detail := CASE WHEN may_invite THEN 'as join_dsn it lets a node into the group: its role has the rights of repl_ml_admin'
+                               ELSE 'good for dsn; as join_dsn it lets no node into the group that is not invited: its role has not the rights of repl_ml_admin' END;
+                hint := CASE WHEN NOT may_invite THEN 'To join with it, run SELECT repl_ml.invite_node(...) on that server, or GRANT repl_ml_admin TO its role.' END;
                 RETURN NEXT;
             END IF;
         END IF;
@@ -1314,7 +1397,7 @@ CREATE FUNCTION repl_ml.make_publication() RETURNS void
         IF EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = 'repl_ml') THEN
             DROP PUBLICATION repl_ml;
         END IF;
-        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy
+        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.invitation
             WITH (publish = 'insert, update', publish_via_partition_root = true);
         COMMENT ON PUBLICATION repl_ml IS 'what the repl_ml group replicates; managed by repl_ml.add_table and remove_table';
     END
@@ -1329,7 +1412,7 @@ CREATE FUNCTION repl_ml.publication_fault() RETURNS text
                 WHEN NOT p.pubinsert OR NOT p.pubupdate THEN 'leaves out changes'
                 WHEN p.pubdelete OR p.pubtruncate OR NOT p.pubviaroot OR p.puballtables THEN 'does not publish what the nodes read'
                 WHEN f.filtered THEN 'leaves out rows or columns'
-                WHEN f.catalogs < 6 THEN 'lacks tables of repl_ml' END
+                WHEN f.catalogs < 7 THEN 'lacks tables of repl_ml' END
       FROM (SELECT) one LEFT JOIN pg_catalog.pg_publication p ON p.pubname = 'repl_ml',
            LATERAL (SELECT pg_catalog.bool_or(r.prqual IS NOT NULL OR r.prattrs IS NOT NULL) AS filtered,
                            pg_catalog.count(*) FILTER (WHERE c.relnamespace = 'repl_ml'::pg_catalog.regnamespace) AS catalogs
@@ -1374,6 +1457,7 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
         DELETE FROM repl_ml.eviction;
         DELETE FROM repl_ml.key_shape;
         DELETE FROM repl_ml.conflict_policy;
+        DELETE FROM repl_ml.invitation;
         DELETE FROM repl_ml.collection;
         DELETE FROM repl_ml.table_sync;
         DELETE FROM repl_ml.table_failure;
@@ -1431,7 +1515,7 @@ CREATE FUNCTION repl_ml.join_group(node_name name, dsn text, join_dsn text, copy
     END
     $$;
 COMMENT ON FUNCTION repl_ml.join_group(name, text, text, boolean, boolean, interval) IS
-    'makes this database a node of the group that join_dsn leads to: schema and rows are copied from that member. dsn is how the others reach this database. Returns the node id. Superusers only. Errors: 08001 unreachable, 42710 name in use, 55000 wrong state or setting, 57014 timeout';
+    'makes this database a node of the group that join_dsn leads to: schema and rows are copied from that member. The role in join_dsn is a member of repl_ml_admin there (or a superuser), or the node is invited with repl_ml.invite_node. dsn is how the others reach this database. Returns the node id. Superusers only. Errors: 42501 not let in, 08001 unreachable, 42710 name in use, 55000 wrong state or setting, 57014 timeout';
 
 -- The part of joining that must commit on its own: done by a background worker
 CREATE FUNCTION repl_ml.start_joining(node_name name, dsn text, join_dsn text, copy_data boolean, timeout interval) RETURNS integer
@@ -1546,6 +1630,7 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         DELETE FROM repl_ml.eviction;
         DELETE FROM repl_ml.key_shape;
         DELETE FROM repl_ml.conflict_policy;
+        DELETE FROM repl_ml.invitation;
         DELETE FROM repl_ml.collection;
         DELETE FROM repl_ml.table_sync;
         DELETE FROM repl_ml.table_failure;
@@ -2612,7 +2697,7 @@ DO $$
 DECLARE
     t regclass;
 BEGIN
-    FOREACH t IN ARRAY '{repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.collection, repl_ml.conflict_policy}'::regclass[] LOOP
+    FOREACH t IN ARRAY '{repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.collection, repl_ml.conflict_policy, repl_ml.invitation}'::regclass[] LOOP
         EXECUTE pg_catalog.format('CREATE TRIGGER zz_repl_ml_update BEFORE UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION repl_ml.stamp_update()', t);
         EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER zz_repl_ml_update', t);
     END LOOP;
@@ -2661,10 +2746,10 @@ GRANT SELECT ON repl_ml.conflicts TO PUBLIC;
 GRANT pg_monitor TO repl_ml_admin;
 GRANT SELECT ON repl_ml.parked_changes TO repl_ml_admin;
 GRANT EXECUTE ON FUNCTION repl_ml.pause_apply(name), repl_ml.resume_apply(name), repl_ml.retry_parked(bigint), repl_ml.discard_parked(bigint),
-    repl_ml.reset_write_stats() TO repl_ml_admin;
+    repl_ml.reset_write_stats(), repl_ml.invite_node(name, interval), repl_ml.admit_node(name, text) TO repl_ml_admin;
 
 -- Replicating: what a peer asks and copies; the stream itself needs the role attribute
-GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.concurrent_version, repl_ml.transaction_record, repl_ml.record_floor TO repl_ml_replication;
+GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.invitation, repl_ml.concurrent_version, repl_ml.transaction_record, repl_ml.record_floor TO repl_ml_replication;
 GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.applied_lsn(integer), repl_ml.final_lsn(integer), repl_ml.transaction_facts(uuid, integer, xid8),
-    repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz),
+    repl_ml.admit_node(name, text), repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text),
     repl_ml.forget_node(uuid, integer, timestamptz), repl_ml.cannot_create(jsonb) TO repl_ml_replication;

@@ -87,6 +87,7 @@ repl_ml_sync_catalogs(ReplMlApply *apply)
 	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "member");
 	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "replicated_table");
 	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "conflict_policy");
+	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "invitation");
 	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "collection");
 	repl_ml_shmem_wake_supervisor(MyDatabaseId);
 }
@@ -580,10 +581,10 @@ read_copy(void *out, int min, int max)
  * while it may still go on.
  */
 static bool
-peer_final_lsn(ReplMlApply *apply, const char *node_id, XLogRecPtr *lsn)
+peer_final_lsn(ReplMlApply *apply, int node_id, XLogRecPtr *lsn)
 {
 	static const Oid types[1] = {PG_LSNOID};
-	ReplMlResult *result = repl_ml_stream_query(apply->conn, psprintf("SELECT repl_ml.final_lsn(%s)", node_id), 1, types);
+	ReplMlResult *result = repl_ml_stream_query(apply->conn, psprintf("SELECT repl_ml.final_lsn(%d)", node_id), 1, types);
 	bool		known = false;
 
 	if (repl_ml_stream_next(result))
@@ -599,14 +600,14 @@ peer_final_lsn(ReplMlApply *apply, const char *node_id, XLogRecPtr *lsn)
 
 /* Notes that the peer's part of a dropped node is known; orders a copy if it has more. */
 static void
-settle_dropped(ReplMlApply *apply, const char *node_id, XLogRecPtr theirs)
+settle_dropped(ReplMlApply *apply, int node_id, XLogRecPtr theirs)
 {
 	repl_ml_begin();
 	SPI_execute(psprintf("SELECT repl_ml.order_copies(%d) FROM repl_ml.dropped_node d"
-						 " WHERE d.node_id OPERATOR(pg_catalog.=) %s AND d.applied_lsn OPERATOR(pg_catalog.<) '%X/%X'::pg_catalog.pg_lsn",
+						 " WHERE d.node_id OPERATOR(pg_catalog.=) %d AND d.applied_lsn OPERATOR(pg_catalog.<) '%X/%X'::pg_catalog.pg_lsn",
 						 apply->peer->node_id, node_id, LSN_FORMAT_ARGS(theirs)), false, 0);
 	SPI_execute(psprintf("UPDATE repl_ml.dropped_node SET compared = compared OPERATOR(pg_catalog.||) %d"
-						 " WHERE node_id OPERATOR(pg_catalog.=) %s", apply->peer->node_id, node_id), false, 0);
+						 " WHERE node_id OPERATOR(pg_catalog.=) %d", apply->peer->node_id, node_id), false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(apply->message_context);
 }
@@ -627,7 +628,7 @@ repl_ml_sync_dropped(ReplMlApply *apply)
 	{
 		MemoryContext old = MemoryContextSwitchTo(apply->message_context);
 
-		nodes = lappend(nodes, pstrdup(repl_ml_spi_text(i, 0)));
+		nodes = lappend_int(nodes, pg_strtoint32(repl_ml_spi_text(i, 0)));
 		MemoryContextSwitchTo(old);
 	}
 	repl_ml_commit();
@@ -636,8 +637,8 @@ repl_ml_sync_dropped(ReplMlApply *apply)
 	{
 		XLogRecPtr	theirs;
 
-		if (peer_final_lsn(apply, lfirst(lc), &theirs))
-			settle_dropped(apply, lfirst(lc), theirs);
+		if (peer_final_lsn(apply, lfirst_int(lc), &theirs))
+			settle_dropped(apply, lfirst_int(lc), theirs);
 	}
 }
 

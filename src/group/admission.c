@@ -169,7 +169,7 @@ check_readable(WalReceiverConn *donor)
 	if (row != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("role \"%s\" of join_dsn may not read table %s there", row->fields[1], row->fields[0]),
+				 errmsg("role \"%s\", with which members connect to the donor, may not read table %s there", row->fields[1], row->fields[0]),
 				 errdetail("The definitions of all its tables are copied with pg_dump."),
 				 errhint("On that server run GRANT pg_read_all_data TO %s.", quote_identifier(row->fields[1]))));
 }

@@ -23,47 +23,70 @@
 #include "storage/proc.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
+#include "utils/uuid.h"
 
 #include "compat.h"
 #include "group/group.h"
 #include "group/query.h"
 #include "group/session.h"
 #include "row/row.h"
+#include "wire/ask.h"
 #include "wire/stream.h"
 
 #define MAX_ID_TRIES	100
+#define ANSWER_MS		30000	/* how long a member may take to answer */
+#define FORGET_MS		120000	/* ... to forget us */
+#define INVITATION_MS	5000	/* ... and to hear from the donor that we are
+								 * invited */
+#define POLL_MS			100
+
+/* The columns of repl_ml.member, in the order of Member.row. */
+enum
+{
+	MEMBER_NODE_ID,
+	MEMBER_NODE_NAME,
+	MEMBER_DSN,
+	MEMBER_HOST,
+	MEMBER_PORT,
+	MEMBER_DBNAME,
+	MEMBER_SYSTEM_IDENTIFIER,
+	MEMBER_JOINED_AT,
+	MEMBER_STATE,
+	MEMBER_CLOCK,
+	MEMBER_COLUMNS
+};
 
 /* The group as the donor describes it, and what we register with it. */
 typedef struct Candidate
 {
-	char	   *group_id;
+	char	   *group_id;		/* as a uuid's text form */
 	char	   *group_name;
-	char	   *donor_state;
 	int			donor;
 	int			node_id;
-	char	   *registration;	/* arguments of register_node behind the id */
-	char	   *joined_at;		/* the last of them: tells us from another one
-								 * with the id */
+	char	   *own[MEMBER_COLUMNS];	/* our row; joined_at tells us from
+										 * another one with the id */
+	char	   *secret;			/* shows the members that we are who was
+								 * invited */
 	List	   *members;		/* of Member, in order of node id */
 } Candidate;
 
 typedef struct Member
 {
 	int			node_id;
-	char	   *dsn;
-	char	   *state;
-	char	   *row;			/* as VALUES of repl_ml.member */
+	char	   *row[MEMBER_COLUMNS];	/* as text */
 	bool		asked;			/* to register us: perhaps it has */
 } Member;
 
 static void file_request(FunctionCallInfo fcinfo);
 static void await_answer(TimestampTz deadline, BackgroundWorkerHandle *handle);
 static void join(ReplMlJoinRequest *request);
+static char *be_admitted(ReplMlJoinRequest *request, Candidate *candidate);
 static void ask_donor(ReplMlJoinRequest *request, WalReceiverConn *donor, Candidate *candidate);
 static void load_members(WalReceiverConn *donor, Candidate *candidate);
 static void describe_self(ReplMlJoinRequest *request, Candidate *candidate);
@@ -308,8 +331,9 @@ repl_ml_join_main(Datum arg)
 static void
 join(ReplMlJoinRequest *request)
 {
-	WalReceiverConn *donor = repl_ml_stream_connect(request->join_dsn, "join");
 	Candidate	candidate = {0};
+	char	   *dsn = be_admitted(request, &candidate);
+	WalReceiverConn *donor = repl_ml_stream_connect(dsn, "join");
 
 	ask_donor(request, donor, &candidate);
 	load_members(donor, &candidate);
@@ -359,21 +383,21 @@ required_field(ReplMlResult *result, int column)
 	return value;
 }
 
-/* Is the donor a member that can take us in? */
-static void
-ask_donor(ReplMlJoinRequest *request, WalReceiverConn *donor, Candidate *candidate)
+/* When whoever is asked now has to have answered. */
+static TimestampTz
+deadline(int milliseconds)
 {
-	static const Oid types[6] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID};
-	static const Oid one[1] = {TEXTOID};
-	ReplMlResult *result = repl_ml_stream_query(donor, "SELECT pg_catalog.max(extversion) FROM pg_catalog.pg_extension WHERE extname OPERATOR(pg_catalog.=) 'repl_ml'", 1, one);
-	char	   *version = NULL;
+	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), milliseconds);
+}
 
-	if (repl_ml_stream_next(result))
-	{
-		slot_getallattrs(result->slot);
-		version = field(result, 0);
-	}
-	repl_ml_stream_free(result);
+/* Does join_dsn lead to a database of the group, with this version of ours? */
+static void
+check_version(ReplMlJoinRequest *request)
+{
+	char	   *version = repl_ml_ask_one(request->join_dsn,
+										  "SELECT pg_catalog.max(extversion) FROM pg_catalog.pg_extension WHERE extname OPERATOR(pg_catalog.=) 'repl_ml'",
+										  0, NULL, deadline(ANSWER_MS));
+
 	if (version == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -384,6 +408,43 @@ ask_donor(ReplMlJoinRequest *request, WalReceiverConn *donor, Candidate *candida
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the group runs repl_ml %s, this database %s", version, REPL_ML_VERSION),
 				 errhint("Run ALTER EXTENSION repl_ml UPDATE where the version is older.")));
+}
+
+/*
+ * Asks the donor to let us in: that takes a right of join_dsn's role, or an
+ * invitation.  Returns how members reach the donor; from here on we talk to it
+ * as they do.
+ */
+static char *
+be_admitted(ReplMlJoinRequest *request, Candidate *candidate)
+{
+	const char *params[2];
+	char	   *dsn;
+	pg_uuid_t	secret;
+
+	check_version(request);
+	if (!pg_strong_random(secret.data, UUID_LEN))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate random values")));
+	candidate->secret = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&secret)));
+	params[0] = NameStr(request->node_name);
+	params[1] = candidate->secret;
+	dsn = repl_ml_ask_one(request->join_dsn, "SELECT repl_ml.admit_node($1, $2)", 2, params, deadline(ANSWER_MS));
+	if (dsn == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the database join_dsn leads to is not a member of a repl_ml group"),
+				 errhint("Run SELECT repl_ml.create_group(...) there first.")));
+	return dsn;
+}
+
+/* Is the donor a member that can take us in? */
+static void
+ask_donor(ReplMlJoinRequest *request, WalReceiverConn *donor, Candidate *candidate)
+{
+	static const Oid types[6] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID};
+	ReplMlResult *result;
 
 	result = repl_ml_stream_query(donor, "SELECT group_id::pg_catalog.text, group_name::pg_catalog.text, node_id::pg_catalog.text, node_name::pg_catalog.text, state, fenced FROM repl_ml.local_info()", 6, types);
 	if (!repl_ml_stream_next(result))
@@ -396,7 +457,9 @@ ask_donor(ReplMlJoinRequest *request, WalReceiverConn *donor, Candidate *candida
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the database join_dsn leads to is not a member of a repl_ml group"),
 				 errhint("Run SELECT repl_ml.create_group(...) there first.")));
-	candidate->group_id = required_field(result, 0);
+	/* only what is a uuid */
+	candidate->group_id = DatumGetCString(DirectFunctionCall1(uuid_out,
+															  DirectFunctionCall1(uuid_in, CStringGetDatum(required_field(result, 0)))));
 	candidate->group_name = required_field(result, 1);
 	candidate->donor = atoi(required_field(result, 2));
 	if (strcmp(required_field(result, 4), "ready") != 0 || DatumGetBool(result->slot->tts_values[5]))
@@ -408,24 +471,24 @@ ask_donor(ReplMlJoinRequest *request, WalReceiverConn *donor, Candidate *candida
 	repl_ml_stream_free(result);
 }
 
+/* The donor's list of members.  What it says is used as values only. */
 static void
 load_members(WalReceiverConn *donor, Candidate *candidate)
 {
-	static const Oid types[4] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+	static const Oid types[MEMBER_COLUMNS] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
 	ReplMlResult *result = repl_ml_stream_query(donor,
-												"SELECT node_id::pg_catalog.text, dsn, state, pg_catalog.format('(%s, %L, %L, %L, %L::int, %L, %s, %L, %L, %L)',"
-												" node_id, node_name, dsn, host, port, dbname, system_identifier, state, joined_at, __repl_clock)"
-												" FROM repl_ml.member ORDER BY node_id", 4, types);
+												"SELECT node_id::pg_catalog.text, node_name::pg_catalog.text, dsn, host, port::pg_catalog.text, dbname,"
+												" system_identifier::pg_catalog.text, joined_at::pg_catalog.text, state, __repl_clock::pg_catalog.text"
+												" FROM repl_ml.member ORDER BY node_id", MEMBER_COLUMNS, types);
 
 	while (repl_ml_stream_next(result))
 	{
 		Member	   *member = palloc0(sizeof(Member));
 
 		slot_getallattrs(result->slot);
-		member->node_id = atoi(required_field(result, 0));
-		member->dsn = required_field(result, 1);
-		member->state = required_field(result, 2);
-		member->row = required_field(result, 3);
+		for (int i = 0; i < MEMBER_COLUMNS; i++)
+			member->row[i] = i == MEMBER_HOST || i == MEMBER_PORT || i == MEMBER_DBNAME ? field(result, i) : required_field(result, i);
+		member->node_id = pg_strtoint32(member->row[MEMBER_NODE_ID]);
 		candidate->members = lappend(candidate->members, member);
 		candidate->node_id = Max(candidate->node_id, member->node_id);
 	}
@@ -440,7 +503,7 @@ live_members(Candidate *candidate)
 
 	foreach(lc, candidate->members)
 	{
-		if (strcmp(((Member *) lfirst(lc))->state, "dropped") != 0)
+		if (strcmp(((Member *) lfirst(lc))->row[MEMBER_STATE], "dropped") != 0)
 			count++;
 	}
 	return count;
@@ -450,16 +513,26 @@ live_members(Candidate *candidate)
 static void
 describe_self(ReplMlJoinRequest *request, Candidate *candidate)
 {
-	Oid			types[2] = {TEXTOID, TEXTOID};
-	Datum		values[2] = {CStringGetTextDatum(NameStr(request->node_name)), CStringGetTextDatum(request->dsn)};
+	Oid			types[1] = {INT4OID};
+	Oid			texts[1] = {TEXTOID};
+	Datum		members[1] = {Int32GetDatum(live_members(candidate) + 1)};
+	Datum		dsn[1] = {CStringGetTextDatum(request->dsn)};
+	static const int columns[] = {MEMBER_HOST, MEMBER_PORT, MEMBER_DBNAME, MEMBER_SYSTEM_IDENTIFIER, MEMBER_JOINED_AT};
 
+	candidate->own[MEMBER_NODE_NAME] = pstrdup(NameStr(request->node_name));
+	candidate->own[MEMBER_DSN] = pstrdup(request->dsn);
+	candidate->own[MEMBER_STATE] = "joining";
+	candidate->own[MEMBER_CLOCK] = "{}";
 	repl_ml_begin();
-	SPI_execute(psprintf("SELECT repl_ml.require_setup(%d)", live_members(candidate) + 1), true, 0);
-	SPI_execute_with_args("SELECT pg_catalog.format('%L, %L, %L, %L::int, %L, %s, %L', $1, $2, p.host, p.port, p.dbname, p.system_identifier, pg_catalog.now()),"
-						  " pg_catalog.quote_literal(pg_catalog.now())"
-						  " FROM repl_ml.probe($2) p", 2, types, values, NULL, false, 1);
-	candidate->registration = MemoryContextStrdup(TopMemoryContext, repl_ml_spi_text(0, 0));
-	candidate->joined_at = MemoryContextStrdup(TopMemoryContext, repl_ml_spi_text(0, 1));
+	SPI_execute_with_args("SELECT repl_ml.require_setup($1)", 1, types, members, NULL, true, 0);
+	SPI_execute_with_args("SELECT p.host, p.port, p.dbname, p.system_identifier, pg_catalog.now() FROM repl_ml.probe($1) p",
+						  1, texts, dsn, NULL, false, 1);
+	for (int i = 0; i < lengthof(columns); i++)
+	{
+		char	   *value = repl_ml_spi_text(0, i);
+
+		candidate->own[columns[i]] = value == NULL ? NULL : MemoryContextStrdup(TopMemoryContext, value);
+	}
 	repl_ml_commit();
 	MemoryContextSwitchTo(TopMemoryContext);
 }
@@ -481,40 +554,38 @@ agree_on_id(Candidate *candidate)
 			 errmsg("no node id is free in group \"%s\"", candidate->group_name)));
 }
 
-/* Registers with one member; false if the id is taken there. */
+/*
+ * Registers with one member; false if the id is taken there.  That we are
+ * invited it hears from the donor, which may take a moment; one that does not
+ * hear it counts as down, and learns of us from the others.
+ */
 static bool
 register_with(Candidate *candidate, Member *member)
 {
-	static const Oid types[1] = {BOOLOID};
-	WalReceiverConn *conn = repl_ml_stream_connect(member->dsn, "join");
-	volatile bool taken = false;
+	TimestampTz start = GetCurrentTimestamp();
+	const char *params[] = {candidate->group_id, psprintf("%d", candidate->node_id), candidate->own[MEMBER_NODE_NAME],
+		candidate->own[MEMBER_DSN], candidate->own[MEMBER_HOST], candidate->own[MEMBER_PORT], candidate->own[MEMBER_DBNAME],
+	candidate->own[MEMBER_SYSTEM_IDENTIFIER], candidate->own[MEMBER_JOINED_AT], candidate->secret};
+	char	   *answer;
 
-	PG_TRY();
+	for (;;)
 	{
-		ReplMlResult *result;
-
-		/*
-		 * a refusal comes here: the next statement holds our connection
-		 * string
-		 */
-		repl_ml_stream_command(conn, "SELECT version FROM repl_ml.local_info()");
 		member->asked = true;
-		result = repl_ml_stream_query(conn, psprintf("SELECT repl_ml.register_node('%s', %d, %s)", candidate->group_id,
-													 candidate->node_id, candidate->registration), 1, types);
-		if (!repl_ml_stream_next(result))
+		answer = repl_ml_ask_one(member->row[MEMBER_DSN], "SELECT repl_ml.register_node($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+								 lengthof(params), params, deadline(ANSWER_MS));
+		if (answer != NULL)
+			return strcmp(answer, "t") == 0;
+		if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(), INVITATION_MS))
 			ereport(ERROR,
-				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("the peer returned no row for repl_ml.register_node()")));
-		slot_getallattrs(result->slot);
-		taken = !DatumGetBool(result->slot->tts_values[0]);
-		repl_ml_stream_free(result);
+					(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
+					 errmsg("node \"%s\" has not heard that node \"%s\" is invited",
+							member->row[MEMBER_NODE_NAME], candidate->own[MEMBER_NODE_NAME]),
+					 errhint("See SELECT * FROM repl_ml.stat_apply there.")));
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, POLL_MS,
+						 wait_event_compat("ReplMlJoinInvitation"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
 	}
-	PG_FINALLY();
-	{
-		repl_ml_stream_disconnect(conn);
-	}
-	PG_END_TRY();
-	return !taken;
 }
 
 /*
@@ -535,7 +606,7 @@ register_everywhere(Candidate *candidate)
 		volatile bool taken = false;
 		MemoryContext context = CurrentMemoryContext;
 
-		if (strcmp(member->state, "dropped") == 0)
+		if (strcmp(member->row[MEMBER_STATE], "dropped") == 0)
 			continue;
 		members++;
 		PG_TRY();
@@ -576,15 +647,14 @@ unregister(Candidate *candidate)
 	foreach(lc, candidate->members)
 	{
 		Member	   *member = lfirst(lc);
-		WalReceiverConn *volatile conn = NULL;
+		const char *params[] = {candidate->group_id, psprintf("%d", candidate->node_id), candidate->own[MEMBER_JOINED_AT]};
 
 		if (!member->asked)
 			continue;
 		PG_TRY();
 		{
-			conn = repl_ml_stream_connect(member->dsn, "join");
-			repl_ml_stream_command(conn, psprintf("SELECT repl_ml.forget_node('%s', %d, %s)",
-												  candidate->group_id, candidate->node_id, candidate->joined_at));
+			(void) repl_ml_ask_one(member->row[MEMBER_DSN], "SELECT repl_ml.forget_node($1, $2, $3)",
+								   lengthof(params), params, deadline(FORGET_MS));
 		}
 		PG_CATCH();
 		{
@@ -592,9 +662,28 @@ unregister(Candidate *candidate)
 			FlushErrorState();
 		}
 		PG_END_TRY();
-		repl_ml_stream_disconnect(conn);
 		member->asked = false;
 	}
+}
+
+/* Writes one row of our list of members. */
+static void
+insert_member(char *const *row)
+{
+	Oid			types[MEMBER_COLUMNS];
+	Datum		values[MEMBER_COLUMNS];
+	char		nulls[MEMBER_COLUMNS];
+
+	for (int i = 0; i < MEMBER_COLUMNS; i++)
+	{
+		types[i] = TEXTOID;
+		nulls[i] = row[i] == NULL ? 'n' : ' ';
+		values[i] = row[i] == NULL ? (Datum) 0 : CStringGetTextDatum(row[i]);
+	}
+	SPI_execute_with_args("INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname, system_identifier, joined_at, state, __repl_clock)"
+						  " VALUES ($1::pg_catalog.int4, $2::pg_catalog.name, $3, $4, $5::pg_catalog.int4, $6, $7::pg_catalog.int8,"
+						  " $8::pg_catalog.timestamptz, $9, $10::repl_ml.vclock)",
+						  MEMBER_COLUMNS, types, values, nulls, false, 0);
 }
 
 /* From here on this database is a member, and its workers do the rest. */
@@ -616,11 +705,10 @@ become_member(ReplMlJoinRequest *request, Candidate *candidate)
 	SPI_execute("DELETE FROM repl_ml.member", false, 0);
 	SPI_execute("DELETE FROM repl_ml.replicated_table", false, 0);
 	foreach(lc, candidate->members)
-		SPI_execute(psprintf("INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname, system_identifier, state, joined_at, __repl_clock) VALUES %s",
-							 ((Member *) lfirst(lc))->row), false, 0);
+		insert_member(((Member *) lfirst(lc))->row);
 	SPI_execute_with_args("SELECT repl_ml.become_member($1::pg_catalog.name, $2::pg_catalog.uuid, $3, $4::pg_catalog.name, $5, $6, $7)",
 						  7, types, values, NULL, false, 0);
-	SPI_execute(psprintf("INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname, system_identifier, joined_at, state, __repl_clock)"
-						 " VALUES (%d, %s, 'joining', '{}')", candidate->node_id, candidate->registration), false, 0);
+	candidate->own[MEMBER_NODE_ID] = psprintf("%d", candidate->node_id);
+	insert_member(candidate->own);
 	repl_ml_commit();
 }

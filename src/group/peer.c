@@ -18,7 +18,10 @@
 #include "compat.h"
 #include "group/group.h"
 #include "group/query.h"
+#include "wire/ask.h"
 #include "wire/stream.h"
+
+#define ANSWER_MS	30000	/* how long a server may take to answer */
 
 /*
  * The name of the origin that tracks a peer in a database, and, with the
@@ -119,6 +122,18 @@ repl_ml_probe(PG_FUNCTION_ARGS)
 	}
 	PG_END_TRY();
 	PG_RETURN_DATUM(HeapTupleGetDatum(tuple));
+}
+
+/* repl_ml.may_invite(dsn): would join_group be let in with it? */
+PG_FUNCTION_INFO_V1(repl_ml_may_invite);
+Datum
+repl_ml_may_invite(PG_FUNCTION_ARGS)
+{
+	char	   *answer = repl_ml_ask_one(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+										 "SELECT pg_catalog.pg_has_role(oid, 'USAGE') FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) 'repl_ml_admin'",
+										 0, NULL, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ANSWER_MS));
+
+	PG_RETURN_BOOL(answer != NULL && strcmp(answer, "t") == 0);
 }
 
 /*

@@ -15,7 +15,9 @@
 #include <unistd.h>
 
 #include "access/xact.h"
+#include "catalog/catalog.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_namespace.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "lib/stringinfo.h"
@@ -24,6 +26,7 @@
 #include "parser/parser.h"
 #include "port.h"
 #include "storage/latch.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/resowner.h"
@@ -157,31 +160,60 @@ load_partitions(WalReceiverConn *conn, const char *table, List **schemas)
 	return names;
 }
 
-/* Creates the schemas that are not here, under their owners on the peer. */
+/* The role here that has the name of a schema's owner on the peer; InvalidOid where the peer has no such schema. */
+static Oid
+schema_owner(WalReceiverConn *conn, const char *schema)
+{
+	static const Oid types[1] = {TEXTOID};
+	ReplMlResult *result = repl_ml_stream_query(conn, psprintf("SELECT pg_catalog.pg_get_userbyid(nspowner)::pg_catalog.text"
+															   " FROM pg_catalog.pg_namespace WHERE nspname OPERATOR(pg_catalog.=) %s",
+															   quote_literal_cstr(schema)), 1, types);
+	char	   *name = NULL;
+	Oid			owner = InvalidOid;
+
+	if (repl_ml_stream_next(result))
+	{
+		slot_getallattrs(result->slot);
+		name = TextDatumGetCString(result->slot->tts_values[0]);
+	}
+	repl_ml_stream_free(result);
+	if (name == NULL)
+		return InvalidOid;
+	owner = get_role_oid(name, true);
+	if (!OidIsValid(owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("role \"%s\" does not exist on this server", name),
+				 errdetail("Schema \"%s\" of the group belongs to it.", schema),
+				 errhint("Run CREATE ROLE %s.", quote_identifier(name))));
+	return owner;
+}
+
+/*
+ * Creates the schemas that are not here, under their owners on the peer; not
+ * by a statement, which what the peer says could become a part of.
+ */
 static void
 create_schemas(WalReceiverConn *conn, List *schemas)
 {
-	static const Oid types[1] = {TEXTOID};
 	ListCell   *lc;
 
 	foreach(lc, schemas)
 	{
 		char	   *name = strVal(lfirst(lc));
-		ReplMlResult *result;
+		Oid			owner;
 
 		repl_ml_begin();
 		if (!OidIsValid(get_namespace_oid(name, true)))
 		{
-			result = repl_ml_stream_query(conn, psprintf("SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(nspowner))"
-														 " FROM pg_catalog.pg_namespace WHERE nspname OPERATOR(pg_catalog.=) %s",
-														 quote_literal_cstr(name)), 1, types);
-			if (repl_ml_stream_next(result))
-			{
-				slot_getallattrs(result->slot);
-				SPI_execute(psprintf("CREATE SCHEMA %s AUTHORIZATION %s", quote_identifier(name),
-									 TextDatumGetCString(result->slot->tts_values[0])), false, 0);
-			}
-			repl_ml_stream_free(result);
+			if (IsReservedName(name))
+				ereport(ERROR,
+						(errcode(ERRCODE_RESERVED_NAME),
+						 errmsg("unacceptable schema name \"%s\"", name),
+						 errdetail("The prefix \"pg_\" is reserved for system schemas.")));
+			owner = schema_owner(conn, name);
+			if (OidIsValid(owner))
+				(void) NamespaceCreate(name, owner, false);
 		}
 		repl_ml_commit();
 	}

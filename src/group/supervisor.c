@@ -414,6 +414,9 @@ finish_join(uint16 self)
 	if (done)
 	{
 		SPI_execute("UPDATE repl_ml.local_node SET state = 'ready'", false, 0);
+		/* an invitation is for one node */
+		SPI_execute("UPDATE repl_ml.invitation i SET valid_until = pg_catalog.now() FROM repl_ml.local_node l"
+					" WHERE i.node_name OPERATOR(pg_catalog.=) l.node_name AND i.valid_until OPERATOR(pg_catalog.>) pg_catalog.now()", false, 0);
 		SPI_execute(psprintf("UPDATE repl_ml.member SET state = 'ready' WHERE node_id OPERATOR(pg_catalog.=) %d AND state OPERATOR(pg_catalog.=) 'joining'", self), false, 0);
 	}
 	repl_ml_commit();

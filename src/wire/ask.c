@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "libpq-fe.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/fd.h"
@@ -39,15 +40,72 @@ typedef struct Question
 	Phase		phase;
 	int			events;			/* of its socket, to wait for */
 	const char *query;
+	int			nparams;
+	const char *const *params;	/* as text, NULL for null */
 	char	  **answer;			/* NULL until there is one */
+	bool		answered;		/* perhaps by a null, or no row */
+	char	   *error;			/* of the server, or of connecting */
+	char	   *sqlstate;		/* NULL: not the server's */
 } Question;
 
 static void begin(Question *question, const char *dsn);
 static void end(Question *question);
 static void advance(Question *question);
 static void receive(Question *question);
+static bool send_query(Question *question);
+static void note_error(Question *question, const PGresult *result);
 static bool advance_some(Question *questions, int count, TimestampTz deadline);
 static void silence(void *arg, const char *message);
+
+/* Raises what has become of a question that has no answer as our error. */
+static void
+raise_failure(const Question *question)
+{
+	if (question->sqlstate != NULL)
+	{
+		char	   *code = question->sqlstate;
+
+		ereport(ERROR,
+				(errcode(MAKE_SQLSTATE(code[0], code[1], code[2], code[3], code[4])),
+				 errmsg("the peer reported: %s", question->error),
+				 strcmp(code, "42501") == 0 && strstr(question->error, "\nHINT: ") == NULL ?
+				 errhint("On that server run GRANT repl_ml_replication TO the role of the connection string; if it is to let nodes into the group, GRANT repl_ml_admin.") : 0));
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
+			 errmsg("could not connect to the peer"),
+			 errdetail_internal("%s", question->error != NULL ? question->error : "It does not answer in time."),
+			 errhint("Check the connection string, pg_hba.conf on that server, and that the role has LOGIN and REPLICATION.")));
+}
+
+/*
+ * Asks one server, with parameters, over an ordinary connection, which takes
+ * no right to replicate.  The value of the first row and column, NULL for null
+ * or none; 08001 if it cannot be reached or does not answer until the deadline,
+ * else the server's error.  Neither statement nor error holds the parameters.
+ */
+char *
+repl_ml_ask_one(const char *dsn, const char *query, int nparams, const char *const *params, TimestampTz deadline)
+{
+	char	   *conninfo = repl_ml_stream_conninfo(dsn, "question", NULL);
+	char	   *answer = NULL;
+	Question	question = {.query = query,.nparams = nparams,.params = params,.answer = &answer};
+
+	PG_TRY();
+	{
+		begin(&question, conninfo);
+		while (advance_some(&question, 1, deadline))
+			;
+		if (!question.answered)
+			raise_failure(&question);
+	}
+	PG_FINALLY();
+	{
+		end(&question);
+	}
+	PG_END_TRY();
+	return answer;
+}
 
 /*
  * Sends each of the servers the query, which has one row and column, and waits
@@ -83,8 +141,8 @@ repl_ml_ask(int count, char *const *dsns, const char *query, TimestampTz deadlin
 static void
 begin(Question *question, const char *dsn)
 {
-	const char *const keywords[] = {"dbname", "application_name", NULL};
-	const char *const values[] = {dsn, APPLICATION_NAME, NULL};
+	const char *const keywords[] = {"dbname", "application_name", "client_encoding", NULL};
+	const char *const values[] = {dsn, APPLICATION_NAME, GetDatabaseEncodingName(), NULL};
 
 	question->phase = OVER;
 	if (!AcquireExternalFD())
@@ -96,7 +154,10 @@ begin(Question *question, const char *dsn)
 		return;
 	}
 	if (PQstatus(question->conn) == CONNECTION_BAD)
+	{
+		note_error(question, NULL);
 		return;
+	}
 	PQsetNoticeProcessor(question->conn, silence, NULL);
 	question->phase = CONNECTING;
 	question->events = WL_SOCKET_WRITEABLE;
@@ -128,10 +189,10 @@ advance(Question *question)
 				question->events = WL_SOCKET_WRITEABLE;
 				return;
 			case PGRES_POLLING_OK:
-				question->phase = PQsetnonblocking(question->conn, 1) == 0 &&
-					PQsendQuery(question->conn, question->query) ? SENDING : OVER;
+				question->phase = PQsetnonblocking(question->conn, 1) == 0 && send_query(question) ? SENDING : OVER;
 				break;
 			default:
+				note_error(question, NULL);
 				question->phase = OVER;
 		}
 	}
@@ -146,12 +207,32 @@ advance(Question *question)
 		receive(question);
 }
 
+/* A query without parameters may be several, of which the last one answers. */
+static bool
+send_query(Question *question)
+{
+	if (question->params == NULL)
+		return PQsendQuery(question->conn, question->query);
+	return PQsendQueryParams(question->conn, question->query, question->nparams, NULL, question->params, NULL, NULL, 0);
+}
+
+/* Keeps the server's error, or without one the connection's. */
+static void
+note_error(Question *question, const PGresult *result)
+{
+	char	   *code = result == NULL ? NULL : PQresultErrorField(result, PG_DIAG_SQLSTATE);
+
+	question->error = pchomp(result == NULL ? PQerrorMessage(question->conn) : PQresultErrorMessage(result));
+	question->sqlstate = code == NULL || strlen(code) != 5 ? NULL : pstrdup(code);
+}
+
 /* Takes what has come; the value of the query's last result is the answer. */
 static void
 receive(Question *question)
 {
 	if (!PQconsumeInput(question->conn))
 	{
+		note_error(question, NULL);
 		question->phase = OVER;
 		return;
 	}
@@ -164,6 +245,10 @@ receive(Question *question)
 			question->phase = OVER;
 			return;
 		}
+		if (PQresultStatus(result) == PGRES_TUPLES_OK)
+			question->answered = true;
+		else if (PQresultStatus(result) != PGRES_COMMAND_OK)
+			note_error(question, result);
 		if (PQresultStatus(result) == PGRES_TUPLES_OK && PQntuples(result) == 1 && !PQgetisnull(result, 0, 0))
 			*question->answer = MemoryContextStrdup(CurrentMemoryContext, PQgetvalue(result, 0, 0));
 		PQclear(result);

@@ -9,5 +9,6 @@
 #include "utils/timestamp.h"
 
 extern void repl_ml_ask(int count, char *const *dsns, const char *query, TimestampTz deadline, char **answers);
+extern char *repl_ml_ask_one(const char *dsn, const char *query, int nparams, const char *const *params, TimestampTz deadline);
 
 #endif							/* REPL_ML_ASK_H */

@@ -19,7 +19,7 @@ sub allow_password
 	my $hba = $node->data_dir . '/pg_hba.conf';
 	my $rest = slurp_file($hba);
 
-	sql($node, "SET log_min_error_statement = panic; CREATE ROLE repl LOGIN REPLICATION PASSWORD '$canary' IN ROLE repl_ml_replication");
+	sql($node, "SET log_min_error_statement = panic; CREATE ROLE repl LOGIN REPLICATION PASSWORD '$canary' IN ROLE repl_ml_replication, repl_ml_admin");
 	unlink $hba;
 	append_to_file($hba, "local all repl scram-sha-256\n$rest");
 	$node->reload;
@@ -109,7 +109,7 @@ foreach my $node ($n1, $n2)
 
 # privileges of the connection strings' roles
 sql($n1, 'REVOKE pg_read_all_data FROM repl');
-join_fails('tables not readable', [ 'n2', $d2, $d1 ], '42501', 'role "repl" of join_dsn may not read table public.other', 'GRANT pg_read_all_data TO repl');
+join_fails('tables not readable', [ 'n2', $d2, $d1 ], '42501', 'role "repl", with which members connect to the donor, may not read table public.other', 'GRANT pg_read_all_data TO repl');
 sql($n1, 'GRANT pg_read_all_data TO repl; REVOKE repl_ml_replication FROM repl');
 join_fails('not a replication role', [ 'n2', $d2, $d1 ], '42501', 'permission denied', 'GRANT repl_ml_replication');
 sql($n1, 'GRANT repl_ml_replication TO repl; ALTER ROLE repl NOREPLICATION');
@@ -132,7 +132,7 @@ psql_fails($n2, q(SET statement_timeout = '1s'; ) . join_sql('n2', $d2, $d1), '5
 psql_fails($n2, join_sql('n2', $d2, $d1, q(timeout => '1s')), '57014', 'could not join the group in time', 'longer timeout');
 is(sql($n1, q(SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%c4nary%' AND pid <> pg_backend_pid())), '0', 'the waiting statement is not shown');
 sql($n1, q(ROLLBACK PREPARED 'hold'));
-poll_until($n1, q(SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'repl_ml join'));
+poll_until($n1, q(SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name IN ('repl_ml join', 'repl_ml question')));
 poll_until($n2, q(SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'repl_ml join'));
 join_fails('after interruptions', 'SELECT repl_ml.wait_for_node($$n2$$)', '42704', 'node "n2" does not exist', 'repl_ml.nodes');
 

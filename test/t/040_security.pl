@@ -47,6 +47,7 @@ RESET ROLE;
 SELECT repl_ml.add_table('private.secrets');
 SELECT repl_ml.add_table('mallory.t');
 SQL
+sql($n1, "SELECT repl_ml.invite_node('n2')");
 sql($n2, "SELECT repl_ml.join_group('n2', '" . role_dsn($n2) =~ s/'/''/gr . "', '" . role_dsn($n1) =~ s/'/''/gr . "')");
 is(sql($n2, 'SELECT id, v, m FROM private.secrets ORDER BY id'), "1|one|sad\n2|two|happy", 'rows were copied over an unprivileged connection');
 is(sql($n2, "SELECT string_agg(DISTINCT tableowner, ' ') FROM pg_tables WHERE schemaname IN ('private', 'mallory')"), 'mallory marvin', 'owners too');

@@ -1,4 +1,4 @@
-# The role README.md gives to the nodes is enough to join and to stream, without being a superuser;
+# The role README.md gives to the nodes is enough for an invited node to join and to stream, without being a superuser;
 # rows it may not see are an error, never left out silently; and it may do nothing else.
 use strict;
 use warnings;
@@ -33,6 +33,7 @@ INSERT INTO ml.private SELECT i, 'secret ' || i FROM generate_series(1, 5) i;
 SQL
 is(sql($n1, "SELECT relation, status FROM repl_ml.add_all_tables('{ml}')"), "ml.model|added\nml.private|added", 'two tables');
 
+sql($n1, "SELECT repl_ml.invite_node('n2')");
 sql($n2, "SELECT repl_ml.join_group('n2', " . peer_dsn($n2) . ', ' . peer_dsn($n1) . ', wait => false)');
 poll_until($n2, "SELECT error_sqlstate, error_message ~ 'row-level security' FROM repl_ml.stat_apply", '42501|t');
 is(sql($n2, 'SELECT count(*) FROM ml.private'), '0', 'nothing of the hidden table is copied');

@@ -1,0 +1,73 @@
+# Becoming a member takes a right that a person has given, and what a donor says of itself is never run.
+use strict;
+use warnings;
+
+use Membership;
+use ReplMl;
+use Test::More;
+
+my @nodes = map { new_node("n$_", 'log_statement = none') } 1 .. 4;
+my ($n1, $n2, $n3, $n4) = @nodes;
+foreach my $node (@nodes)
+{
+	sql($node, 'CREATE EXTENSION repl_ml; CREATE ROLE replicator LOGIN REPLICATION IN ROLE repl_ml_replication, pg_read_all_data;'
+		  . ' CREATE ROLE operator LOGIN IN ROLE repl_ml_admin; CREATE ROLE nobody LOGIN');
+}
+
+sub as { my ($node, $role) = @_; return dsn($node) . " user=$role"; }
+sub join_as { my ($node, $member, $role) = @_; return call('join_group', $node->name, as($node, 'replicator'), as($member, $role)); }
+sub members { my ($node) = @_; return sql($node, q(SELECT string_agg(node_name, ' ' ORDER BY node_id) FROM repl_ml.nodes WHERE state <> 'dropped')); }
+
+sql($n1, call('create_group', 'g', 'n1', as($n1, 'replicator')));
+sql($n1, "CREATE TABLE item (id int PRIMARY KEY); SELECT repl_ml.add_table('item')");
+
+# the replication role's connection string alone
+psql_fails($n2, join_as($n2, $n1, 'replicator'), '42501', 'role "replicator" may not add node "n2"', 'invite_node');
+psql_fails($n2, join_as($n2, $n1, 'nobody'), '42501', 'permission denied', 'repl_ml_admin');
+is(members($n1), 'n1', 'n1 has no other member');
+is_clean($n2, 'nothing left on n2');
+is($n1->safe_psql('postgres', "SELECT repl_ml.register_node(group_id, 2, 'n2', 'host=evil', '', 1, '', 1, now(), 'guess') IS NULL FROM repl_ml.local_info()", extra_params => [ '-U', 'replicator' ]),
+	't', 'nor does it register a node by itself');
+is(members($n1), 'n1', 'and has not');
+is(sql($n2, 'SELECT check_name, status FROM repl_ml.check_setup(' . literal(as($n1, 'replicator')) . ") WHERE check_name IN ('peer', 'joining') ORDER BY 1"),
+	"joining|warning\npeer|ok", 'check_setup says what the role may');
+is(sql($n2, 'SELECT status FROM repl_ml.check_setup(' . literal(dsn($n1)) . ") WHERE check_name = 'joining'"), 'ok', 'and of a superuser');
+
+# an invitation is for one name, for a time, and for one node
+psql_fails($n1, 'SET ROLE replicator; ' . call('invite_node', 'n2'), '42501', 'permission denied');
+psql_fails($n1, call('invite_node', 'n1'), '42710', 'already in use', 'drop_node');
+psql_fails($n1, "SELECT repl_ml.invite_node('n2', '0')", '22023', 'must be positive', '1 day');
+sql($n1, "SET ROLE operator; SELECT repl_ml.invite_node('other'); SELECT repl_ml.invite_node('n2', '1 us')");
+poll_until($n1, "SELECT valid_until < clock_timestamp() FROM repl_ml.invitation WHERE node_name = 'n2'");
+psql_fails($n2, join_as($n2, $n1, 'replicator'), '42501', 'may not add node "n2"', 'invite_node');
+sql($n1, "SET ROLE operator; SELECT repl_ml.invite_node('n2')");
+is(sql($n2, join_as($n2, $n1, 'replicator')), '2', 'an invited node joins');
+poll_until($_, "SELECT count(*) = 2 FROM repl_ml.nodes WHERE state = 'ready'") foreach $n1, $n2;
+poll_until($n1, "SELECT valid_until < clock_timestamp() FROM repl_ml.invitation WHERE node_name = 'n2'");
+
+# a role that may let nodes in, and cannot replicate; each member hears of it
+is(sql($n3, join_as($n3, $n2, 'operator')), '3', 'join_dsn of a member of repl_ml_admin');
+poll_until($_, "SELECT count(*) = 3 FROM repl_ml.nodes WHERE state = 'ready'") foreach $n1, $n2, $n3;
+is(members($n1), 'n1 n2 n3', 'all are members');
+sql($n3, 'INSERT INTO item VALUES (1)');
+wait_converged([ $n1, $n2, $n3 ], 'item');
+is(sql($n1, q(SELECT string_agg(DISTINCT usename, ' ') FROM pg_stat_replication)), 'replicator', 'nodes talk as the replication role');
+psql_fails($n4, join_as($n4, $n3, 'replicator'), '42501', 'may not add node "n4"', 'invite_node');
+
+# a donor that says of itself what would be SQL where it is pasted
+sql($n1, <<'SQL');
+BEGIN;
+SET LOCAL repl_ml.guard_off = on;
+ALTER TABLE repl_ml.member RENAME TO real_member;
+CREATE VIEW repl_ml.member AS SELECT node_id, node_name, dsn, host, port, dbname,
+  system_identifier::text || $$, 'ready', now(), '{}'); CREATE ROLE evil SUPERUSER; --$$ AS system_identifier, state, joined_at, __repl_clock FROM repl_ml.real_member;
+GRANT SELECT ON repl_ml.member TO PUBLIC;
+CREATE OR REPLACE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name name, dsn text, host text, port integer, dbname text,
+  system_identifier bigint, joined_at timestamptz, secret text DEFAULT NULL) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+COMMIT;
+SQL
+psql_fails($n4, join_as($n4, $n1, 'operator'), '\w+', 'invalid input syntax for type bigint');
+is(sql($n4, q(SELECT count(*) FROM pg_roles WHERE rolname = 'evil')), '0', 'no role was made');
+is_clean($n4, 'nothing left on n4');
+
+done_testing();
