@@ -86,6 +86,7 @@ OBJS = \
 	src/group/supervisor.o \
 	src/group/join.o \
 	src/group/admission.o \
+	src/group/definitions.o \
 	src/group/schema.o \
 	src/group/stats.o
 

@@ -1070,6 +1070,45 @@ CREATE FUNCTION repl_ml.order_copies(from_node integer) RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.order_copies(integer) IS 'marks all tables, tombstones first, to be copied from a node';
 
+-- Expressions are trees of calls; a rule or a query in one may do anything
+CREATE FUNCTION repl_ml.code_of_others(relation regclass) RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    WITH privileged AS MATERIALIZED (
+        SELECT r.oid FROM pg_catalog.pg_roles r
+         WHERE r.rolsuper OR r.rolcreaterole OR r.rolreplication OR pg_catalog.pg_has_role(r.oid, 'pg_execute_server_program', 'MEMBER')
+            OR pg_catalog.pg_has_role(r.oid, 'pg_write_server_files', 'MEMBER') OR pg_catalog.pg_has_role(r.oid, 'pg_read_server_files', 'MEMBER')),
+    expression (tree) AS (
+        SELECT d.adbin::text FROM pg_catalog.pg_attrdef d WHERE d.adrelid = relation
+        UNION ALL SELECT k.conbin::text FROM pg_catalog.pg_constraint k WHERE k.conrelid = relation
+        UNION ALL SELECT pg_catalog.concat(i.indexprs::text, i.indpred::text) FROM pg_catalog.pg_index i WHERE i.indrelid = relation
+        UNION ALL SELECT g.tgqual::text FROM pg_catalog.pg_trigger g WHERE g.tgrelid = relation
+        UNION ALL SELECT pg_catalog.concat(o.polqual::text, o.polwithcheck::text) FROM pg_catalog.pg_policy o WHERE o.polrelid = relation
+        UNION ALL SELECT p.partexprs::text FROM pg_catalog.pg_partitioned_table p WHERE p.partrelid = relation
+        UNION ALL SELECT s.stxexprs::text FROM pg_catalog.pg_statistic_ext s WHERE s.stxrelid = relation),
+    called (function) AS (
+        SELECT m[1]::oid FROM expression e, pg_catalog.regexp_matches(e.tree, ':(?:funcid|opfuncid|aggfnoid|winfnoid) (\d+)', 'g') m
+        UNION SELECT g.tgfoid FROM pg_catalog.pg_trigger g WHERE g.tgrelid = relation AND NOT g.tgisinternal),
+    code (what) AS (
+        SELECT pg_catalog.format('the function %s', f.oid::regprocedure) FROM called c JOIN pg_catalog.pg_proc f ON f.oid = c.function
+         WHERE NOT CASE WHEN f.pronamespace = 'repl_ml'::regnamespace THEN true
+                        -- built in, and nothing but a value; or what defaults are made of
+                        WHEN f.pronamespace = 'pg_catalog'::regnamespace THEN f.provolatile = 'i' OR f.provolatile = 's' AND f.proname !~ '_to_xml'
+                             OR f.proname IN ('nextval', 'clock_timestamp', 'timeofday', 'random', 'gen_random_uuid', 'uuidv4', 'uuidv7')
+                             OR f.prorettype = 'pg_catalog.trigger'::regtype
+                        -- runs as its owner whoever calls it
+                        WHEN f.prosecdef AND f.proowner NOT IN (SELECT r.oid FROM privileged r) THEN true
+                        -- of somebody who might run it anyway, and not a tool of an extension, which does as its arguments say
+                        ELSE f.proowner IN (SELECT r.oid FROM privileged r WHERE pg_catalog.pg_has_role(r.oid, (SELECT t.relowner FROM pg_catalog.pg_class t WHERE t.oid = relation), 'USAGE'))
+                             AND (f.provolatile = 'i' OR NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                                                                      WHERE d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = f.oid AND d.deptype = 'e')) END
+        UNION ALL SELECT pg_catalog.format('the rule %I', r.rulename) FROM pg_catalog.pg_rewrite r WHERE r.ev_class = relation)
+    SELECT pg_catalog.min(c.what) FROM code c
+     WHERE (SELECT t.relowner FROM pg_catalog.pg_class t WHERE t.oid = relation) IN (SELECT r.oid FROM privileged r)
+    $$;
+COMMENT ON FUNCTION repl_ml.code_of_others(regclass) IS
+    'of a table whose owner is a superuser, or as good as one: what it would run with his rights that is neither built in and harmless nor written by somebody with these rights; null if there is nothing, and for other owners';
+
 -- Looks into the heap: a query over a table runs what its owner has written, be it only when it is planned
 CREATE FUNCTION repl_ml.lock_table(relation regclass) RETURNS boolean
     AS 'MODULE_PATHNAME', 'repl_ml_lock_table' LANGUAGE C VOLATILE STRICT;

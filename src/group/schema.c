@@ -33,6 +33,7 @@
 #include "utils/wait_event.h"
 
 #include "compat.h"
+#include "group/definitions.h"
 #include "group/group.h"
 #include "group/query.h"
 #include "wire/stream.h"
@@ -47,7 +48,7 @@ typedef struct Dump
 	int			err;
 } Dump;
 
-static void copy_tables(WalReceiverConn *conn, const char *dsn, List *schemas, List *tables);
+static void copy_tables(WalReceiverConn *conn, const char *dsn, List *schemas, List *tables, bool joining);
 static List *existing_tables(WalReceiverConn *conn, List *tables);
 static List *load_partitions(WalReceiverConn *conn, const char *table, List **schemas);
 static void create_schemas(WalReceiverConn *conn, List *schemas);
@@ -55,7 +56,7 @@ static char *dump_schema(const char *dsn, List *tables);
 static char **build_arguments(const char *conninfo, List *tables);
 static void start(Dump *dump, char **arguments, const char *password);
 static char *read_script(Dump *dump);
-static void run_script(char *script);
+static void run_script(char *script, List *only);
 static void run_statement(const char *sql, NodeTag kind);
 
 /*
@@ -65,24 +66,32 @@ static void run_statement(const char *sql, NodeTag kind);
 void
 repl_ml_schema_copy_all(const char *dsn)
 {
-	run_script(dump_schema(dsn, NIL));
+	run_script(dump_schema(dsn, NIL), NIL);
 }
 
 /*
  * Creates the tables (quoted, qualified names; of these schemas) from the
  * definitions on the server "dsn" leads to: just the tables, their partitions
  * and the schemas of both, in one transaction.  What the peer does not have is
- * left out.
+ * left out.  A member runs nothing else that the peer may have put into them; a
+ * joining node trusts its donor.
  */
 void
 repl_ml_schema_copy(const char *dsn, List *schemas, List *tables)
 {
+	MemoryContext context = CurrentMemoryContext;
 	WalReceiverConn *conn;
+	bool		joining;
+
+	repl_ml_begin();
+	joining = repl_ml_identity_require()->joining;
+	repl_ml_commit();
+	MemoryContextSwitchTo(context);
 
 	conn = repl_ml_stream_connect(dsn, "schema");
 	PG_TRY();
 	{
-		copy_tables(conn, dsn, schemas, tables);
+		copy_tables(conn, dsn, schemas, tables, joining);
 	}
 	PG_FINALLY();
 	{
@@ -92,9 +101,10 @@ repl_ml_schema_copy(const char *dsn, List *schemas, List *tables)
 }
 
 static void
-copy_tables(WalReceiverConn *conn, const char *dsn, List *schemas, List *tables)
+copy_tables(WalReceiverConn *conn, const char *dsn, List *schemas, List *tables, bool joining)
 {
-	List	   *partitions = NIL;
+	List	   *names = NIL;
+	List	   *only = NIL;
 	char	   *script;
 	ListCell   *lc;
 
@@ -102,10 +112,13 @@ copy_tables(WalReceiverConn *conn, const char *dsn, List *schemas, List *tables)
 	if (tables == NIL)
 		return;
 	foreach(lc, tables)
-		partitions = list_concat(partitions, load_partitions(conn, lfirst(lc), &schemas));
-	script = dump_schema(dsn, list_concat(partitions, tables));
+		names = list_concat(names, load_partitions(conn, lfirst(lc), &schemas));
+	names = list_concat(names, tables);
+	script = dump_schema(dsn, names);
 	create_schemas(conn, schemas);
-	run_script(script);
+	foreach(lc, names)
+		only = lappend(only, makeString(lfirst(lc)));
+	run_script(script, joining ? NIL : only);
 }
 
 /* Those of the names that mean a table on the peer: it may be behind with the group's list itself. */
@@ -391,9 +404,11 @@ blank_psql_commands(char *script)
 /*
  * Runs the script as one transaction, statement by statement, so that an error
  * names the one it is about and not the whole script; its settings end with it.
+ * With "only" it may define nothing but these tables (strings: quoted,
+ * qualified names).
  */
 static void
-run_script(char *script)
+run_script(char *script, List *only)
 {
 	int			level;
 	ListCell   *lc;
@@ -405,6 +420,8 @@ run_script(char *script)
 	(void) set_config_option("repl_ml.guard_off", "on", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	(void) set_config_option("client_min_messages", "error", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	(void) set_config_option("standard_conforming_strings", "on", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	if (only != NIL)
+		repl_ml_definitions_check(script, only);
 	foreach(lc, raw_parser(script, RAW_PARSE_DEFAULT))
 	{
 		RawStmt    *statement = lfirst_node(RawStmt, lc);
@@ -419,6 +436,7 @@ run_script(char *script)
 	 * lock_timeout
 	 */
 	AtEOXact_GUC(false, level);
+	repl_ml_definitions_check_code(only);
 	repl_ml_commit();
 }
 
