@@ -1797,13 +1797,17 @@ CREATE FUNCTION repl_ml.cannot_create(tables jsonb) RETURNS text
         answer jsonb := '[]';
     BEGIN
         PERFORM repl_ml.require_member();
-        FOR t IN SELECT x.* FROM pg_catalog.jsonb_to_recordset(tables) x ("table" text, needs jsonb) LOOP
+        FOR t IN SELECT x.* FROM pg_catalog.jsonb_to_recordset(tables) x ("table" text, needs jsonb, code text) LOOP
             here := pg_catalog.to_regclass(t."table");
             IF here IS NOT NULL THEN
                 FOR o IN SELECT * FROM repl_ml.enrol_obstacle(here) LIMIT 1 LOOP
                     answer := answer || pg_catalog.jsonb_build_object('table', t."table", 'message', o.message, 'hint', o.hint);
                 END LOOP;
                 CONTINUE;
+            END IF;
+            IF t.code IS NOT NULL THEN
+                answer := answer || pg_catalog.jsonb_build_object('table', t."table", 'message', pg_catalog.format('table %s would run %s with a superuser''s rights', t."table", t.code),
+                    'hint', 'Create the table there yourself, or give it to a role that is no superuser.');
             END IF;
             FOR need IN SELECT x.* FROM pg_catalog.jsonb_to_recordset(t.needs) x (type text, names text[], arguments text[], identity text) LOOP
                 BEGIN
@@ -1833,7 +1837,7 @@ CREATE FUNCTION repl_ml.peer_obstacles(relations regclass[], OUT relation regcla
         IF names IS NULL OR relations = '{}' THEN
             RETURN;
         END IF;
-        SELECT pg_catalog.format('SELECT repl_ml.cannot_create(%L)', pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('table', r::text, 'needs', repl_ml.table_needs(r, relations)))::text)
+        SELECT pg_catalog.format('SELECT repl_ml.cannot_create(%L)', pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('table', r::text, 'needs', repl_ml.table_needs(r, relations), 'code', repl_ml.code_of_others(r)))::text)
           INTO question FROM pg_catalog.unnest(relations) r;
         RETURN QUERY
         SELECT DISTINCT ON (x."table") x."table"::regclass,

@@ -54,6 +54,30 @@ wait_converged([ $n1, $n2, $n3 ], 'item');
 is(sql($n1, q(SELECT string_agg(DISTINCT usename, ' ') FROM pg_stat_replication)), 'replicator', 'nodes talk as the replication role');
 psql_fails($n4, join_as($n4, $n3, 'replicator'), '42501', 'may not add node "n4"', 'invite_node');
 
+# what else a member of repl_ml_admin may do, all of it without being a superuser; and nothing more
+sql($_, 'CREATE TABLE odd (id int PRIMARY KEY, v text CHECK (v <> ' . literal($_->name) . '))') foreach $n1, $n2, $n3;
+sql($n1, "SELECT repl_ml.add_table('odd')");
+poll_until($_, "SELECT count(*) = 2 FROM repl_ml.tables WHERE state = 'replicated' AND pending_copies = 0") foreach $n1, $n2, $n3;
+sql($n1, "INSERT INTO odd VALUES (1, 'n2'), (2, 'n2'), (3, 'x')");
+poll_until($n2, 'SELECT count(*) = 2 FROM repl_ml.parked_changes');
+sub operator_does { my ($sql) = @_; return $n2->safe_psql('postgres', $sql, extra_params => [ '-U', 'operator' ]); }
+is(operator_does("SELECT repl_ml.pause_apply('n1')") . sql($n2, "SELECT state FROM repl_ml.stat_apply WHERE node_name = 'n1'"), 'paused', 'pause_apply');
+is(operator_does("SELECT repl_ml.resume_apply('n1')"), '', 'resume_apply');
+is(operator_does('SELECT count(*) FROM repl_ml.parked_changes'), '2', 'parked_changes');
+psql_fails($n2, 'SET ROLE operator; SELECT repl_ml.retry_parked(min(id)) FROM repl_ml.parked_changes', '23514', 'violates check constraint "odd_v_check"');
+is(operator_does('SELECT count(*) FROM (SELECT repl_ml.discard_parked(id) FROM repl_ml.parked_changes OFFSET 0) x') . sql($n2, 'SELECT count(*) FROM repl_ml.parked_changes'), '20', 'discard_parked');
+is(operator_does('SELECT repl_ml.reset_write_stats()'), '', 'reset_write_stats');
+is(operator_does("SELECT repl_ml.invite_node('later')"), '', 'invite_node');
+is(operator_does("SELECT count(*) > 0 FROM repl_ml.check_setup()"), 't', 'check_setup');
+is(operator_does("SELECT count(*) > 0 FROM repl_ml.health"), 't', 'and the views');
+foreach my $call (q(create_group('h', 'n', '')), q(join_group('n', '', '')), q(leave_group()), q(drop_node('n3')), q(add_table('odd')), q(add_all_tables()), q(remove_table('odd')),
+	q(set_resolver('odd', 'last_write')), q(set_column_merge('odd', 'v', 'max')), q(check_resolver('odd')), q(set_table_consistency('odd', 'all')),
+	q(run_on_peer('', '')), q(probe('')), q(query_as_owner('odd', 'SELECT 1')), q(adopt('odd')))
+{
+	psql_fails($n2, "SET ROLE operator; SELECT repl_ml.$call", '42501', 'permission denied');
+}
+psql_fails($n2, 'SET ROLE operator; TABLE repl_ml.member', '42501', 'permission denied');
+
 # a donor that says of itself what would be SQL where it is pasted
 sql($n1, <<'SQL');
 BEGIN;

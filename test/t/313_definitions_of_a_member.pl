@@ -33,7 +33,9 @@ sub refused
 {
 	my ($table, $definition, $why) = @_;
 
-	sql($n2, "$definition; SELECT repl_ml.add_table('app.$table'); INSERT INTO app.$table (id) VALUES (0)");
+	# by hand: add_table asks n1 beforehand
+	sql($n2, "$definition; SELECT repl_ml.enrol('app.$table'); INSERT INTO repl_ml.replicated_table (schema_name, table_name, state, enrolled_by)"
+		  . " VALUES ('app', '$table', 'enrolled', 2) ON CONFLICT (schema_name, table_name) DO UPDATE SET state = 'enrolled'; INSERT INTO app.$table (id) VALUES (0)");
 	poll_until($n1, "SELECT count(*) = 1 FROM repl_ml.tables WHERE table_name = '$table'");
 	ok($n1->poll_query_until('postgres', "SELECT coalesce(bool_or(error_message ~ " . literal($why) . ' AND error_hint IS NOT NULL), false) FROM repl_ml.stat_apply'),
 		"$table: the error says why, and what to do")
@@ -73,7 +75,9 @@ is(sql($n1, 'SELECT v, low, mood FROM app.all_of_it'), 'a|a|good', 'a superuser\
 is(sql($n1, 'SELECT what FROM app.log'), 'INSERT', 'and a trigger that calls a superuser\'s function');
 is(sql($n1, 'SELECT count(*) FROM pg_policy'), '1', 'with all that hangs on it');
 
-# not what would run other code as a superuser
+# not what would run other code as a superuser: add_table says so, and whoever goes around it is refused
+sql($n2, 'CREATE TABLE app.asked (id int PRIMARY KEY, CHECK (id <> 1 OR lo_create(424242) IS NOT NULL))');
+psql_fails($n2, "SELECT repl_ml.add_table('app.asked')", '55000', 'on node "n1": table app.asked would run the function lo_create\(oid\)', 'no superuser');
 refused('by_builtin', 'CREATE TABLE app.by_builtin (id int PRIMARY KEY, CHECK (id <> 1 OR lo_create(424242) IS NOT NULL))', 'would run the function lo_create');
 refused('by_query', q(CREATE TABLE app.by_query (id int PRIMARY KEY, CHECK (query_to_xml('SELECT 1', true, true, '') IS NOT NULL))), 'would run the function query_to_xml');
 refused('by_user', 'CREATE TABLE app.by_user (id int PRIMARY KEY, v text, CHECK (app.hers(v)))', 'would run the function app.hers');
