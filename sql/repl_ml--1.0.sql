@@ -605,6 +605,10 @@ CREATE FUNCTION repl_ml.stop_workers() RETURNS void
     AS 'MODULE_PATHNAME', 'repl_ml_stop_workers' LANGUAGE C VOLATILE STRICT;
 COMMENT ON FUNCTION repl_ml.stop_workers() IS 'stops the apply workers of this database until the transaction ends';
 
+CREATE FUNCTION repl_ml.give_up_waits() RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_give_up_waits' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.give_up_waits() IS 'ends the waits of this database''s commits, which become errors 40003; later ones are refused until a supervisor runs';
+
 -- Wakes the launcher and the supervisor
 CREATE FUNCTION repl_ml.wake_workers() RETURNS void
     AS 'MODULE_PATHNAME', 'repl_ml_wake_workers' LANGUAGE C VOLATILE STRICT;
@@ -1637,7 +1641,12 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
                 PERFORM pg_catalog.pg_sleep(0.05);
                 PERFORM pg_catalog.pg_stat_clear_snapshot();
             END LOOP;
-            FOR peer IN SELECT * FROM repl_ml.member m WHERE m.node_id <> self.node_id AND m.state <> 'dropped' ORDER BY m.node_id LOOP
+            -- with force whoever does not answer within seconds is not told
+            IF force THEN
+                PERFORM repl_ml.ask_members(ARRAY(SELECT m.dsn FROM repl_ml.member m WHERE m.node_id <> self.node_id AND m.state <> 'dropped'),
+                    pg_catalog.format('SELECT repl_ml.forget_node(%L, %s)', self.group_id, self.node_id));
+            END IF;
+            FOR peer IN SELECT * FROM repl_ml.member m WHERE NOT force AND m.node_id <> self.node_id AND m.state <> 'dropped' ORDER BY m.node_id LOOP
                 peers := peers + 1;
                 BEGIN
                     PERFORM repl_ml.run_on_peer(peer.dsn, pg_catalog.format('SELECT repl_ml.forget_node(%L, %s)', self.group_id, self.node_id));
@@ -1654,6 +1663,10 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         END IF;
 
         PERFORM repl_ml.stop_workers();
+        IF force THEN
+            -- they hold locks of the tables, and may wait for a peer that does not answer
+            PERFORM repl_ml.give_up_waits();
+        END IF;
         DELETE FROM repl_ml.local_node;
         FOR r IN SELECT c.oid::regclass AS relation FROM repl_ml.replicated_table t
                    JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema_name

@@ -21,10 +21,12 @@
 #include "postgres.h"
 
 #include "access/xlog.h"
+#include "fmgr.h"
 #include "miscadmin.h"
 #include "replication/syncrep.h"
 #include "replication/walsender.h"
 #include "replication/walsender_private.h"
+#include "storage/latch.h"
 #include "storage/proc.h"
 #include "storage/spin.h"
 #include "utils/timestamp.h"
@@ -34,6 +36,7 @@
 #include "group/unacknowledged.h"
 
 #define IN_USE_US		UINT64CONST(60000000)
+#define AGAIN_MS		5
 #define WOKEN_AT_ONCE	64		/* so many latches are set after the lock is
 								 * given back */
 
@@ -411,18 +414,10 @@ wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all)
 	return for_all < position && somebody_is_coming(level);
 }
 
-/*
- * In the launcher, now and then: lets everybody go who waits in core's queues
- * without having announced a commit.  origin/commit.c sees to it that commits
- * of level one do not wait; but who commits a prepared transaction without SQL,
- * as the apply worker of a core subscription does, passes by it, and nobody
- * else would ever wake him.
- */
-void
-repl_ml_quorum_dismiss_strangers(void)
+/* Lets everybody go who waits in core's queues and has announced a commit in this database, or none at all. */
+static void
+dismiss(Oid database)
 {
-	if (!repl_ml_quorum_owns_waits())
-		return;
 	LWLockAcquire(SyncRepLock, LW_EXCLUSIVE);
 	for (int mode = 0; mode < NUM_SYNC_REP_WAIT_MODE; mode++)
 	{
@@ -431,13 +426,64 @@ repl_ml_quorum_dismiss_strangers(void)
 		for (PGPROC *proc = sync_rep_next_compat(mode, NULL); proc != NULL; proc = next)
 		{
 			next = sync_rep_next_compat(mode, proc);
-			if (OidIsValid(repl_ml_quorum->waiters[proc_number_compat(proc)].database))
+			if (repl_ml_quorum->waiters[proc_number_compat(proc)].database != database)
 				continue;
 			leave_queue(proc);
 			SetLatch(&proc->procLatch);
 		}
 	}
 	LWLockRelease(SyncRepLock);
+}
+
+/*
+ * In the launcher, now and then: ends the waits of those who have not announced
+ * a commit.  origin/commit.c sees to it that commits of level one do not wait;
+ * but who commits a prepared transaction without SQL, as the apply worker of a
+ * core subscription does, passes by it, and nobody else would ever wake him.
+ */
+void
+repl_ml_quorum_dismiss_strangers(void)
+{
+	if (repl_ml_quorum_owns_waits())
+		dismiss(InvalidOid);
+}
+
+/*
+ * In a backend that makes this database leave its group, whatever is not
+ * acknowledged: no commit waits any more when this returns, and none begins to
+ * until a supervisor, which must not run now, says who the members are.
+ */
+static void
+give_up(void)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+	bool		waits = database != NULL;
+
+	while (waits)
+	{
+		LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+		database->members_known = false;
+		waits = has_waiters(database);
+		LWLockRelease(repl_ml_quorum->lock);
+		if (!waits)
+			break;
+		/* one may still be on its way into the queue */
+		dismiss(MyDatabaseId);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, AGAIN_MS,
+						 wait_event_compat("ReplMlGiveUp"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/* repl_ml.give_up_waits(): see give_up. */
+PG_FUNCTION_INFO_V1(repl_ml_give_up_waits);
+Datum
+repl_ml_give_up_waits(PG_FUNCTION_ARGS)
+{
+	repl_ml_shmem_require();
+	give_up();
+	PG_RETURN_VOID();
 }
 
 /*
