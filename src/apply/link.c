@@ -86,6 +86,12 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	origin = MemoryContextStrdup(TopMemoryContext, repl_ml_origin_name(MyDatabaseId, apply->peer->node_id));
 	slot = MemoryContextStrdup(TopMemoryContext, repl_ml_origin_name(info.database, apply->self));
 	id = replorigin_by_name(origin, true);
+	if (id != InvalidRepOriginId && !repl_ml_origin_is_ours(id))
+	{
+		/* a user's, or made by an older version: what is written under it would be sent on */
+		replorigin_drop_by_name(origin, false, true);
+		id = InvalidRepOriginId;
+	}
 	had_origin = id != InvalidRepOriginId;
 	if (had_origin)
 		check_progress(apply, replorigin_get_progress(id, false), info.flush_lsn);
@@ -276,7 +282,7 @@ make_origin(const char *origin, XLogRecPtr from)
 	RepOriginId id = replorigin_by_name(origin, true);
 
 	if (id == InvalidRepOriginId)
-		id = replorigin_create(origin);
+		id = repl_ml_origin_create(origin);
 	else if (replorigin_session_origin != InvalidRepOriginId)
 	{
 		replorigin_session_reset();

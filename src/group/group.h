@@ -54,6 +54,8 @@ extern void repl_ml_admission_check(WalReceiverConn *donor, bool copy_data);
 /* in peer.c */
 extern char *repl_ml_origin_name(Oid database, int peer);
 extern bool repl_ml_origin_parse(const char *name, Oid *database, int *peer);
+extern RepOriginId repl_ml_origin_create(const char *name);
+extern bool repl_ml_origin_is_ours(RepOriginId id);
 extern ReplMlPeer *repl_ml_peer_load(int node_id);
 
 /* in schema.c */

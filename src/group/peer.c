@@ -5,15 +5,23 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_replication_origin.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "replication/origin.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 
 #include "compat.h"
 #include "group/group.h"
@@ -22,6 +30,11 @@
 #include "wire/stream.h"
 
 #define ANSWER_MS	30000	/* how long a server may take to answer */
+
+/* of origins that repl_ml makes; core would get here after 32,767 others */
+#define FIRST_ORIGIN	((RepOriginId) 0x8000)
+
+static bool is_taken(Relation rel, RepOriginId id);
 
 /*
  * The name of the origin that tracks a peer in a database, and, with the
@@ -40,6 +53,59 @@ repl_ml_origin_parse(const char *name, Oid *database, int *peer)
 	int			used = 0;
 
 	return sscanf(name, "repl_ml_%u_%d%n", database, peer, &used) == 2 && name[used] == '\0';
+}
+
+/*
+ * Makes an origin of ours, in the caller's transaction.  Its number is one that
+ * core, which takes the least free one, never gives: so the WAL tells for ever,
+ * whichever origins have been dropped and whose number they had, what our apply
+ * workers wrote and what came by a subscription of core's or a user's origin.
+ */
+RepOriginId
+repl_ml_origin_create(const char *name)
+{
+	Relation	rel = table_open(ReplicationOriginRelationId, ExclusiveLock);
+	RepOriginId id = FIRST_ORIGIN;
+	Datum		values[Natts_pg_replication_origin];
+	bool		nulls[Natts_pg_replication_origin] = {false};
+
+	while (id < DoNotReplicateId && is_taken(rel, id))
+		id++;
+	if (id == DoNotReplicateId)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("could not find a free number for the replication origin \"%s\"", name),
+				 errhint("Remove origins that are not used with pg_replication_origin_drop().")));
+	values[Anum_pg_replication_origin_roident - 1] = ObjectIdGetDatum(id);
+	values[Anum_pg_replication_origin_roname - 1] = CStringGetTextDatum(name);
+	CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values, nulls));
+	table_close(rel, ExclusiveLock);
+	CommandCounterIncrement();
+	return id;
+}
+
+/* Has, or will have if a transaction in progress commits, some origin the number? */
+static bool
+is_taken(Relation rel, RepOriginId id)
+{
+	SnapshotData dirty;
+	ScanKeyData key;
+	SysScanDesc scan;
+	bool		taken;
+
+	InitDirtySnapshot(dirty);
+	ScanKeyInit(&key, Anum_pg_replication_origin_roident, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(id));
+	scan = systable_beginscan(rel, ReplicationOriginIdentIndex, true, &dirty, 1, &key);
+	taken = HeapTupleIsValid(systable_getnext(scan));
+	systable_endscan(scan);
+	return taken;
+}
+
+/* Is it one that repl_ml_origin_create has given, or core's for what is not to be sent on? */
+bool
+repl_ml_origin_is_ours(RepOriginId id)
+{
+	return id >= FIRST_ORIGIN;
 }
 
 /*

@@ -15,7 +15,6 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "fmgr.h"
 /* what differs with these is not used, and spares the headers of Kerberos and OpenSSL */
 #undef ENABLE_GSS
@@ -28,8 +27,6 @@
 #include "replication/output_plugin.h"
 #include "replication/pgoutput.h"
 #include "replication/walsender.h"
-#include "utils/hsearch.h"
-#include "utils/memutils.h"
 
 #include "compat.h"
 #include "group/group.h"
@@ -39,15 +36,6 @@
 #define HELD_BYTES	8192		/* so much is sent at once, also within a transaction */
 
 extern PGDLLEXPORT void _PG_output_plugin_init(OutputPluginCallbacks *cb);
-
-/* what is known of an origin: whether an apply worker of ours writes under it */
-typedef struct KnownOrigin
-{
-	RepOriginId id;				/* hash key */
-	bool		ours;
-} KnownOrigin;
-
-static HTAB *known_origins = NULL;
 
 static LogicalDecodeStartupCB core_startup;
 static LogicalDecodeChangeCB core_change;
@@ -65,7 +53,6 @@ static void send_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLo
 						 const char *prefix, Size size, const char *message);
 static void hold_message(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool last_write);
 static bool filter_by_origin(LogicalDecodingContext *ctx, RepOriginId origin);
-static bool origin_is_ours(RepOriginId origin);
 
 /*
  * The plugin's entry point: pgoutput's callbacks, ours around them.  A server
@@ -168,57 +155,12 @@ send_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr lsn,
 		core_message(ctx, txn, lsn, transactional, prefix, size, message);
 }
 
-/* True: the change is not for peers, because it came from one of them. */
+/*
+ * True: the change is not for peers, because it came from one of them.  What
+ * any other origin brought was written here, as far as they are concerned.
+ */
 static bool
 filter_by_origin(LogicalDecodingContext *ctx, RepOriginId origin)
 {
-	KnownOrigin *known;
-	bool		found;
-
-	if (origin == InvalidRepOriginId)
-		return false;
-	if (origin == DoNotReplicateId)
-		return true;
-	if (known_origins == NULL)
-	{
-		HASHCTL		ctl = {.keysize = sizeof(RepOriginId),.entrysize = sizeof(KnownOrigin)};
-
-		known_origins = hash_create("repl_ml origins", 16, &ctl, HASH_ELEM | HASH_BLOBS);
-	}
-	known = hash_search(known_origins, &origin, HASH_FIND, NULL);
-	if (known == NULL)
-	{
-		bool		ours = origin_is_ours(origin);
-
-		known = hash_search(known_origins, &origin, HASH_ENTER, &found);
-		known->ours = ours;
-	}
-	return known->ours;
-}
-
-/* Looks an origin's name up; called between transactions of the decoding. */
-static bool
-origin_is_ours(RepOriginId origin)
-{
-	bool		own_transaction = !IsTransactionState();
-	MemoryContext context = CurrentMemoryContext;
-	char	   *name;
-	Oid			database;
-	int			peer;
-	bool		ours;
-
-	if (own_transaction)
-		StartTransactionCommand();
-
-	/*
-	 * A dropped origin is taken for a former peer's.  What a core
-	 * subscription wrote that was dropped before we decode it is lost to the
-	 * peers, then.
-	 */
-	ours = !replorigin_by_oid(origin, true, &name) ||
-		repl_ml_origin_parse(name, &database, &peer);
-	if (own_transaction)
-		CommitTransactionCommand();
-	MemoryContextSwitchTo(context);
-	return ours;
+	return repl_ml_origin_is_ours(origin);
 }
