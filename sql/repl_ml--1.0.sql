@@ -618,7 +618,7 @@ COMMENT ON FUNCTION repl_ml.wake_workers() IS 'makes the workers of this databas
 CREATE FUNCTION repl_ml.worker_stats(
     OUT peer integer, OUT pid integer, OUT state text, OUT received_lsn pg_lsn, OUT applied_lsn pg_lsn, OUT peer_lsn pg_lsn,
     OUT applied_commit_time timestamptz, OUT last_message_time timestamptz, OUT start_time timestamptz,
-    OUT transactions bigint, OUT changes bigint, OUT conflicts bigint, OUT parked bigint, OUT retries bigint, OUT errors bigint,
+    OUT transactions bigint, OUT changes bigint, OUT conflicts bigint, OUT equal_updates bigint, OUT equal_inserts bigint, OUT parked bigint, OUT retries bigint, OUT errors bigint,
     OUT copy_relation regclass, OUT copy_rows bigint,
     OUT error_time timestamptz, OUT error_sqlstate text, OUT error_message text, OUT error_hint text)
     RETURNS SETOF record
@@ -2516,14 +2516,14 @@ CREATE VIEW repl_ml.stat_apply AS
            w.copy_relation, w.copy_rows,
            (SELECT pg_catalog.count(*) FROM repl_ml.table_sync y WHERE y.node_id = m.node_id AND y.state = 'pending') AS tables_to_copy,
            pg_catalog.clock_timestamp() - h.sent_at AS heartbeat_age,
-           w.error_time, w.error_sqlstate, w.error_message, w.error_hint
+           w.error_time, w.error_sqlstate, w.error_message, w.error_hint, w.equal_updates, w.equal_inserts
       FROM repl_ml.member m
       JOIN repl_ml.local_node l ON l.node_id <> m.node_id
       LEFT JOIN repl_ml.worker_stats() w ON w.peer = m.node_id
       LEFT JOIN repl_ml.heartbeat h ON h.node_id = m.node_id
      WHERE m.state <> 'dropped';
 COMMENT ON VIEW repl_ml.stat_apply IS
-    'one row a peer: the worker that applies what the peer writes. Counters since server start; error_* is the last error; heartbeat_age is the age of the peer''s newest write that is applied here';
+    'one row a peer: the worker that applies what the peer writes. Counters since server start; error_* is the last error; heartbeat_age is the age of the peer''s newest write that is applied here. equal_updates and equal_inserts are concurrent writes of the peer that left a row just as another node''s did: no conflict, but of two increments one is lost';
 
 CREATE VIEW repl_ml.conflicts WITH (security_barrier) AS
     SELECT c.conflict_id, c.detected_at, c.schema_name, c.table_name, c.key, c.conflict_type, c.resolution,
@@ -2543,9 +2543,10 @@ COMMENT ON VIEW repl_ml.conflicts IS
 
 CREATE VIEW repl_ml.stat_conflicts AS
     SELECT c.schema_name, c.table_name, c.conflict_type, c.resolution, pg_catalog.count(*) AS conflicts,
-           pg_catalog.min(c.detected_at) AS first_detected_at, pg_catalog.max(c.detected_at) AS last_detected_at
+           pg_catalog.min(c.detected_at) AS first_detected_at, pg_catalog.max(c.detected_at) AS last_detected_at,
+           pg_catalog.count(*) FILTER (WHERE c.winner_row = c.loser_row) AS equal
       FROM repl_ml.conflict_history c GROUP BY 1, 2, 3, 4;
-COMMENT ON VIEW repl_ml.stat_conflicts IS 'kept conflicts by table and type';
+COMMENT ON VIEW repl_ml.stat_conflicts IS 'kept conflicts by table and type; equal: those in which both wrote the same (see repl_ml.log_equal_writes)';
 
 CREATE VIEW repl_ml.parked_changes AS
     SELECT p.id, p.parked_at, coalesce(m.node_name, p.origin_node::text::name) AS origin_node, p.origin_xid, p.origin_lsn,

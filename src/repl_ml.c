@@ -26,9 +26,17 @@ PG_MODULE_MAGIC;
 #define MAX_APPLY_DELAY			5000, 200, 600000	/* ms */
 
 int			repl_ml_heartbeat_interval;
+int			repl_ml_log_equal_writes = REPL_ML_LOG_EQUAL_NONE;
 int			repl_ml_max_clock_skew;
 int			repl_ml_conflict_retention;
 int			repl_ml_max_apply_delay;
+
+static const struct config_enum_entry log_equal_options[] = {
+	{"none", REPL_ML_LOG_EQUAL_NONE, false},
+	{"updates", REPL_ML_LOG_EQUAL_UPDATES, false},
+	{"all", REPL_ML_LOG_EQUAL_ALL, false},
+	{NULL, 0, false}
+};
 
 static void
 define_settings(void)
@@ -53,6 +61,17 @@ define_settings(void)
 							NULL,
 							NULL,
 							NULL);
+	DefineCustomEnumVariable("repl_ml.log_equal_writes",
+							 "Which concurrent writes that wrote the same are recorded as conflicts.",
+							 "They are counted in repl_ml.stat_apply in any case.",
+							 &repl_ml_log_equal_writes,
+							 REPL_ML_LOG_EQUAL_NONE,
+							 log_equal_options,
+							 PGC_SIGHUP,
+							 0,
+							 NULL,
+							 NULL,
+							 NULL);
 	DefineCustomIntVariable("repl_ml.max_apply_delay",
 							"Longest time an apply worker waits before it tries again after an error.",
 							NULL,

@@ -17,6 +17,15 @@
 
 /* settings (repl_ml.c owns the definitions) */
 extern int	repl_ml_heartbeat_interval; /* ms */
+/* which equal concurrent writes are recorded as conflicts */
+typedef enum ReplMlLogEqual
+{
+	REPL_ML_LOG_EQUAL_NONE,
+	REPL_ML_LOG_EQUAL_UPDATES,
+	REPL_ML_LOG_EQUAL_ALL
+} ReplMlLogEqual;
+
+extern int	repl_ml_log_equal_writes;
 extern int	repl_ml_max_clock_skew; /* ms */
 extern int	repl_ml_conflict_retention; /* minutes, -1 keeps for ever */
 extern int	repl_ml_max_apply_delay;	/* ms between two tries after an error */

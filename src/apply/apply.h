@@ -71,8 +71,16 @@ typedef struct ReplMlTransaction
 	int64		changes;
 	int64		heartbeats;		/* changes that are just that */
 	int64		conflicts;
+	ReplMlEqualWrites equal;
 	int64		parked;
 } ReplMlTransaction;
+
+/* Writes that did not know each other and wrote the same: no version lost anything by itself, an increment may have. */
+typedef struct ReplMlEqualWrites
+{
+	int64		updates;
+	int64		inserts;
+} ReplMlEqualWrites;
 
 /* What has been applied and is not shown yet. */
 typedef struct ReplMlTally
@@ -80,6 +88,7 @@ typedef struct ReplMlTally
 	int64		transactions;
 	int64		changes;
 	int64		conflicts;
+	ReplMlEqualWrites equal;
 	int64		parked;
 } ReplMlTally;
 
@@ -150,6 +159,8 @@ typedef struct ReplMlSource
 	bool		inserted;		/* the version came as an INSERT */
 	bool		late;			/* it was parked: tombstones may have been
 								 * removed since */
+	ReplMlEqualWrites *equal;	/* counts those that the version meets; NULL:
+								 * they are not counted */
 } ReplMlSource;
 
 /* What a row becomes of its concurrent versions. */
@@ -290,6 +301,8 @@ extern ReplMlConflict *repl_ml_history_describe_told_eviction(ReplMlTarget *targ
 extern char *repl_ml_history_eviction_as_json(const ReplMlConflict *conflict, const char *index);
 extern ReplMlVoid *repl_ml_history_describe_void(ReplMlTable *table, Datum *key, const ReplMlClock *clock);
 extern int	repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *source);
+extern bool repl_ml_history_is_equal(ReplMlTarget *target, const ReplMlResolution *resolution, const ReplMlVersion *loser);
+extern bool repl_ml_history_is_insert(const ReplMlVersion *winner, const ReplMlVersion *loser);
 extern List *repl_ml_history_find_void(ReplMlTable *table, Datum *key, const ReplMlClock *clock,
 									   const ReplMlSource *source);
 extern bool repl_ml_history_is_reused(ReplMlTable *table, Datum *key, const ReplMlSource *source);

@@ -198,6 +198,8 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 	apply->tally.transactions++;
 	apply->tally.changes += transaction->changes;
 	apply->tally.conflicts += transaction->conflicts;
+	apply->tally.equal.updates += transaction->equal.updates;
+	apply->tally.equal.inserts += transaction->equal.inserts;
 	apply->tally.parked += transaction->parked;
 	if (!may_batch(apply))
 		repl_ml_dispatch_finish(apply, false);
@@ -281,6 +283,8 @@ show_tally(ReplMlApply *apply)
 	apply->worker->transactions += apply->tally.transactions;
 	apply->worker->changes += apply->tally.changes;
 	apply->worker->conflicts += apply->tally.conflicts;
+	apply->worker->equal_updates += apply->tally.equal.updates;
+	apply->worker->equal_inserts += apply->tally.equal.inserts;
 	apply->worker->parked += apply->tally.parked;
 	LWLockRelease(repl_ml_shared->lock);
 	memset(&apply->tally, 0, sizeof(apply->tally));
@@ -380,7 +384,8 @@ source_of(ReplMlApply *apply)
 		.xid = apply->transaction.xid,
 		.lsn = apply->transaction.final_lsn,
 		.commit_time = apply->transaction.commit_time,
-		.late = apply->late
+		.late = apply->late,
+		.equal = &apply->transaction.equal
 	};
 
 	return source;

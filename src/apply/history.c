@@ -67,6 +67,7 @@ static void unpark_loser(const ReplMlConflict *conflict);
 static RecordedConflicts *get_entry(uint64 hash, Datum key, const ReplMlSource *source);
 static void remember(const ReplMlConflict *conflict, const ReplMlSource *source);
 static void forget_others(const ReplMlSource *source);
+static bool is_logged(ReplMlTarget *target, const ReplMlResolution *resolution, const ReplMlVersion *loser);
 static const char *conflict_type(const ReplMlVersion *winner, const ReplMlVersion *loser);
 static List *lost_columns(ReplMlTarget *target, const ReplMlResolution *resolution, const ReplMlVersion *loser);
 static void describe_row(ReplMlTarget *target, TupleTableSlot *slot, char **json, Datum *texts);
@@ -74,8 +75,9 @@ static char *row_as_json(ReplMlTarget *target, TupleTableSlot *slot);
 static bool is_valid_jsonb(const char *json);
 
 /*
- * Describes what a version loses by a resolution; NULL if nothing.  Runs with
- * the owner's rights: it calls the output functions of his types.
+ * Describes what a version loses by a resolution; NULL if nothing, unless
+ * repl_ml.log_equal_writes wants it.  Runs with the owner's rights: it calls
+ * the output functions of his types.
  */
 ReplMlConflict *
 repl_ml_history_describe(ReplMlTarget *target, Datum *key, const ReplMlResolution *resolution, const ReplMlVersion *loser)
@@ -87,14 +89,15 @@ repl_ml_history_describe(ReplMlTarget *target, Datum *key, const ReplMlResolutio
 	if (loser->deleted && resolution->deleted)
 		return NULL;
 	if (!loser->deleted && !resolution->deleted &&
-		(lost = lost_columns(target, resolution, loser)) == NIL)
+		(lost = lost_columns(target, resolution, loser)) == NIL &&
+		!is_logged(target, resolution, loser))
 		return NULL;
 	conflict = make_conflict(target, key, resolution->row, winner->clock, loser->row, loser->clock);
 	conflict->type = conflict_type(winner, loser);
 	conflict->resolution = repl_ml_resolve_name(resolution->policy);
 	conflict->result_clock = repl_ml_clock_merge(resolution->clock, resolution->clock);
 	conflict->lost_columns = lost;
-	if (resolution->keeps_both && loser->row != NULL)
+	if (resolution->keeps_both && lost != NIL)
 	{
 		conflict->parked_as = "kept";
 		conflict->parked_sqlstate = ERRCODE_T_R_SERIALIZATION_FAILURE;
@@ -223,6 +226,41 @@ make_conflict(ReplMlTarget *target, Datum *key,
 }
 
 /*
+ * Did the loser write just what the winner wrote, and is that the row?  Not if
+ * columns with a rule of their own made more of it, as a counter does.
+ */
+bool
+repl_ml_history_is_equal(ReplMlTarget *target, const ReplMlResolution *resolution, const ReplMlVersion *loser)
+{
+	return !loser->deleted && !resolution->deleted && loser->eviction == NULL &&
+		!repl_ml_rows_differ(target, resolution->row, loser->row) &&
+		!repl_ml_rows_differ(target, resolution->winner->row, loser->row);
+}
+
+/* Is a loss that took nothing away to be recorded? */
+static bool
+is_logged(ReplMlTarget *target, const ReplMlResolution *resolution, const ReplMlVersion *loser)
+{
+	if (repl_ml_log_equal_writes == REPL_ML_LOG_EQUAL_NONE ||
+		!repl_ml_history_is_equal(target, resolution, loser))
+		return false;
+	return repl_ml_log_equal_writes == REPL_ML_LOG_EQUAL_ALL ||
+		!repl_ml_history_is_insert(resolution->winner, loser);
+}
+
+/* Were both versions, live ones, inserted: without a common past? */
+bool
+repl_ml_history_is_insert(const ReplMlVersion *winner, const ReplMlVersion *loser)
+{
+	for (int i = 0; i < repl_ml_clock_count(winner->clock); i++)
+	{
+		if (repl_ml_clock_counter(loser->clock, repl_ml_clock_entry(winner->clock, i).node) != 0)
+			return false;
+	}
+	return true;
+}
+
+/*
  * The name core has for it.  Two rows without a common past were both
  * inserted; the others are named for what the loser did.
  */
@@ -233,12 +271,7 @@ conflict_type(const ReplMlVersion *winner, const ReplMlVersion *loser)
 		return "delete_origin_differs";
 	if (winner->deleted)
 		return "update_deleted";
-	for (int i = 0; i < repl_ml_clock_count(winner->clock); i++)
-	{
-		if (repl_ml_clock_counter(loser->clock, repl_ml_clock_entry(winner->clock, i).node) != 0)
-			return "update_origin_differs";
-	}
-	return "insert_exists";
+	return repl_ml_history_is_insert(winner, loser) ? "insert_exists" : "update_origin_differs";
 }
 
 /* Names of the columns in which the loser's values are neither there nor merged. */

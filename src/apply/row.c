@@ -62,6 +62,7 @@ static void join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_
 static void join_with_newcomer(ReplMlJoin *join);
 static void log_eviction(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock);
 static void log_late_eviction(ReplMlJoin *join, const ReplMlClock *here);
+static void count_equal(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution);
 static void log_losers(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution, bool again);
 static bool store(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock, bool row_is_here,
 				  const ReplMlVersions *versions);
@@ -691,6 +692,7 @@ join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
 	}
 	resolution = repl_ml_resolve(target, &versions, clock);
 	join->winner_clock = resolution->winner->clock;
+	count_equal(join, &versions, resolution);
 	log_losers(join, &versions, resolution, loaded);
 	repl_ml_version_save(target->table, join->key, &versions);
 	if (!resolution->deleted)
@@ -750,6 +752,27 @@ log_late_eviction(ReplMlJoin *join, const ReplMlClock *here)
 			continue;
 		join->eviction = versions.all[i].eviction;
 		log_eviction(join, join->arriving.row, join->arriving.clock);
+	}
+}
+
+/* Counts the arriving version if it, or one that it beats, wrote just what the other wrote. */
+static void
+count_equal(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution)
+{
+	if (join->source->equal == NULL || join->arriving.clock == NULL)
+		return;
+	for (int i = 0; i < versions->count; i++)
+	{
+		const ReplMlVersion *loser = &versions->all[i];
+
+		if (loser == resolution->winner || !repl_ml_history_is_equal(join->target, resolution, loser) ||
+			(!same_dot(loser->clock, join->arriving.clock) && !same_dot(resolution->winner->clock, join->arriving.clock)))
+			continue;
+		if (repl_ml_history_is_insert(resolution->winner, loser))
+			join->source->equal->inserts++;
+		else
+			join->source->equal->updates++;
+		return;
 	}
 }
 

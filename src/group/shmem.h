@@ -60,6 +60,8 @@ typedef struct ReplMlWorker
 	int64		transactions;
 	int64		changes;
 	int64		conflicts;
+	int64		equal_updates;	/* concurrent ones, of which one may be lost */
+	int64		equal_inserts;
 	int64		parked;
 	int64		retries;		/* transactions replayed after a lock or race
 								 * loss */

@@ -22,7 +22,7 @@
 #include "group/group.h"
 #include "group/query.h"
 
-#define STATS_COLUMNS			21
+#define STATS_COLUMNS			23
 #define ERRORS_UNTIL_TOLD		3	/* of a worker, before a waiter is told */
 
 static int	find_peer(Name node_name);
@@ -67,6 +67,8 @@ put_worker(ReturnSetInfo *rsinfo, const ReplMlWorker *worker)
 	values[i++] = Int64GetDatum(worker->transactions);
 	values[i++] = Int64GetDatum(worker->changes);
 	values[i++] = Int64GetDatum(worker->conflicts);
+	values[i++] = Int64GetDatum(worker->equal_updates);
+	values[i++] = Int64GetDatum(worker->equal_inserts);
 	values[i++] = Int64GetDatum(worker->parked);
 	values[i++] = Int64GetDatum(worker->retries);
 	values[i++] = Int64GetDatum(worker->errors);
