@@ -304,6 +304,7 @@ CREATE TABLE repl_ml.member (
     system_identifier bigint NOT NULL,
     state             text NOT NULL CHECK (state IN ('joining', 'ready', 'dropped')),
     joined_at         timestamptz NOT NULL,
+    incarnation       integer NOT NULL DEFAULT 1,
     __repl_clock      repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
 );
 COMMENT ON TABLE repl_ml.member IS 'members of the group, also former ones; see the view repl_ml.nodes';
@@ -442,10 +443,20 @@ CREATE TABLE repl_ml.local_node (
     database          oid NOT NULL,
     directory         text NOT NULL,
     donor             integer,
-    copy_data         boolean NOT NULL DEFAULT true
+    copy_data         boolean NOT NULL DEFAULT true,
+    incarnation       integer NOT NULL DEFAULT 1
 );
 CREATE UNIQUE INDEX local_node_singleton ON repl_ml.local_node ((true));
-COMMENT ON TABLE repl_ml.local_node IS 'this node: its id and the place it lives in';
+COMMENT ON TABLE repl_ml.local_node IS 'this node: its id and the place it lives in; incarnation: how often it has been found to be the same node in another place';
+
+-- Of two places that ask at once to be one node, each member answers one
+CREATE TABLE repl_ml.vouched (
+    node_id    integer PRIMARY KEY,
+    place      text NOT NULL,
+    vouched_at timestamptz NOT NULL
+);
+COMMENT ON TABLE repl_ml.vouched IS 'for which place this node has last said that it may be a peer''s';
+
 CREATE FUNCTION repl_ml.local_node_changed() RETURNS pg_catalog.trigger
     AS 'MODULE_PATHNAME', 'repl_ml_local_node_changed' LANGUAGE C;
 COMMENT ON FUNCTION repl_ml.local_node_changed() IS 'trigger: makes every process read repl_ml.local_node again';
@@ -649,14 +660,16 @@ COMMENT ON FUNCTION repl_ml.link_name(integer) IS 'name of the origin that track
 -- What a peer asks before anything else
 CREATE FUNCTION repl_ml.local_info(asked_by integer DEFAULT NULL,
     OUT version text, OUT group_id uuid, OUT group_name name, OUT node_id integer, OUT node_name name, OUT state text,
-    OUT fenced boolean, OUT system_identifier bigint, OUT database oid, OUT flush_lsn pg_lsn, OUT asker_dropped boolean)
+    OUT fenced boolean, OUT system_identifier bigint, OUT database oid, OUT flush_lsn pg_lsn, OUT asker_dropped boolean,
+    OUT incarnation integer, OUT asker_incarnation integer)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT e.extversion, l.group_id, l.group_name, l.node_id, l.node_name, l.state,
            (l.system_identifier, l.timeline, l.database, l.directory) IS DISTINCT FROM
            (f.system_identifier, f.timeline, f.database, f.directory),
            f.system_identifier, f.database, pg_catalog.pg_current_wal_flush_lsn(),
-           EXISTS (SELECT FROM repl_ml.member m WHERE m.node_id = asked_by AND m.state = 'dropped')
+           EXISTS (SELECT FROM repl_ml.member m WHERE m.node_id = asked_by AND m.state = 'dropped'),
+           l.incarnation, (SELECT m.incarnation FROM repl_ml.member m WHERE m.node_id = asked_by)
       FROM pg_catalog.pg_extension e CROSS JOIN repl_ml.local_fingerprint() f LEFT JOIN repl_ml.local_node l ON true
      WHERE e.extname = 'repl_ml'
     $$;
@@ -810,6 +823,95 @@ CREATE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name 
     $$;
 COMMENT ON FUNCTION repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text) IS
     'called on members by a joining node; false if the node id is taken, null if this member knows of no invitation (yet)';
+
+-- May the place that asks be the node? Answers 'yes', or why not. Also where this node is fenced itself: all may have moved.
+CREATE FUNCTION repl_ml.vouch_for(in_group uuid, node integer, incarnation integer, flush_lsn pg_lsn, last_heartbeat bigint, place text) RETURNS text
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        self repl_ml.local_node;
+        known repl_ml.member;
+        received pg_lsn := repl_ml.received_lsn(node);
+        heard bigint := (SELECT h.safe_counter FROM repl_ml.heartbeat h WHERE h.node_id = node);
+    BEGIN
+        SELECT * INTO self FROM repl_ml.local_node l WHERE l.group_id = in_group AND l.state <> 'dropped';
+        SELECT * INTO known FROM repl_ml.member m WHERE m.node_id = node AND m.state <> 'dropped';
+        IF self.node_id IS NULL OR known.node_id IS NULL THEN
+            RETURN pg_catalog.format('on %I node %s is not a member of its group', coalesce(self.node_name, pg_catalog.current_database()), node);
+        ELSIF known.incarnation > vouch_for.incarnation THEN
+            RETURN pg_catalog.format('node %I has heard of it in another place since', self.node_name);
+        ELSIF EXISTS (SELECT FROM repl_ml.worker_stats() w WHERE w.peer = node AND w.state IN ('streaming', 'copying'))
+           OR EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = repl_ml.link_name(node) AND s.active) THEN
+            RETURN pg_catalog.format('node %I is connected with another server that runs as node %I', self.node_name, known.node_name);
+        ELSIF received > flush_lsn OR heard > last_heartbeat THEN
+            RETURN pg_catalog.format('node %I has more of node %I than is here: this is an older state of it', self.node_name, known.node_name);
+        END IF;
+        INSERT INTO repl_ml.vouched AS v VALUES (node, place, pg_catalog.clock_timestamp())
+        ON CONFLICT (node_id) DO UPDATE SET place = excluded.place, vouched_at = excluded.vouched_at
+         WHERE v.place = excluded.place OR v.vouched_at < excluded.vouched_at - '1 min'::interval;
+        RETURN CASE WHEN FOUND THEN 'yes' ELSE pg_catalog.format('node %I has just been asked the same by another server', self.node_name) END;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.vouch_for(uuid, integer, integer, pg_lsn, bigint, text) IS
+    'called on members by a server that is fenced and says it is a node that has moved: yes, or what speaks against it';
+
+-- Asks the other members whether this is the node it was, in another place. If more than half of all say so and none objects, it
+-- is, under its next incarnation; else the reason is returned. The incarnation before is then fenced by the members.
+CREATE FUNCTION repl_ml.claim_identity() RETURNS text
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        self repl_ml.local_node;
+        here record;
+        dsns text[];
+        answers text[];
+        agreed integer;
+    BEGIN
+        SELECT * INTO self FROM repl_ml.local_node FOR UPDATE;
+        SELECT * INTO here FROM repl_ml.local_fingerprint();
+        IF (here.system_identifier, here.database, here.timeline) IS DISTINCT FROM (self.system_identifier, self.database, self.timeline) THEN
+            RETURN 'this is not the node''s data directory but made of it (by a promotion, a recovery to an earlier time, a dump or an upgrade)';
+        END IF;
+        dsns := ARRAY(SELECT m.dsn FROM repl_ml.member m WHERE m.node_id <> self.node_id AND m.state <> 'dropped' ORDER BY m.node_id);
+        answers := repl_ml.ask_members(dsns, pg_catalog.format('SELECT repl_ml.vouch_for(%L, %s, %s, %L, %s, %L)',
+            self.group_id, self.node_id, self.incarnation, pg_catalog.pg_current_wal_flush_lsn(),
+            coalesce((SELECT h.safe_counter FROM repl_ml.heartbeat h WHERE h.node_id = self.node_id), 0),
+            here.directory || ' ' || pg_catalog.pg_postmaster_start_time()));
+        IF EXISTS (SELECT FROM pg_catalog.unnest(answers) a WHERE a <> 'yes') THEN
+            RETURN (SELECT pg_catalog.string_agg(a, '; ') FROM pg_catalog.unnest(answers) a WHERE a <> 'yes');
+        END IF;
+        agreed := 1 + (SELECT pg_catalog.count(a) FROM pg_catalog.unnest(answers) a);
+        IF 2 * agreed <= 1 + pg_catalog.cardinality(dsns) THEN
+            RETURN pg_catalog.format('%s of %s members have answered, this one included, and it takes more than half', agreed, 1 + pg_catalog.cardinality(dsns));
+        END IF;
+        UPDATE repl_ml.local_node SET directory = here.directory, incarnation = self.incarnation + 1;
+        UPDATE repl_ml.member SET incarnation = self.incarnation + 1 WHERE node_id = self.node_id;
+        PERFORM repl_ml.wake_workers();
+        RETURN NULL;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.claim_identity() IS 'makes this place that of the node if the other members agree: null, or why not';
+
+CREATE FUNCTION repl_ml.confirm_identity() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        reason text;
+    BEGIN
+        IF NOT EXISTS (SELECT FROM repl_ml.local_node) OR NOT (SELECT i.fenced FROM repl_ml.local_info() i) THEN
+            PERFORM repl_ml.require_member();
+            RETURN;
+        END IF;
+        reason := repl_ml.claim_identity();
+        IF reason IS NOT NULL THEN
+            RAISE EXCEPTION 'this server cannot be confirmed to be node "%"', (SELECT l.node_name FROM repl_ml.local_node l)
+                USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = pg_catalog.upper(pg_catalog.left(reason, 1)) || pg_catalog.substr(reason, 2) || '.',
+                HINT = 'Stop the other server, or start the members that do not answer, and try again; or run SELECT repl_ml.leave_group(force => true) here and join under a new node id.';
+        END IF;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.confirm_identity() IS
+    'says that this data directory is the node it was, moved and not copied: the other members are asked, and it is refused if one of them is connected with another server under that identity, or has more of the node than is here';
 
 -- A leaving node, or one whose joining failed, takes itself off the lists
 CREATE FUNCTION repl_ml.forget_node(group_id uuid, node_id integer, joined_at timestamptz DEFAULT NULL) RETURNS void
@@ -1689,6 +1791,7 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         DELETE FROM repl_ml.dropped_node;
         DELETE FROM repl_ml.transaction_record;
         DELETE FROM repl_ml.record_floor;
+        DELETE FROM repl_ml.vouched;
         FOR r IN SELECT o.roname FROM pg_catalog.pg_replication_origin o
                   WHERE pg_catalog.starts_with(o.roname, repl_ml.link_name(0) COLLATE "C") OR o.roname ~ ('^' || pg_catalog.regexp_replace(repl_ml.link_name(0), '0$', '') || '[0-9]+$') LOOP
             PERFORM pg_catalog.pg_replication_origin_drop(r.roname);
@@ -2807,6 +2910,6 @@ GRANT EXECUTE ON FUNCTION repl_ml.pause_apply(name), repl_ml.resume_apply(name),
 
 -- Replicating: what a peer asks and copies; the stream itself needs the role attribute
 GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.invitation, repl_ml.concurrent_version, repl_ml.transaction_record, repl_ml.record_floor TO repl_ml_replication;
-GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.applied_lsn(integer), repl_ml.final_lsn(integer), repl_ml.transaction_facts(uuid, integer, xid8),
+GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, integer, integer, pg_lsn, bigint, text), repl_ml.applied_lsn(integer), repl_ml.final_lsn(integer), repl_ml.transaction_facts(uuid, integer, xid8),
     repl_ml.admit_node(name, text), repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text),
     repl_ml.forget_node(uuid, integer, timestamptz), repl_ml.cannot_create(jsonb) TO repl_ml_replication;

@@ -56,6 +56,13 @@ typedef struct ReplMlRemoteTable
 	MemoryContext context;		/* of remote_column and what follows it */
 } ReplMlRemoteTable;
 
+/* Writes that did not know each other and wrote the same: no version lost anything by itself, an increment may have. */
+typedef struct ReplMlEqualWrites
+{
+	int64		updates;
+	int64		inserts;
+} ReplMlEqualWrites;
+
 /* The remote transaction being applied. */
 typedef struct ReplMlTransaction
 {
@@ -74,13 +81,6 @@ typedef struct ReplMlTransaction
 	ReplMlEqualWrites equal;
 	int64		parked;
 } ReplMlTransaction;
-
-/* Writes that did not know each other and wrote the same: no version lost anything by itself, an increment may have. */
-typedef struct ReplMlEqualWrites
-{
-	int64		updates;
-	int64		inserts;
-} ReplMlEqualWrites;
 
 /* What has been applied and is not shown yet. */
 typedef struct ReplMlTally

@@ -38,6 +38,8 @@ typedef struct PeerInfo
 	char	   *state;
 	bool		fenced;
 	bool		we_are_dropped;
+	int			incarnation;
+	int			our_incarnation;	/* as the peer knows */
 	Oid			database;
 	XLogRecPtr	flush_lsn;
 } PeerInfo;
@@ -148,12 +150,12 @@ check_progress(ReplMlApply *apply, XLogRecPtr applied, XLogRecPtr end)
 static PeerInfo
 ask(ReplMlApply *apply)
 {
-	static const Oid types[9] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, OIDOID, PG_LSNOID, BOOLOID};
+	static const Oid types[11] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, OIDOID, PG_LSNOID, BOOLOID, INT4OID, INT4OID};
 	PeerInfo	info = {0};
 	char	   *fields[5];
 	ReplMlResult *result = repl_ml_stream_query(apply->conn,
-												psprintf("SELECT version, group_id::pg_catalog.text, node_id::pg_catalog.text, node_name::pg_catalog.text, state, fenced, database, flush_lsn, asker_dropped"
-														 " FROM repl_ml.local_info(%d)", apply->self), 9, types);
+												psprintf("SELECT version, group_id::pg_catalog.text, node_id::pg_catalog.text, node_name::pg_catalog.text, state, fenced, database, flush_lsn, asker_dropped, incarnation, asker_incarnation"
+														 " FROM repl_ml.local_info(%d)", apply->self), 11, types);
 
 	if (!repl_ml_stream_next(result))
 		ereport(ERROR,
@@ -172,6 +174,8 @@ ask(ReplMlApply *apply)
 	info.database = DatumGetObjectId(result->slot->tts_values[6]);
 	info.flush_lsn = DatumGetLSN(result->slot->tts_values[7]);
 	info.we_are_dropped = DatumGetBool(result->slot->tts_values[8]);
+	info.incarnation = result->slot->tts_isnull[9] ? 0 : DatumGetInt32(result->slot->tts_values[9]);
+	info.our_incarnation = result->slot->tts_isnull[10] ? 0 : DatumGetInt32(result->slot->tts_values[10]);
 	repl_ml_stream_free(result);
 	return info;
 }
@@ -183,9 +187,11 @@ check(ReplMlApply *apply, const PeerInfo *info)
 	const char *name = apply->peer->node_name;
 	const ReplMlIdentity *self;
 	char	   *group_id;
+	int			incarnation;
 
 	StartTransactionCommand();
 	self = repl_ml_identity_require();
+	incarnation = self->incarnation;
 	group_id = MemoryContextStrdup(apply->message_context,
 								   DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&self->group_id))));
 	CommitTransactionCommand();
@@ -207,11 +213,25 @@ check(ReplMlApply *apply, const PeerInfo *info)
 		StartTransactionCommand();
 		(void) repl_ml_identity_require();
 	}
+	if (info->our_incarnation > incarnation)
+	{
+		/* another server has been confirmed to be this node: see identity.c */
+		repl_ml_begin();
+		SPI_execute("UPDATE repl_ml.local_node SET directory = 'superseded'", false, 0);
+		repl_ml_commit();
+		StartTransactionCommand();
+		(void) repl_ml_identity_require();
+	}
 	if (info->fenced)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the server found as node \"%s\" is a copy of it", name),
-				 errhint("Run SELECT repl_ml.leave_group(force => true) there and join it anew.")));
+				 errhint("If it is the node itself, moved, run SELECT repl_ml.confirm_identity() there; else SELECT repl_ml.leave_group(force => true), and join it anew.")));
+	if (info->incarnation < apply->peer->incarnation)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the server found as node \"%s\" is what it was before it moved", name),
+				 errhint("Stop that server, or run SELECT repl_ml.leave_group(force => true) there.")));
 	if (strcmp(info->version, REPL_ML_VERSION) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -16,9 +16,11 @@ typedef struct ReplMlIdentity
 {
 	bool		member;			/* false: nothing else is set */
 	bool		fenced;			/* a copy of the node that joined */
+	bool		moved;			/* ... perhaps: nothing but the device differs */
 	bool		joining;		/* not ready for users' writes yet */
 	bool		dropped;		/* the others have removed us */
 	uint16		node_id;
+	int			incarnation;	/* see repl_ml.claim_identity() */
 	NameData	node_name;
 	NameData	group_name;
 	pg_uuid_t	group_id;
@@ -31,6 +33,7 @@ typedef struct ReplMlPeer
 	char	   *node_name;
 	char	   *dsn;
 	char	   *state;			/* joining, ready, dropped */
+	int			incarnation;	/* of which this node knows */
 } ReplMlPeer;
 
 /* in identity.c */

@@ -9,6 +9,14 @@
  * it neither writes enrolled tables nor talks to peers, because two servers
  * that stamp rows with one node id would silently lose each other's writes.
  *
+ * The fingerprint only raises the question; the other members answer it.  They
+ * know how far the node had come and whether another server runs as it
+ * (repl_ml.claim_identity, vouch_for).  Where nothing but the device number
+ * differs, as of a volume that was attached anew, the supervisor asks them;
+ * otherwise a person does, with repl_ml.confirm_identity().  Each yes is the
+ * node's next incarnation: whoever runs under a lesser one is fenced as soon
+ * as it meets a member that knows (apply/link.c).
+ *
  * The row is cached per process; a trigger on the table invalidates it.
  */
 #include "postgres.h"
@@ -46,7 +54,8 @@ enum
 	Anum_directory,
 	Anum_donor,
 	Anum_copy_data,
-	Natts_local_node = Anum_copy_data
+	Anum_incarnation,
+	Natts_local_node = Anum_incarnation
 };
 
 static ReplMlIdentity cached;
@@ -54,7 +63,7 @@ static bool cache_valid = false;
 static Oid	local_node_relid = InvalidOid;
 
 static void load(ReplMlIdentity *identity);
-static bool fingerprint_matches(Datum *values);
+static void compare_fingerprint(Datum *values, ReplMlIdentity *identity);
 
 /*
  * Forgets the cached row when the catalog (or, relid 0, anything) changes.
@@ -124,7 +133,8 @@ repl_ml_identity_require(void)
 				 errmsg("this data directory is a copy of node \"%s\" and must not act as it",
 						NameStr(identity->node_name)),
 				 errdetail("The system identifier, timeline, database or data directory differs from the one that joined the group."),
-				 errhint("Run SELECT repl_ml.leave_group(force => true) here, then SELECT repl_ml.join_group(...) to get a new node id.")));
+				 errhint("If the node itself was moved, stop whatever else runs as it and run SELECT repl_ml.confirm_identity()."
+						 " Of a copy run SELECT repl_ml.leave_group(force => true) here, then SELECT repl_ml.join_group(...) to get a new node id.")));
 	if (identity->dropped)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -167,7 +177,8 @@ load(ReplMlIdentity *identity)
 		identity->dropped = strcmp(TextDatumGetCString(values[Anum_state - 1]), "dropped") == 0;
 		identity->joining = !identity->dropped &&
 			strcmp(TextDatumGetCString(values[Anum_state - 1]), "ready") != 0;
-		identity->fenced = !fingerprint_matches(values);
+		identity->incarnation = DatumGetInt32(values[Anum_incarnation - 1]);
+		compare_fingerprint(values, identity);
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
@@ -186,15 +197,23 @@ directory_fingerprint(void)
 	return psprintf("%llu:%llu", (unsigned long long) st.st_dev, (unsigned long long) st.st_ino);
 }
 
-static bool
-fingerprint_matches(Datum *values)
+/* Sets "fenced" if the place is not that of the row, and "moved" if it could be: on another device. */
+static void
+compare_fingerprint(Datum *values, ReplMlIdentity *identity)
 {
+	char	   *there = TextDatumGetCString(values[Anum_directory - 1]);
+	char	   *here = directory_fingerprint();
+	const char *inode_there = strchr(there, ':');
+	bool		same_server;
+
 	if (RecoveryInProgress())
-		return true;			/* nothing can be written here anyway */
-	return DatumGetInt64(values[Anum_system_identifier - 1]) == (int64) GetSystemIdentifier() &&
+		return;					/* nothing can be written here anyway */
+	same_server = DatumGetInt64(values[Anum_system_identifier - 1]) == (int64) GetSystemIdentifier() &&
 		DatumGetInt64(values[Anum_timeline - 1]) == (int64) GetWALInsertionTimeLine() &&
-		DatumGetObjectId(values[Anum_database - 1]) == MyDatabaseId &&
-		strcmp(TextDatumGetCString(values[Anum_directory - 1]), directory_fingerprint()) == 0;
+		DatumGetObjectId(values[Anum_database - 1]) == MyDatabaseId;
+	identity->fenced = !same_server || strcmp(there, here) != 0;
+	identity->moved = identity->fenced && same_server &&
+		inode_there != NULL && strcmp(inode_there, strchr(here, ':')) == 0;
 }
 
 /*

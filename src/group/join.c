@@ -58,6 +58,7 @@ enum
 	MEMBER_SYSTEM_IDENTIFIER,
 	MEMBER_JOINED_AT,
 	MEMBER_STATE,
+	MEMBER_INCARNATION,
 	MEMBER_CLOCK,
 	MEMBER_COLUMNS
 };
@@ -475,10 +476,10 @@ ask_donor(ReplMlJoinRequest *request, WalReceiverConn *donor, Candidate *candida
 static void
 load_members(WalReceiverConn *donor, Candidate *candidate)
 {
-	static const Oid types[MEMBER_COLUMNS] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+	static const Oid types[MEMBER_COLUMNS] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
 	ReplMlResult *result = repl_ml_stream_query(donor,
 												"SELECT node_id::pg_catalog.text, node_name::pg_catalog.text, dsn, host, port::pg_catalog.text, dbname,"
-												" system_identifier::pg_catalog.text, joined_at::pg_catalog.text, state, __repl_clock::pg_catalog.text"
+												" system_identifier::pg_catalog.text, joined_at::pg_catalog.text, state, incarnation::pg_catalog.text, __repl_clock::pg_catalog.text"
 												" FROM repl_ml.member ORDER BY node_id", MEMBER_COLUMNS, types);
 
 	while (repl_ml_stream_next(result))
@@ -522,6 +523,7 @@ describe_self(ReplMlJoinRequest *request, Candidate *candidate)
 	candidate->own[MEMBER_NODE_NAME] = pstrdup(NameStr(request->node_name));
 	candidate->own[MEMBER_DSN] = pstrdup(request->dsn);
 	candidate->own[MEMBER_STATE] = "joining";
+	candidate->own[MEMBER_INCARNATION] = "1";
 	candidate->own[MEMBER_CLOCK] = "{}";
 	repl_ml_begin();
 	SPI_execute_with_args("SELECT repl_ml.require_setup($1)", 1, types, members, NULL, true, 0);
@@ -680,9 +682,9 @@ insert_member(char *const *row)
 		nulls[i] = row[i] == NULL ? 'n' : ' ';
 		values[i] = row[i] == NULL ? (Datum) 0 : CStringGetTextDatum(row[i]);
 	}
-	SPI_execute_with_args("INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname, system_identifier, joined_at, state, __repl_clock)"
+	SPI_execute_with_args("INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname, system_identifier, joined_at, state, incarnation, __repl_clock)"
 						  " VALUES ($1::pg_catalog.int4, $2::pg_catalog.name, $3, $4, $5::pg_catalog.int4, $6, $7::pg_catalog.int8,"
-						  " $8::pg_catalog.timestamptz, $9, $10::repl_ml.vclock)",
+						  " $8::pg_catalog.timestamptz, $9, $10::pg_catalog.int4, $11::repl_ml.vclock)",
 						  MEMBER_COLUMNS, types, values, nulls, false, 0);
 }
 

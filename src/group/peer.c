@@ -117,7 +117,7 @@ repl_ml_peer_load(int node_id)
 {
 	static ReplMlPeer peer;
 
-	SPI_execute(psprintf("SELECT node_name, dsn, state FROM repl_ml.member WHERE node_id OPERATOR(pg_catalog.=) %d", node_id), true, 1);
+	SPI_execute(psprintf("SELECT node_name, dsn, state, incarnation FROM repl_ml.member WHERE node_id OPERATOR(pg_catalog.=) %d", node_id), true, 1);
 	if (SPI_processed == 0 || strcmp(repl_ml_spi_text(0, 2), "dropped") == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -132,6 +132,7 @@ repl_ml_peer_load(int node_id)
 	peer.node_name = MemoryContextStrdup(TopMemoryContext, repl_ml_spi_text(0, 0));
 	peer.dsn = MemoryContextStrdup(TopMemoryContext, repl_ml_spi_text(0, 1));
 	peer.state = MemoryContextStrdup(TopMemoryContext, repl_ml_spi_text(0, 2));
+	peer.incarnation = atoi(repl_ml_spi_text(0, 3));
 	return &peer;
 }
 

@@ -50,6 +50,8 @@ static bool round_of_work(bool called);
 static bool tend_peers(bool joining);
 static void bury_peer(int node_id);
 static void order_comparisons(void);
+static void show_fence(const ReplMlIdentity *self);
+static void end_workers(void);
 static void beat(uint16 self);
 static void finish_join(uint16 self);
 static void collect_tombstones(void);
@@ -193,14 +195,8 @@ round_of_work(bool called)
 		return false;
 	if (copy.fenced || copy.dropped)
 	{
-		static bool told = false;
-
-		if (!told)
-			ereport(LOG,
-					(errmsg("node \"%s\" does not take part in its group: %s", NameStr(copy.node_name),
-							copy.fenced ? "this data directory is a copy" : "it has been dropped"),
-					 errhint("Run SELECT repl_ml.leave_group(force => true).")));
-		told = true;
+		end_workers();
+		show_fence(&copy);
 		return true;
 	}
 
@@ -217,6 +213,49 @@ round_of_work(bool called)
 	if (beats % HOUSEKEEPING_BEATS == 0)
 		collect_garbage();
 	return true;
+}
+
+/*
+ * Says once why the node takes no part in its group.  Of one that may just have
+ * been moved the other members are asked, in each round, until they agree.
+ */
+static void
+show_fence(const ReplMlIdentity *self)
+{
+	static char told[REPL_ML_ERROR_LENGTH] = "";
+	const char *reason = self->dropped ? "it has been dropped" : "this data directory is a copy";
+
+	repl_ml_begin();
+	if (self->moved && !self->dropped)
+	{
+		SPI_execute("SELECT repl_ml.claim_identity()", false, 1);
+		reason = repl_ml_spi_text(0, 0);
+	}
+	if (reason == NULL)
+		ereport(LOG,
+				(errmsg("node \"%s\" goes on in another place: the other members agree", NameStr(self->node_name))));
+	else if (strncmp(told, reason, sizeof(told) - 1) != 0)
+		ereport(LOG,
+				(errmsg("node \"%s\" does not take part in its group: %s", NameStr(self->node_name), reason),
+				 errhint("See the hint of SELECT repl_ml.barrier('1 s').")));
+	strlcpy(told, reason == NULL ? "" : reason, sizeof(told));
+	repl_ml_commit();
+	MemoryContextSwitchTo(work_context);
+}
+
+/* Who is fenced, perhaps while it ran, reads nothing from peers: their slots are the node's. */
+static void
+end_workers(void)
+{
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		ReplMlWorker *worker = &repl_ml_shared->workers[i];
+
+		if (worker->database == MyDatabaseId && worker->peer != 0 && worker->pid != 0)
+			kill(worker->pid, SIGTERM);
+	}
+	LWLockRelease(repl_ml_shared->lock);
 }
 
 /*

@@ -45,7 +45,18 @@ sub is_fenced
 	psql_fails($copy, q(SELECT repl_ml.drop_node('n2')), @error) if $of ne 'n2';
 	sql($copy, 'INSERT INTO plain VALUES (1) ON CONFLICT DO NOTHING');
 	is(sql($copy, 'SELECT count(*) > 0 FROM item'), 't', 'a copy can be read');
-	is(sql($copy, q(SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'repl_ml apply')), '0', 'no worker of the copy talks to a peer');
+	poll_until($copy, q(SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'repl_ml apply'));
+	is(sql($copy, q(SELECT bool_and(state = 'stopped') FROM repl_ml.stat_apply)), 't', 'no worker of the copy talks to a peer');
+}
+
+# It is not confirmed to be the node that runs elsewhere.
+sub refused
+{
+	my ($copy, $of, $reason) = @_;
+	psql_fails($copy, 'SELECT repl_ml.confirm_identity()', '55000', "cannot be confirmed to be node \"$of\"", 'leave_group');
+	my (undef, undef, $stderr) = $copy->psql('postgres', 'SELECT repl_ml.confirm_identity()');
+	like($stderr, qr/^DETAIL:  .*$reason/m, 'and why');
+	return;
 }
 
 # the copy of a stopped node, started beside it
@@ -54,6 +65,7 @@ my $copy = copy_node('copy', sub { cp($n1->data_dir, $_[0]->data_dir) });
 $n1->start;
 $copy->start;
 is_fenced($copy, 'n1');
+refused($copy, 'n1', 'is connected with another server that runs as node n1');
 sql($n1, q(INSERT INTO item VALUES (101, 'n1'); UPDATE item SET v = 'n1' WHERE id = 1));
 sql($n2, q(INSERT INTO item VALUES (102, 'n2')));
 wait_converged([ $n1, $n2 ], 'item');
@@ -80,9 +92,62 @@ is(sql($standby, 'SELECT count(*) FROM item'), sql($n2, 'SELECT count(*) FROM it
 is(sql($standby, 'SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE $$repl_ml%$$'), '0', 'no worker on a standby');
 $standby->promote;
 is_fenced($standby, 'n2');
+refused($standby, 'n2', 'not the node.s data directory but made of it');
 sql($n2, q(INSERT INTO item VALUES (104, 'n2')));
 wait_converged([ $n1, $n2 ], 'item');
 $standby->stop;
+
+# A node that has moved to other files is asked about, and goes on when a person says so; the place it left is then fenced, also
+# by a member that was not asked, and stays so.
+sub moves
+{
+	my ($from, $to) = @_;
+	rename($from, $to) or die "$from: $!";
+	return;
+}
+sub fenced { my ($node) = @_; return sql($node, 'SELECT fenced FROM repl_ml.local_info()'); }
+my $place = $n2->data_dir;
+$n2->stop;
+poll_until($n1, q(SELECT repl_ml.vouch_for(l.group_id, 2, 1, '0/0', 0, 'a backup') LIKE '%this is an older state of it' FROM repl_ml.local_node l));
+moves($place, "$place.left");
+cp("$place.left", $place);
+$n2->start;
+is_fenced($n2, 'n2');
+sql($n2, 'SELECT repl_ml.confirm_identity()');
+is(sql($n2, 'SELECT repl_ml.confirm_identity()'), '', 'a second time it says nothing new');
+sql($n2, q(INSERT INTO item VALUES (105, 'n2, moved')));
+sql($n1, q(INSERT INTO item VALUES (106, 'n1')));
+wait_converged([ $n1, $n2 ], 'item');
+is(sql($_, q(SELECT incarnation FROM repl_ml.member WHERE node_name = 'n2')), '2', $_->name . ' knows of it') foreach $n1, $n2;
+$n2->stop;
+moves($place, "$place.moved");
+moves("$place.left", $place);
+$n2->start;
+poll_until($n2, 'SELECT fenced FROM repl_ml.local_info()');
+is_fenced($n2, 'n2');
+refused($n2, 'n2', 'has heard of it in another place since');
+is(sql($n2, 'SELECT count(*) FROM item WHERE id IN (105, 106)'), '0', 'what it left does not go on');
+$n2->stop;
+moves($place, "$place.left");
+moves("$place.moved", $place);
+$n2->start;
+
+# Volumes that come back under other device numbers, all at once: the members agree without a person. (What is in the table stands
+# for the number there was.)
+wait_converged([ $n1, $n2 ], 'item');
+sql($_, q(UPDATE repl_ml.local_node SET directory = '999999:' || split_part(directory, ':', 2))) foreach $n1, $n2;
+$_->stop foreach $n1, $n2;
+$n1->start;
+is(fenced($n1), 't', 'n1 is fenced while it cannot ask anybody');
+psql_fails($n1, 'SELECT repl_ml.confirm_identity()', '55000', 'cannot be confirmed', 'start the members');
+$n2->start;
+poll_until($_, 'SELECT NOT fenced FROM repl_ml.local_info()') foreach $n1, $n2;
+sql($n1, q(INSERT INTO item VALUES (107, 'n1')));
+sql($n2, q(INSERT INTO item VALUES (108, 'n2')));
+wait_converged([ $n1, $n2 ], 'item');
+is(sql($n1, q(SELECT string_agg(node_name || incarnation, ' ' ORDER BY node_id) FROM repl_ml.member WHERE state = 'ready')), 'n12 n23', 'each is its next incarnation');
+
+like(sql($n1, q(SELECT repl_ml.vouch_for(l.group_id, 3, 9, '0/0', 0, 'x') FROM repl_ml.local_node l)), qr/not a member/, 'nobody vouches for a node that has left');
 
 # The counter goes on above all it has issued, with its file, after a crash, and without the file.
 sub newest { my ($node) = @_; return sql($node, 'SELECT max(repl_ml.max_counter(__repl_clock)) FROM item') }
