@@ -334,9 +334,10 @@ CREATE TABLE repl_ml.heartbeat (
     safe_counter bigint NOT NULL,
     applied      repl_ml.vclock NOT NULL,
     parked       boolean NOT NULL,
+    behind       repl_ml.vclock NOT NULL DEFAULT '{}',
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
 );
-COMMENT ON TABLE repl_ml.heartbeat IS 'each node''s last heartbeat: every write of it below safe_counter came before; applied is what it had of the others; parked whether some of that is parked there';
+COMMENT ON TABLE repl_ml.heartbeat IS 'each node''s last heartbeat: every write of it below safe_counter came before; applied is what it had of the others; parked whether some of that is parked there; behind how many microseconds its wall clock is behind that of others, at least';
 
 -- Deleted rows; key_hash is local, everything else travels
 CREATE TABLE repl_ml.tombstone (
@@ -2782,7 +2783,8 @@ CREATE VIEW repl_ml.health AS
                         pg_catalog.round(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - p.sent_at), 1)), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
                     'What the other members write arrives in time.'),
            CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'A large transaction or a lock may hold it up: look for the backend "repl_ml apply" in pg_stat_activity.' END
-      FROM active s LEFT JOIN (SELECT x.*, h.sent_at FROM peer x JOIN repl_ml.heartbeat h USING (node_id)) p
+      FROM active s LEFT JOIN (SELECT x.*, h.sent_at + coalesce(repl_ml.counter(h.behind, l.node_id), 0) * '1 us'::interval AS sent_at
+                                 FROM repl_ml.local_node l CROSS JOIN peer x JOIN repl_ml.heartbeat h ON h.node_id = x.node_id) p
              ON pg_catalog.clock_timestamp() - p.sent_at > 10 * s.heartbeat
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
@@ -2823,12 +2825,16 @@ CREATE VIEW repl_ml.health AS
       FROM active s LEFT JOIN repl_ml.tables t ON t.state <> 'replicated' OR t.pending_copies > 0
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
-    -- 11. clocks: what a node sends cannot be from the future
-    SELECT 11, 'clock_skew', CASE WHEN pg_catalog.bool_or(p.ahead > pg_catalog.current_setting('repl_ml.max_clock_skew')::interval) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
-           coalesce(pg_catalog.string_agg(pg_catalog.format('The clock of node "%s" is at least %s seconds ahead of this one''s.', p.node_name, pg_catalog.round(EXTRACT(epoch FROM p.ahead), 1)), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
-                    'No other member''s clock is known to be ahead.'),
-           CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'Let NTP set both clocks: of concurrent writes the node with the clock ahead always wins.' END
-      FROM active s LEFT JOIN (SELECT x.*, h.sent_at - pg_catalog.clock_timestamp() AS ahead FROM peer x JOIN repl_ml.heartbeat h USING (node_id)) p ON p.ahead > '1 s'
+    -- 11. clocks: what a node sends cannot be from the future; of a clock that is behind its own node tells
+    SELECT 11, 'clock_skew', CASE WHEN pg_catalog.bool_or(p.differs > pg_catalog.current_setting('repl_ml.max_clock_skew')::interval) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
+           coalesce(pg_catalog.string_agg(pg_catalog.format('The clock of node "%s" is at least %s seconds %s this one''s.', p.node_name, pg_catalog.round(EXTRACT(epoch FROM p.differs), 1), p.direction), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
+                    'No other member''s clock is known to differ.'),
+           CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'Let NTP set both clocks: of concurrent writes the node with the clock ahead wins.' END
+      FROM active s LEFT JOIN (SELECT x.*, c.direction, c.differs
+             FROM repl_ml.local_node l JOIN repl_ml.heartbeat o ON o.node_id = l.node_id CROSS JOIN peer x JOIN repl_ml.heartbeat h ON h.node_id = x.node_id
+             LEFT JOIN repl_ml.worker_stats() w ON w.peer = x.node_id
+            CROSS JOIN LATERAL (VALUES ('ahead of', greatest(h.sent_at - pg_catalog.clock_timestamp(), repl_ml.counter(o.behind, x.node_id) * '1 us'::interval)),
+                                       ('behind', CASE WHEN w.state = 'streaming' THEN repl_ml.counter(h.behind, l.node_id) * '1 us'::interval END)) c(direction, differs)) p ON p.differs > '1 s'
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
     -- 12. what the others read

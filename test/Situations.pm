@@ -10,7 +10,7 @@ use Test::More;
 
 our @EXPORT = qw(
   cut_all heal_all let_in written deleted merged
-  rows_are clock_is tombstone_is conflict conflicts_are nothing_parked no_worker_failed);
+  rows_are clock_is tombstone_is conflict conflicts_are nothing_parked no_worker_failed can_skew);
 
 # Every node by itself, and together again.
 sub cut_all  { each_node('pause_apply',  @_); return; }
@@ -124,6 +124,36 @@ sub conflicts_are
 	rows_are($nodes, "SELECT $columns $from", join("\n", @expected), "$name, the conflicts");
 	is(scalar(split /\n/, $ids), scalar(@expected), "$name: one id a conflict");
 	rows_are($nodes, "SELECT conflict_id $from", $ids, "$name, the ids as n1's");
+	return;
+}
+
+# libfaketime (see test/install_deps.sh) reads a node's skew from a file, at each look at the clock.
+my ($library) = glob '/usr/lib/*/faketime/libfaketimeMT.so.1';
+sub can_skew { return defined $library; }
+
+# The wall clock of a node that restart_skewed has started is wrong by that much from now on: '-10s'.
+sub set_skew
+{
+	my ($node, $skew) = @_;
+	my $name = $node->data_dir . '.skew';
+
+	open(my $file, '>', "$name.new") or die "$name.new: $!";
+	print $file "$skew\n";
+	close($file);
+	rename("$name.new", $name) or die "$name: $!";
+	return;
+}
+
+sub restart_skewed
+{
+	my ($node, $mode) = @_;
+	local $ENV{LD_PRELOAD} = $library;
+	local $ENV{FAKETIME_TIMESTAMP_FILE} = $node->data_dir . '.skew';
+	local $ENV{FAKETIME_NO_CACHE} = 1;
+	local $ENV{FAKETIME_DONT_RESET} = 1;
+	local $ENV{FAKETIME_DONT_FAKE_MONOTONIC} = 1;
+	$node->stop($mode);
+	$node->start;
 	return;
 }
 

@@ -124,6 +124,9 @@ typedef struct ReplMlApply
 	XLogRecPtr	message_lsn;	/* in front of the message handled; of a
 								 * COMMIT its end */
 	TimestampTz last_message_time;
+	int64		clock;			/* as peer_clock, lately */
+	int64		former_clock;	/* ... and before */
+	uint64		clock_since;	/* monotonic: when "lately" began */
 	XLogRecPtr	received;
 	XLogRecPtr	applied;
 	XLogRecPtr	durable;

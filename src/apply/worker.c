@@ -46,6 +46,7 @@
 								 * nobody waits */
 #define FLUSH_DELAY_MS		50	/* what nobody waits for may be lost by a crash
 								 * that long, and is sent again then */
+#define CLOCK_WINDOW_US		10000000	/* a peer's clock is measured anew that often */
 #define ASIDE_DELAY_MS		5	/* between two tries of changes put aside */
 #define DEADLOCK_TIMEOUT	"10ms"	/* applying looks first, and so loses */
 
@@ -65,6 +66,7 @@ static void run(void);
 static void stream(XLogRecPtr from);
 static void receive_all(void);
 static void handle_message(char *data, int length);
+static void measure_clock(int64 sent);
 static void follow_catalogs(void);
 static bool is_at_rest(void);
 static void finish_batch(void);
@@ -462,7 +464,7 @@ handle_message(char *data, int length)
 	{
 		start = pq_getmsgint64(&message);
 		end = pq_getmsgint64(&message);
-		(void) pq_getmsgint64(&message);	/* send time */
+		measure_clock(pq_getmsgint64(&message));
 		apply.message_lsn = start;
 		apply.received = Max(apply.received, Max(start, end));
 		repl_ml_replay_dispatch(&apply, &message);
@@ -470,7 +472,7 @@ handle_message(char *data, int length)
 	else if (type == 'k')
 	{
 		end = pq_getmsgint64(&message);
-		(void) pq_getmsgint64(&message);	/* send time */
+		measure_clock(pq_getmsgint64(&message));
 		apply.received = Max(apply.received, end);
 		if (pq_getmsgbyte(&message))
 			acknowledge(false);
@@ -500,6 +502,27 @@ follow_catalogs(void)
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
 }
 
+/*
+ * What the peer's wall clock said when it sent a message says something of it
+ * now: as messages take their time, it is at least so far ahead of our
+ * monotonic clock.  The fastest message of the last windows tells most.
+ */
+static void
+measure_clock(int64 sent)
+{
+	uint64		now = repl_ml_monotonic_now();
+	int64		clock = (int64) ((uint64) sent - now);
+
+	if (now - apply.clock_since > CLOCK_WINDOW_US)
+	{
+		apply.former_clock = apply.clock;
+		apply.clock = clock;
+		apply.clock_since = now;
+	}
+	else
+		apply.clock = Max(apply.clock, clock);
+}
+
 /* Shows in repl_ml.stat_apply what has come. */
 static void
 show_received(void)
@@ -508,6 +531,7 @@ show_received(void)
 	apply.worker->received_lsn = apply.received;
 	apply.worker->peer_lsn = Max(apply.worker->peer_lsn, apply.received);
 	apply.worker->last_message_time = apply.last_message_time;
+	apply.worker->peer_clock = Max(apply.clock, apply.former_clock);
 	LWLockRelease(repl_ml_shared->lock);
 }
 

@@ -10,7 +10,6 @@
 
 #include "group/quorum.h"
 #include "group/shmem.h"
-#include "portability/instr_time.h"
 
 /* a clock of as many entries as there may be, and its header */
 #define REPL_ML_ANSWER_BYTES	(VARHDRSZ + REPL_ML_MAX_CLOCK_ENTRIES * REPL_ML_CLOCK_ENTRY_SIZE + 64)
@@ -84,15 +83,6 @@ typedef struct ReplMlQuorum
 } ReplMlQuorum;
 
 extern ReplMlQuorum *repl_ml_quorum;
-
-static inline uint64
-repl_ml_monotonic_now(void)
-{
-	instr_time	now;
-
-	INSTR_TIME_SET_CURRENT(now);
-	return INSTR_TIME_GET_MICROSEC(now);
-}
 
 /* in quorum.c */
 extern ReplMlQuorumDatabase *repl_ml_quorum_database(Oid oid);

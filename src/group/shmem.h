@@ -9,6 +9,7 @@
 #include "repl_ml.h"
 #include "access/xlogdefs.h"
 #include "port/atomics.h"
+#include "portability/instr_time.h"
 #include "storage/condition_variable.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
@@ -56,6 +57,8 @@ typedef struct ReplMlWorker
 	bool		covered_known;
 	TimestampTz applied_commit_time;	/* commit time of that transaction */
 	TimestampTz last_message_time;
+	int64		peer_clock;		/* peer's wall clock less our monotonic one,
+								 * at least; 0: not known */
 	TimestampTz start_time;
 	int64		transactions;
 	int64		changes;
@@ -88,6 +91,8 @@ typedef struct ReplMlDatabase
 	Oid			database;
 	bool		member;			/* wants a supervisor */
 	bool		tombstones_known;
+	int64		group_clock;	/* of most members, as peer_clock; 0: ours is
+								 * not behind */
 	pg_atomic_uint64 tombstones;
 } ReplMlDatabase;
 
@@ -124,6 +129,7 @@ typedef struct ReplMlShared
 	ConditionVariable advanced; /* positions, answers, members; see position.c */
 	pg_atomic_uint64 counter;	/* greatest counter issued or seen */
 	pg_atomic_uint64 counter_bound; /* durable: no counter above it was issued */
+	pg_atomic_uint64 group_clock;	/* greatest of the databases' */
 	pg_atomic_uint64 news_begun;	/* commits of this node's own; see news.c */
 	pg_atomic_uint64 news_ended;
 	pg_atomic_uint64 news_told; /* of those begun, known to the walsenders */
@@ -138,6 +144,16 @@ typedef struct ReplMlShared
 } ReplMlShared;
 
 extern ReplMlShared *repl_ml_shared;
+
+/* Microseconds of a clock that nobody sets. */
+static inline uint64
+repl_ml_monotonic_now(void)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return INSTR_TIME_GET_MICROSEC(now);
+}
 
 /* in shmem.c */
 extern void repl_ml_shmem_init(void);
@@ -169,6 +185,7 @@ extern void repl_ml_ticker_startup(void);
 extern uint64 repl_ml_ticker_next(uint64 above);
 extern void repl_ml_ticker_observe(uint64 counter);
 extern uint64 repl_ml_ticker_now(void);
+extern void repl_ml_ticker_follow(int64 group_clock);
 extern uint64 repl_ml_ticker_safe(void);
 extern bool repl_ml_ticker_used(void);
 extern void repl_ml_ticker_forget(void);

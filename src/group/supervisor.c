@@ -52,6 +52,7 @@ static void bury_peer(int node_id);
 static void order_comparisons(void);
 static void show_fence(const ReplMlIdentity *self);
 static void end_workers(void);
+static ReplMlClock *compare_clocks(void);
 static void beat(uint16 self);
 static void finish_join(uint16 self);
 static void collect_tombstones(void);
@@ -371,6 +372,56 @@ bury_peer(int node_id)
 	MemoryContextSwitchTo(work_context);
 }
 
+static int
+later_first(const void *a, const void *b)
+{
+	int64		x = *(const int64 *) a;
+	int64		y = *(const int64 *) b;
+
+	return (x < y) - (x > y);
+}
+
+/*
+ * Looks at the wall clocks of all members.  Where those of more than half of
+ * them are ahead of ours, our counters follow the least of these.  Returns by
+ * how many microseconds ours is behind which node's, at least.
+ */
+static ReplMlClock *
+compare_clocks(void)
+{
+	int64		clocks[REPL_ML_MAX_WORKERS + 1];
+	int			nodes[REPL_ML_MAX_WORKERS + 1];
+	int			count = 1;
+	int64		own = GetCurrentTimestamp() - (int64) repl_ml_monotonic_now();
+	int64		majority;
+	ReplMlClock *behind = repl_ml_clock_from_entries(NULL, 0);
+
+	clocks[0] = own;
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		const ReplMlWorker *worker = &repl_ml_shared->workers[i];
+
+		if (worker->database != MyDatabaseId || worker->peer == 0)
+			continue;
+		nodes[count] = worker->peer;
+		clocks[count++] = worker->peer_clock;
+	}
+	LWLockRelease(repl_ml_shared->lock);
+
+	for (int i = 1; i < count; i++)
+	{
+		ReplMlClockEntry entry = {.node = nodes[i],.counter = (uint64) (clocks[i] - own)};
+
+		if (clocks[i] > own)
+			behind = repl_ml_clock_merge(behind, repl_ml_clock_from_entries(&entry, 1));
+	}
+	qsort(clocks, count, sizeof(int64), later_first);
+	majority = clocks[count / 2];
+	repl_ml_ticker_follow(majority > own ? majority : 0);
+	return behind;
+}
+
 /*
  * Writes this node's heartbeat: below safe_counter everything of ours comes
  * before it in the WAL.  A prepared transaction holds the counter where it was.
@@ -381,8 +432,9 @@ beat(uint16 self)
 	static SPIPlanPtr look = NULL;
 	static SPIPlanPtr write = NULL;
 	static uint64 safe = 1;
-	Oid			types[2] = {INT4OID, INT8OID};
-	Datum		values[2];
+	Oid			types[3] = {INT4OID, INT8OID, InvalidOid};
+	Datum		values[3];
+	ReplMlClock *behind = compare_clocks();
 	uint64		now = repl_ml_ticker_safe();
 
 	repl_ml_begin();
@@ -396,16 +448,18 @@ beat(uint16 self)
 		SPI_execute("SELECT repl_ml.announce_evictions()", false, 0);
 	values[0] = Int32GetDatum(self);
 	values[1] = Int64GetDatum((int64) safe);
+	types[2] = repl_ml_clock_type();
+	values[2] = PointerGetDatum(behind);
 	/* applied: what the others' heartbeats say and the present counter; parked is as repl_ml.holds_late_changes() */
-	SPI_execute_plan(repl_ml_spi_plan(&write, "INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at, safe_counter, applied, parked)"
+	SPI_execute_plan(repl_ml_spi_plan(&write, "INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at, safe_counter, applied, parked, behind)"
 							   " SELECT $1, pg_catalog.clock_timestamp(), $2,"
 							   " coalesce((SELECT repl_ml.merge_agg(pg_catalog.format('{%s:%s}', o.node_id, o.safe_counter)::repl_ml.vclock)"
 							   " FROM repl_ml.heartbeat o WHERE o.node_id OPERATOR(pg_catalog.<>) $1), '{}')"
 							   " OPERATOR(repl_ml.||) pg_catalog.format('{%s:%s}', $1, $2)::repl_ml.vclock,"
 							   " EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.action OPERATOR(pg_catalog.<>) ALL ('{evicted,kept}'))"
-							   " OR EXISTS (SELECT FROM repl_ml.eviction)"
-							   " ON CONFLICT (node_id) DO UPDATE SET sent_at = excluded.sent_at, safe_counter = excluded.safe_counter, applied = excluded.applied, parked = excluded.parked",
-							   2, types), values, NULL, false, 0);
+							   " OR EXISTS (SELECT FROM repl_ml.eviction), $3"
+							   " ON CONFLICT (node_id) DO UPDATE SET sent_at = excluded.sent_at, safe_counter = excluded.safe_counter, applied = excluded.applied, parked = excluded.parked, behind = excluded.behind",
+							   3, types), values, NULL, false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 }

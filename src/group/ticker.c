@@ -6,7 +6,9 @@
  * clock, strictly above every counter this node has issued, and above every
  * counter it has seen, except those further in the future than
  * repl_ml.max_clock_skew: one node's wrong wall clock must not carry the
- * others along.
+ * others along.  Where this node's wall clock is the slow one, so that those of
+ * most members are ahead of it, theirs counts in its place: a write here would
+ * else lose to one that was acknowledged elsewhere before it began.
  *
  * A counter survives a crash through a file, $PGDATA/repl_ml.clock: no counter
  * above the bound in it is issued before the file holds a greater one.  The
@@ -68,13 +70,36 @@ repl_ml_ticker_startup(void)
 	pg_atomic_write_u64(&repl_ml_shared->counter_bound, bound);
 }
 
-/* The wall clock as a counter. */
+/* The wall clock as a counter; that of most members where ours is behind. */
 uint64
 repl_ml_ticker_now(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	uint64		group = repl_ml_shared == NULL ? 0 : pg_atomic_read_u64(&repl_ml_shared->group_clock);
 
+	if (group != 0)
+		now = Max(now, (TimestampTz) (group + repl_ml_monotonic_now()));
 	return now > 0 ? (uint64) now : 1;
+}
+
+/*
+ * In a supervisor: the wall clocks of most members of its database are at
+ * least this much above our monotonic clock; 0 where ours is not behind.
+ */
+void
+repl_ml_ticker_follow(int64 group_clock)
+{
+	ReplMlDatabase *database = repl_ml_shmem_database(MyDatabaseId);
+	int64		greatest = 0;
+
+	if (database == NULL || (group_clock == 0 && database->group_clock == 0))
+		return;
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	database->group_clock = group_clock;
+	for (int i = 0; i < REPL_ML_MAX_DATABASES; i++)
+		greatest = Max(greatest, repl_ml_shared->databases[i].group_clock);
+	pg_atomic_write_u64(&repl_ml_shared->group_clock, (uint64) greatest);
+	LWLockRelease(repl_ml_shared->lock);
 }
 
 /*

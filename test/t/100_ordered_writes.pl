@@ -7,9 +7,7 @@ use ReplMl;
 use Situations;
 use Test::More;
 
-# libfaketime (see test/install_deps.sh) reads the skew of n2 from a file, at each look at the clock.
-my ($library) = glob '/usr/lib/*/faketime/libfaketimeMT.so.1';
-plan skip_all => 'libfaketime is not installed' unless defined $library;
+plan skip_all => 'libfaketime is not installed' unless can_skew();
 
 my @nodes = new_group(3, q(CREATE TABLE t (id int PRIMARY KEY, v text);
 SELECT repl_ml.add_table('t');
@@ -17,30 +15,8 @@ INSERT INTO t SELECT i, 'old' FROM generate_series(1, 20) i));
 my ($n1, $n2, $n3) = @nodes;
 # the checks look at tombstones, which are removed every ten heartbeats
 never_miss_heartbeats(@nodes);
-my $skew_file = $n2->data_dir . '.skew';
-
-sub set_skew
-{
-	my ($skew) = @_;
-	open(my $file, '>', "$skew_file.new") or die "$skew_file.new: $!";
-	print $file "$skew\n";
-	close($file);
-	rename("$skew_file.new", $skew_file) or die "$skew_file: $!";
-	return;
-}
-
-sub restart_skewed
-{
-	my ($mode) = @_;
-	local $ENV{LD_PRELOAD} = $library;
-	local $ENV{FAKETIME_TIMESTAMP_FILE} = $skew_file;
-	local $ENV{FAKETIME_NO_CACHE} = 1;
-	local $ENV{FAKETIME_DONT_RESET} = 1;
-	local $ENV{FAKETIME_DONT_FAKE_MONOTONIC} = 1;
-	$n2->stop($mode);
-	$n2->start;
-	return;
-}
+sub set_skew       { return Situations::set_skew($n2, @_); }
+sub restart_skewed { return Situations::restart_skewed($n2, @_); }
 
 # How far n2's wall clock is ahead of n1's, in seconds.
 sub skew
