@@ -3,7 +3,7 @@
 # A comment before each block says what to do with it:
 #   <!-- run: n1 n2 -->       SQL is run on these nodes, as a superuser in the database app
 #   <!-- wait, run: n1 -->    ... after all nodes have everything that was written before
-#   <!-- not run: reason -->  SQL is not run
+#   <!-- poll: SELECT ... --> on the line before: ... and this is true on them
 #   <!-- conf: condition -->  lines of postgresql.conf, for the nodes of this test
 #   <!-- from: make demo -->  output of test/demo.sh, whose headings must be the script's
 # A ```text block right after a run block is what psql prints, on each of the nodes. After
@@ -27,19 +27,20 @@ my %nodes;
 sub blocks
 {
 	my ($document) = @_;
-	my (@blocks, $comment, $block, $line);
+	my (@blocks, $comment, $poll, $block, $line);
 
 	foreach (split /^/, $document)
 	{
 		$line++;
 		if ($block)
 		{
-			if (/^```$/) { $block->{end} = $line; push @blocks, $block; undef $block; undef $comment; }
+			if (/^```$/) { $block->{end} = $line; push @blocks, $block; undef $block; undef $comment; undef $poll; }
 			else { $block->{text} .= $_; }
 		}
-		elsif (/^```(\w*)$/) { $block = { language => $1, text => '', comment => $comment, line => $line }; }
+		elsif (/^```(\w*)$/) { $block = { language => $1, text => '', comment => $comment, poll => $poll, line => $line }; }
+		elsif (/^<!-- poll: (.*) -->$/) { $poll = $1; }
 		elsif (/^<!-- (.*) -->$/) { $comment = $1; }
-		elsif (/\S/) { undef $comment; }
+		elsif (/\S/) { undef $comment; undef $poll; }
 	}
 	die 'README.md ends inside a block' if $block;
 	return @blocks;
@@ -133,10 +134,13 @@ foreach my $block (@blocks)
 	if ($language eq 'sql')
 	{
 		$previous = undef;
-		next if $comment =~ /^not run: \S/;
 		my ($wait, $names) = $comment =~ /^(wait, )?run: (n[123](?: n[123])*)$/;
 		ok($names, "line $line: the block says where it is run") or next;
 		wait_for_all() if $wait;
+		foreach my $node ($block->{poll} ? split(/ /, $names) : ())
+		{
+			$nodes{$node}->poll_query_until('app', $block->{poll}) or die "line $line: timed out";
+		}
 		$previous = { map { $_ => run_sql($nodes{$_}, $block->{text}) } split / /, $names };
 	}
 	elsif ($language eq 'text' && $comment =~ /^from: make demo/)
@@ -167,7 +171,7 @@ foreach my $block (@blocks)
 }
 
 wait_for_all();
-foreach my $table (qw(model account))
+foreach my $table (qw(model account run))
 {
 	my ($first, @others) = map {
 		$nodes{$_}->safe_psql('app', "SELECT to_jsonb(t)::text FROM $table t ORDER BY 1")
@@ -179,6 +183,46 @@ foreach my $name (qw(n1 n2 n3))
 {
 	is($nodes{$name}->safe_psql('app', 'SELECT count(*) FROM repl_ml.parked_changes'), '0', "$name: nothing is parked in the end");
 }
+
+# ---- what the text claims, and no output shows ----
+
+# Tests that a query has this result on every node.
+sub holds
+{
+	my ($query, $expected, $name) = @_;
+	is($nodes{$_}->safe_psql('app', $query), $expected, "$name: $_") foreach qw(n1 n2 n3);
+	return;
+}
+
+holds(q(SELECT write_consistency FROM repl_ml.tables WHERE relation = 'account'::regclass), 'quorum', 'a minimum is in force on all nodes');
+holds(q(SELECT table_name, resolver, column_name, merge FROM repl_ml.conflict_policies ORDER BY 1, 3), "model||score|max\nonline_feature|newest_by(event_ts)||", 'so are rules');
+holds(q(SELECT count(*) FROM account WHERE id = 4), '1', 'what was acknowledged is there');
+
+# the recipe for empty tables, as it stands in the text: the nodes' numbers differ
+my ($recipe) = $readme =~ /`ALTER SEQUENCE \.\.\. ([^`]+)`/;
+my %numbers;
+foreach my $i (1 .. 3)
+{
+	my $rest = $recipe =~ s/\bn\b/$i/r;
+	$nodes{"n$i"}->safe_psql('app', "CREATE SEQUENCE numbers; ALTER SEQUENCE numbers $rest");
+	$numbers{$_}++ foreach split /\n/, $nodes{"n$i"}->safe_psql('app', q(SELECT nextval('numbers') FROM generate_series(1, 20)));
+}
+is(scalar(keys %numbers), 60, "ALTER SEQUENCE ... $recipe gives each node numbers of its own");
+
+# the tables of settings, functions, views and checks are those there are
+my %default = $readme =~ /^\| `(repl_ml\.\w+)` \| `(\w+)` \| /mg;
+holds("SELECT current_setting('$_')", $default{$_}, "the default of $_") foreach grep { !/^(quorum|all)$/ } sort keys %default;
+is(join(' ', sort keys %default), $nodes{n1}->safe_psql('app', q(SELECT string_agg(name, ' ' ORDER BY name COLLATE "C") FROM pg_settings WHERE name LIKE 'repl\_ml.%')), 'all settings are described');
+my ($functions) = $readme =~ /\n## Functions\n(.*?)\n## /s;
+my %function = map { $_ => 1 } map { /`(\w+)\(/g } $functions =~ /^\| (.*?) \|/mg;
+is($nodes{n1}->safe_psql('app', "SELECT count(DISTINCT proname) FROM pg_proc WHERE pronamespace = 'repl_ml'::regnamespace AND proname = ANY ('{" . join(',', keys %function) . "}')"),
+	scalar(keys %function), 'all functions that are described are there');
+my ($views) = $readme =~ /\n## Views\n(.*?)\n## /s;
+is(join(' ', sort $views =~ /^\| `(\w+)` \|/mg),
+	$nodes{n1}->safe_psql('app', q(SELECT string_agg(relname, ' ' ORDER BY relname COLLATE "C") FROM pg_class WHERE relnamespace = 'repl_ml'::regnamespace AND relkind = 'v')), 'all views are described');
+my ($checks) = $readme =~ /\nIts checks are (.*?)\n\n/s;
+is(join(' ', sort $checks =~ /`(\w+)`/g),
+	$nodes{n1}->safe_psql('app', q(SELECT string_agg(check_name, ' ' ORDER BY check_name COLLATE "C") FROM repl_ml.health)), 'all checks are described');
 
 # ---- src/README tells of all files in the order the Makefile builds them ----
 
