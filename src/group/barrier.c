@@ -95,6 +95,31 @@ message_head(const char *verb, const pg_uuid_t *group)
 }
 
 /*
+ * The positions of an answer; NULL if it is none.  Who knows the group's id can
+ * write anything, and an error would end the stream again and again.
+ */
+static ReplMlClock *
+read_positions(const char *text)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ReplMlClock *volatile positions = NULL;
+
+	PG_TRY();
+	{
+		positions = repl_ml_clock_from_text(text);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		if (geterrcode() == ERRCODE_OUT_OF_MEMORY || geterrcode() == ERRCODE_QUERY_CANCELED)
+			PG_RE_THROW();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	return positions;
+}
+
+/*
  * In an apply worker, outside transactions: a peer's message.  An answer, to
  * whomever, is kept; true if it is a question.
  */
@@ -105,8 +130,10 @@ repl_ml_barrier_read(const pg_uuid_t *group, int peer, const char *message)
 
 	if (strncmp(message, answer, strlen(answer)) == 0)
 	{
-		repl_ml_members_set_answer(peer, repl_ml_clock_from_text(message + strlen(answer)));
-		repl_ml_positions_advanced();
+		ReplMlClock *positions = read_positions(message + strlen(answer));
+
+		if (positions != NULL && repl_ml_members_set_answer(peer, positions))
+			repl_ml_positions_advanced();
 		return false;
 	}
 	return strcmp(message, message_head(QUESTION, group)) == 0;

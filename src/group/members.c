@@ -25,7 +25,7 @@
 
 static void detach(int code, Datum arg);
 
-/* What the peer of a link answered; without any the first byte is zero. */
+/* What the peer of a link answered, a clock, once link->answered is set. */
 static char *
 answer_of(const ReplMlLink *link)
 {
@@ -57,7 +57,6 @@ find_link(int peer)
 	memset(unused, 0, sizeof(ReplMlLink));
 	unused->database = MyDatabaseId;
 	unused->peer = peer;
-	answer_of(unused)[0] = 0;
 	return unused;
 }
 
@@ -231,28 +230,30 @@ repl_ml_members_peers(int *peers)
 	return count;
 }
 
-/* A peer has said what it has received of each node. */
-void
+/* A peer has said what it has received of each node; false if that cannot be an answer. */
+bool
 repl_ml_members_set_answer(int peer, const ReplMlClock *positions)
 {
 	ReplMlLink *link;
 
 	if (VARSIZE_ANY(positions) > REPL_ML_ANSWER_BYTES)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("the peer sent an answer that is too long")));
+		return false;
 	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
 	link = find_link(peer);
 	if (link != NULL)
+	{
 		memcpy(answer_of(link), positions, VARSIZE_ANY(positions));
+		link->answered = true;
+	}
 	LWLockRelease(repl_ml_quorum->lock);
+	return true;
 }
 
 /* Has the peer said anything since it read the question at this position of our WAL? */
 static bool
 has_answered(const ReplMlLink *link, uint16 self, XLogRecPtr question)
 {
-	return answer_of(link)[0] != 0 &&
+	return link->answered &&
 		repl_ml_clock_counter((const ReplMlClock *) answer_of(link), self) > question;
 }
 

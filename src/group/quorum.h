@@ -120,7 +120,7 @@ extern bool repl_ml_members_is_alone(void);
 extern bool repl_ml_members_is_cut_off(void);
 extern char *repl_ml_members_missing(XLogRecPtr lsn);
 extern int	repl_ml_members_states(ReplMlMemberState *states);
-extern void repl_ml_members_set_answer(int peer, const ReplMlClock *positions);
+extern bool repl_ml_members_set_answer(int peer, const ReplMlClock *positions);
 extern bool repl_ml_members_answered(uint16 self, XLogRecPtr question, ReplMlClock **positions);
 extern char *repl_ml_members_silent(uint16 self, XLogRecPtr question);
 

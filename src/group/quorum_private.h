@@ -31,6 +31,7 @@ typedef struct ReplMlLink
 								 * acknowledged, up to REPL_ML_BEST_SCORE */
 	bool		decides;		/* the level quorum needs it, as it is among the
 								 * best */
+	bool		answered;		/* has ever answered a barrier: see answers */
 } ReplMlLink;
 
 /* A commit under way. */

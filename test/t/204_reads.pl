@@ -76,6 +76,27 @@ is(sql($n2, "SELECT repl_ml.barrier('60 s'); SELECT v FROM t WHERE id = 2"), "\n
 # who is alone does not know
 signal_workers('STOP', "node_name = 'n1'", $n2, $n3);
 psql_fails($n1, "SELECT repl_ml.barrier('300 ms')", '57014', 'too few members have answered', 'health');
+
+# Lets n2 say that it has received this of each node, and waits until n1 has heard it.
+sub answer
+{
+	my ($positions) = @_;
+	my $id = sql($n2, <<"SQL");
+SELECT FROM pg_logical_emit_message(false, 'repl_ml', format('at %s %s', (SELECT group_id FROM repl_ml.local_node), '$positions'));
+INSERT INTO t SELECT max(id) + 1000, 'said' FROM t RETURNING id
+SQL
+	poll_until($n1, "SELECT count(*) = 1 FROM t WHERE id = $id");
+	return;
+}
+
+# an answer is one however many nodes it has: 28 and 92 are where the first byte of the clock that holds it is zero
+foreach my $entries (27, 28, 29, 92)
+{
+	answer("{1:36028797018963967" . join('', map { ",$_:1" } 2 .. $entries) . '}');
+	psql_fails($n1, "SELECT repl_ml.barrier('300 ms')", '57014', 'does not have everything that has been acknowledged', 'stat_apply');
+	answer($_) foreach 'nothing', '{1:0}', '{', '{}';
+	psql_fails($n1, "SELECT repl_ml.barrier('300 ms')", '57014', 'too few members have answered', 'health');
+}
 signal_workers('CONT', "node_name = 'n1'", $n2, $n3);
 sql($n1, "SELECT repl_ml.barrier('60 s')");
 
