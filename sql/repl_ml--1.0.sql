@@ -261,7 +261,7 @@ COMMENT ON FUNCTION repl_ml.tick() IS
 -- WHEN clause of the insert trigger
 CREATE FUNCTION repl_ml.insert_pending(clock repl_ml.vclock, relation pg_catalog.regclass) RETURNS pg_catalog.bool
     AS 'MODULE_PATHNAME', 'repl_ml_insert_pending'
-    LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+    LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED;
 COMMENT ON FUNCTION repl_ml.insert_pending(repl_ml.vclock, pg_catalog.regclass) IS
     'whether a row just inserted needs another clock than its default gave it';
 

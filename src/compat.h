@@ -34,6 +34,8 @@
 #include "utils/relcache.h"
 #include "utils/wait_event.h"
 #if PG_VERSION_NUM >= 180000
+#include "access/htup_details.h"
+#include "catalog/pg_constraint.h"
 #include "rewrite/rewriteHandler.h"
 #endif
 #if PG_VERSION_NUM >= 170000
@@ -121,6 +123,17 @@ check_expression_compat(Relation rel, const char *text)
 #else
 	return stringToNode(text);
 #endif
+}
+
+/* the column of a NOT NULL constraint, which 18 made one; InvalidAttrNumber for other kinds */
+static inline AttrNumber
+not_null_column_compat(HeapTuple constraint)
+{
+#if PG_VERSION_NUM >= 180000
+	if (((Form_pg_constraint) GETSTRUCT(constraint))->contype == CONSTRAINT_NOTNULL)
+		return extractNotNullColumn(constraint);
+#endif
+	return InvalidAttrNumber;
 }
 
 /* stringToQualifiedNameList: 16 added escontext */

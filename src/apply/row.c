@@ -847,10 +847,5 @@ clock_of(ReplMlTarget *target, TupleTableSlot *slot)
 	bool		isnull;
 	Datum		value = slot_getattr(slot, target->table->clock_attnum, &isnull);
 
-	if (isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_NOT_NULL_VIOLATION),
-				 errmsg("a row of table \"%s.%s\" came without a clock",
-						NameStr(target->table->schema_name), NameStr(target->table->table_name))));
-	return DatumGetReplMlClockP(value);
+	return repl_ml_table_clock(target->table, value, isnull);
 }

@@ -366,6 +366,23 @@ copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *s
 	return rows;
 }
 
+/* What COPY reads into a table of ours is as yet what the peer says, not what the table allows. */
+static void
+refuse_nulls(Relation rel, const bool *nulls)
+{
+	for (int i = 0; i < RelationGetNumberOfAttributes(rel); i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), i);
+
+		if (att->attnotnull && nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_PROTOCOL_VIOLATION),
+					 errmsg("the peer sent a row of table \"%s.%s\" without column \"%s\"",
+							REPL_ML_SCHEMA, RelationGetRelationName(rel), NameStr(att->attname)),
+					 errhint("Look at this table on the peer.")));
+	}
+}
+
 static int64
 join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy)
 {
@@ -396,6 +413,8 @@ join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy)
 		if (!more)
 			break;
 		repl_ml_targets_renew();
+		if (tombstones || versions)
+			refuse_nulls(rel, nulls);
 		if (tombstones)
 			join_tombstone(apply, values, nulls);
 		else if (versions)

@@ -157,7 +157,8 @@ yields(ReplMlJoin *join, Relation index, TupleTableSlot *row, const ReplMlClock 
 	ReplMlTable *table = target->table;
 	Datum		key[INDEX_MAX_KEYS];
 	bool		isnull;
-	const ReplMlClock *rival = DatumGetReplMlClockP(slot_getattr(target->found, table->clock_attnum, &isnull));
+	Datum		value = slot_getattr(target->found, table->clock_attnum, &isnull);
+	const ReplMlClock *rival = repl_ml_table_clock(table, value, isnull);
 	ReplMlVersions versions = {0};
 	const ReplMlClock *loser;
 	const char *index_name = RelationGetRelationName(index);

@@ -415,6 +415,22 @@ check_new_parent(AlterTableStmt *stmt)
 	}
 }
 
+/* From 18 on NOT NULL is a constraint with a name, by which it can be dropped. */
+static bool
+is_not_null_of_clock(Oid relid, const char *name)
+{
+	Oid			constraint = get_relation_constraint_oid(relid, name, true);
+	HeapTuple	tuple = OidIsValid(constraint) ? SearchSysCache1(CONSTROID, ObjectIdGetDatum(constraint)) : NULL;
+	bool		result = false;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		result = not_null_column_compat(tuple) == repl_ml_table_clock_attnum(relid);
+		ReleaseSysCache(tuple);
+	}
+	return result;
+}
+
 static void
 check_alter_table(AlterTableStmt *stmt)
 {
@@ -448,6 +464,10 @@ check_alter_table(AlterTableStmt *stmt)
 			case AT_ColumnDefault:
 			case AT_DropNotNull:
 				if (cmd->name != NULL && strcmp(cmd->name, REPL_ML_CLOCK_COLUMN) == 0)
+					refuse_clock_change(relid);
+				break;
+			case AT_DropConstraint:
+				if (is_not_null_of_clock(relid, cmd->name))
 					refuse_clock_change(relid);
 				break;
 			case AT_DisableTrig:

@@ -48,6 +48,8 @@ static uint64 last_moved = 0;
 static const ReplMlIdentity *writing_member(void);
 static void refuse_in_apply(int own_depth);
 static ReplMlTable *trigger_table(FunctionCallInfo fcinfo, TriggerEvent when, const char *name);
+static ReplMlClock *tuple_clock(ReplMlTable *table, HeapTuple tuple, TupleDesc desc);
+static ReplMlClock *replaced_clock(TriggerData *trigdata, ReplMlTable *table, const ReplMlIdentity *self);
 static void refuse_later_triggers(TriggerData *trigdata);
 static HeapTuple with_clock(ReplMlTable *table, TupleDesc desc, HeapTuple tuple,
 							const ReplMlClock *clock);
@@ -92,6 +94,8 @@ repl_ml_insert_pending(PG_FUNCTION_ARGS)
 	if (repl_ml_applying || repl_ml_shared == NULL)
 		PG_RETURN_BOOL(false);
 	repl_ml_level_note(PG_GETARG_OID(1));
+	if (PG_ARGISNULL(0))
+		PG_RETURN_BOOL(true);
 	if (repl_ml_shmem_may_have_tombstone(PG_GETARG_OID(1)))
 		PG_RETURN_BOOL(true);
 	PG_RETURN_BOOL(!is_own_tick(PG_GETARG_REPL_ML_CLOCK_P(0), repl_ml_identity()));
@@ -132,14 +136,13 @@ repl_ml_stamp_update(PG_FUNCTION_ARGS)
 	HeapTuple	result;
 	ReplMlClock *old;
 	ReplMlClock *clock;
-	bool		isnull;
 
 	if (self == NULL)
 		return PointerGetDatum(trigdata->tg_newtuple);
 
 	refuse_later_triggers(trigdata);
 	desc = RelationGetDescr(trigdata->tg_relation);
-	old = DatumGetReplMlClockP(heap_getattr(trigdata->tg_trigtuple, table->clock_attnum, desc, &isnull));
+	old = replaced_clock(trigdata, table, self);
 	clock = above_former(table, trigdata->tg_newslot, old);
 	clock = repl_ml_clock_advance(clock, self->node_id,
 								  repl_ml_ticker_next(repl_ml_clock_max_counter(clock)));
@@ -217,14 +220,13 @@ repl_ml_stamp_delete(PG_FUNCTION_ARGS)
 	TupleDesc	desc;
 	Datum		key[INDEX_MAX_KEYS];
 	ReplMlClock *old;
-	bool		isnull;
 
 	if (self == NULL)
 		return PointerGetDatum(trigdata->tg_trigtuple);
 
 	refuse_later_triggers(trigdata);
 	desc = RelationGetDescr(trigdata->tg_relation);
-	old = DatumGetReplMlClockP(heap_getattr(trigdata->tg_trigtuple, table->clock_attnum, desc, &isnull));
+	old = tuple_clock(table, trigdata->tg_trigtuple, desc);
 	repl_ml_key_from_tuple(table, trigdata->tg_trigtuple, desc, key);
 	repl_ml_tombstone_insert(table, key,
 							 repl_ml_clock_advance(old, self->node_id,
@@ -251,10 +253,12 @@ bury_all_rows(Oid relid, const ReplMlIdentity *self)
 		MemoryContext old = MemoryContextSwitchTo(per_row);
 		Datum		key[INDEX_MAX_KEYS];
 		ReplMlClock *clock;
+		Datum		value;
 		bool		isnull;
 
 		CHECK_FOR_INTERRUPTS();
-		clock = DatumGetReplMlClockP(slot_getattr(slot, table->clock_attnum, &isnull));
+		value = slot_getattr(slot, table->clock_attnum, &isnull);
+		clock = repl_ml_table_clock(table, value, isnull);
 		repl_ml_key_from_slot(table, slot, key);
 		repl_ml_tombstone_insert(table, key,
 								 repl_ml_clock_advance(clock, self->node_id,
@@ -502,6 +506,35 @@ key_changes(TriggerData *trigdata, ReplMlTable *table)
 	return true;
 }
 
+static ReplMlClock *
+tuple_clock(ReplMlTable *table, HeapTuple tuple, TupleDesc desc)
+{
+	bool		isnull;
+	Datum		value = heap_getattr(tuple, table->clock_attnum, desc, &isnull);
+
+	return repl_ml_table_clock(table, value, isnull);
+}
+
+/*
+ * The clock of the row that an UPDATE replaces.  If it is NULL or damaged, SET
+ * __repl_clock = DEFAULT mends it: the row begins anew, like a new one.
+ */
+static ReplMlClock *
+replaced_clock(TriggerData *trigdata, ReplMlTable *table, const ReplMlIdentity *self)
+{
+	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
+	bool		old_null;
+	bool		new_null;
+	Datum		old = heap_getattr(trigdata->tg_trigtuple, table->clock_attnum, desc, &old_null);
+	Datum		new = heap_getattr(trigdata->tg_newtuple, table->clock_attnum, desc, &new_null);
+
+	if ((old_null || !repl_ml_marks_clock_is_whole(DatumGetReplMlClockP(old))) &&
+		!new_null && repl_ml_marks_clock_is_whole(DatumGetReplMlClockP(new)) &&
+		is_own_tick(DatumGetReplMlClockP(new), self))
+		return repl_ml_clock_empty();
+	return repl_ml_table_clock(table, old, old_null);
+}
+
 /* Is this a clock that repl_ml.tick() has issued in this transaction, not one of an updated row? */
 static bool
 is_own_tick(const ReplMlClock *clock, const ReplMlIdentity *self)
@@ -526,6 +559,7 @@ settle(TriggerData *trigdata, ReplMlTable *table, TupleTableSlot *slot, bool onl
 	Datum		key[INDEX_MAX_KEYS];
 	ReplMlClock *dead;
 	ReplMlClock *clock;
+	Datum		value;
 	bool		isnull;
 	bool		own;
 
@@ -535,7 +569,9 @@ settle(TriggerData *trigdata, ReplMlTable *table, TupleTableSlot *slot, bool onl
 	dead = repl_ml_tombstone_find(table, key, 0);
 	if (table->former_count > 0)
 		dead = above_former(table, slot, dead != NULL ? dead : repl_ml_clock_empty());
-	clock = DatumGetReplMlClockP(slot_getattr(slot, table->clock_attnum, &isnull));
+	value = slot_getattr(slot, table->clock_attnum, &isnull);
+	/* NULL, as from a record that has no clock, stands for the default */
+	clock = isnull && only_own ? repl_ml_clock_empty() : repl_ml_table_clock(table, value, isnull);
 	own = !only_own || is_own_tick(clock, self);
 	if (own && (dead == NULL || repl_ml_clock_compare(dead, clock) == REPL_ML_CLOCK_BEFORE))
 		return;

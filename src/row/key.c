@@ -21,6 +21,16 @@
 #include "group/session.h"
 #include "row/row.h"
 
+static void
+refuse_null(ReplMlTable *table, int i, TupleDesc desc)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_NOT_NULL_VIOLATION),
+			 errmsg("null value in key column \"%s\" of table \"%s.%s\"",
+					NameStr(TupleDescAttr(desc, table->key_attnums[i] - 1)->attname),
+					NameStr(table->schema_name), NameStr(table->table_name))));
+}
+
 /* The key's datums in "tuple"; they point into it. */
 void
 repl_ml_key_from_tuple(ReplMlTable *table, HeapTuple tuple, TupleDesc desc, Datum *key)
@@ -28,7 +38,11 @@ repl_ml_key_from_tuple(ReplMlTable *table, HeapTuple tuple, TupleDesc desc, Datu
 	bool		isnull;
 
 	for (int i = 0; i < table->key_natts; i++)
+	{
 		key[i] = heap_getattr(tuple, table->key_attnums[i], desc, &isnull);
+		if (isnull)
+			refuse_null(table, i, desc);
+	}
 }
 
 /* The key's datums in "slot"; they are valid as long as the slot's. */
@@ -41,11 +55,7 @@ repl_ml_key_from_slot(ReplMlTable *table, TupleTableSlot *slot, Datum *key)
 	{
 		key[i] = slot_getattr(slot, table->key_attnums[i], &isnull);
 		if (isnull)
-			ereport(ERROR,
-					(errcode(ERRCODE_NOT_NULL_VIOLATION),
-					 errmsg("null value in key column \"%s\" of table \"%s.%s\"",
-							NameStr(TupleDescAttr(slot->tts_tupleDescriptor, table->key_attnums[i] - 1)->attname),
-							NameStr(table->schema_name), NameStr(table->table_name))));
+			refuse_null(table, i, slot->tts_tupleDescriptor);
 	}
 }
 

@@ -221,6 +221,24 @@ plain_text_type(Oid type)
 	}
 }
 
+/*
+ * The clock of a row, the clock column's value; an error if the row has none,
+ * as after somebody has taken the column's NOT NULL away.
+ */
+ReplMlClock *
+repl_ml_table_clock(const ReplMlTable *table, Datum value, bool isnull)
+{
+	if (isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_NOT_NULL_VIOLATION),
+				 errmsg("a row of replicated table \"%s.%s\" has no clock",
+						NameStr(table->schema_name), NameStr(table->table_name)),
+				 errhint("Run UPDATE %s SET %s = DEFAULT WHERE %s IS NULL where the row was written, then ALTER TABLE ... ALTER %s SET NOT NULL.",
+						 quote_qualified_identifier(NameStr(table->schema_name), NameStr(table->table_name)),
+						 REPL_ML_CLOCK_COLUMN, REPL_ML_CLOCK_COLUMN, REPL_ML_CLOCK_COLUMN)));
+	return DatumGetReplMlClockP(value);
+}
+
 /* The clock column of a relation, InvalidAttrNumber if it has none of our type. */
 AttrNumber
 repl_ml_table_clock_attnum(Oid relid)

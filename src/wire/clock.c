@@ -37,6 +37,7 @@
 #define MARKS_HEADER_SIZE	(NODE_SIZE + 4)
 
 static Size size_before_entries(const ReplMlClock *clock);
+static Size marks_size(const ReplMlClock *clock);
 static Size measure_marks(const ReplMlClock *clock);
 static const uint8 *first_entry(const ReplMlClock *clock);
 static const uint8 *end_of_entries(const ReplMlClock *clock);
@@ -61,7 +62,8 @@ repl_ml_clock_count(const ReplMlClock *clock)
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("stored vector clock is damaged"),
 				 errdetail("Its %zu bytes are not a whole number of %d-byte entries.",
-						   size, ENTRY_SIZE)));
+						   size, ENTRY_SIZE),
+				 errhint(REPL_ML_DAMAGED_HINT)));
 
 	return (int) (size / ENTRY_SIZE);
 }
@@ -379,6 +381,31 @@ repl_ml_clock_pack(uint8 *entry, ReplMlClockEntry value)
 }
 
 /*
+ * Are these bytes the form of a clock, but for what its marks say?  For values
+ * that may be damaged: never an error.
+ */
+bool
+repl_ml_clock_is_whole(const ReplMlClock *clock)
+{
+	const uint8 *start = (const uint8 *) VARDATA_ANY(clock);
+	Size		size = VARSIZE_ANY_EXHDR(clock);
+	Size		before = 0;
+	uint16		last = 0;
+
+	if (size >= NODE_SIZE && read_node(start) == 0 && (before = marks_size(clock)) == 0)
+		return false;
+	if ((size - before) % ENTRY_SIZE != 0)
+		return false;
+	for (const uint8 *entry = start + before; entry < start + size; entry += ENTRY_SIZE)
+	{
+		if (read_node(entry) <= last || read_counter(entry) == 0)
+			return false;
+		last = read_node(entry);
+	}
+	return true;
+}
+
+/*
  * How much is in front of the entries: 0 unless there are marks.
  */
 static inline Size
@@ -393,29 +420,49 @@ size_before_entries(const ReplMlClock *clock)
 }
 
 /*
- * The marks with what is in front of them; within the datum, whatever its
- * bytes are.
+ * The bytes that say how long the marks are, as a number; what follows need not
+ * be there.
  */
+static Size
+announced_size(const ReplMlClock *clock)
+{
+	const uint8 *start = (const uint8 *) VARDATA_ANY(clock);
+	Size		size = 0;
+
+	if (VARSIZE_ANY_EXHDR(clock) <= MARKS_HEADER_SIZE)
+		return 0;
+	for (int i = NODE_SIZE; i < MARKS_HEADER_SIZE; i++)
+		size = size << 8 | start[i];
+	return size;
+}
+
+/*
+ * The marks with what is in front of them; 0 if they are not within the datum.
+ */
+static Size
+marks_size(const ReplMlClock *clock)
+{
+	Size		size = announced_size(clock);
+
+	if (size == 0 || size > REPL_ML_MAX_MARKS_SIZE || size > VARSIZE_ANY_EXHDR(clock) - MARKS_HEADER_SIZE)
+		return 0;
+	return MARKS_HEADER_SIZE + size;
+}
+
+/* The same, or an error. */
 static Size
 measure_marks(const ReplMlClock *clock)
 {
-	const uint8 *start = (const uint8 *) VARDATA_ANY(clock);
-	Size		room = VARSIZE_ANY_EXHDR(clock);
-	Size		size = 0;
+	Size		size = marks_size(clock);
 
-	if (room > MARKS_HEADER_SIZE)
-	{
-		for (int i = NODE_SIZE; i < MARKS_HEADER_SIZE; i++)
-			size = size << 8 | start[i];
-		if (size > 0 && size <= REPL_ML_MAX_MARKS_SIZE && size <= room - MARKS_HEADER_SIZE)
-			return MARKS_HEADER_SIZE + size;
-	}
-	ereport(ERROR,
-			(errcode(ERRCODE_DATA_CORRUPTED),
-			 errmsg("stored vector clock is damaged"),
-			 errdetail("It begins like one with marks, but %zu bytes of marks are not within its %zu bytes.",
-					   size, room)));
-	return 0;					/* keep the compiler quiet */
+	if (size == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("stored vector clock is damaged"),
+				 errdetail("It begins like one with marks, but %zu bytes of marks are not within its %zu bytes.",
+						   announced_size(clock), (Size) VARSIZE_ANY_EXHDR(clock)),
+				 errhint(REPL_ML_DAMAGED_HINT)));
+	return size;
 }
 
 /*

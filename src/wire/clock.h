@@ -41,10 +41,14 @@ typedef struct ReplMlClockEntry
 /* marks are not longer than this, either */
 #define REPL_ML_MAX_MARKS_SIZE		(1024 * 1024)
 
+/* What to do about a row whose clock cannot be read */
+#define REPL_ML_DAMAGED_HINT	"Run UPDATE ... SET __repl_clock = DEFAULT for the row where it was written: it begins anew."
+
 #define DatumGetReplMlClockP(d)		((ReplMlClock *) PG_DETOAST_DATUM_PACKED(d))
 #define PG_GETARG_REPL_ML_CLOCK_P(n) DatumGetReplMlClockP(PG_GETARG_DATUM(n))
 
 /* in clock.c */
+extern bool repl_ml_clock_is_whole(const ReplMlClock *clock);
 extern int	repl_ml_clock_count(const ReplMlClock *clock);
 extern ReplMlClockEntry repl_ml_clock_entry(const ReplMlClock *clock, int i);
 extern uint64 repl_ml_clock_counter(const ReplMlClock *clock, uint16 node);

@@ -73,6 +73,20 @@ repl_ml_marks_column(const char *name)
 	return hash;
 }
 
+/* Would input accept the clock, marks and all?  For values that may be damaged. */
+bool
+repl_ml_marks_clock_is_whole(const ReplMlClock *clock)
+{
+	ReplMlMarks marks;
+	Size		size;
+	const uint8 *bytes;
+
+	if (!repl_ml_clock_is_whole(clock))
+		return false;
+	bytes = repl_ml_clock_marks(clock, &size);
+	return bytes == NULL || repl_ml_marks_decode(bytes, size, clock, &marks) == NULL;
+}
+
 /* The marks of a clock; an error if they are damaged. */
 ReplMlMarks
 repl_ml_marks_read(const ReplMlClock *clock)
@@ -89,7 +103,8 @@ repl_ml_marks_read(const ReplMlClock *clock)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("stored marks of a vector clock are damaged"),
-				 errdetail_internal("%s", problem)));
+				 errdetail_internal("%s", problem),
+				 errhint(REPL_ML_DAMAGED_HINT)));
 	return marks;
 }
 

@@ -37,6 +37,7 @@ typedef struct ReplMlMarks
 
 /* in marks.c */
 extern uint32 repl_ml_marks_column(const char *name);
+extern bool repl_ml_marks_clock_is_whole(const ReplMlClock *clock);
 extern ReplMlMarks repl_ml_marks_read(const ReplMlClock *clock);
 extern const ReplMlMark *repl_ml_marks_find(const ReplMlMarks *marks, uint32 column);
 extern ReplMlClock *repl_ml_marks_attach(const ReplMlClock *clock, ReplMlMarks *marks);

@@ -22,6 +22,8 @@
 #include "lib/stringinfo.h"
 #include "libpq/pqformat.h"
 #include "mb/pg_wchar.h"
+#include "replication/slot.h"
+#include "replication/walsender.h"
 #include "utils/builtins.h"
 
 #include "compat.h"
@@ -57,6 +59,7 @@ PG_FUNCTION_INFO_V1(repl_ml_vclock_counter);
 PG_FUNCTION_INFO_V1(repl_ml_vclock_max_counter);
 PG_FUNCTION_INFO_V1(repl_ml_vclock_last_writer);
 
+static bool is_sent_damaged(const ReplMlClock *clock);
 static ReplMlClockOrder compare_arguments(FunctionCallInfo fcinfo);
 static bool clocks_equal(const ReplMlClock *a, const ReplMlClock *b);
 static void read_text_entry(ClockInput *input);
@@ -127,10 +130,14 @@ Datum
 repl_ml_vclock_out(PG_FUNCTION_ARGS)
 {
 	ReplMlClock *clock = PG_GETARG_REPL_ML_CLOCK_P(0);
-	int			count = repl_ml_clock_count(clock);
-	ReplMlMarks marks = repl_ml_marks_read(clock);
+	int			count;
+	ReplMlMarks marks;
 	StringInfoData text;
 
+	if (is_sent_damaged(clock))
+		PG_RETURN_CSTRING(pstrdup("damaged"));
+	count = repl_ml_clock_count(clock);
+	marks = repl_ml_marks_read(clock);
 	initStringInfo(&text);
 	appendStringInfoChar(&text, '{');
 	for (int i = 0; i < count; i++)
@@ -189,12 +196,19 @@ Datum
 repl_ml_vclock_send(PG_FUNCTION_ARGS)
 {
 	ReplMlClock *clock = PG_GETARG_REPL_ML_CLOCK_P(0);
-	int			count = repl_ml_clock_count(clock);
+	int			count;
 	Size		marks_size;
-	const uint8 *marks = repl_ml_clock_marks(clock, &marks_size);
+	const uint8 *marks;
 	StringInfoData message;
 
 	pq_begintypsend(&message);
+	if (is_sent_damaged(clock))
+	{
+		pq_sendint32(&message, -1);
+		PG_RETURN_BYTEA_P(pq_endtypsend(&message));
+	}
+	count = repl_ml_clock_count(clock);
+	marks = repl_ml_clock_marks(clock, &marks_size);
 	pq_sendint32(&message, count);
 	for (int i = 0; i < count; i++)
 	{
@@ -347,6 +361,16 @@ repl_ml_vclock_last_writer(PG_FUNCTION_ARGS)
 	if (dot.counter == 0)
 		PG_RETURN_NULL();
 	PG_RETURN_INT32((int32) dot.node);
+}
+
+/*
+ * Is a walsender about to send a damaged clock?  An error would end its stream
+ * again and again: it sends what the peer cannot read, and sets aside.
+ */
+static bool
+is_sent_damaged(const ReplMlClock *clock)
+{
+	return am_walsender && MyReplicationSlot != NULL && !repl_ml_marks_clock_is_whole(clock);
 }
 
 /*
