@@ -80,6 +80,7 @@ OBJS = \
 	src/group/barrier.o \
 	src/group/unacknowledged.o \
 	src/group/recall.o \
+	src/group/lacking.o \
 	src/group/token.o \
 	src/group/status.o \
 	src/group/launcher.o \

@@ -563,7 +563,18 @@ CREATE TABLE repl_ml.parked_change (
     put_aside     boolean NOT NULL DEFAULT false
 );
 CREATE INDEX parked_change_put_aside_idx ON repl_ml.parked_change (id) WHERE put_aside;
+CREATE INDEX parked_change_origin_idx ON repl_ml.parked_change (origin_node, origin_lsn);
 COMMENT ON TABLE repl_ml.parked_change IS 'changes that failed to apply here; see the view repl_ml.parked_changes';
+
+-- Of these a part is lost here: this node does not count for them
+CREATE TABLE repl_ml.discarded_transaction (
+    node_id      integer NOT NULL,
+    commit_lsn   pg_lsn NOT NULL,
+    xid          xid NOT NULL,
+    discarded_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (node_id, commit_lsn)
+);
+COMMENT ON TABLE repl_ml.discarded_transaction IS 'transactions of other nodes of which a parked change was discarded here, kept for two days: whoever asks what became of one must not be told that this node has it';
 
 --
 -- Internal helpers
@@ -643,12 +654,12 @@ CREATE FUNCTION repl_ml.write_members(OUT node_id integer, OUT reachable boolean
     AS 'MODULE_PATHNAME', 'repl_ml_write_members' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 3;
 COMMENT ON FUNCTION repl_ml.write_members() IS
     'the members that count for write consistency, as this node sees them: whether they are connected and have spoken within two heartbeats, and up to where they have what this node wrote; no row while this is not known, as on a node that is not ready';
-CREATE FUNCTION repl_ml.write_waiters(OUT pid integer, OUT level text, OUT required integer, OUT waiting_since timestamptz, OUT lsn pg_lsn)
+CREATE FUNCTION repl_ml.write_waiters(OUT pid integer, OUT level text, OUT required integer, OUT waiting_since timestamptz, OUT lsn pg_lsn, OUT parked_on integer[])
     RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'repl_ml_write_waiters' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 2;
-COMMENT ON FUNCTION repl_ml.write_waiters() IS 'commits of this database that wait to be acknowledged; lsn is null when the wait begins just now';
+COMMENT ON FUNCTION repl_ml.write_waiters() IS 'commits of this database that wait to be acknowledged; lsn is null when the wait begins just now, parked_on are the members that have parked something of it';
 CREATE FUNCTION repl_ml.write_stats(OUT level text, OUT commits bigint, OUT refused bigint, OUT timeouts bigint, OUT cancelled bigint,
-    OUT total_wait interval, OUT min_wait interval, OUT max_wait interval, OUT histogram_bounds interval[], OUT histogram bigint[], OUT stats_reset timestamptz)
+    OUT total_wait interval, OUT min_wait interval, OUT max_wait interval, OUT histogram_bounds interval[], OUT histogram bigint[], OUT stats_reset timestamptz, OUT parked bigint)
     RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'repl_ml_write_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 2;
 COMMENT ON FUNCTION repl_ml.write_stats() IS 'what became of this database''s commits with write consistency quorum and all';
@@ -705,16 +716,31 @@ CREATE FUNCTION repl_ml.final_lsn(of_node integer) RETURNS pg_lsn
     $$;
 COMMENT ON FUNCTION repl_ml.final_lsn(integer) IS 'up to which WAL position of a dropped node this node had applied its changes; NULL before it has let go of it, and while some of it is put aside';
 
+-- Which commits of a peer this node has by now, of those it had parked something of
+CREATE FUNCTION repl_ml.whole_commits(of_node integer, commits pg_lsn[]) RETURNS text
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT coalesce(pg_catalog.array_agg(c), '{}')::text FROM pg_catalog.unnest(commits) c
+     WHERE c < repl_ml.received_lsn(of_node)
+       AND NOT EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.origin_node = of_node AND p.origin_lsn = c AND p.action NOT IN ('evicted', 'kept'))
+       AND NOT EXISTS (SELECT FROM repl_ml.discarded_transaction d WHERE d.node_id = of_node AND d.commit_lsn = c)
+    $$;
+COMMENT ON FUNCTION repl_ml.whole_commits(integer, pg_lsn[]) IS 'of these commits of a peer those that are applied here, with nothing parked or discarded: asked by that peer, which does not count this node for the others';
+
 -- What became of a transaction of this node
-CREATE FUNCTION repl_ml.local_transaction(xid xid8, OUT state text, OUT level text)
+CREATE FUNCTION repl_ml.local_transaction(xid xid8, OUT state text, OUT level text, OUT past boolean)
     AS 'MODULE_PATHNAME', 'repl_ml_local_transaction' LANGUAGE C VOLATILE STRICT;
-COMMENT ON FUNCTION repl_ml.local_transaction(xid8) IS 'a transaction of this node: in progress, aborted, committed, acknowledged or unknown, and its level where that is known to be above one';
+COMMENT ON FUNCTION repl_ml.local_transaction(xid8) IS 'a transaction of this node: in progress, aborted, committed, acknowledged or unknown, and its level where that is known to be above one; past: it is of before this server started, and whether a member has parked it is known there only';
 
 -- What this node knows of a transaction: asked by peers; null where this is not a node of the group
 CREATE FUNCTION repl_ml.transaction_facts(group_id uuid, origin integer, xid xid8) RETURNS text
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT pg_catalog.jsonb_build_object('node', l.node_id, 'state', t.state, 'level', coalesce(t.level, r.level), 'commit_lsn', r.commit_lsn,
+               'past', coalesce(t.past, false),
+               'lacks', EXISTS (SELECT FROM repl_ml.parked_change c WHERE c.origin_node = transaction_facts.origin AND c.origin_xid = transaction_facts.xid::xid
+                                   AND NOT c.put_aside AND c.action NOT IN ('evicted', 'kept'))
+                        OR EXISTS (SELECT FROM repl_ml.discarded_transaction c WHERE c.node_id = transaction_facts.origin AND c.xid = transaction_facts.xid::xid),
                'applied_lsn', CASE WHEN p.pending THEN '0/0' ELSE repl_ml.applied_lsn(transaction_facts.origin) END,
                'has', r.commit_lsn IS NOT NULL AND d.node_id IS NOT NULL AND NOT p.pending,
                'has_not', r.commit_lsn IS NULL AND d.node_id IS NOT NULL AND NOT p.pending AND (d.applied_lsn > '0/0' OR l.copy_data)
@@ -729,7 +755,7 @@ CREATE FUNCTION repl_ml.transaction_facts(group_id uuid, origin integer, xid xid
                                             AND (y.node_id = transaction_facts.origin OR d.node_id IS NOT NULL)) AS pending) p
      WHERE l.group_id = transaction_facts.group_id AND l.state <> 'dropped' AND NOT (SELECT i.fenced FROM repl_ml.local_info() i)
     $$;
-COMMENT ON FUNCTION repl_ml.transaction_facts(uuid, integer, xid8) IS 'what this node knows of a transaction of a node (as JSON): asked by peers. has and has_not are of a dropped node, of which nothing more can come';
+COMMENT ON FUNCTION repl_ml.transaction_facts(uuid, integer, xid8) IS 'what this node knows of a transaction of a node (as JSON): asked by peers. lacks: something of it is parked here or was discarded. has and has_not are of a dropped node, of which nothing more can come';
 
 -- A joining node asks to be let in, over the connection string that a person has given it
 CREATE FUNCTION repl_ml.admit_node(node_name name, secret text) RETURNS text
@@ -1609,6 +1635,7 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
         DELETE FROM repl_ml.table_failure;
         DELETE FROM repl_ml.dropped_node;
         DELETE FROM repl_ml.transaction_record;
+        DELETE FROM repl_ml.discarded_transaction;
         DELETE FROM repl_ml.record_floor;
         INSERT INTO repl_ml.local_node (node_id, node_name, group_name, group_id, state, system_identifier, timeline, database, directory, donor, copy_data)
         SELECT become_member.node_id, become_member.node_name, become_member.group_name, become_member.group_id, become_member.state,
@@ -1791,6 +1818,7 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         DELETE FROM repl_ml.table_failure;
         DELETE FROM repl_ml.dropped_node;
         DELETE FROM repl_ml.transaction_record;
+        DELETE FROM repl_ml.discarded_transaction;
         DELETE FROM repl_ml.record_floor;
         DELETE FROM repl_ml.vouched;
         FOR r IN SELECT o.roname FROM pg_catalog.pg_replication_origin o
@@ -2351,6 +2379,9 @@ CREATE FUNCTION repl_ml.discard_parked(id bigint) RETURNS void
     AS $$
     BEGIN
         PERFORM repl_ml.refuse_nulls('id', pg_catalog.num_nulls(id));
+        INSERT INTO repl_ml.discarded_transaction (node_id, commit_lsn, xid)
+        SELECT p.origin_node, p.origin_lsn, p.origin_xid FROM repl_ml.parked_change p
+         WHERE p.id = discard_parked.id AND p.action NOT IN ('evicted', 'kept') ON CONFLICT DO NOTHING;
         DELETE FROM repl_ml.parked_change p WHERE p.id = discard_parked.id;
         IF NOT FOUND THEN
             RAISE EXCEPTION 'parked change % does not exist', id USING ERRCODE = 'undefined_object',
@@ -2474,18 +2505,18 @@ CREATE FUNCTION repl_ml.judge_transaction(facts jsonb[], origin integer, issued_
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
     AS $$
     WITH f AS (SELECT DISTINCT ON (x.node) x.* FROM pg_catalog.unnest(facts) j,
-                      pg_catalog.jsonb_to_record(j) x (node integer, state text, level text, commit_lsn pg_lsn, applied_lsn pg_lsn, has boolean, has_not boolean)),
+                      pg_catalog.jsonb_to_record(j) x (node integer, state text, level text, commit_lsn pg_lsn, applied_lsn pg_lsn, has boolean, has_not boolean, lacks boolean)),
          e AS (SELECT max(f.commit_lsn) AS lsn, bool_or(f.state = 'committed') AS committed,
                       -- its node knows the level of those that it knows not to be acknowledged
                       bool_or(f.node = origin AND f.state = 'committed' AND f.level IS NOT NULL) AS is_sure,
                       -- where nobody knows the level, all have to have it
                       CASE WHEN bool_or(f.level = 'all') THEN 'all' WHEN bool_or(f.level = 'quorum') THEN 'quorum'
                            WHEN bool_or(f.level = 'one') THEN 'one' ELSE 'all' END AS level FROM f),
-         m AS (SELECT m.node_id, m.state, f.applied_lsn, f.has, f.has_not FROM repl_ml.member m LEFT JOIN f ON f.node = m.node_id WHERE m.state <> 'dropped'),
+         m AS (SELECT m.node_id, m.state, f.applied_lsn, f.has, f.has_not, coalesce(f.lacks, false) AS lacks FROM repl_ml.member m LEFT JOIN f ON f.node = m.node_id WHERE m.state <> 'dropped'),
          c AS (SELECT count(*) FILTER (WHERE m.state = 'ready') AS ready,
-                      count(*) FILTER (WHERE m.state = 'ready' AND (m.node_id = origin OR m.applied_lsn > e.lsn OR m.has)) AS have,
+                      count(*) FILTER (WHERE m.state = 'ready' AND NOT m.lacks AND (m.node_id = origin OR m.applied_lsn > e.lsn OR m.has)) AS have,
                       -- who has not answered, or cannot be compared with, may have acknowledged it
-                      count(*) FILTER (WHERE m.state = 'ready' AND m.node_id <> origin AND NOT coalesce(m.has, false)
+                      count(*) FILTER (WHERE m.state = 'ready' AND m.node_id <> origin AND NOT m.lacks AND NOT coalesce(m.has, false)
                                              AND (m.applied_lsn IS NULL OR e.lsn IS NULL)) AS may_have,
                       bool_and(m.node_id <> origin AND coalesce(m.has_not, false)) AS nobody FROM m, e)
     SELECT CASE WHEN e.lsn IS NOT NULL OR e.committed THEN
@@ -2508,6 +2539,7 @@ CREATE FUNCTION repl_ml.transaction_status(token text) RETURNS text
         question text;
         facts jsonb[];
         origin_state text;
+        past boolean;
     BEGIN
         PERFORM repl_ml.refuse_nulls('token', pg_catalog.num_nulls(token));
         PERFORM repl_ml.require_fresh_view();
@@ -2522,7 +2554,8 @@ CREATE FUNCTION repl_ml.transaction_status(token text) RETURNS text
                 SELECT m.dsn FROM repl_ml.member m WHERE m.state <> 'dropped' AND m.node_id = t.node_id), question)) a WHERE a IS NOT NULL);
         END IF;
         SELECT f ->> 'state' INTO origin_state FROM pg_catalog.unnest(facts) f WHERE f ->> 'node' = t.node_id::text;
-        IF origin_state IN ('acknowledged', 'aborted') THEN
+        SELECT (f ->> 'past')::boolean INTO past FROM pg_catalog.unnest(facts) f WHERE f ->> 'node' = t.node_id::text;
+        IF origin_state = 'aborted' OR (origin_state = 'acknowledged' AND NOT past) THEN
             RETURN origin_state;
         ELSIF origin_state = 'in progress' THEN
             RETURN 'unknown';
@@ -2530,6 +2563,9 @@ CREATE FUNCTION repl_ml.transaction_status(token text) RETURNS text
 
         facts := facts || ARRAY(SELECT a::jsonb FROM pg_catalog.unnest(repl_ml.ask_members(ARRAY(
             SELECT m.dsn FROM repl_ml.member m WHERE m.state <> 'dropped' AND m.node_id NOT IN (t.node_id, self.node_id)), question)) a WHERE a IS NOT NULL);
+        IF origin_state = 'acknowledged' AND NOT EXISTS (SELECT FROM pg_catalog.unnest(facts) f WHERE (f ->> 'lacks')::boolean) THEN
+            RETURN origin_state;
+        END IF;
         RETURN repl_ml.judge_transaction(facts, t.node_id, t.issued_at);
     END
     $$;
@@ -2662,21 +2698,24 @@ COMMENT ON VIEW repl_ml.parked_changes IS
 -- Level one waits for nobody
 CREATE VIEW repl_ml.stat_write_consistency AS
     SELECT s.level, s.commits, s.refused, s.timeouts, s.cancelled, u.transactions AS unacknowledged, s.total_wait, s.min_wait, s.max_wait,
-           s.total_wait / nullif(s.commits, 0) AS mean_wait, s.histogram_bounds, s.histogram, s.stats_reset
+           s.total_wait / nullif(s.commits, 0) AS mean_wait, s.histogram_bounds, s.histogram, s.stats_reset, s.parked
       FROM repl_ml.write_stats() s LEFT JOIN repl_ml.unacknowledged() u ON u.level = s.level;
 COMMENT ON VIEW repl_ml.stat_write_consistency IS
-    'what became of commits with write consistency quorum and all on this node, since stats_reset: acknowledged (commits), refused beforehand, or committed here and given up by timeout or cancel. unacknowledged is how many are visible here now and not acknowledged so far, also since before a crash (see repl_ml.unacknowledged()). The waits are those of acknowledged ones: histogram[i] counts those up to histogram_bounds[i], the last element those above all bounds';
+    'what became of commits with write consistency quorum and all on this node, since stats_reset: acknowledged (commits), refused beforehand, or committed here and given up by timeout or cancel, or because too few members could apply it (parked). unacknowledged is how many are visible here now and not acknowledged so far, also since before a crash (see repl_ml.unacknowledged()). The waits are those of acknowledged ones: histogram[i] counts those up to histogram_bounds[i], the last element those above all bounds';
 
 CREATE VIEW repl_ml.stat_write_waiters AS
-    SELECT w.pid, a.usename, a.application_name, w.level, w.required, k.acknowledged, k.acknowledged_by, k.waiting_for, w.waiting_since, w.lsn
+    SELECT w.pid, a.usename, a.application_name, w.level, w.required, k.acknowledged, k.acknowledged_by, k.waiting_for, w.waiting_since, w.lsn, k.parked_on
       FROM repl_ml.write_waiters() w
       LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = w.pid
-      CROSS JOIN LATERAL (SELECT (pg_catalog.count(*) FILTER (WHERE s.acknowledged_lsn >= w.lsn))::integer AS acknowledged,
-                                 coalesce(pg_catalog.array_agg(m.node_name ORDER BY m.node_id) FILTER (WHERE s.acknowledged_lsn >= w.lsn), '{}') AS acknowledged_by,
-                                 coalesce(pg_catalog.array_agg(m.node_name ORDER BY m.node_id) FILTER (WHERE (s.acknowledged_lsn >= w.lsn) IS NOT TRUE), '{}') AS waiting_for
-                            FROM repl_ml.write_members() s JOIN repl_ml.member m USING (node_id)) k;
+      CROSS JOIN LATERAL (SELECT (pg_catalog.count(*) FILTER (WHERE x.has))::integer AS acknowledged,
+                                 coalesce(pg_catalog.array_agg(x.node_name ORDER BY x.node_id) FILTER (WHERE x.has), '{}') AS acknowledged_by,
+                                 coalesce(pg_catalog.array_agg(x.node_name ORDER BY x.node_id) FILTER (WHERE x.has IS NOT TRUE AND NOT x.parked), '{}') AS waiting_for,
+                                 coalesce(pg_catalog.array_agg(x.node_name ORDER BY x.node_id) FILTER (WHERE x.parked), '{}') AS parked_on
+                            FROM (SELECT m.node_id, m.node_name, m.node_id = ANY (w.parked_on) AS parked,
+                                         s.acknowledged_lsn >= w.lsn AND m.node_id <> ALL (w.parked_on) AS has
+                                    FROM repl_ml.write_members() s JOIN repl_ml.member m USING (node_id)) x) k;
 COMMENT ON VIEW repl_ml.stat_write_waiters IS
-    'commits on this node that wait to be acknowledged: by how many members (required, this node counts), who has the transaction (acknowledged_by) and who has not (waiting_for), since when';
+    'commits on this node that wait to be acknowledged: by how many members (required, this node counts), who has the transaction (acknowledged_by), who has not (waiting_for), and who has parked something of it and does not count (parked_on), since when';
 
 CREATE VIEW repl_ml.health AS
     -- the limit says to the planner what the table is; many rows expected would have the statement compiled
@@ -2916,6 +2955,6 @@ GRANT EXECUTE ON FUNCTION repl_ml.pause_apply(name), repl_ml.resume_apply(name),
 
 -- Replicating: what a peer asks and copies; the stream itself needs the role attribute
 GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.invitation, repl_ml.concurrent_version, repl_ml.transaction_record, repl_ml.record_floor TO repl_ml_replication;
-GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, integer, integer, pg_lsn, bigint, text), repl_ml.applied_lsn(integer), repl_ml.final_lsn(integer), repl_ml.transaction_facts(uuid, integer, xid8),
+GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, integer, integer, pg_lsn, bigint, text), repl_ml.applied_lsn(integer), repl_ml.whole_commits(integer, pg_lsn[]), repl_ml.final_lsn(integer), repl_ml.transaction_facts(uuid, integer, xid8),
     repl_ml.admit_node(name, text), repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text),
     repl_ml.forget_node(uuid, integer, timestamptz), repl_ml.cannot_create(jsonb) TO repl_ml_replication;

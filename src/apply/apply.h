@@ -204,6 +204,7 @@ typedef struct ReplMlConflict
 /* in worker.c */
 extern PGDLLEXPORT void repl_ml_apply_main(Datum arg);
 extern void repl_ml_apply_set_state(ReplMlApply *apply, ReplMlWorkerState state);
+extern void repl_ml_apply_tell_parked(ReplMlApply *worker, XLogRecPtr end);
 extern void repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error);
 
 /* in dispatch.c */

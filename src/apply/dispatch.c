@@ -201,6 +201,8 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 	apply->tally.equal.updates += transaction->equal.updates;
 	apply->tally.equal.inserts += transaction->equal.inserts;
 	apply->tally.parked += transaction->parked;
+	if (transaction->parked > 0)
+		repl_ml_apply_tell_parked(apply, commit.end_lsn);
 	if (!may_batch(apply))
 		repl_ml_dispatch_finish(apply, false);
 	apply->aside |= transaction->put_aside;

@@ -593,6 +593,21 @@ send_status(bool reply_wanted)
 	apply.committed = false;
 }
 
+/*
+ * Tells the peer, before anything behind it is acknowledged, that something of
+ * the transaction that ends at "end" is parked here: so our acknowledgement is
+ * not one of that transaction.  The form is that of a status that nobody
+ * else sends; why twice, and with a question, see hear_parked in origin/reply.c.
+ */
+void
+repl_ml_apply_tell_parked(ReplMlApply *worker, XLogRecPtr end)
+{
+	if (end <= worker->told)
+		return;
+	repl_ml_stream_status(worker->conn, worker->told, end, worker->told, false);
+	repl_ml_stream_status(worker->conn, worker->told, end, worker->told, true);
+}
+
 /* Tells the peer how far we are. */
 static void
 acknowledge(bool reply_wanted)

@@ -21,8 +21,8 @@
 #include "group/quorum.h"
 
 #define MEMBER_COLUMNS		4
-#define WAITER_COLUMNS		5
-#define STATS_COLUMNS		11
+#define WAITER_COLUMNS		6
+#define STATS_COLUMNS		12
 
 static Datum
 microseconds(int64 time)
@@ -59,6 +59,16 @@ repl_ml_write_members(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
+static Datum
+node_array(const int *nodes, int count)
+{
+	Datum	   *elements = palloc(Max(count, 1) * sizeof(Datum));
+
+	for (int i = 0; i < count; i++)
+		elements[i] = Int32GetDatum(nodes[i]);
+	return PointerGetDatum(construct_array(elements, count, INT4OID, sizeof(int32), true, TYPALIGN_INT));
+}
+
 /* repl_ml.write_waiters(): a row for each commit that waits to be acknowledged. */
 PG_FUNCTION_INFO_V1(repl_ml_write_waiters);
 Datum
@@ -77,8 +87,8 @@ repl_ml_write_waiters(PG_FUNCTION_ARGS)
 		const ReplMlWaiting *waiter = &waiting[i];
 		Datum		values[WAITER_COLUMNS] = {Int32GetDatum(waiter->pid),
 			CStringGetTextDatum(repl_ml_level_name(waiter->level)), Int32GetDatum(waiter->required),
-			TimestampTzGetDatum(waiter->since), LSNGetDatum(waiter->lsn)};
-		bool		nulls[WAITER_COLUMNS] = {false, false, false, false, XLogRecPtrIsInvalid(waiter->lsn)};
+			TimestampTzGetDatum(waiter->since), LSNGetDatum(waiter->lsn), node_array(waiter->parked_on, waiter->parked_count)};
+		bool		nulls[WAITER_COLUMNS] = {false, false, false, false, XLogRecPtrIsInvalid(waiter->lsn), false};
 
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
@@ -129,6 +139,7 @@ put_level(ReturnSetInfo *rsinfo, ReplMlLevel level)
 	values[i++] = bounds_array();
 	values[i++] = histogram_array(&stats);
 	values[i++] = TimestampTzGetDatum(stats.since);
+	values[i++] = Int64GetDatum(stats.parked);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 

@@ -55,6 +55,7 @@ find_link(int peer)
 	if (unused == NULL)
 		return NULL;
 	memset(unused, 0, sizeof(ReplMlLink));
+	repl_ml_quorum_forget_link(unused - repl_ml_quorum->links);
 	unused->database = MyDatabaseId;
 	unused->peer = peer;
 	return unused;
@@ -156,6 +157,48 @@ repl_ml_members_heard(int peer, XLogRecPtr acknowledged)
 		return;
 	link->heard = repl_ml_monotonic_now();
 	link->acknowledged = Max(link->acknowledged, acknowledged);
+}
+
+/* The peer's place in sets of peers; -1 if it has none.  The caller holds the lock exclusively. */
+int
+repl_ml_members_index(int peer)
+{
+	ReplMlLink *link = find_link(peer);
+
+	return link == NULL ? -1 : link - repl_ml_quorum->links;
+}
+
+/* The ids of the peers of a set that count, into an array of REPL_ML_MAX_WORKERS; returns how many.  The caller holds the lock. */
+int
+repl_ml_members_of_set(const ReplMlPeerSet *set, int *peers)
+{
+	int			count = 0;
+
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		const ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		if (link->database == MyDatabaseId && link->counts && repl_ml_peer_set_has(set, i))
+			peers[count++] = link->peer;
+	}
+	return count;
+}
+
+/* "n2, n3": the peers of a set, as far as they have room.  The caller holds the lock. */
+void
+repl_ml_members_name_set(const ReplMlPeerSet *set, char *names, Size size)
+{
+	names[0] = '\0';
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		const ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		if (link->database != MyDatabaseId || !repl_ml_peer_set_has(set, i))
+			continue;
+		if (names[0] != '\0')
+			strlcat(names, ", ", size);
+		strlcat(names, NameStr(link->node_name), size);
+	}
 }
 
 /* Is the peer among those that the level quorum needs?  Looks without a lock: a hint. */

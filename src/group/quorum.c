@@ -15,6 +15,11 @@
  * core's own shortcut for commits that come late to the queue, one position
  * for the whole server, gets the least of all databases.
  *
+ * A peer that has parked something of a transaction has not applied it, though
+ * it goes on and acknowledges positions behind it.  It says so before
+ * (apply/worker.c, origin/reply.c), and does not count for that transaction,
+ * which is let go, unacknowledged, when too few others are left.
+ *
  * Called by committing backends (origin/commit.c), walsenders
  * (origin/reply.c), supervisors (who the members are, members.c) and views.
  */
@@ -58,8 +63,18 @@ static const char *const urgency_names[] = {
 	[REPL_ML_NOW] = "now",
 };
 
+/* What becomes of somebody who waits, whatever has been acknowledged. */
+typedef enum Verdict
+{
+	BY_POSITION,
+	STAYS,						/* the positions are those of peers that lack it */
+	GOES						/* too few are left that do not */
+} Verdict;
+
 static bool release(ReplMlQuorumDatabase *database);
-static bool wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all);
+static const Verdict *judge(const ReplMlQuorumDatabase *database);
+static bool has_waiters(const ReplMlQuorumDatabase *database);
+static bool wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all, const Verdict *verdicts);
 static void refuse(ReplMlLevel level);
 static void refuse_unconnected(ReplMlLevel level);
 
@@ -216,17 +231,27 @@ position_of(ReplMlQuorumDatabase *database, ReplMlLevel level)
 
 /*
  * Up to where a level is acknowledged in all member databases: what core may
- * let pass without asking us.  The caller holds the lock.
+ * let pass without asking us.  Not beyond a commit that some peer lacks: that
+ * one has to come into the queue.  The caller holds the lock.
  */
 static XLogRecPtr
 shortcut(ReplMlLevel level)
 {
 	XLogRecPtr	least = PG_UINT64_MAX;
+	int			doubtful = 0;
 
 	for (int i = 0; i < REPL_ML_MAX_DATABASES; i++)
 	{
 		if (repl_ml_shared->databases[i].member && repl_ml_quorum->databases[i].members > 1)
 			least = Min(least, repl_ml_quorum->databases[i].acknowledged[level]);
+		doubtful += repl_ml_quorum->databases[i].doubtful;
+	}
+	for (int i = 0; i < MaxBackends && doubtful > 0; i++)
+	{
+		const ReplMlWaiter *waiter = &repl_ml_quorum->waiters[i];
+
+		if (OidIsValid(waiter->database) && waiter->level == level && !repl_ml_peer_set_is_empty(&waiter->lacking))
+			least = Min(least, waiter->lsn - 1);
 	}
 	return least == PG_UINT64_MAX ? InvalidXLogRecPtr : least;
 }
@@ -275,6 +300,102 @@ note_who_decides(const ReplMlQuorumDatabase *database, XLogRecPtr position)
 	}
 }
 
+/* How many members may still come to have a transaction ("lsn" 0), or have it by now; the caller holds the lock. */
+static int
+count_members(XLogRecPtr lsn, const ReplMlPeerSet *lacking)
+{
+	int			count = 1;
+
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		const ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		if (link->database == MyDatabaseId && link->counts && link->acknowledged >= lsn &&
+			!repl_ml_peer_set_has(lacking, i))
+			count++;
+	}
+	return count;
+}
+
+/*
+ * Has the level acknowledged a transaction of this database that ends at "lsn"
+ * and that these peers lack?  The caller holds the lock.
+ */
+bool
+repl_ml_quorum_has(ReplMlLevel level, XLogRecPtr lsn, const ReplMlPeerSet *lacking)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+
+	if (database == NULL || lsn > database->acknowledged[level])
+		return false;
+	return repl_ml_peer_set_is_empty(lacking) ||
+		count_members(lsn, lacking) >= repl_ml_quorum_required(database, level);
+}
+
+/*
+ * In a walsender that is about to send a commit: who waits for it learns where
+ * it is.  So it is known before the peer can say anything of it.
+ */
+void
+repl_ml_quorum_sent(TransactionId xid, XLogRecPtr commit, XLogRecPtr lsn)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+
+	if (database == NULL || !has_waiters(database))
+		return;
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		ReplMlWaiter *waiter = &repl_ml_quorum->waiters[i];
+
+		if (waiter->xid != xid || waiter->lsn == lsn)
+			continue;
+		LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+		if (waiter->database == MyDatabaseId && waiter->xid == xid)
+		{
+			waiter->commit = commit;
+			waiter->lsn = lsn;
+		}
+		LWLockRelease(repl_ml_quorum->lock);
+	}
+}
+
+/*
+ * In a walsender: the peer has parked something of the transaction that ends at
+ * "lsn".  If that waits, or is listed as not acknowledged, the peer's word does
+ * not count for it; of others nobody asks.
+ */
+void
+repl_ml_quorum_parked(int peer, XLogRecPtr lsn)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+	int			index;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	index = repl_ml_members_index(peer);
+	if (index >= 0)
+		repl_ml_unacknowledged_mark(lsn, index);
+	for (int i = 0; index >= 0 && i < MaxBackends; i++)
+	{
+		ReplMlWaiter *waiter = &repl_ml_quorum->waiters[i];
+
+		if (waiter->database != MyDatabaseId || waiter->lsn != lsn)
+			continue;
+		if (repl_ml_peer_set_is_empty(&waiter->lacking))
+			database->doubtful++;
+		repl_ml_peer_set_add(&waiter->lacking, index);
+	}
+	(void) release(database);
+}
+
+/* The link of this index is another one's from now on.  The caller holds the lock exclusively. */
+void
+repl_ml_quorum_forget_link(int index)
+{
+	for (int i = 0; i < MaxBackends; i++)
+		repl_ml_peer_set_remove(&repl_ml_quorum->waiters[i].lacking, index);
+	repl_ml_unacknowledged_forget_link(index);
+}
+
 /*
  * In a walsender: the peer has spoken and has everything before a position;
  * lets the commits go that this acknowledges.  True as repl_ml_quorum_release.
@@ -310,6 +431,7 @@ release(ReplMlQuorumDatabase *database)
 	XLogRecPtr	for_all[REPL_ML_LEVELS];
 	XLogRecPtr	positions[REPL_ML_LEVELS];
 	bool		needed[REPL_ML_LEVELS] = {false};
+	const Verdict *verdicts = database == NULL ? NULL : judge(database);
 	bool		again = false;
 
 	for (int level = REPL_ML_QUORUM; database != NULL && level < REPL_ML_LEVELS; level++)
@@ -323,7 +445,7 @@ release(ReplMlQuorumDatabase *database)
 		for_all[level] = shortcut(level);
 		/* later commits have later positions; others may be in hand already */
 		needed[level] = database->waiters[level] > 0 &&
-			(database->let_go[level] < positions[level] || for_all[level] < positions[level]);
+			(database->let_go[level] < positions[level] || for_all[level] < positions[level] || verdicts != NULL);
 		if (needed[level])
 			database->let_go[level] = positions[level];
 	}
@@ -332,9 +454,39 @@ release(ReplMlQuorumDatabase *database)
 	for (int level = REPL_ML_QUORUM; level < REPL_ML_LEVELS; level++)
 	{
 		if (needed[level])
-			again |= wake(level, positions[level], for_all[level]);
+			again |= wake(level, positions[level], for_all[level], verdicts);
 	}
 	return again;
+}
+
+/*
+ * Who of those that wait is not judged by positions alone, by backend number;
+ * NULL if nobody.  Good until the next call.  The caller holds the lock.
+ */
+static const Verdict *
+judge(const ReplMlQuorumDatabase *database)
+{
+	static Verdict *verdicts = NULL;
+
+	if (database->doubtful == 0)
+		return NULL;
+	if (verdicts == NULL)
+		verdicts = MemoryContextAlloc(TopMemoryContext, MaxBackends * sizeof(Verdict));
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		const ReplMlWaiter *waiter = &repl_ml_quorum->waiters[i];
+		int			required;
+
+		verdicts[i] = BY_POSITION;
+		if (waiter->database != MyDatabaseId || repl_ml_peer_set_is_empty(&waiter->lacking))
+			continue;
+		required = repl_ml_quorum_required(database, waiter->level);
+		if (count_members(InvalidXLogRecPtr, &waiter->lacking) < required)
+			verdicts[i] = GOES;
+		else if (count_members(waiter->lsn, &waiter->lacking) < required)
+			verdicts[i] = STAYS;
+	}
+	return verdicts;
 }
 
 /* Do core's commits wait for us, if they wait at all? */
@@ -386,7 +538,7 @@ leave_queue(PGPROC *proc)
 
 /* Wakes whoever waits for a position before this one; others are not kept from the queue meanwhile. */
 static bool
-wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all)
+wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all, const Verdict *verdicts)
 {
 	int			mode = mode_of(level);
 	PGPROC	   *woken[WOKEN_AT_ONCE];
@@ -397,10 +549,12 @@ wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all)
 	LWLockAcquire(SyncRepLock, LW_EXCLUSIVE);
 	if (WalSndCtl->lsn[mode] < for_all)
 		WalSndCtl->lsn[mode] = for_all;
-	for (proc = sync_rep_next_compat(mode, NULL); proc != NULL && proc->waitLSN <= position; proc = next)
+	for (proc = sync_rep_next_compat(mode, NULL); proc != NULL && (proc->waitLSN <= position || verdicts != NULL); proc = next)
 	{
+		Verdict		verdict = verdicts == NULL ? BY_POSITION : verdicts[proc_number_compat(proc)];
+
 		next = sync_rep_next_compat(mode, proc);
-		if (!is_ours(proc))
+		if (!is_ours(proc) || verdict == STAYS || (verdict == BY_POSITION && proc->waitLSN > position))
 			continue;
 		leave_queue(proc);
 		if (count < lengthof(woken))
@@ -508,6 +662,9 @@ repl_ml_quorum_begin(ReplMlLevel level, TransactionId xid)
 	waiter->database = MyDatabaseId;
 	waiter->level = level;
 	waiter->xid = xid;
+	waiter->commit = InvalidXLogRecPtr;
+	waiter->lsn = InvalidXLogRecPtr;
+	waiter->lacking = (ReplMlPeerSet) {{0}};
 	waiter->pid = MyProcPid;
 	waiter->since = GetCurrentTimestamp();
 	waiter->start = repl_ml_monotonic_now();
@@ -640,27 +797,36 @@ count_wait(ReplMlLevelCounts *stats, uint64 wait)
 
 /*
  * Takes back what repl_ml_quorum_begin announced and counts what became of it:
- * acknowledged if what is before "lsn" is, else "otherwise".  A transaction that
- * is committed without is put on the list of unacknowledged.c.
+ * acknowledged if what is before "lsn" is, else "otherwise", or parked where it
+ * was let go for that; then *parked_on tells where.  A transaction that is
+ * committed without is put on the list of unacknowledged.c.
  */
 ReplMlOutcome
-repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise)
+repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise, char *parked_on, Size size)
 {
 	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
 	ReplMlWaiter *waiter = &repl_ml_quorum->waiters[my_proc_number_compat()];
 	ReplMlOutcome outcome = otherwise;
 	ReplMlLevelCounts *stats = &database->counts[waiter->level];
+	bool		doubtful;
 
 	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
-	if (otherwise != REPL_ML_ABORTED && lsn <= database->acknowledged[waiter->level])
+	doubtful = !repl_ml_peer_set_is_empty(&waiter->lacking);
+	if (otherwise != REPL_ML_ABORTED && repl_ml_quorum_has(waiter->level, lsn, &waiter->lacking))
 		outcome = REPL_ML_ACKNOWLEDGED;
+	else if (otherwise == REPL_ML_CANCELLED && doubtful)
+		outcome = REPL_ML_PARKED;
 	if (outcome == REPL_ML_ACKNOWLEDGED)
 		count_wait(stats, repl_ml_monotonic_now() - waiter->start);
 	if (outcome != REPL_ML_ABORTED)
 		stats->outcomes[outcome]++;
-	if (outcome == REPL_ML_TIMED_OUT || outcome == REPL_ML_CANCELLED)
-		repl_ml_unacknowledged_add(waiter->level, waiter->xid, lsn);
+	if (outcome == REPL_ML_TIMED_OUT || outcome == REPL_ML_CANCELLED || outcome == REPL_ML_PARKED)
+		repl_ml_unacknowledged_add(waiter->level, waiter->xid, waiter->commit, lsn, &waiter->lacking);
+	repl_ml_members_name_set(&waiter->lacking, parked_on, size);
+	if (doubtful)
+		database->doubtful--;
 	waiter->database = InvalidOid;
+	waiter->xid = InvalidTransactionId;
 	database->waiters[waiter->level]--;
 	LWLockRelease(repl_ml_quorum->lock);
 	return outcome;
@@ -680,15 +846,19 @@ repl_ml_quorum_waiting(ReplMlWaiting *waiting)
 	{
 		const ReplMlWaiter *waiter = &repl_ml_quorum->waiters[i];
 
-		if (waiter->database == MyDatabaseId)
-			waiting[count++] = (ReplMlWaiting)
+		if (waiter->database != MyDatabaseId)
+			continue;
+		waiting[count] = (ReplMlWaiting)
 			{
 				.proc_number = i,
 					.pid = waiter->pid,
 					.level = waiter->level,
 					.required = repl_ml_quorum_required(database, waiter->level),
-					.since = waiter->since
+					.since = waiter->since,
+					.parked_on = palloc(REPL_ML_MAX_WORKERS * sizeof(int))
 			};
+		waiting[count].parked_count = repl_ml_members_of_set(&waiter->lacking, waiting[count].parked_on);
+		count++;
 	}
 	LWLockRelease(repl_ml_quorum->lock);
 
@@ -721,6 +891,7 @@ repl_ml_quorum_stats(ReplMlLevel level)
 		result.refused = stats->outcomes[REPL_ML_REFUSED];
 		result.timeouts = stats->outcomes[REPL_ML_TIMED_OUT];
 		result.cancelled = stats->outcomes[REPL_ML_CANCELLED];
+		result.parked = stats->outcomes[REPL_ML_PARKED];
 		result.total_wait = stats->total;
 		result.min_wait = stats->least;
 		result.max_wait = stats->greatest;

@@ -24,6 +24,7 @@ typedef enum ReplMlLevel
 /* in synchronous_standby_names; no standby has it: only quorum.c ends the waits */
 #define REPL_ML_STANDBY_NAME	"repl_ml_quorum"
 
+#define REPL_ML_PEER_WORDS		2	/* of a set of as many links as there may be */
 #define REPL_ML_WAIT_BUCKETS	12	/* of the histogram of waits */
 
 /* When a peer is to make what it has applied durable, and to say so. */
@@ -41,8 +42,19 @@ typedef enum ReplMlOutcome
 	REPL_ML_REFUSED,			/* before it began */
 	REPL_ML_TIMED_OUT,			/* committed here, not acknowledged */
 	REPL_ML_CANCELLED,			/* the same, ended by somebody */
+	REPL_ML_PARKED,				/* the same: too few can apply it */
 	REPL_ML_ABORTED				/* of another cause */
 } ReplMlOutcome;
+
+/*
+ * Peers of this database, by index of their links: those that lack a transaction
+ * though they have acknowledged what is behind it, because they have parked
+ * something of it.
+ */
+typedef struct ReplMlPeerSet
+{
+	uint64		bits[REPL_ML_PEER_WORDS];
+} ReplMlPeerSet;
 
 /* A member as repl_ml_members_set takes it. */
 typedef struct ReplMlMember
@@ -70,6 +82,8 @@ typedef struct ReplMlWaiting
 	int			required;		/* members, this node included */
 	TimestampTz since;
 	XLogRecPtr	lsn;			/* of the commit; invalid: its wait begins just now */
+	int		   *parked_on;		/* ids of members, palloc'd */
+	int			parked_count;
 } ReplMlWaiting;
 
 /* What became of the commits of a level, as views show it; times in µs. */
@@ -79,6 +93,7 @@ typedef struct ReplMlLevelStats
 	int64		refused;
 	int64		timeouts;
 	int64		cancelled;
+	int64		parked;
 	uint64		total_wait;		/* of acknowledged ones, as the rest */
 	uint64		min_wait;
 	uint64		max_wait;
@@ -100,7 +115,10 @@ extern void repl_ml_quorum_dismiss_strangers(void);
 extern bool repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged);
 extern bool repl_ml_quorum_release(void);
 extern void repl_ml_quorum_begin(ReplMlLevel level, TransactionId xid);
-extern ReplMlOutcome repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise);
+extern ReplMlOutcome repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise, char *parked_on, Size size);
+extern void repl_ml_quorum_sent(TransactionId xid, XLogRecPtr commit, XLogRecPtr lsn);
+extern void repl_ml_quorum_parked(int peer, XLogRecPtr lsn);
+extern bool repl_ml_quorum_has(ReplMlLevel level, XLogRecPtr lsn, const ReplMlPeerSet *lacking);
 extern bool repl_ml_quorum_reached(ReplMlLevel level, XLogRecPtr lsn);
 extern XLogRecPtr repl_ml_quorum_acknowledged(ReplMlLevel level);
 extern bool repl_ml_quorum_is_waiting(TransactionId xid, ReplMlLevel *level);
@@ -119,6 +137,7 @@ extern bool repl_ml_members_is_served(Oid database);
 extern bool repl_ml_members_is_alone(void);
 extern bool repl_ml_members_is_cut_off(void);
 extern char *repl_ml_members_missing(XLogRecPtr lsn);
+extern int	repl_ml_members_of_set(const ReplMlPeerSet *set, int *peers);
 extern int	repl_ml_members_states(ReplMlMemberState *states);
 extern bool repl_ml_members_set_answer(int peer, const ReplMlClock *positions);
 extern bool repl_ml_members_answered(uint16 self, XLogRecPtr question, ReplMlClock **positions);

@@ -43,6 +43,10 @@ typedef struct ReplMlWaiter
 	pid_t		pid;
 	TimestampTz since;
 	uint64		start;			/* the same, monotonic µs */
+	XLogRecPtr	commit;			/* where the commit's record begins, and ends; 0
+								 * until it is sent to a peer */
+	XLogRecPtr	lsn;
+	ReplMlPeerSet lacking;		/* peers that have parked something of it */
 } ReplMlWaiter;
 
 /* What became of the commits of one level. */
@@ -62,6 +66,8 @@ typedef struct ReplMlQuorumDatabase
 	int			members;		/* that count, this node included */
 	NameData	local_name;
 	int			waiters[REPL_ML_LEVELS];
+	int			doubtful;		/* of these: some peer has parked something of
+								 * them */
 	uint64		last_begin;		/* of a wait, monotonic µs; 0: none yet */
 	XLogRecPtr	acknowledged[REPL_ML_LEVELS];	/* never goes back */
 	XLogRecPtr	let_go[REPL_ML_LEVELS]; /* some walsender sees to it that
@@ -85,13 +91,41 @@ typedef struct ReplMlQuorum
 
 extern ReplMlQuorum *repl_ml_quorum;
 
+static inline void
+repl_ml_peer_set_add(ReplMlPeerSet *set, int index)
+{
+	set->bits[index / 64] |= UINT64CONST(1) << (index % 64);
+}
+
+static inline void
+repl_ml_peer_set_remove(ReplMlPeerSet *set, int index)
+{
+	set->bits[index / 64] &= ~(UINT64CONST(1) << (index % 64));
+}
+
+static inline bool
+repl_ml_peer_set_has(const ReplMlPeerSet *set, int index)
+{
+	return (set->bits[index / 64] & (UINT64CONST(1) << (index % 64))) != 0;
+}
+
+static inline bool
+repl_ml_peer_set_is_empty(const ReplMlPeerSet *set)
+{
+	StaticAssertStmt(REPL_ML_PEER_WORDS * 64 >= REPL_ML_MAX_WORKERS, "a set must have room for all links");
+	return set->bits[0] == 0 && set->bits[1] == 0;
+}
+
 /* in quorum.c */
 extern ReplMlQuorumDatabase *repl_ml_quorum_database(Oid oid);
+extern void repl_ml_quorum_forget_link(int index);
 extern int	repl_ml_quorum_required(const ReplMlQuorumDatabase *database, ReplMlLevel level);
 
 /* in members.c */
 extern void repl_ml_members_heard(int peer, XLogRecPtr acknowledged);
 extern int	repl_ml_members_reachable(void);
+extern int	repl_ml_members_index(int peer);
+extern void repl_ml_members_name_set(const ReplMlPeerSet *set, char *names, Size size);
 extern bool repl_ml_members_decides(int peer);
 extern char *repl_ml_members_names(const ReplMlQuorumDatabase *database, bool reachable);
 

@@ -69,7 +69,7 @@ committed_status(TransactionId xid, ReplMlLevel *level)
 }
 
 /*
- * repl_ml.local_transaction(xid, OUT state, OUT level): what is known here of a
+ * repl_ml.local_transaction(xid, OUT state, OUT level, OUT past): what is known here of a
  * transaction of this node: in progress, aborted, committed (and not known to
  * be acknowledged), acknowledged, unknown.
  */
@@ -82,8 +82,8 @@ repl_ml_local_transaction(PG_FUNCTION_ARGS)
 	const char *state = "unknown";
 	ReplMlLevel level = REPL_ML_ONE;
 	TupleDesc	desc;
-	Datum		values[2];
-	bool		nulls[2] = {false, false};
+	Datum		values[3];
+	bool		nulls[3] = {false, false, false};
 
 	repl_ml_shmem_require();
 	if (FullTransactionIdPrecedes(full, ReadNextFullTransactionId()))
@@ -100,6 +100,7 @@ repl_ml_local_transaction(PG_FUNCTION_ARGS)
 	values[0] = CStringGetTextDatum(state);
 	values[1] = CStringGetTextDatum(repl_ml_level_name(level));
 	nulls[1] = level == REPL_ML_ONE;
+	values[2] = BoolGetDatum(repl_ml_unacknowledged_is_past(full));
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 

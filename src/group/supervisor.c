@@ -584,6 +584,8 @@ collect_garbage(void)
 	if (repl_ml_conflict_retention >= 0)
 		SPI_execute(psprintf("DELETE FROM repl_ml.conflict_history WHERE detected_at OPERATOR(pg_catalog.<)"
 							 " (pg_catalog.now() OPERATOR(pg_catalog.-) '%d min'::pg_catalog.interval)", repl_ml_conflict_retention), false, 0);
+	SPI_execute("DELETE FROM repl_ml.discarded_transaction WHERE discarded_at OPERATOR(pg_catalog.<)"
+				" (pg_catalog.now() OPERATOR(pg_catalog.-) '2 days'::pg_catalog.interval)", false, 0);
 	/* twice as long as transaction_status relies on them */
 	SPI_execute("DELETE FROM repl_ml.transaction_record WHERE recorded_at OPERATOR(pg_catalog.<)"
 				" (pg_catalog.now() OPERATOR(pg_catalog.-) '2 days'::pg_catalog.interval)", false, 0);

@@ -19,6 +19,7 @@
  */
 #include "postgres.h"
 
+#include "access/transam.h"
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "funcapi.h"
@@ -26,6 +27,7 @@
 #include "utils/builtins.h"
 
 #include "compat.h"
+#include "group/quorum_private.h"
 #include "group/shmem.h"
 #include "group/unacknowledged.h"
 
@@ -36,7 +38,10 @@ typedef struct Entry
 	Oid			database;		/* InvalidOid: free */
 	ReplMlLevel level;
 	TransactionId xid;			/* invalid: more than one transaction */
+	XLogRecPtr	commit;			/* where the commit's record begins; 0: not known,
+								 * or more than one */
 	XLogRecPtr	lsn;			/* where the (last) commit ends */
+	ReplMlPeerSet lacking;		/* peers that have parked something of it */
 	int64		transactions;
 } Entry;
 
@@ -45,6 +50,8 @@ typedef struct Past
 {
 	XLogRecPtr	end;			/* where the WAL ended then; invalid: not
 								 * asked yet */
+	FullTransactionId next_xid; /* no transaction of before has it, or a greater
+								 * one */
 	bool		known;			/* recalled, but for these levels: */
 	bool		lost[REPL_ML_LEVELS];
 } Past;
@@ -101,7 +108,7 @@ is_known(const Past *past, ReplMlLevel level)
 static bool
 is_acknowledged(const Entry *entry)
 {
-	return entry->database == MyDatabaseId && entry->lsn <= repl_ml_quorum_acknowledged(entry->level);
+	return entry->database == MyDatabaseId && repl_ml_quorum_has(entry->level, entry->lsn, &entry->lacking);
 }
 
 static bool
@@ -115,6 +122,9 @@ static void
 merge(Entry *into, const Entry *entry)
 {
 	into->xid = InvalidTransactionId;
+	into->commit = InvalidXLogRecPtr;
+	for (int i = 0; i < REPL_ML_PEER_WORDS; i++)
+		into->lacking.bits[i] |= entry->lacking.bits[i];
 	into->lsn = Max(into->lsn, entry->lsn);
 	into->transactions += entry->transactions;
 }
@@ -149,9 +159,11 @@ make_room(void)
  * it is there.  The caller holds the lock.
  */
 void
-repl_ml_unacknowledged_add(ReplMlLevel level, TransactionId xid, XLogRecPtr lsn)
+repl_ml_unacknowledged_add(ReplMlLevel level, TransactionId xid, XLogRecPtr commit, XLogRecPtr lsn,
+						   const ReplMlPeerSet *lacking)
 {
-	Entry		entry = {.database = MyDatabaseId,.level = level,.xid = xid,.lsn = lsn,.transactions = 1};
+	Entry		entry = {.database = MyDatabaseId,.level = level,.xid = xid,.commit = commit,.lsn = lsn,
+	.lacking = *lacking,.transactions = 1};
 
 	StaticAssertStmt(ROOM > REPL_ML_MAX_DATABASES * REPL_ML_LEVELS, "entries must be mergeable");
 	for (int i = 0; i < ROOM; i++)
@@ -176,6 +188,61 @@ repl_ml_unacknowledged_forget(int index, Oid database)
 		if (unacknowledged->entries[i].database == database)
 			unacknowledged->entries[i].database = InvalidOid;
 	}
+}
+
+/* A peer has parked something of the transaction that ends at "lsn", if that is listed.  The caller holds the lock. */
+void
+repl_ml_unacknowledged_mark(XLogRecPtr lsn, int index)
+{
+	for (int i = 0; i < ROOM; i++)
+	{
+		if (unacknowledged->entries[i].database == MyDatabaseId && unacknowledged->entries[i].lsn == lsn)
+			repl_ml_peer_set_add(&unacknowledged->entries[i].lacking, index);
+	}
+}
+
+/* The link of this index is another one's from now on.  The caller holds the lock. */
+void
+repl_ml_unacknowledged_forget_link(int index)
+{
+	for (int i = 0; i < ROOM; i++)
+		repl_ml_peer_set_remove(&unacknowledged->entries[i].lacking, index);
+}
+
+/* The commits of this database that a peer lacks, as far as there is room; returns how many. */
+int
+repl_ml_unacknowledged_lacking(int peer, XLogRecPtr *commits, int room)
+{
+	int			count = 0;
+	int			index;
+
+	LWLockAcquire(unacknowledged->lock, LW_EXCLUSIVE);
+	index = repl_ml_members_index(peer);
+	for (int i = 0; i < ROOM && index >= 0 && count < room; i++)
+	{
+		const Entry *entry = &unacknowledged->entries[i];
+
+		if (entry->database == MyDatabaseId && entry->commit != InvalidXLogRecPtr && repl_ml_peer_set_has(&entry->lacking, index))
+			commits[count++] = entry->commit;
+	}
+	LWLockRelease(unacknowledged->lock);
+	return count;
+}
+
+/* The peer has that commit by now, whole. */
+void
+repl_ml_unacknowledged_is_whole(int peer, XLogRecPtr commit)
+{
+	int			index;
+
+	LWLockAcquire(unacknowledged->lock, LW_EXCLUSIVE);
+	index = repl_ml_members_index(peer);
+	for (int i = 0; i < ROOM && index >= 0; i++)
+	{
+		if (unacknowledged->entries[i].database == MyDatabaseId && unacknowledged->entries[i].commit == commit)
+			repl_ml_peer_set_remove(&unacknowledged->entries[i].lacking, index);
+	}
+	LWLockRelease(unacknowledged->lock);
 }
 
 /* How many there are of a level in this database; -1: nobody knows. */
@@ -248,11 +315,27 @@ repl_ml_unacknowledged_recall_begin(XLogRecPtr *end)
 
 	LWLockAcquire(unacknowledged->lock, LW_EXCLUSIVE);
 	if (past->end == InvalidXLogRecPtr)
+	{
 		past->end = GetFlushRecPtr(NULL);
+		past->next_xid = ReadNextFullTransactionId();
+	}
 	*end = past->end;
 	due = !past->known;
 	LWLockRelease(unacknowledged->lock);
 	return due;
+}
+
+/* May the transaction be of before the server started, so that nobody has said here who parked it? */
+bool
+repl_ml_unacknowledged_is_past(FullTransactionId xid)
+{
+	Past	   *past = past_of_database();
+	bool		result;
+
+	LWLockAcquire(unacknowledged->lock, LW_SHARED);
+	result = past == NULL || past->end == InvalidXLogRecPtr || FullTransactionIdPrecedes(xid, past->next_xid);
+	LWLockRelease(unacknowledged->lock);
+	return result;
 }
 
 /* A transaction of before the start has been found in the WAL. */
@@ -260,7 +343,7 @@ void
 repl_ml_unacknowledged_recall_add(ReplMlLevel level, TransactionId xid, XLogRecPtr lsn)
 {
 	LWLockAcquire(unacknowledged->lock, LW_EXCLUSIVE);
-	repl_ml_unacknowledged_add(level, xid, lsn);
+	repl_ml_unacknowledged_add(level, xid, InvalidXLogRecPtr, lsn, &(ReplMlPeerSet) {{0}});
 	LWLockRelease(unacknowledged->lock);
 }
 

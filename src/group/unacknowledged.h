@@ -7,6 +7,7 @@
 #define REPL_ML_UNACKNOWLEDGED_H
 
 #include "repl_ml.h"
+#include "access/transam.h"
 #include "group/quorum.h"
 
 /* What is known of a committed transaction. */
@@ -21,14 +22,23 @@ typedef enum ReplMlFate
 extern Size repl_ml_unacknowledged_shmem_size(void);
 extern void repl_ml_unacknowledged_shmem_init(void *space, LWLock *lock);
 extern void repl_ml_unacknowledged_forget(int index, Oid database);
-extern void repl_ml_unacknowledged_add(ReplMlLevel level, TransactionId xid, XLogRecPtr lsn);
+extern void repl_ml_unacknowledged_forget_link(int index);
+extern void repl_ml_unacknowledged_add(ReplMlLevel level, TransactionId xid, XLogRecPtr commit, XLogRecPtr lsn,
+									   const ReplMlPeerSet *lacking);
+extern void repl_ml_unacknowledged_mark(XLogRecPtr lsn, int index);
+extern int	repl_ml_unacknowledged_lacking(int peer, XLogRecPtr *commits, int room);
+extern void repl_ml_unacknowledged_is_whole(int peer, XLogRecPtr commit);
 extern int64 repl_ml_unacknowledged_count(ReplMlLevel level);
 extern ReplMlFate repl_ml_unacknowledged_find(TransactionId xid, ReplMlLevel *level);
+extern bool repl_ml_unacknowledged_is_past(FullTransactionId xid);
 extern bool repl_ml_unacknowledged_recall_begin(XLogRecPtr *end);
 extern void repl_ml_unacknowledged_recall_end(const bool *lost);
 extern void repl_ml_unacknowledged_recall_add(ReplMlLevel level, TransactionId xid, XLogRecPtr lsn);
 
 /* in recall.c */
 extern bool repl_ml_recall(void);
+
+/* in lacking.c */
+extern void repl_ml_lacking_ask(void);
 
 #endif							/* REPL_ML_UNACKNOWLEDGED_H */

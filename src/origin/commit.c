@@ -57,6 +57,7 @@ typedef struct Commit
 	bool		waits;			/* announced to group/quorum.c */
 	ReplMlLevel level;
 	int			timeout;		/* ms; 0: none */
+	char		parked_on[4 * NAMEDATALEN]; /* members, where it ended for that */
 	bool		changed;		/* synchronous_commit is not the user's */
 	int			synchronous_commit; /* the user's */
 } Commit;
@@ -237,7 +238,7 @@ after_commit(XLogRecPtr lsn, bool committed)
 
 	repl_ml_level_forget();
 	repl_ml_token_forget();
-	if (waited && (outcome == REPL_ML_TIMED_OUT || outcome == REPL_ML_CANCELLED))
+	if (waited && (outcome == REPL_ML_TIMED_OUT || outcome == REPL_ML_CANCELLED || outcome == REPL_ML_PARKED))
 		tell_client_later(outcome, lsn);
 }
 
@@ -261,7 +262,8 @@ end(XLogRecPtr lsn, bool committed)
 	if (timed_out && committed)
 		QueryCancelPending = false;
 	return repl_ml_quorum_end(lsn, !committed ? REPL_ML_ABORTED :
-							  timed_out ? REPL_ML_TIMED_OUT : REPL_ML_CANCELLED);
+							  timed_out ? REPL_ML_TIMED_OUT : REPL_ML_CANCELLED,
+							  commit.parked_on, sizeof(commit.parked_on));
 }
 
 static void
@@ -334,14 +336,24 @@ static void
 raise_unacknowledged(const Commit *given_up, ReplMlOutcome outcome, XLogRecPtr lsn)
 {
 	char	   *missing = repl_ml_members_missing(lsn);
+	StringInfoData detail;
 
+	initStringInfo(&detail);
+	if (given_up->parked_on[0] != '\0')
+		appendStringInfo(&detail, _("It could not be applied on %s, where it is parked. "), given_up->parked_on);
+	if (outcome == REPL_ML_TIMED_OUT)
+		appendStringInfo(&detail, _("No answer within %d ms (repl_ml.write_timeout) from: %s."), given_up->timeout, missing);
+	else if (outcome == REPL_ML_CANCELLED)
+		appendStringInfo(&detail, _("The wait was cancelled; no answer yet from: %s."), missing);
+	else
+		appendStringInfo(&detail, _("Too few other members are left."));
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_STATEMENT_COMPLETION_UNKNOWN),
 			 errmsg("transaction is committed on this node but not acknowledged by write consistency \"%s\"",
 					repl_ml_level_name(given_up->level)),
-			 outcome == REPL_ML_TIMED_OUT ?
-			 errdetail("No answer within %d ms (repl_ml.write_timeout) from: %s.", given_up->timeout, missing) :
-			 errdetail("The wait was cancelled; no answer yet from: %s.", missing),
+			 errdetail_internal("%s", detail.data),
+			 outcome == REPL_ML_PARKED ?
+			 errhint("See SELECT * FROM repl_ml.parked_changes on those nodes; once the cause is mended, repl_ml.retry_parked(id) applies it there. With repl_ml.transaction_token() in a transaction, SELECT repl_ml.transaction_status(token) tells what became of it.") :
 			 errhint("It will reach the other members when they can be reached. With repl_ml.transaction_token() in a transaction, SELECT repl_ml.transaction_status(token) tells what became of it.")));
 }
 

@@ -135,6 +135,8 @@ send_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commi
 	ReplMlUrgency urgency = changes_sent ? repl_ml_quorum_urgency(repl_ml_reply_peer()) : REPL_ML_WHENEVER;
 	const char *word = repl_ml_urgency_name(urgency);
 
+	if (changes_sent)
+		repl_ml_quorum_sent(txn->xid, commit_lsn, txn->end_lsn);
 	if (urgency != REPL_ML_WHENEVER)
 	{
 		OutputPluginPrepareWrite(ctx, false);

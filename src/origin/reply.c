@@ -50,6 +50,7 @@ static int	flush_if_writable(void);
 static void putmessage_noblock(char type, const char *data, size_t length);
 static bool is_send_pending(void);
 static bool may_hold(void);
+static void hear_parked(void);
 static void listen_to_peer(void);
 static void on_timeout(void);
 
@@ -118,6 +119,7 @@ putmessage_noblock(char type, const char *data, size_t length)
 {
 	uint64		position;
 
+	hear_parked();
 	if (type == 'd' && length > 1 + sizeof(position))
 	{
 		memcpy(&position, data + 1, sizeof(position));
@@ -151,6 +153,24 @@ may_hold(void)
 	return written > 0 && written < HELD_BYTES && advanced && GetFlushRecPtr(NULL) > decoded;
 }
 
+/*
+ * A peer that has parked something of a transaction says so before it
+ * acknowledges that: in a message whose position "applied" is the end of that
+ * transaction, and beyond what it says it has received (apply/worker.c).  It
+ * says it twice and asks for a keepalive the second time.  Core writes that
+ * before it reads on, so here is where we see each such message.
+ */
+static void
+hear_parked(void)
+{
+	static XLogRecPtr heard = InvalidXLogRecPtr;
+
+	if (MyWalSnd->apply <= MyWalSnd->write || MyWalSnd->apply == heard)
+		return;
+	heard = MyWalSnd->apply;
+	repl_ml_quorum_parked(peer, heard);
+}
+
 /* Has the peer spoken since the last call, and what may go for it? */
 static void
 listen_to_peer(void)
@@ -159,6 +179,7 @@ listen_to_peer(void)
 	static TimestampTz reply_time = 0;
 	static bool again = false;
 
+	hear_parked();
 	/* nobody but this process writes these */
 	if (MyWalSnd->replyTime != reply_time || MyWalSnd->flush != acknowledged)
 	{

@@ -24,6 +24,13 @@
 #ifndef CRASHES
 #define CRASHES		1
 #endif
+#if defined(PARKING) || defined(PARKED_COUNTS)
+#define PARKS		1			/* transactions that some peer cannot apply */
+#define DEATHS		0
+#endif
+#ifndef PARKS
+#define PARKS		0
+#endif
 #ifndef DEATHS
 #define DEATHS		((N - 1) / 2)	/* for good: a minority */
 #endif
@@ -50,6 +57,7 @@ bool visible[TX];				/* others see it on the origin */
 bool counted[TX];				/* shown as visible and not acknowledged */
 byte wal_end;					/* durable */
 byte heard[N];					/* what each peer has acknowledged: in memory only */
+byte told[N];					/* what each peer says it has parked, before it acknowledges that */
 byte position[2];				/* up to where each level is acknowledged: in memory only */
 
 #define QUORUM		0
@@ -70,6 +78,7 @@ bool alive[N];
 byte applied[N];				/* the peer has everything up to here ... */
 byte durable[N];				/* ... and up to here on its disk */
 byte aside[N];					/* this one is put aside, not in the table; 0: none */
+byte parked[N];					/* this one is parked, not in the table, until somebody mends it */
 byte compared[N];				/* with which others, after the origin was dropped */
 #ifdef BARRIER_TRUSTS_MEMORY
 byte known[N];					/* as applied, but forgotten by a restart until the link is up */
@@ -142,6 +151,7 @@ byte target;					/* the greatest answer */
 
 byte crashes = CRASHES;
 byte deaths = DEATHS;
+byte parks = PARKS;
 
 /* ---- what only the properties look at ---- */
 
@@ -152,11 +162,28 @@ bool stale;						/* the barrier has returned without something expected */
 
 hidden byte c, n, k;			/* within one step */
 
+/* these take the counting away that IS_ACKNOWLEDGED would do again */
+#if defined(FIRST_ANSWER_IS_ENOUGH) || PARKS == 0
+#define WORD_FOR_ALL	true
+#else
+#define WORD_FOR_ALL	false
+#endif
+
 #ifdef DROPPED_ONES_COUNT
 #define COUNTS(i)		true
 #else
 #define COUNTS(i)		member[i]
 #endif
+
+/* As repl_ml_quorum_has: a peer's position is its word for all but what it has parked. */
+#ifdef PARKED_COUNTS
+#define LACKS(i, t)		false
+#else
+#define LACKS(i, t)		(told[i] == pos[t])
+#endif
+#define SAYS_IT_HAS(i)	(i != ORIGIN && COUNTS(i) && heard[i] >= pos[t] && !LACKS(i, t))
+#define MAY_COME(i)		(i != ORIGIN && member[i] && !LACKS(i, t))
+#define IS_ACKNOWLEDGED	(pos[t] <= POSITION(t) && (WORD_FOR_ALL || 1 + SUM(SAYS_IT_HAS) >= REQUIRED(level[t])))
 
 /* As repl_ml_quorum_release: up to where enough members have acknowledged. */
 inline release()
@@ -189,12 +216,19 @@ inline release()
 		k--
 	od;
 	for (c : 0 .. TX - 1) {
+		k = 1;
+		for (n : 1 .. N - 1) {
+			if
+			:: COUNTS(n) && heard[n] >= pos[c] && !LACKS(n, c) -> k++
+			:: else
+			fi
+		}
 		if
-		:: pos[c] > 0 && pos[c] <= POSITION(c) -> counted[c] = false; promised[c] = true
+		:: pos[c] > 0 && pos[c] <= POSITION(c) && (k >= REQUIRED(level[c]) || WORD_FOR_ALL) -> counted[c] = false; promised[c] = true
 		:: else
 		fi
 	}
-	n = 0; c = 0
+	n = 0; c = 0; k = 0
 }
 
 /* One client of the origin. */
@@ -223,14 +257,23 @@ end:
 #endif
 	/* the members have it: let go by a walsender, or found out when the wait was given up */
 	:: atomic {
-			state[t] == waiting && alive[ORIGIN] && pos[t] <= POSITION(t) ->
+			state[t] == waiting && alive[ORIGIN] && IS_ACKNOWLEDGED ->
 			visible[t] = true;
 			state[t] = acknowledged
 		}
+#if PARKS > 0
+	/* let go, because too few are left that have not parked it */
+	:: atomic {
+			state[t] == waiting && alive[ORIGIN] && 1 + SUM(MAY_COME) < REQUIRED(level[t]) ->
+			visible[t] = true;
+			counted[t] = true;
+			state[t] = failed
+		}
+#endif
 #ifndef NO_TIMEOUT
 	/* given up, by repl_ml.write_timeout or a cancel */
 	:: atomic {
-			state[t] == waiting && alive[ORIGIN] && pos[t] > POSITION(t) ->
+			state[t] == waiting && alive[ORIGIN] && !IS_ACKNOWLEDGED ->
 			visible[t] = true;
 			counted[t] = true;
 #ifdef GIVING_UP_IS_SUCCESS
@@ -295,6 +338,12 @@ inline end_barrier()
 #define ACKNOWLEDGED(p)	durable[p]
 #endif
 
+#if PARKS > 0
+#define TELL(p)			if :: parked[p] > 0 -> told[p] = parked[p] :: else fi
+#else
+#define TELL(p)			skip
+#endif
+
 /* The server is killed, and has started again: what was not durable is not there. */
 inline restart(p)
 {
@@ -302,6 +351,10 @@ inline restart(p)
 	KNOWN(p, 0);
 	if
 	:: aside[p] > durable[p] -> aside[p] = 0
+	:: else
+	fi;
+	if
+	:: parked[p] > durable[p] -> parked[p] = 0; parks++
 	:: else
 	fi;
 	if
@@ -323,7 +376,14 @@ end:
 	/* one flush for all that came */
 	:: atomic { alive[p] && durable[p] < applied[p] -> durable[p] = applied[p] }
 	/* acknowledge(), and repl_ml_quorum_heard: the peer has no less for good when that is heard late */
-	:: d_step { alive[p] && alive[ORIGIN] && heard[p] < ACKNOWLEDGED(p) -> heard[p] = ACKNOWLEDGED(p); release() }
+	:: d_step { alive[p] && alive[ORIGIN] && heard[p] < ACKNOWLEDGED(p) -> TELL(p); heard[p] = ACKNOWLEDGED(p); release() }
+#if PARKS > 0
+	/* the next transaction cannot be applied, and is parked */
+	:: atomic { alive[p] && alive[ORIGIN] && applied[p] < wal_end && parks > 0 -> parks--; applied[p]++; parked[p] = applied[p] }
+	/* somebody mends it; the origin asks (lacking.c) */
+	:: atomic { alive[p] && parked[p] > 0 -> parked[p] = 0 }
+	:: d_step { alive[p] && alive[ORIGIN] && told[p] > 0 && parked[p] == 0 && durable[p] >= told[p] -> told[p] = 0; release() }
+#endif
 
 #ifdef BARRIER_TRUSTS_MEMORY
 	/* the worker has connected again */
@@ -358,7 +418,9 @@ end:
 inline restart_origin()
 {
 	for (c : 1 .. N - 1) {
-		heard[c] = 0
+		heard[c] = 0;
+		/* who asks what became of something of before asks the peers */
+		told[c] = parked[c]
 	}
 	position[QUORUM] = 0;
 	position[ALL] = 0;
@@ -429,10 +491,10 @@ end:
 /* ---- what has to hold ---- */
 
 /* members that have everything up to the position on their disks; one that is lost counts until it is dropped */
-#define HAS(i)			(member[i] && (i == ORIGIN -> pos[t] <= wal_end : pos[t] <= durable[i] && lacks[i] != pos[t]))
+#define HAS(i)			(member[i] && (i == ORIGIN -> pos[t] <= wal_end : pos[t] <= durable[i] && lacks[i] != pos[t] && parked[i] != pos[t]))
 #define HAS_ALIVE(i)	(HAS(i) && alive[i])
 #define UNFINISHED(i)	(alive[i] && i != ORIGIN && \
-						 (aside[i] > 0 || lacks[i] > 0 || (alive[ORIGIN] && applied[i] < wal_end) || applied[i] < applied[READER]))
+						 (aside[i] > 0 || parked[i] > 0 || lacks[i] > 0 || (alive[ORIGIN] && applied[i] < wal_end) || applied[i] < applied[READER]))
 #define UNDER_WAY(t)	(state[t] == idle || state[t] == waiting)
 
 /* The names say what is wrong when an assertion fails. */
