@@ -92,6 +92,7 @@ static void check_truncate(TruncateStmt *stmt);
 static void check_access(ObjectAccessType access, Oid class_id, Oid object, int sub_id, void *arg);
 static void check_object_drop(Oid class_id, Oid object, int sub_id);
 static void note_change(Oid relid);
+static Oid	root_of(Oid relid);
 static Oid	get_constraint_relation(Oid constraint);
 static Oid	get_trigger_relation(Oid trigger);
 static void check_unpublish(Oid membership);
@@ -787,10 +788,18 @@ note_change(Oid relid)
 {
 	if (!OidIsValid(relid))
 		return;
-	if (get_rel_relispartition(relid))
-		relid = llast_oid(get_partition_ancestors(relid));
+	relid = root_of(relid);
 	if (repl_ml_guard_is_replicated(relid))
 		repl_ml_definition_note(relid);
+}
+
+/* The table that this is a partition of, or itself; a partition that is being detached may have no parent any more. */
+static Oid
+root_of(Oid relid)
+{
+	List	   *ancestors = get_rel_relispartition(relid) ? get_partition_ancestors(relid) : NIL;
+
+	return ancestors == NIL ? relid : llast_oid(ancestors);
 }
 
 /* The table that a constraint is one of; invalid for a domain's. */
@@ -870,8 +879,7 @@ is_enrolled(RangeVar *range, Oid *relid)
 static bool
 is_replicated(RangeVar *range, Oid *relid)
 {
-	return is_enrolled(range, relid) &&
-		repl_ml_guard_is_replicated(get_rel_relispartition(*relid) ? llast_oid(get_partition_ancestors(*relid)) : *relid);
+	return is_enrolled(range, relid) && repl_ml_guard_is_replicated(root_of(*relid));
 }
 
 /* Does the group replicate this table, which is no partition? */
