@@ -83,11 +83,16 @@ sql($n1, <<'SQL');
 BEGIN;
 SET LOCAL repl_ml.guard_off = on;
 ALTER TABLE repl_ml.member RENAME TO real_member;
-CREATE VIEW repl_ml.member AS SELECT node_id, node_name, dsn, host, port, dbname,
-  system_identifier::text || $$, 'ready', now(), '{}'); CREATE ROLE evil SUPERUSER; --$$ AS system_identifier, state, joined_at, __repl_clock FROM repl_ml.real_member;
+DO $do$
+BEGIN
+    EXECUTE (SELECT format('CREATE VIEW repl_ml.member AS SELECT %s FROM repl_ml.real_member', string_agg(
+        CASE attname WHEN 'system_identifier' THEN $$system_identifier::text || ', ''ready'', now(), ''{}''); CREATE ROLE evil SUPERUSER; --' AS system_identifier$$ ELSE quote_ident(attname) END, ', ' ORDER BY attnum))
+               FROM pg_attribute WHERE attrelid = 'repl_ml.real_member'::regclass AND attnum > 0 AND NOT attisdropped);
+    EXECUTE (SELECT format('CREATE OR REPLACE FUNCTION repl_ml.register_node(%s) RETURNS boolean LANGUAGE sql AS $$SELECT true$$', pg_get_function_arguments(oid))
+               FROM pg_proc WHERE proname = 'register_node' AND pronamespace = 'repl_ml'::regnamespace);
+END
+$do$;
 GRANT SELECT ON repl_ml.member TO PUBLIC;
-CREATE OR REPLACE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name name, dsn text, host text, port integer, dbname text,
-  system_identifier bigint, joined_at timestamptz, secret text DEFAULT NULL) RETURNS boolean LANGUAGE sql AS 'SELECT true';
 COMMIT;
 SQL
 psql_fails($n4, join_as($n4, $n1, 'operator'), '\w+', 'invalid input syntax for type bigint');
