@@ -89,6 +89,7 @@ OBJS = \
 	src/group/admission.o \
 	src/group/definitions.o \
 	src/group/schema.o \
+	src/group/shape.o \
 	src/group/stats.o
 
 # libpq's headers and library: connection strings are taken apart with PQconninfoParse.

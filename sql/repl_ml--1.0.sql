@@ -393,6 +393,17 @@ CREATE TABLE repl_ml.invitation (
 );
 COMMENT ON TABLE repl_ml.invitation IS 'nodes that somebody with the right to do so has let in: whoever joins under this name until then or, with secret_hash, the one who also knows the secret';
 
+-- What each member's tables are, told by itself; the row without names is about the database
+CREATE TABLE repl_ml.table_shape (
+    node_id      integer NOT NULL,
+    schema_name  name NOT NULL,
+    table_name   name NOT NULL,
+    shape        jsonb,
+    __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
+    PRIMARY KEY (node_id, schema_name, table_name)
+);
+COMMENT ON TABLE repl_ml.table_shape IS 'what a replicated table is on each member: its columns, types, keys, constraints and partitions, each with a digit for their order, as text that is the same wherever they are the same; null where it is missing';
+
 -- Versions of one row of which none knows another: what the row was resolved from
 CREATE TABLE repl_ml.concurrent_version (
     schema_name  name NOT NULL,
@@ -1330,6 +1341,104 @@ CREATE FUNCTION repl_ml.disenrol(relation regclass) RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.disenrol(regclass) IS 'makes a table of this database an ordinary one again';
 
+-- An expression as it is after a dump and restore too, and on other majors: without casts and parentheses
+CREATE FUNCTION repl_ml.plain_expression(expression text) RETURNS text
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT pg_catalog.btrim(pg_catalog.regexp_replace(pg_catalog.regexp_replace(pg_catalog.regexp_replace(expression,
+               '::("[^"]*"|[a-z_][a-z0-9_]*)(\.("[^"]*"|[a-z_][a-z0-9_]*))?( varying| precision)?(\([0-9, ]*\))?( with(out)? time zone)?(\[\])*', '', 'g'),
+               '[()\s]+', ' ', 'g'), '\s*([\[\],])\s*', '\1', 'g'))
+    $$;
+COMMENT ON FUNCTION repl_ml.plain_expression(text) IS 'text of an expression without what differs though the expression is the same';
+
+CREATE FUNCTION repl_ml.describe_type(type_id oid) RETURNS text
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT CASE t.typtype
+           WHEN 'e' THEN 'enum (' || (SELECT pg_catalog.string_agg(pg_catalog.quote_literal(e.enumlabel), ', ' ORDER BY e.enumsortorder) FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid) || ')'
+           WHEN 'd' THEN pg_catalog.format_type(t.typbasetype, t.typtypmod) || CASE WHEN t.typcollation <> b.typcollation THEN ' COLLATE ' || t.typcollation::regcollation ELSE '' END
+                         || CASE WHEN t.typnotnull THEN ' NOT NULL' ELSE '' END
+                         || coalesce((SELECT pg_catalog.string_agg(' ' || repl_ml.plain_expression(pg_catalog.regexp_replace(pg_catalog.pg_get_constraintdef(k.oid), ' NOT VALID$', '')), '' ORDER BY 1)
+                                        FROM pg_catalog.pg_constraint k WHERE k.contypid = t.oid AND k.contype = 'c'), '')
+           WHEN 'c' THEN '(' || (SELECT pg_catalog.string_agg(pg_catalog.quote_ident(a.attname) || ' ' || pg_catalog.format_type(a.atttypid, a.atttypmod), ', ' ORDER BY a.attnum)
+                                   FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped AND a.attname <> '__repl_clock') || ')'
+           WHEN 'r' THEN 'range of ' || (SELECT r.rngsubtype::regtype FROM pg_catalog.pg_range r WHERE r.rngtypid = t.oid) END
+      FROM pg_catalog.pg_type t LEFT JOIN pg_catalog.pg_type b ON b.oid = t.typbasetype WHERE t.oid = type_id
+    $$;
+COMMENT ON FUNCTION repl_ml.describe_type(oid) IS 'what a type is, as text that is the same on all nodes where it is the same';
+
+-- What has to be the same on all members for each other's rows to fit; defaults, triggers and plain indexes need not be
+CREATE FUNCTION repl_ml.describe_table(relation regclass) RETURNS jsonb
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, MDY' SET intervalstyle = postgres SET timezone = 'UTC'
+    AS $$
+    SELECT pg_catalog.jsonb_object_agg(f.object, f.value) FROM (
+        SELECT '0the table', 'there'
+        UNION ALL
+        SELECT pg_catalog.format('1column %I', a.attname),
+               pg_catalog.format_type(a.atttypid, a.atttypmod) || CASE WHEN a.attcollation <> t.typcollation THEN ' COLLATE ' || a.attcollation::regcollation ELSE '' END
+               || CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END
+               || CASE WHEN a.attgenerated <> '' THEN pg_catalog.format(' GENERATED ALWAYS AS (%s)', repl_ml.plain_expression(pg_catalog.pg_get_expr(d.adbin, d.adrelid))) ELSE '' END
+          FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+          LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+         WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped AND a.attname <> '__repl_clock'
+        UNION ALL
+        SELECT pg_catalog.format('2type %s', y.type_id::regtype), repl_ml.describe_type(y.type_id)
+          FROM (SELECT DISTINCT c.type_id FROM repl_ml.column_types(relation) c) y JOIN pg_catalog.pg_type t ON t.oid = y.type_id
+         WHERE t.typtype IN ('e', 'd', 'c', 'r') AND t.typnamespace <> 'pg_catalog'::regnamespace
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.classid = 'pg_type'::regclass AND e.objid = t.oid AND e.deptype = 'e')
+        UNION ALL
+        SELECT '3the primary key', '(' || pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' ORDER BY k.place) || ')'
+          FROM pg_catalog.pg_index i CROSS JOIN LATERAL ROWS FROM (pg_catalog.unnest(i.indkey)) WITH ORDINALITY k (attnum, place)
+          JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+         WHERE i.indrelid = relation AND i.indisprimary AND k.place <= i.indnkeyatts HAVING pg_catalog.count(*) > 0
+        UNION ALL
+        SELECT pg_catalog.format('4unique key %s', CASE WHEN i.indexprs IS NULL AND i.indpred IS NULL THEN x.definition ELSE repl_ml.plain_expression(x.definition) END),
+               CASE WHEN i.indisvalid THEN 'there' ELSE 'not valid' END
+          FROM pg_catalog.pg_index i
+         CROSS JOIN LATERAL (SELECT pg_catalog.substring(pg_catalog.pg_get_indexdef(i.indexrelid), ' USING (.*)$') AS definition) x
+         WHERE i.indrelid = relation AND i.indisunique AND NOT i.indisprimary
+        UNION ALL
+        SELECT pg_catalog.format('5constraint %s', CASE WHEN k.contype = 'f' THEN x.definition ELSE repl_ml.plain_expression(x.definition) END), 'there'
+          FROM pg_catalog.pg_constraint k CROSS JOIN LATERAL (SELECT pg_catalog.regexp_replace(pg_catalog.pg_get_constraintdef(k.oid), ' NOT VALID$', '') AS definition) x
+         WHERE k.conrelid = relation AND k.contype IN ('c', 'f', 'x') AND k.conparentid = 0
+        UNION ALL
+        SELECT '6the partition key', repl_ml.plain_expression(pg_catalog.pg_get_partkeydef(relation)) WHERE pg_catalog.pg_get_partkeydef(relation) IS NOT NULL
+        UNION ALL
+        SELECT pg_catalog.format('7partition %s', p.relid), pg_catalog.format('%s of %s', pg_catalog.pg_get_expr(c.relpartbound, c.oid), p.parentrelid)
+          FROM pg_catalog.pg_partition_tree(relation) p JOIN pg_catalog.pg_class c ON c.oid = p.relid WHERE p.level > 0) f (object, value)
+     WHERE f.value IS NOT NULL
+    $$;
+COMMENT ON FUNCTION repl_ml.describe_table(regclass) IS 'what a table is, object by object, as text that is the same on all nodes where it is the same';
+
+CREATE FUNCTION repl_ml.describe_database() RETURNS jsonb
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT pg_catalog.jsonb_build_object('0the server', 'PostgreSQL ' || pg_catalog.current_setting('server_version_num')::integer / 10000,
+               '1the encoding', pg_catalog.pg_encoding_to_char(d.encoding),
+               '2the collation of the database', pg_catalog.format('%s (%s)', coalesce(pg_catalog.to_jsonb(d) ->> 'datlocale', pg_catalog.to_jsonb(d) ->> 'daticulocale', d.datcollate),
+                                                     CASE d.datlocprovider WHEN 'c' THEN 'libc' WHEN 'i' THEN 'icu' ELSE 'builtin' END))
+      FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()
+    $$;
+COMMENT ON FUNCTION repl_ml.describe_database() IS 'what of the database and its server matters for the values of all tables';
+
+CREATE FUNCTION repl_ml.tell_shapes() RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    WITH present AS MATERIALIZED (
+        SELECT l.node_id, x.schema_name, x.table_name, x.shape
+          FROM repl_ml.local_node l, (
+               SELECT t.schema_name, t.table_name, repl_ml.describe_table(c.oid) AS shape
+                 FROM repl_ml.replicated_table t LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace)
+                   ON n.nspname = t.schema_name AND c.relname = t.table_name AND c.relkind IN ('r', 'p')
+                WHERE t.state = 'enrolled'
+               UNION ALL SELECT '', '', repl_ml.describe_database()) x)
+    INSERT INTO repl_ml.table_shape (node_id, schema_name, table_name, shape)
+    SELECT p.* FROM present p
+     WHERE NOT EXISTS (SELECT FROM repl_ml.table_shape s WHERE (s.node_id, s.schema_name, s.table_name) = (p.node_id, p.schema_name, p.table_name) AND s.shape IS NOT DISTINCT FROM p.shape)
+    ON CONFLICT ON CONSTRAINT table_shape_pkey DO UPDATE SET shape = excluded.shape
+    $$;
+COMMENT ON FUNCTION repl_ml.tell_shapes() IS 'tells the group what this node''s tables are, where that has changed';
+
 -- The list of enrolled tables against what this database has; used after the list changed
 CREATE FUNCTION repl_ml.pending_tables(OUT schema_name name, OUT table_name name, OUT relation regclass, OUT action text, OUT enrolled_by integer)
     RETURNS SETOF record
@@ -1569,7 +1678,7 @@ CREATE FUNCTION repl_ml.make_publication() RETURNS void
         IF EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = 'repl_ml') THEN
             DROP PUBLICATION repl_ml;
         END IF;
-        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.invitation
+        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation
             WITH (publish = 'insert, update', publish_via_partition_root = true);
         COMMENT ON PUBLICATION repl_ml IS 'what the repl_ml group replicates; managed by repl_ml.add_table and remove_table';
     END
@@ -1584,7 +1693,7 @@ CREATE FUNCTION repl_ml.publication_fault() RETURNS text
                 WHEN NOT p.pubinsert OR NOT p.pubupdate THEN 'leaves out changes'
                 WHEN p.pubdelete OR p.pubtruncate OR NOT p.pubviaroot OR p.puballtables THEN 'does not publish what the nodes read'
                 WHEN f.filtered THEN 'leaves out rows or columns'
-                WHEN f.catalogs < 7 THEN 'lacks tables of repl_ml' END
+                WHEN f.catalogs < 8 THEN 'lacks tables of repl_ml' END
       FROM (SELECT) one LEFT JOIN pg_catalog.pg_publication p ON p.pubname = 'repl_ml',
            LATERAL (SELECT pg_catalog.bool_or(r.prqual IS NOT NULL OR r.prattrs IS NOT NULL) AS filtered,
                            pg_catalog.count(*) FILTER (WHERE c.relnamespace = 'repl_ml'::pg_catalog.regnamespace) AS catalogs
@@ -1633,6 +1742,7 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
         DELETE FROM repl_ml.collection;
         DELETE FROM repl_ml.table_sync;
         DELETE FROM repl_ml.table_failure;
+        DELETE FROM repl_ml.table_shape;
         DELETE FROM repl_ml.dropped_node;
         DELETE FROM repl_ml.transaction_record;
         DELETE FROM repl_ml.discarded_transaction;
@@ -1816,6 +1926,7 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         DELETE FROM repl_ml.collection;
         DELETE FROM repl_ml.table_sync;
         DELETE FROM repl_ml.table_failure;
+        DELETE FROM repl_ml.table_shape;
         DELETE FROM repl_ml.dropped_node;
         DELETE FROM repl_ml.transaction_record;
         DELETE FROM repl_ml.discarded_transaction;
@@ -2097,6 +2208,24 @@ CREATE FUNCTION repl_ml.remove_table(relation regclass) RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.remove_table(regclass) IS
     'stops replicating a table on all members; the table and its rows stay, the column __repl_clock goes. Superusers only. Errors: 42704 not replicated';
+
+CREATE FUNCTION repl_ml.keep_local(relation regclass) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        PERFORM repl_ml.refuse_nulls('relation', pg_catalog.num_nulls(relation));
+        INSERT INTO repl_ml.replicated_table AS t (schema_name, table_name, state, enrolled_by)
+        SELECT n.nspname, c.relname, 'removed', s.node_id FROM repl_ml.require_member() s, pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation
+        ON CONFLICT ON CONSTRAINT replicated_table_pkey DO NOTHING;
+        IF EXISTS (SELECT FROM repl_ml.replicated_table t JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema_name
+                     JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.table_name WHERE c.oid = relation AND t.state = 'enrolled') THEN
+            RAISE EXCEPTION 'table % is replicated', relation USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = pg_catalog.format('Run SELECT repl_ml.remove_table(%L).', relation);
+        END IF;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.keep_local(regclass) IS
+    'says that a table of that name, on whichever node, is not to be replicated: health does not mention it any more. repl_ml.add_table takes it all the same. Superusers only. Errors: 55000 not a member, or the table is replicated';
 
 CREATE FUNCTION repl_ml.set_table_consistency(relation regclass, level text) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
@@ -2606,6 +2735,38 @@ CREATE VIEW repl_ml.conflict_policies AS
 COMMENT ON VIEW repl_ml.conflict_policies IS
     'how conflicts of replicated tables are resolved now, as far as this node knows: one row for a table''s resolver (column_name null), one for each column with a merge rule; tables without a row use last_write';
 
+-- This node's tables beside each other member's; where they are the same there is no row
+CREATE VIEW repl_ml.shape_differences AS
+    SELECT DISTINCT ON (p.schema_name, p.table_name, p.node_id) p.schema_name, p.table_name, p.node_id, m.node_name,
+           pg_catalog.substr(k.key, 2) AS object, coalesce(k.here, 'missing') AS here, coalesce(k.there, 'missing') AS there
+      FROM repl_ml.local_node l
+      JOIN repl_ml.table_shape s ON s.node_id = l.node_id
+      JOIN repl_ml.table_shape p ON p.schema_name = s.schema_name AND p.table_name = s.table_name AND p.shape IS DISTINCT FROM s.shape
+      JOIN repl_ml.member m ON m.node_id = p.node_id AND m.node_id <> l.node_id AND m.state = 'ready'
+      LEFT JOIN repl_ml.replicated_table t ON t.schema_name = s.schema_name AND t.table_name = s.table_name
+     CROSS JOIN LATERAL (SELECT coalesce(a.key, b.key) AS key, a.value AS here, b.value AS there
+                           FROM pg_catalog.jsonb_each_text(coalesce(s.shape, '{}')) a FULL JOIN pg_catalog.jsonb_each_text(coalesce(p.shape, '{}')) b ON a.key = b.key
+                          WHERE a.value IS DISTINCT FROM b.value) k
+     WHERE s.table_name = '' OR t.state = 'enrolled'
+     ORDER BY p.schema_name, p.table_name, p.node_id, k.key COLLATE "C";
+COMMENT ON VIEW repl_ml.shape_differences IS
+    'replicated tables that are not the same here and on another member: one row for each such member, with the first object that differs and what it is here and there; the row without table is about the database and its server';
+
+-- Not those of extensions, temporary ones and partitions; nor those that were taken out of the group or are meant to stay local
+CREATE VIEW repl_ml.unreplicated_tables AS
+    SELECT n.nspname AS schema_name, c.relname AS table_name, c.oid::regclass AS relation,
+           -- looked for only where they are asked for
+           (SELECT o.message FROM repl_ml.enrol_obstacle(c.oid) o LIMIT 1) AS obstacle,
+           (SELECT o.hint FROM repl_ml.enrol_obstacle(c.oid) o LIMIT 1) AS hint
+      FROM repl_ml.local_node l
+     CROSS JOIN pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND NOT c.relispartition
+       AND n.nspname NOT IN ('repl_ml', 'information_schema') AND n.nspname NOT LIKE 'pg\_%'
+       AND NOT EXISTS (SELECT FROM repl_ml.replicated_table t WHERE t.schema_name = n.nspname AND t.table_name = c.relname)
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e');
+COMMENT ON VIEW repl_ml.unreplicated_tables IS
+    'tables of this database that no other node gets rows of, because nobody has added them to the group; obstacle is why one cannot be added, hint what to do about it. See repl_ml.add_table and repl_ml.keep_local';
+
 CREATE VIEW repl_ml.tables AS
     SELECT t.schema_name, t.table_name, c.oid::regclass AS relation,
            coalesce((SELECT p.resolver FROM repl_ml.conflict_policies p
@@ -2614,7 +2775,8 @@ CREATE VIEW repl_ml.tables AS
            CASE WHEN c.oid IS NULL THEN 'missing' WHEN r.oid IS NULL THEN 'pending' ELSE 'replicated' END AS state,
            (SELECT pg_catalog.count(*) FROM repl_ml.table_sync y
              WHERE y.schema_name = t.schema_name AND y.table_name = t.table_name AND y.state = 'pending') AS pending_copies,
-           k.parked_changes, coalesce(f.problem, k.problem) AS problem, t.write_consistency
+           k.parked_changes, coalesce(f.problem, k.problem) AS problem, t.write_consistency,
+           CASE WHEN h.differs_on IS NULL AND s.known = (SELECT pg_catalog.count(*) FROM repl_ml.member x WHERE x.state = 'ready') THEN '{}' ELSE h.differs_on END AS differs_on, h.difference
       FROM repl_ml.replicated_table t
       LEFT JOIN repl_ml.member m ON m.node_id = t.enrolled_by
       LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace)
@@ -2625,8 +2787,13 @@ CREATE VIEW repl_ml.tables AS
                            WHERE x.schema_name = t.schema_name AND x.table_name = t.table_name AND x.action NOT IN ('evicted', 'kept')) k
       LEFT JOIN LATERAL (SELECT pg_catalog.format('could not %s it: %s', x.action, x.message) || coalesce(' (' || x.detail || ')', '') AS problem FROM repl_ml.table_failure x
                           WHERE x.schema_name = t.schema_name AND x.table_name = t.table_name ORDER BY x.failed_at DESC LIMIT 1) f ON true
+      LEFT JOIN (SELECT d.schema_name, d.table_name, pg_catalog.array_agg(d.node_name ORDER BY d.node_id) AS differs_on,
+                        (pg_catalog.array_agg(pg_catalog.format('%s: %s here, %s on node "%s"', d.object, d.here, d.there, d.node_name) ORDER BY d.node_id))[1] AS difference
+                   FROM repl_ml.shape_differences d GROUP BY 1, 2) h ON h.schema_name = t.schema_name AND h.table_name = t.table_name
+      LEFT JOIN (SELECT s.schema_name, s.table_name, pg_catalog.count(*) AS known FROM repl_ml.table_shape s JOIN repl_ml.member m USING (node_id)
+                  WHERE m.state = 'ready' GROUP BY 1, 2) s ON s.schema_name = t.schema_name AND s.table_name = t.table_name
      WHERE t.state = 'enrolled';
-COMMENT ON VIEW repl_ml.tables IS 'replicated tables and their state on this node; problem is why it could not be created or copied, or why the last of the parked_changes could not be applied';
+COMMENT ON VIEW repl_ml.tables IS 'replicated tables and their state on this node; problem is why it could not be created or copied, or why the last of the parked_changes could not be applied; differs_on the members on which it is another table, null where that is not known, and difference the first object that differs';
 
 CREATE VIEW repl_ml.stat_replication AS
     SELECT s.active_pid AS pid, w.usesysid, w.usename, w.application_name, w.client_addr, w.client_hostname, w.client_port,
@@ -2864,8 +3031,32 @@ CREATE VIEW repl_ml.health AS
       FROM active s LEFT JOIN repl_ml.tables t ON t.state <> 'replicated' OR t.pending_copies > 0
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
-    -- 11. clocks: what a node sends cannot be from the future; of a clock that is behind its own node tells
-    SELECT 11, 'clock_skew', CASE WHEN pg_catalog.bool_or(p.differs > pg_catalog.current_setting('repl_ml.max_clock_skew')::interval) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
+    -- 11. tables that are not the same on all members
+    SELECT 11, 'table_shapes', CASE WHEN pg_catalog.count(d.said) = 0 THEN 'ok' ELSE 'warning' END,
+           coalesce(pg_catalog.string_agg(d.said, ' ' ORDER BY d.schema_name, d.table_name, d.there) FILTER (WHERE d.said IS NOT NULL),
+                    'As far as the other members have told, the replicated tables are the same there.'),
+           CASE WHEN pg_catalog.count(d.said) > 0 THEN 'Run the ALTER or CREATE that is missing where it is missing. Changes that do not fit meanwhile are parked, and brought when the tables are the same again. All differences: SELECT * FROM repl_ml.shape_differences.' END
+      FROM active s LEFT JOIN (
+           SELECT x.schema_name, x.table_name, x.there,
+                  CASE x.table_name WHEN '' THEN '' ELSE pg_catalog.format('Table %I.%I: ', x.schema_name, x.table_name) END
+                  || pg_catalog.format('%s is %s on node "%s" and %s on %s.', CASE x.table_name WHEN '' THEN 'T' || pg_catalog.substr(x.object, 2) ELSE x.object END, x.here, l.node_name, x.there,
+                       CASE pg_catalog.count(*) WHEN 1 THEN 'node ' ELSE 'nodes ' END || pg_catalog.string_agg(pg_catalog.format('"%s"', x.node_name), ', ' ORDER BY x.node_id)) AS said
+             FROM repl_ml.shape_differences x CROSS JOIN self l GROUP BY x.schema_name, x.table_name, x.object, x.here, x.there, l.node_name) d ON true
+    HAVING pg_catalog.count(s.node_id) > 0
+    UNION ALL
+    -- 12. tables that are nobody's but this node's
+    SELECT 12, 'unreplicated_tables', CASE WHEN u.tables = 0 THEN 'ok' ELSE 'warning' END,
+           CASE WHEN u.tables = 0 THEN 'No table of this node has been forgotten.'
+                ELSE pg_catalog.format('Tables of this node that the group does not replicate: %s%s.', u.first,
+                     CASE WHEN u.tables > 5 THEN pg_catalog.format(' and %s more', u.tables - 5) ELSE '' END) END,
+           CASE WHEN u.tables > 0 THEN 'Run SELECT repl_ml.add_table(...), or SELECT repl_ml.keep_local(...) for one that is meant for this node only. All of them: SELECT * FROM repl_ml.unreplicated_tables.' END
+      FROM active s, (SELECT pg_catalog.count(*) AS tables, pg_catalog.string_agg(x.relation::text, ', ' ORDER BY x.place) FILTER (WHERE x.place <= 5) AS first
+                        FROM (SELECT pg_catalog.format('%I.%I', t.schema_name, t.table_name) AS relation, pg_catalog.row_number() OVER (ORDER BY t.schema_name, t.table_name) AS place
+                                FROM repl_ml.unreplicated_tables t) x) u
+     WHERE EXISTS (SELECT FROM peer)
+    UNION ALL
+    -- 13. clocks: what a node sends cannot be from the future; of a clock that is behind its own node tells
+    SELECT 13, 'clock_skew', CASE WHEN pg_catalog.bool_or(p.differs > pg_catalog.current_setting('repl_ml.max_clock_skew')::interval) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
            coalesce(pg_catalog.string_agg(pg_catalog.format('The clock of node "%s" is at least %s seconds %s this one''s.', p.node_name, pg_catalog.round(EXTRACT(epoch FROM p.differs), 1), p.direction), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
                     'No other member''s clock is known to differ.'),
            CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'Let NTP set both clocks: of concurrent writes the node with the clock ahead wins.' END
@@ -2876,15 +3067,15 @@ CREATE VIEW repl_ml.health AS
                                        ('behind', CASE WHEN w.state = 'streaming' THEN repl_ml.counter(h.behind, l.node_id) * '1 us'::interval END)) c(direction, differs)) p ON p.differs > '1 s'
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
-    -- 12. what the others read
-    SELECT 12, 'publication', CASE WHEN p.fault IS NULL THEN 'ok' ELSE 'error' END,
+    -- 14. what the others read
+    SELECT 14, 'publication', CASE WHEN p.fault IS NULL THEN 'ok' ELSE 'error' END,
            CASE WHEN p.fault IS NULL THEN 'The publication "repl_ml" is as the other members need it.'
                 ELSE pg_catalog.format('The publication "repl_ml" %s.', p.fault) END,
            CASE WHEN p.fault IS NOT NULL THEN 'It is made anew within seconds, and the other members copy this node''s tables again.' END
       FROM active s, repl_ml.publication_fault() p(fault)
     UNION ALL
-    -- 13. prepared transactions
-    SELECT 13, 'prepared_transactions', CASE WHEN pg_catalog.count(x.gid) = 0 THEN 'ok' ELSE 'warning' END,
+    -- 15. prepared transactions
+    SELECT 15, 'prepared_transactions', CASE WHEN pg_catalog.count(x.gid) = 0 THEN 'ok' ELSE 'warning' END,
            CASE WHEN pg_catalog.count(x.gid) = 0 THEN 'None is left.'
                 ELSE pg_catalog.format('%s, the oldest of %s: they hold locks, and the removal of deleted rows'' tombstones on all nodes.',
                      pg_catalog.string_agg(pg_catalog.quote_literal(x.gid), ', ' ORDER BY x.prepared), pg_catalog.date_trunc('second', pg_catalog.min(x.prepared))) END,
@@ -2902,7 +3093,7 @@ DO $$
 DECLARE
     t regclass;
 BEGIN
-    FOREACH t IN ARRAY '{repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.collection, repl_ml.conflict_policy, repl_ml.invitation}'::regclass[] LOOP
+    FOREACH t IN ARRAY '{repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation}'::regclass[] LOOP
         EXECUTE pg_catalog.format('CREATE TRIGGER zz_repl_ml_update BEFORE UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION repl_ml.stamp_update()', t);
         EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER zz_repl_ml_update', t);
     END LOOP;
@@ -2940,8 +3131,8 @@ $$;
 
 -- Seeing: connection strings and rows excepted
 GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.write_members(), repl_ml.write_waiters(), repl_ml.write_stats(), repl_ml.unacknowledged(), repl_ml.local_fingerprint(),
-    repl_ml.link_name(integer), repl_ml.publication_fault(), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
-GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.conflict_policies, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts,
+    repl_ml.link_name(integer), repl_ml.publication_fault(), repl_ml.enrol_obstacle(regclass), repl_ml.column_types(regclass), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
+GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.shape_differences, repl_ml.unreplicated_tables, repl_ml.conflict_policies, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts,
     repl_ml.stat_write_consistency, repl_ml.stat_write_waiters, repl_ml.health TO pg_monitor;
 -- filters its rows by itself
 GRANT SELECT ON repl_ml.conflicts TO PUBLIC;
@@ -2954,7 +3145,7 @@ GRANT EXECUTE ON FUNCTION repl_ml.pause_apply(name), repl_ml.resume_apply(name),
     repl_ml.reset_write_stats(), repl_ml.invite_node(name, interval), repl_ml.admit_node(name, text) TO repl_ml_admin;
 
 -- Replicating: what a peer asks and copies; the stream itself needs the role attribute
-GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.invitation, repl_ml.concurrent_version, repl_ml.transaction_record, repl_ml.record_floor TO repl_ml_replication;
+GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.concurrent_version, repl_ml.transaction_record, repl_ml.record_floor TO repl_ml_replication;
 GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, integer, integer, pg_lsn, bigint, text), repl_ml.applied_lsn(integer), repl_ml.whole_commits(integer, pg_lsn[]), repl_ml.final_lsn(integer), repl_ml.transaction_facts(uuid, integer, xid8),
     repl_ml.admit_node(name, text), repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text),
     repl_ml.forget_node(uuid, integer, timestamptz), repl_ml.cannot_create(jsonb) TO repl_ml_replication;

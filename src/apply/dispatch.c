@@ -597,7 +597,7 @@ repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, Log
 		repl_ml_crash_pardon(table->local);
 	if (is_catalog && strcmp(table->remote.relname, "heartbeat") == 0)
 		apply->transaction.heartbeats++;
-	else if (is_catalog && strcmp(table->remote.relname, "collection") != 0)
+	else if (is_catalog && strcmp(table->remote.relname, "collection") != 0 && strcmp(table->remote.relname, "table_shape") != 0)
 		apply->transaction.catalogs_changed = true;
 }
 

@@ -89,6 +89,7 @@ repl_ml_sync_catalogs(ReplMlApply *apply)
 	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "conflict_policy");
 	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "invitation");
 	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "collection");
+	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "table_shape");
 	repl_ml_shmem_wake_supervisor(MyDatabaseId);
 }
 

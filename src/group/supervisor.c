@@ -2,7 +2,7 @@
  * supervisor.c
  *		One process a member database: keeps an apply worker running for each
  *		peer, clears away what dropped peers leave, beats the heart, finishes a
- *		join, removes tombstones and old conflicts.
+ *		join, tells what the tables are, removes tombstones and old conflicts.
  *
  * All of it is driven by the catalogs' state, again and again, so that nothing
  * is lost by a crash in between.
@@ -33,6 +33,7 @@
 #include "group/query.h"
 #include "group/session.h"
 #include "group/quorum.h"
+#include "group/shape.h"
 #include "group/unacknowledged.h"
 #include "row/row.h"
 
@@ -209,6 +210,8 @@ round_of_work(bool called)
 	beat(copy.node_id);
 	if (copy.joining)
 		finish_join(copy.node_id);
+	else
+		repl_ml_shape_tell(called);
 	if (++beats % HOUSEKEEPING_BEATS == 1)
 		mend_publication();
 	if (beats % HOUSEKEEPING_BEATS == 0)

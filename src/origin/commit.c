@@ -19,7 +19,6 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
-#include "catalog/partition.h"
 #include "catalog/pg_type.h"
 /* what differs with these is not used, and spares the headers of Kerberos and OpenSSL */
 #undef ENABLE_GSS
@@ -419,7 +418,7 @@ level_of_prepared(const char *gid, TransactionId *xid)
 		if (repl_ml_table_clock_attnum(relid) == InvalidAttrNumber)
 			continue;
 		old = MemoryContextSwitchTo(context);
-		written = lappend_oid(written, get_rel_relispartition(relid) ? llast_oid(get_partition_ancestors(relid)) : relid);
+		written = lappend_oid(written, repl_ml_table_root(relid));
 		MemoryContextSwitchTo(old);
 	}
 	SPI_finish();

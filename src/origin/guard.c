@@ -26,7 +26,6 @@
 #include "catalog/namespace.h"
 #include "catalog/index.h"
 #include "catalog/objectaccess.h"
-#include "catalog/partition.h"
 #include "catalog/pg_constraint.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_publication.h"
@@ -92,7 +91,6 @@ static void check_truncate(TruncateStmt *stmt);
 static void check_access(ObjectAccessType access, Oid class_id, Oid object, int sub_id, void *arg);
 static void check_object_drop(Oid class_id, Oid object, int sub_id);
 static void note_change(Oid relid);
-static Oid	root_of(Oid relid);
 static Oid	get_constraint_relation(Oid constraint);
 static Oid	get_trigger_relation(Oid trigger);
 static void check_unpublish(Oid membership);
@@ -458,7 +456,7 @@ check_alter_table(AlterTableStmt *stmt)
 		{
 			case AT_SetUnLogged:
 				if (get_rel_relispartition(relid))
-					refuse_unlogged(llast_oid(get_partition_ancestors(relid)));
+					refuse_unlogged(repl_ml_table_root(relid));
 				break;
 			case AT_DropColumn:
 			case AT_AlterColumnType:
@@ -788,18 +786,9 @@ note_change(Oid relid)
 {
 	if (!OidIsValid(relid))
 		return;
-	relid = root_of(relid);
+	relid = repl_ml_table_root(relid);
 	if (repl_ml_guard_is_replicated(relid))
 		repl_ml_definition_note(relid);
-}
-
-/* The table that this is a partition of, or itself; a partition that is being detached may have no parent any more. */
-static Oid
-root_of(Oid relid)
-{
-	List	   *ancestors = get_rel_relispartition(relid) ? get_partition_ancestors(relid) : NIL;
-
-	return ancestors == NIL ? relid : llast_oid(ancestors);
 }
 
 /* The table that a constraint is one of; invalid for a domain's. */
@@ -879,7 +868,7 @@ is_enrolled(RangeVar *range, Oid *relid)
 static bool
 is_replicated(RangeVar *range, Oid *relid)
 {
-	return is_enrolled(range, relid) && repl_ml_guard_is_replicated(root_of(*relid));
+	return is_enrolled(range, relid) && repl_ml_guard_is_replicated(repl_ml_table_root(*relid));
 }
 
 /* Does the group replicate this table, which is no partition? */

@@ -74,6 +74,7 @@ extern bool repl_ml_internal_write;
 
 /* in table.c */
 extern ReplMlTable *repl_ml_table_get(Relation rel);
+extern Oid	repl_ml_table_root(Oid relid);
 extern AttrNumber repl_ml_table_clock_attnum(Oid relid);
 extern ReplMlClock *repl_ml_table_clock(const ReplMlTable *table, Datum value, bool isnull);
 extern void repl_ml_table_fill_key_column(ReplMlTable *table, int i, Oid type, int32 typmod);

@@ -122,9 +122,7 @@ static void
 fill(ReplMlTable *table, Relation rel)
 {
 	table->relid = RelationGetRelid(rel);
-	table->root = table->relid;
-	if (rel->rd_rel->relispartition)
-		table->root = llast_oid(get_partition_ancestors(table->relid));
+	table->root = repl_ml_table_root(table->relid);
 	namestrcpy(&table->table_name, get_rel_name(table->root));
 	namestrcpy(&table->schema_name, get_namespace_name(get_rel_namespace(table->root)));
 
@@ -237,6 +235,18 @@ repl_ml_table_clock(const ReplMlTable *table, Datum value, bool isnull)
 						 quote_qualified_identifier(NameStr(table->schema_name), NameStr(table->table_name)),
 						 REPL_ML_CLOCK_COLUMN, REPL_ML_CLOCK_COLUMN, REPL_ML_CLOCK_COLUMN)));
 	return DatumGetReplMlClockP(value);
+}
+
+/*
+ * The table that a partition belongs to in the end; any other table is its own.
+ * So is a partition that is just being detached, which has no ancestors any more.
+ */
+Oid
+repl_ml_table_root(Oid relid)
+{
+	List	   *ancestors = get_rel_relispartition(relid) ? get_partition_ancestors(relid) : NIL;
+
+	return ancestors == NIL ? relid : llast_oid(ancestors);
 }
 
 /* The clock column of a relation, InvalidAttrNumber if it has none of our type. */
