@@ -205,6 +205,7 @@ typedef struct ReplMlConflict
 extern PGDLLEXPORT void repl_ml_apply_main(Datum arg);
 extern void repl_ml_apply_set_state(ReplMlApply *apply, ReplMlWorkerState state);
 extern void repl_ml_apply_tell_parked(ReplMlApply *worker, XLogRecPtr end);
+extern void repl_ml_apply_show_wait(ReplMlApply *apply, const char *message, const char *hint);
 extern void repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error);
 
 /* in dispatch.c */

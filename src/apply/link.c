@@ -27,6 +27,9 @@
 #include "wire/stream.h"
 
 #define JOINING_PATIENCE_MS		10000
+#define SLOT_PATIENCE_MS		5000	/* making a slot waits for transactions; after
+									 * that we look whether some are prepared */
+#define PREPARED_POLL_MS		500
 
 /* What the peer says of itself; see repl_ml.local_info(). */
 typedef struct PeerInfo
@@ -264,18 +267,66 @@ slot_is_usable(ReplMlApply *apply, const char *slot)
 	return usable;
 }
 
-/* Makes the slot on the peer, in place of one that is of no use; returns its start. */
-static XLogRecPtr
-make_slot(ReplMlApply *apply, const char *slot)
+/*
+ * Is a transaction of the peer's server prepared for longer than a slot should
+ * take?  Then the slot waits until somebody ends it: says so, in stat_apply.
+ */
+static bool
+shows_prepared(ReplMlApply *apply)
+{
+	static const Oid types[3] = {TEXTOID, TEXTOID, TEXTOID};
+	ReplMlResult *result = repl_ml_stream_query(apply->conn, psprintf("SELECT pg_catalog.quote_literal(gid), pg_catalog.format('role \"%%s\" in database \"%%s\"', owner, database),"
+																	  " pg_catalog.date_trunc('second', prepared)::pg_catalog.text FROM pg_catalog.pg_prepared_xacts"
+																	  " WHERE pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) prepared OPERATOR(pg_catalog.>) '%d ms'::pg_catalog.interval"
+																	  " ORDER BY prepared LIMIT 1", SLOT_PATIENCE_MS), 3, types);
+	bool		found = repl_ml_stream_next(result);
+
+	if (found)
+	{
+		char	   *gid;
+
+		slot_getallattrs(result->slot);
+		gid = TextDatumGetCString(result->slot->tts_values[0]);
+		repl_ml_apply_show_wait(apply, psprintf("the slot on node \"%s\" waits for the prepared transaction %s of %s, prepared at %s",
+												apply->peer->node_name, gid, TextDatumGetCString(result->slot->tts_values[1]),
+												TextDatumGetCString(result->slot->tts_values[2])),
+								psprintf("Run COMMIT PREPARED %s or ROLLBACK PREPARED %s on that server.", gid, gid));
+	}
+	repl_ml_stream_free(result);
+	return found;
+}
+
+/* Comes back when no transaction of the peer's server has been prepared for long. */
+static void
+await_prepared(ReplMlApply *apply)
+{
+	bool		told = false;
+
+	while (shows_prepared(apply))
+	{
+		if (!told)
+			ereport(LOG,
+					(errmsg("%s", apply->worker->error_message),
+					 errhint("%s", apply->worker->error_hint)));
+		told = true;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, PREPARED_POLL_MS,
+						 wait_event_compat("ReplMlPrepared"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	if (told)
+		repl_ml_apply_set_state(apply, REPL_ML_WORKER_PREPARING);
+}
+
+/* Makes the slot; false if a transaction there has kept it from that for so long, ms. */
+static bool
+try_slot(ReplMlApply *apply, const char *name, int patience, XLogRecPtr *start)
 {
 	static const Oid types[1] = {PG_LSNOID};
-	char	   *name = quote_literal_cstr(slot);
-	ReplMlResult *result;
-	XLogRecPtr	start;
+	MemoryContext context = CurrentMemoryContext;
+	ReplMlResult *volatile result = NULL;
 
-	repl_ml_stream_command(apply->conn,
-						   psprintf("SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots"
-									" WHERE slot_name OPERATOR(pg_catalog.=) %s", name));
+	repl_ml_stream_command(apply->conn, psprintf("SELECT pg_catalog.set_config('lock_timeout', '%d', false)", patience));
 	PG_TRY();
 	{
 		result = repl_ml_stream_query(apply->conn,
@@ -284,15 +335,50 @@ make_slot(ReplMlApply *apply, const char *slot)
 	}
 	PG_CATCH();
 	{
-		errhint("On node \"%s\" run SELECT * FROM repl_ml.check_setup().", apply->peer->node_name);
-		PG_RE_THROW();
+		if (geterrcode() != ERRCODE_LOCK_NOT_AVAILABLE)
+		{
+			errhint("On node \"%s\" run SELECT * FROM repl_ml.check_setup().", apply->peer->node_name);
+			PG_RE_THROW();
+		}
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
 	}
 	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	if (result == NULL)
+		return false;
 	if (!repl_ml_stream_next(result))
 		elog(ERROR, "no row from pg_create_logical_replication_slot");
 	slot_getallattrs(result->slot);
-	start = DatumGetLSN(result->slot->tts_values[0]);
+	*start = DatumGetLSN(result->slot->tts_values[0]);
 	repl_ml_stream_free(result);
+	return true;
+}
+
+/*
+ * Makes the slot on the peer, in place of one that is of no use; returns its
+ * start.  That waits for the transactions that run there, ever longer, so that
+ * long ones do not keep it from that for ever; and between two tries for
+ * prepared ones, which it names.
+ */
+static XLogRecPtr
+make_slot(ReplMlApply *apply, const char *slot)
+{
+	char	   *name = quote_literal_cstr(slot);
+	int			patience = SLOT_PATIENCE_MS;
+	XLogRecPtr	start;
+
+	repl_ml_stream_command(apply->conn,
+						   psprintf("SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots"
+									" WHERE slot_name OPERATOR(pg_catalog.=) %s", name));
+	await_prepared(apply);
+	while (!try_slot(apply, name, patience, &start))
+	{
+		await_prepared(apply);
+		patience = Min(patience * 2, INT_MAX / 2);
+	}
+	repl_ml_stream_command(apply->conn, "SELECT pg_catalog.set_config('lock_timeout', '0', false)");
 	return start;
 }
 

@@ -229,6 +229,21 @@ show_crash(char *message)
 	repl_ml_apply_show_error(&apply, &error);
 }
 
+/* Shows in repl_ml.stat_apply what the worker waits for, which is no error. */
+void
+repl_ml_apply_show_wait(ReplMlApply *worker, const char *message, const char *hint)
+{
+	ReplMlWorker *shown = worker->worker;
+
+	repl_ml_apply_set_state(worker, REPL_ML_WORKER_WAITING);
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	shown->error_time = GetCurrentTimestamp();
+	shown->error_sqlstate = ERRCODE_OBJECT_IN_USE;
+	strlcpy(shown->error_message, message, REPL_ML_ERROR_LENGTH);
+	strlcpy(shown->error_hint, hint, REPL_ML_ERROR_LENGTH);
+	LWLockRelease(repl_ml_shared->lock);
+}
+
 /* Settings that hold for all that is applied. */
 static void
 prepare_session(void)

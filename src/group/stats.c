@@ -326,7 +326,7 @@ node_state(Name node_name, int *donor)
 	return state;
 }
 
-/* The last error of a worker that keeps failing, the peer's or (0) anyone's; false if none does. */
+/* What a worker that keeps failing, or (no errors) waits, has said last, the peer's or (0) anyone's; false if none has. */
 static bool
 failing_worker(ReplMlWorker *copy, int peer, int errors_wanted)
 {
@@ -347,17 +347,40 @@ failing_worker(ReplMlWorker *copy, int peer, int errors_wanted)
 	return found;
 }
 
+/* The oldest transaction of this server that has been prepared for seconds, palloc'd; NULL if none has. */
+static char *
+prepared_transaction(void)
+{
+	char	   *found = NULL;
+
+	SPI_connect();
+	SPI_execute("SELECT pg_catalog.format('The transaction %L of role \"%s\" in database \"%s\", prepared on this server at %s, keeps other members from linking to it.',"
+				" gid, owner, database, pg_catalog.date_trunc('second', prepared)) FROM pg_catalog.pg_prepared_xacts"
+				" WHERE pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) prepared OPERATOR(pg_catalog.>) '5 s'::pg_catalog.interval ORDER BY prepared LIMIT 1", true, 1);
+	if (SPI_processed > 0)
+	{
+		char	   *text = repl_ml_spi_text(0, 0);
+
+		found = SPI_palloc(strlen(text) + 1);
+		strcpy(found, text);
+	}
+	SPI_finish();
+	return found;
+}
+
 static void
 give_up_waiting(Name node_name, const char *state, int sqlstate)
 {
 	ReplMlWorker worker;
-	bool		failing = failing_worker(&worker, 0, 1);
+	bool		failing = failing_worker(&worker, 0, 0);
+	char	   *prepared = failing ? NULL : prepared_transaction();
 
 	ereport(ERROR,
 			(errcode(sqlstate),
 			 errmsg("node \"%s\" is still %s", NameStr(*node_name), state),
-			 failing ? errdetail("The worker for node %d last failed with: %s%s%s", worker.peer, worker.error_message,
+			 failing ? errdetail("The worker for node %d last said: %s%s%s", worker.peer, worker.error_message,
 								 worker.error_hint[0] ? " Hint: " : "", worker.error_hint) : 0,
+			 prepared != NULL ? errdetail_internal("%s", prepared) : 0,
 			 errhint("Joining goes on by itself. See SELECT * FROM repl_ml.stat_apply; to give up, run SELECT repl_ml.leave_group(force => true) on that node.")));
 }
 

@@ -505,7 +505,9 @@ finish_join(uint16 self)
 		repl_ml_query_int("SELECT pg_catalog.count(*) FROM repl_ml.member m, repl_ml.local_node l"
 						  " WHERE m.state OPERATOR(pg_catalog.=) 'ready' AND m.node_id OPERATOR(pg_catalog.<>) l.node_id"
 						  " AND EXISTS (SELECT FROM repl_ml.worker_stats() w WHERE w.peer OPERATOR(pg_catalog.=) m.node_id AND w.state OPERATOR(pg_catalog.=) 'streaming')"
-						  " AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name OPERATOR(pg_catalog.=) repl_ml.link_name(m.node_id)::pg_catalog.name)") == 0 &&
+						  " AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name OPERATOR(pg_catalog.=) repl_ml.link_name(m.node_id)::pg_catalog.name"
+						  /* one that is still being made keeps nothing yet */
+						  " AND s.confirmed_flush_lsn IS NOT NULL)") == 0 &&
 		streams_are_current();
 	if (done)
 	{
