@@ -27,6 +27,7 @@ OBJS = \
 	src/origin/read.o \
 	src/origin/routing.o \
 	src/origin/guard.o \
+	src/origin/whole_row.o \
 	src/origin/definition.o \
 	src/origin/output.o \
 	src/origin/reply.o \

@@ -372,9 +372,9 @@ FROM pg_proc WHERE prosrc LIKE 'repl\_ml\_vclock\_%' OR oid = 'merge_agg(vclock)
 ORDER BY oid::regprocedure::text COLLATE "C";
 SELECT oid::regoperator AS operator, oprcode, oprcom::regoperator AS commutator, oprnegate::regoperator AS negator,
     oprrest, oprjoin, oprcanhash, oprcanmerge, obj_description(oid, 'pg_operator') IS NOT NULL AS has_comment
-FROM pg_operator WHERE 'vclock'::regtype IN (oprleft, oprright) ORDER BY oprname COLLATE "C";
+FROM pg_operator WHERE 'vclock'::regtype IN (oprleft, oprright) ORDER BY oprname COLLATE "C", oprnamespace::regnamespace::text;
 SELECT amname, opcname, opcdefault, obj_description(c.oid, 'pg_opclass') IS NOT NULL AS has_comment, amvalidate(c.oid)
-FROM pg_opclass AS c JOIN pg_am AS a ON a.oid = opcmethod WHERE opcintype = 'vclock'::regtype;
+FROM pg_opclass AS c JOIN pg_am AS a ON a.oid = opcmethod WHERE opcintype = 'vclock'::regtype ORDER BY amname;
 SELECT typlen, typalign, typstorage, typreceive, typsend, obj_description(oid, 'pg_type') IS NOT NULL AS has_comment
 FROM pg_type WHERE oid = 'vclock'::regtype;
 

@@ -162,7 +162,36 @@ CREATE FUNCTION repl_ml.vclock_hash_extended(clock repl_ml.vclock, seed pg_catal
 COMMENT ON FUNCTION repl_ml.vclock_hash_extended(repl_ml.vclock, pg_catalog.int8) IS
     'seeded hash of a vector clock';
 
--- Same clock
+-- Same clock.  In pg_catalog, as for any other type: rows are compared, and tables
+-- joined, by clients who do not have repl_ml in their search path
+CREATE OPERATOR pg_catalog.= (
+    LEFTARG = repl_ml.vclock,
+    RIGHTARG = repl_ml.vclock,
+    FUNCTION = repl_ml.vclock_eq,
+    COMMUTATOR = OPERATOR(pg_catalog.=),
+    NEGATOR = OPERATOR(pg_catalog.<>),
+    RESTRICT = pg_catalog.eqsel,
+    JOIN = pg_catalog.eqjoinsel,
+    HASHES,
+    MERGES
+);
+COMMENT ON OPERATOR pg_catalog.= (repl_ml.vclock, repl_ml.vclock) IS
+    'whether two vector clocks are equal';
+
+-- Different clocks
+CREATE OPERATOR pg_catalog.<> (
+    LEFTARG = repl_ml.vclock,
+    RIGHTARG = repl_ml.vclock,
+    FUNCTION = repl_ml.vclock_ne,
+    COMMUTATOR = OPERATOR(pg_catalog.<>),
+    NEGATOR = OPERATOR(pg_catalog.=),
+    RESTRICT = pg_catalog.neqsel,
+    JOIN = pg_catalog.neqjoinsel
+);
+COMMENT ON OPERATOR pg_catalog.<> (repl_ml.vclock, repl_ml.vclock) IS
+    'whether two vector clocks are different';
+
+-- The same by the names they had first
 CREATE OPERATOR repl_ml.= (
     LEFTARG = repl_ml.vclock,
     RIGHTARG = repl_ml.vclock,
@@ -170,13 +199,11 @@ CREATE OPERATOR repl_ml.= (
     COMMUTATOR = OPERATOR(repl_ml.=),
     NEGATOR = OPERATOR(repl_ml.<>),
     RESTRICT = pg_catalog.eqsel,
-    JOIN = pg_catalog.eqjoinsel,
-    HASHES
+    JOIN = pg_catalog.eqjoinsel
 );
 COMMENT ON OPERATOR repl_ml.= (repl_ml.vclock, repl_ml.vclock) IS
     'whether two vector clocks are equal';
 
--- Different clocks
 CREATE OPERATOR repl_ml.<> (
     LEFTARG = repl_ml.vclock,
     RIGHTARG = repl_ml.vclock,
@@ -223,7 +250,97 @@ CREATE OPERATOR repl_ml.|| (
 COMMENT ON OPERATOR repl_ml.|| (repl_ml.vclock, repl_ml.vclock) IS
     'the least vector clock that contains both';
 
--- Operators of hash indexes; there is none for btree, clocks have no total order
+-- An order for sorting only, by bytes: clocks as such have no total order
+CREATE FUNCTION repl_ml.vclock_bytes_cmp(a repl_ml.vclock, b repl_ml.vclock) RETURNS pg_catalog.int4
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_bytes_cmp'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.vclock_bytes_cmp(repl_ml.vclock, repl_ml.vclock) IS
+    'less, equal or greater in the order of the bytes, which says nothing of what happened before';
+
+CREATE FUNCTION repl_ml.vclock_bytes_lt(a repl_ml.vclock, b repl_ml.vclock) RETURNS pg_catalog.bool
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_bytes_lt'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.vclock_bytes_lt(repl_ml.vclock, repl_ml.vclock) IS
+    'implementation of the *< operator';
+CREATE OPERATOR repl_ml.*< (
+    LEFTARG = repl_ml.vclock,
+    RIGHTARG = repl_ml.vclock,
+    FUNCTION = repl_ml.vclock_bytes_lt,
+    COMMUTATOR = OPERATOR(repl_ml.*>),
+    NEGATOR = OPERATOR(repl_ml.*>=),
+    RESTRICT = pg_catalog.scalarltsel,
+    JOIN = pg_catalog.scalarltjoinsel
+);
+COMMENT ON OPERATOR repl_ml.*< (repl_ml.vclock, repl_ml.vclock) IS
+    'whether the left vector clock is before the right one in the order of their bytes';
+
+CREATE FUNCTION repl_ml.vclock_bytes_le(a repl_ml.vclock, b repl_ml.vclock) RETURNS pg_catalog.bool
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_bytes_le'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.vclock_bytes_le(repl_ml.vclock, repl_ml.vclock) IS
+    'implementation of the *<= operator';
+CREATE OPERATOR repl_ml.*<= (
+    LEFTARG = repl_ml.vclock,
+    RIGHTARG = repl_ml.vclock,
+    FUNCTION = repl_ml.vclock_bytes_le,
+    COMMUTATOR = OPERATOR(repl_ml.*>=),
+    NEGATOR = OPERATOR(repl_ml.*>),
+    RESTRICT = pg_catalog.scalarlesel,
+    JOIN = pg_catalog.scalarlejoinsel
+);
+COMMENT ON OPERATOR repl_ml.*<= (repl_ml.vclock, repl_ml.vclock) IS
+    'whether the left vector clock is before or at the right one in the order of their bytes';
+
+CREATE FUNCTION repl_ml.vclock_bytes_ge(a repl_ml.vclock, b repl_ml.vclock) RETURNS pg_catalog.bool
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_bytes_ge'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.vclock_bytes_ge(repl_ml.vclock, repl_ml.vclock) IS
+    'implementation of the *>= operator';
+CREATE OPERATOR repl_ml.*>= (
+    LEFTARG = repl_ml.vclock,
+    RIGHTARG = repl_ml.vclock,
+    FUNCTION = repl_ml.vclock_bytes_ge,
+    COMMUTATOR = OPERATOR(repl_ml.*<=),
+    NEGATOR = OPERATOR(repl_ml.*<),
+    RESTRICT = pg_catalog.scalargesel,
+    JOIN = pg_catalog.scalargejoinsel
+);
+COMMENT ON OPERATOR repl_ml.*>= (repl_ml.vclock, repl_ml.vclock) IS
+    'whether the left vector clock is after or at the right one in the order of their bytes';
+
+CREATE FUNCTION repl_ml.vclock_bytes_gt(a repl_ml.vclock, b repl_ml.vclock) RETURNS pg_catalog.bool
+    AS 'MODULE_PATHNAME', 'repl_ml_vclock_bytes_gt'
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.vclock_bytes_gt(repl_ml.vclock, repl_ml.vclock) IS
+    'implementation of the *> operator';
+CREATE OPERATOR repl_ml.*> (
+    LEFTARG = repl_ml.vclock,
+    RIGHTARG = repl_ml.vclock,
+    FUNCTION = repl_ml.vclock_bytes_gt,
+    COMMUTATOR = OPERATOR(repl_ml.*<),
+    NEGATOR = OPERATOR(repl_ml.*<=),
+    RESTRICT = pg_catalog.scalargtsel,
+    JOIN = pg_catalog.scalargtjoinsel
+);
+COMMENT ON OPERATOR repl_ml.*> (repl_ml.vclock, repl_ml.vclock) IS
+    'whether the left vector clock is after the right one in the order of their bytes';
+
+-- Makes DISTINCT, merge joins and the comparison of whole rows work for clocks
+CREATE OPERATOR FAMILY repl_ml.vclock_bytes_ops USING btree;
+COMMENT ON OPERATOR FAMILY repl_ml.vclock_bytes_ops USING btree IS
+    'sorting of vector clocks by their bytes';
+CREATE OPERATOR CLASS repl_ml.vclock_bytes_ops
+    DEFAULT FOR TYPE repl_ml.vclock USING btree FAMILY repl_ml.vclock_bytes_ops AS
+        OPERATOR 1 repl_ml.*<,
+        OPERATOR 2 repl_ml.*<=,
+        OPERATOR 3 pg_catalog.=,
+        OPERATOR 4 repl_ml.*>=,
+        OPERATOR 5 repl_ml.*>,
+        FUNCTION 1 repl_ml.vclock_bytes_cmp(repl_ml.vclock, repl_ml.vclock);
+COMMENT ON OPERATOR CLASS repl_ml.vclock_bytes_ops USING btree IS
+    'sorting of vector clocks by their bytes';
+
+-- Operators of hash indexes
 CREATE OPERATOR FAMILY repl_ml.vclock_hash_ops USING hash;
 COMMENT ON OPERATOR FAMILY repl_ml.vclock_hash_ops USING hash IS
     'hashing of vector clocks';
@@ -231,7 +348,7 @@ COMMENT ON OPERATOR FAMILY repl_ml.vclock_hash_ops USING hash IS
 -- Makes hash joins, GROUP BY, DISTINCT and hash partitions work for clocks
 CREATE OPERATOR CLASS repl_ml.vclock_hash_ops
     DEFAULT FOR TYPE repl_ml.vclock USING hash FAMILY repl_ml.vclock_hash_ops AS
-        OPERATOR 1 repl_ml.=,
+        OPERATOR 1 pg_catalog.=,
         FUNCTION 1 repl_ml.vclock_hash(repl_ml.vclock),
         FUNCTION 2 repl_ml.vclock_hash_extended(repl_ml.vclock, pg_catalog.int8);
 COMMENT ON OPERATOR CLASS repl_ml.vclock_hash_ops USING hash IS

@@ -103,6 +103,7 @@ _PG_init(void)
 {
 	define_settings();
 	repl_ml_guard_init();
+	repl_ml_whole_row_init();
 	repl_ml_level_init();
 	repl_ml_commit_init();
 	repl_ml_definition_init();

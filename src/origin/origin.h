@@ -42,4 +42,7 @@ extern void repl_ml_reply_watch(void);
 extern int	repl_ml_reply_peer(void);
 extern void repl_ml_reply_written(Size bytes);
 
+/* in whole_row.c */
+extern void repl_ml_whole_row_init(void);
+
 #endif							/* REPL_ML_ORIGIN_H */

@@ -46,6 +46,11 @@ PG_FUNCTION_INFO_V1(repl_ml_vclock_out);
 PG_FUNCTION_INFO_V1(repl_ml_vclock_recv);
 PG_FUNCTION_INFO_V1(repl_ml_vclock_send);
 PG_FUNCTION_INFO_V1(repl_ml_vclock_compare);
+PG_FUNCTION_INFO_V1(repl_ml_vclock_bytes_cmp);
+PG_FUNCTION_INFO_V1(repl_ml_vclock_bytes_lt);
+PG_FUNCTION_INFO_V1(repl_ml_vclock_bytes_le);
+PG_FUNCTION_INFO_V1(repl_ml_vclock_bytes_ge);
+PG_FUNCTION_INFO_V1(repl_ml_vclock_bytes_gt);
 PG_FUNCTION_INFO_V1(repl_ml_vclock_happens_before);
 PG_FUNCTION_INFO_V1(repl_ml_vclock_concurrent);
 PG_FUNCTION_INFO_V1(repl_ml_vclock_contained);
@@ -285,6 +290,56 @@ repl_ml_vclock_ne(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_BOOL(!clocks_equal(PG_GETARG_REPL_ML_CLOCK_P(0),
 								 PG_GETARG_REPL_ML_CLOCK_P(1)));
+}
+
+/* The order of the bytes of two clocks' entries: any total order in which equal clocks are equal. */
+static int
+compare_bytes(const ReplMlClock *a, const ReplMlClock *b)
+{
+	Size		a_size;
+	Size		b_size;
+	const uint8 *a_entries = repl_ml_clock_entries(a, &a_size);
+	const uint8 *b_entries = repl_ml_clock_entries(b, &b_size);
+	int			order = memcmp(a_entries, b_entries, Min(a_size, b_size));
+
+	if (order != 0)
+		return order < 0 ? -1 : 1;
+	return a_size == b_size ? 0 : a_size < b_size ? -1 : 1;
+}
+
+/* vclock_bytes_cmp(vclock, vclock) */
+Datum
+repl_ml_vclock_bytes_cmp(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT32(compare_bytes(PG_GETARG_REPL_ML_CLOCK_P(0), PG_GETARG_REPL_ML_CLOCK_P(1)));
+}
+
+/* vclock *< vclock */
+Datum
+repl_ml_vclock_bytes_lt(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(compare_bytes(PG_GETARG_REPL_ML_CLOCK_P(0), PG_GETARG_REPL_ML_CLOCK_P(1)) < 0);
+}
+
+/* vclock *<= vclock */
+Datum
+repl_ml_vclock_bytes_le(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(compare_bytes(PG_GETARG_REPL_ML_CLOCK_P(0), PG_GETARG_REPL_ML_CLOCK_P(1)) <= 0);
+}
+
+/* vclock *>= vclock */
+Datum
+repl_ml_vclock_bytes_ge(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(compare_bytes(PG_GETARG_REPL_ML_CLOCK_P(0), PG_GETARG_REPL_ML_CLOCK_P(1)) >= 0);
+}
+
+/* vclock *> vclock */
+Datum
+repl_ml_vclock_bytes_gt(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(compare_bytes(PG_GETARG_REPL_ML_CLOCK_P(0), PG_GETARG_REPL_ML_CLOCK_P(1)) > 0);
 }
 
 /* hash support: equal clocks have equal hashes */
