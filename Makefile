@@ -65,6 +65,7 @@ OBJS = \
 	src/apply/history.o \
 	src/apply/record.o \
 	src/apply/park.o \
+	src/apply/retry.o \
 	src/apply/aside.o \
 	src/group/session.o \
 	src/group/shmem.o \

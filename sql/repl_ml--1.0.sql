@@ -688,8 +688,12 @@ CREATE TABLE repl_ml.parked_change (
     message       text NOT NULL,
     detail        text,
     conflict_id   uuid UNIQUE,
-    put_aside     boolean NOT NULL DEFAULT false
+    put_aside     boolean NOT NULL DEFAULT false,
+    columns       jsonb
 );
+-- changes that are tried again go by table, in order
+CREATE INDEX parked_change_table_idx ON repl_ml.parked_change (schema_name, table_name, id);
+CREATE UNIQUE INDEX parked_change_counted_idx ON repl_ml.parked_change (origin_node, schema_name, table_name) WHERE action = 'counted';
 CREATE INDEX parked_change_put_aside_idx ON repl_ml.parked_change (id) WHERE put_aside;
 CREATE INDEX parked_change_origin_idx ON repl_ml.parked_change (origin_node, origin_lsn);
 COMMENT ON TABLE repl_ml.parked_change IS 'changes that failed to apply here; see the view repl_ml.parked_changes';
@@ -1379,6 +1383,15 @@ COMMENT ON FUNCTION repl_ml.lock_table(regclass) IS 'locks a table and its parti
 CREATE FUNCTION repl_ml.query_as_owner(relation regclass, statement text, arguments text[] DEFAULT '{}') RETURNS SETOF text[]
     AS 'MODULE_PATHNAME', 'repl_ml_query_as_owner' LANGUAGE C VOLATILE STRICT;
 COMMENT ON FUNCTION repl_ml.query_as_owner(regclass, text, text[]) IS 'the rows of a query, each as an array, run with the rights of the table''s owner in a security-restricted operation';
+
+-- One table is to be copied from a node, and joined
+CREATE FUNCTION repl_ml.order_copy(from_node integer, of_schema name, of_table name) RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name) VALUES (from_node, of_schema, of_table)
+    ON CONFLICT (node_id, schema_name, table_name) DO UPDATE SET state = 'pending', rows = NULL
+    $$;
+COMMENT ON FUNCTION repl_ml.order_copy(integer, name, name) IS 'marks a table to be copied from a node';
 
 -- Enrols a table another node has added, and orders the copy of its rows
 CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS boolean
@@ -2619,7 +2632,7 @@ COMMENT ON FUNCTION repl_ml.parked_loser_statement(bigint) IS 'the statement tha
 
 CREATE FUNCTION repl_ml.retry_parked(id bigint) RETURNS void
     AS 'MODULE_PATHNAME', 'repl_ml_retry_parked' LANGUAGE C VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
-COMMENT ON FUNCTION repl_ml.retry_parked(bigint) IS 'applies a parked change again; the losing version of a conflict (action evicted or kept) is written as a new change of this node, which goes to all. It leaves repl_ml.parked_changes if that works. Errors: 42704 no such change, else what the change raises';
+COMMENT ON FUNCTION repl_ml.retry_parked(bigint) IS 'applies a parked change again, at once; the losing version of a conflict (action evicted or kept) is written as a new change of this node, which goes to all. It leaves repl_ml.parked_changes if that works. Errors: 42704 no such change, else what the change raises';
 CREATE FUNCTION repl_ml.discard_parked(id bigint) RETURNS void
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
@@ -2899,7 +2912,7 @@ CREATE VIEW repl_ml.tables AS
       LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace)
              ON n.nspname = t.schema_name AND c.relname = t.table_name
       LEFT JOIN (pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid AND p.pubname = 'repl_ml') ON r.prrelid = c.oid
-      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS parked_changes, (pg_catalog.array_agg(x.message ORDER BY x.id DESC))[1] AS problem
+      CROSS JOIN LATERAL (SELECT coalesce(pg_catalog.sum(CASE x.action WHEN 'counted' THEN (x.change->>'changes')::bigint ELSE 1 END), 0)::bigint AS parked_changes, (pg_catalog.array_agg(x.message ORDER BY x.id DESC))[1] AS problem
                             FROM repl_ml.parked_change x
                            WHERE x.schema_name = t.schema_name AND x.table_name = t.table_name AND x.action NOT IN ('evicted', 'kept')) k
       LEFT JOIN LATERAL (SELECT pg_catalog.format('could not %s it: %s', x.action, x.message) || coalesce(' (' || x.detail || ')', '') AS problem FROM repl_ml.table_failure x
@@ -2974,10 +2987,10 @@ COMMENT ON VIEW repl_ml.stat_conflicts IS 'kept conflicts by table and type; equ
 
 CREATE VIEW repl_ml.parked_changes AS
     SELECT p.id, p.parked_at, coalesce(m.node_name, p.origin_node::text::name) AS origin_node, p.origin_xid, p.origin_lsn,
-           p.schema_name, p.table_name, p.action, p.change, p.sqlstate, p.message, p.detail, p.conflict_id, p.put_aside
+           p.schema_name, p.table_name, p.action, p.change, p.sqlstate, p.message, p.detail, p.conflict_id, p.put_aside, p.columns
       FROM repl_ml.parked_change p LEFT JOIN repl_ml.member m ON m.node_id = p.origin_node;
 COMMENT ON VIEW repl_ml.parked_changes IS
-    'changes that could not be applied here, with the reason; put_aside: only because a commit that waits to be acknowledged has locked the row, and is tried again by itself; see repl_ml.retry_parked and repl_ml.discard_parked';
+    'changes that could not be applied here, with the reason; action counted stands for as many as it says, which were not kept because of repl_ml.parked_limit: the table is copied when that is possible; columns: what they were; put_aside: only because a commit that waits to be acknowledged has locked the row, and is tried again by itself; see repl_ml.retry_parked and repl_ml.discard_parked';
 
 -- Level one waits for nobody
 CREATE VIEW repl_ml.stat_write_consistency AS
@@ -3114,12 +3127,14 @@ CREATE VIEW repl_ml.health AS
     -- 8. changes that could not be applied
     SELECT 8, 'parked_changes', CASE WHEN c.failed > 0 THEN 'error' WHEN c.lost > 0 THEN 'warning' ELSE 'ok' END,
            CASE WHEN c.failed > 0 THEN pg_catalog.format('Changes that could not be applied here: %s, the last one because: %s.', c.failed, pg_catalog.rtrim(c.problem, '.'))
+                     || coalesce(pg_catalog.format(' Because of repl_ml.parked_limit they are no longer kept for %s.', c.counted), '')
                 WHEN c.lost > 0 THEN pg_catalog.format('Rows that lost a conflict and wait for a decision: %s.', c.lost)
                 ELSE 'None.' END,
-           CASE WHEN c.failed > 0 THEN 'This node lacks them. Mend the cause, then run SELECT repl_ml.retry_parked(id) FROM repl_ml.parked_changes.'
+           CASE WHEN c.failed > 0 THEN 'This node lacks them. Mend the cause: they are then tried again by themselves, or at once by SELECT repl_ml.retry_parked(id) FROM repl_ml.parked_changes.'
                 WHEN c.lost > 0 THEN 'See SELECT * FROM repl_ml.parked_changes; retry_parked(id) writes a row again, discard_parked(id) forgets it.' END
       FROM active s,
-           (SELECT pg_catalog.count(*) FILTER (WHERE p.action NOT IN ('evicted', 'kept') AND NOT p.put_aside) AS failed,
+           (SELECT coalesce(pg_catalog.sum(CASE p.action WHEN 'counted' THEN (p.change->>'changes')::bigint ELSE 1 END) FILTER (WHERE p.action NOT IN ('evicted', 'kept') AND NOT p.put_aside), 0) AS failed,
+                   pg_catalog.string_agg(pg_catalog.format('%I.%I', p.schema_name, p.table_name), ', ') FILTER (WHERE p.action = 'counted') AS counted,
                    pg_catalog.count(*) FILTER (WHERE p.action IN ('evicted', 'kept')) AS lost,
                    (pg_catalog.array_agg(p.message ORDER BY p.id DESC) FILTER (WHERE p.action NOT IN ('evicted', 'kept') AND NOT p.put_aside))[1] AS problem
               FROM repl_ml.parked_change p) c

@@ -24,12 +24,14 @@ PG_MODULE_MAGIC;
 #define MAX_CLOCK_SKEW			10000, 0, 86400000	/* ms */
 #define CONFLICT_RETENTION		(30 * 24 * 60), -1, INT_MAX /* minutes */
 #define MAX_APPLY_DELAY			5000, 200, 600000	/* ms */
+#define PARKED_LIMIT			1024, 0, INT_MAX	/* MB */
 
 int			repl_ml_heartbeat_interval;
 int			repl_ml_log_equal_writes = REPL_ML_LOG_EQUAL_NONE;
 int			repl_ml_max_clock_skew;
 int			repl_ml_conflict_retention;
 int			repl_ml_max_apply_delay;
+int			repl_ml_parked_limit;
 
 static const struct config_enum_entry log_equal_options[] = {
 	{"none", REPL_ML_LOG_EQUAL_NONE, false},
@@ -89,6 +91,16 @@ define_settings(void)
 							MAX_CLOCK_SKEW,
 							PGC_SIGHUP,
 							GUC_UNIT_MS,
+							NULL,
+							NULL,
+							NULL);
+	DefineCustomIntVariable("repl_ml.parked_limit",
+							"How much of the disk parked changes may take; beyond it they are counted, and their tables copied when that is possible.",
+							NULL,
+							&repl_ml_parked_limit,
+							PARKED_LIMIT,
+							PGC_SIGHUP,
+							GUC_UNIT_MB,
 							NULL,
 							NULL,
 							NULL);

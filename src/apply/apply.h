@@ -42,6 +42,8 @@ typedef struct ReplMlRemoteTable
 	ErrorData  *misfit;			/* why no change of it can be applied, or NULL;
 								 * in "description" */
 	TimestampTz misfit_until;	/* then look again, whatever has changed */
+	char	   *columns;		/* what they are, for park.c, or NULL; in
+								 * "description" */
 	TimestampTz logged_at;		/* when a parked change of it was */
 	bool		valid;			/* the fields below fit the local catalogs */
 	Oid			local;			/* InvalidOid: dropped from the group, ignore */
@@ -119,6 +121,8 @@ typedef struct ReplMlApply
 	XLogRecPtr	blocked_lsn;	/* ... of one to be put aside when it is sent
 								 * again */
 	ErrorData  *failure;		/* the error it failed with */
+	bool		catalogs_behind;	/* the peer sends tables that are not here, and
+									 * perhaps not on our list */
 	bool		tables_pending; /* some table is to be created, enrolled or
 								 * copied later */
 	XLogRecPtr	message_lsn;	/* in front of the message handled; of a
@@ -243,6 +247,7 @@ extern void repl_ml_targets_forget(void);
 extern int	repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source);
 extern int	repl_ml_row_bury(Oid relid, Datum columns, Datum key_array, const ReplMlClock *clock, const char *eviction,
 							 const ReplMlSource *source);
+extern bool repl_ml_row_is_known(Oid relid, char **key, const ReplMlClock *clock);
 extern void repl_ml_row_resolve_again(Oid relid, Datum columns, Datum key_array, const ReplMlSource *source);
 
 /* A version on its way into the table. */
@@ -326,6 +331,25 @@ extern void repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, c
 extern void repl_ml_park_forget_copied(int node_id, const char *schema_name, const char *table_name);
 extern bool repl_ml_park_retry(int64 id, uint16 self, bool whole);
 
+/* What became of a parked change that was tried again. */
+typedef enum ReplMlParkedState
+{
+	REPL_ML_PARKED_DONE,		/* applied, or superfluous */
+	REPL_ML_PARKED_GONE,		/* it is not there, or another process is at it */
+	REPL_ML_PARKED_UNFIT,		/* the table's columns are others now */
+	REPL_ML_PARKED_LACKS		/* the table has columns that it lacks */
+} ReplMlParkedState;
+
+extern ReplMlParkedState repl_ml_park_try(int64 id, uint16 self, bool with_defaults, bool *catalogs_changed);
+extern bool repl_ml_park_has(int node_id, const char *schema_name, const char *table_name);
+extern void repl_ml_park_ban(int64 id, const ErrorData *error);
+extern void repl_ml_park_note(int64 id, const ErrorData *error);
+
+/* in retry.c */
+extern void repl_ml_retry_step(ReplMlApply *apply);
+extern void repl_ml_retry_soon(void);
+extern int	repl_ml_retry_due(void);
+
 /* in aside.c */
 extern void repl_ml_aside_begin(void);
 extern bool repl_ml_aside_is_keeping(void);
@@ -341,7 +365,7 @@ extern void repl_ml_enrol_unlock(void);
 extern void repl_ml_table_failed(ReplMlApply *apply, const char *schema_name, const char *table_name, const char *action, ErrorData *error);
 
 /* in sync.c */
-extern void repl_ml_sync_catalogs(ReplMlApply *apply);
+extern void repl_ml_sync_catalogs(ReplMlApply *apply, WalReceiverConn *conn);
 extern void repl_ml_sync_await_donor(ReplMlApply *apply);
 extern void repl_ml_sync_dropped(ReplMlApply *apply);
 extern void repl_ml_sync_tables(ReplMlApply *apply);

@@ -367,6 +367,7 @@ hand_over_crashed(ReplMlApply *apply)
 		return;
 	foreach(lc, waiting_changes(id, true, apply->message_context))
 		hand_over(*(int64 *) lfirst(lc), &error);
+	repl_ml_park_ban(id, &error);
 }
 
 /* Makes the change one that a person has to look at: trying again will not help. */

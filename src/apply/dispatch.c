@@ -545,7 +545,7 @@ park(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *t
 
 	/* perhaps it is to be made here; between transactions, see worker.c */
 	if (error->sqlerrcode == ERRCODE_UNDEFINED_TABLE)
-		apply->tables_pending = true;
+		apply->tables_pending = apply->catalogs_behind = true;
 	repl_ml_park(&source, repl_ml_relation_find(id), action, tuple, error, false);
 	CommandCounterIncrement();
 	apply->transaction.parked++;

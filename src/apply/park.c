@@ -1,18 +1,27 @@
 /*
  * park.c
- *		Changes that cannot be applied: kept with their error, tried again on
- *		request.
+ *		Changes that cannot be applied: kept with their error, tried again.
+ *
+ * A change is kept as it came, values by the names of their columns, with what
+ * those columns were.  Beyond repl_ml.parked_limit changes of a table are
+ * counted only.  When they are tried again is up to retry.c, and to people.
  */
 #include "postgres.h"
 
 #include "access/table.h"
+#include "access/tableam.h"
+#include "access/transam.h"
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "nodes/makefuncs.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/json.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
 #include "utils/snapmgr.h"
@@ -26,6 +35,7 @@
 #define PARKED_TABLE_ID		1
 
 #define LOG_INTERVAL_MS		60000
+#define LARGEST_VALUE		(64 * 1024 * 1024)	/* of a change that is kept */
 
 /* A parked change in the form it came in. */
 typedef struct ParkedChange
@@ -37,6 +47,12 @@ typedef struct ParkedChange
 static void log_parked(ReplMlRemoteTable *table, const char *action, const char *schema_name, const char *table_name,
 					   const ErrorData *error);
 static bool is_tombstone(ReplMlRemoteTable *table);
+static bool is_too_much(LogicalRepTupleData *tuple);
+static void write_parked(const ReplMlSource *source, const char *schema_name, const char *table_name, const char *action,
+						 const char *change, const char *columns, const ErrorData *error, bool put_aside);
+static char *columns_as_json(ReplMlRemoteTable *table);
+static bool is_counted(int64 id);
+static void require_fit(int64 id);
 static char *tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple);
 static bool write_loser(int64 id);
 static void defer_nothing(void);
@@ -46,17 +62,14 @@ static void forget(int64 id);
 
 /*
  * Keeps a change, as it came, with the error it failed with; a deletion under
- * its table.  One put aside (aside.c) is tried again without a person.
+ * its table.  One put aside (aside.c) is tried again without a person.  What
+ * would fill the disk is counted only: the table is copied when it fits again
+ * (retry.c).
  */
 void
 repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 			 LogicalRepTupleData *tuple, ErrorData *error, bool put_aside)
 {
-	Oid			types[11] = {INT4OID, XIDOID, PG_LSNOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID};
-	Datum		values[11];
-	char		nulls[12] = "           ";
-	static SPIPlanPtr insert = NULL;
-
 	const char *schema_name = table->remote.nspname;
 	const char *table_name = table->remote.relname;
 	const char *action_name = action == 'I' ? "insert" : "update";
@@ -67,32 +80,124 @@ repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 		table_name = repl_ml_relation_text(table, tuple, "table_name");
 		action_name = "delete";
 	}
+	if (!put_aside && strcmp(schema_name, REPL_ML_SCHEMA) != 0 && is_too_much(tuple))
+		action_name = "counted";
+	write_parked(source, schema_name, table_name, action_name,
+				 strcmp(action_name, "counted") == 0 ? "{\"changes\": 1}" : tuple_as_json(table, tuple),
+				 is_tombstone(table) ? NULL : columns_as_json(table), error, put_aside);
+	if (put_aside)
+		return;
+	repl_ml_retry_soon();
+	log_parked(table, action_name, schema_name, table_name, error);
+}
+
+/* Would keeping the change take more of the disk than parked changes may have? */
+static bool
+is_too_much(LogicalRepTupleData *tuple)
+{
+	Relation	rel = table_open(repl_ml_catalog_oid("parked_change"), AccessShareLock);
+	uint64		size = table_relation_size(rel, MAIN_FORKNUM);
+
+	if (OidIsValid(rel->rd_rel->reltoastrelid))
+	{
+		Relation	toast = table_open(rel->rd_rel->reltoastrelid, AccessShareLock);
+
+		size += table_relation_size(toast, MAIN_FORKNUM);
+		table_close(toast, NoLock);
+	}
+	table_close(rel, NoLock);
+	for (int i = 0; i < tuple->ncols; i++)
+	{
+		if (tuple->colstatus[i] == LOGICALREP_COLUMN_TEXT || tuple->colstatus[i] == LOGICALREP_COLUMN_BINARY)
+		{
+			size += tuple->colvalues[i].len;
+			/* jsonb would not take it either */
+			if (tuple->colvalues[i].len > LARGEST_VALUE)
+				return true;
+		}
+	}
+	return size >= (uint64) repl_ml_parked_limit * 1024 * 1024;
+}
+
+/* One row, or one more in that of the changes that are only counted. */
+static void
+write_parked(const ReplMlSource *source, const char *schema_name, const char *table_name, const char *action,
+			 const char *change, const char *columns, const ErrorData *error, bool put_aside)
+{
+	static SPIPlanPtr insert = NULL;
+	Oid			types[12] = {INT4OID, XIDOID, PG_LSNOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, TEXTOID};
+	Datum		values[12];
+	char		nulls[13] = "            ";
+
 	values[0] = Int32GetDatum(source->node);
 	values[1] = TransactionIdGetDatum(source->xid);
 	values[2] = LSNGetDatum(source->lsn);
 	values[3] = CStringGetTextDatum(schema_name);
 	values[4] = CStringGetTextDatum(table_name);
-	values[5] = CStringGetTextDatum(action_name);
-	values[6] = CStringGetTextDatum(tuple_as_json(table, tuple));
+	values[5] = CStringGetTextDatum(action);
+	values[6] = CStringGetTextDatum(change);
 	values[7] = CStringGetTextDatum(unpack_sql_state(error->sqlerrcode));
 	values[8] = CStringGetTextDatum(error->message);
-	values[9] = (Datum) 0;
-	if (error->detail != NULL)
-		values[9] = CStringGetTextDatum(error->detail);
-	else
-		nulls[9] = 'n';
+	nulls[9] = error->detail == NULL ? 'n' : ' ';
+	values[9] = error->detail == NULL ? (Datum) 0 : CStringGetTextDatum(error->detail);
 	values[10] = BoolGetDatum(put_aside);
+	nulls[11] = columns == NULL ? 'n' : ' ';
+	values[11] = columns == NULL ? (Datum) 0 : CStringGetTextDatum(columns);
+
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
-	if (SPI_execute_plan(repl_ml_spi_plan(&insert, "INSERT INTO repl_ml.parked_change"
-										  " (origin_node, origin_xid, origin_lsn, schema_name, table_name, action, change, sqlstate, message, detail, put_aside)"
-										  " VALUES ($1, $2, $3, $4::pg_catalog.name, $5::pg_catalog.name, $6, $7::pg_catalog.jsonb, $8, $9, $10, $11)",
-										  11, types), values, nulls, false, 0) < 0)
+	if (SPI_execute_plan(repl_ml_spi_plan(&insert, "INSERT INTO repl_ml.parked_change AS p"
+										  " (origin_node, origin_xid, origin_lsn, schema_name, table_name, action, change, sqlstate, message, detail, put_aside, columns)"
+										  " VALUES ($1, $2, $3, $4::pg_catalog.name, $5::pg_catalog.name, $6, $7::pg_catalog.jsonb, $8, $9, $10, $11, $12::pg_catalog.jsonb)"
+										  " ON CONFLICT (origin_node, schema_name, table_name) WHERE action OPERATOR(pg_catalog.=) 'counted'"
+										  " DO UPDATE SET change = pg_catalog.jsonb_build_object('changes', (p.change OPERATOR(pg_catalog.->>) 'changes')::bigint OPERATOR(pg_catalog.+) 1),"
+										  " origin_xid = excluded.origin_xid, origin_lsn = excluded.origin_lsn,"
+										  " sqlstate = excluded.sqlstate, message = excluded.message, detail = excluded.detail",
+										  12, types), values, nulls, false, 0) < 0)
 		elog(ERROR, "SPI failed");
 	SPI_finish();
 	PopActiveSnapshot();
-	if (!put_aside)
-		log_parked(table, action_name, schema_name, table_name, error);
+}
+
+/*
+ * What the columns of the change are: of each the type on the node it comes
+ * from, if all nodes know that by the same number, and which column it is here,
+ * of which type, if it is one.  So it can be told later whether a column of that
+ * name is still the same.  Kept with the table until something changes.
+ */
+static char *
+columns_as_json(ReplMlRemoteTable *table)
+{
+	Oid			relid = RangeVarGetRelid(makeRangeVar(table->remote.nspname, table->remote.relname, -1), NoLock, true);
+	StringInfoData json;
+
+	if (table->columns != NULL)
+		return table->columns;
+	initStringInfo(&json);
+	for (int i = 0; i < table->remote.natts; i++)
+	{
+		AttrNumber	attnum = OidIsValid(relid) ? get_attnum(relid, table->remote.attnames[i]) : InvalidAttrNumber;
+		Oid			type = table->remote.atttyps[i];
+
+		appendStringInfoChar(&json, i == 0 ? '{' : ',');
+		escape_json(&json, table->remote.attnames[i]);
+		appendStringInfoString(&json, ":[");
+		if (OidIsValid(type) && type < FirstGenbkiObjectId)
+			escape_json(&json, format_type_be(type));
+		else
+			appendStringInfoString(&json, "null");
+		if (attnum == InvalidAttrNumber)
+			appendStringInfoString(&json, ",null,null]");
+		else
+		{
+			appendStringInfo(&json, ",%d,", attnum);
+			escape_json(&json, format_type_be(get_atttype(relid, attnum)));
+			appendStringInfoChar(&json, ']');
+		}
+	}
+	appendStringInfoChar(&json, '}');
+	table->columns = MemoryContextStrdup(table->description, json.data);
+	return table->columns;
 }
 
 /* Tells the server's log, but not of each of many changes. */
@@ -159,22 +264,33 @@ binary_as_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column)
 	return text;
 }
 
-/* The received columns as a JSON object of strings. */
+/* A value that came as text; its bytes if they are none. */
+static char *
+text_as_text(const StringInfoData *value)
+{
+	return pg_verifymbstr(value->data, value->len, true) ? value->data : as_digits(value);
+}
+
+/* The received columns as a JSON object of strings; one that was not sent is not in it. */
 static char *
 tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple)
 {
 	StringInfoData json;
+	bool		first = true;
 
 	initStringInfo(&json);
 	appendStringInfoChar(&json, '{');
 	for (int i = 0; i < Min(tuple->ncols, table->remote.natts); i++)
 	{
-		if (i > 0)
+		if (tuple->colstatus[i] == LOGICALREP_COLUMN_UNCHANGED)
+			continue;
+		if (!first)
 			appendStringInfoChar(&json, ',');
+		first = false;
 		escape_json(&json, table->remote.attnames[i]);
 		appendStringInfoChar(&json, ':');
 		if (tuple->colstatus[i] == LOGICALREP_COLUMN_TEXT)
-			escape_json(&json, tuple->colvalues[i].data);
+			escape_json(&json, text_as_text(&tuple->colvalues[i]));
 		else if (tuple->colstatus[i] == LOGICALREP_COLUMN_BINARY)
 			escape_json(&json, binary_as_text(table, tuple, i));
 		else
@@ -200,14 +316,202 @@ repl_ml_retry_parked(PG_FUNCTION_ARGS)
 	repl_ml_refuse_nulls(fcinfo);
 	change.apply.self = repl_ml_identity_require()->node_id;
 	change.apply.peer = &peer;
+	if (is_counted(id))
+	{
+		repl_ml_shmem_retry_parked(MyDatabaseId);
+		PG_RETURN_VOID();
+	}
 	if (!write_loser(id))
 	{
 		repl_ml_relation_forget_all();
 		load_change(id, &change.apply, &change.tuple);
+		require_fit(id);
 		repl_ml_apply_in_session(apply_change, &change);
 	}
 	forget(id);
 	PG_RETURN_VOID();
+}
+
+/* Does it stand for changes that were counted and not kept? */
+static bool
+is_counted(int64 id)
+{
+	Oid			types[1] = {INT8OID};
+	Datum		values[1] = {Int64GetDatum(id)};
+
+	return repl_ml_spi_execute("SELECT FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1 AND action OPERATOR(pg_catalog.=) 'counted'",
+							   1, types, values, NULL) > 0;
+}
+
+/*
+ * A column of the parked change that is not what it was: renamed, dropped, of
+ * another type, or not sent at all.  NULL if there is none; then "lacks" says
+ * whether the table has columns that the change has not.
+ */
+static char *
+unfit_column(int64 id, bool *lacks)
+{
+	static SPIPlanPtr plan = NULL;
+	MemoryContext context = CurrentMemoryContext;
+	Oid			types[1] = {INT8OID};
+	Datum		values[1] = {Int64GetDatum(id)};
+	char	   *column = NULL;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	SPI_execute_plan(repl_ml_spi_plan(&plan, "WITH p AS (SELECT p.columns, p.change, r.oid FROM repl_ml.parked_change p"
+									  " JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) p.schema_name"
+									  " JOIN pg_catalog.pg_class r ON r.relnamespace OPERATOR(pg_catalog.=) n.oid AND r.relname OPERATOR(pg_catalog.=) p.table_name"
+									  " WHERE p.id OPERATOR(pg_catalog.=) $1)"
+									  " SELECT c.key FROM p CROSS JOIN LATERAL pg_catalog.jsonb_each(p.columns) c"
+									  " LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) p.oid"
+									  " AND a.attname OPERATOR(pg_catalog.=) c.key::pg_catalog.name AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped"
+									  " WHERE (a.attnum IS NULL OR NOT p.change OPERATOR(pg_catalog.?) c.key"
+									  " OR a.attnum OPERATOR(pg_catalog.<>) (c.value OPERATOR(pg_catalog.->>) 1)::pg_catalog.int2"
+									  " OR NOT coalesce(pg_catalog.format_type(a.atttypid, NULL) OPERATOR(pg_catalog.=) ANY"
+									  " (ARRAY[c.value OPERATOR(pg_catalog.->>) 0, c.value OPERATOR(pg_catalog.->>) 2]), true))"
+									  " UNION ALL SELECT NULL FROM p JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) p.oid"
+									  " AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped AND a.attgenerated OPERATOR(pg_catalog.=) ''"
+									  " WHERE NOT p.columns OPERATOR(pg_catalog.?) a.attname::pg_catalog.text LIMIT 1",
+									  1, types), values, NULL, true, 1);
+	*lacks = SPI_processed > 0;
+	if (SPI_processed > 0 && repl_ml_spi_text(0, 0) != NULL)
+		column = MemoryContextStrdup(context, repl_ml_spi_text(0, 0));
+	SPI_finish();
+	PopActiveSnapshot();
+	return column;
+}
+
+/* An error if the parked change cannot be applied to what the table is now; then it is healed otherwise. */
+static void
+require_fit(int64 id)
+{
+	bool		lacks;
+	char	   *column = unfit_column(id, &lacks);
+
+	if (column == NULL)
+		return;
+	repl_ml_shmem_retry_parked(MyDatabaseId);
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("column \"%s\" of parked change " INT64_FORMAT " is not the column of the table it was", column, id),
+			 errdetail("It has been renamed, dropped or given another type since, or its value was not sent."),
+			 errhint("As soon as the table has the same columns on the node the change comes from, it is copied from there by itself, and the change is no longer parked.")));
+}
+
+/* Is the parked version, or one that knew it, in the table? */
+static bool
+is_superfluous(ParkedChange *change)
+{
+	ReplMlRemoteTable *remote = repl_ml_relation_find(PARKED_TABLE_ID);
+	Oid			relid;
+	ReplMlTarget *target;
+	char	   *key[INDEX_MAX_KEYS];
+	char	   *clock = NULL;
+
+	if (is_tombstone(remote))
+		return false;
+	relid = repl_ml_relation_local(remote->remote.nspname, remote->remote.relname);
+	if (!OidIsValid(relid))
+		return true;			/* no longer replicated */
+	target = repl_ml_targets_get(relid);
+	memset(key, 0, sizeof(key));
+	for (int j = 0; j < remote->remote.natts; j++)
+	{
+		const char *name = remote->remote.attnames[j];
+
+		if (strcmp(name, REPL_ML_CLOCK_COLUMN) == 0)
+			clock = repl_ml_relation_column(remote, &change->tuple, j);
+		for (int i = 0; i < target->table->key_natts; i++)
+		{
+			if (namestrcmp(&TupleDescAttr(RelationGetDescr(target->rel), target->table->key_attnums[i] - 1)->attname, name) == 0)
+				key[i] = repl_ml_relation_column(remote, &change->tuple, j);
+		}
+	}
+	return clock != NULL && repl_ml_row_is_known(relid, key, repl_ml_clock_from_text(clock));
+}
+
+/*
+ * Tries a parked change again, in a worker's transaction, and forgets it if
+ * that works.  What it fails for is raised.  Columns that it lacks are filled
+ * with their defaults only "with_defaults": when the node it comes from has them,
+ * too.
+ */
+ReplMlParkedState
+repl_ml_park_try(int64 id, uint16 self, bool with_defaults, bool *catalogs_changed)
+{
+	bool		lacks;
+
+	Oid			types[1] = {INT8OID};
+	Datum		values[1] = {Int64GetDatum(id)};
+	ParkedChange change = {.apply = {.late = true,.self = self,.message_context = CurrentMemoryContext}};
+	ReplMlPeer	peer = {0};
+
+	if (repl_ml_spi_execute("SELECT FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1 AND NOT put_aside FOR UPDATE SKIP LOCKED",
+							1, types, values, NULL) == 0)
+		return REPL_ML_PARKED_GONE;
+	change.apply.peer = &peer;
+	load_change(id, &change.apply, &change.tuple);
+	if (!is_superfluous(&change))
+	{
+		if (unfit_column(id, &lacks) != NULL)
+			return REPL_ML_PARKED_UNFIT;
+		if (lacks && !with_defaults)
+			return REPL_ML_PARKED_LACKS;
+		apply_change(&change);
+	}
+	forget(id);
+	*catalogs_changed |= change.apply.transaction.catalogs_changed;
+	return REPL_ML_PARKED_DONE;
+}
+
+/* Notes what a parked change failed for now, where that is something else than before. */
+void
+repl_ml_park_note(int64 id, const ErrorData *error)
+{
+	Oid			types[4] = {INT8OID, TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[4] = {Int64GetDatum(id), CStringGetTextDatum(unpack_sql_state(error->sqlerrcode)),
+		CStringGetTextDatum(error->message),
+	error->detail == NULL ? (Datum) 0 : CStringGetTextDatum(error->detail)};
+
+	StartTransactionCommand();
+	repl_ml_spi_execute("UPDATE repl_ml.parked_change SET sqlstate = $2, message = $3, detail = $4"
+						" WHERE id OPERATOR(pg_catalog.=) $1 AND (sqlstate OPERATOR(pg_catalog.<>) $2 OR message OPERATOR(pg_catalog.<>) $3)",
+						4, types, values, error->detail == NULL ? "   n" : NULL);
+	CommitTransactionCommand();
+}
+
+/*
+ * Makes a parked change and all others of its table a person's, after trying it
+ * again took the server down: see retry.c, which leaves alone what has this
+ * SQLSTATE.
+ */
+void
+repl_ml_park_ban(int64 id, const ErrorData *error)
+{
+	Oid			types[3] = {INT8OID, TEXTOID, TEXTOID};
+	Datum		values[3] = {Int64GetDatum(id), CStringGetTextDatum(unpack_sql_state(error->sqlerrcode)),
+	CStringGetTextDatum(error->message)};
+
+	StartTransactionCommand();
+	repl_ml_spi_execute("UPDATE repl_ml.parked_change p SET sqlstate = $2, message = $3, detail = NULL FROM repl_ml.parked_change f"
+						" WHERE f.id OPERATOR(pg_catalog.=) $1 AND NOT p.put_aside"
+						" AND p.action OPERATOR(pg_catalog.=) ANY ('{insert,update,delete}')"
+						" AND p.schema_name OPERATOR(pg_catalog.=) f.schema_name AND p.table_name OPERATOR(pg_catalog.=) f.table_name",
+						3, types, values, NULL);
+	CommitTransactionCommand();
+}
+
+/* Is anything of a node's rows of a table parked? */
+bool
+repl_ml_park_has(int node_id, const char *schema_name, const char *table_name)
+{
+	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
+	Datum		values[3] = {Int32GetDatum(node_id), CStringGetTextDatum(schema_name), CStringGetTextDatum(table_name)};
+
+	return repl_ml_spi_execute("SELECT FROM repl_ml.parked_change WHERE origin_node OPERATOR(pg_catalog.=) $1"
+							   " AND schema_name OPERATOR(pg_catalog.=) $2::pg_catalog.name AND table_name OPERATOR(pg_catalog.=) $3::pg_catalog.name"
+							   " AND NOT put_aside LIMIT 1", 3, types, values, NULL) > 0;
 }
 
 /*
@@ -253,7 +557,8 @@ repl_ml_park_retry(int64 id, uint16 self, bool whole)
 
 /*
  * Forgets the parked changes of a node's rows of a table, after the table has
- * been copied from that node: the copy has brought them or what became of them.
+ * been copied from that node, with its tombstones: the copy has brought them or
+ * what became of them.
  */
 void
 repl_ml_park_forget_copied(int node_id, const char *schema_name, const char *table_name)
@@ -263,7 +568,7 @@ repl_ml_park_forget_copied(int node_id, const char *schema_name, const char *tab
 
 	repl_ml_spi_execute("DELETE FROM repl_ml.parked_change WHERE origin_node OPERATOR(pg_catalog.=) $1"
 						" AND schema_name OPERATOR(pg_catalog.=) $2::pg_catalog.name AND table_name OPERATOR(pg_catalog.=) $3::pg_catalog.name"
-						" AND action OPERATOR(pg_catalog.=) ANY ('{insert,update}') AND NOT put_aside",
+						" AND action OPERATOR(pg_catalog.=) ANY ('{insert,update,delete,counted}') AND NOT put_aside",
 						3, types, values, NULL);
 }
 

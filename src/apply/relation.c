@@ -77,6 +77,7 @@ invalidate(Datum arg, Oid relid)
 			continue;
 		table->valid = false;
 		table->misfit_until = 0;
+		table->columns = NULL;
 	}
 }
 
@@ -101,6 +102,7 @@ repl_ml_relation_remember(LogicalRepRelation *remote, bool late)
 	}
 	table->misfit = NULL;
 	table->misfit_until = 0;
+	table->columns = NULL;
 	table->late = late;
 	table->valid = false;
 	table->local = InvalidOid;

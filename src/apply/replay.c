@@ -40,10 +40,12 @@ typedef struct KeptHeader
 /* The messages since our last commit; written in this file only. */
 static StringInfo kept = NULL;
 static bool complete = true;	/* all of them are in it */
-static int	handled = 0;		/* up to here, the one being handled included */
+static int	handled = 0;		/* up to here, the one being handled included
+								 * unless it is a BEGIN */
 static int	committed = 0;		/* up to here it is done with */
 
 static void keep(ReplMlApply *apply, StringInfo message);
+static void note_handled(int end, StringInfo message);
 static bool may_replay(ReplMlApply *apply);
 static void replay_until_done(ReplMlApply *apply);
 static void prepare_replay(ReplMlApply *apply);
@@ -142,7 +144,15 @@ keep(ReplMlApply *apply, StringInfo message)
 	}
 	appendBinaryStringInfo(kept, (char *) &header, sizeof(header));
 	appendBinaryStringInfo(kept, message->data + message->cursor, header.length);
-	handled = kept->len;
+	note_handled(kept->len, message);
+}
+
+/* The message that ends at "end" is being handled.  Before a BEGIN may be a commit of what came before. */
+static void
+note_handled(int end, StringInfo message)
+{
+	if (message->data[message->cursor] != LOGICAL_REP_MSG_BEGIN)
+		handled = end;
 }
 
 /*
@@ -222,7 +232,7 @@ replay(ReplMlApply *apply)
 			message.data = kept->data + at + sizeof(header);
 			message.len = header.length;
 			at += sizeof(header) + header.length;
-			handled = at;
+			note_handled(at, &message);
 			apply->message_lsn = header.lsn;
 			repl_ml_dispatch(apply, &message);
 			MemoryContextReset(apply->message_context);

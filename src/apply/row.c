@@ -402,6 +402,35 @@ meet_former(ReplMlJoin *join, uint16 writer)
 }
 
 /*
+ * Is the version with the key (as text, in the order of the index; NULL where
+ * that is not known) and the clock here, or did something that is here know it?
+ * For a parked change, before it is tried again.
+ */
+bool
+repl_ml_row_is_known(Oid relid, char **key, const ReplMlClock *clock)
+{
+	ReplMlTarget *root = repl_ml_targets_get(relid);
+	ReplMlTable *table = root->table;
+	ReplMlJoin	join = {0};
+	const ReplMlClock *here;
+	ReplMlUser	saved;
+
+	for (int i = 0; i < table->key_natts; i++)
+	{
+		if (key[i] == NULL)
+			return false;
+	}
+	repl_ml_become_owner(root->rel, &saved);
+	for (int i = 0; i < table->key_natts; i++)
+		join.key[i] = InputFunctionCall(&table->key_in[i], key[i], table->key_ioparams[i], table->key_typmods[i]);
+	aim(&join, root);
+	here = repl_ml_target_find(join.target, join.searched) ? clock_of(join.target, join.target->found) :
+		repl_ml_tombstone_find(join.target->table, join.key, 0);
+	repl_ml_become_self(&saved);
+	return here != NULL && is_within(clock, here);
+}
+
+/*
  * Resolves the row of a key again from its stored versions: another rule is in
  * force.  Not for a key of another shape than the table has.
  */

@@ -9,6 +9,7 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
@@ -37,7 +38,21 @@
 #define DONOR_PATIENCE_MS	30000	/* how long a donor may take to catch up */
 #define POLL_MS				100
 
+#define CHUNK_ROWS			500
+#define CHUNK_BYTES			(4 * 1024 * 1024)
+#define MOST_FAILURES		1000	/* of rows, after which it is the table's */
+#define COPIED_TABLE_ID		2	/* as which relation.c knows it for a moment */
+
 #define VERSION_TABLE		"concurrent_version"
+
+/* Rows of a copy that are joined together: if one fails, each by itself; this file only. */
+static struct
+{
+	MemoryContext context;		/* of the tuples; reset with each chunk */
+	List	   *tuples;
+	Size		size;
+	int			failures;		/* of rows, in a row */
+} chunk;
 
 /* What NextCopyFrom reads from; set only while a copy runs. */
 static WalReceiverConn *copy_source = NULL;
@@ -68,10 +83,14 @@ typedef struct CopiedVersion
 static void note_open_tables(ReplMlApply *apply);
 static void set_progress(ReplMlApply *apply, Oid relid, int64 rows);
 static void copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, const char *table_name);
-static int64 copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *condition);
-static int64 copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel);
-static int64 copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *source);
-static int64 join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy);
+static int64 copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *condition, bool careful);
+static int64 copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, bool careful);
+static int64 copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *source, bool careful);
+static int64 join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy, bool careful);
+static void join_one(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
+static void forget_chunk(void);
+static void add_to_chunk(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
+static void join_chunk(ReplMlApply *apply, Relation rel);
 static void join_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
 static void join_tombstone(ReplMlApply *apply, Datum *values, bool *nulls);
 static void join_version(ReplMlApply *apply, Datum *values, bool *nulls);
@@ -80,16 +99,16 @@ static void join_copied(CopiedVersion *copied);
 static bool attempt(void (*step) (CopiedVersion *copied), CopiedVersion *copied);
 static int	read_copy(void *out, int min, int max);
 
-/* Joins the peer's list of members and of tables into ours. */
+/* Joins the peer's list of members and of tables into ours, over whatever connection. */
 void
-repl_ml_sync_catalogs(ReplMlApply *apply)
+repl_ml_sync_catalogs(ReplMlApply *apply, WalReceiverConn *conn)
 {
-	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "member");
-	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "replicated_table");
-	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "conflict_policy");
-	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "invitation");
-	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "collection");
-	copy_table(apply, apply->conn, REPL_ML_SCHEMA, "table_shape");
+	copy_table(apply, conn, REPL_ML_SCHEMA, "member");
+	copy_table(apply, conn, REPL_ML_SCHEMA, "replicated_table");
+	copy_table(apply, conn, REPL_ML_SCHEMA, "conflict_policy");
+	copy_table(apply, conn, REPL_ML_SCHEMA, "invitation");
+	copy_table(apply, conn, REPL_ML_SCHEMA, "collection");
+	copy_table(apply, conn, REPL_ML_SCHEMA, "table_shape");
 	repl_ml_shmem_wake_supervisor(MyDatabaseId);
 }
 
@@ -235,8 +254,40 @@ stored_columns(Relation rel, StringInfo list)
 }
 
 /*
+ * The rows of a table, of one moment, in the order they must come.  What was
+ * parked of the peer's changes of it comes with them; what fails is parked, but
+ * not while this node joins.
+ */
+static int64
+copy_content(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *schema_name, const char *table_name)
+{
+	bool		is_catalog = strcmp(schema_name, REPL_ML_SCHEMA) == 0;
+	bool		is_tombstone = is_catalog && strcmp(table_name, "tombstone") == 0;
+	bool		careful = (!is_catalog || is_tombstone) && !repl_ml_identity_require()->joining;
+	char	   *of_table = psprintf(" schema_name OPERATOR(pg_catalog.=) %s AND table_name OPERATOR(pg_catalog.=) %s",
+									quote_literal_cstr(schema_name), quote_literal_cstr(table_name));
+
+	if (is_tombstone)
+	{
+		(void) copy_rows(apply, conn, repl_ml_catalog_oid(VERSION_TABLE), "", false);
+		repl_ml_record_copy(apply, conn);
+		return copy_rows(apply, conn, relid, " WHERE NOT merged", careful);
+	}
+	if (is_catalog)
+		return copy_rows(apply, conn, relid, "", false);
+	(void) copy_rows(apply, conn, repl_ml_catalog_oid(VERSION_TABLE), psprintf(" WHERE %s", of_table), false);
+	/* deletions are parked, too, perhaps */
+	if (repl_ml_park_has(apply->peer->node_id, schema_name, table_name))
+	{
+		repl_ml_park_forget_copied(apply->peer->node_id, schema_name, table_name);
+		(void) copy_rows(apply, conn, repl_ml_catalog_oid("tombstone"), psprintf(" WHERE NOT merged AND %s", of_table), careful);
+	}
+	return copy_rows(apply, conn, relid, "", careful);
+}
+
+/*
  * Joins all rows of one table of the peer, in one transaction, and ticks it
- * off; the peer's changes of it that were parked before came with it.  A row that the peer has resolved from several versions must come after
+ * off.  A row that the peer has resolved from several versions must come after
  * these, or it would pass for one of them: so they are copied first, of the
  * same moment.
  */
@@ -255,20 +306,12 @@ copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, c
 	if (OidIsValid(relid))
 	{
 		repl_ml_stream_utility(conn, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
-		if (strcmp(schema_name, REPL_ML_SCHEMA) != 0)
-			(void) copy_rows(apply, conn, repl_ml_catalog_oid(VERSION_TABLE),
-							 psprintf(" WHERE schema_name OPERATOR(pg_catalog.=) %s AND table_name OPERATOR(pg_catalog.=) %s",
-									  quote_literal_cstr(schema_name), quote_literal_cstr(table_name)));
-		else if (strcmp(table_name, "tombstone") == 0)
-		{
-			(void) copy_rows(apply, conn, repl_ml_catalog_oid(VERSION_TABLE), "");
-			repl_ml_record_copy(apply, conn);
-		}
-		rows = copy_rows(apply, conn, relid, strcmp(schema_name, REPL_ML_SCHEMA) == 0 && strcmp(table_name, "tombstone") == 0 ?
-						 " WHERE NOT merged" : "");
+		rows = copy_content(apply, conn, relid, schema_name, table_name);
 		repl_ml_stream_utility(conn, "COMMIT");
 		repl_ml_targets_close();
 	}
+	else
+		repl_ml_park_forget_copied(apply->peer->node_id, schema_name, table_name);
 	values[0] = Int32GetDatum(apply->peer->node_id);
 	values[1] = CStringGetTextDatum(schema_name);
 	values[2] = CStringGetTextDatum(table_name);
@@ -277,7 +320,6 @@ copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, c
 								 " AND table_name OPERATOR(pg_catalog.=) $3::pg_catalog.name", rows),
 						3, types, values, NULL);
 	PopActiveSnapshot();
-	repl_ml_park_forget_copied(apply->peer->node_id, schema_name, table_name);
 	replorigin_session_origin_lsn = InvalidXLogRecPtr;
 	replorigin_session_origin_timestamp = 0;
 	CommitTransactionCommand();
@@ -287,12 +329,12 @@ copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, c
 
 /*
  * Joins the rows of one of the peer's tables, of one of our own those that
- * fulfil the condition; returns their number.  A user's table is not asked by a
+ * fulfil the condition, see join_rows; returns their number.  A user's table is not asked by a
  * query, which would run there what its owner has written into an index or a
  * view in its place: with the rights of our connection's role.
  */
 static int64
-copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *condition)
+copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *condition, bool careful)
 {
 	Relation	rel = table_open(relid, RowExclusiveLock);
 	char	   *name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel));
@@ -304,18 +346,18 @@ copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *cond
 	initStringInfo(&columns);
 	(void) stored_columns(rel, &columns);
 	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
-		rows = copy_partitions(apply, conn, rel);
+		rows = copy_partitions(apply, conn, rel, careful);
 	else if (condition[0] != '\0')
-		rows = copy_from(apply, conn, rel, psprintf("(SELECT %s FROM %s%s)", columns.data, name, condition));
+		rows = copy_from(apply, conn, rel, psprintf("(SELECT %s FROM %s%s)", columns.data, name, condition), careful);
 	else
-		rows = copy_from(apply, conn, rel, psprintf("%s (%s)", name, columns.data));
+		rows = copy_from(apply, conn, rel, psprintf("%s (%s)", name, columns.data), careful);
 	table_close(rel, NoLock);
 	return rows;
 }
 
 /* The same of a partitioned table, which COPY takes only by its partitions. */
 static int64
-copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel)
+copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, bool careful)
 {
 	static const Oid types[2] = {TEXTOID, TEXTOID};
 	char	   *name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel));
@@ -340,13 +382,13 @@ copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel)
 	}
 	repl_ml_stream_free(result);
 	foreach(lc, sources)
-		rows += copy_from(apply, conn, rel, lfirst(lc));
+		rows += copy_from(apply, conn, rel, lfirst(lc), careful);
 	return rows;
 }
 
 /* Joins what the peer's COPY of "source" yields, all stored columns of rows of the table; returns their number. */
 static int64
-copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *source)
+copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *source, bool careful)
 {
 	ParseState *pstate = make_parsestate(NULL);
 	StringInfoData columns;
@@ -362,7 +404,9 @@ copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *s
 	repl_ml_become_owner(rel, &saved);
 	copy = BeginCopyFrom(pstate, rel, NULL, NULL, false, read_copy, stored_columns(rel, &columns), NIL);
 	repl_ml_become_self(&saved);
-	rows = join_rows(apply, rel, copy);
+	forget_chunk();
+	chunk.failures = 0;
+	rows = join_rows(apply, rel, copy, careful);
 	EndCopyFrom(copy);
 	return rows;
 }
@@ -384,8 +428,9 @@ refuse_nulls(Relation rel, const bool *nulls)
 	}
 }
 
+/* With "careful" a row that fails is parked, and the others are joined. */
 static int64
-join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy)
+join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy, bool careful)
 {
 	EState	   *estate = CreateExecutorState();
 	ExprContext *econtext = GetPerTupleExprContext(estate);
@@ -394,8 +439,6 @@ join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy)
 	bool	   *nulls = palloc0(natts * sizeof(bool));
 	MemoryContext row_context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml copied row",
 													  ALLOCSET_DEFAULT_SIZES);
-	bool		tombstones = RelationGetRelid(rel) == repl_ml_catalog_oid("tombstone");
-	bool		versions = RelationGetRelid(rel) == repl_ml_catalog_oid(VERSION_TABLE);
 	MemoryContext old = MemoryContextSwitchTo(row_context);
 	int64		rows = 0;
 
@@ -414,21 +457,170 @@ join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy)
 		if (!more)
 			break;
 		repl_ml_targets_renew();
-		if (tombstones || versions)
+		if (RelationGetNamespace(rel) == repl_ml_schema_oid())
 			refuse_nulls(rel, nulls);
-		if (tombstones)
-			join_tombstone(apply, values, nulls);
-		else if (versions)
-			join_version(apply, values, nulls);
+		if (careful)
+			add_to_chunk(apply, rel, values, nulls);
 		else
-			join_row(apply, rel, values, nulls);
+			join_one(apply, rel, values, nulls);
 		if (++rows % 1000 == 0)
 			set_progress(apply, RelationGetRelid(rel), rows);
 	}
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(row_context);
 	FreeExecutorState(estate);
+	if (careful)
+		join_chunk(apply, rel);
 	return rows;
+}
+
+/* A row of whatever table is copied. */
+static void
+join_one(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
+{
+	if (RelationGetRelid(rel) == repl_ml_catalog_oid("tombstone"))
+		join_tombstone(apply, values, nulls);
+	else if (RelationGetRelid(rel) == repl_ml_catalog_oid(VERSION_TABLE))
+		join_version(apply, values, nulls);
+	else
+		join_row(apply, rel, values, nulls);
+}
+
+static void
+forget_chunk(void)
+{
+	if (chunk.context == NULL)
+		chunk.context = AllocSetContextCreate(TopMemoryContext, "repl_ml copied rows", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextReset(chunk.context);
+	chunk.tuples = NIL;
+	chunk.size = 0;
+}
+
+static void
+add_to_chunk(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
+{
+	MemoryContext old = MemoryContextSwitchTo(chunk.context);
+	HeapTuple	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+
+	chunk.tuples = lappend(chunk.tuples, tuple);
+	chunk.size += tuple->t_len;
+	MemoryContextSwitchTo(old);
+	if (list_length(chunk.tuples) >= CHUNK_ROWS || chunk.size >= CHUNK_BYTES)
+		join_chunk(apply, rel);
+}
+
+/* Joins some rows in a subtransaction; returns the error that it failed with for good, or NULL. */
+static ErrorData *
+try_to_join(ReplMlApply *apply, Relation rel, List *tuples)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	int			natts = RelationGetNumberOfAttributes(rel);
+	Datum	   *values = palloc(natts * sizeof(Datum));
+	bool	   *nulls = palloc(natts * sizeof(bool));
+	ErrorData  *volatile error = NULL;
+
+	/* what is open belongs to the transaction it was opened in */
+	repl_ml_targets_close();
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		ListCell   *lc;
+
+		foreach(lc, tuples)
+		{
+			CHECK_FOR_INTERRUPTS();
+			heap_deform_tuple(lfirst(lc), RelationGetDescr(rel), values, nulls);
+			join_one(apply, rel, values, nulls);
+		}
+		repl_ml_targets_close();
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		repl_ml_targets_forget();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (error != NULL && !repl_ml_dispatch_is_permanent(error->sqlerrcode))
+		ReThrowError(error);
+	return error;
+}
+
+/* Parks a copied row as if it had come in the stream. */
+static void
+park_row(ReplMlApply *apply, Relation rel, HeapTuple tuple, ErrorData *error)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	ReplMlSource source = {.node = apply->peer->node_id};
+	LogicalRepRelation remote = {.remoteid = COPIED_TABLE_ID};
+	LogicalRepTupleData row = {0};
+
+	remote.nspname = get_namespace_name(RelationGetNamespace(rel));
+	remote.relname = RelationGetRelationName(rel);
+	remote.attnames = palloc(desc->natts * sizeof(char *));
+	remote.atttyps = palloc(desc->natts * sizeof(Oid));
+	row.colvalues = palloc0(desc->natts * sizeof(StringInfoData));
+	row.colstatus = palloc(desc->natts);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		Oid			function;
+		bool		is_varlena;
+		bool		isnull;
+		Datum		value = heap_getattr(tuple, i + 1, desc, &isnull);
+
+		if (att->attisdropped || att->attgenerated != '\0')
+			continue;
+		remote.attnames[row.ncols] = NameStr(att->attname);
+		remote.atttyps[row.ncols] = att->atttypid;
+		row.colstatus[row.ncols] = isnull ? LOGICALREP_COLUMN_NULL : LOGICALREP_COLUMN_TEXT;
+		initStringInfo(&row.colvalues[row.ncols]);
+		if (!isnull)
+		{
+			getTypeOutputInfo(att->atttypid, &function, &is_varlena);
+			appendStringInfoString(&row.colvalues[row.ncols], OidOutputFunctionCall(function, value));
+		}
+		row.ncols++;
+	}
+	remote.natts = row.ncols;
+	repl_ml_relation_remember(&remote, false);
+	repl_ml_park(&source, repl_ml_relation_find(COPIED_TABLE_ID), 'U', &row, error, false);
+	CommandCounterIncrement();
+}
+
+/*
+ * Joins the rows that have been gathered: together, or, if that fails, each by
+ * itself, and then those that fail are parked.  Where nearly all fail it is
+ * the table's error, and raised.
+ */
+static void
+join_chunk(ReplMlApply *apply, Relation rel)
+{
+	ErrorData  *error;
+	ListCell   *lc;
+
+	if (chunk.tuples != NIL && try_to_join(apply, rel, chunk.tuples) != NULL)
+	{
+		foreach(lc, chunk.tuples)
+		{
+			error = try_to_join(apply, rel, list_make1(lfirst(lc)));
+			chunk.failures = error == NULL ? 0 : chunk.failures + 1;
+			if (chunk.failures > MOST_FAILURES)
+				ReThrowError(error);
+			if (error != NULL)
+				park_row(apply, rel, lfirst(lc), error);
+		}
+	}
+	else
+		chunk.failures = 0;
+	forget_chunk();
 }
 
 static void

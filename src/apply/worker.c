@@ -349,12 +349,14 @@ run(void)
 	show_covered(applied_before());
 	repl_ml_relation_forget_all();
 	repl_ml_aside_retry(&apply);
+	repl_ml_retry_step(&apply);
 
 	MemoryContextSwitchTo(apply.message_context);
 	apply.conn = repl_ml_stream_connect(apply.peer->dsn, name);
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_PREPARING);
 	from = repl_ml_link_prepare(&apply);
-	repl_ml_sync_catalogs(&apply);
+	repl_ml_sync_catalogs(&apply, apply.conn);
+	apply.catalogs_behind = false;
 	repl_ml_sync_await_donor(&apply);
 	repl_ml_enrol_pending(&apply);
 	repl_ml_sync_dropped(&apply);
@@ -446,6 +448,9 @@ receive_all(void)
 		{
 			finish_batch();
 			acknowledge(false);
+			/* also where the stream never pauses */
+			if (is_at_rest())
+				repl_ml_retry_step(&apply);
 		}
 		if (is_at_rest() && pause_asked())
 			return;
@@ -458,7 +463,10 @@ receive_all(void)
 		repl_ml_barrier_answer(&apply.group_id, apply.self);
 	}
 	if (is_at_rest())
+	{
 		repl_ml_aside_retry(&apply);
+		repl_ml_retry_step(&apply);
+	}
 	if (apply.tables_pending && is_at_rest() &&
 		TimestampDifferenceExceeds(last_enrolment, GetCurrentTimestamp(), repl_ml_max_apply_delay))
 		follow_catalogs();
@@ -512,6 +520,14 @@ static void
 follow_catalogs(void)
 {
 	last_enrolment = GetCurrentTimestamp();
+	if (apply.catalogs_behind)
+	{
+		/* the stream's connection is in use; sync_tables closes this one */
+		if (apply.copy_conn == NULL)
+			apply.copy_conn = repl_ml_stream_connect(apply.peer->dsn, "copy");
+		repl_ml_sync_catalogs(&apply, apply.copy_conn);
+		apply.catalogs_behind = false;
+	}
 	repl_ml_enrol_pending(&apply);
 	repl_ml_sync_tables(&apply);
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
@@ -659,6 +675,7 @@ longest_wait(void)
 		wait = Min(wait, ASIDE_DELAY_MS);
 	if (apply.volatile_since != 0)
 		wait = Min(wait, flush_delay());
+	wait = Min(wait, repl_ml_retry_due());
 	return repl_ml_news_due() < 0 ? wait : Min(wait, repl_ml_news_due());
 }
 

@@ -282,6 +282,24 @@ repl_ml_shmem_wake_supervisor(Oid database)
 	LWLockRelease(repl_ml_shared->lock);
 }
 
+/* Makes the apply workers of a database try parked changes again at once. */
+void
+repl_ml_shmem_retry_parked(Oid database)
+{
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		ReplMlWorker *worker = &repl_ml_shared->workers[i];
+
+		if (worker->database != database || worker->peer == 0)
+			continue;
+		worker->retry_parked = true;
+		if (worker->pid != 0)
+			SetLatch(worker->latch);
+	}
+	LWLockRelease(repl_ml_shared->lock);
+}
+
 /* Says whether a database is to have a supervisor; an error if the server has no room for one more. */
 void
 repl_ml_shmem_set_member(Oid database, bool member)

@@ -45,6 +45,7 @@ typedef struct ReplMlWorker
 	pid_t		pid;			/* 0: not running */
 	Latch	   *latch;			/* valid while pid is set */
 	bool		pause;			/* asked to pause, by pause_apply */
+	bool		retry_parked;	/* asked to, by retry_parked */
 	bool		stop;			/* not to be started: its database is leaving */
 	TimestampTz launch_time;	/* when the process was last asked for */
 	ReplMlWorkerState state;
@@ -165,6 +166,7 @@ extern bool repl_ml_shmem_is_member(Oid database);
 extern void repl_ml_shmem_mark_tombstone(Oid relid);
 extern bool repl_ml_shmem_may_have_tombstone(Oid relid);
 extern ReplMlWorker *repl_ml_shmem_worker(Oid database, int peer);
+extern void repl_ml_shmem_retry_parked(Oid database);
 extern void repl_ml_shmem_wake_supervisor(Oid database);
 extern void repl_ml_shmem_set_member(Oid database, bool member);
 extern void repl_ml_shmem_wake_launcher(void);

@@ -15,7 +15,7 @@ my %breaks = (
 	check_constraint => 'ALTER TABLE check_constraint ADD CHECK (v < 0)',
 	before_trigger => 'CREATE TRIGGER t BEFORE INSERT ON before_trigger FOR EACH ROW EXECUTE FUNCTION refuse(); ALTER TABLE before_trigger ENABLE ALWAYS TRIGGER t',
 	after_trigger => 'CREATE TRIGGER t AFTER INSERT ON after_trigger FOR EACH ROW EXECUTE FUNCTION refuse(); ALTER TABLE after_trigger ENABLE ALWAYS TRIGGER t',
-	row_security => 'ALTER TABLE row_security OWNER TO app; ALTER TABLE row_security ENABLE ROW LEVEL SECURITY; ALTER TABLE row_security FORCE ROW LEVEL SECURITY',
+	row_security => 'SET repl_ml.guard_off = on; ALTER TABLE row_security OWNER TO app; ALTER TABLE row_security ENABLE ROW LEVEL SECURITY; ALTER TABLE row_security FORCE ROW LEVEL SECURITY',
 	no_rights => 'ALTER TABLE no_rights OWNER TO app; REVOKE INSERT ON no_rights FROM app',
 	missing => 'SET repl_ml.guard_off = on; ALTER TABLE missing RENAME TO elsewhere',
 	index_expression => 'CREATE INDEX ON index_expression ((1 / (v - 1)))');
