@@ -203,8 +203,11 @@ prepare_replay(ReplMlApply *apply)
 	MemoryContextReset(apply->message_context);
 	MemoryContextSwitchTo(apply->message_context);
 
-	/* each by itself, so that what ends well is committed */
-	apply->unbatched_until = Max(apply->unbatched_until, apply->message_lsn);
+	/*
+	 * Each by itself, so that what ends well is committed; a change's place may be
+	 * before the end of a transaction that came first
+	 */
+	apply->unbatched_until = Max(apply->unbatched_until, apply->received);
 	if (blocked)
 		apply->blocked_lsn = hit;
 	if (blocked || crowded || hit == InvalidXLogRecPtr)
