@@ -42,6 +42,7 @@ OBJS = \
 	src/row/orphans.o \
 	src/row/key.o \
 	src/row/shape.o \
+	src/row/size.o \
 	src/row/tombstone.o \
 	src/row/version.o \
 	src/row/policy.o \
@@ -67,6 +68,7 @@ OBJS = \
 	src/apply/park.o \
 	src/apply/retry.o \
 	src/apply/aside.o \
+	src/apply/unsent.o \
 	src/group/session.o \
 	src/group/shmem.o \
 	src/group/crash.o \

@@ -451,10 +451,11 @@ CREATE TABLE repl_ml.heartbeat (
     safe_counter bigint NOT NULL,
     applied      repl_ml.vclock NOT NULL,
     parked       boolean NOT NULL,
+    lacks        text,
     behind       repl_ml.vclock NOT NULL DEFAULT '{}',
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
 );
-COMMENT ON TABLE repl_ml.heartbeat IS 'each node''s last heartbeat: every write of it below safe_counter came before; applied is what it had of the others; parked whether some of that is parked there; behind how many microseconds its wall clock is behind that of others, at least';
+COMMENT ON TABLE repl_ml.heartbeat IS 'each node''s last heartbeat: every write of it below safe_counter came before; applied is what it had of the others; parked whether some of that is parked there, lacks of which tables it lacks rows that others could not send; behind how many microseconds its wall clock is behind that of others, at least';
 
 -- Deleted rows; key_hash is local, everything else travels
 CREATE TABLE repl_ml.tombstone (
@@ -647,6 +648,18 @@ CREATE TABLE repl_ml.table_failure (
     PRIMARY KEY (node_id, schema_name, table_name)
 );
 COMMENT ON TABLE repl_ml.table_failure IS 'tables of the group that could not be created, enrolled or removed here, or be copied from a node, why, and when that is tried again; gone when it has worked';
+-- Rows that a peer has and cannot send
+CREATE TABLE repl_ml.unsent (
+    node_id     integer NOT NULL,
+    schema_name name NOT NULL,
+    table_name  name NOT NULL,
+    key         text[] NOT NULL,
+    message     text NOT NULL,
+    noted_at    timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    tried_at    timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+ALTER TABLE repl_ml.unsent REPLICA IDENTITY FULL;
+COMMENT ON TABLE repl_ml.unsent IS 'rows that this node lacks because a peer could not send them';
 
 -- One row a conflict: the same id and verdict on every node that saw it
 CREATE TABLE repl_ml.conflict_history (
@@ -1463,6 +1476,8 @@ CREATE FUNCTION repl_ml.disenrol(relation regclass) RETURNS void
         EXECUTE pg_catalog.format('REVOKE SELECT ON %s FROM repl_ml_replication', relation);
         DELETE FROM repl_ml.tombstone t USING pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          WHERE c.oid = relation AND t.schema_name = n.nspname AND t.table_name = c.relname;
+        DELETE FROM repl_ml.unsent u USING pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.oid = relation AND u.schema_name = n.nspname AND u.table_name = c.relname;
         DELETE FROM repl_ml.concurrent_version v USING pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          WHERE c.oid = relation AND v.schema_name = n.nspname AND v.table_name = c.relname;
         DELETE FROM repl_ml.key_shape k USING pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -1815,6 +1830,16 @@ CREATE FUNCTION repl_ml.make_publication() RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.make_publication() IS 'creates the publication of the group''s catalogs, for tables to be added to';
 
+-- What this node's heartbeat says it lacks
+CREATE FUNCTION repl_ml.lacking() RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I of node "%s"', u.schema_name, u.table_name, coalesce(m.node_name, u.node_id::text::name)), ', ')
+      FROM (SELECT DISTINCT n.node_id, n.schema_name, n.table_name FROM repl_ml.unsent n ORDER BY 1, 2, 3 LIMIT 20) u
+      LEFT JOIN repl_ml.member m ON m.node_id = u.node_id
+    $$;
+COMMENT ON FUNCTION repl_ml.lacking() IS 'the tables of which peers could not send rows to this node; null for none';
+
 -- What the publication was changed to while the library was not there to refuse it
 CREATE FUNCTION repl_ml.publication_fault() RETURNS text
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
@@ -1873,6 +1898,7 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
         DELETE FROM repl_ml.table_sync;
         DELETE FROM repl_ml.table_failure;
         DELETE FROM repl_ml.table_shape;
+        DELETE FROM repl_ml.unsent;
         DELETE FROM repl_ml.dropped_node;
         DELETE FROM repl_ml.transaction_record;
         DELETE FROM repl_ml.discarded_transaction;
@@ -2057,6 +2083,7 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         DELETE FROM repl_ml.table_sync;
         DELETE FROM repl_ml.table_failure;
         DELETE FROM repl_ml.table_shape;
+        DELETE FROM repl_ml.unsent;
         DELETE FROM repl_ml.dropped_node;
         DELETE FROM repl_ml.transaction_record;
         DELETE FROM repl_ml.discarded_transaction;
@@ -3206,8 +3233,20 @@ CREATE VIEW repl_ml.health AS
            CASE WHEN p.fault IS NOT NULL THEN 'It is made anew within seconds, and the other members copy this node''s tables again.' END
       FROM active s, repl_ml.publication_fault() p(fault)
     UNION ALL
-    -- 15. prepared transactions
-    SELECT 15, 'prepared_transactions', CASE WHEN pg_catalog.count(x.gid) = 0 THEN 'ok' ELSE 'warning' END,
+    -- 15. rows that cannot be sent, here and elsewhere
+    SELECT 15, 'unsent', CASE WHEN u.here IS NOT NULL THEN 'error' WHEN u.elsewhere IS NOT NULL THEN 'warning' ELSE 'ok' END,
+           coalesce(nullif(pg_catalog.concat_ws(' ', u.here, u.elsewhere), ''), 'Every row can be sent.'),
+           CASE WHEN u.here IS NOT NULL THEN 'Change or delete the row on that node, or raise repl_ml.max_row_size there. What then is sent heals it; so does the copy of the table that is made when the nodes connect anew, ten minutes later or more. See SELECT * FROM repl_ml.unsent.'
+                WHEN u.elsewhere IS NOT NULL THEN 'See the check "unsent" on that node.' END
+      FROM active s, LATERAL (SELECT
+           nullif((SELECT pg_catalog.string_agg(pg_catalog.format('Node "%s" could not send %s of table %I.%I: %s.', coalesce(m.node_name, n.node_id::text::name),
+                                 pg_catalog.format('row %s', n.key), n.schema_name, n.table_name, pg_catalog.rtrim(n.message, '.')), ' ' ORDER BY n.noted_at, n.key)
+                     FROM (SELECT * FROM repl_ml.unsent x ORDER BY x.noted_at LIMIT 5) n LEFT JOIN repl_ml.member m ON m.node_id = n.node_id), '') AS here,
+           nullif((SELECT pg_catalog.string_agg(pg_catalog.format('Node "%s" lacks rows that could not be sent to it: %s.', p.node_name, h.lacks), ' ')
+                     FROM peer p JOIN repl_ml.heartbeat h ON h.node_id = p.node_id WHERE h.lacks IS NOT NULL), '') AS elsewhere) u
+    UNION ALL
+    -- 16. prepared transactions
+    SELECT 16, 'prepared_transactions', CASE WHEN pg_catalog.count(x.gid) = 0 THEN 'ok' ELSE 'warning' END,
            CASE WHEN pg_catalog.count(x.gid) = 0 THEN 'None is left.'
                 ELSE pg_catalog.format('%s, the oldest of %s: they hold locks, and the removal of deleted rows'' tombstones on all nodes.',
                      pg_catalog.string_agg(pg_catalog.quote_literal(x.gid), ', ' ORDER BY x.prepared), pg_catalog.date_trunc('second', pg_catalog.min(x.prepared))) END,

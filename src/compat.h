@@ -20,6 +20,7 @@
 #include "nodes/makefuncs.h"
 #include "replication/message.h"
 #include "replication/origin.h"
+#include "replication/reorderbuffer.h"
 #include "replication/syncrep.h"
 #include "replication/walreceiver.h"
 #include "replication/walsender.h"
@@ -203,6 +204,17 @@ proc_number_compat(PGPROC *proc)
 	return GetNumberFromPGProc(proc);
 #else
 	return proc->pgprocno;
+#endif
+}
+
+/* a decoded change's new version: 17 did away with the buffer around it */
+static inline HeapTuple
+change_tuple_compat(ReorderBufferChange *change)
+{
+#if PG_VERSION_NUM >= 170000
+	return change->data.tp.newtuple;
+#else
+	return change->data.tp.newtuple == NULL ? NULL : &change->data.tp.newtuple->tuple;
 #endif
 }
 

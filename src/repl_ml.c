@@ -16,6 +16,7 @@
 #include "group/shmem.h"
 #include "origin/origin.h"
 #include "repl_ml.h"
+#include "row/row.h"
 
 PG_MODULE_MAGIC;
 
@@ -121,6 +122,7 @@ _PG_init(void)
 	repl_ml_definition_init();
 	repl_ml_read_init();
 	repl_ml_routing_init();
+	repl_ml_size_init();
 	MarkGUCPrefixReserved("repl_ml");
 	if (!process_shared_preload_libraries_in_progress)
 		return;

@@ -373,4 +373,12 @@ extern void repl_ml_sync_tables(ReplMlApply *apply);
 /* in link.c */
 extern XLogRecPtr repl_ml_link_prepare(ReplMlApply *apply);
 
+/* in unsent.c */
+extern void repl_ml_unsent_begin(ReplMlApply *apply);
+extern bool repl_ml_unsent_is_meant(const char *content);
+extern void repl_ml_unsent_note(ReplMlApply *apply, char *content);
+extern void repl_ml_unsent_arrived(const ReplMlApply *apply, const char *schema_name, const char *table_name, Datum key);
+extern void repl_ml_unsent_row_arrived(const ReplMlApply *apply, ReplMlTable *table, TupleTableSlot *slot);
+extern void repl_ml_unsent_copied(const ReplMlApply *apply, const char *schema_name, const char *table_name);
+
 #endif							/* REPL_ML_APPLY_H */

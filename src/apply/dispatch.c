@@ -341,6 +341,12 @@ handle_message(ReplMlApply *apply, StringInfo message)
 	{
 		if (repl_ml_urgency_parse(content, &urgency))
 			apply->transaction.urgency = Max(apply->transaction.urgency, urgency);
+		if (repl_ml_unsent_is_meant(content))
+		{
+			start_transaction(apply);
+			apply->batch_matters = true;
+			repl_ml_unsent_note(apply, content);
+		}
 		if (!wanted)
 			return;
 		start_transaction(apply);
@@ -595,6 +601,8 @@ repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, Log
 	apply->transaction.conflicts += repl_ml_row_join(table->local, target->incoming, &source);
 	if (apply->late)
 		repl_ml_crash_pardon(table->local);
+	if (!is_catalog)
+		repl_ml_unsent_row_arrived(apply, target->table, target->incoming);
 	if (is_catalog && strcmp(table->remote.relname, "heartbeat") == 0)
 		apply->transaction.heartbeats++;
 	else if (is_catalog && strcmp(table->remote.relname, "collection") != 0 && strcmp(table->remote.relname, "table_shape") != 0)
@@ -627,6 +635,7 @@ apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleDat
 	char	   *columns = repl_ml_relation_text(table, tuple, "key_columns");
 	char	   *clock = repl_ml_relation_text(table, tuple, REPL_ML_CLOCK_COLUMN);
 	Oid			relid;
+	Datum		deleted;
 
 	if (schema_name == NULL || table_name == NULL || key == NULL || columns == NULL || clock == NULL)
 		ereport(ERROR,
@@ -636,10 +645,12 @@ apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleDat
 	if (!OidIsValid(relid))
 		return;					/* no longer replicated */
 	begin_row(relid, schema_name, table_name);
+	deleted = OidInputFunctionCall(F_ARRAY_IN, key, TEXTOID, -1);
+	repl_ml_unsent_arrived(apply, schema_name, table_name, deleted);
 	apply->transaction.conflicts +=
 		repl_ml_row_bury(relid,
 						 OidInputFunctionCall(F_ARRAY_IN, columns, TEXTOID, -1),
-						 OidInputFunctionCall(F_ARRAY_IN, key, TEXTOID, -1),
+						 deleted,
 						 repl_ml_clock_from_text(clock),
 						 repl_ml_relation_text(table, tuple, "eviction"), &source);
 	if (apply->late)

@@ -312,6 +312,7 @@ copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, c
 	}
 	else
 		repl_ml_park_forget_copied(apply->peer->node_id, schema_name, table_name);
+	repl_ml_unsent_copied(apply, schema_name, table_name);
 	values[0] = Int32GetDatum(apply->peer->node_id);
 	values[1] = CStringGetTextDatum(schema_name);
 	values[2] = CStringGetTextDatum(table_name);

@@ -201,6 +201,33 @@ repl_ml_members_name_set(const ReplMlPeerSet *set, char *names, Size size)
 	}
 }
 
+/* In a walsender: changes are to be sent to the peer one by one, as one could not be sent, or no longer. */
+void
+repl_ml_members_set_careful(int peer, bool careful)
+{
+	ReplMlLink *link;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	link = find_link(peer);
+	if (link != NULL)
+		link->careful = careful;
+	LWLockRelease(repl_ml_quorum->lock);
+}
+
+/* Are they, by a former walsender? */
+bool
+repl_ml_members_is_careful(int peer)
+{
+	ReplMlLink *link;
+	bool		careful;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	link = find_link(peer);
+	careful = link != NULL && link->careful;
+	LWLockRelease(repl_ml_quorum->lock);
+	return careful;
+}
+
 /* Is the peer among those that the level quorum needs?  Looks without a lock: a hint. */
 bool
 repl_ml_members_decides(int peer)

@@ -29,6 +29,8 @@ typedef struct ReplMlLink
 	XLogRecPtr	acknowledged;	/* it has everything before, durably applied */
 	int			score;			/* how often it was lately among the first that
 								 * acknowledged, up to REPL_ML_BEST_SCORE */
+	bool		careful;		/* a change could not be sent to it: see
+								 * origin/output.c */
 	bool		decides;		/* the level quorum needs it, as it is among the
 								 * best */
 	bool		answered;		/* has ever answered a barrier: see answers */

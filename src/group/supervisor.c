@@ -371,6 +371,7 @@ bury_peer(int node_id)
 	SPI_execute(psprintf("SELECT pg_catalog.pg_replication_origin_drop(roname) FROM pg_catalog.pg_replication_origin"
 						 " WHERE roname OPERATOR(pg_catalog.=) '%s'", origin), false, 0);
 	SPI_execute(psprintf("DELETE FROM repl_ml.table_sync WHERE node_id OPERATOR(pg_catalog.=) %d", node_id), false, 0);
+	SPI_execute(psprintf("DELETE FROM repl_ml.unsent WHERE node_id OPERATOR(pg_catalog.=) %d", node_id), false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 }
@@ -454,14 +455,14 @@ beat(uint16 self)
 	types[2] = repl_ml_clock_type();
 	values[2] = PointerGetDatum(behind);
 	/* applied: what the others' heartbeats say and the present counter; parked is as repl_ml.holds_late_changes() */
-	SPI_execute_plan(repl_ml_spi_plan(&write, "INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at, safe_counter, applied, parked, behind)"
+	SPI_execute_plan(repl_ml_spi_plan(&write, "INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at, safe_counter, applied, parked, behind, lacks)"
 							   " SELECT $1, pg_catalog.clock_timestamp(), $2,"
 							   " coalesce((SELECT repl_ml.merge_agg(pg_catalog.format('{%s:%s}', o.node_id, o.safe_counter)::repl_ml.vclock)"
 							   " FROM repl_ml.heartbeat o WHERE o.node_id OPERATOR(pg_catalog.<>) $1), '{}')"
 							   " OPERATOR(repl_ml.||) pg_catalog.format('{%s:%s}', $1, $2)::repl_ml.vclock,"
 							   " EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.action OPERATOR(pg_catalog.<>) ALL ('{evicted,kept}'))"
-							   " OR EXISTS (SELECT FROM repl_ml.eviction), $3"
-							   " ON CONFLICT (node_id) DO UPDATE SET sent_at = excluded.sent_at, safe_counter = excluded.safe_counter, applied = excluded.applied, parked = excluded.parked, behind = excluded.behind",
+							   " OR EXISTS (SELECT FROM repl_ml.eviction), $3, repl_ml.lacking()"
+							   " ON CONFLICT (node_id) DO UPDATE SET sent_at = excluded.sent_at, safe_counter = excluded.safe_counter, applied = excluded.applied, parked = excluded.parked, behind = excluded.behind, lacks = excluded.lacks",
 							   3, types), values, NULL, false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);

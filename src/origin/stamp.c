@@ -27,6 +27,7 @@
 #include "catalog/pg_trigger.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
+#include "executor/instrument.h"
 #include "miscadmin.h"
 #include "nodes/bitmapset.h"
 #include "utils/builtins.h"
@@ -55,6 +56,8 @@ static HeapTuple with_clock(ReplMlTable *table, TupleDesc desc, HeapTuple tuple,
 							const ReplMlClock *clock);
 static HeapTuple with_whole_values(HeapTuple tuple, TupleDesc desc);
 static ReplMlClock *above_former(ReplMlTable *table, TupleTableSlot *slot, ReplMlClock *clock);
+static bool was_much_written(void);
+static void check_size(Relation rel, HeapTuple tuple);
 static bool key_changes(TriggerData *trigdata, ReplMlTable *table);
 static bool is_own_tick(const ReplMlClock *clock, const ReplMlIdentity *self);
 static void settle(TriggerData *trigdata, ReplMlTable *table, TupleTableSlot *slot, bool only_own);
@@ -84,7 +87,8 @@ repl_ml_tick(PG_FUNCTION_ARGS)
  * repl_ml.insert_pending(clock, relation) returns boolean: does a row just
  * inserted need stamp_insert?  The AFTER INSERT trigger's WHEN clause.
  *
- * False for a clock this transaction ticked, unless the table has deleted rows.
+ * False for a clock this transaction ticked, unless the table has deleted rows
+ * or the row may be too long.
  */
 PG_FUNCTION_INFO_V1(repl_ml_insert_pending);
 Datum
@@ -96,9 +100,28 @@ repl_ml_insert_pending(PG_FUNCTION_ARGS)
 	repl_ml_level_note(PG_GETARG_OID(1));
 	if (PG_ARGISNULL(0))
 		PG_RETURN_BOOL(true);
-	if (repl_ml_shmem_may_have_tombstone(PG_GETARG_OID(1)))
+	if (repl_ml_shmem_may_have_tombstone(PG_GETARG_OID(1)) || was_much_written())
 		PG_RETURN_BOOL(true);
 	PG_RETURN_BOOL(!is_own_tick(PG_GETARG_REPL_ML_CLOCK_P(0), repl_ml_identity()));
+}
+
+/*
+ * Has so much gone into the WAL since the last row that the one just inserted
+ * may be too long?  The row itself is not to be seen here.  Rows that COPY
+ * inserts together share the answer.
+ */
+static bool
+was_much_written(void)
+{
+	static uint64 written = 0;
+	static bool much = false;
+
+	if (pgWalUsage.wal_bytes != written)
+	{
+		much = repl_ml_size_is_doubtful(pgWalUsage.wal_bytes - written);
+		written = pgWalUsage.wal_bytes;
+	}
+	return much;
 }
 
 /*
@@ -113,8 +136,12 @@ repl_ml_stamp_insert(PG_FUNCTION_ARGS)
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
 	ReplMlTable *table = trigger_table(fcinfo, TRIGGER_EVENT_AFTER | TRIGGER_EVENT_INSERT, "stamp_insert");
 
-	if (table != NULL)
+	if (table != NULL && writing_member() != NULL)
+	{
+		slot_getallattrs(trigdata->tg_trigslot);
+		repl_ml_size_check(trigdata->tg_relation, trigdata->tg_trigslot->tts_values, trigdata->tg_trigslot->tts_isnull);
 		settle(trigdata, table, trigdata->tg_trigslot, true);
+	}
 	return PointerGetDatum(NULL);
 }
 
@@ -160,9 +187,25 @@ repl_ml_stamp_update(PG_FUNCTION_ARGS)
 	else if ((policy = repl_ml_policy_now(table)) != NULL && policy->merge_count > 0)
 		clock = repl_ml_share_update(policy, desc, trigdata->tg_trigtuple, trigdata->tg_newtuple, old, clock);
 	result = with_clock(table, desc, trigdata->tg_newtuple, clock);
+	if (HeapTupleHasExternal(result) || repl_ml_size_is_doubtful(result->t_len))
+		check_size(trigdata->tg_relation, result);
 	if (HeapTupleHasExternal(result))
 		result = with_whole_values(result, desc);
 	return PointerGetDatum(result);
+}
+
+/* An error if the row that an update makes is too long. */
+static void
+check_size(Relation rel, HeapTuple tuple)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	Datum	   *values = palloc(desc->natts * sizeof(Datum));
+	bool	   *nulls = palloc(desc->natts * sizeof(bool));
+
+	heap_deform_tuple(tuple, desc, values, nulls);
+	repl_ml_size_check(rel, values, nulls);
+	pfree(values);
+	pfree(nulls);
 }
 
 /*

@@ -117,4 +117,9 @@ extern void repl_ml_target_insert(ReplMlTarget *target, TupleTableSlot *slot);
 extern void repl_ml_target_update(ReplMlTarget *target, TupleTableSlot *slot);
 extern void repl_ml_target_delete(ReplMlTarget *target);
 
+/* in size.c */
+extern void repl_ml_size_init(void);
+extern bool repl_ml_size_is_doubtful(uint64 bytes);
+extern void repl_ml_size_check(Relation rel, const Datum *values, const bool *nulls);
+
 #endif							/* REPL_ML_ROW_H */

@@ -14,6 +14,10 @@
 /* what the names of our sessions on other servers begin with */
 #define REPL_ML_APPLICATION		"repl_ml "
 
+/* first line of a message that a walsender sends in place of a change: it has the table's schema, name, the
+ * key and the error in the next ones */
+#define REPL_ML_UNSENT			"unsent"
+
 /* Rows a query returned, until repl_ml_stream_free. */
 typedef struct ReplMlResult
 {
