@@ -32,6 +32,7 @@
 #include "group/crash.h"
 #include "group/position.h"
 #include "group/query.h"
+#include "group/quorum.h"
 #include "group/session.h"
 #include "wire/stream.h"
 
@@ -442,6 +443,7 @@ receive_all(void)
 					 errmsg("node \"%s\" ended the stream", apply.peer->node_name)));
 		handle_message(data, length);
 		now = apply.last_message_time = GetCurrentTimestamp();
+		repl_ml_members_alive(apply.peer->node_id);
 		if (is_at_rest())
 			repl_ml_unique_announce();
 		if (TimestampDifferenceExceeds(apply.told_at, now, status_interval()) ||

@@ -20,6 +20,7 @@
 #include "group/quorum_private.h"
 
 #define HEARTBEATS_MISSED	2	/* after so many a silent peer counts as gone */
+#define ALIVE_US		UINT64CONST(20000)	/* that it is alive is told so often */
 #define RECONNECTION_US		UINT64CONST(500000) /* so soon a worker that has
 												 * lost a race is back */
 
@@ -242,13 +243,52 @@ repl_ml_members_decides(int peer)
 	return true;
 }
 
-/* Is the peer connected, or just connecting again, and has it spoken lately? */
+/* In a walsender: the peer gets a change up to here that it may be long in applying, without a word. */
+void
+repl_ml_members_set_busy(int peer, XLogRecPtr lsn)
+{
+	ReplMlLink *link;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	link = find_link(peer);
+	if (link != NULL)
+		link->busy = Max(link->busy, lsn);
+	LWLockRelease(repl_ml_quorum->lock);
+}
+
+/* In an apply worker: something has come from the peer, its heartbeat perhaps.  Told no oftener than it counts. */
+void
+repl_ml_members_alive(int peer)
+{
+	static uint64 told = 0;
+	uint64		now = repl_ml_monotonic_now();
+	ReplMlLink *link;
+
+	if (now - told < ALIVE_US)
+		return;
+	told = now;
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	link = find_link(peer);
+	if (link != NULL)
+		link->alive = now;
+	LWLockRelease(repl_ml_quorum->lock);
+}
+
+/*
+ * Is the peer connected, or just connecting again, and has it spoken lately?
+ * One that applies a large change says nothing meanwhile, but its heartbeats
+ * still come.
+ */
 static bool
 is_reachable(const ReplMlLink *link)
 {
+	uint64		now = repl_ml_monotonic_now();
+	uint64		patience = (uint64) repl_ml_heartbeat_interval * HEARTBEATS_MISSED * 1000;
+
 	return link->counts &&
-		(link->walsender != 0 || repl_ml_monotonic_now() - link->lost <= RECONNECTION_US) &&
-		repl_ml_monotonic_now() - link->heard <= (uint64) repl_ml_heartbeat_interval * HEARTBEATS_MISSED * 1000;
+		(link->walsender != 0 || now - link->lost <= RECONNECTION_US) &&
+		(now - link->heard <= patience ||
+		 (link->busy > link->acknowledged && now - Min(link->alive, now) <= patience));
 }
 
 /* How many members can be reached, this one included; the caller holds the lock. */

@@ -131,6 +131,8 @@ extern void repl_ml_quorum_reset_stats(void);
 /* in members.c */
 extern void repl_ml_members_set(List *members);
 extern void repl_ml_members_attach(int peer);
+extern void repl_ml_members_set_busy(int peer, XLogRecPtr lsn);
+extern void repl_ml_members_alive(int peer);
 extern void repl_ml_members_set_careful(int peer, bool careful);
 extern bool repl_ml_members_is_careful(int peer);
 extern int	repl_ml_members_peers(int *peers);

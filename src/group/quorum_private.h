@@ -26,6 +26,9 @@ typedef struct ReplMlLink
 	pid_t		walsender;		/* serves it now; 0: not connected */
 	uint64		lost;			/* when it was last connected, monotonic µs */
 	uint64		heard;			/* when it last spoke, monotonic µs; 0: never */
+	uint64		alive;			/* the same, to our apply worker */
+	XLogRecPtr	busy;			/* it may be long in applying a large change
+								 * that ends here */
 	XLogRecPtr	acknowledged;	/* it has everything before, durably applied */
 	int			score;			/* how often it was lately among the first that
 								 * acknowledged, up to REPL_ML_BEST_SCORE */

@@ -37,7 +37,6 @@
 #include "replication/pgoutput.h"
 #include "replication/walsender.h"
 #include "utils/builtins.h"
-#include "utils/hsearch.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -52,6 +51,7 @@
 #include "wire/stream.h"
 
 #define HELD_BYTES	8192		/* so much is sent at once, also within a transaction */
+#define LARGE_CHANGE	(1024 * 1024)	/* from here on a change may take a peer longer than a heartbeat */
 #define CAREFUL_CHANGES	10000	/* so many without another failure, and subtransactions are spared again */
 
 extern PGDLLEXPORT void _PG_output_plugin_init(OutputPluginCallbacks *cb);
@@ -129,6 +129,8 @@ start_up(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init
 static void
 hold_message(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool last_write)
 {
+	if (ctx->out->len > LARGE_CHANGE && repl_ml_reply_peer() != 0)
+		repl_ml_members_set_busy(repl_ml_reply_peer(), lsn);
 	held += ctx->out->len;
 	if (held > HELD_BYTES)
 	{

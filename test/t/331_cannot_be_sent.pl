@@ -43,6 +43,24 @@ sql($n1, q(UPDATE big SET m = 'sad' WHERE id = 1; INSERT INTO parts VALUES (1, '
 wait_converged(\@nodes, 'big', 'parts');
 is(sql($n2, 'SELECT count(*) FROM big'), '3', 'what was not refused has arrived');
 
+# a peer that is long in applying a large row counts as reachable all the while
+sql($n2, q(CREATE FUNCTION busy() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE started timestamptz := clock_timestamp(); BEGIN WHILE clock_timestamp() < started + interval '3 s' LOOP END LOOP; RETURN NEW; END$$;
+CREATE TRIGGER busy BEFORE INSERT ON t FOR EACH ROW WHEN (NEW.id = 100) EXECUTE FUNCTION busy(); ALTER TABLE t ENABLE ALWAYS TRIGGER busy));
+sql($_, q(ALTER SYSTEM SET repl_ml.heartbeat_interval = '200ms'; ALTER SYSTEM SET repl_ml.max_row_size = '4MB'; SELECT pg_reload_conf())) foreach @nodes;
+poll_until($n1, q(SELECT current_setting('repl_ml.max_row_size') = '4MB'));
+sql($n1, q(INSERT INTO t SELECT 100, string_agg(md5(i::text), '') FROM generate_series(1, 60000) i));
+my ($begin, @late) = (time);
+until (sql($n2, 'SELECT count(*) FROM t WHERE id = 100'))
+{
+	my $reachable = sql($n1, 'SELECT bool_and(reachable) FROM repl_ml.write_members()');
+	# so long after, what it said before no longer counts
+	push @late, $reachable if time > $begin + 1;
+}
+like("@late", qr/t/, 'it is reachable while it applies the row');
+sql($n1, 'DELETE FROM t WHERE id = 100');
+sql($_, q(ALTER SYSTEM SET repl_ml.max_row_size = 64; SELECT pg_reload_conf())) foreach @nodes;
+
 # a group that has two encodings all the same: n2 becomes LATIN1, as long as all is ASCII
 sql($n1, q(INSERT INTO t SELECT i, 'a' FROM generate_series(1, 3) i));
 wait_converged(\@nodes, 't');
