@@ -57,6 +57,7 @@ OBJS = \
 	src/apply/dispatch.o \
 	src/apply/relation.o \
 	src/apply/target.o \
+	src/apply/deletion.o \
 	src/apply/row.o \
 	src/apply/unique.o \
 	src/apply/conflict.o \

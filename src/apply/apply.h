@@ -243,10 +243,23 @@ extern void repl_ml_targets_renew(void);
 extern void repl_ml_targets_close(void);
 extern void repl_ml_targets_forget(void);
 
+/* A deletion on its way into the table; with "eviction" just the version with this clock is to go. */
+typedef struct ReplMlBurial
+{
+	const ReplMlClock *clock;
+	const char *eviction;
+	const ReplMlSource *source;
+} ReplMlBurial;
+
+/* in deletion.c */
+extern int	repl_ml_deletion_join(Oid relid, Datum columns, Datum key_array, const ReplMlClock *clock, const char *eviction,
+								  const ReplMlSource *source);
+
 /* in row.c */
 extern int	repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source);
-extern int	repl_ml_row_bury(Oid relid, Datum columns, Datum key_array, const ReplMlClock *clock, const char *eviction,
-							 const ReplMlSource *source);
+extern int	repl_ml_row_bury(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial);
+extern int	repl_ml_row_bury_found(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial);
+extern bool repl_ml_row_is_older(ReplMlTarget *root, Datum key_array, const ReplMlClock *clock);
 extern bool repl_ml_row_is_known(Oid relid, char **key, const ReplMlClock *clock);
 extern void repl_ml_row_resolve_again(Oid relid, Datum columns, Datum key_array, const ReplMlSource *source);
 

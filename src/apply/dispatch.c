@@ -648,7 +648,7 @@ apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleDat
 	deleted = OidInputFunctionCall(F_ARRAY_IN, key, TEXTOID, -1);
 	repl_ml_unsent_arrived(apply, schema_name, table_name, deleted);
 	apply->transaction.conflicts +=
-		repl_ml_row_bury(relid,
+		repl_ml_deletion_join(relid,
 						 OidInputFunctionCall(F_ARRAY_IN, columns, TEXTOID, -1),
 						 deleted,
 						 repl_ml_clock_from_text(clock),

@@ -203,7 +203,7 @@ repl_ml_table_failed(ReplMlApply *apply, const char *schema_name, const char *ta
 {
 	Oid			types[8] = {INT4OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
 	Datum		values[8];
-	char		nulls[8] = "        ";
+	char		nulls[9] = "        ";
 	bool		news;
 
 	apply->tables_pending = true;

@@ -12,41 +12,14 @@
  */
 #include "postgres.h"
 
-#include "catalog/pg_inherits.h"
-#include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
-#include "executor/spi.h"
-#include "storage/lmgr.h"
 #include "utils/array.h"
-#include "utils/builtins.h"
-#include "utils/lsyscache.h"
-#include "utils/snapmgr.h"
-#include "utils/syscache.h"
-#include "utils/typcache.h"
 
 #include "apply/apply.h"
 #include "compat.h"
 #include "group/crash.h"
-#include "group/session.h"
 
-/* A deletion on its way into the table. */
-typedef struct ReplMlBurial
-{
-	const ReplMlClock *clock;
-	const char *eviction;
-	const ReplMlSource *source;
-} ReplMlBurial;
-
-static int	bury_key(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial);
-static int	bury_by_columns(ReplMlTarget *root, ReplMlTable *shape, Datum key_array, const ReplMlBurial *burial);
-static int	bury_by_rest(ReplMlTarget *root, ReplMlTable *shape, Datum key_array, Datum present, const ReplMlBurial *burial);
-static void refuse_unknown_key(const ReplMlTable *shape);
-static void record_deletion(ReplMlTable *shape, Datum *key, const ReplMlBurial *burial);
-static List *keys_of_rows(ReplMlTarget *root, const ReplMlTable *shape, Datum key_array);
-static void read_values(const ReplMlTable *shape, TupleDesc desc, Datum key_array, Oid *types, Datum *values);
-static char *equality_of(Oid type);
-static int	bury_found(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial);
 static void meet_former(ReplMlJoin *join, uint16 writer);
 static const ReplMlClock *find_deletion(ReplMlJoin *join, uint16 writer);
 static int	update_history(ReplMlJoin *join, List *no_longer);
@@ -68,15 +41,6 @@ static bool store(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *cloc
 				  const ReplMlVersions *versions);
 static TupleTableSlot *with_clock(ReplMlTarget *target, TupleTableSlot *slot, const ReplMlClock *clock);
 static const ReplMlClock *clock_of(ReplMlTarget *target, TupleTableSlot *slot);
-
-/* Is the one clock's history part of the other's? */
-static bool
-is_within(const ReplMlClock *a, const ReplMlClock *b)
-{
-	ReplMlClockOrder order = repl_ml_clock_compare(a, b);
-
-	return order == REPL_ML_CLOCK_BEFORE || order == REPL_ML_CLOCK_EQUAL;
-}
 
 static bool
 same_dot(const ReplMlClock *a, const ReplMlClock *b)
@@ -116,34 +80,6 @@ repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source
 	return update_history(&join, no_longer);
 }
 
-/*
- * Joins a deletion; as repl_ml_row_join.  "columns" is the shape of its key
- * (row/shape.c) and "key_array" the key, as text[]; "eviction" is not NULL if
- * just the version with this clock is to go.  A deletion by another key than
- * the table's present one is of the rows that have its values in its columns.
- */
-int
-repl_ml_row_bury(Oid relid, Datum columns, Datum key_array, const ReplMlClock *clock, const char *eviction, const ReplMlSource *source)
-{
-	ReplMlTarget *root = repl_ml_targets_get(relid);
-	ReplMlBurial burial = {.clock = clock,.eviction = eviction,.source = source};
-	ReplMlTable *shape;
-	Datum		present;
-
-	repl_ml_crash_writes(relid);
-	if (repl_ml_shape_is(root->table, columns))
-		return bury_key(root, key_array, &burial);
-
-	/* the same columns in another order, of other types or with other names */
-	shape = repl_ml_shape_get(root->rel, columns);
-	present = repl_ml_shape_reorder(shape, key_array, root->table);
-	if (present != (Datum) 0 && shape->key_natts == root->table->key_natts)
-		return bury_key(root, present, &burial);
-	if (repl_ml_shape_missing(shape) == NULL)
-		return bury_by_columns(root, shape, key_array, &burial);
-	return bury_by_rest(root, shape, key_array, present, &burial);
-}
-
 /* Begins the join of a deletion of the row with the key in join->key. */
 static void
 aim(ReplMlJoin *join, ReplMlTarget *root)
@@ -172,9 +108,12 @@ set_deletion(ReplMlJoin *join, const ReplMlBurial *burial)
 	repl_ml_ticker_observe(repl_ml_clock_max_counter(burial->clock));
 }
 
-/* Joins the deletion of the row with this key, which is of the table's shape. */
-static int
-bury_key(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial)
+/*
+ * Joins the deletion of the row with this key, which is of the table's shape;
+ * returns what repl_ml_row_join does.  For deletion.c.
+ */
+int
+repl_ml_row_bury(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial)
 {
 	ReplMlJoin	join = {.source = burial->source,.eviction = burial->eviction};
 	List	   *no_longer;
@@ -191,177 +130,11 @@ bury_key(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial)
 }
 
 /*
- * Joins a deletion by other columns than the present key's: it is kept as it
- * is, for rows that have yet to come, and joined with the rows that are here.
- * Nobody writes the table meanwhile, so each row is seen by one of the two.
+ * Joins a deletion, which deletion.c has recorded by another key, with a row that
+ * it is of; returns what repl_ml_row_join does.
  */
-static int
-bury_by_columns(ReplMlTarget *root, ReplMlTable *shape, Datum key_array, const ReplMlBurial *burial)
-{
-	Datum		key[INDEX_MAX_KEYS];
-	List	   *rows;
-	ListCell   *lc;
-	ReplMlUser	saved;
-	int			grown = 0;
-
-	if (!burial->source->late && repl_ml_tombstone_collected(repl_ml_identity()->node_id, burial->clock))
-		return 0;
-	(void) find_all_inheritors(RelationGetRelid(root->rel), ShareRowExclusiveLock, NULL);
-	LockRelationOid(RelationGetRelid(root->rel), ShareRowExclusiveLock);
-	repl_ml_become_owner(root->rel, &saved);
-	repl_ml_key_from_array(shape, key_array, key);
-	record_deletion(shape, key, burial);
-	rows = keys_of_rows(root, shape, key_array);
-	repl_ml_become_self(&saved);
-	foreach(lc, rows)
-		grown += bury_found(root, PointerGetDatum(lfirst(lc)), burial);
-	return grown;
-}
-
-/*
- * Joins a deletion by a key of which some columns are gone here.  If the rest
- * has the present key, that names the row, unless it is known here that the
- * deleted one is no more: another may have its place.  Nothing else is done to
- * a row which the deletion does not know: a person has to look.
- */
-static int
-bury_by_rest(ReplMlTarget *root, ReplMlTable *shape, Datum key_array, Datum present, const ReplMlBurial *burial)
-{
-	ReplMlJoin	join = {.source = burial->source};
-	Datum		key[INDEX_MAX_KEYS];
-	ReplMlUser	saved;
-	bool		known;
-	bool		applies;
-
-	if (present == (Datum) 0)
-		refuse_unknown_key(shape);
-	repl_ml_become_owner(root->rel, &saved);
-	repl_ml_key_from_array(shape, key_array, key);
-	known = repl_ml_tombstone_find(shape, key, 0) != NULL;
-	repl_ml_key_from_array(root->table, present, join.key);
-	aim(&join, root);
-	applies = !known && (!repl_ml_target_find(join.target, join.searched) ||
-						 is_within(clock_of(join.target, join.target->found), burial->clock));
-	if (!known && !applies)
-		refuse_unknown_key(shape);
-	record_deletion(shape, key, burial);
-	repl_ml_become_self(&saved);
-	return applies ? bury_key(root, present, burial) : 0;
-}
-
-static void
-refuse_unknown_key(const ReplMlTable *shape)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_COLUMN),
-			 errmsg("column \"%s\" of the key of a deleted row of table \"%s.%s\" does not exist on this node",
-					repl_ml_shape_missing(shape), NameStr(shape->schema_name), NameStr(shape->table_name)),
-			 errhint("Make the table the same on all nodes, then run SELECT repl_ml.retry_parked(id); if the column is gone on all, delete the row where it is left and run SELECT repl_ml.discard_parked(id).")));
-}
-
-/* Writes the tombstone of a deletion unless one that is here says as much. */
-static void
-record_deletion(ReplMlTable *shape, Datum *key, const ReplMlBurial *burial)
-{
-	const ReplMlClock *dead;
-
-	/* so that nobody takes the shape off the list meanwhile */
-	repl_ml_shape_list(shape);
-	dead = repl_ml_tombstone_find(shape, key, 0);
-	if (dead == NULL || !is_within(burial->clock, dead))
-		repl_ml_tombstone_insert(shape, key, burial->clock, burial->eviction);
-}
-
-/*
- * The keys (text[]) of the rows here that have the values "key_array" in the
- * columns of the shape, all of which the table has.  Runs with the owner's
- * rights.  A value that the column cannot have now is an error.
- */
-static List *
-keys_of_rows(ReplMlTarget *root, const ReplMlTable *shape, Datum key_array)
-{
-	MemoryContext context = CurrentMemoryContext;
-	TupleDesc	desc = RelationGetDescr(root->rel);
-	Oid			types[INDEX_MAX_KEYS];
-	Datum		values[INDEX_MAX_KEYS];
-	StringInfoData sql;
-	List	   *keys = NIL;
-
-	initStringInfo(&sql);
-	appendStringInfoString(&sql, "SELECT ");
-	for (int i = 0; i < root->table->key_natts; i++)
-		appendStringInfo(&sql, "%s%s", i == 0 ? "" : ", ",
-						 quote_identifier(NameStr(TupleDescAttr(desc, root->table->key_attnums[i] - 1)->attname)));
-	appendStringInfo(&sql, " FROM %s WHERE ",
-					 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(root->rel)), RelationGetRelationName(root->rel)));
-	read_values(shape, desc, key_array, types, values);
-	for (int i = 0; i < shape->key_natts; i++)
-		appendStringInfo(&sql, "%s%s %s $%d", i == 0 ? "" : " AND ",
-						 quote_identifier(NameStr(TupleDescAttr(desc, shape->key_attnums[i] - 1)->attname)),
-						 equality_of(types[i]), i + 1);
-
-	SPI_connect();
-	PushActiveSnapshot(GetLatestSnapshot());
-	SPI_execute_with_args(sql.data, shape->key_natts, types, values, NULL, true, 0);
-	for (uint64 row = 0; row < SPI_processed; row++)
-	{
-		Datum		key[INDEX_MAX_KEYS];
-		MemoryContext old = MemoryContextSwitchTo(context);
-		bool		isnull;
-
-		for (int i = 0; i < root->table->key_natts; i++)
-			key[i] = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, i + 1, &isnull);
-		keys = lappend(keys, DatumGetPointer(repl_ml_key_to_array(root->table, key)));
-		MemoryContextSwitchTo(old);
-	}
-	PopActiveSnapshot();
-	SPI_finish();
-	return keys;
-}
-
-/* The values of a key as datums of the types that its columns have now. */
-static void
-read_values(const ReplMlTable *shape, TupleDesc desc, Datum key_array, Oid *types, Datum *values)
-{
-	int			level = repl_ml_session_fix_values();
-	Datum	   *texts;
-	int			count;
-
-	deconstruct_array(DatumGetArrayTypeP(key_array), TEXTOID, -1, false, TYPALIGN_INT, &texts, NULL, &count);
-	for (int i = 0; i < shape->key_natts; i++)
-	{
-		Oid			function;
-		Oid			param;
-
-		types[i] = getBaseType(TupleDescAttr(desc, shape->key_attnums[i] - 1)->atttypid);
-		getTypeInputInfo(types[i], &function, &param);
-		values[i] = OidInputFunctionCall(function, TextDatumGetCString(texts[i]), param, -1);
-	}
-	repl_ml_session_restore(level);
-}
-
-/* The equality of a type as it is written in a statement. */
-static char *
-equality_of(Oid type)
-{
-	Oid			operator = lookup_type_cache(type, TYPECACHE_EQ_OPR)->eq_opr;
-	HeapTuple	tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(operator));
-	Form_pg_operator form;
-	char	   *result;
-
-	if (!HeapTupleIsValid(tuple))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("type %s has no equality operator", format_type_be(type))));
-	form = (Form_pg_operator) GETSTRUCT(tuple);
-	result = psprintf("OPERATOR(%s.%s)", quote_identifier(get_namespace_name(form->oprnamespace)), NameStr(form->oprname));
-	ReleaseSysCache(tuple);
-	return result;
-}
-
-/* Joins a deletion, which is recorded by another key, with a row that it is of. */
-static int
-bury_found(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial)
+int
+repl_ml_row_bury_found(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial)
 {
 	ReplMlJoin	join = {.source = burial->source,.eviction = burial->eviction};
 	List	   *no_longer;
@@ -382,6 +155,21 @@ bury_found(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial)
 }
 
 /*
+ * Is the row with this key, which is locked then, part of the clock's history, or
+ * not here?  For deletion.c, with the owner's rights.
+ */
+bool
+repl_ml_row_is_older(ReplMlTarget *root, Datum key_array, const ReplMlClock *clock)
+{
+	ReplMlJoin	join = {0};
+
+	repl_ml_key_from_array(root->table, key_array, join.key);
+	aim(&join, root);
+	return !repl_ml_target_find(join.target, join.searched) ||
+		repl_ml_clock_is_within(clock_of(join.target, join.target->found), clock);
+}
+
+/*
  * The row that has been joined may have the values of a deletion by another
  * key: then that is joined, too, unless the row's writer knew it.
  */
@@ -394,7 +182,7 @@ meet_former(ReplMlJoin *join, uint16 writer)
 	if (table->former_count == 0 || !repl_ml_target_find(join->target, join->searched))
 		return;
 	dead = repl_ml_tombstone_find_former(table, join->target->found, writer);
-	if (dead == NULL || is_within(dead, clock_of(join->target, join->target->found)))
+	if (dead == NULL || repl_ml_clock_is_within(dead, clock_of(join->target, join->target->found)))
 		return;
 	repl_ml_version_lock(table, join->key);
 	join->arriving = (ReplMlVersion) {.clock = dead,.dot = repl_ml_clock_dot(dead),.deleted = true};
@@ -427,7 +215,7 @@ repl_ml_row_is_known(Oid relid, char **key, const ReplMlClock *clock)
 	here = repl_ml_target_find(join.target, join.searched) ? clock_of(join.target, join.target->found) :
 		repl_ml_tombstone_find(join.target->table, join.key, 0);
 	repl_ml_become_self(&saved);
-	return here != NULL && is_within(clock, here);
+	return here != NULL && repl_ml_clock_is_within(clock, here);
 }
 
 /*
@@ -514,12 +302,12 @@ join_into_row(ReplMlJoin *join)
 {
 	const ReplMlClock *here = clock_of(join->target, join->target->found);
 
-	if (is_within(join->arriving.clock, here))
+	if (repl_ml_clock_is_within(join->arriving.clock, here))
 	{
 		log_late_eviction(join, here);
 		return;
 	}
-	if (is_within(here, join->arriving.clock))
+	if (repl_ml_clock_is_within(here, join->arriving.clock))
 	{
 		forget_evictions(join, here, true);
 		store(join, join->arriving.row, join->arriving.clock, true, NULL);
@@ -573,16 +361,16 @@ join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer)
 		/* this very version was evicted, and joined with others perhaps */
 		join->eviction = repl_ml_tombstone_eviction(table, join->key, clock);
 		log_eviction(join, join->arriving.row, clock);
-		if (!is_within(clock, dead))
+		if (!repl_ml_clock_is_within(clock, dead))
 			repl_ml_tombstone_insert_merged(table, join->key, repl_ml_clock_merge(clock, dead));
 		return;
 	}
-	if (dead != NULL && is_within(clock, dead))
+	if (dead != NULL && repl_ml_clock_is_within(clock, dead))
 	{
 		log_late_eviction(join, dead);
 		return;
 	}
-	if (dead != NULL && !is_within(dead, clock))
+	if (dead != NULL && !repl_ml_clock_is_within(dead, clock))
 	{
 		join_concurrent(join, dead, false);
 		return;
@@ -590,14 +378,14 @@ join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer)
 	/* an old version is evicted only for a row whose writer knew a later one: this one */
 	if (dead == NULL)
 		dead = repl_ml_tombstone_find(table, join->key, 0);
-	if (dead != NULL && is_within(dead, clock))
+	if (dead != NULL && repl_ml_clock_is_within(dead, clock))
 		forget_evictions(join, dead, false);
 	if (!store(join, join->arriving.row, clock, false, NULL))
 		return;
 
 	/* a deletion that another worker is applying may not have seen the row */
 	dead = repl_ml_tombstone_find(table, join->key, writer);
-	if (dead != NULL && (!is_within(dead, clock) || same_dot(dead, clock)))
+	if (dead != NULL && (!repl_ml_clock_is_within(dead, clock) || same_dot(dead, clock)))
 	{
 		TupleTableSlot *searched = join->arriving.row;
 
@@ -623,7 +411,7 @@ bury_row(ReplMlJoin *join, TupleTableSlot *searched)
 		repl_ml_version_lock(table, join->key);
 		dead = repl_ml_tombstone_find(table, join->key, 0);
 	}
-	known = dead != NULL && is_within(clock, dead);
+	known = dead != NULL && repl_ml_clock_is_within(clock, dead);
 	if (!known ||
 		(join->eviction != NULL && repl_ml_tombstone_eviction(table, join->key, clock) == NULL))
 		repl_ml_tombstone_insert(table, join->key, clock, join->eviction);
@@ -645,7 +433,7 @@ bury_row(ReplMlJoin *join, TupleTableSlot *searched)
 	 */
 	dead = known ? repl_ml_tombstone_find(table, join->key, 0) :
 		repl_ml_tombstone_find_others(table, join->key, 0, clock);
-	if (dead != NULL && !is_within(dead, clock))
+	if (dead != NULL && !repl_ml_clock_is_within(dead, clock))
 		join_concurrent(join, dead, false);
 	else if (dead != NULL && !same_dot(dead, clock))
 		forget_evictions(join, dead, false);
@@ -661,7 +449,7 @@ settle(ReplMlJoin *join, TupleTableSlot *searched)
 	if (!repl_ml_target_find(target, searched))
 		return;
 	here = clock_of(target, target->found);
-	if (is_within(here, join->arriving.clock) && !same_dot(here, join->arriving.clock))
+	if (repl_ml_clock_is_within(here, join->arriving.clock) && !same_dot(here, join->arriving.clock))
 	{
 		forget_evictions(join, here, true);
 		repl_ml_target_delete(target);
@@ -732,7 +520,7 @@ join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
 	if (row_is_here)
 		repl_ml_target_delete(target);
 	here = repl_ml_tombstone_find(target->table, join->key, 0);
-	if (here == NULL || !is_within(clock, here))
+	if (here == NULL || !repl_ml_clock_is_within(clock, here))
 		repl_ml_tombstone_insert_merged(target->table, join->key, clock);
 	if (!row_is_here && join->arriving.clock != NULL)
 		join_with_newcomer(join);

@@ -693,7 +693,7 @@ join_version(ReplMlApply *apply, Datum *values, bool *nulls)
 static void
 bury_copied(CopiedVersion *copied)
 {
-	repl_ml_row_bury(copied->relid, copied->columns, copied->key, copied->clock, copied->eviction, &copied->source);
+	repl_ml_deletion_join(copied->relid, copied->columns, copied->key, copied->clock, copied->eviction, &copied->source);
 }
 
 static void

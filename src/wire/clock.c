@@ -290,6 +290,15 @@ repl_ml_clock_compare(const ReplMlClock *a, const ReplMlClock *b)
 	return b_has_more ? REPL_ML_CLOCK_BEFORE : REPL_ML_CLOCK_EQUAL;
 }
 
+/* Is the history of the one clock part of the other's? */
+bool
+repl_ml_clock_is_within(const ReplMlClock *a, const ReplMlClock *b)
+{
+	ReplMlClockOrder order = repl_ml_clock_compare(a, b);
+
+	return order == REPL_ML_CLOCK_BEFORE || order == REPL_ML_CLOCK_EQUAL;
+}
+
 /*
  * The word users see for an order; a constant string.
  */

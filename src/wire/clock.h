@@ -62,6 +62,7 @@ extern ReplMlClock *repl_ml_clock_make(uint16 node, uint64 counter);
 extern ReplMlClock *repl_ml_clock_advance(const ReplMlClock *clock, uint16 node, uint64 counter);
 extern ReplMlClock *repl_ml_clock_merge(const ReplMlClock *a, const ReplMlClock *b);
 extern ReplMlClockOrder repl_ml_clock_compare(const ReplMlClock *a, const ReplMlClock *b);
+extern bool repl_ml_clock_is_within(const ReplMlClock *a, const ReplMlClock *b);
 extern const char *repl_ml_clock_order_name(ReplMlClockOrder order);
 extern const uint8 *repl_ml_clock_marks(const ReplMlClock *clock, Size *size);
 extern ReplMlClock *repl_ml_clock_with_marks(const ReplMlClock *clock, const uint8 *marks, Size size);

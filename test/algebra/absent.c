@@ -30,11 +30,16 @@ ABSENT(convert_tuples_by_name)
 ABSENT(datum_image_eq)
 ABSENT(execute_attr_map_tuple)
 ABSENT(fmgr_info)
+ABSENT(format_type_be)
+ABSENT(get_func_prokind)
+ABSENT(get_func_retset)
+ABSENT(get_func_rettype)
 ABSENT(heap_copy_tuple_as_datum)
 ABSENT(heap_deform_tuple)
 ABSENT(heap_form_tuple)
 ABSENT(initStringInfo)
 ABSENT(pg_detoast_datum)
+ABSENT(psprintf)
 ABSENT(pstrdup)
 ABSENT(slot_getsomeattrs_int)
 ABSENT(stringToQualifiedNameList)
@@ -46,3 +51,12 @@ ABSENT(repl_ml_merge_columns)
 
 /* row.c: rows that collide on another unique key */
 ABSENT(repl_ml_unique_evict)
+
+/* row.c: equal versions are counted for a worker only */
+ABSENT(repl_ml_history_is_equal)
+ABSENT(repl_ml_history_is_insert)
+
+/* row.c: a key that has become another, and parked changes */
+ABSENT(InputFunctionCall)
+ABSENT(repl_ml_shape_is)
+ABSENT(repl_ml_tombstone_find_former)

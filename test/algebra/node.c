@@ -13,6 +13,7 @@
 #include "fmgr.h"
 
 #include "algebra.h"
+#include "group/crash.h"
 
 enum
 {
@@ -99,7 +100,11 @@ algebra_node_join(NodeState *state, const History *history, int event)
 	the_history = history;
 	inserted = NULL;
 	if (arriving->deleted)
-		(void) repl_ml_row_bury(1, (Datum) 0, arriving->clock, arriving->evicts < 0 ? NULL : "told", &source);
+	{
+		ReplMlBurial burial = {.clock = arriving->clock,.eviction = arriving->evicts < 0 ? NULL : "told",.source = &source};
+
+		(void) repl_ml_row_bury(repl_ml_targets_get(1), (Datum) 0, &burial);
+	}
 	else
 	{
 		TupleTableSlot *row = arriving->row;
@@ -168,12 +173,23 @@ repl_ml_targets_route(ReplMlTarget *root, TupleTableSlot *slot, TupleTableSlot *
 }
 
 void
+repl_ml_crash_writes(Oid relid)
+{
+}
+
+ReplMlClock *
+repl_ml_table_clock(const ReplMlTable *table, Datum value, bool isnull)
+{
+	return DatumGetReplMlClockP(value);
+}
+
+void
 repl_ml_become_owner(Relation rel, ReplMlUser *saved)
 {
 }
 
 void
-repl_ml_become_self(ReplMlUser *saved)
+repl_ml_become_self(const ReplMlUser *saved)
 {
 }
 
