@@ -651,6 +651,8 @@ COMMENT ON TABLE repl_ml.table_failure IS 'tables of the group that could not be
 -- Rows that a peer has and cannot send
 CREATE TABLE repl_ml.unsent (
     node_id     integer NOT NULL,
+    origin_xid  xid NOT NULL,
+    origin_lsn  pg_lsn NOT NULL,
     schema_name name NOT NULL,
     table_name  name NOT NULL,
     key         text[] NOT NULL,
@@ -868,6 +870,7 @@ CREATE FUNCTION repl_ml.whole_commits(of_node integer, commits pg_lsn[]) RETURNS
     SELECT coalesce(pg_catalog.array_agg(c), '{}')::text FROM pg_catalog.unnest(commits) c
      WHERE c < repl_ml.received_lsn(of_node)
        AND NOT EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.origin_node = of_node AND p.origin_lsn = c AND p.action NOT IN ('evicted', 'kept'))
+       AND NOT EXISTS (SELECT FROM repl_ml.unsent u WHERE u.node_id = of_node AND u.origin_lsn = c)
        AND NOT EXISTS (SELECT FROM repl_ml.discarded_transaction d WHERE d.node_id = of_node AND d.commit_lsn = c)
     $$;
 COMMENT ON FUNCTION repl_ml.whole_commits(integer, pg_lsn[]) IS 'of these commits of a peer those that are applied here, with nothing parked or discarded: asked by that peer, which does not count this node for the others';
@@ -885,6 +888,7 @@ CREATE FUNCTION repl_ml.transaction_facts(group_id uuid, origin integer, xid xid
                'past', coalesce(t.past, false),
                'lacks', EXISTS (SELECT FROM repl_ml.parked_change c WHERE c.origin_node = transaction_facts.origin AND c.origin_xid = transaction_facts.xid::xid
                                    AND NOT c.put_aside AND c.action NOT IN ('evicted', 'kept'))
+                        OR EXISTS (SELECT FROM repl_ml.unsent c WHERE c.node_id = transaction_facts.origin AND c.origin_xid = transaction_facts.xid::xid)
                         OR EXISTS (SELECT FROM repl_ml.discarded_transaction c WHERE c.node_id = transaction_facts.origin AND c.xid = transaction_facts.xid::xid),
                'applied_lsn', CASE WHEN p.pending THEN '0/0' ELSE repl_ml.applied_lsn(transaction_facts.origin) END,
                'has', r.commit_lsn IS NOT NULL AND d.node_id IS NOT NULL AND NOT p.pending,

@@ -77,6 +77,8 @@ typedef struct ReplMlTransaction
 	bool		catalogs_changed;
 	ReplMlUrgency urgency;		/* with which its commit waits for us */
 	bool		put_aside;		/* some of its changes are */
+	bool		lacks;			/* some of its changes, which the peer could not
+								 * send */
 	int64		changes;
 	int64		heartbeats;		/* changes that are just that */
 	int64		conflicts;

@@ -201,7 +201,7 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 	apply->tally.equal.updates += transaction->equal.updates;
 	apply->tally.equal.inserts += transaction->equal.inserts;
 	apply->tally.parked += transaction->parked;
-	if (transaction->parked > 0)
+	if (transaction->parked > 0 || transaction->lacks)
 		repl_ml_apply_tell_parked(apply, commit.end_lsn);
 	if (!may_batch(apply))
 		repl_ml_dispatch_finish(apply, false);
@@ -236,7 +236,7 @@ may_batch(ReplMlApply *apply)
 	return apply->batch > 0 && apply->batch < LARGEST_BATCH &&
 		transaction->mode == REPL_ML_APPLY_NORMAL && !transaction->catalogs_changed &&
 		transaction->conflicts == 0 &&
-		(transaction->parked == 0 || transaction->urgency == REPL_ML_WHENEVER) &&
+		((transaction->parked == 0 && !transaction->lacks) || transaction->urgency == REPL_ML_WHENEVER) &&
 		transaction->changes <= SMALL_TRANSACTION &&
 		apply->batch_end > apply->unbatched_until && !repl_ml_aside_is_keeping() &&
 		repl_ml_crash_count(transaction->final_lsn) == 0;

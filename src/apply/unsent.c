@@ -15,6 +15,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
+#include "utils/pg_lsn.h"
 #include "utils/snapmgr.h"
 
 #include "apply/apply.h"
@@ -96,14 +97,16 @@ split(char *content, char **fields)
 static void
 add(ReplMlApply *apply, const char *schema_name, const char *table_name, Datum key, const char *message)
 {
-	Oid			types[5] = {INT4OID, TEXTOID, TEXTOID, TEXTARRAYOID, TEXTOID};
-	Datum		values[5] = {Int32GetDatum(apply->peer->node_id), CStringGetTextDatum(schema_name),
-	CStringGetTextDatum(table_name), key, CStringGetTextDatum(message)};
+	Oid			types[7] = {INT4OID, TEXTOID, TEXTOID, TEXTARRAYOID, TEXTOID, XIDOID, PG_LSNOID};
+	Datum		values[7] = {Int32GetDatum(apply->peer->node_id), CStringGetTextDatum(schema_name),
+	CStringGetTextDatum(table_name), key, CStringGetTextDatum(message),
+	TransactionIdGetDatum(apply->transaction.xid), LSNGetDatum(apply->transaction.final_lsn)};
 
 	forget(apply, schema_name, table_name, key);
-	repl_ml_spi_execute("INSERT INTO repl_ml.unsent (node_id, schema_name, table_name, key, message) VALUES ($1, $2, $3, $4, $5)",
-						5, types, values, NULL);
+	repl_ml_spi_execute("INSERT INTO repl_ml.unsent (node_id, schema_name, table_name, key, message, origin_xid, origin_lsn)"
+						" VALUES ($1, $2, $3, $4, $5, $6, $7)", 7, types, values, NULL);
 	CommandCounterIncrement();
+	apply->transaction.lacks = true;
 	any = true;
 }
 

@@ -339,7 +339,7 @@ raise_unacknowledged(const Commit *given_up, ReplMlOutcome outcome, XLogRecPtr l
 
 	initStringInfo(&detail);
 	if (given_up->parked_on[0] != '\0')
-		appendStringInfo(&detail, _("It could not be applied on %s, where it is parked. "), given_up->parked_on);
+		appendStringInfo(&detail, _("Something of it is parked on %s, or could not be sent there. "), given_up->parked_on);
 	if (outcome == REPL_ML_TIMED_OUT)
 		appendStringInfo(&detail, _("No answer within %d ms (repl_ml.write_timeout) from: %s."), given_up->timeout, missing);
 	else if (outcome == REPL_ML_CANCELLED)
@@ -352,7 +352,7 @@ raise_unacknowledged(const Commit *given_up, ReplMlOutcome outcome, XLogRecPtr l
 					repl_ml_level_name(given_up->level)),
 			 errdetail_internal("%s", detail.data),
 			 outcome == REPL_ML_PARKED ?
-			 errhint("See SELECT * FROM repl_ml.parked_changes on those nodes; once the cause is mended, repl_ml.retry_parked(id) applies it there. With repl_ml.transaction_token() in a transaction, SELECT repl_ml.transaction_status(token) tells what became of it.") :
+			 errhint("See SELECT * FROM repl_ml.parked_changes and repl_ml.health on those nodes; once the cause is mended, repl_ml.retry_parked(id) applies it there. With repl_ml.transaction_token() in a transaction, SELECT repl_ml.transaction_status(token) tells what became of it.") :
 			 errhint("It will reach the other members when they can be reached. With repl_ml.transaction_token() in a transaction, SELECT repl_ml.transaction_status(token) tells what became of it.")));
 }
 

@@ -78,6 +78,12 @@ like(sql($n2, q(SELECT status, detail FROM repl_ml.health WHERE check_name = 'un
 poll_until($n1, q(SELECT status = 'warning' AND detail ~ 'Node "n2" lacks rows .* public.t of node "n1"' FROM repl_ml.health WHERE check_name = 'unsent'));
 is(sql($n2, q(SELECT count(*) FROM repl_ml.stat_apply WHERE state = 'streaming')), '1', 'the link goes on');
 
+# who lacks a row does not count for its transaction
+psql_fails($n1, q(BEGIN; SET LOCAL repl_ml.write_consistency = quorum; INSERT INTO t VALUES (16, '€'), (17, 'd'); COMMIT), '40003', 'not acknowledged', 'repl_ml\.health on those nodes');
+poll_until($n2, 'SELECT count(*) = 1 FROM t WHERE id = 17');
+sql($n1, q(DELETE FROM t WHERE id = 16));
+sql($n1, q(BEGIN; SET LOCAL repl_ml.write_consistency = quorum; INSERT INTO t VALUES (18, 'e'); COMMIT));
+
 # the next version that can be sent, or the deletion, heals it
 sql($n1, q(UPDATE t SET v = 'euro' WHERE id = 12));
 sql($n1, q(DELETE FROM t WHERE id = 14));
