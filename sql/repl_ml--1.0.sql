@@ -3158,7 +3158,7 @@ CREATE VIEW repl_ml.health AS
     -- 8. changes that could not be applied
     SELECT 8, 'parked_changes', CASE WHEN c.failed > 0 THEN 'error' WHEN c.lost > 0 THEN 'warning' ELSE 'ok' END,
            CASE WHEN c.failed > 0 THEN pg_catalog.format('Changes that could not be applied here: %s, the last one because: %s.', c.failed, pg_catalog.rtrim(c.problem, '.'))
-                     || coalesce(pg_catalog.format(' Because of repl_ml.parked_limit they are no longer kept for %s.', c.counted), '')
+                     || CASE WHEN c.counted IS NULL THEN '' ELSE pg_catalog.format(' Because of repl_ml.parked_limit they are no longer kept for %s.', c.counted) END
                 WHEN c.lost > 0 THEN pg_catalog.format('Rows that lost a conflict and wait for a decision: %s.', c.lost)
                 ELSE 'None.' END,
            CASE WHEN c.failed > 0 THEN 'This node lacks them. Mend the cause: they are then tried again by themselves, or at once by SELECT repl_ml.retry_parked(id) FROM repl_ml.parked_changes.'

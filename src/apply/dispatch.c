@@ -605,7 +605,9 @@ repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, Log
 		repl_ml_unsent_row_arrived(apply, target->table, target->incoming);
 	if (is_catalog && strcmp(table->remote.relname, "heartbeat") == 0)
 		apply->transaction.heartbeats++;
-	else if (is_catalog && strcmp(table->remote.relname, "collection") != 0 && strcmp(table->remote.relname, "table_shape") != 0)
+	else if (is_catalog && strcmp(table->remote.relname, "table_shape") == 0)
+		repl_ml_retry_soon();	/* the peer's table may have become ours */
+	else if (is_catalog && strcmp(table->remote.relname, "collection") != 0)
 		apply->transaction.catalogs_changed = true;
 }
 

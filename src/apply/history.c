@@ -97,7 +97,7 @@ repl_ml_history_describe(ReplMlTarget *target, Datum *key, const ReplMlResolutio
 	conflict->resolution = repl_ml_resolve_name(resolution->policy);
 	conflict->result_clock = repl_ml_clock_merge(resolution->clock, resolution->clock);
 	conflict->lost_columns = lost;
-	if (resolution->keeps_both && lost != NIL)
+	if (resolution->keeps_both && loser->row != NULL && (resolution->deleted || lost != NIL))
 	{
 		conflict->parked_as = "kept";
 		conflict->parked_sqlstate = ERRCODE_T_R_SERIALIZATION_FAILURE;

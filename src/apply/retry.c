@@ -43,9 +43,12 @@
 #define FIRST_DELAY_MS		500 /* after a change of the catalogs, or parking */
 #define LONGEST_DELAY_MS	60000
 #define SLICE_MS			20	/* at a time, between transactions */
-#define REST_MS				60	/* ... and then the stream has as long */
-#define MOST_REST			20	/* times what a round took, until the next one */
-#define LEAST_REST			4	/* ... even if a catalog has changed */
+#define REST_MS				60	/* ... and then the stream has as long, if it
+								 * brings anything */
+#define MOST_REST			20	/* times what a round took that brought nothing,
+								 * until the next one */
+#define SHORT_REST			4	/* part of what one took, if it brought something
+								 * or a catalog has changed */
 #define BATCH				"50"
 #define LOCK_PATIENCE		"10ms"
 
@@ -97,7 +100,7 @@ static void rest(TimestampTz now);
 static void finish_pass(ReplMlApply *apply);
 static void heal(ReplMlApply *apply, Parked *table);
 
-/* Something has been parked that may be tried again. */
+/* Something has been parked that may be tried again, or what it waits for may have come. */
 void
 repl_ml_retry_soon(void)
 {
@@ -159,7 +162,9 @@ is_asked(ReplMlApply *apply)
 void
 repl_ml_retry_step(ReplMlApply *apply)
 {
+	static XLogRecPtr received = InvalidXLogRecPtr; /* at the end of the last slice */
 	TimestampTz start = GetCurrentTimestamp();
+	bool		idle = apply->received == received;
 
 	listen_to_catalogs();
 	if (is_asked(apply))
@@ -193,8 +198,9 @@ repl_ml_retry_step(ReplMlApply *apply)
 		MemoryContextReset(apply->message_context);
 	}
 	pass.spent += TimestampDifferenceMilliseconds(start, GetCurrentTimestamp());
+	received = apply->received;
 	if (pass.running)
-		next_try = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), REST_MS);
+		next_try = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), idle ? 0 : REST_MS);
 	else
 		rest(GetCurrentTimestamp());
 }
@@ -203,10 +209,12 @@ repl_ml_retry_step(ReplMlApply *apply)
 static void
 rest(TimestampTz now)
 {
+	int			pause = pass.progressed ? pass.spent / SHORT_REST : Min(pass.spent, INT_MAX / MOST_REST) * MOST_REST;
+
 	/* one may have waited for another that has been applied now */
 	delay = pass.progressed ? FIRST_DELAY_MS : Min(delay * 2, LONGEST_DELAY_MS);
-	next_try = TimestampTzPlusMilliseconds(now, Max(delay, Min(pass.spent, INT_MAX / MOST_REST) * MOST_REST));
-	rest_until = TimestampTzPlusMilliseconds(now, Min(pass.spent, INT_MAX / LEAST_REST) * LEAST_REST);
+	next_try = TimestampTzPlusMilliseconds(now, Max(delay, pause));
+	rest_until = TimestampTzPlusMilliseconds(now, pass.spent / SHORT_REST);
 }
 
 /* The next parked changes behind where the round is, which are this worker's to try. */

@@ -148,7 +148,9 @@ my $errors = sql($n3, q(SELECT errors FROM repl_ml.stat_apply WHERE node_name = 
 is(parked_count($_), '0', 'nothing is parked on ' . $_->name) foreach $n1, $n2;
 my $parked = parked_count($n3);
 is($parked, '8', 'all that failed is parked on n3');
-is(sql($n3, q(SELECT parked FROM repl_ml.stat_apply WHERE node_name = 'n1')), $parked + 1, 'and counted, with the one that was parked until its table was here again');
+# and perhaps the one whose table was missing, unless that was here again before it
+my $counted = sql($n3, q(SELECT parked FROM repl_ml.stat_apply WHERE node_name = 'n1'));
+like($counted - $parked, qr/^[01]$/, 'and counted');
 
 # Tried again before the cause is mended it fails as before, and stays.
 my ($bad) = sql($n3, q(SELECT id FROM repl_ml.parked_changes WHERE table_name = 'checked'));
