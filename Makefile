@@ -26,8 +26,8 @@ OBJS = \
 	src/origin/commit.o \
 	src/origin/read.o \
 	src/origin/routing.o \
-	src/origin/guard.o \
 	src/origin/whole_row.o \
+	src/origin/guard.o \
 	src/origin/definition.o \
 	src/origin/output.o \
 	src/origin/reply.o \
@@ -68,8 +68,8 @@ OBJS = \
 	src/apply/record.o \
 	src/apply/park.o \
 	src/apply/retry.o \
-	src/apply/aside.o \
 	src/apply/unsent.o \
+	src/apply/aside.o \
 	src/group/session.o \
 	src/group/shmem.o \
 	src/group/crash.o \

@@ -1025,7 +1025,7 @@ CREATE FUNCTION repl_ml.vouch_for(in_group uuid, node integer, incarnation integ
         INSERT INTO repl_ml.vouched AS v VALUES (node, place, pg_catalog.clock_timestamp())
         ON CONFLICT (node_id) DO UPDATE SET place = excluded.place, vouched_at = excluded.vouched_at
          WHERE v.place = excluded.place OR v.vouched_at < excluded.vouched_at - '1 min'::interval;
-        RETURN CASE WHEN FOUND THEN 'yes' ELSE pg_catalog.format('node %I has just been asked the same by another server', self.node_name) END;
+        RETURN CASE WHEN FOUND THEN 'yes' ELSE pg_catalog.format('node %I has been asked the same within the last minute, and says yes to one only', self.node_name) END;
     END
     $$;
 COMMENT ON FUNCTION repl_ml.vouch_for(uuid, integer, integer, pg_lsn, bigint, text) IS
@@ -1600,7 +1600,7 @@ CREATE FUNCTION repl_ml.pending_tables(OUT schema_name name, OUT table_name name
              ON n.nspname = t.schema_name AND c.relname = t.table_name
       LEFT JOIN (pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid AND p.pubname = 'repl_ml')
              ON r.prrelid = c.oid
-     WHERE (t.state = 'enrolled') <> (r.oid IS NOT NULL)
+     WHERE (t.state = 'enrolled') <> (r.oid IS NOT NULL) AND t.schema_name <> 'repl_ml'
      ORDER BY 1, 2
     $$;
 COMMENT ON FUNCTION repl_ml.pending_tables() IS 'tables whose state in this database differs from the group''s list, and what to do';
@@ -2375,6 +2375,12 @@ CREATE FUNCTION repl_ml.keep_local(relation regclass) RETURNS void
     AS $$
     BEGIN
         PERFORM repl_ml.refuse_nulls('relation', pg_catalog.num_nulls(relation));
+        IF NOT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                        WHERE c.oid = relation AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
+                          AND n.nspname NOT IN ('repl_ml', 'pg_catalog', 'information_schema')) THEN
+            RAISE EXCEPTION '% is not a table that could be replicated', relation USING ERRCODE = 'wrong_object_type',
+                HINT = 'Run SELECT relation FROM repl_ml.unreplicated_tables.';
+        END IF;
         INSERT INTO repl_ml.replicated_table AS t (schema_name, table_name, state, enrolled_by)
         SELECT n.nspname, c.relname, 'removed', s.node_id FROM repl_ml.require_member() s, pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation
         ON CONFLICT ON CONSTRAINT replicated_table_pkey DO NOTHING;

@@ -95,6 +95,7 @@ static Oid	get_constraint_relation(Oid constraint);
 static Oid	get_trigger_relation(Oid trigger);
 static void check_unpublish(Oid membership);
 static void refuse_publication_change(void);
+static void check_extension_contents(AlterExtensionContentsStmt *stmt);
 static void check_own_table(RangeVar *range);
 static bool is_harmless(AlterTableType subtype);
 static void check_new_partition(Oid root, PartitionCmd *cmd);
@@ -183,6 +184,9 @@ guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 				if (strcmp(((AlterPublicationStmt *) pstmt->utilityStmt)->pubname, REPL_ML_PUBLICATION) == 0 &&
 					!guard_off && OidIsValid(group_publication()))
 					refuse_publication_change();
+				break;
+			case T_AlterExtensionContentsStmt:
+				check_extension_contents((AlterExtensionContentsStmt *) pstmt->utilityStmt);
 				break;
 			case T_CreateTrigStmt:
 				check_own_table(((CreateTrigStmt *) pstmt->utilityStmt)->relation);
@@ -710,6 +714,18 @@ refuse_publication_change(void)
 			 errmsg("publication \"%s\" must stay as it is in a member of a group", REPL_ML_PUBLICATION),
 			 errdetail("The other members read this node's changes through it."),
 			 errhint("Choose tables with repl_ml.add_table and repl_ml.remove_table; make a publication of another name for other subscribers.")));
+}
+
+/* A member's tables of ours stay the extension's: pg_dump and these guards know them by that. */
+static void
+check_extension_contents(AlterExtensionContentsStmt *stmt)
+{
+	if (guard_off || strcmp(stmt->extname, "repl_ml") != 0 || !OidIsValid(group_publication()))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("extension \"%s\" must stay as it is in a member of a group", stmt->extname),
+			 errhint("Run SELECT repl_ml.leave_group() first.")));
 }
 
 /*

@@ -94,6 +94,11 @@ is(sql($n1, 'SELECT table_name, obstacle FROM repl_ml.unreplicated_tables ORDER 
 sql($n1, q(SELECT repl_ml.keep_local('local.mine'), repl_ml.keep_local('"Keyless"'), repl_ml.add_table('forgotten')));
 says($n1, 'unreplicated_tables', 'ok', 'No table of this node has been forgotten.');
 psql_fails($n1, q(SELECT repl_ml.keep_local('forgotten')), '55000', 'table public.forgotten is replicated', q(remove_table.'public.forgotten'));
+psql_fails($n1, "SELECT repl_ml.keep_local('$_')", '42809', 'is not a table that could be replicated', 'unreplicated_tables')
+  foreach qw(repl_ml.member repl_ml.nodes pg_catalog.pg_class);
+psql_fails($n1, 'ALTER EXTENSION repl_ml DROP TABLE repl_ml.member', '55000', 'must stay as it is', 'leave_group');
+# a row that says so all the same removes nothing of the extension's
+sql($n1, q(INSERT INTO repl_ml.replicated_table (schema_name, table_name, state, enrolled_by) VALUES ('repl_ml', 'member', 'removed', 1)));
 sql($n1, q(SELECT repl_ml.remove_table('forgotten'), repl_ml.add_table('local.mine')));
 poll_until($n3, q(SELECT count(*) = 1 FROM repl_ml.tables WHERE table_name = 'mine' AND state = 'replicated'));
 poll_until($n1, q(SELECT count(*) = 0 FROM repl_ml.unreplicated_tables));
