@@ -1601,6 +1601,13 @@ CREATE FUNCTION repl_ml.pending_tables(OUT schema_name name, OUT table_name name
       LEFT JOIN (pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid AND p.pubname = 'repl_ml')
              ON r.prrelid = c.oid
      WHERE (t.state = 'enrolled') <> (r.oid IS NOT NULL) AND t.schema_name <> 'repl_ml'
+    UNION ALL
+    -- another node has added it, too: what was in it before is to be sent
+    SELECT y.schema_name, y.table_name, c.oid::pg_catalog.regclass, 'write', l.node_id
+      FROM repl_ml.local_node l JOIN repl_ml.table_sync y ON y.node_id = l.node_id AND y.state = 'pending'
+      JOIN pg_catalog.pg_namespace n ON n.nspname = y.schema_name
+      JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = y.table_name
+      JOIN repl_ml.replicated_table t ON t.schema_name = y.schema_name AND t.table_name = y.table_name AND t.state = 'enrolled'
      ORDER BY 1, 2
     $$;
 COMMENT ON FUNCTION repl_ml.pending_tables() IS 'tables whose state in this database differs from the group''s list, and what to do';
@@ -2154,6 +2161,8 @@ CREATE FUNCTION repl_ml.list_table(relation regclass) RETURNS void
             PERFORM repl_ml.disenrol(relation);
         END IF;
         PERFORM repl_ml.enrol(relation);
+        DELETE FROM repl_ml.table_sync y USING pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.oid = relation AND y.node_id = self.node_id AND y.schema_name = n.nspname AND y.table_name = c.relname;
         INSERT INTO repl_ml.replicated_table AS t (schema_name, table_name, state, enrolled_by)
         SELECT n.nspname, c.relname, 'enrolled', self.node_id
           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation

@@ -377,6 +377,7 @@ extern void repl_ml_aside_retry(ReplMlApply *apply);
 /* in enrol.c */
 extern void repl_ml_enrol_pending(ReplMlApply *apply);
 extern void repl_ml_enrol_unlock(void);
+extern void repl_ml_enrol_meet(TupleTableSlot *listed);
 extern void repl_ml_table_failed(ReplMlApply *apply, const char *schema_name, const char *table_name, const char *action, ErrorData *error);
 
 /* in sync.c */

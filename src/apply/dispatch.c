@@ -597,6 +597,8 @@ repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, Log
 	repl_ml_become_self(&saved);
 	if (action == 'I' && !is_stamped_by(source.node, target))
 		return;
+	if (is_catalog && strcmp(table->remote.relname, "replicated_table") == 0)
+		repl_ml_enrol_meet(target->incoming);
 	source.inserted = action == 'I';
 	apply->transaction.conflicts += repl_ml_row_join(table->local, target->incoming, &source);
 	if (apply->late)

@@ -306,9 +306,45 @@ enrol_table(ReplMlApply *apply, List *tables)
 		if (strcmp(repl_ml_spi_text(0, 0), "t") == 0)
 			write_anew(table);
 	}
+	else if (strcmp(table->action, "write") == 0)
+	{
+		write_anew(table);
+		run_for("UPDATE repl_ml.table_sync y SET state = 'copied' FROM repl_ml.local_node l, pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
+				" WHERE c.oid OPERATOR(pg_catalog.=) $1::pg_catalog.regclass AND y.node_id OPERATOR(pg_catalog.=) l.node_id"
+				" AND y.schema_name OPERATOR(pg_catalog.=) n.nspname AND y.table_name OPERATOR(pg_catalog.=) c.relname", table->relation);
+	}
 	else if (strcmp(table->action, "remove") == 0 && table->relation != NULL)
 		run_for("SELECT repl_ml.disenrol($1::pg_catalog.regclass)", table->relation);
 	repl_ml_commit();
+}
+
+/*
+ * Called with each row of the group's list of tables that comes from a peer,
+ * before it is joined.  If it says that another node has added a table which this
+ * one has added by itself, neither has copied from the other: rows that were in
+ * it before are then written anew here, once, as pending_tables() says, and the
+ * other node does the same, so that all meet.
+ */
+void
+repl_ml_enrol_meet(TupleTableSlot *listed)
+{
+	Oid			types[4] = {NAMEOID, NAMEOID, TEXTOID, INT4OID};
+	Datum		values[4];
+
+	/* schema_name, table_name, state, enrolled_by */
+	slot_getsomeattrs(listed, lengthof(values));
+	for (int i = 0; i < lengthof(values); i++)
+	{
+		if (listed->tts_isnull[i])
+			return;
+		values[i] = listed->tts_values[i];
+	}
+	repl_ml_spi_execute("INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name)"
+						" SELECT l.node_id, t.schema_name, t.table_name FROM repl_ml.local_node l"
+						" JOIN repl_ml.replicated_table t ON t.enrolled_by OPERATOR(pg_catalog.=) l.node_id AND t.state OPERATOR(pg_catalog.=) 'enrolled'"
+						" WHERE t.schema_name OPERATOR(pg_catalog.=) $1 AND t.table_name OPERATOR(pg_catalog.=) $2"
+						" AND $3 OPERATOR(pg_catalog.=) 'enrolled' AND $4 OPERATOR(pg_catalog.<>) l.node_id"
+						" ON CONFLICT ON CONSTRAINT table_sync_pkey DO NOTHING", 4, types, values, NULL);
 }
 
 /* Stamps the rows that were here, so that the others get them; the owner's triggers see it. */

@@ -642,6 +642,8 @@ join_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
 			slot->tts_isnull[i] = true;
 	}
 	ExecStoreVirtualTuple(slot);
+	if (RelationGetRelid(rel) == repl_ml_catalog_oid("replicated_table"))
+		repl_ml_enrol_meet(slot);
 	repl_ml_row_join(RelationGetRelid(rel), slot, &source);
 }
 

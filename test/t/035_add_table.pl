@@ -135,4 +135,16 @@ wait_converged(\@nodes, 'shared');
 is(sql($n3, 'SELECT count(*) FROM shared'), '5', 'the union of all rows');
 no_errors(\@nodes);
 
+# Two nodes add it at the same time, before either knows: what was in it before reaches all.
+sql($_, "CREATE TABLE twice (id integer PRIMARY KEY, v text); INSERT INTO twice VALUES (1, 'same'), (2, 'of ' || '" . $_->name . "'), (" . ($_ == $n1 ? 3 : 4) . ", 'only here')") foreach $n1, $n2;
+cut($n1, $n2);
+cut($n2, $n1);
+sql($_, q(SELECT repl_ml.add_table('twice'))) foreach $n1, $n2;
+heal($n1, $n2);
+heal($n2, $n1);
+wait_replicated('twice');
+wait_converged(\@nodes, 'twice');
+is(sql($n3, q(SELECT string_agg(id::text, ',' ORDER BY id) FROM twice)), '1,2,3,4', 'added on two nodes at once: n3 has the rows of both');
+is(sql($_, q(SELECT DISTINCT key FROM repl_ml.conflicts WHERE table_name = 'twice')), '{2}', 'added on two nodes at once: the row that differs is a conflict on ' . $_->name) foreach @nodes;
+
 done_testing();
