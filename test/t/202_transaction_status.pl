@@ -294,7 +294,9 @@ $n2->start;
 
 # ---- a token of another group ----
 $n1->start;
-psql_fails($n1, "SELECT repl_ml.transaction_status('$token')", '55000', '', 'leave_group');
+# it is told as soon as it connects to a member
+poll_until($n1, "SELECT state = 'dropped' FROM repl_ml.local_node");
+psql_fails($n1, "SELECT repl_ml.transaction_status('$token')", '55000', 'has been dropped from its group', 'leave_group');
 sql($n1, 'SELECT repl_ml.leave_group(force => true)');
 psql_fails($n1, "SELECT repl_ml.transaction_status('$token')", '55000', 'not a member', 'create_group');
 psql_fails($n1, 'SELECT repl_ml.transaction_token()', '55000', 'not a member', 'create_group');

@@ -31,6 +31,7 @@ CREATE TABLE identity_always (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v
 CREATE TABLE excluded (id int PRIMARY KEY, during tsrange, EXCLUDE USING gist (during WITH &&));
 CREATE TABLE ruled (id int PRIMARY KEY, v text);
 CREATE RULE nothing AS ON DELETE TO ruled WHERE old.id = 0 DO INSTEAD NOTHING;
+ALTER TABLE ruled OWNER TO owner;
 CREATE TABLE secured (id int PRIMARY KEY, v text);
 ALTER TABLE secured OWNER TO owner, ENABLE ROW LEVEL SECURITY;
 CREATE POLICY mine ON secured USING (v = current_user);
@@ -54,6 +55,8 @@ CREATE TABLE half_logged (id int PRIMARY KEY) PARTITION BY LIST (id);
 CREATE UNLOGGED TABLE half_logged_1 PARTITION OF half_logged DEFAULT;
 CREATE TABLE returning_rule (id int PRIMARY KEY, v text);
 CREATE RULE elsewhere AS ON INSERT TO returning_rule DO INSTEAD INSERT INTO ruled VALUES (new.id, new.v) RETURNING *;
+CREATE TABLE superusers_rule (id int PRIMARY KEY);
+CREATE RULE nothing AS ON DELETE TO superusers_rule WHERE old.id = 0 DO INSTEAD NOTHING;
 CREATE TABLE odd_domain (id int PRIMARY KEY, c code[]);
 INSERT INTO odd_domain VALUES (1, '{too long}');
 ALTER DOMAIN code ADD CONSTRAINT short CHECK (length(value) < 5) NOT VALID;
@@ -81,6 +84,7 @@ referring|added||
 returning_rule|skipped|rule elsewhere of table public.returning_rule has a RETURNING list|Run DROP RULE elsewhere ON public.returning_rule, or create it without RETURNING; a view with an INSTEAD OF trigger can do the same.
 ruled|added||
 secured|added||
+superusers_rule|skipped|on node "n2": table public.superusers_rule would run the rule nothing with a superuser's rights|Create the table there yourself, or give it to a role that is no superuser. This is on node "n2".
 typed|skipped|table public.typed is of type public.address and cannot have a column more|Run ALTER TABLE public.typed NOT OF.
 unlogged|skipped|table public.unlogged is unlogged|Run ALTER TABLE public.unlogged SET LOGGED.
 ROWS
