@@ -743,19 +743,6 @@ repl_ml_quorum_in_use(void)
 		(has_waiters(database) || repl_ml_monotonic_now() - database->last_begin < IN_USE_US);
 }
 
-/* Is this node's WAL before "lsn" acknowledged? */
-bool
-repl_ml_quorum_reached(ReplMlLevel level, XLogRecPtr lsn)
-{
-	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
-	bool		reached;
-
-	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
-	reached = database != NULL && lsn <= database->acknowledged[level];
-	LWLockRelease(repl_ml_quorum->lock);
-	return reached;
-}
-
 /* Up to where a level has acknowledged this database's WAL; the caller holds the lock. */
 XLogRecPtr
 repl_ml_quorum_acknowledged(ReplMlLevel level)

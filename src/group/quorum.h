@@ -119,7 +119,6 @@ extern ReplMlOutcome repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise,
 extern void repl_ml_quorum_sent(TransactionId xid, XLogRecPtr commit, XLogRecPtr lsn);
 extern void repl_ml_quorum_parked(int peer, XLogRecPtr lsn);
 extern bool repl_ml_quorum_has(ReplMlLevel level, XLogRecPtr lsn, const ReplMlPeerSet *lacking);
-extern bool repl_ml_quorum_reached(ReplMlLevel level, XLogRecPtr lsn);
 extern XLogRecPtr repl_ml_quorum_acknowledged(ReplMlLevel level);
 extern bool repl_ml_quorum_is_waiting(TransactionId xid, ReplMlLevel *level);
 extern ReplMlUrgency repl_ml_quorum_urgency(int peer);

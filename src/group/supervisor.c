@@ -211,7 +211,11 @@ round_of_work(bool called)
 	if (copy.joining)
 		finish_join(copy.node_id);
 	else
+	{
 		repl_ml_shape_tell(called);
+		repl_ml_lacking_ask();
+		MemoryContextSwitchTo(work_context);
+	}
 	if (++beats % HOUSEKEEPING_BEATS == 1)
 		mend_publication();
 	if (beats % HOUSEKEEPING_BEATS == 0)

@@ -66,8 +66,8 @@ my %rules = (
 	hi => 'max', lo => 'min', word => 'max', tags => 'set_union', list => 'set_union', doc => 'jsonb_merge',
 	a => 'independent', b => 'independent');
 
+sql($_, 'CREATE DOMAIN quantity AS int CHECK (VALUE < 1000000)') foreach @nodes;
 sql($n1, <<'SQL');
-CREATE DOMAIN quantity AS int CHECK (VALUE < 1000000);
 CREATE TABLE sentinel (id int PRIMARY KEY);
 CREATE TABLE item (id int PRIMARY KEY, n quantity, price numeric(12,2), f float8, arr numeric[], emb real[], hi int,
 	lo timestamptz, word text, tags text[], list jsonb, doc jsonb, a text, b text, plain text,

@@ -89,6 +89,8 @@ poll_until($n1, "SELECT repl_ml.transaction_status('$mended')", 'acknowledged');
 is(status($_, $parked), 'acknowledged', $_->name . ': applied after all, on one other') foreach @nodes;
 is(sql($n3, 'SELECT count(*) FROM model WHERE id IN (41, 42)'), '2', 'the rows are there');
 
+poll_until($n1, 'SELECT sum(unacknowledged) = 0 FROM repl_ml.stat_write_consistency');
+
 # positions go on over what is parked: barriers and tokens of positions do not wait for it
 like(write_at('one', 'INSERT INTO model VALUES (50, -1)'), qr/^INSERT 0 1$/m, 'parked on n2');
 is(sql($n2, "SELECT repl_ml.barrier('60 s'); SELECT count(*) FROM repl_ml.parked_changes"), "\n1", 'a barrier returns; the change is listed');
