@@ -8,6 +8,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::Bin/..";
 use Consistency;
+use List::Util 'max';
 use Membership;
 use ReplMl;
 use Test::More;
@@ -69,8 +70,23 @@ soon_miss_heartbeats($n3, $n4, $n5);
 foreach my $node ($n3, $n4, $n5)
 {
 	poll_until($node, "SELECT array_agg(node_name ORDER BY node_name) FILTER (WHERE NOT reachable) = '{n1,n2}' FROM repl_ml.nodes");
-	is(sql($node, "SELECT count(repl_ml.barrier('1 min'))"), '1', 'a barrier on ' . $node->name . ' finds a majority');
-	ok(is_visible($node, 't', "id = $id"), 'and shows what was acknowledged');
+	poll_until($node, "SELECT count(*) = 0 FROM repl_ml.stat_apply WHERE node_name IN ('n1', 'n2') AND state = 'streaming'");
+}
+# of the WAL of those two no more comes, and the end of it may have reached some only
+my @ends = map { my $of = $_; [ map { sql($_, "SELECT repl_ml.counter(repl_ml.current_vector(), $of)") } ($n3, $n4, $n5) ] } (1, 2);
+foreach my $i (0 .. 2)
+{
+	my $node = ($n3, $n4, $n5)[$i];
+
+	if (grep { $_->[$i] < max(@$_) } @ends)
+	{
+		psql_fails($node, "SELECT repl_ml.barrier('2 s')", '57014', 'does not have everything', 'stat_apply');
+	}
+	else
+	{
+		is(sql($node, "SELECT count(repl_ml.barrier('1 min'))"), '1', 'a barrier on ' . $node->name . ' finds a majority');
+		ok(is_visible($node, 't', "id = $id"), 'and shows what was acknowledged');
+	}
 	sql($node, "SET repl_ml.write_consistency = 'quorum'; INSERT INTO t SELECT 100 + max(id) FROM t");
 }
 
