@@ -2,7 +2,8 @@
 # the changes of that table are parked with an error that says so, all others go on, and once the code is mended the
 # parked ones can be tried again. Nothing is parked for crashes of others, nor for stops while a change is applied.
 #
-# Seen failing without src/group/crash.c: the server goes down for ever.
+# Seen failing with crash.c that maps no file (repl_ml_crash_startup returns at once): the server goes down for ever,
+# and nothing of the peer arrives.
 use strict;
 use warnings;
 use ReplMl;

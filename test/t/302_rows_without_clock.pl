@@ -1,7 +1,7 @@
 # A row whose clock is NULL or damaged, on the node that writes it or on one that applies, is an error that says what
 # to do and stops nothing else; doing it mends the row everywhere.
 #
-# Seen failing without repl_ml_table_clock(): the server crashes.
+# Seen failing with repl_ml_table_clock() that takes NULL for a clock: the first UPDATE of such a row takes the server down.
 use strict;
 use warnings;
 use ReplMl;

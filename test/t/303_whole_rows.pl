@@ -1,7 +1,8 @@
 # Statements that take rows of a replicated table as wholes do what they did before the table had a clock: a record
 # without one is inserted with the default, rows are compared and joined, and no client needs repl_ml in its search path.
 #
-# Seen failing without src/origin/whole_row.c and the operator in pg_catalog: NOT NULL violations, "operator does not exist".
+# Seen failing without the hooks of whole_row.c: the first INSERT violates NOT NULL. With the operators = and <>
+# outside pg_catalog: "operator does not exist".
 use strict;
 use warnings;
 use ReplMl;

@@ -1,4 +1,7 @@
 # A member that adds a table has it created on the others, but nothing beside it, and nothing that would run code of others with a superuser's rights.
+#
+# Seen failing with repl_ml_definitions_check() that refuses nothing: a tampered definition is run, and the table is there.
+# Without repl_ml_definitions_check_code() the first table that would run others' code is created.
 use strict;
 use warnings;
 

@@ -2,7 +2,8 @@
 # with it but without a group, in a member, and there at the level quorum.
 #
 # Seen failing: commit.c, before_commit that sets nothing for a transaction without an id (NOTIFY, temporary tables:
-# in every database); without repl_ml_quorum_dismiss_strangers (the core subscription).
+# in every database); without repl_ml_quorum_dismiss_strangers the core subscription gets no further than its
+# prepared transaction.
 use strict;
 use warnings;
 use FindBin;

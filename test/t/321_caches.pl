@@ -1,8 +1,8 @@
 # What a session knows of our catalogs is complete and current: an error in the middle of reading them is forgotten
 # with its statement, and what changes later, or comes to be here later, counts.
 #
-# Seen failing: level.c with a list that is valid before it is read (an error while minimums are read), and with
-# tables looked up when it is read (a table that comes later).
+# Seen failing: level.c with a list that is valid before it is read (after an error while minimums are read commits do
+# not wait), and with tables looked up when it is read (the commit to a table that comes later does not wait).
 use strict;
 use warnings;
 use FindBin;

@@ -1,8 +1,7 @@
 # Every wait of a session ends when its statement is cancelled, its time is over or the session is terminated, and says
 # what it waited for; leave_group(force => true) waits neither for a peer that hangs nor for commits that wait for it.
 #
-# Seen failing: leave_group without give_up_waits (behind the commit that waits), and asking the hung peer with
-# run_on_peer (for ever).
+# Seen failing: leave_group without give_up_waits hangs behind the commits that wait.
 use strict;
 use warnings;
 use FindBin;

@@ -2,7 +2,7 @@
 # waits ends with the truth as soon as it is known, and so does everything that is asked about it later.
 #
 # Seen failing: dispatch.c that does not tell of parked changes (quorum and all are acknowledged by peers that have
-# parked the row, transaction_status says acknowledged).
+# parked the row, and nobody is shown as waiting).
 use strict;
 use warnings;
 use FindBin;

@@ -1,4 +1,7 @@
 # What the nodes read each other through cannot be changed, is mended where it was, and bears a publication of everything beside it.
+#
+# Seen failing with a supervisor that does not mend the publication: it stays what it was changed to. With the refusal off
+# ALTER PUBLICATION is accepted.
 use strict;
 use warnings;
 use ReplMl;

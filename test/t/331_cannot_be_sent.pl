@@ -1,4 +1,6 @@
 # What a node cannot send or another cannot hold is refused beforehand, or set aside under its name while everything else goes on.
+#
+# Seen failing with admission.c that does not compare the encodings: the database joins.
 use strict;
 use warnings;
 use ReplMl;

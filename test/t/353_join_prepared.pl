@@ -1,6 +1,7 @@
 # A join that waits for a prepared transaction says for which one and where, goes on by itself when it is over, and loses nothing.
 #
-# Seen failing: it hung in silence until the timeout, and the error gave no reason.
+# Seen failing: link.c without await_prepared (stat_apply never says that the join waits); stats.c that does not look for
+# a transaction prepared here (the error gives no reason).
 use strict;
 use warnings;
 use ReplMl;
