@@ -1516,6 +1516,19 @@ CREATE FUNCTION repl_ml.describe_type(type_id oid) RETURNS text
     $$;
 COMMENT ON FUNCTION repl_ml.describe_type(oid) IS 'what a type is, as text that is the same on all nodes where it is the same';
 
+-- As pg_partition_tree, which locks partitions, and not their table, until the transaction ends: what then waits for
+-- the table, or for another, is in the way of a command that changes them
+CREATE FUNCTION repl_ml.partitions(relation regclass, OUT relid regclass, OUT parentrelid regclass) RETURNS SETOF record
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp
+    AS $$
+    WITH RECURSIVE p AS (
+        SELECT i.inhrelid, i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhparent = relation AND NOT i.inhdetachpending
+        UNION ALL
+        SELECT i.inhrelid, i.inhparent FROM p JOIN pg_catalog.pg_inherits i ON i.inhparent = p.inhrelid AND NOT i.inhdetachpending)
+    SELECT p.inhrelid, p.inhparent FROM p JOIN pg_catalog.pg_class c ON c.oid = p.inhrelid AND c.relispartition AND c.relkind IN ('r', 'p', 'f')
+    $$;
+COMMENT ON FUNCTION repl_ml.partitions(regclass) IS 'the partitions of a table, and theirs, without locking them';
+
 -- What has to be the same on all members for each other's rows to fit; defaults, triggers and plain indexes need not be
 CREATE FUNCTION repl_ml.describe_table(relation regclass) RETURNS jsonb
     LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, MDY' SET intervalstyle = postgres SET timezone = 'UTC'
@@ -1554,7 +1567,7 @@ CREATE FUNCTION repl_ml.describe_table(relation regclass) RETURNS jsonb
         SELECT '6the partition key', repl_ml.plain_expression(pg_catalog.pg_get_partkeydef(relation)) WHERE pg_catalog.pg_get_partkeydef(relation) IS NOT NULL
         UNION ALL
         SELECT pg_catalog.format('7partition %s', p.relid), pg_catalog.format('%s of %s', pg_catalog.pg_get_expr(c.relpartbound, c.oid), p.parentrelid)
-          FROM pg_catalog.pg_partition_tree(relation) p JOIN pg_catalog.pg_class c ON c.oid = p.relid WHERE p.level > 0) f (object, value)
+          FROM repl_ml.partitions(relation) p JOIN pg_catalog.pg_class c ON c.oid = p.relid) f (object, value)
      WHERE f.value IS NOT NULL
     $$;
 COMMENT ON FUNCTION repl_ml.describe_table(regclass) IS 'what a table is, object by object, as text that is the same on all nodes where it is the same';

@@ -135,7 +135,7 @@ load_watched(void)
 	SPI_execute("SELECT p.relid FROM repl_ml.replicated_table t"
 				" LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace)"
 				" ON n.nspname OPERATOR(pg_catalog.=) t.schema_name AND c.relname OPERATOR(pg_catalog.=) t.table_name"
-				" LEFT JOIN LATERAL (SELECT c.oid UNION SELECT x.relid FROM pg_catalog.pg_partition_tree(c.oid) x) p (relid) ON true"
+				" LEFT JOIN LATERAL (SELECT c.oid UNION SELECT x.relid FROM repl_ml.partitions(c.oid) x) p (relid) ON true"
 				" WHERE t.state OPERATOR(pg_catalog.=) 'enrolled' ORDER BY 1", true, 0);
 	tables = MemoryContextAlloc(TopMemoryContext, Max(SPI_processed, 1) * sizeof(Oid));
 	for (uint64 i = 0; i < SPI_processed; i++)
