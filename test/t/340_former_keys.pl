@@ -98,8 +98,11 @@ change_keys($_) foreach $n2, $n3;
 is(sql($n1, 'SELECT count(DISTINCT key_columns) FROM repl_ml.tombstone WHERE table_name = $$grown$$'), '2', 'there are tombstones of former keys');
 my $n4 = new_node('n4');
 sql($n4, 'CREATE EXTENSION repl_ml');
-join_node($n4, $n1);
+sql($n4, "SELECT repl_ml.join_group('n4', " . literal(dsn($n4)) . ', ' . literal(dsn($n1)) . ', wait => false)');
+poll_until($n4, q(SELECT count(*) > 10 AND bool_and(state = 'copied') FROM repl_ml.table_sync WHERE node_id = 1));
+# who joins becomes ready when all members read from it, and n3 learns of it only now
 heal($n3, $_) foreach $n1, $n2;
+poll_until($_, q(SELECT count(*) = 1 FROM repl_ml.nodes WHERE node_name = 'n4' AND state = 'ready')) foreach $n4, $n1;
 push @nodes, $n4;
 wait_converged(\@nodes);
 # n3 got rows of the time before they had the column "ws", n2 a key by the name that its column has now
