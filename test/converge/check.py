@@ -299,7 +299,7 @@ def dump(case, table, key):
 
 
 # what a killed process, a server that is down and a lost race leave in repl_ml.stat_apply
-EXPECTED_ERRORS = ("08000", "08001", "08003", "08006", "40001", "40P01", "55P03", "55006", "57P01", "57P02", "57P03")
+EXPECTED_ERRORS = ("38000", "08000", "08001", "08003", "08006", "40001", "40P01", "55P03", "55006", "57P01", "57P02", "57P03")
 EXPECTED_MESSAGES = ("terminating connection due to administrator command",)
 CRASHES = ("TRAP:", "PANIC:", "was terminated by signal", "invalid memory alloc", "cache lookup failed")
 
