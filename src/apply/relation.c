@@ -12,6 +12,7 @@
 
 #include "access/table.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_publication.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "mb/pg_wchar.h"
@@ -165,6 +166,17 @@ is_removed(const char *schema_name, const char *table_name)
 }
 
 /*
+ * Has a joining node made the table from its donor's definition, with the clock
+ * column, and not enrolled it yet?  It has to stay empty until it is.
+ */
+static bool
+is_to_be_enrolled(const char *schema_name, Oid relid)
+{
+	return repl_ml_identity()->joining && strcmp(schema_name, REPL_ML_SCHEMA) != 0 &&
+		GetRelationPublications(relid) == NIL;
+}
+
+/*
  * The local table of that name, locked for the transaction; InvalidOid if the
  * group has removed it, an error if it should be here and is not.
  */
@@ -174,7 +186,8 @@ repl_ml_relation_local(const char *schema_name, const char *table_name)
 	RangeVar   *range = makeRangeVar(pstrdup(schema_name), pstrdup(table_name), -1);
 	Oid			relid = RangeVarGetRelid(range, RowExclusiveLock, true);
 
-	if (OidIsValid(relid) && repl_ml_table_clock_attnum(relid) != InvalidAttrNumber)
+	if (OidIsValid(relid) && repl_ml_table_clock_attnum(relid) != InvalidAttrNumber &&
+		!is_to_be_enrolled(schema_name, relid))
 		return relid;
 	if (is_removed(schema_name, table_name))
 		return InvalidOid;

@@ -158,6 +158,19 @@ is_asked(ReplMlApply *apply)
 	return asked;
 }
 
+/* Is this node still joining?  Then tables may be there that are not enrolled yet, and have to stay empty until they are. */
+static bool
+is_joining(ReplMlApply *apply)
+{
+	bool		joining;
+
+	repl_ml_begin();
+	joining = repl_ml_identity_require()->joining;
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
+	return joining;
+}
+
 /* Goes on with the round, if it is time; outside transactions of the stream. */
 void
 repl_ml_retry_step(ReplMlApply *apply)
@@ -176,6 +189,11 @@ repl_ml_retry_step(ReplMlApply *apply)
 	}
 	if (start < next_try)
 		return;
+	if (!pass.running && is_joining(apply))
+	{
+		next_try = TimestampTzPlusMilliseconds(start, FIRST_DELAY_MS);
+		return;
+	}
 	if (!pass.running)
 	{
 		memset(&pass, 0, sizeof(pass));
