@@ -72,8 +72,8 @@ copy_server() {
 # Copies the sources to $scratch/build, without what was built in the checkout.
 copy_sources() {
 	as_user mkdir -p "$scratch/build" || return 1
-	tar -C "$top" --exclude='*.o' --exclude='*.bc' --exclude='*.so' -cf - \
-		Makefile README.md repl_ml.control src sql expected test |
+	(cd "$top" && tar --exclude='*.o' --exclude='*.bc' --exclude='*.so' -cf - \
+		Makefile LICENSE *.md doc repl_ml.control src sql expected test) |
 		as_user tar -C "$scratch/build" -xf -
 }
 

@@ -1,6 +1,6 @@
-# Everything README.md tells to do works, on servers configured as it says, and prints what it shows.
+# Everything README.md and doc/ tell to do works, on servers configured as they say, and prints what they show.
 #
-# A comment before each block says what to do with it:
+# The documents are read in the order of @documents, on one group. A comment before each block says what to do with it:
 #   <!-- run: n1 n2 -->       SQL is run on these nodes, as a superuser in the database app
 #   <!-- wait, run: n1 -->    ... after all nodes have everything that was written before
 #   <!-- poll: SELECT ... --> on the line before: ... and this is true on them
@@ -9,27 +9,29 @@
 # A ```text block right after a run block is what psql prints, on each of the nodes. After
 # <!-- varies: reason --> only the columns' names and the number of rows must be the same.
 # "host=n1.example" stands for how n1 is reached. With README_OUTPUT set, the text found is put
-# into a copy of README.md there.
+# into copies of the documents in that directory.
 use strict;
 use warnings;
-use File::Basename qw(dirname);
+use File::Basename qw(basename dirname);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use ReplMl;
 
 my $top = dirname(__FILE__) . '/../..';
-my $readme = slurp_file("$top/README.md");
+my @documents = ('README.md', map { "doc/$_.md" } qw(conflicts consistency clients operations reference limits how-it-works));
+my %text = map { $_ => slurp_file("$top/$_") } @documents;
 my %nodes;
 
 # ---- the document as a list of blocks: language, text, comment before it, line ----
 
 sub blocks
 {
-	my ($document) = @_;
-	my (@blocks, $comment, $poll, $block, $line);
+	my ($name) = @_;
+	my (@blocks, $comment, $poll, $block);
+	my $line = 0;
 
-	foreach (split /^/, $document)
+	foreach (split /^/, $text{$name})
 	{
 		$line++;
 		if ($block)
@@ -37,12 +39,12 @@ sub blocks
 			if (/^```$/) { $block->{end} = $line; push @blocks, $block; undef $block; undef $comment; undef $poll; }
 			else { $block->{text} .= $_; }
 		}
-		elsif (/^```(\w*)$/) { $block = { language => $1, text => '', comment => $comment, poll => $poll, line => $line }; }
+		elsif (/^```(\w*)$/) { $block = { language => $1, text => '', comment => $comment, poll => $poll, line => $line, place => "$name:$line" }; }
 		elsif (/^<!-- poll: (.*) -->$/) { $poll = $1; }
 		elsif (/^<!-- (.*) -->$/) { $comment = $1; }
 		elsif (/\S/) { undef $comment; undef $poll; }
 	}
-	die 'README.md ends inside a block' if $block;
+	die "$name ends inside a block" if $block;
 	return @blocks;
 }
 
@@ -114,61 +116,88 @@ sub wait_for_all
 
 # ---- the test ----
 
-my @blocks = blocks($readme);
-my @lines = split /^/, $readme;
-my @conf;
-foreach my $block (grep { ($_->{comment} // '') =~ /^conf: / } @blocks)
-{
-	push @conf, $block->{text}
-	  unless $block->{comment} =~ /^conf: where (\w+) exists/ && !server_knows($1);
-}
-is(scalar(grep { ($_->{comment} // '') =~ /^conf: / } @blocks), 2, 'README.md has two blocks of settings');
+is(join(' ', sort @documents), join(' ', sort 'README.md', map { s{^\Q$top\E/}{}r } glob("$top/doc/*.md")), 'all documents are read');
+my @configuration = grep { ($_->{comment} // '') =~ /^conf: / } blocks('README.md');
+is(scalar(@configuration), 2, 'README.md has two blocks of settings');
+my @conf = map { $_->{text} }
+  grep { !($_->{comment} =~ /^conf: where (\w+) exists/ && !server_knows($1)) } @configuration;
 $nodes{$_} = start_node($_, @conf) foreach qw(n1 n2 n3);
 
-my $previous;
-my $found = '';
-foreach my $block (@blocks)
+# Runs one block of SQL and returns what each node printed.
+sub run_block
 {
-	my ($language, $comment, $line) = ($block->{language}, $block->{comment} // '', $block->{line});
+	my ($block) = @_;
+	my ($wait, $names) = ($block->{comment} // '') =~ /^(wait, )?run: (n[123](?: n[123])*)$/;
 
-	if ($language eq 'sql')
+	ok($names, "$block->{place}: the block says where it is run") or return;
+	wait_for_all() if $wait;
+	foreach my $node ($block->{poll} ? split(/ /, $names) : ())
 	{
-		$previous = undef;
-		my ($wait, $names) = $comment =~ /^(wait, )?run: (n[123](?: n[123])*)$/;
-		ok($names, "line $line: the block says where it is run") or next;
-		wait_for_all() if $wait;
-		foreach my $node ($block->{poll} ? split(/ /, $names) : ())
-		{
-			$nodes{$node}->poll_query_until('app', $block->{poll}) or die "line $line: timed out";
-		}
-		$previous = { map { $_ => run_sql($nodes{$_}, $block->{text}) } split / /, $names };
+		$nodes{$node}->poll_query_until('app', $block->{poll}) or die "$block->{place}: timed out";
 	}
-	elsif ($language eq 'text' && $comment =~ /^from: make demo/)
+	return { map { $_ => run_sql($nodes{$_}, $block->{text}) } split / /, $names };
+}
+
+# Compares what was printed with what the document shows.
+sub compare_output
+{
+	my ($block, $printed) = @_;
+	my $expected = $block->{text} =~ s/[ \t]+$//mgr;
+
+	foreach my $name (sort keys %$printed)
 	{
-		my $script = slurp_file("$top/test/demo.sh");
-		ok(index($script, "say \"$_\"") >= 0, "make demo prints: $_") foreach $block->{text} =~ /^== (.*) \(\d+ s\)$/mg;
-	}
-	elsif ($language eq 'text')
-	{
-		ok($previous, "line $line: output follows the SQL it is of") or next;
-		my $expected = $block->{text} =~ s/[ \t]+$//mgr;
-		foreach my $name (sort keys %$previous)
-		{
-			my @pair = ($previous->{$name}, $expected);
-			@pair = map { shape($_) } @pair if $comment =~ /^varies: /;
-			is($pair[0], $pair[1], "line $line: output on $name");
-		}
-		my $first = (sort keys %$previous)[0];
-		splice @lines, $line, $block->{end} - $line - 1, $previous->{$first}, ('') x ($block->{end} - $line - 2)
-		  if $block->{end} - $line - 1 > 0;
-		$lines[ $line - 1 ] .= $previous->{$first} if $block->{end} - $line - 1 == 0;
-		$previous = undef;
-	}
-	elsif ($language ne 'sh' && $language ne 'conf')
-	{
-		fail("line $line: a block of the language \"$language\"");
+		my @pair = ($printed->{$name}, $expected);
+		@pair = map { shape($_) } @pair if ($block->{comment} // '') =~ /^varies: /;
+		is($pair[0], $pair[1], "$block->{place}: output on $name");
 	}
 }
+
+# Puts what was printed in the place of the block's lines.
+sub replace_output
+{
+	my ($lines, $block, $printed) = @_;
+	my $first = (sort keys %$printed)[0];
+	my $count = $block->{end} - $block->{line} - 1;
+
+	splice @$lines, $block->{line}, $count, $printed->{$first}, ('') x ($count - 1) if $count > 0;
+	$lines->[ $block->{line} - 1 ] .= $printed->{$first} if $count == 0;
+}
+
+sub follow
+{
+	my ($name) = @_;
+	my @lines = split /^/, $text{$name};
+	my $printed;
+
+	foreach my $block (blocks($name))
+	{
+		my $language = $block->{language};
+
+		if ($language eq 'sql')
+		{
+			$printed = run_block($block);
+		}
+		elsif ($language eq 'text' && ($block->{comment} // '') =~ /^from: make demo/)
+		{
+			my $script = slurp_file("$top/test/demo.sh");
+			ok(index($script, "say \"$_\"") >= 0, "make demo prints: $_") foreach $block->{text} =~ /^== (.*) \(\d+ s\)$/mg;
+		}
+		elsif ($language eq 'text')
+		{
+			ok($printed, "$block->{place}: output follows the SQL it is of") or next;
+			compare_output($block, $printed);
+			replace_output(\@lines, $block, $printed);
+			undef $printed;
+		}
+		elsif ($language ne 'sh' && $language ne 'conf')
+		{
+			fail("$block->{place}: a block of the language \"$language\"");
+		}
+	}
+	append_to_file("$ENV{README_OUTPUT}/" . basename($name), join('', @lines)) if $ENV{README_OUTPUT};
+}
+
+follow($_) foreach @documents;
 
 wait_for_all();
 foreach my $table (qw(model account run))
@@ -199,7 +228,7 @@ holds(q(SELECT table_name, resolver, column_name, merge FROM repl_ml.conflict_po
 holds(q(SELECT count(*) FROM account WHERE id = 4), '1', 'what was acknowledged is there');
 
 # the recipe for empty tables, as it stands in the text: the nodes' numbers differ
-my ($recipe) = $readme =~ /`ALTER SEQUENCE \.\.\. ([^`]+)`/;
+my ($recipe) = $text{'doc/clients.md'} =~ /`ALTER SEQUENCE \.\.\. ([^`]+)`/;
 my %numbers;
 foreach my $i (1 .. 3)
 {
@@ -210,17 +239,17 @@ foreach my $i (1 .. 3)
 is(scalar(keys %numbers), 60, "ALTER SEQUENCE ... $recipe gives each node numbers of its own");
 
 # the tables of settings, functions, views and checks are those there are
-my %default = $readme =~ /^\| `(repl_ml\.\w+)` \| `(\w+)` \| /mg;
+my %default = $text{'doc/reference.md'} =~ /^\| `(repl_ml\.\w+)` \| `(\w+)` \| /mg;
 holds("SELECT current_setting('$_')", $default{$_}, "the default of $_") foreach grep { !/^(quorum|all)$/ } sort keys %default;
 is(join(' ', sort keys %default), $nodes{n1}->safe_psql('app', q(SELECT string_agg(name, ' ' ORDER BY name COLLATE "C") FROM pg_settings WHERE name LIKE 'repl\_ml.%')), 'all settings are described');
-my ($functions) = $readme =~ /\n## Functions\n(.*?)\n## /s;
+my ($functions) = $text{'doc/reference.md'} =~ /\n## Functions\n(.*?)\n## /s;
 my %function = map { $_ => 1 } map { /`(\w+)\(/g } $functions =~ /^\| (.*?) \|/mg;
 is($nodes{n1}->safe_psql('app', "SELECT count(DISTINCT proname) FROM pg_proc WHERE pronamespace = 'repl_ml'::regnamespace AND proname = ANY ('{" . join(',', keys %function) . "}')"),
 	scalar(keys %function), 'all functions that are described are there');
-my ($views) = $readme =~ /\n## Views\n(.*?)\n## /s;
+my ($views) = $text{'doc/reference.md'} =~ /\n## Views\n(.*?)\n## /s;
 is(join(' ', sort $views =~ /^\| `(\w+)` \|/mg),
 	$nodes{n1}->safe_psql('app', q(SELECT string_agg(relname, ' ' ORDER BY relname COLLATE "C") FROM pg_class WHERE relnamespace = 'repl_ml'::regnamespace AND relkind = 'v')), 'all views are described');
-my ($checks) = $readme =~ /\nIts checks are (.*?)\n\n/s;
+my ($checks) = $text{'doc/operations.md'} =~ /\nIts checks are (.*?)\n\n/s;
 is(join(' ', sort $checks =~ /`(\w+)`/g),
 	$nodes{n1}->safe_psql('app', q(SELECT string_agg(check_name, ' ' ORDER BY check_name COLLATE "C") FROM repl_ml.health)), 'all checks are described');
 
@@ -230,5 +259,36 @@ my @objects = slurp_file("$top/Makefile") =~ m{^\tsrc/([\w/]+)\.o}mg;
 my @told = slurp_file("$top/src/README") =~ m{^  ([\w/]+)\.c  }mg;
 is("@told", "@objects", 'src/README has the files in the order of OBJS');
 
-append_to_file($ENV{README_OUTPUT}, join('', @lines)) if $ENV{README_OUTPUT};
+# ---- links between the documents lead somewhere ----
+
+# How GitHub names the place of a heading.
+sub anchor
+{
+	my ($heading) = @_;
+	$heading = lc $heading =~ s/[^\w\- ]//gr;
+	return $heading =~ s/ /-/gr;
+}
+
+my %places;
+foreach my $path (@documents, grep { /\.md$/ && !/^README/ } map { s{^\Q$top\E/}{}r } glob("$top/*.md"))
+{
+	my $prose = slurp_file("$top/$path") =~ s/^```.*?^```$//msgr;
+	$places{$path} = { map { anchor($_) => 1 } $prose =~ /^#+ (.*)$/mg };
+	$text{$path} = $prose;
+}
+foreach my $path (sort keys %places)
+{
+	my $folder = dirname($path) eq '.' ? '' : dirname($path) . '/';
+	my @broken;
+	while ($text{$path} =~ /\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)/g)
+	{
+		my ($file, $place) = ($1, $2);
+		my $target = $file eq '' ? $path : "$folder$file";
+		1 while $target =~ s{[^/]+/\.\./}{};
+		push @broken, "$file#" . ($place // '')
+		  unless -e "$top/$target" && (!defined $place || $places{$target}{$place});
+	}
+	is("@broken", '', "$path: its links lead somewhere");
+}
+
 done_testing();
