@@ -525,7 +525,11 @@ finish_join(uint16 self)
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 	if (done)
+	{
 		ereport(LOG, (errmsg("node %d has joined the group and is ready", self)));
+		/* the members are read again now: until then nobody counts here for commits and barriers */
+		SetLatch(MyLatch);
+	}
 }
 
 /*
