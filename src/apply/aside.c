@@ -36,10 +36,11 @@
 #include "utils/timeout.h"
 
 #include "apply/apply.h"
-#include "commit/commit.h"
 #include "compat.h"
-#include "converge/converge.h"
-#include "server/server.h"
+#include "group/crash.h"
+#include "group/position.h"
+#include "group/query.h"
+#include "group/quorum.h"
 
 #define LOOK_INTERVAL_MS	2
 #define RETRY_PATIENCE_MS	10	/* and up to as much again */

@@ -14,11 +14,10 @@
 #include "utils/builtins.h"
 
 #include "compat.h"
-#include "copy/copy.h"
 #include "group/group.h"
-#include "row/row.h"
-#include "server/server.h"
-#include "wire/wire.h"
+#include "group/query.h"
+#include "row/owner.h"
+#include "wire/stream.h"
 
 /* A row of at most three texts. */
 typedef struct Row

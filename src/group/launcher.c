@@ -29,10 +29,11 @@
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
 
-#include "commit/commit.h"
 #include "compat.h"
+#include "group/crash.h"
 #include "group/group.h"
-#include "server/server.h"
+#include "group/quorum.h"
+#include "group/session.h"
 
 #define PERSIST_INTERVAL_MS		2000
 #define PROBE_INTERVAL_MS		10
@@ -227,8 +228,7 @@ start_supervisors(void)
 		else if (!entry->member || !list_member_oid(closed, database))
 		{
 			entry->member = false;
-			if (repl_ml_quorum_forget(i, database))
-				repl_ml_shmem_release_database(database);
+			repl_ml_shmem_release_database(database);
 		}
 	}
 	list_free(open);

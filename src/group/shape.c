@@ -20,7 +20,8 @@
 
 #include "compat.h"
 #include "group/group.h"
-#include "server/server.h"
+#include "group/query.h"
+#include "group/shape.h"
 
 #define TYPES_INTERVAL_MS	5000	/* between two looks because of types */
 #define RETRY_MS			5000	/* after an error */

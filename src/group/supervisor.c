@@ -28,11 +28,14 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-#include "commit/commit.h"
 #include "compat.h"
 #include "group/group.h"
-#include "server/server.h"
-#include "wire/wire.h"
+#include "group/query.h"
+#include "group/session.h"
+#include "group/quorum.h"
+#include "group/shape.h"
+#include "group/unacknowledged.h"
+#include "row/row.h"
 
 #define COMPARISON_INTERVAL_MS	5000
 #define HOUSEKEEPING_BEATS	10	/* heartbeats between two collections */
@@ -361,7 +364,7 @@ bury_peer(int node_id)
 
 	/*
 	 * for good now: what a peer has beyond it is copied from there, see
-	 * copy/sync.c
+	 * apply/sync.c
 	 */
 	SPI_execute(psprintf("INSERT INTO repl_ml.dropped_node (node_id, applied_lsn) VALUES (%d, repl_ml.received_lsn(%d))"
 						 " ON CONFLICT (node_id) DO NOTHING", node_id, node_id), false, 0);

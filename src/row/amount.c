@@ -20,7 +20,7 @@
 #include "utils/lsyscache.h"
 
 #include "compat.h"
-#include "row/row.h"
+#include "row/share.h"
 
 static bool is_number(Oid type);
 static ReplMlAmount *make_amount(bool is_array, int count);

@@ -36,9 +36,8 @@
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
-#include "row/row.h"
-#include "server/server.h"
-#include "wire/wire.h"
+#include "group/session.h"
+#include "row/version.h"
 
 #define VERSION_TABLE	"concurrent_version"
 #define VERSION_INDEX	"concurrent_version_key_hash_idx"

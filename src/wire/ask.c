@@ -20,7 +20,8 @@
 #include "utils/wait_event.h"
 
 #include "compat.h"
-#include "wire/wire.h"
+#include "wire/ask.h"
+#include "wire/stream.h"
 
 #define APPLICATION_NAME	REPL_ML_APPLICATION "question"
 

@@ -28,7 +28,7 @@
 #include "fmgr.h"
 
 #include "compat.h"
-#include "wire/wire.h"
+#include "wire/clock.h"
 
 /* the node id's part of an entry; the counter has the rest */
 #define NODE_SIZE	2

@@ -27,7 +27,8 @@
 #include "utils/builtins.h"
 
 #include "compat.h"
-#include "wire/wire.h"
+#include "wire/clock.h"
+#include "wire/marks.h"
 
 /* a clock from outside while it is read; only add_entry() appends to it */
 typedef struct ClockInput
