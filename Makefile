@@ -21,22 +21,39 @@ DATA = $(wildcard sql/repl_ml--*.sql)
 # In the order of the way of a change.
 OBJS = \
 	src/repl_ml.o \
-	src/origin/stamp.o \
-	src/origin/level.o \
-	src/origin/commit.o \
-	src/origin/read.o \
-	src/origin/routing.o \
-	src/origin/whole_row.o \
-	src/origin/guard.o \
-	src/origin/definition.o \
-	src/origin/output.o \
-	src/origin/reply.o \
+	src/write/stamp.o \
+	src/write/whole_row.o \
+	src/write/guard.o \
+	src/write/definition.o \
+	src/write/output.o \
+	src/commit/level.o \
+	src/commit/commit.o \
+	src/commit/reply.o \
+	src/commit/members.o \
+	src/commit/quorum.o \
+	src/commit/unacknowledged.o \
+	src/commit/recall.o \
+	src/commit/lacking.o \
+	src/commit/token.o \
+	src/commit/status.o \
+	src/read/read.o \
+	src/read/position.o \
+	src/read/barrier.o \
+	src/read/routing.o \
 	src/wire/clock.o \
 	src/wire/marks.o \
 	src/wire/vclock.o \
 	src/wire/binary.o \
 	src/wire/stream.o \
 	src/wire/ask.o \
+	src/server/shmem.o \
+	src/server/session.o \
+	src/server/catalog.o \
+	src/server/ticker.o \
+	src/server/identity.o \
+	src/server/peer.o \
+	src/server/news.o \
+	src/server/crash.o \
 	src/row/table.o \
 	src/row/owner.o \
 	src/row/orphans.o \
@@ -49,53 +66,37 @@ OBJS = \
 	src/row/share.o \
 	src/row/amount.o \
 	src/row/store.o \
-	src/apply/worker.o \
-	src/apply/link.o \
-	src/apply/sync.o \
-	src/apply/enrol.o \
-	src/apply/replay.o \
+	src/apply/progress.o \
 	src/apply/dispatch.o \
+	src/apply/replay.o \
 	src/apply/relation.o \
-	src/apply/target.o \
-	src/apply/deletion.o \
-	src/apply/row.o \
-	src/apply/unique.o \
-	src/apply/conflict.o \
-	src/apply/resolve.o \
-	src/apply/merge.o \
-	src/apply/reconsider.o \
-	src/apply/history.o \
-	src/apply/record.o \
-	src/apply/park.o \
-	src/apply/retry.o \
-	src/apply/unsent.o \
 	src/apply/aside.o \
-	src/group/session.o \
-	src/group/shmem.o \
-	src/group/crash.o \
-	src/group/ticker.o \
-	src/group/identity.o \
-	src/group/query.o \
-	src/group/peer.o \
-	src/group/news.o \
-	src/group/members.o \
-	src/group/quorum.o \
-	src/group/consistency.o \
-	src/group/position.o \
-	src/group/barrier.o \
-	src/group/unacknowledged.o \
-	src/group/recall.o \
-	src/group/lacking.o \
-	src/group/token.o \
-	src/group/status.o \
+	src/apply/park.o \
+	src/apply/record.o \
+	src/apply/unsent.o \
+	src/converge/target.o \
+	src/converge/deletion.o \
+	src/converge/row.o \
+	src/converge/unique.o \
+	src/converge/conflict.o \
+	src/converge/resolve.o \
+	src/converge/merge.o \
+	src/converge/reconsider.o \
+	src/converge/history.o \
+	src/copy/link.o \
+	src/copy/sync.o \
+	src/copy/enrol.o \
+	src/copy/schema.o \
+	src/copy/definitions.o \
+	src/copy/retry.o \
 	src/group/launcher.o \
 	src/group/supervisor.o \
+	src/group/worker.o \
 	src/group/join.o \
 	src/group/admission.o \
-	src/group/definitions.o \
-	src/group/schema.o \
 	src/group/shape.o \
-	src/group/stats.o
+	src/monitor/stats.o \
+	src/monitor/consistency.o
 
 # libpq's headers and library: connection strings are taken apart with PQconninfoParse.
 PG_CPPFLAGS = -I$(srcdir)/src -I$(libpq_srcdir)
@@ -185,7 +186,7 @@ check-symbols: $(shlib)
 
 # The code that decides about a row, linked with a node in memory instead of a server.
 algebra_sources := $(wildcard $(srcdir)/test/algebra/*.c) \
-	$(addprefix $(srcdir)/src/,apply/row.c apply/conflict.c apply/resolve.c wire/clock.c)
+	$(addprefix $(srcdir)/src/,converge/row.c converge/conflict.c converge/resolve.c wire/clock.c)
 tmp_algebra: $(algebra_sources) $(srcdir)/test/algebra/algebra.h $(headers)
 	$(CC) $(CFLAGS) $(CPPFLAGS) -I$(srcdir)/test/algebra $(algebra_sources) -o $@
 

@@ -10,13 +10,14 @@
 #include "miscadmin.h"
 #include "utils/guc.h"
 
+#include "commit/commit.h"
 #include "compat.h"
 #include "group/group.h"
-#include "group/session.h"
-#include "group/shmem.h"
-#include "origin/origin.h"
+#include "read/read.h"
 #include "repl_ml.h"
 #include "row/row.h"
+#include "server/server.h"
+#include "write/write.h"
 
 PG_MODULE_MAGIC;
 
@@ -33,6 +34,12 @@ int			repl_ml_max_clock_skew;
 int			repl_ml_conflict_retention;
 int			repl_ml_max_apply_delay;
 int			repl_ml_parked_limit;
+
+/* Shared memory of other rooms' own; one lock is for both. */
+static const ReplMlSegment segments[] = {
+	{"repl_ml quorum", repl_ml_quorum_shmem_size, repl_ml_quorum_shmem_init},
+	{"repl_ml unacknowledged", repl_ml_unacknowledged_shmem_size, repl_ml_unacknowledged_shmem_init},
+};
 
 static const struct config_enum_entry log_equal_options[] = {
 	{"none", REPL_ML_LOG_EQUAL_NONE, false},
@@ -127,6 +134,6 @@ _PG_init(void)
 	if (!process_shared_preload_libraries_in_progress)
 		return;
 	repl_ml_session_init();
-	repl_ml_shmem_init();
+	repl_ml_shmem_init(segments, lengthof(segments));
 	repl_ml_launcher_register();
 }

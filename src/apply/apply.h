@@ -1,21 +1,19 @@
 /*
  * apply.h
- *		The apply worker: one process a peer, which joins what the peer wrote
- *		into this database.
+ *		The stream of one peer: from its messages to changes of rows, and what becomes
+ *		of those that fail.
  */
 #ifndef REPL_ML_APPLY_H
 #define REPL_ML_APPLY_H
 
 #include "repl_ml.h"
-#include "group/group.h"
-#include "group/token.h"
+#include "commit/commit.h"
+#include "converge/converge.h"
 #include "replication/logicalproto.h"
 #include "replication/origin.h"
 #include "replication/walreceiver.h"
-#include "row/owner.h"
 #include "row/row.h"
-#include "row/version.h"
-#include "wire/clock.h"
+#include "server/server.h"
 
 /*
  * How a transaction is applied.  One that failed is tried again carefully,
@@ -57,13 +55,6 @@ typedef struct ReplMlRemoteTable
 								 * "context" */
 	MemoryContext context;		/* of remote_column and what follows it */
 } ReplMlRemoteTable;
-
-/* Writes that did not know each other and wrote the same: no version lost anything by itself, an increment may have. */
-typedef struct ReplMlEqualWrites
-{
-	int64		updates;
-	int64		inserts;
-} ReplMlEqualWrites;
 
 /* The remote transaction being applied. */
 typedef struct ReplMlTransaction
@@ -158,58 +149,19 @@ typedef struct ReplMlApply
 								 * applied; 0: there is none */
 } ReplMlApply;
 
-/* Where a version came from, for the history. */
-typedef struct ReplMlSource
+/* What became of a parked change that was tried again. */
+typedef enum ReplMlParkedState
 {
-	uint16		node;
-	TransactionId xid;
-	XLogRecPtr	lsn;
-	TimestampTz commit_time;	/* 0: not known */
-	bool		inserted;		/* the version came as an INSERT */
-	bool		late;			/* it was parked: tombstones may have been
-								 * removed since */
-	ReplMlEqualWrites *equal;	/* counts those that the version meets; NULL:
-								 * they are not counted */
-} ReplMlSource;
+	REPL_ML_PARKED_DONE,		/* applied, or superfluous */
+	REPL_ML_PARKED_GONE,		/* it is not there, or another process is at it */
+	REPL_ML_PARKED_UNFIT,		/* the table's columns are others now */
+	REPL_ML_PARKED_LACKS		/* the table has columns that it lacks */
+} ReplMlParkedState;
 
-/* What a row becomes of its concurrent versions. */
-typedef struct ReplMlResolution
-{
-	const ReplMlPolicy *policy;
-	const ReplMlVersion *winner;
-	bool		deleted;
-	bool		keeps_both;		/* losers are kept for a person */
-	TupleTableSlot *row;		/* NULL if deleted */
-	const ReplMlClock *clock;	/* of what remains, with its marks */
-} ReplMlResolution;
-
-/* A conflict as the history keeps it: one losing version; rows are NULL for a deletion. */
-typedef struct ReplMlConflict
-{
-	NameData	schema_name;
-	NameData	table_name;
-	Datum		key;			/* text[] */
-	uint64		key_hash;
-	bool		arriving_lost;
-	const char *type;
-	const char *resolution;
-	const ReplMlClock *winner_clock;
-	const ReplMlClock *loser_clock;
-	const ReplMlClock *result_clock;
-	char	   *winner_row;		/* JSON; NULL: jsonb cannot hold it */
-	char	   *loser_row;
-	Datum		winner_content; /* text[] as of version.c; 0 for a deletion */
-	Datum		loser_content;
-	List	   *lost_columns;	/* of char * */
-	const char *parked_as;		/* "evicted", "kept": the loser is parked;
-								 * NULL: it is not */
-	int			parked_sqlstate;
-	const char *parked_because;
-} ReplMlConflict;
-
-/* in worker.c */
-extern PGDLLEXPORT void repl_ml_apply_main(Datum arg);
+/* in progress.c */
 extern void repl_ml_apply_set_state(ReplMlApply *apply, ReplMlWorkerState state);
+extern void repl_ml_apply_retry_soon(void);
+extern bool repl_ml_apply_retry_is_wanted(void);
 extern void repl_ml_apply_tell_parked(ReplMlApply *worker, XLogRecPtr end);
 extern void repl_ml_apply_show_wait(ReplMlApply *apply, const char *message, const char *hint);
 extern void repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error);
@@ -229,141 +181,14 @@ extern void repl_ml_replay_committed(void);
 extern void repl_ml_replay_forget(void);
 
 /* in relation.c */
+extern void repl_ml_relation_meet(TupleTableSlot *listed);
 extern void repl_ml_relation_forget_all(void);
 extern void repl_ml_relation_remember(LogicalRepRelation *remote, bool late);
 extern ReplMlRemoteTable *repl_ml_relation_get(LogicalRepRelId id);
 extern void repl_ml_relation_fill_slot(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, TupleTableSlot *slot);
 extern ReplMlRemoteTable *repl_ml_relation_find(LogicalRepRelId id);
-extern Oid	repl_ml_relation_local(const char *schema_name, const char *table_name);
 extern char *repl_ml_relation_column(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column);
 extern char *repl_ml_relation_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, const char *column);
-
-/* in target.c */
-extern ReplMlTarget *repl_ml_targets_get(Oid relid);
-extern ReplMlTarget *repl_ml_targets_route(ReplMlTarget *root, TupleTableSlot *slot, TupleTableSlot **leaf_slot);
-extern void repl_ml_targets_renew(void);
-extern void repl_ml_targets_close(void);
-extern void repl_ml_targets_forget(void);
-
-/* A deletion on its way into the table; with "eviction" just the version with this clock is to go. */
-typedef struct ReplMlBurial
-{
-	const ReplMlClock *clock;
-	const char *eviction;
-	const ReplMlSource *source;
-} ReplMlBurial;
-
-/* in deletion.c */
-extern int	repl_ml_deletion_join(Oid relid, Datum columns, Datum key_array, const ReplMlClock *clock, const char *eviction,
-								  const ReplMlSource *source);
-
-/* in row.c */
-extern int	repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source);
-extern int	repl_ml_row_bury(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial);
-extern int	repl_ml_row_bury_found(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial);
-extern bool repl_ml_row_is_older(ReplMlTarget *root, Datum key_array, const ReplMlClock *clock);
-extern bool repl_ml_row_is_known(Oid relid, char **key, const ReplMlClock *clock);
-extern void repl_ml_row_resolve_again(Oid relid, Datum columns, Datum key_array, const ReplMlSource *source);
-
-/* A version on its way into the table. */
-typedef struct ReplMlJoin
-{
-	ReplMlTarget *target;
-	Datum		key[INDEX_MAX_KEYS];
-	const ReplMlSource *source;
-	TupleTableSlot *searched;	/* has at least the key */
-	ReplMlVersion arriving;
-	const ReplMlClock *winner_clock;	/* of the version whose row is stored */
-	const char *eviction;		/* JSON: what the deletion, or the arriving
-								 * row's loss of a unique key, is due to */
-	List	   *conflicts;		/* of ReplMlConflict, to be recorded with the
-								 * worker's rights */
-	List	   *no_losers;		/* of ReplMlVoid: what is to be taken back from
-								 * the history */
-} ReplMlJoin;
-
-/* A version of a key that is no loser any more, or was overwritten after it had lost. */
-typedef struct ReplMlVoid
-{
-	NameData	schema_name;
-	NameData	table_name;
-	Datum		key;			/* text[] */
-	const ReplMlClock *clock;
-} ReplMlVoid;
-
-/* in unique.c */
-extern bool repl_ml_unique_make_room(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock, bool replaces_found);
-extern void repl_ml_unique_evict(ReplMlTarget *target, Datum *key, const ReplMlClock *clock,
-								 const ReplMlVersions *versions, const char *eviction);
-extern void repl_ml_unique_announce(void);
-
-/* in conflict.c */
-extern ReplMlVersion *repl_ml_conflict_insert(ReplMlVersions *versions, ReplMlClockEntry dot);
-extern bool repl_ml_conflict_add(ReplMlVersions *versions, const ReplMlClock *seen, const ReplMlVersion *arriving);
-
-/* in resolve.c */
-extern ReplMlResolution *repl_ml_resolve(ReplMlTarget *target, const ReplMlVersions *versions, const ReplMlClock *clock);
-extern char *repl_ml_resolve_name(const ReplMlPolicy *policy);
-extern bool repl_ml_rows_differ(ReplMlTarget *target, TupleTableSlot *a, TupleTableSlot *b);
-extern bool repl_ml_column_differs(ReplMlTarget *target, int i, TupleTableSlot *a, TupleTableSlot *b);
-
-/* in merge.c */
-extern const ReplMlClock *repl_ml_merge_columns(Relation rel, const ReplMlPolicy *policy,
-												const ReplMlVersion *live, int count,
-												const ReplMlClock *clock, TupleTableSlot *result);
-extern List *repl_ml_merge_lost_columns(Relation rel, const ReplMlPolicy *policy, const ReplMlVersion *loser,
-										TupleTableSlot *result, const ReplMlClock *result_clock);
-
-/* in history.c */
-extern ReplMlConflict *repl_ml_history_describe(ReplMlTarget *target, Datum *key,
-												const ReplMlResolution *resolution, const ReplMlVersion *loser);
-extern ReplMlConflict *repl_ml_history_describe_eviction(ReplMlTarget *target, Datum *loser_key,
-														 TupleTableSlot *loser, const ReplMlClock *loser_clock,
-														 TupleTableSlot *winner, const ReplMlClock *winner_clock,
-														 const char *index);
-extern ReplMlConflict *repl_ml_history_describe_told_eviction(ReplMlTarget *target, Datum *key, TupleTableSlot *loser,
-															  const ReplMlClock *loser_clock, const char *eviction);
-extern char *repl_ml_history_eviction_as_json(const ReplMlConflict *conflict, const char *index);
-extern ReplMlVoid *repl_ml_history_describe_void(ReplMlTable *table, Datum *key, const ReplMlClock *clock);
-extern int	repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *source);
-extern bool repl_ml_history_is_equal(ReplMlTarget *target, const ReplMlResolution *resolution, const ReplMlVersion *loser);
-extern bool repl_ml_history_is_insert(const ReplMlVersion *winner, const ReplMlVersion *loser);
-extern List *repl_ml_history_find_void(ReplMlTable *table, Datum *key, const ReplMlClock *clock,
-									   const ReplMlSource *source);
-extern bool repl_ml_history_is_reused(ReplMlTable *table, Datum *key, const ReplMlSource *source);
-extern int	repl_ml_history_take_back(const ReplMlVoid *version);
-
-/* in record.c */
-extern bool repl_ml_record_is_wanted(const ReplMlApply *apply, const ReplMlRecord *record);
-extern void repl_ml_record_transaction(const ReplMlApply *apply, const ReplMlRecord *record);
-extern void repl_ml_record_prepared(const ReplMlApply *apply, const ReplMlRecord *record);
-extern void repl_ml_record_copy(const ReplMlApply *apply, WalReceiverConn *conn);
-
-/* in park.c */
-extern void repl_ml_apply_in_session(void (*step) (void *argument), void *argument);
-extern void repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
-						 LogicalRepTupleData *tuple, ErrorData *error, bool put_aside);
-extern void repl_ml_park_forget_copied(int node_id, const char *schema_name, const char *table_name);
-extern bool repl_ml_park_retry(int64 id, uint16 self, bool whole);
-
-/* What became of a parked change that was tried again. */
-typedef enum ReplMlParkedState
-{
-	REPL_ML_PARKED_DONE,		/* applied, or superfluous */
-	REPL_ML_PARKED_GONE,		/* it is not there, or another process is at it */
-	REPL_ML_PARKED_UNFIT,		/* the table's columns are others now */
-	REPL_ML_PARKED_LACKS		/* the table has columns that it lacks */
-} ReplMlParkedState;
-
-extern ReplMlParkedState repl_ml_park_try(int64 id, uint16 self, bool with_defaults, bool *catalogs_changed);
-extern bool repl_ml_park_has(int node_id, const char *schema_name, const char *table_name);
-extern void repl_ml_park_ban(int64 id, const ErrorData *error);
-extern void repl_ml_park_note(int64 id, const ErrorData *error);
-
-/* in retry.c */
-extern void repl_ml_retry_step(ReplMlApply *apply);
-extern void repl_ml_retry_soon(void);
-extern int	repl_ml_retry_due(void);
 
 /* in aside.c */
 extern void repl_ml_aside_begin(void);
@@ -374,20 +199,21 @@ extern bool repl_ml_aside_is_blocked(void);
 extern void repl_ml_aside_put(const ReplMlSource *source, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
 extern void repl_ml_aside_retry(ReplMlApply *apply);
 
-/* in enrol.c */
-extern void repl_ml_enrol_pending(ReplMlApply *apply);
-extern void repl_ml_enrol_unlock(void);
-extern void repl_ml_enrol_meet(TupleTableSlot *listed);
-extern void repl_ml_table_failed(ReplMlApply *apply, const char *schema_name, const char *table_name, const char *action, ErrorData *error);
+/* in park.c */
+extern void repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
+						 LogicalRepTupleData *tuple, ErrorData *error, bool put_aside);
+extern void repl_ml_park_forget_copied(int node_id, const char *schema_name, const char *table_name);
+extern bool repl_ml_park_retry(int64 id, uint16 self, bool whole);
+extern ReplMlParkedState repl_ml_park_try(int64 id, uint16 self, bool with_defaults, bool *catalogs_changed);
+extern bool repl_ml_park_has(int node_id, const char *schema_name, const char *table_name);
+extern void repl_ml_park_ban(int64 id, const ErrorData *error);
+extern void repl_ml_park_note(int64 id, const ErrorData *error);
 
-/* in sync.c */
-extern void repl_ml_sync_catalogs(ReplMlApply *apply, WalReceiverConn *conn);
-extern void repl_ml_sync_await_donor(ReplMlApply *apply);
-extern void repl_ml_sync_dropped(ReplMlApply *apply);
-extern void repl_ml_sync_tables(ReplMlApply *apply);
-
-/* in link.c */
-extern XLogRecPtr repl_ml_link_prepare(ReplMlApply *apply);
+/* in record.c */
+extern bool repl_ml_record_is_wanted(const ReplMlApply *apply, const ReplMlRecord *record);
+extern void repl_ml_record_transaction(const ReplMlApply *apply, const ReplMlRecord *record);
+extern void repl_ml_record_prepared(const ReplMlApply *apply, const ReplMlRecord *record);
+extern void repl_ml_record_copy(const ReplMlApply *apply, WalReceiverConn *conn);
 
 /* in unsent.c */
 extern void repl_ml_unsent_begin(ReplMlApply *apply);

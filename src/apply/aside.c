@@ -36,11 +36,10 @@
 #include "utils/timeout.h"
 
 #include "apply/apply.h"
+#include "commit/commit.h"
 #include "compat.h"
-#include "group/crash.h"
-#include "group/position.h"
-#include "group/query.h"
-#include "group/quorum.h"
+#include "converge/converge.h"
+#include "server/server.h"
 
 #define LOOK_INTERVAL_MS	2
 #define RETRY_PATIENCE_MS	10	/* and up to as much again */

@@ -26,9 +26,13 @@
 #include "utils/snapmgr.h"
 
 #include "apply/apply.h"
+#include "commit/commit.h"
 #include "compat.h"
-#include "group/crash.h"
-#include "group/position.h"
+#include "converge/converge.h"
+#include "read/read.h"
+#include "row/row.h"
+#include "server/server.h"
+#include "wire/wire.h"
 
 #define TRIES_ON_UNIQUE_VIOLATION	3
 #define LARGEST_BATCH		64	/* transactions of the peer in one of ours */
@@ -244,7 +248,7 @@ may_batch(ReplMlApply *apply)
 
 /*
  * Commits what has been applied of the transactions that have ended, if
- * anything has; durably, or so that apply/worker.c will flush it.
+ * anything has; durably, or so that group/worker.c will flush it.
  */
 void
 repl_ml_dispatch_finish(ReplMlApply *apply, bool durable)
@@ -598,7 +602,7 @@ repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, Log
 	if (action == 'I' && !is_stamped_by(source.node, target))
 		return;
 	if (is_catalog && strcmp(table->remote.relname, "replicated_table") == 0)
-		repl_ml_enrol_meet(target->incoming);
+		repl_ml_relation_meet(target->incoming);
 	source.inserted = action == 'I';
 	apply->transaction.conflicts += repl_ml_row_join(table->local, target->incoming, &source);
 	if (apply->late)
@@ -608,7 +612,7 @@ repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, Log
 	if (is_catalog && strcmp(table->remote.relname, "heartbeat") == 0)
 		apply->transaction.heartbeats++;
 	else if (is_catalog && strcmp(table->remote.relname, "table_shape") == 0)
-		repl_ml_retry_soon();	/* the peer's table may have become ours */
+		repl_ml_apply_retry_soon();	/* the peer's table may have become ours */
 	else if (is_catalog && strcmp(table->remote.relname, "collection") != 0)
 		apply->transaction.catalogs_changed = true;
 }
@@ -645,7 +649,7 @@ apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleDat
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("the peer sent a deletion without table, key or clock")));
-	relid = repl_ml_relation_local(schema_name, table_name);
+	relid = repl_ml_table_local(schema_name, table_name);
 	if (!OidIsValid(relid))
 		return;					/* no longer replicated */
 	begin_row(relid, schema_name, table_name);

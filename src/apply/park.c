@@ -28,8 +28,10 @@
 
 #include "apply/apply.h"
 #include "compat.h"
-#include "group/query.h"
-#include "group/session.h"
+#include "converge/converge.h"
+#include "row/row.h"
+#include "server/server.h"
+#include "wire/wire.h"
 
 /* id under which a parked table is known while its change is tried again */
 #define PARKED_TABLE_ID		1
@@ -87,7 +89,7 @@ repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 				 is_tombstone(table) ? NULL : columns_as_json(table), error, put_aside);
 	if (put_aside)
 		return;
-	repl_ml_retry_soon();
+	repl_ml_apply_retry_soon();
 	log_parked(table, action_name, schema_name, table_name, error);
 }
 
@@ -326,7 +328,7 @@ repl_ml_retry_parked(PG_FUNCTION_ARGS)
 		repl_ml_relation_forget_all();
 		load_change(id, &change.apply, &change.tuple);
 		require_fit(id);
-		repl_ml_apply_in_session(apply_change, &change);
+		repl_ml_targets_in_session(apply_change, &change);
 	}
 	forget(id);
 	PG_RETURN_VOID();
@@ -411,7 +413,7 @@ is_superfluous(ParkedChange *change)
 
 	if (is_tombstone(remote))
 		return false;
-	relid = repl_ml_relation_local(remote->remote.nspname, remote->remote.relname);
+	relid = repl_ml_table_local(remote->remote.nspname, remote->remote.relname);
 	if (!OidIsValid(relid))
 		return true;			/* no longer replicated */
 	target = repl_ml_targets_get(relid);
@@ -674,38 +676,6 @@ load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple)
 	}
 	repl_ml_relation_remember(&remote, true);
 	SPI_finish();
-}
-
-/*
- * Runs "step" in this session as a worker would: no stamping, replica triggers,
- * and what it writes stays on this node: each member has the change from where
- * it was made, and resolves it from all the versions that it has.
- */
-void
-repl_ml_apply_in_session(void (*step) (void *argument), void *argument)
-{
-	int			level = NewGUCNestLevel();
-	int			values_level = repl_ml_session_fix_values();
-	RepOriginId origin = replorigin_session_origin;
-
-	(void) set_config_option("session_replication_role", "replica", PGC_SUSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	repl_ml_applying = true;
-	replorigin_session_origin = DoNotReplicateId;
-	PG_TRY();
-	{
-		step(argument);
-		repl_ml_targets_close();
-	}
-	PG_FINALLY();
-	{
-		replorigin_session_origin = origin;
-		repl_ml_applying = false;
-		repl_ml_targets_forget();
-	}
-	PG_END_TRY();
-	repl_ml_session_restore(values_level);
-	AtEOXact_GUC(true, level);
 }
 
 static void

@@ -6,7 +6,7 @@
  * A row of repl_ml.transaction_record is written in the transaction it is
  * about, so it is there if and only if that is applied.  The level of a
  * prepared transaction comes in a message of its own before it.  See
- * group/status.c for what the rows are for; the supervisor removes old ones.
+ * commit/status.c for what the rows are for; the supervisor removes old ones.
  */
 #include "postgres.h"
 
@@ -23,8 +23,9 @@
 #include "utils/xid8.h"
 
 #include "apply/apply.h"
-#include "group/query.h"
-#include "wire/stream.h"
+#include "commit/commit.h"
+#include "server/server.h"
+#include "wire/wire.h"
 
 static void store(int node, Datum xid, const char *level, XLogRecPtr lsn);
 

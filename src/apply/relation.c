@@ -27,8 +27,9 @@
 
 #include "apply/apply.h"
 #include "compat.h"
-#include "group/query.h"
-#include "wire/binary.h"
+#include "row/row.h"
+#include "server/server.h"
+#include "wire/wire.h"
 
 #define LOOK_AGAIN_MS		1000	/* at a table that does not fit */
 
@@ -152,52 +153,6 @@ repl_ml_relation_get(LogicalRepRelId id)
 	return table;
 }
 
-/* Has the group stopped replicating the table of this name? */
-static bool
-is_removed(const char *schema_name, const char *table_name)
-{
-	Oid			types[2] = {TEXTOID, TEXTOID};
-	Datum		values[2] = {CStringGetTextDatum(schema_name), CStringGetTextDatum(table_name)};
-
-	return repl_ml_spi_execute("SELECT FROM repl_ml.replicated_table WHERE schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
-							   " AND table_name OPERATOR(pg_catalog.=) $2::pg_catalog.name"
-							   " AND state OPERATOR(pg_catalog.=) 'removed'",
-							   2, types, values, NULL) > 0;
-}
-
-/*
- * Has a joining node made the table from its donor's definition, with the clock
- * column, and not enrolled it yet?  It has to stay empty until it is.
- */
-static bool
-is_to_be_enrolled(const char *schema_name, Oid relid)
-{
-	return repl_ml_identity()->joining && strcmp(schema_name, REPL_ML_SCHEMA) != 0 &&
-		GetRelationPublications(relid) == NIL;
-}
-
-/*
- * The local table of that name, locked for the transaction; InvalidOid if the
- * group has removed it, an error if it should be here and is not.
- */
-Oid
-repl_ml_relation_local(const char *schema_name, const char *table_name)
-{
-	RangeVar   *range = makeRangeVar(pstrdup(schema_name), pstrdup(table_name), -1);
-	Oid			relid = RangeVarGetRelid(range, RowExclusiveLock, true);
-
-	if (OidIsValid(relid) && repl_ml_table_clock_attnum(relid) != InvalidAttrNumber &&
-		!is_to_be_enrolled(schema_name, relid))
-		return relid;
-	if (is_removed(schema_name, table_name))
-		return InvalidOid;
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_TABLE),
-			 errmsg("table \"%s.%s\" is not replicated on this node", schema_name, table_name),
-			 errhint("See SELECT * FROM repl_ml.tables.")));
-	return InvalidOid;			/* keep the compiler quiet */
-}
-
 static void
 resolve(ReplMlRemoteTable *table)
 {
@@ -209,7 +164,7 @@ resolve(ReplMlRemoteTable *table)
 	table->valid = true;
 	PG_TRY();
 	{
-		relid = repl_ml_relation_local(table->remote.nspname, table->remote.relname);
+		relid = repl_ml_table_local(table->remote.nspname, table->remote.relname);
 		if (OidIsValid(relid))
 		{
 			rel = table_open(relid, NoLock);
@@ -457,4 +412,33 @@ repl_ml_relation_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, cons
 			 errmsg("the peer sent table \"%s.%s\" without column \"%s\"",
 					table->remote.nspname, table->remote.relname, column)));
 	return NULL;				/* keep the compiler quiet */
+}
+
+/*
+ * Called with each row of the group's list of tables that comes from a peer,
+ * before it is joined.  If it says that another node has added a table which this
+ * one has added by itself, neither has copied from the other: rows that were in
+ * it before are then written anew here, once, as pending_tables() says, and the
+ * other node does the same, so that all meet.
+ */
+void
+repl_ml_relation_meet(TupleTableSlot *listed)
+{
+	Oid			types[4] = {NAMEOID, NAMEOID, TEXTOID, INT4OID};
+	Datum		values[4];
+
+	/* schema_name, table_name, state, enrolled_by */
+	slot_getsomeattrs(listed, lengthof(values));
+	for (int i = 0; i < lengthof(values); i++)
+	{
+		if (listed->tts_isnull[i])
+			return;
+		values[i] = listed->tts_values[i];
+	}
+	repl_ml_spi_execute("INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name)"
+						" SELECT l.node_id, t.schema_name, t.table_name FROM repl_ml.local_node l"
+						" JOIN repl_ml.replicated_table t ON t.enrolled_by OPERATOR(pg_catalog.=) l.node_id AND t.state OPERATOR(pg_catalog.=) 'enrolled'"
+						" WHERE t.schema_name OPERATOR(pg_catalog.=) $1 AND t.table_name OPERATOR(pg_catalog.=) $2"
+						" AND $3 OPERATOR(pg_catalog.=) 'enrolled' AND $4 OPERATOR(pg_catalog.<>) l.node_id"
+						" ON CONFLICT ON CONSTRAINT table_sync_pkey DO NOTHING", 4, types, values, NULL);
 }

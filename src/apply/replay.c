@@ -23,7 +23,7 @@
 
 #include "apply/apply.h"
 #include "compat.h"
-#include "group/quorum.h"
+#include "server/server.h"
 
 #define KEPT_BYTES			(4 * 1024 * 1024)
 #define FULL_ENOUGH			(KEPT_BYTES / 2)	/* a batch is committed then */

@@ -3,7 +3,7 @@
  *		Rows that the peer has and could not send: noted by name, and missed
  *		until something newer of them arrives or a copy brings them.
  *
- * The peer's walsender says so in place of the change (origin/output.c).  A note is
+ * The peer's walsender says so in place of the change (write/output.c).  A note is
  * written in the transaction that lacks the row, goes with the next change of the
  * same row that does arrive, and makes the table be copied again, once in a while,
  * when the nodes connect.  The heartbeat tells the others that there are some.
@@ -19,9 +19,9 @@
 #include "utils/snapmgr.h"
 
 #include "apply/apply.h"
-#include "group/query.h"
 #include "row/row.h"
-#include "wire/stream.h"
+#include "server/server.h"
+#include "wire/wire.h"
 
 #define FIELDS		4			/* schema, table, key, error */
 

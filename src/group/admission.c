@@ -14,10 +14,11 @@
 #include "utils/builtins.h"
 
 #include "compat.h"
+#include "copy/copy.h"
 #include "group/group.h"
-#include "group/query.h"
-#include "row/owner.h"
-#include "wire/stream.h"
+#include "row/row.h"
+#include "server/server.h"
+#include "wire/wire.h"
 
 /* A row of at most three texts. */
 typedef struct Row

@@ -32,12 +32,10 @@
 #include "utils/uuid.h"
 
 #include "compat.h"
+#include "converge/converge.h"
 #include "group/group.h"
-#include "group/query.h"
-#include "group/session.h"
-#include "row/row.h"
-#include "wire/ask.h"
-#include "wire/stream.h"
+#include "server/server.h"
+#include "wire/wire.h"
 
 #define MAX_ID_TRIES	100
 #define ANSWER_MS		30000	/* how long a member may take to answer */

@@ -29,11 +29,10 @@
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
 
+#include "commit/commit.h"
 #include "compat.h"
-#include "group/crash.h"
 #include "group/group.h"
-#include "group/quorum.h"
-#include "group/session.h"
+#include "server/server.h"
 
 #define PERSIST_INTERVAL_MS		2000
 #define PROBE_INTERVAL_MS		10
@@ -228,7 +227,8 @@ start_supervisors(void)
 		else if (!entry->member || !list_member_oid(closed, database))
 		{
 			entry->member = false;
-			repl_ml_shmem_release_database(database);
+			if (repl_ml_quorum_forget(i, database))
+				repl_ml_shmem_release_database(database);
 		}
 	}
 	list_free(open);

@@ -20,8 +20,7 @@
 
 #include "compat.h"
 #include "group/group.h"
-#include "group/query.h"
-#include "group/shape.h"
+#include "server/server.h"
 
 #define TYPES_INTERVAL_MS	5000	/* between two looks because of types */
 #define RETRY_MS			5000	/* after an error */

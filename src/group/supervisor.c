@@ -28,14 +28,11 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
+#include "commit/commit.h"
 #include "compat.h"
 #include "group/group.h"
-#include "group/query.h"
-#include "group/session.h"
-#include "group/quorum.h"
-#include "group/shape.h"
-#include "group/unacknowledged.h"
-#include "row/row.h"
+#include "server/server.h"
+#include "wire/wire.h"
 
 #define COMPARISON_INTERVAL_MS	5000
 #define HOUSEKEEPING_BEATS	10	/* heartbeats between two collections */
@@ -364,7 +361,7 @@ bury_peer(int node_id)
 
 	/*
 	 * for good now: what a peer has beyond it is copied from there, see
-	 * apply/sync.c
+	 * copy/sync.c
 	 */
 	SPI_execute(psprintf("INSERT INTO repl_ml.dropped_node (node_id, applied_lsn) VALUES (%d, repl_ml.received_lsn(%d))"
 						 " ON CONFLICT (node_id) DO NOTHING", node_id, node_id), false, 0);

@@ -20,7 +20,7 @@
 #include "utils/lsyscache.h"
 
 #include "compat.h"
-#include "row/share.h"
+#include "row/row.h"
 
 static bool is_number(Oid type);
 static ReplMlAmount *make_amount(bool is_array, int count);

@@ -18,8 +18,8 @@
 #include "utils/builtins.h"
 
 #include "compat.h"
-#include "group/session.h"
 #include "row/row.h"
+#include "server/server.h"
 
 static void
 refuse_null(ReplMlTable *table, int i, TupleDesc desc)

@@ -28,8 +28,8 @@
 #include "utils/syscache.h"
 
 #include "compat.h"
-#include "group/session.h"
-#include "row/owner.h"
+#include "row/row.h"
+#include "server/server.h"
 
 #define BATCH	1000
 

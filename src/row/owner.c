@@ -28,7 +28,7 @@
 #include "utils/snapmgr.h"
 
 #include "compat.h"
-#include "row/owner.h"
+#include "row/row.h"
 
 #define SAFE_SEARCH_PATH	"pg_catalog, pg_temp"
 

@@ -5,7 +5,7 @@
  * repl_ml.conflict_policy is only ever added to.  A conflict is resolved by
  * the rules that were in force at the greatest dot of its versions, so every
  * node uses the same ones, whenever a rule reaches it; what was resolved
- * before a rule arrived is resolved again (apply/reconsider.c).  The writing
+ * before a rule arrived is resolved again (converge/reconsider.c).  The writing
  * backend uses the latest rules it knows.
  *
  * Each process keeps the rules of the tables it has met until the catalog
@@ -24,7 +24,9 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-#include "row/policy.h"
+#include "row/row.h"
+#include "server/server.h"
+#include "wire/wire.h"
 
 #define POLICY_TABLE	"conflict_policy"
 

@@ -1,17 +1,20 @@
 /*
  * row.h
- *		What the writing backend and the apply worker both do to a row: know its
- *		clock and key, remember that it was deleted, store a version of it.
+ *		What the writing backend and whoever applies do to a row: know its clock and
+ *		key, remember that it was deleted, store a version of it; with whose rights.
  */
 #ifndef REPL_ML_ROW_H
 #define REPL_ML_ROW_H
 
 #include "repl_ml.h"
 #include "access/htup.h"
+#include "access/tupdesc.h"
 #include "executor/tuptable.h"
 #include "nodes/execnodes.h"
+#include "storage/lockdefs.h"
+#include "utils/numeric.h"
 #include "utils/rel.h"
-#include "wire/clock.h"
+#include "wire/wire.h"
 
 /*
  * An enrolled table (or a partition of one) as its rows need it: where the
@@ -65,12 +68,72 @@ typedef struct ReplMlTarget
 	MemoryContext context;		/* dies with the target */
 } ReplMlTarget;
 
-/* true while this process applies what came from elsewhere: no stamping */
-extern bool repl_ml_applying;
-extern int	repl_ml_applying_depth;
+/* Who we were before we became a table's owner. */
+typedef struct ReplMlUser
+{
+	Oid			user;
+	int			context;
+	int			guc_level;
+} ReplMlUser;
 
-/* true in our own workers: they write before the node is ready for users */
-extern bool repl_ml_internal_write;
+/* One rule, in force from an event on, until a later rule for the same column. */
+typedef struct ReplMlRule
+{
+	ReplMlClockEntry since;
+	NameData	column;			/* empty: the resolver of whole rows */
+	char	   *name;			/* "last_write", "max", ... */
+	int			nargs;
+	char	  **args;
+} ReplMlRule;
+
+/* What is in force at one moment. */
+typedef struct ReplMlPolicy
+{
+	const ReplMlRule *resolver; /* NULL: last_write */
+	int			merge_count;	/* columns with a rule of their own */
+	const ReplMlRule **merges;
+} ReplMlPolicy;
+
+/* What a counter counts: a number, or an array of them. */
+typedef struct ReplMlAmount
+{
+	bool		is_array;
+	int			count;			/* 1 for a number */
+	Numeric    *elements;
+} ReplMlAmount;
+
+/* What one node has added to a counter. */
+typedef struct ReplMlShare
+{
+	ReplMlClockEntry write;		/* the node, and its last write that did */
+	ReplMlAmount *amount;
+} ReplMlShare;
+
+/* All of a counter's value, sorted by node. */
+typedef struct ReplMlShares
+{
+	int			count;
+	ReplMlShare *all;
+} ReplMlShares;
+
+/* A row, or its deletion, as one write left it. */
+typedef struct ReplMlVersion
+{
+	const ReplMlClock *clock;	/* as its writer left it, with its marks */
+	ReplMlClockEntry dot;		/* the write itself */
+	bool		deleted;
+	TupleTableSlot *row;		/* NULL for a deletion */
+	const char *eviction;		/* JSON, if the deletion is the loss of a unique
+								 * key; see apply/unique.c */
+} ReplMlVersion;
+
+/* Concurrent versions of one row, sorted by dot. */
+typedef struct ReplMlVersions
+{
+	int			count;
+	int			room;
+	ReplMlVersion *all;
+} ReplMlVersions;
 
 /* in table.c */
 extern ReplMlTable *repl_ml_table_get(Relation rel);
@@ -78,8 +141,12 @@ extern Oid	repl_ml_table_root(Oid relid);
 extern AttrNumber repl_ml_table_clock_attnum(Oid relid);
 extern ReplMlClock *repl_ml_table_clock(const ReplMlTable *table, Datum value, bool isnull);
 extern void repl_ml_table_fill_key_column(ReplMlTable *table, int i, Oid type, int32 typmod);
-extern Oid	repl_ml_schema_oid(void);
-extern Oid	repl_ml_catalog_oid(const char *name);
+extern Oid	repl_ml_table_local(const char *schema_name, const char *table_name);
+
+/* in owner.c */
+extern void repl_ml_become_owner(Relation rel, ReplMlUser *saved);
+extern void repl_ml_become_self(const ReplMlUser *saved);
+extern bool repl_ml_has_rows(Oid relid, LOCKMODE lockmode);
 
 /* in key.c */
 extern uint64 repl_ml_key_hash(ReplMlTable *table, Datum *key);
@@ -99,6 +166,11 @@ extern Datum repl_ml_shape_reorder(const ReplMlTable *shape, Datum array, const 
 extern const char *repl_ml_shape_missing(const ReplMlTable *shape);
 extern bool repl_ml_shape_is_list(Oid relid);
 
+/* in size.c */
+extern void repl_ml_size_init(void);
+extern bool repl_ml_size_is_doubtful(uint64 bytes);
+extern void repl_ml_size_check(Relation rel, const Datum *values, const bool *nulls);
+
 /* in tombstone.c */
 extern ReplMlClock *repl_ml_tombstone_find(ReplMlTable *table, Datum *key, uint16 writer);
 extern bool repl_ml_tombstone_collected(uint16 node, const ReplMlClock *clock);
@@ -109,6 +181,43 @@ extern void repl_ml_tombstone_keep(ReplMlTable *table, Datum columns, Datum arra
 extern ReplMlClock *repl_ml_tombstone_find_others(ReplMlTable *table, Datum *key, uint16 writer, const ReplMlClock *except);
 extern char *repl_ml_tombstone_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *evicted);
 
+/* in version.c */
+extern void repl_ml_version_lock(ReplMlTable *table, Datum *key);
+extern bool repl_ml_version_load(ReplMlTable *table, Datum *key, TupleDesc desc,
+								 const ReplMlClock *clock, ReplMlVersions *versions);
+extern void repl_ml_version_save(ReplMlTable *table, Datum *key, const ReplMlVersions *versions);
+extern void repl_ml_version_rekey(ReplMlTable *table, TupleDesc desc);
+extern Datum repl_ml_version_from_slot(TupleTableSlot *slot, AttrNumber clock_attnum);
+extern TupleTableSlot *repl_ml_version_to_slot(Datum content, TupleDesc desc);
+
+/* in policy.c */
+extern const ReplMlPolicy *repl_ml_policy_now(ReplMlTable *table);
+extern const ReplMlPolicy *repl_ml_policy_at(ReplMlTable *table, ReplMlClockEntry dot);
+extern const ReplMlRule *repl_ml_policy_merge(const ReplMlPolicy *policy, const char *column);
+
+/* in share.c */
+extern Form_pg_attribute repl_ml_share_attribute(TupleDesc desc, const char *column);
+extern ReplMlClockEntry repl_ml_share_dot(const ReplMlMarks *marks, const ReplMlClock *clock, const char *column);
+extern ReplMlShares repl_ml_share_counter(const ReplMlMarks *marks, const ReplMlClock *clock,
+										  Form_pg_attribute att, Datum value, bool isnull);
+extern void repl_ml_share_mark_dot(ReplMlMarks *marks, const ReplMlClock *clock, const char *column,
+								   ReplMlClockEntry dot);
+extern void repl_ml_share_mark_counter(ReplMlMarks *marks, const ReplMlClock *clock, const char *column,
+									   const ReplMlShares *shares, const ReplMlAmount *value);
+extern ReplMlClock *repl_ml_share_update(const ReplMlPolicy *policy, TupleDesc desc, HeapTuple old, HeapTuple new,
+										 const ReplMlClock *old_clock, const ReplMlClock *clock);
+
+/* in amount.c */
+extern bool repl_ml_amount_fits(Oid type);
+extern ReplMlAmount *repl_ml_amount_from_datum(Oid type, Datum value, bool isnull);
+extern Datum repl_ml_amount_to_datum(const ReplMlAmount *amount, Oid type, int32 typmod);
+extern ReplMlAmount *repl_ml_amount_from_text(const char *text);
+extern char *repl_ml_amount_to_text(const ReplMlAmount *amount);
+extern ReplMlAmount *repl_ml_amount_add(const ReplMlAmount *a, const ReplMlAmount *b);
+extern ReplMlAmount *repl_ml_amount_subtract(const ReplMlAmount *a, const ReplMlAmount *b);
+extern bool repl_ml_amount_is_zero(const ReplMlAmount *amount);
+extern bool repl_ml_amount_is_finite(const ReplMlAmount *amount);
+
 /* in store.c */
 extern ReplMlTarget *repl_ml_target_open(Relation rel, bool fire_triggers);
 extern void repl_ml_target_close(ReplMlTarget *target);
@@ -116,10 +225,5 @@ extern bool repl_ml_target_find(ReplMlTarget *target, TupleTableSlot *searched);
 extern void repl_ml_target_insert(ReplMlTarget *target, TupleTableSlot *slot);
 extern void repl_ml_target_update(ReplMlTarget *target, TupleTableSlot *slot);
 extern void repl_ml_target_delete(ReplMlTarget *target);
-
-/* in size.c */
-extern void repl_ml_size_init(void);
-extern bool repl_ml_size_is_doubtful(uint64 bytes);
-extern void repl_ml_size_check(Relation rel, const Datum *values, const bool *nulls);
 
 #endif							/* REPL_ML_ROW_H */

@@ -43,8 +43,8 @@
 #include "utils/syscache.h"
 
 #include "compat.h"
-#include "group/session.h"
 #include "row/row.h"
+#include "server/server.h"
 
 #define SHAPE_TABLE		"key_shape"
 #define SHAPE_INDEX		"key_shape_pkey"

@@ -5,8 +5,8 @@
  *
  * Reads and writes the marks of a row's clock (wire/marks.c) as what they
  * mean: the write that last changed a column, or what each node has added to a
- * counter.  The writing backend says so of each update (origin/stamp.c), so
- * that concurrent versions can be merged column by column (apply/merge.c).
+ * counter.  The writing backend says so of each update (write/stamp.c), so
+ * that concurrent versions can be merged column by column (converge/merge.c).
  *
  * A mark that says no more than its absence is left out.  Infinite numbers and
  * NaN have no shares: who wrote one is taken to have set the whole value.
@@ -17,7 +17,8 @@
 #include "access/htup_details.h"
 #include "utils/datum.h"
 
-#include "row/share.h"
+#include "row/row.h"
+#include "wire/wire.h"
 
 static ReplMlMark *add_mark(ReplMlMarks *marks, const char *column);
 static void mark_column(ReplMlMarks *marks, const ReplMlRule *rule, TupleDesc desc, HeapTuple old, HeapTuple new,

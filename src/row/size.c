@@ -7,7 +7,7 @@
  * which ends at 256 MB.  So one limit (repl_ml.max_row_size) is put to what is
  * written: by stamp.c, which looks only where a row may be near it.  What was
  * there before, or has come to be longer by a type that prints much for few
- * bytes, is met by who sends it: origin/output.c.
+ * bytes, is met by who sends it: write/output.c.
  */
 #include "postgres.h"
 

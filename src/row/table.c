@@ -28,12 +28,8 @@
 
 #include "compat.h"
 #include "row/row.h"
-
-bool		repl_ml_applying = false;
-
-/* how deep in triggers it applies: in conflict_policy's it resolves rows again */
-int			repl_ml_applying_depth = 0;
-bool		repl_ml_internal_write = false;
+#include "server/server.h"
+#include "wire/wire.h"
 
 static HTAB *tables = NULL;
 
@@ -267,23 +263,48 @@ repl_ml_table_clock_attnum(Oid relid)
 	return attnum;
 }
 
-/* The extension's schema, InvalidOid where the extension is not installed. */
-Oid
-repl_ml_schema_oid(void)
+/* Has the group stopped replicating the table of this name? */
+static bool
+is_removed(const char *schema_name, const char *table_name)
 {
-	return get_namespace_oid(REPL_ML_SCHEMA, true);
+	Oid			types[2] = {TEXTOID, TEXTOID};
+	Datum		values[2] = {CStringGetTextDatum(schema_name), CStringGetTextDatum(table_name)};
+
+	return repl_ml_spi_execute("SELECT FROM repl_ml.replicated_table WHERE schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
+							   " AND table_name OPERATOR(pg_catalog.=) $2::pg_catalog.name"
+							   " AND state OPERATOR(pg_catalog.=) 'removed'",
+							   2, types, values, NULL) > 0;
 }
 
-/* One of the extension's own tables. */
-Oid
-repl_ml_catalog_oid(const char *name)
+/*
+ * Has a joining node made the table from its donor's definition, with the clock
+ * column, and not enrolled it yet?  It has to stay empty until it is.
+ */
+static bool
+is_to_be_enrolled(const char *schema_name, Oid relid)
 {
-	Oid			relid = get_relname_relid(name, repl_ml_schema_oid());
+	return repl_ml_identity()->joining && strcmp(schema_name, REPL_ML_SCHEMA) != 0 &&
+		GetRelationPublications(relid) == NIL;
+}
 
-	if (!OidIsValid(relid))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("table \"%s.%s\" does not exist", REPL_ML_SCHEMA, name),
-				 errhint("Run CREATE EXTENSION repl_ml.")));
-	return relid;
+/*
+ * The local table of that name, locked for the transaction; InvalidOid if the
+ * group has removed it, an error if it should be here and is not.
+ */
+Oid
+repl_ml_table_local(const char *schema_name, const char *table_name)
+{
+	RangeVar   *range = makeRangeVar(pstrdup(schema_name), pstrdup(table_name), -1);
+	Oid			relid = RangeVarGetRelid(range, RowExclusiveLock, true);
+
+	if (OidIsValid(relid) && repl_ml_table_clock_attnum(relid) != InvalidAttrNumber &&
+		!is_to_be_enrolled(schema_name, relid))
+		return relid;
+	if (is_removed(schema_name, table_name))
+		return InvalidOid;
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_TABLE),
+			 errmsg("table \"%s.%s\" is not replicated on this node", schema_name, table_name),
+			 errhint("See SELECT * FROM repl_ml.tables.")));
+	return InvalidOid;			/* keep the compiler quiet */
 }

@@ -19,7 +19,7 @@
  * A tombstone names the columns of its key.  One of another key than the table
  * has now counts for the rows that have its values in those columns (shape.c).
  * Such rows cannot be kept apart by order: who writes such a tombstone beside
- * the present key locks out all writers of the table (apply/row.c).
+ * the present key locks out all writers of the table (converge/row.c).
  */
 #include "postgres.h"
 
@@ -38,8 +38,9 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-#include "group/shmem.h"
 #include "row/row.h"
+#include "server/server.h"
+#include "wire/wire.h"
 
 #define TOMBSTONE_TABLE			"tombstone"
 #define TOMBSTONE_INDEX			"tombstone_key_hash_idx"

@@ -36,8 +36,9 @@
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
-#include "group/session.h"
-#include "row/version.h"
+#include "row/row.h"
+#include "server/server.h"
+#include "wire/wire.h"
 
 #define VERSION_TABLE	"concurrent_version"
 #define VERSION_INDEX	"concurrent_version_key_hash_idx"

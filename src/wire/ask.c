@@ -20,8 +20,7 @@
 #include "utils/wait_event.h"
 
 #include "compat.h"
-#include "wire/ask.h"
-#include "wire/stream.h"
+#include "wire/wire.h"
 
 #define APPLICATION_NAME	REPL_ML_APPLICATION "question"
 

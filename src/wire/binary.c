@@ -16,7 +16,7 @@
 #include "catalog/pg_type.h"
 #include "utils/lsyscache.h"
 
-#include "wire/binary.h"
+#include "wire/wire.h"
 
 /* Has the type the same id and the same binary form on all nodes, whatever major they run? */
 bool

@@ -28,7 +28,7 @@
 #include "fmgr.h"
 
 #include "compat.h"
-#include "wire/clock.h"
+#include "wire/wire.h"
 
 /* the node id's part of an entry; the counter has the rest */
 #define NODE_SIZE	2

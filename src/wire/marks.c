@@ -27,14 +27,14 @@
  *				bytes of length, and the sum as text
  *
  * Where they are in the clock is clock.c's, their text form vclock.c's; what
- * they are used for is row/share.c's and apply/merge.c's.
+ * they are used for is row/share.c's and converge/merge.c's.
  */
 #include "postgres.h"
 
 #include "lib/stringinfo.h"
 
 #include "compat.h"
-#include "wire/marks.h"
+#include "wire/wire.h"
 
 #define ENTRY_SIZE	REPL_ML_CLOCK_ENTRY_SIZE
 

@@ -5,7 +5,7 @@
  * One connection serves SQL first (handshake, slot, copies) and the
  * replication stream after repl_ml_stream_start.  An error of the peer is
  * raised here with the peer's own SQLSTATE.  Messages are read by
- * apply/worker.c with walrcv_receive.
+ * group/worker.c with walrcv_receive.
  */
 #include "postgres.h"
 
@@ -21,14 +21,14 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
-#include "wire/stream.h"
+#include "wire/wire.h"
 
 static void append_option(StringInfo conninfo, const char *keyword, const char *value);
 static WalRcvExecResult *execute(WalReceiverConn *conn, const char *sql, int ncolumns, const Oid *types);
 
 /*
  * A connection string, or URI, as keywords and values, under our application's
- * name: by that the server knows whose session it is (group/session.c).  The
+ * name: by that the server knows whose session it is (server/session.c).  The
  * password goes into *password where the caller has another way for it; NULL: it
  * stays.  An error if libpq cannot read it; a URI, which it would quote, is not
  * told.
@@ -186,7 +186,7 @@ repl_ml_stream_free(ReplMlResult *result)
 /*
  * Starts a COPY ... TO STDOUT; the rows follow through walrcv_receive.  Rows
  * that a policy hides from our role are an error, not left out (row_security,
- * see group/session.c).
+ * see server/session.c).
  */
 void
 repl_ml_stream_copy_out(WalReceiverConn *conn, const char *sql)

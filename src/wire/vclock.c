@@ -27,8 +27,7 @@
 #include "utils/builtins.h"
 
 #include "compat.h"
-#include "wire/clock.h"
-#include "wire/marks.h"
+#include "wire/wire.h"
 
 /* a clock from outside while it is read; only add_entry() appends to it */
 typedef struct ClockInput

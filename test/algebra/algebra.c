@@ -6,8 +6,8 @@
  *
  * usage: algebra POLICY [all]
  *
- * The code under test is the real one: apply/row.c, apply/conflict.c,
- * apply/resolve.c and wire/clock.c, linked with a node (node.c) that keeps one
+ * The code under test is the real one: converge/row.c, converge/conflict.c,
+ * converge/resolve.c and wire/clock.c, linked with a node (node.c) that keeps one
  * row in memory, and a few functions of the server (server.c).
  *
  * A history is up to five events: each a write or a deletion by one of three

@@ -5,7 +5,7 @@
 #ifndef REPL_ML_ALGEBRA_H
 #define REPL_ML_ALGEBRA_H
 
-#include "apply/apply.h"
+#include "converge/converge.h"
 
 /* the server's own are not linked */
 #undef printf

@@ -1,6 +1,6 @@
 /*
  * node.c
- *		One row of one table on one node, in memory: what apply/row.c calls to
+ *		One row of one table on one node, in memory: what converge/row.c calls to
  *		find, store and remember it.
  *
  * Does what the files of src/row and src/apply say of the functions of the
@@ -13,7 +13,7 @@
 #include "fmgr.h"
 
 #include "algebra.h"
-#include "group/crash.h"
+#include "server/server.h"
 
 enum
 {

@@ -71,7 +71,7 @@ class History:
         for version in versions:
             self.rows.setdefault((version.table, version.key), []).append(version)
         # A dot is one write of a row; of other rows there may be some with the same. Where a node followed
-        # a row of another that is far ahead (group/ticker.c), an insert that is lifted at once may have it too.
+        # a row of another that is far ahead (server/ticker.c), an insert that is lifted at once may have it too.
         self.by_dot = {(version.table, version.key, version.dot): version
                        for version in sorted(versions, key=lambda version: not version.is_lifted)}
 

@@ -2,7 +2,7 @@
 # row, in whatever order they arrive: counters are exact sums, independent columns each keep their last
 # write, the others are joined; and what is lost, and nothing else, is in the conflict log.
 #
-# Seen failing: with has_dropped (apply/merge.c) always false, "deleted and inserted again"; with the value
+# Seen failing: with has_dropped (converge/merge.c) always false, "deleted and inserted again"; with the value
 # itself in place of the delta in mark_column (row/share.c), all counters; without repl_ml_share_mark_counter
 # in merge_counter, "keeps its shares"; without repl_ml_share_mark_dot in merge_independent, "keeps its last
 # writes"; without repl_ml_share_update in stamp.c, nearly all of it; without the look at marks in stamp.c's

@@ -57,7 +57,7 @@ nothing_parked(\@nodes);
 done_testing();
 
 # Ten updates in turns, each where the one before it has arrived.
-# Seen failing: with clock_make in place of clock_advance in stamp_update (origin/stamp.c): a clock that forgets what was overwritten.
+# Seen failing: with clock_make in place of clock_advance in stamp_update (write/stamp.c): a clock that forgets what was overwritten.
 sub situation_1
 {
 	my $clock;
@@ -78,7 +78,7 @@ sub situation_1
 
 # The link n1 -> n3 is slow: what n2 made of n1's rows arrives first.
 # Seen failing: 9 with tombstone_find (row/tombstone.c) blind for what is applied; 10 with "if (true)" for the two is_within of
-# join_into_row (apply/row.c), so that what arrives last stays.
+# join_into_row (converge/row.c), so that what arrives last stays.
 sub situations_9_and_10
 {
 	my %clock;
@@ -107,7 +107,7 @@ sub situations_9_and_10
 }
 
 # n2 overwrites and deletes what it has seen of n1, with a slow clock; perhaps restarted in between.
-# Seen failing: with clock_make in stamp_update as above and the bare wall clock in ticker_next (group/ticker.c: next = now,
+# Seen failing: with clock_make in stamp_update as above and the bare wall clock in ticker_next (server/ticker.c: next = now,
 # "above" ignored); the latter alone makes situation 8 and real_conflict fail.
 sub overwrite
 {

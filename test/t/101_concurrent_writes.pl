@@ -168,7 +168,7 @@ sub write_third
 	deletes($node, 'tie', 2);
 }
 
-# Seen failing: this and all below with the row that arrives winning in last_write (apply/resolve.c).
+# Seen failing: this and all below with the row that arrives winning in last_write (converge/resolve.c).
 sub situation_2
 {
 	row_is('t', 2, '{"a": "n2", "b": "b0", "id": 2}', 'situation 2');
@@ -187,7 +187,7 @@ sub situation_3
 }
 
 # A deletion against an update, either of them the later one, in a transaction with an unrelated row.
-# Seen failing: with find_winner (apply/resolve.c) returning the first deletion, if there is one.
+# Seen failing: with find_winner (converge/resolve.c) returning the first deletion, if there is one.
 sub situation_4
 {
 	row_is('t', 4, '{"a": "a0", "b": "n2", "id": 4}', 'situation 4, the update is newer');
@@ -240,7 +240,7 @@ sub situation_5
 }
 
 # Rows with a clock a day ahead, which no trigger gives: a counter that far ahead is followed by the row
-# it is in and does not carry the node's own along (group/ticker.c), so whoever writes such a row next
+# it is in and does not carry the node's own along (server/ticker.c), so whoever writes such a row next
 # gives it exactly the counter after. Three nodes that do get three equal counters, the ordinary way.
 sub prepare_ties
 {
@@ -290,7 +290,7 @@ sub situation_11
 }
 
 # 6 kB out of line. The value an update leaves alone is not in what PostgreSQL logs of it by itself.
-# Seen failing: without with_whole_values in stamp_update (origin/stamp.c).
+# Seen failing: without with_whole_values in stamp_update (write/stamp.c).
 sub situation_14
 {
 	my ($old, $one, $two) = map { $_ x 6000 } 0 .. 2;
@@ -326,7 +326,7 @@ sub generated_columns
 
 # Three writers: rows 1 to 6 are written in every order of the nodes, in rows 7 to 12 the second writer
 # deletes; at every node either of the others' versions comes first.
-# Seen failing: where history_record (apply/history.c) kept the first verdict of a loser instead of the last one.
+# Seen failing: where history_record (converge/history.c) kept the first verdict of a loser instead of the last one.
 sub three_writers
 {
 	my @orders = ([ 1, 2, 3 ], [ 1, 3, 2 ], [ 2, 1, 3 ], [ 2, 3, 1 ], [ 3, 1, 2 ], [ 3, 2, 1 ]);
@@ -405,7 +405,7 @@ sub equal_counts
 # Two nodes add one to the same number: one increment is lost, the rows are equal, and there is no conflict. It is counted on
 # every node that sees both, and recorded where that is wanted. So are equal inserts; not what a counter adds up, nor what
 # is delivered twice, nor one write after another.
-# Seen failing: without count_equal (apply/row.c); with it counting versions that differ; without is_logged (apply/history.c).
+# Seen failing: without count_equal (converge/row.c); with it counting versions that differ; without is_logged (converge/history.c).
 sub counted
 {
 	my $name = 'two increments at once';

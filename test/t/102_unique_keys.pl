@@ -78,7 +78,7 @@ sub ids_are
 
 # Two writers in both orders of their counters, and what they wrote in both orders at n3: n3 hears $first
 # before $second, n4 the other way round.
-# Seen failing: with yields (apply/unique.c) never refusing, and with it always refusing, the rival: order of arrival.
+# Seen failing: with yields (converge/unique.c) never refusing, and with it always refusing, the rival: order of arrival.
 sub situations_12_and_13
 {
 	my ($round, $first, $second) = @_;
@@ -217,7 +217,7 @@ sub meanwhile
 }
 
 # Expressions, parts of a table, exclusion, null as a value; in both orders at n3 and n4.
-# Seen failing: exclusion without indisexclusion in make_room (apply/unique.c).
+# Seen failing: exclusion without indisexclusion in make_room (converge/unique.c).
 sub other_kinds_of_keys
 {
 	my $name = 'other kinds of keys';
@@ -253,7 +253,7 @@ sub other_kinds_of_keys
 }
 
 # A constraint that may be deferred holds all the same.
-# Seen failing: when apply/unique.c passed over indexes that are not indimmediate.
+# Seen failing: when converge/unique.c passed over indexes that are not indimmediate.
 sub deferrable
 {
 	cut_all(@nodes);
@@ -269,7 +269,7 @@ sub deferrable
 # n1 gives keys up, n2 gives them to other rows when it has heard so: no conflict, also where n2's changes
 # arrive first, and of who was deleted for it.
 # Nor where n3 removes tombstones meanwhile: those of the rows it evicts are as old as the rows.
-# Seen failing: with no_loser (apply/row.c) doing nothing; with collect_tombstones (the SQL script) keeping no eviction.
+# Seen failing: with no_loser (converge/row.c) doing nothing; with collect_tombstones (the SQL script) keeping no eviction.
 sub handed_over
 {
 	my $name = 'keys handed over';
@@ -318,7 +318,7 @@ sub again
 
 # n1 and n2 write a row, n2 deleting it first; n3 has given both its keys to others, which n2 sees as well. So n4
 # hears of both evictions from n3, then of the later one again from n2, and only then what n1 wrote.
-# Seen failing: when bury_row (apply/row.c) took what came again for something new: n4 did not know the first one.
+# Seen failing: when bury_row (converge/row.c) took what came again for something new: n4 did not know the first one.
 sub told_twice
 {
 	my $name = 'told twice';

@@ -100,7 +100,7 @@ sub stamps_of
 }
 
 # Key $key of a round: in every order of the writers all three update, or the second deletes, or the last.
-# Seen failing: "nb" with compare_column (apply/resolve.c) taking null for greatest, "np" with node_priority not looking at ranks.
+# Seen failing: "nb" with compare_column (converge/resolve.c) taking null for greatest, "np" with node_priority not looking at ranks.
 sub three_writers
 {
 	my @orders = ([ 1, 2, 3 ], [ 1, 3, 2 ], [ 2, 1, 3 ], [ 2, 3, 1 ], [ 3, 1, 2 ], [ 3, 2, 1 ]);
@@ -206,7 +206,7 @@ sub kept_both
 
 # A rule is in force for conflicts whose last write is after it, whoever knows of it when: n4 resolves rows
 # 4 and 9 by the old rule first, because n1's rule arrives last; row 9 n1 has not written at all.
-# Seen failing: with policy_at (row/policy.c) returning the latest rules known, and without resolve_again (apply/reconsider.c).
+# Seen failing: with policy_at (row/policy.c) returning the latest rules known, and without resolve_again (converge/reconsider.c).
 sub rules_change
 {
 	my $update = sub { my ($node, $id) = @_; sql($node, "UPDATE turn SET v = '" . $node->name . "' WHERE id = $id"); return; };
@@ -260,7 +260,7 @@ sub define
 	return;
 }
 
-# Seen failing: symmetry without rows_differ in by_function (apply/resolve.c).
+# Seen failing: symmetry without rows_differ in by_function (converge/resolve.c).
 sub bad_function
 {
 	my $fair = 'IF a.v > b.v THEN RETURN a; END IF; RETURN b;';

@@ -65,7 +65,7 @@ sub in_one_partition
 }
 
 # Two rows that are moved to one key, a row moved to two keys, a row moved and written, a chain.
-# Seen failing: without tombstone_insert in stamp_update (origin/stamp.c).
+# Seen failing: without tombstone_insert in stamp_update (write/stamp.c).
 sub moves_of_n1
 {
 	my ($b) = @_;
@@ -119,7 +119,7 @@ END
 
 # A TRUNCATE deletes what its node has: rows inserted elsewhere meanwhile stay, later updates win,
 # earlier ones lose, and both are recorded.
-# Seen failing: without bury_all_rows in stamp_truncate (origin/stamp.c).
+# Seen failing: without bury_all_rows in stamp_truncate (write/stamp.c).
 sub truncate_of_n1
 {
 	my ($b) = @_;
@@ -147,7 +147,7 @@ sub cleared_are
 }
 
 # The same row inserted on all three nodes, to the last bit: floats, json, out-of-line values.
-# Seen failing: with history_describe (apply/history.c) recording also where no column differs.
+# Seen failing: with history_describe (converge/history.c) recording also where no column differs.
 sub identical
 {
 	my ($b) = @_;
@@ -162,7 +162,7 @@ sub clocks_of_identical
 }
 
 # n3 gets n2's update of what it does not have yet, with a large value that the update left alone.
-# Seen failing: without with_whole_values in stamp_update (origin/stamp.c); with what arrives last staying (apply/row.c).
+# Seen failing: without with_whole_values in stamp_update (write/stamp.c); with what arrives last staying (converge/row.c).
 sub update_before_insert
 {
 	my $name = 'an update before its insert';
@@ -228,7 +228,7 @@ sub orphans
 }
 
 # A change that one node cannot apply, and later versions of its row, that a third node makes of it.
-# Seen failing: with what arrives last staying ("if (true)" in join_into_row, apply/row.c).
+# Seen failing: with what arrives last staying ("if (true)" in join_into_row, converge/row.c).
 sub parked_and_tried_again
 {
 	my $name = 'a parked version and concurrent ones';

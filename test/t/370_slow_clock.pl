@@ -39,7 +39,7 @@ clock_health($n2, 'node "n1" is at least (29|30)\.\d seconds ahead of this .*nod
 clock_health($_, 'node "n2" is at least (29|30)\.\d seconds behind this') foreach $n1, $n3;
 
 # Without having heard of it, n2 writes after n1 has: n2's is the later write, whatever its clock says.
-# Seen failing: with repl_ml_ticker_follow (group/ticker.c) doing nothing, where n1 wins each time.
+# Seen failing: with repl_ml_ticker_follow (server/ticker.c) doing nothing, where n1 wins each time.
 cut_all(@nodes);
 foreach my $id (1 .. 5)
 {

@@ -1,0 +1,93 @@
+/*
+ * progress.c
+ *		What the apply worker shows of itself in shared memory, and tells its peer.
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "utils/timestamp.h"
+
+#include "apply/apply.h"
+#include "server/server.h"
+#include "wire/wire.h"
+
+/* Shows what the worker is doing in repl_ml.stat_apply. */
+void
+repl_ml_apply_set_state(ReplMlApply *worker, ReplMlWorkerState state)
+{
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	worker->worker->state = state;
+	LWLockRelease(repl_ml_shared->lock);
+	pgstat_report_activity(STATE_RUNNING, repl_ml_worker_state_name(state));
+}
+
+/* Shows an error in repl_ml.stat_apply. */
+void
+repl_ml_apply_show_error(ReplMlApply *worker, const ErrorData *error)
+{
+	ReplMlWorker *shown = worker->worker;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	shown->errors++;
+	shown->error_time = GetCurrentTimestamp();
+	shown->error_sqlstate = error->sqlerrcode;
+	strlcpy(shown->error_message, error->message, REPL_ML_ERROR_LENGTH);
+	if (error->detail != NULL && error->sqlerrcode == ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION)
+		snprintf(shown->error_message, REPL_ML_ERROR_LENGTH, "%s: %s", error->message, error->detail);
+	strlcpy(shown->error_hint, error->hint ? error->hint : "", REPL_ML_ERROR_LENGTH);
+	LWLockRelease(repl_ml_shared->lock);
+}
+
+/* Shows in repl_ml.stat_apply what the worker waits for, which is no error. */
+void
+repl_ml_apply_show_wait(ReplMlApply *worker, const char *message, const char *hint)
+{
+	ReplMlWorker *shown = worker->worker;
+
+	repl_ml_apply_set_state(worker, REPL_ML_WORKER_WAITING);
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	shown->error_time = GetCurrentTimestamp();
+	shown->error_sqlstate = ERRCODE_OBJECT_IN_USE;
+	strlcpy(shown->error_message, message, REPL_ML_ERROR_LENGTH);
+	strlcpy(shown->error_hint, hint, REPL_ML_ERROR_LENGTH);
+	LWLockRelease(repl_ml_shared->lock);
+}
+
+/*
+ * Tells the peer, before anything behind it is acknowledged, that something of
+ * the transaction that ends at "end" is parked here: so our acknowledgement is
+ * not one of that transaction.  The form is that of a status that nobody
+ * else sends; why twice, and with a question, see hear_parked in commit/reply.c.
+ */
+void
+repl_ml_apply_tell_parked(ReplMlApply *worker, XLogRecPtr end)
+{
+	if (end <= worker->told)
+		return;
+	repl_ml_stream_status(worker->conn, worker->told, end, worker->told, false);
+	repl_ml_stream_status(worker->conn, worker->told, end, worker->told, true);
+}
+
+static bool retry_wanted = false;
+
+/*
+ * Called in the apply worker by park.c and dispatch.c: something has been parked
+ * that may be tried again, or what it waits for may have come.  The worker's next
+ * step of copy/retry.c sees it.
+ */
+void
+repl_ml_apply_retry_soon(void)
+{
+	retry_wanted = true;
+}
+
+/* Called by copy/retry.c: has somebody said so since the last call? */
+bool
+repl_ml_apply_retry_is_wanted(void)
+{
+	bool		wanted = retry_wanted;
+
+	retry_wanted = false;
+	return wanted;
+}

@@ -1,0 +1,440 @@
+/*
+ * commit.c
+ *		Commits that mean it: how many members have a transaction before its
+ *		commit returns.
+ *
+ * Before the commit the level is settled and, where too few members can be
+ * reached, the transaction is refused.  Then core's own wait for synchronous
+ * replication is set up: synchronous_commit is raised for this commit, or
+ * lowered where there is nothing to wait for (the library itself gives
+ * synchronous_standby_names its value, so every other commit of the server
+ * would wait).  After the commit we look whether the wait ended because the
+ * members have the transaction.  If not (a timeout, a cancel), the client must
+ * not read success: the message that would say so is replaced by an error.
+ *
+ * Next on the way: output.c sends the transaction to the peers, reply.c hears
+ * them, commit/quorum.c lets the commit go.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+/* what differs with these is not used, and spares the headers of Kerberos and OpenSSL */
+#undef ENABLE_GSS
+#undef USE_OPENSSL
+#undef USE_SSL
+#include "libpq/libpq.h"
+#include "miscadmin.h"
+#include "replication/message.h"
+#include "replication/syncrep.h"
+#include "storage/latch.h"
+#include "tcop/dest.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/elog.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+
+#include "commit/commit.h"
+#include "compat.h"
+#include "row/row.h"
+#include "server/server.h"
+
+/* repl_ml.write_timeout: default, minimum, maximum, ms */
+#define WRITE_TIMEOUT		10000, 0, INT_MAX
+
+static int	write_timeout;
+
+/* The commit under way in this backend. */
+typedef struct Commit
+{
+	bool		waits;			/* announced to commit/quorum.c */
+	ReplMlLevel level;
+	int			timeout;		/* ms; 0: none */
+	char		parked_on[4 * NAMEDATALEN]; /* members, where it ended for that */
+	bool		changed;		/* synchronous_commit is not the user's */
+	int			synchronous_commit; /* the user's */
+} Commit;
+
+static Commit commit;
+static volatile sig_atomic_t timed_out = false; /* by on_timeout */
+static TimeoutId timeout_id = MAX_TIMEOUTS; /* until it is registered */
+
+/* The commit that could not be acknowledged, until the client has been told. */
+static struct
+{
+	Commit		commit;
+	ReplMlOutcome outcome;
+	XLogRecPtr	lsn;
+	const PQcommMethods *methods;	/* core's; NULL: nothing to tell */
+} untold;
+
+static emit_log_hook_type previous_log_hook = NULL;
+
+static void on_xact_event(XactEvent event, void *arg);
+static void before_commit(void);
+static void begin(ReplMlLevel level, TransactionId xid);
+static void tell_level(ReplMlLevel level);
+static ReplMlOutcome end(XLogRecPtr lsn, bool committed);
+static ReplMlLevel level_of_prepared(const char *gid, TransactionId *xid);
+static void mark_commit(ReplMlLevel level);
+static void set_synchronous_commit(int value);
+static void after_commit(XLogRecPtr lsn, bool committed);
+static void start_timeout(void);
+static void on_timeout(void);
+static void tell_client_later(ReplMlOutcome outcome, XLogRecPtr lsn);
+static int	replace_success(char type, const char *data, size_t length);
+static void raise_unacknowledged(const Commit *given_up, ReplMlOutcome outcome, XLogRecPtr lsn);
+static void silence_core(ErrorData *error);
+
+/* Defines the setting and installs the callbacks; at server start takes synchronous_standby_names. */
+void
+repl_ml_commit_init(void)
+{
+	DefineCustomIntVariable("repl_ml.write_timeout",
+							"How long a commit waits for other members to have it; 0 waits for ever.",
+							"A commit that is given up is an error, though the transaction is committed on this node.",
+							&write_timeout,
+							WRITE_TIMEOUT,
+							PGC_USERSET,
+							GUC_UNIT_MS,
+							NULL,
+							NULL,
+							NULL);
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	/* a value of the administrator's has precedence */
+	SetConfigOption("synchronous_standby_names", REPL_ML_STANDBY_NAME, PGC_POSTMASTER, PGC_S_DYNAMIC_DEFAULT);
+	RegisterXactCallback(on_xact_event, NULL);
+	previous_log_hook = emit_log_hook;
+	emit_log_hook = silence_core;
+}
+
+static void
+on_xact_event(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			before_commit();
+			break;
+		case XACT_EVENT_PRE_PREPARE:
+			/* whoever commits it waits, and tells the level */
+			if (repl_ml_token_is_out() && repl_ml_ticker_used())
+				tell_level(repl_ml_level_wanted());
+			if (repl_ml_quorum_owns_waits() && synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
+				set_synchronous_commit(SYNCHRONOUS_COMMIT_LOCAL_FLUSH);
+			break;
+		case XACT_EVENT_COMMIT:
+			after_commit(XactLastCommitEnd, true);
+			break;
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			after_commit(InvalidXLogRecPtr, false);
+			break;
+		default:
+			break;
+	}
+}
+
+/* Settles the level of the commit that begins, and whether it may. */
+static void
+before_commit(void)
+{
+	TransactionId xid = GetTopTransactionIdIfAny();
+	ReplMlLevel level = REPL_ML_ONE;
+
+	if (TransactionIdIsValid(xid) && !repl_ml_internal_write && !repl_ml_applying && repl_ml_ticker_used())
+		level = repl_ml_level_wanted();
+
+	/*
+	 * also without an id: NOTIFY and temporary tables make the transaction take
+	 * one after this, and core would let it wait
+	 */
+	begin(level, xid);
+	if (!TransactionIdIsValid(xid))
+		return;
+	if (!repl_ml_applying || replorigin_session_origin == InvalidRepOriginId)
+		repl_ml_news_begin();
+	if (repl_ml_token_is_out() && repl_ml_ticker_used())
+		tell_level(level);
+}
+
+/* A message in the transaction, for those who apply it and may be asked about it. */
+static void
+tell_level(ReplMlLevel level)
+{
+	char	   *message = repl_ml_record_of_transaction(level);
+
+	LogLogicalMessage_compat(REPL_ML_MESSAGE_PREFIX, message, strlen(message), true);
+}
+
+/*
+ * Sets up core's wait for the commit of a transaction with this level; an error
+ * where the level cannot be reached.
+ */
+static void
+begin(ReplMlLevel level, TransactionId xid)
+{
+	if (level == REPL_ML_ONE || repl_ml_members_is_alone())
+	{
+		if (synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH && repl_ml_quorum_owns_waits())
+			set_synchronous_commit(SYNCHRONOUS_COMMIT_LOCAL_FLUSH);
+		return;
+	}
+	if (!repl_ml_quorum_owns_waits())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("write consistency \"%s\" is not possible while \"%s\" is set to something else",
+						repl_ml_level_name(level), "synchronous_standby_names"),
+				 errdetail("Commits wait where they would wait for standbys."),
+				 errhint("Remove %s from the server's configuration and restart it, or set it to %s and reload the configuration.",
+						 "synchronous_standby_names", REPL_ML_STANDBY_NAME)));
+	repl_ml_quorum_begin(level, xid);
+	commit.waits = true;
+	commit.level = level;
+	mark_commit(level);
+	start_timeout();
+}
+
+/*
+ * Lets the commit wait in the queue of its level.  Two bits of the commit record,
+ * which mean little else, tell the level to commit/recall.c: a record of its own
+ * would be decoded and sent with every transaction.
+ */
+static void
+mark_commit(ReplMlLevel level)
+{
+	set_synchronous_commit(SYNCHRONOUS_COMMIT_REMOTE_APPLY);
+	if (level == REPL_ML_ALL)
+		ForceSyncCommit();
+	else
+		assign_synchronous_commit(SYNCHRONOUS_COMMIT_REMOTE_FLUSH, NULL);
+}
+
+/* Until end; not through the setting, whose own changes it must survive. */
+static void
+set_synchronous_commit(int value)
+{
+	if (!commit.changed)
+		commit.synchronous_commit = synchronous_commit;
+	commit.changed = true;
+	synchronous_commit = value;
+	assign_synchronous_commit(value, NULL);
+}
+
+/* The end of a transaction: takes everything back, and sees to it that the client hears the truth. */
+static void
+after_commit(XLogRecPtr lsn, bool committed)
+{
+	bool		waited = commit.waits;
+	ReplMlOutcome outcome = end(lsn, committed);
+
+	repl_ml_level_forget();
+	repl_ml_token_forget();
+	if (waited && (outcome == REPL_ML_TIMED_OUT || outcome == REPL_ML_CANCELLED || outcome == REPL_ML_PARKED))
+		tell_client_later(outcome, lsn);
+}
+
+/* Takes back what commit_begin set up, and says what became of the wait. */
+static ReplMlOutcome
+end(XLogRecPtr lsn, bool committed)
+{
+	repl_ml_news_end();
+	if (commit.changed)
+	{
+		synchronous_commit = commit.synchronous_commit;
+		assign_synchronous_commit(commit.synchronous_commit, NULL);
+		commit.changed = false;
+	}
+	if (!commit.waits)
+		return REPL_ML_ACKNOWLEDGED;
+	commit.waits = false;
+	if (timeout_id != MAX_TIMEOUTS)
+		disable_timeout(timeout_id, false);
+	/* fired too late to be seen by the wait: it is nobody's cancel */
+	if (timed_out && committed)
+		QueryCancelPending = false;
+	return repl_ml_quorum_end(lsn, !committed ? REPL_ML_ABORTED :
+							  timed_out ? REPL_ML_TIMED_OUT : REPL_ML_CANCELLED,
+							  commit.parked_on, sizeof(commit.parked_on));
+}
+
+static void
+start_timeout(void)
+{
+	timed_out = false;
+	/* SET LOCAL ends with the transaction, the error comes after it */
+	commit.timeout = write_timeout;
+	if (write_timeout <= 0)
+		return;
+	if (timeout_id == MAX_TIMEOUTS)
+		timeout_id = RegisterTimeout(USER_TIMEOUT, on_timeout);
+	enable_timeout_after(timeout_id, write_timeout);
+}
+
+/* Core's wait ends on a cancel only. */
+static void
+on_timeout(void)
+{
+	timed_out = true;
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+}
+
+/*
+ * No error may be raised inside a commit that has happened.  So the next
+ * message that tells the client of success becomes the error.
+ */
+static void
+tell_client_later(ReplMlOutcome outcome, XLogRecPtr lsn)
+{
+	static PQcommMethods ours;
+
+	if (whereToSendOutput != DestRemote)
+	{
+		ereport(WARNING,
+				(errcode(ERRCODE_T_R_STATEMENT_COMPLETION_UNKNOWN),
+				 errmsg("a transaction is committed on this node but not acknowledged by write consistency \"%s\"",
+						repl_ml_level_name(commit.level))));
+		return;
+	}
+	untold.commit = commit;
+	untold.outcome = outcome;
+	untold.lsn = lsn;
+	if (untold.methods != NULL)
+		return;
+	untold.methods = PqCommMethods;
+	ours = *PqCommMethods;
+	ours.putmessage = replace_success;
+	PqCommMethods = &ours;
+}
+
+/* In place of core's: CommandComplete, or ReadyForQuery where the commit came with a Sync. */
+static int
+replace_success(char type, const char *data, size_t length)
+{
+	const PQcommMethods *methods = untold.methods;
+
+	if (type != 'C' && type != 'Z')
+		return methods->putmessage(type, data, length);
+	PqCommMethods = methods;
+	untold.methods = NULL;
+	raise_unacknowledged(&untold.commit, untold.outcome, untold.lsn);
+	return 0;					/* not reached */
+}
+
+/* Raises the error for a transaction that is committed here and not acknowledged. */
+static void
+raise_unacknowledged(const Commit *given_up, ReplMlOutcome outcome, XLogRecPtr lsn)
+{
+	char	   *missing = repl_ml_members_missing(lsn);
+	StringInfoData detail;
+
+	initStringInfo(&detail);
+	if (given_up->parked_on[0] != '\0')
+		appendStringInfo(&detail, _("Something of it is parked on %s, or could not be sent there. "), given_up->parked_on);
+	if (outcome == REPL_ML_TIMED_OUT)
+		appendStringInfo(&detail, _("No answer within %d ms (repl_ml.write_timeout) from: %s."), given_up->timeout, missing);
+	else if (outcome == REPL_ML_CANCELLED)
+		appendStringInfo(&detail, _("The wait was cancelled; no answer yet from: %s."), missing);
+	else
+		appendStringInfo(&detail, _("Too few other members are left."));
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_STATEMENT_COMPLETION_UNKNOWN),
+			 errmsg("transaction is committed on this node but not acknowledged by write consistency \"%s\"",
+					repl_ml_level_name(given_up->level)),
+			 errdetail_internal("%s", detail.data),
+			 outcome == REPL_ML_PARKED ?
+			 errhint("See SELECT * FROM repl_ml.parked_changes and repl_ml.health on those nodes; once the cause is mended, repl_ml.retry_parked(id) applies it there. With repl_ml.transaction_token() in a transaction, SELECT repl_ml.transaction_status(token) tells what became of it.") :
+			 errhint("It will reach the other members when they can be reached. With repl_ml.transaction_token() in a transaction, SELECT repl_ml.transaction_status(token) tells what became of it.")));
+}
+
+/*
+ * COMMIT PREPARED and ROLLBACK PREPARED, run by "run": they have no callbacks
+ * of their own.  The level is that of the setting and of the tables that the
+ * prepared transaction has locked for writing, or for TRUNCATE.
+ */
+void
+repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run) (void *argument), void *argument)
+{
+	ReplMlOutcome outcome = REPL_ML_ACKNOWLEDGED;
+	TransactionId xid = InvalidTransactionId;
+	ReplMlLevel level = is_commit ? level_of_prepared(gid, &xid) : REPL_ML_ONE;
+	char	   *message = level == REPL_ML_ONE ? "" : repl_ml_record_of_prepared(level, xid);
+
+	begin(level, xid);
+	repl_ml_news_begin();
+	PG_TRY();
+	{
+		if (commit.waits)
+			LogLogicalMessage_compat(REPL_ML_MESSAGE_PREFIX, message, strlen(message), false);
+		run(argument);
+	}
+	PG_CATCH();
+	{
+		(void) end(InvalidXLogRecPtr, false);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	outcome = end(XactLastRecEnd, true);
+	if (outcome != REPL_ML_ACKNOWLEDGED)
+		raise_unacknowledged(&commit, outcome, XactLastRecEnd);
+}
+
+/* The level that a prepared transaction's commit needs now, and its id. */
+static ReplMlLevel
+level_of_prepared(const char *gid, TransactionId *xid)
+{
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1] = {CStringGetTextDatum(gid)};
+	List	   *written = NIL;
+	MemoryContext context = CurrentMemoryContext;
+	ReplMlLevel level;
+
+	if (!OidIsValid(repl_ml_schema_oid()))
+		return REPL_ML_ONE;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	/* what a prepared transaction has locked is found by its lock of itself */
+	SPI_execute_with_args("SELECT l.relation, p.transaction FROM pg_catalog.pg_prepared_xacts p"
+						  " JOIN pg_catalog.pg_locks x ON x.locktype OPERATOR(pg_catalog.=) 'transactionid' AND x.transactionid OPERATOR(pg_catalog.=) p.transaction AND x.pid IS NULL"
+						  " JOIN pg_catalog.pg_locks l ON l.virtualtransaction OPERATOR(pg_catalog.=) x.virtualtransaction AND l.pid IS NULL"
+						  " WHERE p.gid OPERATOR(pg_catalog.=) $1 AND l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.mode OPERATOR(pg_catalog.=) ANY ('{RowExclusiveLock,AccessExclusiveLock}')"
+						  " AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())",
+						  1, types, values, NULL, true, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		Oid			relid = strtoul(repl_ml_spi_text(i, 0), NULL, 10);
+		MemoryContext old;
+
+		*xid = strtoul(repl_ml_spi_text(i, 1), NULL, 10);
+		if (repl_ml_table_clock_attnum(relid) == InvalidAttrNumber)
+			continue;
+		old = MemoryContextSwitchTo(context);
+		written = lappend_oid(written, repl_ml_table_root(relid));
+		MemoryContextSwitchTo(old);
+	}
+	SPI_finish();
+	PopActiveSnapshot();
+	level = written == NIL ? REPL_ML_ONE : repl_ml_level_of_tables(written);
+	return level;
+}
+
+/* Core's warning of a cancelled wait says less than our error, and blames the user for a timeout. */
+static void
+silence_core(ErrorData *error)
+{
+	if (commit.waits && error->elevel == WARNING && error->message_id != NULL &&
+		strcmp(error->message_id, "canceling wait for synchronous replication due to user request") == 0)
+	{
+		error->output_to_server = false;
+		error->output_to_client = false;
+	}
+	if (previous_log_hook)
+		previous_log_hook(error);
+}

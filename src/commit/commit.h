@@ -1,0 +1,216 @@
+/*
+ * commit.h
+ *		Write consistency: which members have what this node wrote, which commits
+ *		wait for them, and what became of a transaction.
+ */
+#ifndef REPL_ML_COMMIT_H
+#define REPL_ML_COMMIT_H
+
+#include "repl_ml.h"
+#include "access/transam.h"
+#include "access/xlogdefs.h"
+#include "nodes/pg_list.h"
+#include "storage/lwlock.h"
+#include "utils/uuid.h"
+#include "wire/wire.h"
+
+/* How many members, this node included, have a transaction before its commit returns. */
+typedef enum ReplMlLevel
+{
+	REPL_ML_ONE,
+	REPL_ML_QUORUM,				/* more than half */
+	REPL_ML_ALL
+} ReplMlLevel;
+
+#define REPL_ML_LEVELS			(REPL_ML_ALL + 1)
+
+/* in synchronous_standby_names; no standby has it: only quorum.c ends the waits */
+#define REPL_ML_STANDBY_NAME	"repl_ml_quorum"
+
+#define REPL_ML_PEER_WORDS		2	/* of a set of as many links as there may be */
+#define REPL_ML_WAIT_BUCKETS	12	/* of the histogram of waits */
+
+/* When a peer is to make what it has applied durable, and to say so. */
+typedef enum ReplMlUrgency
+{
+	REPL_ML_WHENEVER,			/* nobody waits for it */
+	REPL_ML_SOON,				/* somebody does, if others fail to be faster */
+	REPL_ML_NOW
+} ReplMlUrgency;
+
+/* How a commit ended. */
+typedef enum ReplMlOutcome
+{
+	REPL_ML_ACKNOWLEDGED,
+	REPL_ML_REFUSED,			/* before it began */
+	REPL_ML_TIMED_OUT,			/* committed here, not acknowledged */
+	REPL_ML_CANCELLED,			/* the same, ended by somebody */
+	REPL_ML_PARKED,				/* the same: too few can apply it */
+	REPL_ML_ABORTED				/* of another cause */
+} ReplMlOutcome;
+
+/*
+ * Peers of this database, by index of their links: those that lack a transaction
+ * though they have acknowledged what is behind it, because they have parked
+ * something of it.
+ */
+typedef struct ReplMlPeerSet
+{
+	uint64		bits[REPL_ML_PEER_WORDS];
+} ReplMlPeerSet;
+
+/* A member as repl_ml_members_set takes it. */
+typedef struct ReplMlMember
+{
+	int			node_id;
+	NameData	node_name;
+	bool		is_local;
+} ReplMlMember;
+
+/* A member as views show it. */
+typedef struct ReplMlMemberState
+{
+	int			node_id;		/* 0: this node */
+	bool		reachable;
+	XLogRecPtr	acknowledged;	/* it has this node's WAL before, durably applied */
+	int64		silent;			/* since it last spoke, µs; -1: it has not */
+} ReplMlMemberState;
+
+/* A commit that waits to be acknowledged, as views show it. */
+typedef struct ReplMlWaiting
+{
+	int			proc_number;
+	pid_t		pid;
+	ReplMlLevel level;
+	int			required;		/* members, this node included */
+	TimestampTz since;
+	XLogRecPtr	lsn;			/* of the commit; invalid: its wait begins just now */
+	int		   *parked_on;		/* ids of members, palloc'd */
+	int			parked_count;
+} ReplMlWaiting;
+
+/* What became of the commits of a level, as views show it; times in µs. */
+typedef struct ReplMlLevelStats
+{
+	int64		acknowledged;
+	int64		refused;
+	int64		timeouts;
+	int64		cancelled;
+	int64		parked;
+	uint64		total_wait;		/* of acknowledged ones, as the rest */
+	uint64		min_wait;
+	uint64		max_wait;
+	int64		histogram[REPL_ML_WAIT_BUCKETS];
+	TimestampTz since;
+} ReplMlLevelStats;
+
+/* A message in the WAL that tells a transaction's level. */
+typedef struct ReplMlRecord
+{
+	ReplMlLevel level;
+	bool		of_prepared;	/* before a COMMIT PREPARED, not in the
+								 * transaction */
+	FullTransactionId xid;
+	char		group_id[UUID_LEN * 2 + 5]; /* as text */
+} ReplMlRecord;
+
+/* What is known of a committed transaction. */
+typedef enum ReplMlFate
+{
+	REPL_ML_FATE_ACKNOWLEDGED,
+	REPL_ML_FATE_COMMITTED,		/* and not acknowledged, as far as known */
+	REPL_ML_FATE_UNKNOWN		/* one of the two */
+} ReplMlFate;
+
+/* in level.c */
+extern void repl_ml_level_init(void);
+extern ReplMlLevel repl_ml_level_wanted(void);
+extern void repl_ml_level_forget(void);
+extern void repl_ml_level_note(Oid root);
+extern ReplMlLevel repl_ml_level_of_tables(List *relids);
+
+/* in commit.c */
+extern void repl_ml_commit_init(void);
+extern void repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run) (void *argument), void *argument);
+
+/* in reply.c */
+extern void repl_ml_reply_watch(void);
+extern int	repl_ml_reply_peer(void);
+extern void repl_ml_reply_written(Size bytes);
+
+/* in members.c */
+extern void repl_ml_members_set(List *members);
+extern void repl_ml_members_attach(int peer);
+extern void repl_ml_members_set_busy(int peer, XLogRecPtr lsn);
+extern void repl_ml_members_alive(int peer);
+extern void repl_ml_members_set_careful(int peer, bool careful);
+extern bool repl_ml_members_is_careful(int peer);
+extern int	repl_ml_members_peers(int *peers);
+extern int	repl_ml_members_among(const int *peers, int count, int *members);
+extern bool repl_ml_members_is_served(Oid database);
+extern bool repl_ml_members_is_alone(void);
+extern bool repl_ml_members_is_cut_off(void);
+extern char *repl_ml_members_missing(XLogRecPtr lsn);
+extern int	repl_ml_members_of_set(const ReplMlPeerSet *set, int *peers);
+extern int	repl_ml_members_states(ReplMlMemberState *states);
+extern bool repl_ml_members_set_answer(int peer, const ReplMlClock *positions);
+extern bool repl_ml_members_answered(uint16 self, XLogRecPtr question, ReplMlClock **positions);
+extern char *repl_ml_members_silent(uint16 self, XLogRecPtr question);
+
+/* in quorum.c */
+extern const uint64 repl_ml_wait_bounds[REPL_ML_WAIT_BUCKETS - 1];
+extern Size repl_ml_quorum_shmem_size(void);
+extern void repl_ml_quorum_shmem_init(void *space, LWLock *lock);
+extern const char *repl_ml_level_name(ReplMlLevel level);
+extern bool repl_ml_level_parse(const char *name, ReplMlLevel *level);
+extern const char *repl_ml_urgency_name(ReplMlUrgency urgency);
+extern bool repl_ml_urgency_parse(const char *name, ReplMlUrgency *urgency);
+extern bool repl_ml_quorum_forget(int index, Oid oid);
+extern bool repl_ml_quorum_owns_waits(void);
+extern void repl_ml_quorum_dismiss_strangers(void);
+extern bool repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged);
+extern bool repl_ml_quorum_release(void);
+extern void repl_ml_quorum_begin(ReplMlLevel level, TransactionId xid);
+extern ReplMlOutcome repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise, char *parked_on, Size size);
+extern void repl_ml_quorum_sent(TransactionId xid, XLogRecPtr commit, XLogRecPtr lsn);
+extern void repl_ml_quorum_parked(int peer, XLogRecPtr lsn);
+extern bool repl_ml_quorum_has(ReplMlLevel level, XLogRecPtr lsn, const ReplMlPeerSet *lacking);
+extern XLogRecPtr repl_ml_quorum_acknowledged(ReplMlLevel level);
+extern bool repl_ml_quorum_is_waiting(TransactionId xid, ReplMlLevel *level);
+extern ReplMlUrgency repl_ml_quorum_urgency(int peer);
+extern bool repl_ml_quorum_in_use(void);
+extern int	repl_ml_quorum_waiting(ReplMlWaiting *waiting);
+extern ReplMlLevelStats repl_ml_quorum_stats(ReplMlLevel level);
+extern void repl_ml_quorum_reset_stats(void);
+
+/* in unacknowledged.c */
+extern Size repl_ml_unacknowledged_shmem_size(void);
+extern void repl_ml_unacknowledged_shmem_init(void *space, LWLock *lock);
+extern void repl_ml_unacknowledged_forget(int index, Oid database);
+extern void repl_ml_unacknowledged_forget_link(int index);
+extern void repl_ml_unacknowledged_add(ReplMlLevel level, TransactionId xid, XLogRecPtr commit, XLogRecPtr lsn,
+									   const ReplMlPeerSet *lacking);
+extern void repl_ml_unacknowledged_mark(XLogRecPtr lsn, int index);
+extern int	repl_ml_unacknowledged_lacking(int peer, XLogRecPtr *commits, int room);
+extern void repl_ml_unacknowledged_is_whole(int peer, XLogRecPtr commit);
+extern int64 repl_ml_unacknowledged_count(ReplMlLevel level);
+extern ReplMlFate repl_ml_unacknowledged_find(TransactionId xid, ReplMlLevel *level);
+extern bool repl_ml_unacknowledged_is_past(FullTransactionId xid);
+extern bool repl_ml_unacknowledged_recall_begin(XLogRecPtr *end);
+extern void repl_ml_unacknowledged_recall_end(const bool *lost);
+extern void repl_ml_unacknowledged_recall_add(ReplMlLevel level, TransactionId xid, XLogRecPtr lsn);
+
+/* in recall.c */
+extern bool repl_ml_recall(void);
+
+/* in lacking.c */
+extern void repl_ml_lacking_ask(void);
+
+/* in token.c */
+extern bool repl_ml_token_is_out(void);
+extern void repl_ml_token_forget(void);
+extern char *repl_ml_record_of_transaction(ReplMlLevel level);
+extern char *repl_ml_record_of_prepared(ReplMlLevel level, TransactionId xid);
+extern bool repl_ml_record_parse(const char *text, ReplMlRecord *record);
+
+#endif							/* REPL_ML_COMMIT_H */

@@ -1,0 +1,234 @@
+/*
+ * level.c
+ *		Which consistency level a transaction's commit needs: the greater of
+ *		repl_ml.write_consistency and the minimums of the tables it wrote.
+ *
+ * Tables' minimums are in repl_ml.replicated_table, the same on all nodes; each
+ * process keeps those above "one" until the catalog changes, under the names
+ * the group knows the tables by: a table may come here later than its minimum.
+ * The triggers that stamp rows (stamp.c) tell which tables are written; commit.c
+ * asks at the end.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "commands/trigger.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "commit/commit.h"
+#include "server/server.h"
+
+#define TABLE_OF_TABLES		"replicated_table"
+
+enum
+{
+	Anum_table_schema_name = 1,
+	Anum_table_table_name,
+	Anum_table_state,
+	Anum_table_enrolled_by,
+	Anum_table_write_consistency
+};
+
+/* A table with a minimum, which need not be here yet. */
+typedef struct Minimum
+{
+	NameData	schema_name;
+	NameData	table_name;
+	ReplMlLevel level;
+} Minimum;
+
+static const struct config_enum_entry levels[] = {
+	{"one", REPL_ML_ONE, false},
+	{"quorum", REPL_ML_QUORUM, false},
+	{"all", REPL_ML_ALL, false},
+	{NULL, 0, false}
+};
+
+/* repl_ml.write_consistency */
+static int	write_consistency = REPL_ML_ONE;
+
+/* has this transaction written users' tables, and the greatest minimum of these; commit.c resets both */
+static bool has_written = false;
+static ReplMlLevel written = REPL_ML_ONE;
+
+/* the table that was noted last, with the minimums as they are; InvalidOid: none */
+static Oid	noted = InvalidOid;
+
+/*
+ * Written by load, which may end in an error anywhere: what it has read counts
+ * once it is complete, and as long as nothing has changed since it began.
+ */
+static Minimum *minimums = NULL;
+static int	minimum_count = 0;
+static uint64 changes = 1;		/* of the catalog, as far as we have heard */
+static uint64 complete_since = 0;
+static Oid	catalog_relid = InvalidOid;
+
+static ReplMlLevel minimum_of(Oid root);
+static void load(void);
+static bool read_minimum(Relation rel, HeapTuple tuple, Minimum *minimum);
+static void invalidate(Datum arg, Oid relid);
+
+/* Defines the setting. */
+void
+repl_ml_level_init(void)
+{
+	DefineCustomEnumVariable("repl_ml.write_consistency",
+							 "How many members have a transaction, durably, before its commit returns.",
+							 "Counts this node: one, more than half of the members, or all. Tables may ask for more.",
+							 &write_consistency,
+							 REPL_ML_ONE,
+							 levels,
+							 PGC_USERSET,
+							 0,
+							 NULL,
+							 NULL,
+							 NULL);
+}
+
+/* The level this transaction's commit needs, as far as it has come: one where it has written no user's table. */
+ReplMlLevel
+repl_ml_level_wanted(void)
+{
+	return has_written ? Max((ReplMlLevel) write_consistency, written) : REPL_ML_ONE;
+}
+
+/* Begins anew with the next transaction. */
+void
+repl_ml_level_forget(void)
+{
+	has_written = false;
+	written = REPL_ML_ONE;
+	noted = InvalidOid;
+}
+
+/* This transaction writes rows of the table "root". */
+void
+repl_ml_level_note(Oid root)
+{
+	has_written = true;
+	if (root == noted && complete_since == changes)
+		return;
+	written = Max(written, minimum_of(root));
+	noted = root;
+}
+
+/* The level that a transaction needs which has written all these tables, and has this session's setting. */
+ReplMlLevel
+repl_ml_level_of_tables(List *relids)
+{
+	ReplMlLevel level = write_consistency;
+	ListCell   *lc;
+
+	foreach(lc, relids)
+		level = Max(level, minimum_of(lfirst_oid(lc)));
+	return level;
+}
+
+/* The minimum of a table that is here. */
+static ReplMlLevel
+minimum_of(Oid root)
+{
+	ReplMlLevel level = REPL_ML_ONE;
+	char	   *table_name;
+	char	   *schema_name;
+
+	if (complete_since != changes)
+		load();
+	if (minimum_count == 0)
+		return REPL_ML_ONE;
+	table_name = get_rel_name(root);
+	schema_name = get_namespace_name(get_rel_namespace(root));
+	for (int i = 0; i < minimum_count && table_name != NULL && schema_name != NULL; i++)
+	{
+		if (strcmp(NameStr(minimums[i].table_name), table_name) == 0 &&
+			strcmp(NameStr(minimums[i].schema_name), schema_name) == 0)
+			level = Max(level, minimums[i].level);
+	}
+	return level;
+}
+
+/* Reads the minimums above "one". */
+static void
+load(void)
+{
+	static bool registered = false;
+	uint64		before;
+	Relation	rel;
+	Snapshot	snapshot;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	int			room = minimum_count;
+
+	if (!registered)
+		CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
+	registered = true;
+	before = changes;
+	complete_since = 0;
+	minimum_count = 0;
+	catalog_relid = repl_ml_catalog_oid(TABLE_OF_TABLES);
+	rel = table_open(catalog_relid, AccessShareLock);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		if (minimum_count == room || minimums == NULL)
+		{
+			room = Max(16, 2 * room);
+			minimums = minimums == NULL ? MemoryContextAlloc(CacheMemoryContext, room * sizeof(Minimum)) :
+				repalloc(minimums, room * sizeof(Minimum));
+		}
+		if (read_minimum(rel, tuple, &minimums[minimum_count]))
+			minimum_count++;
+	}
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, AccessShareLock);
+	complete_since = before;
+}
+
+/* False if the table has none. */
+static bool
+read_minimum(Relation rel, HeapTuple tuple, Minimum *minimum)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	bool		isnull;
+
+	if (!repl_ml_level_parse(TextDatumGetCString(heap_getattr(tuple, Anum_table_write_consistency, desc, &isnull)), &minimum->level) ||
+		minimum->level == REPL_ML_ONE)
+		return false;
+	minimum->schema_name = *DatumGetName(heap_getattr(tuple, Anum_table_schema_name, desc, &isnull));
+	minimum->table_name = *DatumGetName(heap_getattr(tuple, Anum_table_table_name, desc, &isnull));
+	return true;
+}
+
+static void
+invalidate(Datum arg, Oid relid)
+{
+	if (relid == InvalidOid || relid == catalog_relid)
+		changes++;
+}
+
+/* Row trigger on repl_ml.replicated_table: every process reads the minimums again. */
+PG_FUNCTION_INFO_V1(repl_ml_table_consistency_changed);
+Datum
+repl_ml_table_consistency_changed(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" must be called as a trigger", "table_consistency_changed")));
+	CacheInvalidateRelcache(trigdata->tg_relation);
+	changes++;
+	return PointerGetDatum(NULL);
+}

@@ -1,0 +1,546 @@
+/*
+ * members.c
+ *		The members of this database's group as this node's commits and reads
+ *		see them: who counts, who can be reached, what each has acknowledged,
+ *		and what each answered when it was last asked.
+ *
+ * The supervisor says who the members are, walsenders what their peers say,
+ * apply workers what peers answer to barriers.  What follows from it for
+ * commits that wait is in quorum.c.
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "utils/builtins.h"
+
+#include "commit/commit.h"
+#include "commit/quorum_private.h"
+#include "compat.h"
+#include "server/server.h"
+#include "wire/wire.h"
+
+#define HEARTBEATS_MISSED	2	/* after so many a silent peer counts as gone */
+#define ALIVE_US		UINT64CONST(20000)	/* that it is alive is told so often */
+#define RECONNECTION_US		UINT64CONST(500000) /* so soon a worker that has
+												 * lost a race is back */
+
+static void detach(int code, Datum arg);
+
+/* What the peer of a link answered, a clock, once link->answered is set. */
+static char *
+answer_of(const ReplMlLink *link)
+{
+	return repl_ml_quorum->answers[link - repl_ml_quorum->links];
+}
+
+/*
+ * The link of this database to a peer, made if there is room, else NULL.  The
+ * caller holds the lock exclusively.
+ */
+static ReplMlLink *
+find_link(int peer)
+{
+	ReplMlLink *unused = NULL;
+
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		if (link->database == MyDatabaseId && link->peer == peer)
+			return link;
+		if (unused == NULL && !OidIsValid(link->database))
+			unused = link;
+	}
+	if (unused == NULL && repl_ml_quorum->links_used < REPL_ML_MAX_WORKERS)
+		unused = &repl_ml_quorum->links[repl_ml_quorum->links_used++];
+	if (unused == NULL)
+		return NULL;
+	memset(unused, 0, sizeof(ReplMlLink));
+	repl_ml_quorum_forget_link(unused - repl_ml_quorum->links);
+	unused->database = MyDatabaseId;
+	unused->peer = peer;
+	return unused;
+}
+
+/*
+ * Who the ready members of this database's group are, all at once (list of
+ * ReplMlMember): commits that wait are measured against the new list from here
+ * on.  Empty while this node is none itself.
+ */
+void
+repl_ml_members_set(List *members)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+	ListCell   *lc;
+
+	if (database == NULL)
+		return;
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		if (repl_ml_quorum->links[i].database == MyDatabaseId)
+			repl_ml_quorum->links[i].counts = false;
+	}
+	database->members = list_length(members);
+	database->members_known = members != NIL;
+	foreach(lc, members)
+	{
+		ReplMlMember *member = lfirst(lc);
+		ReplMlLink *link;
+
+		if (member->is_local)
+		{
+			database->local_name = member->node_name;
+			continue;
+		}
+		link = find_link(member->node_id);
+		if (link == NULL)
+			continue;			/* it is missing, then, from each count */
+		link->node_name = member->node_name;
+		link->counts = true;
+	}
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		if (link->database == MyDatabaseId && !link->counts && link->walsender == 0)
+			link->database = InvalidOid;
+	}
+	LWLockRelease(repl_ml_quorum->lock);
+	(void) repl_ml_quorum_release();
+	repl_ml_positions_advanced();
+}
+
+/* In a walsender: it serves the peer from now on, until it ends. */
+void
+repl_ml_members_attach(int peer)
+{
+	ReplMlLink *link;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	link = find_link(peer);
+	if (link != NULL)
+	{
+		link->walsender = MyProcPid;
+		link->heard = repl_ml_monotonic_now();
+		link->decides = true;
+	}
+	LWLockRelease(repl_ml_quorum->lock);
+	repl_ml_news_count_walsender(1);
+	before_shmem_exit(detach, Int32GetDatum(peer));
+}
+
+static void
+detach(int code, Datum arg)
+{
+	ReplMlLink *link;
+
+	repl_ml_news_count_walsender(-1);
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	link = find_link(DatumGetInt32(arg));
+	if (link != NULL && link->walsender == MyProcPid)
+	{
+		link->walsender = 0;
+		link->lost = repl_ml_monotonic_now();
+		if (!link->counts)
+			link->database = InvalidOid;
+	}
+	LWLockRelease(repl_ml_quorum->lock);
+}
+
+/* In a walsender, which holds the lock exclusively: the peer has spoken, and has everything before a position. */
+void
+repl_ml_members_heard(int peer, XLogRecPtr acknowledged)
+{
+	ReplMlLink *link = find_link(peer);
+
+	if (link == NULL)
+		return;
+	link->heard = repl_ml_monotonic_now();
+	link->acknowledged = Max(link->acknowledged, acknowledged);
+}
+
+/* The peer's place in sets of peers; -1 if it has none.  The caller holds the lock exclusively. */
+int
+repl_ml_members_index(int peer)
+{
+	ReplMlLink *link = find_link(peer);
+
+	return link == NULL ? -1 : link - repl_ml_quorum->links;
+}
+
+/* The ids of the peers of a set that count, into an array of REPL_ML_MAX_WORKERS; returns how many.  The caller holds the lock. */
+int
+repl_ml_members_of_set(const ReplMlPeerSet *set, int *peers)
+{
+	int			count = 0;
+
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		const ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		if (link->database == MyDatabaseId && link->counts && repl_ml_peer_set_has(set, i))
+			peers[count++] = link->peer;
+	}
+	return count;
+}
+
+/* "n2, n3": the peers of a set, as far as they have room.  The caller holds the lock. */
+void
+repl_ml_members_name_set(const ReplMlPeerSet *set, char *names, Size size)
+{
+	names[0] = '\0';
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		const ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		if (link->database != MyDatabaseId || !repl_ml_peer_set_has(set, i))
+			continue;
+		if (names[0] != '\0')
+			strlcat(names, ", ", size);
+		strlcat(names, NameStr(link->node_name), size);
+	}
+}
+
+/* In a walsender: changes are to be sent to the peer one by one, as one could not be sent, or no longer. */
+void
+repl_ml_members_set_careful(int peer, bool careful)
+{
+	ReplMlLink *link;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	link = find_link(peer);
+	if (link != NULL)
+		link->careful = careful;
+	LWLockRelease(repl_ml_quorum->lock);
+}
+
+/* Are they, by a former walsender? */
+bool
+repl_ml_members_is_careful(int peer)
+{
+	ReplMlLink *link;
+	bool		careful;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	link = find_link(peer);
+	careful = link != NULL && link->careful;
+	LWLockRelease(repl_ml_quorum->lock);
+	return careful;
+}
+
+/* Is the peer among those that the level quorum needs?  Looks without a lock: a hint. */
+bool
+repl_ml_members_decides(int peer)
+{
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		const ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		if (link->database == MyDatabaseId && link->peer == peer)
+			return link->decides;
+	}
+	return true;
+}
+
+/* In a walsender: the peer gets a change up to here that it may be long in applying, without a word. */
+void
+repl_ml_members_set_busy(int peer, XLogRecPtr lsn)
+{
+	ReplMlLink *link;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	link = find_link(peer);
+	if (link != NULL)
+		link->busy = Max(link->busy, lsn);
+	LWLockRelease(repl_ml_quorum->lock);
+}
+
+/* In an apply worker: something has come from the peer, its heartbeat perhaps.  Told no oftener than it counts. */
+void
+repl_ml_members_alive(int peer)
+{
+	static uint64 told = 0;
+	uint64		now = repl_ml_monotonic_now();
+	ReplMlLink *link;
+
+	if (now - told < ALIVE_US)
+		return;
+	told = now;
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	link = find_link(peer);
+	if (link != NULL)
+		link->alive = now;
+	LWLockRelease(repl_ml_quorum->lock);
+}
+
+/*
+ * Is the peer connected, or just connecting again, and has it spoken lately?
+ * One that applies a large change says nothing meanwhile, but its heartbeats
+ * still come.
+ */
+static bool
+is_reachable(const ReplMlLink *link)
+{
+	uint64		now = repl_ml_monotonic_now();
+	uint64		patience = (uint64) repl_ml_heartbeat_interval * HEARTBEATS_MISSED * 1000;
+
+	return link->counts &&
+		(link->walsender != 0 || now - link->lost <= RECONNECTION_US) &&
+		(now - link->heard <= patience ||
+		 (link->busy > link->acknowledged && now - Min(link->alive, now) <= patience));
+}
+
+/* How many members can be reached, this one included; the caller holds the lock. */
+int
+repl_ml_members_reachable(void)
+{
+	int			reachable = 1;
+
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		if (repl_ml_quorum->links[i].database == MyDatabaseId && is_reachable(&repl_ml_quorum->links[i]))
+			reachable++;
+	}
+	return reachable;
+}
+
+/* "n2, n3": the members that can be reached, or those that cannot. */
+char *
+repl_ml_members_names(const ReplMlQuorumDatabase *database, bool reachable)
+{
+	StringInfoData names;
+
+	initStringInfo(&names);
+	if (reachable)
+		appendStringInfoString(&names, NameStr(database->local_name));
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		if (link->database == MyDatabaseId && link->counts && is_reachable(link) == reachable)
+			appendStringInfo(&names, "%s%s", names.len > 0 ? ", " : "", NameStr(link->node_name));
+	}
+	return names.data;
+}
+
+/* The ids of the peers whose word counts, into an array of REPL_ML_MAX_WORKERS; returns how many. */
+int
+repl_ml_members_peers(int *peers)
+{
+	int			count = 0;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		if (repl_ml_quorum->links[i].database == MyDatabaseId && repl_ml_quorum->links[i].counts)
+			peers[count++] = repl_ml_quorum->links[i].peer;
+	}
+	LWLockRelease(repl_ml_quorum->lock);
+	return count;
+}
+
+/* A peer has said what it has received of each node; false if that cannot be an answer. */
+bool
+repl_ml_members_set_answer(int peer, const ReplMlClock *positions)
+{
+	ReplMlLink *link;
+
+	if (VARSIZE_ANY(positions) > REPL_ML_ANSWER_BYTES)
+		return false;
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	link = find_link(peer);
+	if (link != NULL)
+	{
+		memcpy(answer_of(link), positions, VARSIZE_ANY(positions));
+		link->answered = true;
+	}
+	LWLockRelease(repl_ml_quorum->lock);
+	return true;
+}
+
+/* Has the peer said anything since it read the question at this position of our WAL? */
+static bool
+has_answered(const ReplMlLink *link, uint16 self, XLogRecPtr question)
+{
+	return link->answered &&
+		repl_ml_clock_counter((const ReplMlClock *) answer_of(link), self) > question;
+}
+
+/*
+ * Have more than half of the members, this one included, answered a question?
+ * Then *positions is the merge of the answers, palloc'd.
+ */
+bool
+repl_ml_members_answered(uint16 self, XLogRecPtr question, ReplMlClock **positions)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+	ReplMlClock *merged = repl_ml_clock_empty();
+	char		(*copies)[REPL_ML_ANSWER_BYTES] = palloc(REPL_ML_MAX_WORKERS * REPL_ML_ANSWER_BYTES);
+	int			answers = 0;
+	bool		enough;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		if (link->database == MyDatabaseId && link->counts && has_answered(link, self, question))
+			memcpy(copies[answers++], answer_of(link), REPL_ML_ANSWER_BYTES);
+	}
+	enough = database != NULL && database->members_known && answers + 1 >= repl_ml_quorum_required(database, REPL_ML_QUORUM);
+	LWLockRelease(repl_ml_quorum->lock);
+	for (int i = 0; enough && i < answers; i++)
+		merged = repl_ml_clock_merge(merged, (const ReplMlClock *) copies[i]);
+	pfree(copies);
+	*positions = merged;
+	return enough;
+}
+
+/* The peers that have not answered a question, "n2, n3". */
+char *
+repl_ml_members_silent(uint16 self, XLogRecPtr question)
+{
+	StringInfoData names;
+
+	initStringInfo(&names);
+	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		if (link->database == MyDatabaseId && link->counts && !has_answered(link, self, question))
+			appendStringInfo(&names, "%s%s", names.len > 0 ? ", " : "", NameStr(link->node_name));
+	}
+	LWLockRelease(repl_ml_quorum->lock);
+	return names.data;
+}
+
+/* How many of the members these peers and this node are; sets *members to how many there are, 0 if that is not known. */
+int
+repl_ml_members_among(const int *peers, int count, int *members)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+	int			result = 1;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		for (int j = 0; j < count; j++)
+		{
+			if (link->database == MyDatabaseId && link->counts && link->peer == peers[j])
+				result++;
+		}
+	}
+	*members = database != NULL && database->members_known ? database->members : 0;
+	LWLockRelease(repl_ml_quorum->lock);
+	return result;
+}
+
+/* Does any peer read from that database now? */
+bool
+repl_ml_members_is_served(Oid database)
+{
+	bool		served = false;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+		served |= repl_ml_quorum->links[i].database == database && repl_ml_quorum->links[i].walsender != 0;
+	LWLockRelease(repl_ml_quorum->lock);
+	return served;
+}
+
+/* Is this node known to be its group's only member? */
+bool
+repl_ml_members_is_alone(void)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+	bool		alone;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
+	alone = database != NULL && database->members_known && database->members == 1;
+	LWLockRelease(repl_ml_quorum->lock);
+	return alone;
+}
+
+/*
+ * Is this database a member that cannot reach a majority of its group?  A
+ * database that is none, or not known as one yet, is not.
+ */
+bool
+repl_ml_members_is_cut_off(void)
+{
+	if (repl_ml_quorum == NULL || !OidIsValid(MyDatabaseId))
+		return false;
+	for (int i = 0; i < REPL_ML_MAX_DATABASES; i++)
+	{
+		ReplMlQuorumDatabase *database = &repl_ml_quorum->databases[i];
+		bool		cut_off;
+
+		if (repl_ml_shared->databases[i].database != MyDatabaseId ||
+			!repl_ml_shared->databases[i].member)
+			continue;
+		LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
+		cut_off = !database->members_known || repl_ml_members_reachable() < repl_ml_quorum_required(database, REPL_ML_QUORUM);
+		LWLockRelease(repl_ml_quorum->lock);
+		return cut_off;
+	}
+	return false;
+}
+
+/* The members that have not acknowledged everything before "lsn", "n2, n3". */
+char *
+repl_ml_members_missing(XLogRecPtr lsn)
+{
+	StringInfoData names;
+
+	initStringInfo(&names);
+	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		if (link->database == MyDatabaseId && link->counts && link->acknowledged < lsn)
+			appendStringInfo(&names, "%s%s", names.len > 0 ? ", " : "", NameStr(link->node_name));
+	}
+	LWLockRelease(repl_ml_quorum->lock);
+	return names.data;
+}
+
+/*
+ * The ready members of this database's group, this node first, into an array
+ * of REPL_ML_MAX_WORKERS + 1; returns how many, 0 while they are not known.
+ */
+int
+repl_ml_members_states(ReplMlMemberState *states)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+	int			count = 0;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
+	if (database != NULL && database->members_known)
+	{
+		uint64		now = repl_ml_monotonic_now();
+
+		states[count++] = (ReplMlMemberState) {.reachable = true,.acknowledged = GetFlushRecPtr(NULL)};
+		for (int i = 0; i < repl_ml_quorum->links_used; i++)
+		{
+			const ReplMlLink *link = &repl_ml_quorum->links[i];
+
+			if (link->database == MyDatabaseId && link->counts)
+				states[count++] = (ReplMlMemberState)
+				{
+					.node_id = link->peer,
+						.reachable = is_reachable(link),
+						.acknowledged = link->acknowledged,
+						.silent = link->heard == 0 ? -1 : (int64) (now - Min(link->heard, now))
+				};
+		}
+	}
+	LWLockRelease(repl_ml_quorum->lock);
+	return count;
+}

@@ -1,0 +1,906 @@
+/*
+ * quorum.c
+ *		Which commits wait for members to have what this node wrote, and letting
+ *		them go.
+ *
+ * A commit waits where core's synchronous replication waits: after its WAL is
+ * flushed and before anybody sees the transaction.  It sits in core's queue of
+ * "flush" waiters for the level quorum and of "remote apply" waiters for all;
+ * no standby of core's releases it (synchronous_standby_names holds a name
+ * that nobody has), but the walsender that hears the deciding peer does, here.
+ *
+ * Members confirm positions of this server's WAL, so what a level has
+ * acknowledged is a position, too: the least one that enough members have
+ * confirmed.  It is kept per database, each of which has a group of its own;
+ * core's own shortcut for commits that come late to the queue, one position
+ * for the whole server, gets the least of all databases.
+ *
+ * A peer that has parked something of a transaction has not applied it, though
+ * it goes on and acknowledges positions behind it.  It says so before
+ * (group/worker.c, commit/reply.c), and does not count for that transaction,
+ * which is let go, unacknowledged, when too few others are left.
+ *
+ * Called by committing backends (commit/commit.c), walsenders
+ * (commit/reply.c), supervisors (who the members are, members.c) and views.
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "replication/syncrep.h"
+#include "replication/walsender.h"
+#include "replication/walsender_private.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "storage/spin.h"
+#include "utils/timestamp.h"
+
+#include "commit/commit.h"
+#include "commit/quorum_private.h"
+#include "compat.h"
+#include "server/server.h"
+
+#define IN_USE_US		UINT64CONST(60000000)
+#define AGAIN_MS		5
+#define WOKEN_AT_ONCE	64		/* so many latches are set after the lock is
+								 * given back */
+
+ReplMlQuorum *repl_ml_quorum = NULL;
+
+/* upper bounds of the histogram's buckets, µs; the last one has none */
+const uint64 repl_ml_wait_bounds[REPL_ML_WAIT_BUCKETS - 1] =
+{250, 500, 1000, 2000, 5000, 10000, 25000, 50000, 100000, 1000000, 10000000};
+
+static const char *const level_names[REPL_ML_LEVELS] = {
+	[REPL_ML_ONE] = "one",
+	[REPL_ML_QUORUM] = "quorum",
+	[REPL_ML_ALL] = "all",
+};
+
+static const char *const urgency_names[] = {
+	[REPL_ML_WHENEVER] = "whenever",
+	[REPL_ML_SOON] = "soon",
+	[REPL_ML_NOW] = "now",
+};
+
+/* What becomes of somebody who waits, whatever has been acknowledged. */
+typedef enum Verdict
+{
+	BY_POSITION,
+	STAYS,						/* the positions are those of peers that lack it */
+	GOES						/* too few are left that do not */
+} Verdict;
+
+static bool release(ReplMlQuorumDatabase *database);
+static const Verdict *judge(const ReplMlQuorumDatabase *database);
+static bool has_waiters(const ReplMlQuorumDatabase *database);
+static bool wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all, const Verdict *verdicts);
+static void refuse(ReplMlLevel level);
+static void refuse_unconnected(ReplMlLevel level);
+
+/* The space repl_ml_quorum_shmem_init needs. */
+Size
+repl_ml_quorum_shmem_size(void)
+{
+	return add_size(offsetof(ReplMlQuorum, waiters), mul_size(MaxBackends, sizeof(ReplMlWaiter)));
+}
+
+/* Adopts zeroed shared memory; in other processes than the first it is filled already. */
+void
+repl_ml_quorum_shmem_init(void *space, LWLock *lock)
+{
+	repl_ml_quorum = space;
+	repl_ml_quorum->lock = lock;
+}
+
+/* The word for a level, as in settings and views. */
+const char *
+repl_ml_level_name(ReplMlLevel level)
+{
+	return level_names[level];
+}
+
+/* The level of a word; false if it is none. */
+bool
+repl_ml_level_parse(const char *name, ReplMlLevel *level)
+{
+	for (int i = 0; i < REPL_ML_LEVELS; i++)
+	{
+		if (strcmp(name, level_names[i]) == 0)
+		{
+			*level = i;
+			return true;
+		}
+	}
+	return false;
+}
+
+/* The word for an urgency, as in messages to peers. */
+const char *
+repl_ml_urgency_name(ReplMlUrgency urgency)
+{
+	return urgency_names[urgency];
+}
+
+/* The urgency of a word; false if it is none. */
+bool
+repl_ml_urgency_parse(const char *name, ReplMlUrgency *urgency)
+{
+	for (int i = 0; i < lengthof(urgency_names); i++)
+	{
+		if (strcmp(name, urgency_names[i]) == 0)
+		{
+			*urgency = i;
+			return true;
+		}
+	}
+	return false;
+}
+
+/* A database's entry; NULL where it has none, see repl_ml_shmem_database. */
+ReplMlQuorumDatabase *
+repl_ml_quorum_database(Oid oid)
+{
+	ReplMlDatabase *entry = repl_ml_shmem_database(oid);
+
+	return entry == NULL ? NULL : &repl_ml_quorum->databases[entry - repl_ml_shared->databases];
+}
+
+static bool
+has_waiters(const ReplMlQuorumDatabase *database)
+{
+	return database->waiters[REPL_ML_QUORUM] > 0 || database->waiters[REPL_ML_ALL] > 0;
+}
+
+/*
+ * In the launcher: forgets what is known of a database that is no member, and
+ * has this index; false if some commit there has not ended.
+ */
+bool
+repl_ml_quorum_forget(int index, Oid oid)
+{
+	ReplMlQuorumDatabase *database = &repl_ml_quorum->databases[index];
+	bool		idle;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	idle = !has_waiters(database);
+	if (idle)
+	{
+		memset(database, 0, sizeof(*database));
+		for (int i = 0; i < repl_ml_quorum->links_used; i++)
+		{
+			ReplMlLink *link = &repl_ml_quorum->links[i];
+
+			/* a walsender that serves it frees its own */
+			if (link->database == oid && link->walsender == 0)
+				link->database = InvalidOid;
+			else if (link->database == oid)
+				link->counts = false;
+		}
+		repl_ml_unacknowledged_forget(index, oid);
+	}
+	LWLockRelease(repl_ml_quorum->lock);
+	return idle;
+}
+
+/* How many members a level needs, this node included. */
+int
+repl_ml_quorum_required(const ReplMlQuorumDatabase *database, ReplMlLevel level)
+{
+	switch (level)
+	{
+		case REPL_ML_ONE:
+			return 1;
+		case REPL_ML_QUORUM:
+			return database->members / 2 + 1;
+		case REPL_ML_ALL:
+			return database->members;
+	}
+	return database->members;	/* keep the compiler quiet */
+}
+
+/* Up to where enough members have this database's WAL; the caller holds the lock. */
+static XLogRecPtr
+position_of(ReplMlQuorumDatabase *database, ReplMlLevel level)
+{
+	int			peers = repl_ml_quorum_required(database, level) - 1;
+	XLogRecPtr	best = InvalidXLogRecPtr;
+
+	if (!database->members_known)
+		return InvalidXLogRecPtr;
+	if (peers <= 0)
+		return GetFlushRecPtr(NULL);
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		ReplMlLink *link = &repl_ml_quorum->links[i];
+		int			as_far = 0;
+
+		if (link->database != MyDatabaseId || !link->counts || link->acknowledged <= best)
+			continue;
+		for (int j = 0; j < repl_ml_quorum->links_used; j++)
+		{
+			if (repl_ml_quorum->links[j].database == MyDatabaseId && repl_ml_quorum->links[j].counts &&
+				repl_ml_quorum->links[j].acknowledged >= link->acknowledged)
+				as_far++;
+		}
+		if (as_far >= peers)
+			best = link->acknowledged;
+	}
+	return best;
+}
+
+/*
+ * Up to where a level is acknowledged in all member databases: what core may
+ * let pass without asking us.  Not beyond a commit that some peer lacks: that
+ * one has to come into the queue.  The caller holds the lock.
+ */
+static XLogRecPtr
+shortcut(ReplMlLevel level)
+{
+	XLogRecPtr	least = PG_UINT64_MAX;
+	int			doubtful = 0;
+
+	for (int i = 0; i < REPL_ML_MAX_DATABASES; i++)
+	{
+		if (repl_ml_shared->databases[i].member && repl_ml_quorum->databases[i].members > 1)
+			least = Min(least, repl_ml_quorum->databases[i].acknowledged[level]);
+		doubtful += repl_ml_quorum->databases[i].doubtful;
+	}
+	for (int i = 0; i < MaxBackends && doubtful > 0; i++)
+	{
+		const ReplMlWaiter *waiter = &repl_ml_quorum->waiters[i];
+
+		if (OidIsValid(waiter->database) && waiter->level == level && !repl_ml_peer_set_is_empty(&waiter->lacking))
+			least = Min(least, waiter->lsn - 1);
+	}
+	return least == PG_UINT64_MAX ? InvalidXLogRecPtr : least;
+}
+
+/* Do fewer than "needed" peers do better than this one? */
+static bool
+is_among_best(const ReplMlLink *link, int needed)
+{
+	int			better = 0;
+
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		const ReplMlLink *other = &repl_ml_quorum->links[i];
+
+		if (other->database == MyDatabaseId && other->counts && other->walsender != 0 &&
+			(other->score > link->score || (other->score == link->score && other < link)))
+			better++;
+	}
+	return better < needed;
+}
+
+/*
+ * The level quorum has just acknowledged everything before a position: who was
+ * it that it needed for that?  The caller holds the lock.
+ */
+static void
+note_who_decides(const ReplMlQuorumDatabase *database, XLogRecPtr position)
+{
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		if (link->database != MyDatabaseId)
+			continue;
+		if (link->acknowledged >= position)
+			link->score = Min(link->score + 1, REPL_ML_BEST_SCORE);
+		else
+			link->score = Max(link->score - 1, 0);
+	}
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		if (link->database == MyDatabaseId)
+			link->decides = is_among_best(link, repl_ml_quorum_required(database, REPL_ML_QUORUM) - 1);
+	}
+}
+
+/* How many members may still come to have a transaction ("lsn" 0), or have it by now; the caller holds the lock. */
+static int
+count_members(XLogRecPtr lsn, const ReplMlPeerSet *lacking)
+{
+	int			count = 1;
+
+	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	{
+		const ReplMlLink *link = &repl_ml_quorum->links[i];
+
+		if (link->database == MyDatabaseId && link->counts && link->acknowledged >= lsn &&
+			!repl_ml_peer_set_has(lacking, i))
+			count++;
+	}
+	return count;
+}
+
+/*
+ * Has the level acknowledged a transaction of this database that ends at "lsn"
+ * and that these peers lack?  The caller holds the lock.
+ */
+bool
+repl_ml_quorum_has(ReplMlLevel level, XLogRecPtr lsn, const ReplMlPeerSet *lacking)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+
+	if (database == NULL || lsn > database->acknowledged[level])
+		return false;
+	return repl_ml_peer_set_is_empty(lacking) ||
+		count_members(lsn, lacking) >= repl_ml_quorum_required(database, level);
+}
+
+/*
+ * In a walsender that is about to send a commit: who waits for it learns where
+ * it is.  So it is known before the peer can say anything of it.
+ */
+void
+repl_ml_quorum_sent(TransactionId xid, XLogRecPtr commit, XLogRecPtr lsn)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+
+	if (database == NULL || !has_waiters(database))
+		return;
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		ReplMlWaiter *waiter = &repl_ml_quorum->waiters[i];
+
+		if (waiter->xid != xid || waiter->lsn == lsn)
+			continue;
+		LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+		if (waiter->database == MyDatabaseId && waiter->xid == xid)
+		{
+			waiter->commit = commit;
+			waiter->lsn = lsn;
+		}
+		LWLockRelease(repl_ml_quorum->lock);
+	}
+}
+
+/*
+ * In a walsender: the peer has parked something of the transaction that ends at
+ * "lsn".  If that waits, or is listed as not acknowledged, the peer's word does
+ * not count for it; of others nobody asks.
+ */
+void
+repl_ml_quorum_parked(int peer, XLogRecPtr lsn)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+	int			index;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	index = repl_ml_members_index(peer);
+	if (index >= 0)
+		repl_ml_unacknowledged_mark(lsn, index);
+	for (int i = 0; index >= 0 && i < MaxBackends; i++)
+	{
+		ReplMlWaiter *waiter = &repl_ml_quorum->waiters[i];
+
+		if (waiter->database != MyDatabaseId || waiter->lsn != lsn)
+			continue;
+		if (repl_ml_peer_set_is_empty(&waiter->lacking))
+			database->doubtful++;
+		repl_ml_peer_set_add(&waiter->lacking, index);
+	}
+	(void) release(database);
+}
+
+/* The link of this index is another one's from now on.  The caller holds the lock exclusively. */
+void
+repl_ml_quorum_forget_link(int index)
+{
+	for (int i = 0; i < MaxBackends; i++)
+		repl_ml_peer_set_remove(&repl_ml_quorum->waiters[i].lacking, index);
+	repl_ml_unacknowledged_forget_link(index);
+}
+
+/*
+ * In a walsender: the peer has spoken and has everything before a position;
+ * lets the commits go that this acknowledges.  True as repl_ml_quorum_release.
+ */
+bool
+repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	repl_ml_members_heard(peer, acknowledged);
+	return release(database);
+}
+
+/*
+ * Lets this database's commits go that have been acknowledged.  True if it has
+ * to be called again soon: a commit is on its way into the queue and might not
+ * be seen (only where another database of the server lags behind).
+ */
+bool
+repl_ml_quorum_release(void)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	return release(database);
+}
+
+/* The same; the caller holds the lock, which is given back here. */
+static bool
+release(ReplMlQuorumDatabase *database)
+{
+	XLogRecPtr	for_all[REPL_ML_LEVELS];
+	XLogRecPtr	positions[REPL_ML_LEVELS];
+	bool		needed[REPL_ML_LEVELS] = {false};
+	const Verdict *verdicts = database == NULL ? NULL : judge(database);
+	bool		again = false;
+
+	for (int level = REPL_ML_QUORUM; database != NULL && level < REPL_ML_LEVELS; level++)
+	{
+		XLogRecPtr	position = position_of(database, level);
+
+		if (level == REPL_ML_QUORUM && database->acknowledged[level] < position)
+			note_who_decides(database, position);
+		database->acknowledged[level] = Max(database->acknowledged[level], position);
+		positions[level] = database->acknowledged[level];
+		for_all[level] = shortcut(level);
+		/* later commits have later positions; others may be in hand already */
+		needed[level] = database->waiters[level] > 0 &&
+			(database->let_go[level] < positions[level] || for_all[level] < positions[level] || verdicts != NULL);
+		if (needed[level])
+			database->let_go[level] = positions[level];
+	}
+	LWLockRelease(repl_ml_quorum->lock);
+
+	for (int level = REPL_ML_QUORUM; level < REPL_ML_LEVELS; level++)
+	{
+		if (needed[level])
+			again |= wake(level, positions[level], for_all[level], verdicts);
+	}
+	return again;
+}
+
+/*
+ * Who of those that wait is not judged by positions alone, by backend number;
+ * NULL if nobody.  Good until the next call.  The caller holds the lock.
+ */
+static const Verdict *
+judge(const ReplMlQuorumDatabase *database)
+{
+	static Verdict *verdicts = NULL;
+
+	if (database->doubtful == 0)
+		return NULL;
+	if (verdicts == NULL)
+		verdicts = MemoryContextAlloc(TopMemoryContext, MaxBackends * sizeof(Verdict));
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		const ReplMlWaiter *waiter = &repl_ml_quorum->waiters[i];
+		int			required;
+
+		verdicts[i] = BY_POSITION;
+		if (waiter->database != MyDatabaseId || repl_ml_peer_set_is_empty(&waiter->lacking))
+			continue;
+		required = repl_ml_quorum_required(database, waiter->level);
+		if (count_members(InvalidXLogRecPtr, &waiter->lacking) < required)
+			verdicts[i] = GOES;
+		else if (count_members(waiter->lsn, &waiter->lacking) < required)
+			verdicts[i] = STAYS;
+	}
+	return verdicts;
+}
+
+/* Do core's commits wait for us, if they wait at all? */
+bool
+repl_ml_quorum_owns_waits(void)
+{
+	return SyncRepStandbyNames != NULL && strcmp(SyncRepStandbyNames, REPL_ML_STANDBY_NAME) == 0;
+}
+
+static inline int
+mode_of(ReplMlLevel level)
+{
+	return level == REPL_ML_ALL ? SYNC_REP_WAIT_APPLY : SYNC_REP_WAIT_FLUSH;
+}
+
+/* Does the process in core's queue commit in this database?  One that we do not know must not stay. */
+static bool
+is_ours(PGPROC *proc)
+{
+	ReplMlWaiter *waiter = &repl_ml_quorum->waiters[proc_number_compat(proc)];
+
+	return waiter->database == MyDatabaseId || !OidIsValid(waiter->database);
+}
+
+/* Is a commit of this level in this database not in core's queue yet? */
+static bool
+somebody_is_coming(ReplMlLevel level)
+{
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		ReplMlWaiter *waiter = &repl_ml_quorum->waiters[i];
+
+		if (waiter->database == MyDatabaseId && waiter->level == level &&
+			ProcGlobal->allProcs[i].syncRepState != SYNC_REP_WAITING)
+			return true;
+	}
+	return false;
+}
+
+/* The caller holds core's lock, and sets the process's latch. */
+static void
+leave_queue(PGPROC *proc)
+{
+	sync_rep_unlink_compat(proc);
+	/* whoever sees the state must see that it has left the queue */
+	pg_write_barrier();
+	proc->syncRepState = SYNC_REP_WAIT_COMPLETE;
+}
+
+/* Wakes whoever waits for a position before this one; others are not kept from the queue meanwhile. */
+static bool
+wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all, const Verdict *verdicts)
+{
+	int			mode = mode_of(level);
+	PGPROC	   *woken[WOKEN_AT_ONCE];
+	int			count = 0;
+	PGPROC	   *proc;
+	PGPROC	   *next;
+
+	LWLockAcquire(SyncRepLock, LW_EXCLUSIVE);
+	if (WalSndCtl->lsn[mode] < for_all)
+		WalSndCtl->lsn[mode] = for_all;
+	for (proc = sync_rep_next_compat(mode, NULL); proc != NULL && (proc->waitLSN <= position || verdicts != NULL); proc = next)
+	{
+		Verdict		verdict = verdicts == NULL ? BY_POSITION : verdicts[proc_number_compat(proc)];
+
+		next = sync_rep_next_compat(mode, proc);
+		if (!is_ours(proc) || verdict == STAYS || (verdict == BY_POSITION && proc->waitLSN > position))
+			continue;
+		leave_queue(proc);
+		if (count < lengthof(woken))
+			woken[count++] = proc;
+		else
+			SetLatch(&proc->procLatch);
+	}
+	LWLockRelease(SyncRepLock);
+	for (int i = 0; i < count; i++)
+		SetLatch(&woken[i]->procLatch);
+	return for_all < position && somebody_is_coming(level);
+}
+
+/* Lets everybody go who waits in core's queues and has announced a commit in this database, or none at all. */
+static void
+dismiss(Oid database)
+{
+	LWLockAcquire(SyncRepLock, LW_EXCLUSIVE);
+	for (int mode = 0; mode < NUM_SYNC_REP_WAIT_MODE; mode++)
+	{
+		PGPROC	   *next;
+
+		for (PGPROC *proc = sync_rep_next_compat(mode, NULL); proc != NULL; proc = next)
+		{
+			next = sync_rep_next_compat(mode, proc);
+			if (repl_ml_quorum->waiters[proc_number_compat(proc)].database != database)
+				continue;
+			leave_queue(proc);
+			SetLatch(&proc->procLatch);
+		}
+	}
+	LWLockRelease(SyncRepLock);
+}
+
+/*
+ * In the launcher, now and then: ends the waits of those who have not announced
+ * a commit.  commit/commit.c sees to it that commits of level one do not wait;
+ * but who commits a prepared transaction without SQL, as the apply worker of a
+ * core subscription does, passes by it, and nobody else would ever wake him.
+ */
+void
+repl_ml_quorum_dismiss_strangers(void)
+{
+	if (repl_ml_quorum_owns_waits())
+		dismiss(InvalidOid);
+}
+
+/*
+ * In a backend that makes this database leave its group, whatever is not
+ * acknowledged: no commit waits any more when this returns, and none begins to
+ * until a supervisor, which must not run now, says who the members are.
+ */
+static void
+give_up(void)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+	bool		waits = database != NULL;
+
+	while (waits)
+	{
+		LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+		database->members_known = false;
+		waits = has_waiters(database);
+		LWLockRelease(repl_ml_quorum->lock);
+		if (!waits)
+			break;
+		/* one may still be on its way into the queue */
+		dismiss(MyDatabaseId);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, AGAIN_MS,
+						 wait_event_compat("ReplMlGiveUp"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/* repl_ml.give_up_waits(): see give_up. */
+PG_FUNCTION_INFO_V1(repl_ml_give_up_waits);
+Datum
+repl_ml_give_up_waits(PG_FUNCTION_ARGS)
+{
+	repl_ml_shmem_require();
+	give_up();
+	PG_RETURN_VOID();
+}
+
+/*
+ * Announces the commit of a transaction with a level above one, before anything
+ * of it is committed; an error if too few members can be reached.
+ */
+void
+repl_ml_quorum_begin(ReplMlLevel level, TransactionId xid)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+	ReplMlWaiter *waiter = &repl_ml_quorum->waiters[my_proc_number_compat()];
+
+	if (database == NULL)
+		refuse_unconnected(level);
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	if (!database->members_known || repl_ml_members_reachable() < repl_ml_quorum_required(database, level))
+	{
+		database->counts[level].outcomes[REPL_ML_REFUSED]++;
+		LWLockRelease(repl_ml_quorum->lock);
+		refuse(level);
+	}
+	waiter->database = MyDatabaseId;
+	waiter->level = level;
+	waiter->xid = xid;
+	waiter->commit = InvalidXLogRecPtr;
+	waiter->lsn = InvalidXLogRecPtr;
+	waiter->lacking = (ReplMlPeerSet) {{0}};
+	waiter->pid = MyProcPid;
+	waiter->since = GetCurrentTimestamp();
+	waiter->start = repl_ml_monotonic_now();
+	database->waiters[level]++;
+	database->last_begin = waiter->start;
+	LWLockRelease(repl_ml_quorum->lock);
+}
+
+/* The same while the supervisor has not said yet who the members are. */
+static void
+refuse_unconnected(ReplMlLevel level)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+			 errmsg("write consistency \"%s\" cannot be reached: this node is not connected to its group yet", level_names[level]),
+			 errhint("Try again in a moment; see SELECT * FROM repl_ml.health.")));
+}
+
+/* Raises the error for a level that too few members can be reached for. */
+static void
+refuse(ReplMlLevel level)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+	char	   *present;
+	char	   *missing;
+	int			needed;
+	int			members;
+	int			reachable;
+	bool		known;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
+	known = database->members_known;
+	present = repl_ml_members_names(database, true);
+	missing = repl_ml_members_names(database, false);
+	needed = repl_ml_quorum_required(database, level);
+	members = database->members;
+	reachable = repl_ml_members_reachable();
+	LWLockRelease(repl_ml_quorum->lock);
+
+	if (!known)
+		refuse_unconnected(level);
+	ereport(ERROR,
+			(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+			 errmsg("write consistency \"%s\" needs %d of %d members, but only %d can be reached",
+					level_names[level], needed, members, reachable),
+			 errdetail("Reachable: %s. Missing: %s. Nothing has been committed.", present, missing),
+			 errhint("Try again when they are back; see SELECT * FROM repl_ml.health. A node that will not come back is removed with SELECT repl_ml.drop_node(...).")));
+}
+
+/*
+ * How urgently what is sent to a peer now is needed: by commits that wait, those
+ * that are sent or earlier ones.  Looks without a lock: a hint.
+ *
+ * The level quorum needs only some of the peers.  If all hurried, the rest would
+ * flush and answer for nothing.  So it is asked of those that are the first most
+ * of the time, and of the others a moment later: one that is faster in spite of
+ * that, because another one is slow or gone, soon takes its place.
+ */
+ReplMlUrgency
+repl_ml_quorum_urgency(int peer)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+
+	if (database == NULL || !has_waiters(database))
+		return REPL_ML_WHENEVER;
+	return database->waiters[REPL_ML_ALL] > 0 || repl_ml_members_decides(peer) ? REPL_ML_NOW : REPL_ML_SOON;
+}
+
+/* Do commits of this database wait now, or did some lately?  A hint, too. */
+bool
+repl_ml_quorum_in_use(void)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+
+	return database != NULL && database->last_begin != 0 &&
+		(has_waiters(database) || repl_ml_monotonic_now() - database->last_begin < IN_USE_US);
+}
+
+/* Up to where a level has acknowledged this database's WAL; the caller holds the lock. */
+XLogRecPtr
+repl_ml_quorum_acknowledged(ReplMlLevel level)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+
+	return database == NULL ? InvalidXLogRecPtr : database->acknowledged[level];
+}
+
+/* Is the transaction in its commit, and of which level?  The caller holds the lock. */
+bool
+repl_ml_quorum_is_waiting(TransactionId xid, ReplMlLevel *level)
+{
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		ReplMlWaiter *waiter = &repl_ml_quorum->waiters[i];
+
+		if (waiter->database != MyDatabaseId || waiter->xid != xid)
+			continue;
+		*level = waiter->level;
+		return true;
+	}
+	return false;
+}
+
+static void
+count_wait(ReplMlLevelCounts *stats, uint64 wait)
+{
+	int			bucket = 0;
+
+	while (bucket < REPL_ML_WAIT_BUCKETS - 1 && wait > repl_ml_wait_bounds[bucket])
+		bucket++;
+	stats->histogram[bucket]++;
+	if (stats->outcomes[REPL_ML_ACKNOWLEDGED] == 0 || wait < stats->least)
+		stats->least = wait;
+	stats->greatest = Max(stats->greatest, wait);
+	stats->total += wait;
+}
+
+/*
+ * Takes back what repl_ml_quorum_begin announced and counts what became of it:
+ * acknowledged if what is before "lsn" is, else "otherwise", or parked where it
+ * was let go for that; then *parked_on tells where.  A transaction that is
+ * committed without is put on the list of unacknowledged.c.
+ */
+ReplMlOutcome
+repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise, char *parked_on, Size size)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+	ReplMlWaiter *waiter = &repl_ml_quorum->waiters[my_proc_number_compat()];
+	ReplMlOutcome outcome = otherwise;
+	ReplMlLevelCounts *stats = &database->counts[waiter->level];
+	bool		doubtful;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	doubtful = !repl_ml_peer_set_is_empty(&waiter->lacking);
+	if (otherwise != REPL_ML_ABORTED && repl_ml_quorum_has(waiter->level, lsn, &waiter->lacking))
+		outcome = REPL_ML_ACKNOWLEDGED;
+	else if (otherwise == REPL_ML_CANCELLED && doubtful)
+		outcome = REPL_ML_PARKED;
+	if (outcome == REPL_ML_ACKNOWLEDGED)
+		count_wait(stats, repl_ml_monotonic_now() - waiter->start);
+	if (outcome != REPL_ML_ABORTED)
+		stats->outcomes[outcome]++;
+	if (outcome == REPL_ML_TIMED_OUT || outcome == REPL_ML_CANCELLED || outcome == REPL_ML_PARKED)
+		repl_ml_unacknowledged_add(waiter->level, waiter->xid, waiter->commit, lsn, &waiter->lacking);
+	repl_ml_members_name_set(&waiter->lacking, parked_on, size);
+	if (doubtful)
+		database->doubtful--;
+	waiter->database = InvalidOid;
+	waiter->xid = InvalidTransactionId;
+	database->waiters[waiter->level]--;
+	LWLockRelease(repl_ml_quorum->lock);
+	return outcome;
+}
+
+/* This database's commits that wait now, into an array of MaxBackends; returns how many. */
+int
+repl_ml_quorum_waiting(ReplMlWaiting *waiting)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+	int			count = 0;
+
+	if (database == NULL)
+		return 0;
+	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		const ReplMlWaiter *waiter = &repl_ml_quorum->waiters[i];
+
+		if (waiter->database != MyDatabaseId)
+			continue;
+		waiting[count] = (ReplMlWaiting)
+			{
+				.proc_number = i,
+					.pid = waiter->pid,
+					.level = waiter->level,
+					.required = repl_ml_quorum_required(database, waiter->level),
+					.since = waiter->since,
+					.parked_on = palloc(REPL_ML_MAX_WORKERS * sizeof(int))
+			};
+		waiting[count].parked_count = repl_ml_members_of_set(&waiter->lacking, waiting[count].parked_on);
+		count++;
+	}
+	LWLockRelease(repl_ml_quorum->lock);
+
+	LWLockAcquire(SyncRepLock, LW_SHARED);
+	for (int i = 0; i < count; i++)
+	{
+		PGPROC	   *proc = &ProcGlobal->allProcs[waiting[i].proc_number];
+
+		if (proc->pid == waiting[i].pid && proc->syncRepState == SYNC_REP_WAITING)
+			waiting[i].lsn = proc->waitLSN;
+	}
+	LWLockRelease(SyncRepLock);
+	return count;
+}
+
+/* What became of this database's commits of a level. */
+ReplMlLevelStats
+repl_ml_quorum_stats(ReplMlLevel level)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+	ReplMlLevelStats result = {.since = PgStartTime};
+
+	if (database == NULL)
+		return result;
+	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
+	{
+		const ReplMlLevelCounts *stats = &database->counts[level];
+
+		result.acknowledged = stats->outcomes[REPL_ML_ACKNOWLEDGED];
+		result.refused = stats->outcomes[REPL_ML_REFUSED];
+		result.timeouts = stats->outcomes[REPL_ML_TIMED_OUT];
+		result.cancelled = stats->outcomes[REPL_ML_CANCELLED];
+		result.parked = stats->outcomes[REPL_ML_PARKED];
+		result.total_wait = stats->total;
+		result.min_wait = stats->least;
+		result.max_wait = stats->greatest;
+		memcpy(result.histogram, stats->histogram, sizeof(result.histogram));
+		if (database->counts_since != 0)
+			result.since = database->counts_since;
+	}
+	LWLockRelease(repl_ml_quorum->lock);
+	return result;
+}
+
+/* Counts this database's commits from zero. */
+void
+repl_ml_quorum_reset_stats(void)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+
+	if (database == NULL)
+		return;
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	memset(database->counts, 0, sizeof(database->counts));
+	database->counts_since = GetCurrentTimestamp();
+	LWLockRelease(repl_ml_quorum->lock);
+}

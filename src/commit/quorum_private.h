@@ -1,0 +1,137 @@
+/*
+ * quorum_private.h
+ *		What members.c and quorum.c keep in shared memory.
+ *
+ * One lock, repl_ml_quorum->lock, is for all of it; nobody takes core's
+ * SyncRepLock while holding it.
+ */
+#ifndef REPL_ML_QUORUM_PRIVATE_H
+#define REPL_ML_QUORUM_PRIVATE_H
+
+#include "commit/commit.h"
+#include "server/server.h"
+
+/* a clock of as many entries as there may be, and its header */
+#define REPL_ML_ANSWER_BYTES	(VARHDRSZ + REPL_ML_MAX_CLOCK_ENTRIES * REPL_ML_CLOCK_ENTRY_SIZE + 64)
+
+#define REPL_ML_BEST_SCORE	8
+
+/* A peer, as a node that acknowledges. */
+typedef struct ReplMlLink
+{
+	Oid			database;		/* InvalidOid: free */
+	int			peer;
+	NameData	node_name;
+	bool		counts;			/* a ready member: its word counts */
+	pid_t		walsender;		/* serves it now; 0: not connected */
+	uint64		lost;			/* when it was last connected, monotonic µs */
+	uint64		heard;			/* when it last spoke, monotonic µs; 0: never */
+	uint64		alive;			/* the same, to our apply worker */
+	XLogRecPtr	busy;			/* it may be long in applying a large change
+								 * that ends here */
+	XLogRecPtr	acknowledged;	/* it has everything before, durably applied */
+	int			score;			/* how often it was lately among the first that
+								 * acknowledged, up to REPL_ML_BEST_SCORE */
+	bool		careful;		/* a change could not be sent to it: see
+								 * write/output.c */
+	bool		decides;		/* the level quorum needs it, as it is among the
+								 * best */
+	bool		answered;		/* has ever answered a barrier: see answers */
+} ReplMlLink;
+
+/* A commit under way. */
+typedef struct ReplMlWaiter
+{
+	Oid			database;		/* InvalidOid: none */
+	ReplMlLevel level;
+	TransactionId xid;
+	pid_t		pid;
+	TimestampTz since;
+	uint64		start;			/* the same, monotonic µs */
+	XLogRecPtr	commit;			/* where the commit's record begins, and ends; 0
+								 * until it is sent to a peer */
+	XLogRecPtr	lsn;
+	ReplMlPeerSet lacking;		/* peers that have parked something of it */
+} ReplMlWaiter;
+
+/* What became of the commits of one level. */
+typedef struct ReplMlLevelCounts
+{
+	int64		outcomes[REPL_ML_ABORTED];
+	uint64		total;			/* of acknowledged ones, µs */
+	uint64		least;
+	uint64		greatest;
+	int64		histogram[REPL_ML_WAIT_BUCKETS];
+} ReplMlLevelCounts;
+
+/* One member database; the index is that of repl_ml_shared->databases. */
+typedef struct ReplMlQuorumDatabase
+{
+	bool		members_known;
+	int			members;		/* that count, this node included */
+	NameData	local_name;
+	int			waiters[REPL_ML_LEVELS];
+	int			doubtful;		/* of these: some peer has parked something of
+								 * them */
+	uint64		last_begin;		/* of a wait, monotonic µs; 0: none yet */
+	XLogRecPtr	acknowledged[REPL_ML_LEVELS];	/* never goes back */
+	XLogRecPtr	let_go[REPL_ML_LEVELS]; /* some walsender sees to it that
+										 * whoever waits for less is woken */
+	ReplMlLevelCounts counts[REPL_ML_LEVELS];
+	TimestampTz counts_since;	/* 0: since the server's start */
+} ReplMlQuorumDatabase;
+
+typedef struct ReplMlQuorum
+{
+	LWLock	   *lock;
+	ReplMlQuorumDatabase databases[REPL_ML_MAX_DATABASES];
+	int			links_used;		/* those behind have never been used */
+	ReplMlLink	links[REPL_ML_MAX_WORKERS];
+	char		answers[REPL_ML_MAX_WORKERS][REPL_ML_ANSWER_BYTES]; /* of the peers of links:
+																	 * clocks, what each last
+																	 * said it had received of
+																	 * each node */
+	ReplMlWaiter waiters[FLEXIBLE_ARRAY_MEMBER];	/* by backend number */
+} ReplMlQuorum;
+
+extern ReplMlQuorum *repl_ml_quorum;
+
+static inline void
+repl_ml_peer_set_add(ReplMlPeerSet *set, int index)
+{
+	set->bits[index / 64] |= UINT64CONST(1) << (index % 64);
+}
+
+static inline void
+repl_ml_peer_set_remove(ReplMlPeerSet *set, int index)
+{
+	set->bits[index / 64] &= ~(UINT64CONST(1) << (index % 64));
+}
+
+static inline bool
+repl_ml_peer_set_has(const ReplMlPeerSet *set, int index)
+{
+	return (set->bits[index / 64] & (UINT64CONST(1) << (index % 64))) != 0;
+}
+
+static inline bool
+repl_ml_peer_set_is_empty(const ReplMlPeerSet *set)
+{
+	StaticAssertStmt(REPL_ML_PEER_WORDS * 64 >= REPL_ML_MAX_WORKERS, "a set must have room for all links");
+	return set->bits[0] == 0 && set->bits[1] == 0;
+}
+
+/* in quorum.c */
+extern ReplMlQuorumDatabase *repl_ml_quorum_database(Oid oid);
+extern void repl_ml_quorum_forget_link(int index);
+extern int	repl_ml_quorum_required(const ReplMlQuorumDatabase *database, ReplMlLevel level);
+
+/* in members.c */
+extern void repl_ml_members_heard(int peer, XLogRecPtr acknowledged);
+extern int	repl_ml_members_reachable(void);
+extern int	repl_ml_members_index(int peer);
+extern void repl_ml_members_name_set(const ReplMlPeerSet *set, char *names, Size size);
+extern bool repl_ml_members_decides(int peer);
+extern char *repl_ml_members_names(const ReplMlQuorumDatabase *database, bool reachable);
+
+#endif							/* REPL_ML_QUORUM_PRIVATE_H */

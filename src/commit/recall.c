@@ -1,0 +1,294 @@
+/*
+ * recall.c
+ *		After a server start: which transactions were committed before it, with a
+ *		level above one, and may not have been acknowledged.
+ *
+ * Who had acknowledged what was in shared memory.  But the peers' slots say what
+ * they had at least, and the peers, if they can be asked, what they have.  The
+ * WAL since then has every commit, with bits that tell its level
+ * (commit/commit.c).  It is read by the supervisor, a bit each round, because
+ * the rest of its work cannot wait; the result is the list of unacknowledged.c.
+ */
+#include "postgres.h"
+
+#include "access/rmgr.h"
+#include "access/transam.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xlog_internal.h"
+#include "access/xlogreader.h"
+#include "access/xlogutils.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/pg_lsn.h"
+
+#include "commit/commit.h"
+#include "compat.h"
+#include "server/server.h"
+#include "wire/wire.h"
+
+#define BIT_MS	100				/* how long one round may read */
+#define PATIENCE_MS	2000		/* how long it may wait for the peers, once */
+
+/* What is known of a peer. */
+typedef struct Peer
+{
+	char	   *dsn;
+	XLogRecPtr	confirmed;		/* it has everything before; invalid: not
+								 * known */
+	XLogRecPtr	restart;		/* of its slot: where decoding begins */
+} Peer;
+
+/*
+ * The reading under way; NULL before and after.  Everything of it is in its
+ * context, also what the reader allocates as it goes on.
+ */
+static MemoryContext recall_context = NULL;
+static XLogReaderState *reader = NULL;
+static XLogRecPtr acknowledged[REPL_ML_LEVELS]; /* at least so much was */
+static bool lost[REPL_ML_LEVELS];
+
+static XLogRecPtr look_at_peers(XLogRecPtr end);
+static int	load_peers(Peer *peers, int *self);
+static void ask_peers(Peer *peers, int count, int self, XLogRecPtr end);
+static void open_reader(XLogRecPtr from);
+static bool read_bit(XLogRecPtr end);
+static void note_record(void);
+static void finish(void);
+
+/*
+ * Goes on with the work, if there is any; true if there is more.  For the
+ * supervisor, outside transactions.
+ */
+bool
+repl_ml_recall(void)
+{
+	XLogRecPtr	end;
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool more = false;
+
+	if (!repl_ml_unacknowledged_recall_begin(&end))
+		return false;
+	PG_TRY();
+	{
+		if (reader == NULL)
+		{
+			XLogRecPtr	from = look_at_peers(end);
+
+			MemoryContextSwitchTo(context);
+			if (from < end)
+				open_reader(from);
+		}
+		if (reader != NULL)
+			more = read_bit(end);
+	}
+	PG_CATCH();
+	{
+		/*
+		 * The WAL is gone: what is not known will be when the levels have
+		 * acknowledged more than that.
+		 */
+		MemoryContextSwitchTo(context);
+		EmitErrorReport();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		MemoryContextSwitchTo(context);
+		for (int level = REPL_ML_QUORUM; level < REPL_ML_LEVELS; level++)
+			lost[level] = true;
+		more = false;
+	}
+	PG_END_TRY();
+	if (!more)
+		finish();
+	return more;
+}
+
+static int
+by_confirmed(const void *a, const void *b)
+{
+	XLogRecPtr	one = ((const Peer *) a)->confirmed;
+	XLogRecPtr	two = ((const Peer *) b)->confirmed;
+
+	return one < two ? 1 : one > two ? -1 : 0;
+}
+
+/*
+ * Settles what each level has acknowledged at least, as enough peers say;
+ * returns from where on WAL has to be read.
+ */
+static XLogRecPtr
+look_at_peers(XLogRecPtr end)
+{
+	Peer		peers[REPL_ML_MAX_WORKERS];
+	XLogRecPtr	from = end;
+	int			self;
+	int			count = load_peers(peers, &self);
+
+	ask_peers(peers, count, self, end);
+	qsort(peers, count, sizeof(Peer), by_confirmed);
+	for (int level = REPL_ML_QUORUM; level < REPL_ML_LEVELS; level++)
+	{
+		int			needed = level == REPL_ML_ALL ? count : (count + 1) / 2;
+		const Peer *peer = &peers[Max(needed, 1) - 1];
+
+		acknowledged[level] = needed == 0 ? end : peer->confirmed;
+		if (acknowledged[level] >= end)
+			continue;
+		/* of a peer without a slot nothing is kept */
+		lost[level] = XLogRecPtrIsInvalid(peer->restart);
+		if (!lost[level])
+			from = Min(from, peer->restart);
+	}
+	return from;
+}
+
+/* The ready peers and what their slots say, and this node's id; returns how many. */
+static int
+load_peers(Peer *peers, int *self)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int			count;
+
+	repl_ml_begin();
+	*self = repl_ml_identity_require()->node_id;
+	SPI_execute("SELECT s.confirmed_flush_lsn, s.restart_lsn, m.dsn FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id OPERATOR(pg_catalog.<>) m.node_id"
+				" LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name OPERATOR(pg_catalog.=) repl_ml.link_name(m.node_id)::pg_catalog.name"
+				" WHERE m.state OPERATOR(pg_catalog.=) 'ready'", true, REPL_ML_MAX_WORKERS);
+	count = SPI_processed;
+	for (int i = 0; i < count; i++)
+	{
+		bool		none;
+		Datum		value = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &none);
+
+		peers[i].confirmed = none ? InvalidXLogRecPtr : DatumGetLSN(value);
+		value = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &none);
+		peers[i].restart = none ? InvalidXLogRecPtr : DatumGetLSN(value);
+		peers[i].dsn = MemoryContextStrdup(context, repl_ml_spi_text(i, 2));
+	}
+	repl_ml_commit();
+	MemoryContextSwitchTo(context);
+	return count;
+}
+
+/*
+ * The slots were written out some time before the server ended; the peers know
+ * better, those that can be asked.  One that says it has more than this server
+ * ever wrote is not believed.
+ */
+static void
+ask_peers(Peer *peers, int count, int self, XLogRecPtr end)
+{
+	char	  **dsns = palloc0((count + 1) * sizeof(char *));
+	char	  **answers = palloc0((count + 1) * sizeof(char *));
+
+	for (int i = 0; i < count; i++)
+		dsns[i] = peers[i].dsn;
+	repl_ml_ask(count, dsns, psprintf("SET statement_timeout = '1s'; SELECT repl_ml.applied_lsn(%d)", self),
+				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), PATIENCE_MS), answers);
+	for (int i = 0; i < count; i++)
+	{
+		XLogRecPtr	applied;
+		bool		error = false;
+
+		if (answers[i] == NULL)
+			continue;
+		applied = pg_lsn_in_internal(answers[i], &error);
+		if (!error && applied <= end)
+			peers[i].confirmed = Max(peers[i].confirmed, applied);
+	}
+}
+
+/* The reader stands before the first record at or behind "from"; an error if that WAL is gone. */
+static void
+open_reader(XLogRecPtr from)
+{
+	MemoryContext old;
+
+	recall_context = AllocSetContextCreate(TopMemoryContext, "repl_ml recall", ALLOCSET_DEFAULT_SIZES);
+	old = MemoryContextSwitchTo(recall_context);
+	reader = XLogReaderAllocate(wal_segment_size, NULL,
+								XL_ROUTINE(.page_read = read_local_xlog_page_no_wait,
+										   .segment_open = wal_segment_open,
+										   .segment_close = wal_segment_close),
+								palloc0(sizeof(ReadLocalXLogPageNoWaitPrivate)));
+	if (reader == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory")));
+	/* a slot's position need not be where a record begins */
+	if (XLogFindNextRecord(reader, from) == InvalidXLogRecPtr)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("WAL at %X/%X cannot be read", LSN_FORMAT_ARGS(from)),
+				 errdetail("Which transactions were not acknowledged before the server started is not known until the members have acknowledged everything up to then.")));
+	MemoryContextSwitchTo(old);
+}
+
+/* Reads for a while; true if the end has not been reached. */
+static bool
+read_bit(XLogRecPtr end)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	MemoryContext old = MemoryContextSwitchTo(recall_context);
+	bool		more = true;
+
+	while (more && !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), BIT_MS))
+	{
+		char	   *reason;
+
+		CHECK_FOR_INTERRUPTS();
+		if (XLogReadRecord(reader, &reason) == NULL)
+		{
+			/* as far as was flushed: the end, if it is not where a record ends */
+			if (!((ReadLocalXLogPageNoWaitPrivate *) reader->private_data)->end_of_wal)
+				ereport(ERROR,
+						(errcode(ERRCODE_DATA_CORRUPTED),
+						 errmsg("WAL at %X/%X cannot be read", LSN_FORMAT_ARGS(reader->EndRecPtr)),
+						 reason != NULL ? errdetail_internal("%s", reason) : 0));
+			more = false;
+		}
+		else if (reader->ReadRecPtr >= end)
+			more = false;
+		else
+			note_record();
+	}
+	MemoryContextSwitchTo(old);
+	return more;
+}
+
+/*
+ * If the record is the commit of a transaction of this database with a level
+ * above one, too late to be known as acknowledged, that is on the list.
+ */
+static void
+note_record(void)
+{
+	uint8		info = XLogRecGetInfo(reader) & XLOG_XACT_OPMASK;
+	xl_xact_parsed_commit parsed;
+	ReplMlLevel level;
+
+	if (XLogRecGetRmid(reader) != RM_XACT_ID || (info != XLOG_XACT_COMMIT && info != XLOG_XACT_COMMIT_PREPARED))
+		return;
+	ParseCommitRecord(XLogRecGetInfo(reader), (xl_xact_commit *) XLogRecGetData(reader), &parsed);
+	if (parsed.dbId != MyDatabaseId || !XactCompletionApplyFeedback(parsed.xinfo))
+		return;
+	level = XactCompletionForceSyncCommit(parsed.xinfo) ? REPL_ML_ALL : REPL_ML_QUORUM;
+	if (reader->EndRecPtr > acknowledged[level])
+		repl_ml_unacknowledged_recall_add(level, info == XLOG_XACT_COMMIT ? XLogRecGetXid(reader) : parsed.twophase_xid,
+										  reader->EndRecPtr);
+}
+
+/* Gives everything back; from here on the count is known. */
+static void
+finish(void)
+{
+	if (reader != NULL)
+		XLogReaderFree(reader);
+	if (recall_context != NULL)
+		MemoryContextDelete(recall_context);
+	recall_context = NULL;
+	reader = NULL;
+	repl_ml_unacknowledged_recall_end(lost);
+}

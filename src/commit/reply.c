@@ -1,0 +1,199 @@
+/*
+ * reply.c
+ *		The walsender that serves a peer hears what the peer has, and lets
+ *		commits go that waited for it.
+ *
+ * Core's walsender reads the replies itself and has no hook there.  But after
+ * it has read them, and before it waits, it always flushes its output: the
+ * communication method it does that with is ours (output.c installs it).
+ *
+ * The same place decides when what output.c has written leaves: not while more
+ * WAL is there to be decoded, because each packet wakes the peer.  For the same
+ * reason keepalives that tell nothing do not leave at all.
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+/* what differs with these is not used, and spares the headers of Kerberos and OpenSSL */
+#undef ENABLE_GSS
+#undef USE_OPENSSL
+#undef USE_SSL
+#include "libpq/libpq.h"
+#include "miscadmin.h"
+#include "port/pg_bswap.h"
+#include "replication/slot.h"
+#include "replication/walsender.h"
+#include "replication/walsender_private.h"
+#include "storage/latch.h"
+#include "utils/timeout.h"
+
+#include "commit/commit.h"
+#include "compat.h"
+#include "server/server.h"
+
+#define AGAIN_MS	1
+#define HELD_BYTES	8192		/* so much leaves in any case */
+
+/* Set once, by repl_ml_reply_watch. */
+static int	peer = 0;
+static const PQcommMethods *core_methods = NULL;
+static TimeoutId timeout_id;
+
+/* Written since the last flush; and whether that is on purpose. */
+static Size written = 0;
+static bool holding = false;
+
+static XLogRecPtr told = InvalidXLogRecPtr; /* of the last message of a change */
+
+static int	flush_if_writable(void);
+static void putmessage_noblock(char type, const char *data, size_t length);
+static bool is_send_pending(void);
+static bool may_hold(void);
+static void hear_parked(void);
+static void listen_to_peer(void);
+static void on_timeout(void);
+
+/* In a walsender that begins to serve a slot: if the slot is a peer's, its replies count from now on. */
+void
+repl_ml_reply_watch(void)
+{
+	static PQcommMethods ours;
+	Oid			database;
+	int			node_id;
+
+	if (peer != 0 || !am_walsender || MyReplicationSlot == NULL || repl_ml_shared == NULL ||
+		!repl_ml_origin_parse(NameStr(MyReplicationSlot->data.name), &database, &node_id) ||
+		database != MyDatabaseId)
+		return;
+	peer = node_id;
+	repl_ml_members_attach(peer);
+	timeout_id = RegisterTimeout(USER_TIMEOUT, on_timeout);
+	core_methods = PqCommMethods;
+	ours = *PqCommMethods;
+	ours.flush_if_writable = flush_if_writable;
+	ours.is_send_pending = is_send_pending;
+	ours.putmessage_noblock = putmessage_noblock;
+	PqCommMethods = &ours;
+}
+
+/* The peer that this walsender serves; 0: none. */
+int
+repl_ml_reply_peer(void)
+{
+	return peer;
+}
+
+/* So many bytes have been put into the output buffer. */
+void
+repl_ml_reply_written(Size bytes)
+{
+	written += bytes;
+}
+
+/* Core's, after a look at what has been read; or nothing yet. */
+static int
+flush_if_writable(void)
+{
+	int			status;
+
+	listen_to_peer();
+	holding = may_hold();
+	if (holding)
+		return 0;
+	written = 0;
+	status = core_methods->flush_if_writable();
+	walsender_enlist_compat();
+	return status;
+}
+
+/*
+ * Core's, but for a keepalive that asks for nothing and tells no position that
+ * the peer does not know from the commit before it: it would wake the peer once
+ * more.  Once the peer has said that it has received that, core sends keepalives
+ * only as answers to peers that ask whether we are there.  The numbers are in
+ * the places the replication protocol gives them.
+ */
+static void
+putmessage_noblock(char type, const char *data, size_t length)
+{
+	uint64		position;
+
+	hear_parked();
+	if (type == 'd' && length > 1 + sizeof(position))
+	{
+		memcpy(&position, data + 1, sizeof(position));
+		position = pg_ntoh64(position);
+		if (data[0] == 'w')
+			told = position;
+		else if (data[0] == 'k' && data[length - 1] == 0 && position == told && MyWalSnd->write < told)
+			return;
+	}
+	core_methods->putmessage_noblock(type, data, length);
+}
+
+/* What is held on purpose is not pending: the walsender would wait for the socket instead of decoding. */
+static bool
+is_send_pending(void)
+{
+	return !holding && core_methods->is_send_pending();
+}
+
+/*
+ * Is there more WAL to decode, and has the walsender just come from decoding?
+ * Otherwise it is about to wait.
+ */
+static bool
+may_hold(void)
+{
+	static XLogRecPtr decoded = InvalidXLogRecPtr;
+	bool		advanced = MyWalSnd->sentPtr != decoded;
+
+	decoded = MyWalSnd->sentPtr;
+	return written > 0 && written < HELD_BYTES && advanced && GetFlushRecPtr(NULL) > decoded;
+}
+
+/*
+ * A peer that has parked something of a transaction says so before it
+ * acknowledges that: in a message whose position "applied" is the end of that
+ * transaction, and beyond what it says it has received (group/worker.c).  It
+ * says it twice and asks for a keepalive the second time.  Core writes that
+ * before it reads on, so here is where we see each such message.
+ */
+static void
+hear_parked(void)
+{
+	static XLogRecPtr heard = InvalidXLogRecPtr;
+
+	if (MyWalSnd->apply <= MyWalSnd->write || MyWalSnd->apply == heard)
+		return;
+	heard = MyWalSnd->apply;
+	repl_ml_quorum_parked(peer, heard);
+}
+
+/* Has the peer spoken since the last call, and what may go for it? */
+static void
+listen_to_peer(void)
+{
+	static XLogRecPtr acknowledged = InvalidXLogRecPtr;
+	static TimestampTz reply_time = 0;
+	static bool again = false;
+
+	hear_parked();
+	/* nobody but this process writes these */
+	if (MyWalSnd->replyTime != reply_time || MyWalSnd->flush != acknowledged)
+	{
+		reply_time = MyWalSnd->replyTime;
+		acknowledged = MyWalSnd->flush;
+		again = repl_ml_quorum_heard(peer, acknowledged);
+	}
+	else if (again)
+		again = repl_ml_quorum_release();
+	if (again)
+		enable_timeout_after(timeout_id, AGAIN_MS);
+}
+
+static void
+on_timeout(void)
+{
+	SetLatch(MyLatch);
+}

@@ -1,0 +1,670 @@
+/*
+ * row.c
+ *		Joins a version of a row, or its deletion, into the table.
+ *
+ * The same for a change from the stream, a row of an initial copy and a parked
+ * change tried again: a join may be repeated and reordered.  A version whose
+ * clock is before what is here is dropped, one whose clock is after it is
+ * taken.  Otherwise the two are concurrent: conflict.c says which versions
+ * remain, resolve.c what the row becomes of them.  All of it runs with the
+ * rights of the table's owner; only the history is written with the worker's
+ * own.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/executor.h"
+#include "utils/array.h"
+
+#include "compat.h"
+#include "converge/converge.h"
+#include "row/row.h"
+#include "server/server.h"
+#include "wire/wire.h"
+
+static void meet_former(ReplMlJoin *join, uint16 writer);
+static const ReplMlClock *find_deletion(ReplMlJoin *join, uint16 writer);
+static int	update_history(ReplMlJoin *join, List *no_longer);
+static void join_row(ReplMlJoin *join);
+static void join_into_row(ReplMlJoin *join);
+static void join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer);
+static void no_loser(ReplMlJoin *join, const ReplMlClock *clock);
+static bool load_versions(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here, ReplMlVersions *versions);
+static void forget_evictions(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here);
+static void bury_row(ReplMlJoin *join, TupleTableSlot *searched);
+static void settle(ReplMlJoin *join, TupleTableSlot *searched);
+static void join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here);
+static void join_with_newcomer(ReplMlJoin *join);
+static void log_eviction(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock);
+static void log_late_eviction(ReplMlJoin *join, const ReplMlClock *here);
+static void count_equal(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution);
+static void log_losers(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution, bool again);
+static bool store(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock, bool row_is_here,
+				  const ReplMlVersions *versions);
+static TupleTableSlot *with_clock(ReplMlTarget *target, TupleTableSlot *slot, const ReplMlClock *clock);
+static const ReplMlClock *clock_of(ReplMlTarget *target, TupleTableSlot *slot);
+
+static bool
+same_dot(const ReplMlClock *a, const ReplMlClock *b)
+{
+	ReplMlClockEntry x = repl_ml_clock_dot(a);
+	ReplMlClockEntry y = repl_ml_clock_dot(b);
+
+	return x.node == y.node && x.counter == y.counter;
+}
+
+/*
+ * Joins a row (of the enrolled table "relid") into the table.  Returns by how
+ * many conflicts the history has grown; it shrinks where the row shows that
+ * the one its transaction had with an earlier version is none.
+ */
+int
+repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source)
+{
+	ReplMlTarget *root = repl_ml_targets_get(relid);
+	ReplMlJoin	join = {.source = source};
+	List	   *no_longer;
+	ReplMlUser	saved;
+
+	repl_ml_crash_writes(relid);
+	repl_ml_become_owner(root->rel, &saved);
+	join.target = repl_ml_targets_route(root, incoming, &join.arriving.row);
+	repl_ml_key_from_slot(join.target->table, join.arriving.row, join.key);
+	join.searched = join.arriving.row;
+	join.arriving.clock = clock_of(join.target, join.arriving.row);
+	join.arriving.dot = repl_ml_clock_dot(join.arriving.clock);
+	join.winner_clock = join.arriving.clock;
+	no_longer = repl_ml_history_find_void(join.target->table, join.key, join.arriving.clock, source);
+	repl_ml_ticker_observe(repl_ml_clock_max_counter(join.arriving.clock));
+	join_row(&join);
+	meet_former(&join, source->late ? 0 : join.arriving.dot.node);
+	repl_ml_become_self(&saved);
+	return update_history(&join, no_longer);
+}
+
+/* Begins the join of a deletion of the row with the key in join->key. */
+static void
+aim(ReplMlJoin *join, ReplMlTarget *root)
+{
+	TupleTableSlot *slot = root->scratch;
+
+	ExecClearTuple(slot);
+	ExecStoreAllNullTuple(slot);
+	for (int i = 0; i < root->table->key_natts; i++)
+	{
+		slot->tts_values[root->table->key_attnums[i] - 1] = join->key[i];
+		slot->tts_isnull[root->table->key_attnums[i] - 1] = false;
+	}
+	join->target = repl_ml_targets_route(root, slot, &slot);
+	repl_ml_key_from_slot(join->target->table, slot, join->key);
+	join->searched = slot;
+}
+
+static void
+set_deletion(ReplMlJoin *join, const ReplMlBurial *burial)
+{
+	join->arriving.clock = burial->clock;
+	join->arriving.dot = repl_ml_clock_dot(burial->clock);
+	join->arriving.deleted = true;
+	join->arriving.eviction = burial->eviction;
+	repl_ml_ticker_observe(repl_ml_clock_max_counter(burial->clock));
+}
+
+/*
+ * Joins the deletion of the row with this key, which is of the table's shape;
+ * returns what repl_ml_row_join does.  For deletion.c.
+ */
+int
+repl_ml_row_bury(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial)
+{
+	ReplMlJoin	join = {.source = burial->source,.eviction = burial->eviction};
+	List	   *no_longer;
+	ReplMlUser	saved;
+
+	repl_ml_become_owner(root->rel, &saved);
+	repl_ml_key_from_array(root->table, key_array, join.key);
+	aim(&join, root);
+	no_longer = repl_ml_history_find_void(join.target->table, join.key, burial->clock, burial->source);
+	set_deletion(&join, burial);
+	bury_row(&join, join.searched);
+	repl_ml_become_self(&saved);
+	return update_history(&join, no_longer);
+}
+
+/*
+ * Joins a deletion, which deletion.c has recorded by another key, with a row that
+ * it is of; returns what repl_ml_row_join does.
+ */
+int
+repl_ml_row_bury_found(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial)
+{
+	ReplMlJoin	join = {.source = burial->source,.eviction = burial->eviction};
+	List	   *no_longer;
+	ReplMlUser	saved;
+
+	repl_ml_become_owner(root->rel, &saved);
+	repl_ml_key_from_array(root->table, key_array, join.key);
+	aim(&join, root);
+	repl_ml_version_lock(join.target->table, join.key);
+	no_longer = repl_ml_history_find_void(join.target->table, join.key, burial->clock, burial->source);
+	set_deletion(&join, burial);
+	if (repl_ml_target_find(join.target, join.searched) &&
+		(burial->source->late ||
+		 !repl_ml_tombstone_collected(repl_ml_clock_dot(clock_of(join.target, join.target->found)).node, burial->clock)))
+		settle(&join, join.searched);
+	repl_ml_become_self(&saved);
+	return update_history(&join, no_longer);
+}
+
+/*
+ * Is the row with this key, which is locked then, part of the clock's history, or
+ * not here?  For deletion.c, with the owner's rights.
+ */
+bool
+repl_ml_row_is_older(ReplMlTarget *root, Datum key_array, const ReplMlClock *clock)
+{
+	ReplMlJoin	join = {0};
+
+	repl_ml_key_from_array(root->table, key_array, join.key);
+	aim(&join, root);
+	return !repl_ml_target_find(join.target, join.searched) ||
+		repl_ml_clock_is_within(clock_of(join.target, join.target->found), clock);
+}
+
+/*
+ * The row that has been joined may have the values of a deletion by another
+ * key: then that is joined, too, unless the row's writer knew it.
+ */
+static void
+meet_former(ReplMlJoin *join, uint16 writer)
+{
+	ReplMlTable *table = join->target->table;
+	ReplMlClock *dead;
+
+	if (table->former_count == 0 || !repl_ml_target_find(join->target, join->searched))
+		return;
+	dead = repl_ml_tombstone_find_former(table, join->target->found, writer);
+	if (dead == NULL || repl_ml_clock_is_within(dead, clock_of(join->target, join->target->found)))
+		return;
+	repl_ml_version_lock(table, join->key);
+	join->arriving = (ReplMlVersion) {.clock = dead,.dot = repl_ml_clock_dot(dead),.deleted = true};
+	settle(join, join->searched);
+}
+
+/*
+ * Is the version with the key (as text, in the order of the index; NULL where
+ * that is not known) and the clock here, or did something that is here know it?
+ * For a parked change, before it is tried again.
+ */
+bool
+repl_ml_row_is_known(Oid relid, char **key, const ReplMlClock *clock)
+{
+	ReplMlTarget *root = repl_ml_targets_get(relid);
+	ReplMlTable *table = root->table;
+	ReplMlJoin	join = {0};
+	const ReplMlClock *here;
+	ReplMlUser	saved;
+
+	for (int i = 0; i < table->key_natts; i++)
+	{
+		if (key[i] == NULL)
+			return false;
+	}
+	repl_ml_become_owner(root->rel, &saved);
+	for (int i = 0; i < table->key_natts; i++)
+		join.key[i] = InputFunctionCall(&table->key_in[i], key[i], table->key_ioparams[i], table->key_typmods[i]);
+	aim(&join, root);
+	here = repl_ml_target_find(join.target, join.searched) ? clock_of(join.target, join.target->found) :
+		repl_ml_tombstone_find(join.target->table, join.key, 0);
+	repl_ml_become_self(&saved);
+	return here != NULL && repl_ml_clock_is_within(clock, here);
+}
+
+/*
+ * Resolves the row of a key again from its stored versions: another rule is in
+ * force.  Not for a key of another shape than the table has.
+ */
+void
+repl_ml_row_resolve_again(Oid relid, Datum columns, Datum key_array, const ReplMlSource *source)
+{
+	ReplMlTarget *root = repl_ml_targets_get(relid);
+	ReplMlJoin	join = {.source = source};
+	const ReplMlClock *here;
+	bool		found;
+	ReplMlUser	saved;
+
+	if (!repl_ml_shape_is(root->table, columns))
+		return;
+	repl_ml_become_owner(root->rel, &saved);
+	repl_ml_key_from_array(root->table, key_array, join.key);
+	aim(&join, root);
+	repl_ml_version_lock(join.target->table, join.key);
+	found = repl_ml_target_find(join.target, join.searched);
+	here = found ? clock_of(join.target, join.target->found) : repl_ml_tombstone_find(join.target->table, join.key, 0);
+	if (here != NULL)
+		join_concurrent(&join, here, found);
+	repl_ml_become_self(&saved);
+	(void) update_history(&join, NIL);
+}
+
+/* Returns by how many conflicts the history has grown. */
+static int
+update_history(ReplMlJoin *join, List *no_longer)
+{
+	int			grown = 0;
+	ListCell   *lc;
+
+	foreach(lc, list_concat(no_longer, join->no_losers))
+		grown -= repl_ml_history_take_back(lfirst(lc));
+	foreach(lc, join->conflicts)
+		grown += repl_ml_history_record(lfirst(lc), join->source);
+	return grown;
+}
+
+static void
+join_row(ReplMlJoin *join)
+{
+	ReplMlTable *table = join->target->table;
+	/* what the writer has removed since it wrote a late row does count */
+	uint16		writer = join->source->late ? 0 : join->arriving.dot.node;
+	const ReplMlClock *dead = NULL;
+
+	/* where there is no row to lock, the key is: then look again */
+	for (bool locked = false;; locked = true)
+	{
+		if (repl_ml_target_find(join->target, join->arriving.row))
+		{
+			join_into_row(join);
+			return;
+		}
+		dead = find_deletion(join, writer);
+		if (dead == NULL || locked)
+			break;
+		repl_ml_version_lock(table, join->key);
+	}
+	join_into_nothing(join, dead, writer);
+}
+
+/* The clock of what is known of the deletion of the arriving row, by its key or another; NULL if nothing is. */
+static const ReplMlClock *
+find_deletion(ReplMlJoin *join, uint16 writer)
+{
+	ReplMlTable *table = join->target->table;
+	ReplMlClock *dead = repl_ml_tombstone_find(table, join->key, writer);
+	ReplMlClock *former = table->former_count == 0 ? NULL : repl_ml_tombstone_find_former(table, join->arriving.row, writer);
+
+	if (dead == NULL || former == NULL)
+		return dead == NULL ? former : dead;
+	return repl_ml_clock_merge(dead, former);
+}
+
+/* The row is here, in target->found, locked. */
+static void
+join_into_row(ReplMlJoin *join)
+{
+	const ReplMlClock *here = clock_of(join->target, join->target->found);
+
+	if (repl_ml_clock_is_within(join->arriving.clock, here))
+	{
+		log_late_eviction(join, here);
+		return;
+	}
+	if (repl_ml_clock_is_within(here, join->arriving.clock))
+	{
+		forget_evictions(join, here, true);
+		store(join, join->arriving.row, join->arriving.clock, true, NULL);
+	}
+	else
+		join_concurrent(join, here, true);
+}
+
+/*
+ * Notes that a version is no loser, whatever was recorded: it is the winner
+ * now, or evicted and overwritten since.
+ */
+static void
+no_loser(ReplMlJoin *join, const ReplMlClock *clock)
+{
+	join->no_losers = lappend(join->no_losers, repl_ml_history_describe_void(join->target->table, join->key, clock));
+}
+
+/*
+ * Takes back what is recorded of evicted versions that the arriving one knew:
+ * they were overwritten, and have lost nothing.
+ */
+static void
+forget_evictions(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
+{
+	ReplMlTarget *target = join->target;
+	ReplMlVersions versions = {0};
+
+	if (!repl_ml_shmem_may_have_tombstone(target->table->root))
+		return;
+	(void) load_versions(join, here, row_is_here, &versions);
+	for (int i = 0; i < versions.count; i++)
+	{
+		if (versions.all[i].eviction == NULL || same_dot(versions.all[i].clock, join->arriving.clock) ||
+			repl_ml_history_is_reused(target->table, join->key, join->source))
+			continue;
+		if (repl_ml_clock_covers(join->arriving.clock, versions.all[i].dot))
+			no_loser(join, versions.all[i].clock);
+	}
+}
+
+/* The row is not here: it never was, or it was deleted. */
+static void
+join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer)
+{
+	ReplMlTable *table = join->target->table;
+	const ReplMlClock *clock = join->arriving.clock;
+
+	if (dead != NULL && same_dot(clock, dead))
+	{
+		/* this very version was evicted, and joined with others perhaps */
+		join->eviction = repl_ml_tombstone_eviction(table, join->key, clock);
+		log_eviction(join, join->arriving.row, clock);
+		if (!repl_ml_clock_is_within(clock, dead))
+			repl_ml_tombstone_insert_merged(table, join->key, repl_ml_clock_merge(clock, dead));
+		return;
+	}
+	if (dead != NULL && repl_ml_clock_is_within(clock, dead))
+	{
+		log_late_eviction(join, dead);
+		return;
+	}
+	if (dead != NULL && !repl_ml_clock_is_within(dead, clock))
+	{
+		join_concurrent(join, dead, false);
+		return;
+	}
+	/* an old version is evicted only for a row whose writer knew a later one: this one */
+	if (dead == NULL)
+		dead = repl_ml_tombstone_find(table, join->key, 0);
+	if (dead != NULL && repl_ml_clock_is_within(dead, clock))
+		forget_evictions(join, dead, false);
+	if (!store(join, join->arriving.row, clock, false, NULL))
+		return;
+
+	/* a deletion that another worker is applying may not have seen the row */
+	dead = repl_ml_tombstone_find(table, join->key, writer);
+	if (dead != NULL && (!repl_ml_clock_is_within(dead, clock) || same_dot(dead, clock)))
+	{
+		TupleTableSlot *searched = join->arriving.row;
+
+		join->arriving = (ReplMlVersion) {.clock = dead,.dot = repl_ml_clock_dot(dead),.deleted = true};
+		settle(join, searched);
+	}
+}
+
+/* Records the deletion first, then looks for the row: see tombstone.c. */
+static void
+bury_row(ReplMlJoin *join, TupleTableSlot *searched)
+{
+	ReplMlTable *table = join->target->table;
+	const ReplMlClock *clock = join->arriving.clock;
+	const ReplMlClock *dead = repl_ml_tombstone_find(table, join->key, 0);
+	bool		late = join->source->late;
+	bool		known;
+
+	if (!late && repl_ml_tombstone_collected(repl_ml_identity()->node_id, clock))
+		return;					/* an old copy of one we have removed */
+	if (dead != NULL)
+	{
+		repl_ml_version_lock(table, join->key);
+		dead = repl_ml_tombstone_find(table, join->key, 0);
+	}
+	known = dead != NULL && repl_ml_clock_is_within(clock, dead);
+	if (!known ||
+		(join->eviction != NULL && repl_ml_tombstone_eviction(table, join->key, clock) == NULL))
+		repl_ml_tombstone_insert(table, join->key, clock, join->eviction);
+
+	if (repl_ml_target_find(join->target, searched))
+	{
+		/*
+		 * as in join_row: a row written after its writer had removed the
+		 * tombstone
+		 */
+		if (late || !repl_ml_tombstone_collected(repl_ml_clock_dot(clock_of(join->target, join->target->found)).node, clock))
+			settle(join, searched);
+		return;
+	}
+
+	/*
+	 * A client may have deleted it while we waited for him.  Of one that comes
+	 * again its own tombstone is part of what was here.
+	 */
+	dead = known ? repl_ml_tombstone_find(table, join->key, 0) :
+		repl_ml_tombstone_find_others(table, join->key, 0, clock);
+	if (dead != NULL && !repl_ml_clock_is_within(dead, clock))
+		join_concurrent(join, dead, false);
+	else if (dead != NULL && !same_dot(dead, clock))
+		forget_evictions(join, dead, false);
+}
+
+/* Lets the row, if it is here, and a deletion that is recorded decide. */
+static void
+settle(ReplMlJoin *join, TupleTableSlot *searched)
+{
+	ReplMlTarget *target = join->target;
+	const ReplMlClock *here;
+
+	if (!repl_ml_target_find(target, searched))
+		return;
+	here = clock_of(target, target->found);
+	if (repl_ml_clock_is_within(here, join->arriving.clock) && !same_dot(here, join->arriving.clock))
+	{
+		forget_evictions(join, here, true);
+		repl_ml_target_delete(target);
+	}
+	else
+		join_concurrent(join, here, true);
+}
+
+/*
+ * The concurrent versions of the row that is here, in target->found, or of its
+ * deletion.  True if they are stored; otherwise what is here is the only one.
+ */
+static bool
+load_versions(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here, ReplMlVersions *versions)
+{
+	ReplMlTarget *target = join->target;
+	ReplMlVersion *version;
+
+	if (repl_ml_version_load(target->table, join->key, RelationGetDescr(target->rel), here, versions))
+		return true;
+	version = repl_ml_conflict_insert(versions, repl_ml_clock_dot(here));
+	version->clock = here;
+	version->deleted = !row_is_here;
+	if (row_is_here)
+		version->row = target->found;
+	else
+		version->eviction = repl_ml_tombstone_eviction(target->table, join->key, here);
+	return false;
+}
+
+/*
+ * Joins the arriving version with the concurrent ones of its row: those stored
+ * or, if there are none, what is here: the row in target->found, or its
+ * deletion.  Without an arriving version the row is just resolved again.
+ */
+static void
+join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
+{
+	ReplMlTarget *target = join->target;
+	ReplMlVersions versions = {0};
+	const ReplMlClock *clock = here;
+	ReplMlResolution *resolution;
+	bool		loaded = load_versions(join, here, row_is_here, &versions);
+
+	if (join->arriving.clock != NULL)
+	{
+		for (int i = 0; join->eviction != NULL && i < versions.count; i++)
+		{
+			if (!versions.all[i].deleted && same_dot(versions.all[i].clock, join->arriving.clock))
+				log_eviction(join, versions.all[i].row, versions.all[i].clock);
+		}
+		forget_evictions(join, here, row_is_here);
+		clock = repl_ml_clock_merge(here, join->arriving.clock);
+		if (!repl_ml_conflict_add(&versions, here, &join->arriving) &&
+			repl_ml_clock_compare(clock, here) == REPL_ML_CLOCK_EQUAL)
+			return;
+	}
+	resolution = repl_ml_resolve(target, &versions, clock);
+	join->winner_clock = resolution->winner->clock;
+	count_equal(join, &versions, resolution);
+	log_losers(join, &versions, resolution, loaded);
+	repl_ml_version_save(target->table, join->key, &versions);
+	if (!resolution->deleted)
+	{
+		store(join, resolution->row, resolution->clock, row_is_here, &versions);
+		return;
+	}
+	if (row_is_here)
+		repl_ml_target_delete(target);
+	here = repl_ml_tombstone_find(target->table, join->key, 0);
+	if (here == NULL || !repl_ml_clock_is_within(clock, here))
+		repl_ml_tombstone_insert_merged(target->table, join->key, clock);
+	if (!row_is_here && join->arriving.clock != NULL)
+		join_with_newcomer(join);
+}
+
+/*
+ * A client may have inserted the key after looking for tombstones, but before
+ * the one just written: then it knows what was here, but not what arrives.
+ */
+static void
+join_with_newcomer(ReplMlJoin *join)
+{
+	if (!repl_ml_target_find(join->target, join->searched))
+		return;
+	if (join->arriving.deleted)
+		settle(join, join->searched);
+	else
+		join_into_row(join);
+}
+
+/* Notes that the version lost a unique key, as join->eviction tells; nothing if that is NULL. */
+static void
+log_eviction(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock)
+{
+	if (join->eviction != NULL)
+		join->conflicts = lappend(join->conflicts,
+								  repl_ml_history_describe_told_eviction(join->target, join->key, row, clock, join->eviction));
+}
+
+/*
+ * A version arrives that the group knows to have lost a unique key, and that
+ * only its eviction stood for so far, among what was resolved to "here".
+ */
+static void
+log_late_eviction(ReplMlJoin *join, const ReplMlClock *here)
+{
+	ReplMlTarget *target = join->target;
+	ReplMlVersions versions = {0};
+
+	if (!repl_ml_shmem_may_have_tombstone(target->table->root) ||
+		!repl_ml_version_load(target->table, join->key, RelationGetDescr(target->rel), here, &versions))
+		return;
+	for (int i = 0; i < versions.count; i++)
+	{
+		if (!same_dot(versions.all[i].clock, join->arriving.clock))
+			continue;
+		join->eviction = versions.all[i].eviction;
+		log_eviction(join, join->arriving.row, join->arriving.clock);
+	}
+}
+
+/* Counts the arriving version if it, or one that it beats, wrote just what the other wrote. */
+static void
+count_equal(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution)
+{
+	if (join->source->equal == NULL || join->arriving.clock == NULL)
+		return;
+	for (int i = 0; i < versions->count; i++)
+	{
+		const ReplMlVersion *loser = &versions->all[i];
+
+		if (loser == resolution->winner || !repl_ml_history_is_equal(join->target, resolution, loser) ||
+			(!same_dot(loser->clock, join->arriving.clock) && !same_dot(resolution->winner->clock, join->arriving.clock)))
+			continue;
+		if (repl_ml_history_is_insert(resolution->winner, loser))
+			join->source->equal->inserts++;
+		else
+			join->source->equal->updates++;
+		return;
+	}
+}
+
+/*
+ * Notes each version that lost something.  If they were resolved before,
+ * "again", one that was a loser then may be none now.
+ */
+static void
+log_losers(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution, bool again)
+{
+	for (int i = 0; i < versions->count; i++)
+	{
+		const ReplMlVersion *loser = &versions->all[i];
+		ReplMlConflict *conflict = NULL;
+
+		/* the loss of an evicted one is its eviction */
+		if (loser != resolution->winner && loser->eviction == NULL)
+			conflict = repl_ml_history_describe(join->target, join->key, resolution, loser);
+		if (conflict != NULL)
+			join->conflicts = lappend(join->conflicts, conflict);
+		else if (again && loser->eviction == NULL)
+			no_loser(join, loser->clock);
+	}
+}
+
+/*
+ * Stores the row under "clock", in place of target->found if that is here.
+ * False if another row has a unique key of it by right: then it is evicted.
+ * "versions" are what it was resolved from, NULL for one alone.
+ */
+static bool
+store(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock, bool row_is_here,
+	  const ReplMlVersions *versions)
+{
+	ReplMlTarget *target = join->target;
+	TupleTableSlot *stored = with_clock(target, row, clock);
+
+	if (!repl_ml_unique_make_room(join, stored, clock, row_is_here))
+	{
+		repl_ml_unique_evict(join->target, join->key, clock, versions, join->eviction);
+		if (row_is_here)
+			repl_ml_target_delete(target);
+		return false;
+	}
+	if (row_is_here)
+		repl_ml_target_update(target, stored);
+	else
+		repl_ml_target_insert(target, stored);
+	return true;
+}
+
+/* The row in "slot" under another clock, in the target's scratch slot. */
+static TupleTableSlot *
+with_clock(ReplMlTarget *target, TupleTableSlot *slot, const ReplMlClock *clock)
+{
+	TupleTableSlot *result = target->scratch;
+	int			natts = result->tts_tupleDescriptor->natts;
+
+	slot_getallattrs(slot);
+	ExecClearTuple(result);
+	memcpy(result->tts_values, slot->tts_values, natts * sizeof(Datum));
+	memcpy(result->tts_isnull, slot->tts_isnull, natts * sizeof(bool));
+	result->tts_values[target->table->clock_attnum - 1] = PointerGetDatum(clock);
+	result->tts_isnull[target->table->clock_attnum - 1] = false;
+	return ExecStoreVirtualTuple(result);
+}
+
+/* The clock of a version; an error if it has none. */
+static const ReplMlClock *
+clock_of(ReplMlTarget *target, TupleTableSlot *slot)
+{
+	bool		isnull;
+	Datum		value = slot_getattr(slot, target->table->clock_attnum, &isnull);
+
+	return repl_ml_table_clock(target->table, value, isnull);
+}

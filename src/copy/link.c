@@ -1,0 +1,421 @@
+/*
+ * link.c
+ *		The link to a peer: is it who it should be, the slot there that keeps
+ *		its changes for us, the origin here that says how far we are.
+ *
+ * Slot and origin belong together.  Where one of them is missing the link is
+ * made anew from the peer's present position, and what the slot did not keep
+ * is copied (sync.c): a join may repeat rows, so nothing has to fit exactly.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "catalog/pg_replication_origin.h"
+#include "replication/origin.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/pg_lsn.h"
+#include "utils/uuid.h"
+#include "utils/fmgrprotos.h"
+
+#include "apply/apply.h"
+#include "compat.h"
+#include "copy/copy.h"
+#include "server/server.h"
+#include "wire/wire.h"
+
+#define JOINING_PATIENCE_MS		10000
+#define SLOT_PATIENCE_MS		5000	/* making a slot waits for transactions; after
+									 * that we look whether some are prepared */
+#define PREPARED_POLL_MS		500
+
+/* What the peer says of itself; see repl_ml.local_info(). */
+typedef struct PeerInfo
+{
+	char	   *version;
+	char	   *group_id;
+	int			node_id;
+	char	   *node_name;
+	char	   *state;
+	bool		fenced;
+	bool		we_are_dropped;
+	int			incarnation;
+	int			our_incarnation;	/* as the peer knows */
+	Oid			database;
+	XLogRecPtr	flush_lsn;
+} PeerInfo;
+
+static PeerInfo ask(ReplMlApply *apply);
+static void check_progress(ReplMlApply *apply, XLogRecPtr applied, XLogRecPtr end);
+static void check(ReplMlApply *apply, const PeerInfo *info);
+static bool slot_is_usable(ReplMlApply *apply, const char *slot);
+static XLogRecPtr make_slot(ReplMlApply *apply, const char *slot);
+static void make_origin(const char *origin, XLogRecPtr from);
+static void order_copies(ReplMlApply *apply, const PeerInfo *info, bool rebuilt);
+
+/*
+ * Checks the peer and makes slot and origin where they are missing; sets up
+ * the origin for this session.  Returns the position to stream from.
+ */
+XLogRecPtr
+repl_ml_link_prepare(ReplMlApply *apply)
+{
+	PeerInfo	info = ask(apply);
+	TimestampTz start = GetCurrentTimestamp();
+	char	   *origin;
+	char	   *slot;
+	RepOriginId id;
+	XLogRecPtr	from = InvalidXLogRecPtr;
+	bool		had_origin;
+
+	/* a joining node is on the list a moment before it knows itself */
+	while (info.node_id == 0 && strcmp(apply->peer->state, "joining") == 0 &&
+		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), JOINING_PATIENCE_MS))
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 100,
+						 wait_event_compat("ReplMlPeerJoining"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		info = ask(apply);
+	}
+	check(apply, &info);
+	apply->peer_database = info.database;
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	apply->worker->target_lsn = info.flush_lsn;
+	apply->worker->peer_lsn = info.flush_lsn;
+	LWLockRelease(repl_ml_shared->lock);
+
+	StartTransactionCommand();
+	origin = MemoryContextStrdup(TopMemoryContext, repl_ml_origin_name(MyDatabaseId, apply->peer->node_id));
+	slot = MemoryContextStrdup(TopMemoryContext, repl_ml_origin_name(info.database, apply->self));
+	id = replorigin_by_name(origin, true);
+	if (id != InvalidRepOriginId && !repl_ml_origin_is_ours(id))
+	{
+		/* a user's, or made by an older version: what is written under it would be sent on */
+		replorigin_drop_by_name(origin, false, true);
+		id = InvalidRepOriginId;
+	}
+	had_origin = id != InvalidRepOriginId;
+	if (had_origin)
+		check_progress(apply, replorigin_get_progress(id, false), info.flush_lsn);
+	CommitTransactionCommand();
+
+	if (!had_origin || !slot_is_usable(apply, slot))
+	{
+		if (had_origin)
+			ereport(WARNING,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("slot \"%s\" on node \"%s\" is lost and is made anew",
+							slot, apply->peer->node_name),
+					 errdetail("All tables are copied from that node again and joined.")));
+
+		/*
+		 * The copies are ordered, durably, before there is a slot that hides
+		 * what the old one did not keep.
+		 */
+		StartTransactionCommand();
+		order_copies(apply, &info, had_origin);
+		ForceSyncCommit();
+		CommitTransactionCommand();
+		from = make_slot(apply, slot);
+		StartTransactionCommand();
+		make_origin(origin, from);
+		CommitTransactionCommand();
+	}
+
+	StartTransactionCommand();
+	apply->origin = replorigin_by_name(origin, false);
+	if (replorigin_session_origin == InvalidRepOriginId)
+		replorigin_session_setup_compat(apply->origin);
+	replorigin_session_origin = apply->origin;
+	from = replorigin_session_get_progress(true);	/* durably */
+	CommitTransactionCommand();
+	return from;
+}
+
+/* A peer cannot have less than we have applied from it, unless it was set back. */
+static void
+check_progress(ReplMlApply *apply, XLogRecPtr applied, XLogRecPtr end)
+{
+	if (applied <= end)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("node \"%s\" has been set back to an older state", apply->peer->node_name),
+			 errdetail("Changes up to %X/%X have been applied from it, but its WAL ends at %X/%X.",
+					   LSN_FORMAT_ARGS(applied), LSN_FORMAT_ARGS(end)),
+			 errhint("Run SELECT repl_ml.leave_group(force => true) there, SELECT repl_ml.drop_node(%s) here, and join it again.",
+					 quote_literal_cstr(apply->peer->node_name))));
+}
+
+static PeerInfo
+ask(ReplMlApply *apply)
+{
+	static const Oid types[11] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, OIDOID, PG_LSNOID, BOOLOID, INT4OID, INT4OID};
+	PeerInfo	info = {0};
+	char	   *fields[5];
+	ReplMlResult *result = repl_ml_stream_query(apply->conn,
+												psprintf("SELECT version, group_id::pg_catalog.text, node_id::pg_catalog.text, node_name::pg_catalog.text, state, fenced, database, flush_lsn, asker_dropped, incarnation, asker_incarnation"
+														 " FROM repl_ml.local_info(%d)", apply->self), 11, types);
+
+	if (!repl_ml_stream_next(result))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the extension repl_ml is not installed on node \"%s\"", apply->peer->node_name)));
+	slot_getallattrs(result->slot);
+	for (int i = 0; i < 5; i++)
+		fields[i] = result->slot->tts_isnull[i] ? NULL :
+			MemoryContextStrdup(apply->message_context, TextDatumGetCString(result->slot->tts_values[i]));
+	info.version = fields[0];
+	info.group_id = fields[1];
+	info.node_id = fields[2] == NULL ? 0 : atoi(fields[2]);
+	info.node_name = fields[3];
+	info.state = fields[4];
+	info.fenced = DatumGetBool(result->slot->tts_values[5]);
+	info.database = DatumGetObjectId(result->slot->tts_values[6]);
+	info.flush_lsn = DatumGetLSN(result->slot->tts_values[7]);
+	info.we_are_dropped = DatumGetBool(result->slot->tts_values[8]);
+	info.incarnation = result->slot->tts_isnull[9] ? 0 : DatumGetInt32(result->slot->tts_values[9]);
+	info.our_incarnation = result->slot->tts_isnull[10] ? 0 : DatumGetInt32(result->slot->tts_values[10]);
+	repl_ml_stream_free(result);
+	return info;
+}
+
+/* Is this the node the catalog means, and may it act? */
+static void
+check(ReplMlApply *apply, const PeerInfo *info)
+{
+	const char *name = apply->peer->node_name;
+	const ReplMlIdentity *self;
+	char	   *group_id;
+	int			incarnation;
+
+	StartTransactionCommand();
+	self = repl_ml_identity_require();
+	incarnation = self->incarnation;
+	group_id = MemoryContextStrdup(apply->message_context,
+								   DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&self->group_id))));
+	CommitTransactionCommand();
+
+	if (info->node_id == 0 || strcmp(info->group_id, group_id) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("node \"%s\" is not a member of this group", name),
+				 errhint("If it left for good, run SELECT repl_ml.drop_node(%s).", quote_literal_cstr(name))));
+	if (info->node_id != apply->peer->node_id)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the connection string of node \"%s\" leads to node \"%s\"", name, info->node_name)));
+	if (info->we_are_dropped)
+	{
+		repl_ml_begin();
+		SPI_execute("UPDATE repl_ml.local_node SET state = 'dropped'", false, 0);
+		repl_ml_commit();
+		StartTransactionCommand();
+		(void) repl_ml_identity_require();
+	}
+	if (info->our_incarnation > incarnation)
+	{
+		/* another server has been confirmed to be this node: see identity.c */
+		repl_ml_begin();
+		SPI_execute("UPDATE repl_ml.local_node SET directory = 'superseded'", false, 0);
+		repl_ml_commit();
+		StartTransactionCommand();
+		(void) repl_ml_identity_require();
+	}
+	if (info->fenced)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the server found as node \"%s\" is a copy of it", name),
+				 errhint("If it is the node itself, moved, run SELECT repl_ml.confirm_identity() there; else SELECT repl_ml.leave_group(force => true), and join it anew.")));
+	if (info->incarnation < apply->peer->incarnation)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the server found as node \"%s\" is what it was before it moved", name),
+				 errhint("Stop that server, or run SELECT repl_ml.leave_group(force => true) there.")));
+	if (strcmp(info->version, REPL_ML_VERSION) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("node \"%s\" runs repl_ml %s, this node %s", name, info->version, REPL_ML_VERSION),
+				 errhint("Run ALTER EXTENSION repl_ml UPDATE where the version is older.")));
+}
+
+/*
+ * Is the slot there, and has it kept everything?  One that is ahead of the
+ * peer's WAL was told so by mistake, and would leave out what comes up to
+ * there.
+ */
+static bool
+slot_is_usable(ReplMlApply *apply, const char *slot)
+{
+	static const Oid types[1] = {TEXTOID};
+	char	   *sql = psprintf("SELECT wal_status FROM pg_catalog.pg_replication_slots WHERE slot_name OPERATOR(pg_catalog.=) %s"
+							   " AND confirmed_flush_lsn OPERATOR(pg_catalog.<=) pg_catalog.pg_current_wal_flush_lsn()",
+							   quote_literal_cstr(slot));
+	ReplMlResult *result = repl_ml_stream_query(apply->conn, sql, 1, types);
+	bool		usable = false;
+
+	if (repl_ml_stream_next(result))
+	{
+		slot_getallattrs(result->slot);
+		usable = !result->slot->tts_isnull[0] &&
+			strcmp(TextDatumGetCString(result->slot->tts_values[0]), "lost") != 0;
+	}
+	repl_ml_stream_free(result);
+	return usable;
+}
+
+/*
+ * Is a transaction of the peer's server prepared for longer than a slot should
+ * take?  Then the slot waits until somebody ends it: says so, in stat_apply.
+ */
+static bool
+shows_prepared(ReplMlApply *apply)
+{
+	static const Oid types[3] = {TEXTOID, TEXTOID, TEXTOID};
+	ReplMlResult *result = repl_ml_stream_query(apply->conn, psprintf("SELECT pg_catalog.quote_literal(gid), pg_catalog.format('role \"%%s\" in database \"%%s\"', owner, database),"
+																	  " pg_catalog.date_trunc('second', prepared)::pg_catalog.text FROM pg_catalog.pg_prepared_xacts"
+																	  " WHERE pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) prepared OPERATOR(pg_catalog.>) '%d ms'::pg_catalog.interval"
+																	  " ORDER BY prepared LIMIT 1", SLOT_PATIENCE_MS), 3, types);
+	bool		found = repl_ml_stream_next(result);
+
+	if (found)
+	{
+		char	   *gid;
+
+		slot_getallattrs(result->slot);
+		gid = TextDatumGetCString(result->slot->tts_values[0]);
+		repl_ml_apply_show_wait(apply, psprintf("the slot on node \"%s\" waits for the prepared transaction %s of %s, prepared at %s",
+												apply->peer->node_name, gid, TextDatumGetCString(result->slot->tts_values[1]),
+												TextDatumGetCString(result->slot->tts_values[2])),
+								psprintf("Run COMMIT PREPARED %s or ROLLBACK PREPARED %s on that server.", gid, gid));
+	}
+	repl_ml_stream_free(result);
+	return found;
+}
+
+/* Comes back when no transaction of the peer's server has been prepared for long. */
+static void
+await_prepared(ReplMlApply *apply)
+{
+	bool		told = false;
+
+	while (shows_prepared(apply))
+	{
+		if (!told)
+			ereport(LOG,
+					(errmsg("%s", apply->worker->error_message),
+					 errhint("%s", apply->worker->error_hint)));
+		told = true;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, PREPARED_POLL_MS,
+						 wait_event_compat("ReplMlPrepared"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	if (told)
+		repl_ml_apply_set_state(apply, REPL_ML_WORKER_PREPARING);
+}
+
+/* Makes the slot; false if a transaction there has kept it from that for so long, ms. */
+static bool
+try_slot(ReplMlApply *apply, const char *name, int patience, XLogRecPtr *start)
+{
+	static const Oid types[1] = {PG_LSNOID};
+	MemoryContext context = CurrentMemoryContext;
+	ReplMlResult *volatile result = NULL;
+
+	repl_ml_stream_command(apply->conn, psprintf("SELECT pg_catalog.set_config('lock_timeout', '%d', false)", patience));
+	PG_TRY();
+	{
+		result = repl_ml_stream_query(apply->conn,
+									  psprintf("SELECT lsn FROM pg_catalog.pg_create_logical_replication_slot(%s, '%s')",
+											   name, REPL_ML_PLUGIN), 1, types);
+	}
+	PG_CATCH();
+	{
+		if (geterrcode() != ERRCODE_LOCK_NOT_AVAILABLE)
+		{
+			errhint("On node \"%s\" run SELECT * FROM repl_ml.check_setup().", apply->peer->node_name);
+			PG_RE_THROW();
+		}
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	if (result == NULL)
+		return false;
+	if (!repl_ml_stream_next(result))
+		elog(ERROR, "no row from pg_create_logical_replication_slot");
+	slot_getallattrs(result->slot);
+	*start = DatumGetLSN(result->slot->tts_values[0]);
+	repl_ml_stream_free(result);
+	return true;
+}
+
+/*
+ * Makes the slot on the peer, in place of one that is of no use; returns its
+ * start.  That waits for the transactions that run there, ever longer, so that
+ * long ones do not keep it from that for ever; and between two tries for
+ * prepared ones, which it names.
+ */
+static XLogRecPtr
+make_slot(ReplMlApply *apply, const char *slot)
+{
+	char	   *name = quote_literal_cstr(slot);
+	int			patience = SLOT_PATIENCE_MS;
+	XLogRecPtr	start;
+
+	repl_ml_stream_command(apply->conn,
+						   psprintf("SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots"
+									" WHERE slot_name OPERATOR(pg_catalog.=) %s", name));
+	await_prepared(apply);
+	while (!try_slot(apply, name, patience, &start))
+	{
+		await_prepared(apply);
+		patience = Min(patience * 2, INT_MAX / 2);
+	}
+	repl_ml_stream_command(apply->conn, "SELECT pg_catalog.set_config('lock_timeout', '0', false)");
+	return start;
+}
+
+static void
+make_origin(const char *origin, XLogRecPtr from)
+{
+	RepOriginId id = replorigin_by_name(origin, true);
+
+	if (id == InvalidRepOriginId)
+		id = repl_ml_origin_create(origin);
+	else if (replorigin_session_origin != InvalidRepOriginId)
+	{
+		replorigin_session_reset();
+		replorigin_session_origin = InvalidRepOriginId;
+	}
+	LockRelationOid(ReplicationOriginRelationId, RowExclusiveLock);
+	replorigin_advance(id, from, InvalidXLogRecPtr, true /* go backward */ , true /* WAL log */ );
+	UnlockRelationOid(ReplicationOriginRelationId, RowExclusiveLock);
+}
+
+/*
+ * What the peer wrote before its slot existed has to be copied.  Not while we
+ * join and the copy from the donor is still to come (it waits for the donor
+ * to have everything up to the slots), unless this is the donor; and not from
+ * a node that joins itself, which has nothing of its own.
+ */
+static void
+order_copies(ReplMlApply *apply, const PeerInfo *info, bool rebuilt)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		values[1] = {Int32GetDatum(apply->peer->node_id)};
+
+	if (!rebuilt && strcmp(info->state, "ready") != 0)
+		return;
+	repl_ml_spi_execute("SELECT repl_ml.order_copies($1) FROM repl_ml.local_node l"
+						" WHERE (l.copy_data OR l.state OPERATOR(pg_catalog.=) 'ready')"
+						"   AND (l.donor OPERATOR(pg_catalog.=) $1 OR l.state OPERATOR(pg_catalog.<>) 'joining')",
+						1, types, values, NULL);
+}

@@ -1,0 +1,449 @@
+/*
+ * retry.c
+ *		Parked changes tried again without a person, and tables healed by a copy
+ *		where trying again cannot help.
+ *
+ * What a change failed for goes away when a catalog changes, when a row arrives
+ * that it waited for, or when a later version or a copy makes it superfluous.
+ * So each apply worker goes through the parked changes of its peer (and of
+ * nodes that have left), table by table and in order: soon after a catalog has
+ * changed here or something was parked, else ever less often.  It does so
+ * between transactions of the stream, for a moment at a time and without
+ * waiting for locks, so that the stream is not held up.  Losers of conflicts,
+ * and what takes the server down (server/crash.c), are a person's.
+ *
+ * A change whose columns are not those of the table any more, or that was
+ * counted and not kept (park.c), needs what the row has become: the table is
+ * copied from its peer as soon as it has the same columns there, and the copy
+ * clears what was parked (sync.c).  One that only lacks columns gets their
+ * defaults then.
+ *
+ * Called by worker.c; uses park.c.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "replication/origin.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+#include "apply/apply.h"
+#include "compat.h"
+#include "converge/converge.h"
+#include "copy/copy.h"
+#include "server/server.h"
+#include "wire/wire.h"
+
+#define FIRST_DELAY_MS		500 /* after a change of the catalogs, or parking */
+#define LONGEST_DELAY_MS	60000
+#define SLICE_MS			20	/* at a time, between transactions */
+#define REST_MS				60	/* ... and then the stream has as long, if it
+								 * brings anything */
+#define MOST_REST			20	/* times what a round took that brought nothing,
+								 * until the next one */
+#define SHORT_REST			4	/* part of what one took, if it brought something
+								 * or a catalog has changed */
+#define BATCH				"50"
+#define LOCK_PATIENCE		"10ms"
+
+/* Of one peer, as the same text on both nodes if the table is the same. */
+#define COLUMNS_OF_TABLE \
+	"SELECT coalesce(pg_catalog.string_agg(pg_catalog.format('%%I %%s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod)), ', '" \
+	" ORDER BY a.attname COLLATE pg_catalog.\"C\"), '')" \
+	" FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) a.attrelid" \
+	" JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace" \
+	" WHERE n.nspname OPERATOR(pg_catalog.=) %s AND c.relname OPERATOR(pg_catalog.=) %s AND a.attnum OPERATOR(pg_catalog.>) 0" \
+	" AND NOT a.attisdropped AND a.attgenerated OPERATOR(pg_catalog.=) ''"
+
+/* A parked change, or what stands for those that were only counted. */
+typedef struct Parked
+{
+	char	   *schema_name;
+	char	   *table_name;
+	int64		id;
+	bool		counted;
+	bool		only_lacks;		/* columns; it need not be copied */
+} Parked;
+
+/* Where the present round is; written by this file only. */
+static struct
+{
+	bool		running;
+	bool		any;			/* something was there to try */
+	bool		progressed;
+	int			spent;			/* ms */
+	NameData	schema_name;
+	NameData	table_name;
+	int64		id;
+	List	   *unfit;			/* of Parked: one of each table to be copied */
+} pass;
+static MemoryContext pass_context = NULL;	/* of the list; reset at its end */
+static List *trusted = NIL;		/* of Parked: tables whose columns were the same
+								 * on the peer at the end of the last round */
+static MemoryContext trusted_context = NULL;	/* of that list */
+static TimestampTz next_try = 0;
+static int	delay = FIRST_DELAY_MS;
+static TimestampTz rest_until = 0;	/* a change of the catalogs waits so long */
+static bool changed = false;	/* catalogs, since the last round began */
+
+static void listen_to_catalogs(void);
+static List *next_changes(ReplMlApply *apply);
+static void try_change(ReplMlApply *apply, Parked *change);
+static ErrorData *attempt(ReplMlApply *apply, int64 id, bool with_defaults, ReplMlParkedState *state);
+static void rest(TimestampTz now);
+static void finish_pass(ReplMlApply *apply);
+static void heal(ReplMlApply *apply, Parked *table);
+
+/* Milliseconds until there is something to do. */
+int
+repl_ml_retry_due(void)
+{
+	return (int) Min(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next_try), LONGEST_DELAY_MS);
+}
+
+static void
+catalogs_have_changed(Datum arg, Oid relid)
+{
+	changed = true;
+}
+
+static void
+syscache_has_changed(Datum arg, int cache, uint32 hash)
+{
+	changed = true;
+}
+
+/* Whatever a change may have failed for: tables, and what they are made of. */
+static void
+listen_to_catalogs(void)
+{
+	static bool listening = false;
+	static const int caches[] = {PROCOID, TYPEOID, CONSTROID, ENUMOID, NAMESPACEOID, OPEROID, COLLOID, AUTHOID};
+
+	if (listening)
+		return;
+	listening = true;
+	pass_context = AllocSetContextCreate(TopMemoryContext, "repl_ml tables to heal", ALLOCSET_SMALL_SIZES);
+	trusted_context = AllocSetContextCreate(TopMemoryContext, "repl_ml tables that fit", ALLOCSET_SMALL_SIZES);
+	CacheRegisterRelcacheCallback(catalogs_have_changed, (Datum) 0);
+	for (int i = 0; i < lengthof(caches); i++)
+		CacheRegisterSyscacheCallback(caches[i], syscache_has_changed, (Datum) 0);
+}
+
+/* Does somebody want us to try at once? */
+static bool
+is_asked(ReplMlApply *apply)
+{
+	bool		asked;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	asked = apply->worker->retry_parked;
+	apply->worker->retry_parked = false;
+	LWLockRelease(repl_ml_shared->lock);
+	return asked;
+}
+
+/* Is this node still joining?  Then tables may be there that are not enrolled yet, and have to stay empty until they are. */
+static bool
+is_joining(ReplMlApply *apply)
+{
+	bool		joining;
+
+	repl_ml_begin();
+	joining = repl_ml_identity_require()->joining;
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
+	return joining;
+}
+
+/* Goes on with the round, if it is time; outside transactions of the stream. */
+void
+repl_ml_retry_step(ReplMlApply *apply)
+{
+	static XLogRecPtr received = InvalidXLogRecPtr; /* at the end of the last slice */
+	TimestampTz start = GetCurrentTimestamp();
+	bool		idle = apply->received == received;
+
+	listen_to_catalogs();
+	if (repl_ml_apply_retry_is_wanted())
+	{
+		delay = FIRST_DELAY_MS;
+		changed = true;
+		pass.any = true;
+	}
+	if (is_asked(apply))
+		next_try = 0;
+	else if (changed && pass.any && !pass.running)
+	{
+		delay = FIRST_DELAY_MS;
+		next_try = Min(next_try, Max(rest_until, TimestampTzPlusMilliseconds(start, FIRST_DELAY_MS)));
+	}
+	if (start < next_try)
+		return;
+	if (!pass.running && is_joining(apply))
+	{
+		next_try = TimestampTzPlusMilliseconds(start, FIRST_DELAY_MS);
+		return;
+	}
+	if (!pass.running)
+	{
+		memset(&pass, 0, sizeof(pass));
+		pass.running = true;
+		changed = false;
+	}
+	while (pass.running && !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), SLICE_MS))
+	{
+		List	   *changes = next_changes(apply);
+		ListCell   *lc;
+
+		foreach(lc, changes)
+		{
+			try_change(apply, lfirst(lc));
+			if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(), SLICE_MS))
+				break;
+		}
+		if (changes == NIL)
+			finish_pass(apply);
+		MemoryContextReset(apply->message_context);
+	}
+	pass.spent += TimestampDifferenceMilliseconds(start, GetCurrentTimestamp());
+	received = apply->received;
+	if (pass.running)
+		next_try = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), idle ? 0 : REST_MS);
+	else
+		rest(GetCurrentTimestamp());
+}
+
+/* Says when the next round begins: the longer one takes, and the less it brings, the later. */
+static void
+rest(TimestampTz now)
+{
+	int			pause = pass.progressed ? pass.spent / SHORT_REST : Min(pass.spent, INT_MAX / MOST_REST) * MOST_REST;
+
+	/* one may have waited for another that has been applied now */
+	delay = pass.progressed ? FIRST_DELAY_MS : Min(delay * 2, LONGEST_DELAY_MS);
+	next_try = TimestampTzPlusMilliseconds(now, Max(delay, pause));
+	rest_until = TimestampTzPlusMilliseconds(now, pass.spent / SHORT_REST);
+}
+
+/* The next parked changes behind where the round is, which are this worker's to try. */
+static List *
+next_changes(ReplMlApply *apply)
+{
+	static SPIPlanPtr plan = NULL;
+	List	   *changes = NIL;
+	Oid			types[4] = {INT4OID, NAMEOID, NAMEOID, INT8OID};
+	Datum		values[4] = {Int32GetDatum(apply->peer->node_id), NameGetDatum(&pass.schema_name),
+	NameGetDatum(&pass.table_name), Int64GetDatum(pass.id)};
+
+	repl_ml_begin();
+	SPI_execute_plan(repl_ml_spi_plan(&plan, "SELECT p.schema_name, p.table_name, p.id, p.action OPERATOR(pg_catalog.=) 'counted'"
+									  " FROM repl_ml.parked_change p"
+									  " WHERE ROW(p.schema_name, p.table_name, p.id) OPERATOR(pg_catalog.>) ROW($2, $3, $4)"
+									  " AND NOT p.put_aside AND p.sqlstate OPERATOR(pg_catalog.<>) '38000' AND p.action OPERATOR(pg_catalog.=) ANY ('{insert,update,delete,counted}')"
+									  " AND (p.origin_node OPERATOR(pg_catalog.=) $1 OR NOT EXISTS (SELECT FROM repl_ml.member m"
+									  " WHERE m.node_id OPERATOR(pg_catalog.=) p.origin_node AND m.state OPERATOR(pg_catalog.<>) 'dropped'))"
+									  " ORDER BY p.schema_name, p.table_name, p.id LIMIT " BATCH, 4, types), values, NULL, true, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(apply->message_context);
+		Parked	   *change = palloc(sizeof(Parked));
+
+		change->schema_name = pstrdup(repl_ml_spi_text(i, 0));
+		change->table_name = pstrdup(repl_ml_spi_text(i, 1));
+		change->id = strtoll(repl_ml_spi_text(i, 2), NULL, 10);
+		change->counted = strcmp(repl_ml_spi_text(i, 3), "t") == 0;
+		changes = lappend(changes, change);
+		MemoryContextSwitchTo(old);
+	}
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
+	return changes;
+}
+
+/* The entry of the change's table in the list, or NULL. */
+static Parked *
+find_table(List *tables, const Parked *change)
+{
+	ListCell   *lc;
+
+	foreach(lc, tables)
+	{
+		Parked	   *other = lfirst(lc);
+
+		if (strcmp(other->schema_name, change->schema_name) == 0 && strcmp(other->table_name, change->table_name) == 0)
+			return other;
+	}
+	return NULL;
+}
+
+/* Adds the change's table to a list in "context". */
+static Parked *
+add_table(List **tables, const Parked *change, MemoryContext context)
+{
+	MemoryContext old = MemoryContextSwitchTo(context);
+	Parked	   *added = palloc(sizeof(Parked));
+
+	*added = *change;
+	added->schema_name = pstrdup(change->schema_name);
+	added->table_name = pstrdup(change->table_name);
+	*tables = lappend(*tables, added);
+	MemoryContextSwitchTo(old);
+	return added;
+}
+
+/* Notes that the change needs its table to be healed. */
+static void
+note_unfit(const Parked *change, bool only_lacks)
+{
+	Parked	   *table = find_table(pass.unfit, change);
+
+	if (table == NULL)
+	{
+		table = add_table(&pass.unfit, change, pass_context);
+		table->only_lacks = true;
+	}
+	table->only_lacks &= only_lacks;
+}
+
+/* Goes on behind the change, or, with "whole_table", behind all of its table. */
+static void
+go_on_behind(const Parked *change, bool whole_table)
+{
+	namestrcpy(&pass.schema_name, change->schema_name);
+	namestrcpy(&pass.table_name, change->table_name);
+	pass.id = whole_table ? PG_INT64_MAX : change->id;
+}
+
+/* Tries one parked change, unless what stands before it of its table has shown that it is no use. */
+static void
+try_change(ReplMlApply *apply, Parked *change)
+{
+	ReplMlParkedState state = REPL_ML_PARKED_UNFIT;
+	ErrorData  *error = NULL;
+
+	if (strcmp(change->schema_name, NameStr(pass.schema_name)) == 0 &&
+		strcmp(change->table_name, NameStr(pass.table_name)) == 0 && pass.id == PG_INT64_MAX)
+		return;
+	pass.any = true;
+	if (!change->counted)
+		error = attempt(apply, change->id, find_table(trusted, change) != NULL, &state);
+	/* generated here now, say */
+	if (error != NULL && error->sqlerrcode == ERRCODE_UNDEFINED_COLUMN)
+		state = REPL_ML_PARKED_UNFIT;
+	else if (error != NULL)
+		state = REPL_ML_PARKED_GONE;
+	if (state == REPL_ML_PARKED_UNFIT || state == REPL_ML_PARKED_LACKS)
+		note_unfit(change, state == REPL_ML_PARKED_LACKS);
+	/* one that can be applied may still stand behind one that cannot */
+	go_on_behind(change, error != NULL && error->sqlerrcode == ERRCODE_UNDEFINED_TABLE);
+	if (state == REPL_ML_PARKED_DONE)
+		pass.progressed = true;
+	if (error != NULL && repl_ml_dispatch_is_permanent(error->sqlerrcode))
+		repl_ml_park_note(change->id, error);
+}
+
+/* Tries one parked change in a transaction of its own; the error it failed with, or NULL. */
+static ErrorData *
+attempt(ReplMlApply *apply, int64 id, bool with_defaults, ReplMlParkedState *state)
+{
+	ErrorData  *volatile error = NULL;
+
+	PG_TRY();
+	{
+		int			level;
+
+		SetCurrentStatementStartTimestamp();
+		StartTransactionCommand();
+		level = NewGUCNestLevel();
+		(void) set_config_option("lock_timeout", LOCK_PATIENCE, PGC_SUSET, PGC_S_OVERRIDE,
+								 GUC_ACTION_SAVE, true, 0, false);
+		PushActiveSnapshot(GetTransactionSnapshot());
+		MemoryContextSwitchTo(apply->message_context);
+		repl_ml_crash_retries(id);
+		*state = repl_ml_park_try(id, apply->self, with_defaults, &apply->transaction.catalogs_changed);
+		repl_ml_targets_close();
+		PopActiveSnapshot();
+		AtEOXact_GUC(true, level);
+		replorigin_session_origin_lsn = InvalidXLogRecPtr;
+		CommitTransactionCommand();
+		if (*state == REPL_ML_PARKED_DONE && apply->volatile_since == 0)
+			apply->volatile_since = GetCurrentTimestamp();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(apply->message_context);
+		error = CopyErrorData();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		repl_ml_targets_forget();
+		repl_ml_applying = true;
+	}
+	PG_END_TRY();
+	repl_ml_crash_rests();
+	MemoryContextSwitchTo(apply->message_context);
+	CHECK_FOR_INTERRUPTS();
+	return error;
+}
+
+/* At the end of a round: heals what it could not apply. */
+static void
+finish_pass(ReplMlApply *apply)
+{
+	ListCell   *lc;
+
+	pass.running = false;
+	trusted = NIL;
+	MemoryContextReset(trusted_context);
+	if (pass.unfit != NIL && apply->conn != NULL)
+	{
+		foreach(lc, pass.unfit)
+			heal(apply, lfirst(lc));
+		repl_ml_sync_tables(apply);
+		repl_ml_apply_set_state(apply, REPL_ML_WORKER_STREAMING);
+	}
+	pass.unfit = NIL;
+	MemoryContextReset(pass_context);
+}
+
+/*
+ * If the table has the same columns on the peer as here, orders a copy of it, or
+ * has its changes tried again with defaults for what they lack.
+ */
+static void
+heal(ReplMlApply *apply, Parked *table)
+{
+	static const Oid types[1] = {TEXTOID};
+	char	   *question = psprintf(COLUMNS_OF_TABLE, quote_literal_cstr(table->schema_name), quote_literal_cstr(table->table_name));
+	ReplMlResult *result;
+	char	   *theirs = NULL;
+	bool		same;
+
+	if (apply->copy_conn == NULL)
+		apply->copy_conn = repl_ml_stream_connect(apply->peer->dsn, "copy");
+	result = repl_ml_stream_query(apply->copy_conn, question, 1, types);
+	if (repl_ml_stream_next(result) && (slot_getallattrs(result->slot), !result->slot->tts_isnull[0]))
+		theirs = MemoryContextStrdup(apply->message_context, TextDatumGetCString(result->slot->tts_values[0]));
+	repl_ml_stream_free(result);
+
+	repl_ml_begin();
+	SPI_execute(question, true, 1);
+	same = theirs != NULL && strcmp(theirs, repl_ml_spi_text(0, 0)) == 0;
+	if (same && table->only_lacks)
+	{
+		(void) add_table(&trusted, table, trusted_context);
+		pass.progressed = true;
+	}
+	else if (same)
+		SPI_execute(psprintf("SELECT repl_ml.order_copy(%d, %s, %s)", apply->peer->node_id,
+							 quote_literal_cstr(table->schema_name), quote_literal_cstr(table->table_name)), false, 0);
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
+}

@@ -1,0 +1,978 @@
+/*
+ * sync.c
+ *		Copies tables from the peer: each row is joined, so a copy may overlap
+ *		with the stream, be repeated, and start over after a failure.
+ *
+ * The group's catalogs are copied at each connection, over it, before it
+ * streams; enrolled tables when repl_ml.table_sync says so, over a connection
+ * of their own beside the stream's.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/copy.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "parser/parse_relation.h"
+#include "pgstat.h"
+#include "replication/origin.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/pg_lsn.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+
+#include "apply/apply.h"
+#include "compat.h"
+#include "converge/converge.h"
+#include "copy/copy.h"
+#include "row/row.h"
+#include "server/server.h"
+#include "wire/wire.h"
+
+#define DONOR_PATIENCE_MS	30000	/* how long a donor may take to catch up */
+#define POLL_MS				100
+
+#define CHUNK_ROWS			500
+#define CHUNK_BYTES			(4 * 1024 * 1024)
+#define MOST_FAILURES		1000	/* of rows, after which it is the table's */
+#define COPIED_TABLE_ID		2	/* as which relation.c knows it for a moment */
+
+#define VERSION_TABLE		"concurrent_version"
+
+/* Rows of a copy that are joined together: if one fails, each by itself; this file only. */
+static struct
+{
+	MemoryContext context;		/* of the tuples; reset with each chunk */
+	List	   *tuples;
+	Size		size;
+	int			failures;		/* of rows, in a row */
+} chunk;
+
+/* What NextCopyFrom reads from; set only while a copy runs. */
+static WalReceiverConn *copy_source = NULL;
+static char *copy_buffer = NULL;
+static int	copy_left = 0;
+
+typedef struct OtherMember
+{
+	int			node_id;
+	XLogRecPtr	from;			/* what the donor must have of it, invalid: no
+								 * link yet */
+	bool		fails;			/* connecting to it has failed */
+	bool		donor_has_it;
+} OtherMember;
+
+/* A tombstone or stored version of a table that a copy brings. */
+typedef struct CopiedVersion
+{
+	Oid			relid;
+	Datum		columns;		/* the shape of its key */
+	Datum		key;
+	Datum		content;		/* 0 for a deletion */
+	const char *eviction;
+	ReplMlClock *clock;
+	ReplMlSource source;
+} CopiedVersion;
+
+static void note_open_tables(ReplMlApply *apply);
+static void set_progress(ReplMlApply *apply, Oid relid, int64 rows);
+static void copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, const char *table_name);
+static int64 copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *condition, bool careful);
+static int64 copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, bool careful);
+static int64 copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *source, bool careful);
+static int64 join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy, bool careful);
+static void join_one(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
+static void forget_chunk(void);
+static void add_to_chunk(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
+static void join_chunk(ReplMlApply *apply, Relation rel);
+static void join_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
+static void join_tombstone(ReplMlApply *apply, Datum *values, bool *nulls);
+static void join_version(ReplMlApply *apply, Datum *values, bool *nulls);
+static void bury_copied(CopiedVersion *copied);
+static void join_copied(CopiedVersion *copied);
+static bool attempt(void (*step) (CopiedVersion *copied), CopiedVersion *copied);
+static int	read_copy(void *out, int min, int max);
+
+/* Joins the peer's list of members and of tables into ours, over whatever connection. */
+void
+repl_ml_sync_catalogs(ReplMlApply *apply, WalReceiverConn *conn)
+{
+	copy_table(apply, conn, REPL_ML_SCHEMA, "member");
+	copy_table(apply, conn, REPL_ML_SCHEMA, "replicated_table");
+	copy_table(apply, conn, REPL_ML_SCHEMA, "conflict_policy");
+	copy_table(apply, conn, REPL_ML_SCHEMA, "invitation");
+	copy_table(apply, conn, REPL_ML_SCHEMA, "collection");
+	copy_table(apply, conn, REPL_ML_SCHEMA, "table_shape");
+	repl_ml_shmem_wake_supervisor(MyDatabaseId);
+}
+
+/*
+ * The next table to be copied from the peer, or false.  One that could not be
+ * enrolled here is left for later (enrol.c), unless this node joins, and so is
+ * one whose copy failed lately: it must not keep all others from being streamed.
+ * So is one whose rows take the server down.
+ */
+static bool
+next_pending(ReplMlApply *apply, char **schema_name, char **table_name)
+{
+	bool		found;
+	const char *without = "";
+	char	   *banned = repl_ml_crash_banned();
+
+	repl_ml_begin();
+	if (!repl_ml_identity_require()->joining)
+		without = " AND NOT EXISTS (SELECT FROM repl_ml.pending_tables() p WHERE p.schema_name OPERATOR(pg_catalog.=) y.schema_name"
+			" AND p.table_name OPERATOR(pg_catalog.=) y.table_name AND p.action OPERATOR(pg_catalog.<>) 'remove')"
+			" AND NOT repl_ml.waits_to_retry(y.node_id, y.schema_name, y.table_name, 'copy')";
+	SPI_execute(psprintf("SELECT schema_name, table_name FROM repl_ml.table_sync y WHERE node_id OPERATOR(pg_catalog.=) %d"
+						 " AND state OPERATOR(pg_catalog.=) 'pending'%s"
+						 " AND coalesce(pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', schema_name, table_name))::pg_catalog.oid, 0) OPERATOR(pg_catalog.<>) ALL ('%s'::pg_catalog.oid[])"
+						 " ORDER BY schema_name OPERATOR(pg_catalog.<>) 'repl_ml', 1, 2",
+						 apply->peer->node_id, without, banned), true, 1);
+	found = SPI_processed > 0;
+	if (found)
+	{
+		*schema_name = MemoryContextStrdup(apply->message_context, repl_ml_spi_text(0, 0));
+		*table_name = MemoryContextStrdup(apply->message_context, repl_ml_spi_text(0, 1));
+	}
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
+	return found;
+}
+
+/* Is the error that of the table, and not of the connection, the server or a race? */
+static bool
+is_the_tables(ReplMlApply *apply, int sqlstate)
+{
+	return repl_ml_dispatch_is_permanent(sqlstate) && ERRCODE_TO_CATEGORY(sqlstate) != ERRCODE_CONNECTION_EXCEPTION &&
+		/* a key may have been inserted since we looked, see worker.c */
+		(sqlstate != ERRCODE_UNIQUE_VIOLATION || apply->races > 0);
+}
+
+/*
+ * Copies a table; what is wrong with it is noted, and it is left for later.
+ * While the node joins the error is the caller's.
+ */
+static void
+copy_or_note(ReplMlApply *apply, bool joining, const char *schema_name, const char *table_name)
+{
+	ErrorData  *volatile error = NULL;
+
+	PG_TRY();
+	{
+		copy_table(apply, apply->copy_conn, schema_name, table_name);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(apply->message_context);
+		if (joining || !is_the_tables(apply, geterrcode()))
+			PG_RE_THROW();
+		error = CopyErrorData();
+		FlushErrorState();
+		replorigin_session_origin_lsn = InvalidXLogRecPtr;
+		replorigin_session_origin_timestamp = 0;
+		AbortOutOfAnyTransaction();
+		repl_ml_dispatch_reset(apply);
+		/* it may be in the middle of a copy */
+		repl_ml_stream_disconnect(apply->copy_conn);
+		apply->copy_conn = NULL;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(apply->message_context);
+	if (error == NULL)
+		return;
+	set_progress(apply, InvalidOid, 0);
+	repl_ml_table_failed(apply, schema_name, table_name, "copy", error);
+}
+
+/* Copies the tables that are due from this peer, over a connection of its own. */
+void
+repl_ml_sync_tables(ReplMlApply *apply)
+{
+	char	   *schema_name;
+	char	   *table_name;
+	bool		joining;
+
+	repl_ml_begin();
+	joining = repl_ml_identity_require()->joining;
+	repl_ml_commit();
+	while (next_pending(apply, &schema_name, &table_name))
+	{
+		if (apply->copy_conn == NULL)
+			apply->copy_conn = repl_ml_stream_connect(apply->peer->dsn, "copy");
+		repl_ml_apply_set_state(apply, REPL_ML_WORKER_COPYING);
+		copy_or_note(apply, joining, schema_name, table_name);
+	}
+	repl_ml_stream_disconnect(apply->copy_conn);
+	apply->copy_conn = NULL;
+	note_open_tables(apply);
+}
+
+/* Forgets failures that are over, and whether anything is left to be tried again. */
+static void
+note_open_tables(ReplMlApply *apply)
+{
+	repl_ml_begin();
+	SPI_execute("SELECT repl_ml.forget_failures()", false, 1);
+	apply->tables_pending = repl_ml_query_int(psprintf("SELECT 1 FROM repl_ml.table_failure WHERE node_id OPERATOR(pg_catalog.=) %d"
+													   " UNION ALL SELECT 1 FROM repl_ml.pending_tables() LIMIT 1", apply->peer->node_id)) != 0;
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
+}
+
+static void
+set_progress(ReplMlApply *apply, Oid relid, int64 rows)
+{
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	apply->worker->copy_relation = relid;
+	apply->worker->copy_rows = rows;
+	LWLockRelease(repl_ml_shared->lock);
+}
+
+/* Names of all columns that are stored, also as a list for SQL. */
+static List *
+stored_columns(Relation rel, StringInfo list)
+{
+	List	   *names = NIL;
+
+	for (int i = 0; i < RelationGetNumberOfAttributes(rel); i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), i);
+
+		if (att->attisdropped || att->attgenerated != '\0')
+			continue;
+		appendStringInfo(list, "%s%s", names == NIL ? "" : ", ", quote_identifier(NameStr(att->attname)));
+		names = lappend(names, makeString(pstrdup(NameStr(att->attname))));
+	}
+	return names;
+}
+
+/*
+ * The rows of a table, of one moment, in the order they must come.  What was
+ * parked of the peer's changes of it comes with them; what fails is parked, but
+ * not while this node joins.
+ */
+static int64
+copy_content(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *schema_name, const char *table_name)
+{
+	bool		is_catalog = strcmp(schema_name, REPL_ML_SCHEMA) == 0;
+	bool		is_tombstone = is_catalog && strcmp(table_name, "tombstone") == 0;
+	bool		careful = (!is_catalog || is_tombstone) && !repl_ml_identity_require()->joining;
+	char	   *of_table = psprintf(" schema_name OPERATOR(pg_catalog.=) %s AND table_name OPERATOR(pg_catalog.=) %s",
+									quote_literal_cstr(schema_name), quote_literal_cstr(table_name));
+
+	if (is_tombstone)
+	{
+		(void) copy_rows(apply, conn, repl_ml_catalog_oid(VERSION_TABLE), "", false);
+		repl_ml_record_copy(apply, conn);
+		return copy_rows(apply, conn, relid, " WHERE NOT merged", careful);
+	}
+	if (is_catalog)
+		return copy_rows(apply, conn, relid, "", false);
+	(void) copy_rows(apply, conn, repl_ml_catalog_oid(VERSION_TABLE), psprintf(" WHERE %s", of_table), false);
+	/* deletions are parked, too, perhaps */
+	if (repl_ml_park_has(apply->peer->node_id, schema_name, table_name))
+	{
+		repl_ml_park_forget_copied(apply->peer->node_id, schema_name, table_name);
+		(void) copy_rows(apply, conn, repl_ml_catalog_oid("tombstone"), psprintf(" WHERE NOT merged AND %s", of_table), careful);
+	}
+	return copy_rows(apply, conn, relid, "", careful);
+}
+
+/*
+ * Joins all rows of one table of the peer, in one transaction, and ticks it
+ * off.  A row that the peer has resolved from several versions must come after
+ * these, or it would pass for one of them: so they are copied first, of the
+ * same moment.
+ */
+static void
+copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, const char *table_name)
+{
+	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
+	Datum		values[3];
+	Oid			relid;
+	int64		rows = 0;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	repl_ml_crash_copies();
+	relid = repl_ml_table_local(schema_name, table_name);
+	if (OidIsValid(relid))
+	{
+		repl_ml_stream_utility(conn, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
+		rows = copy_content(apply, conn, relid, schema_name, table_name);
+		repl_ml_stream_utility(conn, "COMMIT");
+		repl_ml_targets_close();
+	}
+	else
+		repl_ml_park_forget_copied(apply->peer->node_id, schema_name, table_name);
+	repl_ml_unsent_copied(apply, schema_name, table_name);
+	values[0] = Int32GetDatum(apply->peer->node_id);
+	values[1] = CStringGetTextDatum(schema_name);
+	values[2] = CStringGetTextDatum(table_name);
+	repl_ml_spi_execute(psprintf("UPDATE repl_ml.table_sync SET state = 'copied', rows = " INT64_FORMAT
+								 " WHERE node_id OPERATOR(pg_catalog.=) $1 AND schema_name OPERATOR(pg_catalog.=) $2::pg_catalog.name"
+								 " AND table_name OPERATOR(pg_catalog.=) $3::pg_catalog.name", rows),
+						3, types, values, NULL);
+	PopActiveSnapshot();
+	replorigin_session_origin_lsn = InvalidXLogRecPtr;
+	replorigin_session_origin_timestamp = 0;
+	CommitTransactionCommand();
+	repl_ml_crash_rests();
+	set_progress(apply, InvalidOid, 0);
+}
+
+/*
+ * Joins the rows of one of the peer's tables, of one of our own those that
+ * fulfil the condition, see join_rows; returns their number.  A user's table is not asked by a
+ * query, which would run there what its owner has written into an index or a
+ * view in its place: with the rights of our connection's role.
+ */
+static int64
+copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *condition, bool careful)
+{
+	Relation	rel = table_open(relid, RowExclusiveLock);
+	char	   *name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel));
+	StringInfoData columns;
+	int64		rows;
+
+	set_progress(apply, relid, 0);
+	repl_ml_crash_writes(relid);
+	initStringInfo(&columns);
+	(void) stored_columns(rel, &columns);
+	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+		rows = copy_partitions(apply, conn, rel, careful);
+	else if (condition[0] != '\0')
+		rows = copy_from(apply, conn, rel, psprintf("(SELECT %s FROM %s%s)", columns.data, name, condition), careful);
+	else
+		rows = copy_from(apply, conn, rel, psprintf("%s (%s)", name, columns.data), careful);
+	table_close(rel, NoLock);
+	return rows;
+}
+
+/* The same of a partitioned table, which COPY takes only by its partitions. */
+static int64
+copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, bool careful)
+{
+	static const Oid types[2] = {TEXTOID, TEXTOID};
+	char	   *name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel));
+	StringInfoData columns;
+	ReplMlResult *result;
+	List	   *sources = NIL;
+	ListCell   *lc;
+	int64		rows = 0;
+
+	initStringInfo(&columns);
+	(void) stored_columns(rel, &columns);
+	result = repl_ml_stream_query(conn, psprintf("SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text"
+												 " FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass(%s)) t"
+												 " JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.relid"
+												 " JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
+												 " WHERE c.relkind OPERATOR(pg_catalog.=) 'r'", quote_literal_cstr(name)), 2, types);
+	while (repl_ml_stream_next(result))
+	{
+		slot_getallattrs(result->slot);
+		sources = lappend(sources, psprintf("%s (%s)", quote_qualified_identifier(TextDatumGetCString(result->slot->tts_values[0]),
+																				  TextDatumGetCString(result->slot->tts_values[1])), columns.data));
+	}
+	repl_ml_stream_free(result);
+	foreach(lc, sources)
+		rows += copy_from(apply, conn, rel, lfirst(lc), careful);
+	return rows;
+}
+
+/* Joins what the peer's COPY of "source" yields, all stored columns of rows of the table; returns their number. */
+static int64
+copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *source, bool careful)
+{
+	ParseState *pstate = make_parsestate(NULL);
+	StringInfoData columns;
+	CopyFromState copy;
+	ReplMlUser	saved;
+	int64		rows;
+
+	initStringInfo(&columns);
+	repl_ml_stream_copy_out(conn, psprintf("COPY %s TO STDOUT", source));
+	copy_source = conn;
+	copy_left = 0;
+	(void) addRangeTableEntryForRelation(pstate, rel, AccessShareLock, NULL, false, false);
+	repl_ml_become_owner(rel, &saved);
+	copy = BeginCopyFrom(pstate, rel, NULL, NULL, false, read_copy, stored_columns(rel, &columns), NIL);
+	repl_ml_become_self(&saved);
+	forget_chunk();
+	chunk.failures = 0;
+	rows = join_rows(apply, rel, copy, careful);
+	EndCopyFrom(copy);
+	return rows;
+}
+
+/* What COPY reads into a table of ours is as yet what the peer says, not what the table allows. */
+static void
+refuse_nulls(Relation rel, const bool *nulls)
+{
+	for (int i = 0; i < RelationGetNumberOfAttributes(rel); i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), i);
+
+		if (att->attnotnull && nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_PROTOCOL_VIOLATION),
+					 errmsg("the peer sent a row of table \"%s.%s\" without column \"%s\"",
+							REPL_ML_SCHEMA, RelationGetRelationName(rel), NameStr(att->attname)),
+					 errhint("Look at this table on the peer.")));
+	}
+}
+
+/* With "careful" a row that fails is parked, and the others are joined. */
+static int64
+join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy, bool careful)
+{
+	EState	   *estate = CreateExecutorState();
+	ExprContext *econtext = GetPerTupleExprContext(estate);
+	int			natts = RelationGetNumberOfAttributes(rel);
+	Datum	   *values = palloc0(natts * sizeof(Datum));
+	bool	   *nulls = palloc0(natts * sizeof(bool));
+	MemoryContext row_context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml copied row",
+													  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(row_context);
+	int64		rows = 0;
+
+	for (;;)
+	{
+		ReplMlUser	saved;
+		bool		more;
+
+		CHECK_FOR_INTERRUPTS();
+		repl_ml_check_server();
+		MemoryContextReset(row_context);
+		ResetPerTupleExprContext(estate);
+		repl_ml_become_owner(rel, &saved);
+		more = NextCopyFrom(copy, econtext, values, nulls);
+		repl_ml_become_self(&saved);
+		if (!more)
+			break;
+		repl_ml_targets_renew();
+		if (RelationGetNamespace(rel) == repl_ml_schema_oid())
+			refuse_nulls(rel, nulls);
+		if (careful)
+			add_to_chunk(apply, rel, values, nulls);
+		else
+			join_one(apply, rel, values, nulls);
+		if (++rows % 1000 == 0)
+			set_progress(apply, RelationGetRelid(rel), rows);
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(row_context);
+	FreeExecutorState(estate);
+	if (careful)
+		join_chunk(apply, rel);
+	return rows;
+}
+
+/* A row of whatever table is copied. */
+static void
+join_one(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
+{
+	if (RelationGetRelid(rel) == repl_ml_catalog_oid("tombstone"))
+		join_tombstone(apply, values, nulls);
+	else if (RelationGetRelid(rel) == repl_ml_catalog_oid(VERSION_TABLE))
+		join_version(apply, values, nulls);
+	else
+		join_row(apply, rel, values, nulls);
+}
+
+static void
+forget_chunk(void)
+{
+	if (chunk.context == NULL)
+		chunk.context = AllocSetContextCreate(TopMemoryContext, "repl_ml copied rows", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextReset(chunk.context);
+	chunk.tuples = NIL;
+	chunk.size = 0;
+}
+
+static void
+add_to_chunk(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
+{
+	MemoryContext old = MemoryContextSwitchTo(chunk.context);
+	HeapTuple	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+
+	chunk.tuples = lappend(chunk.tuples, tuple);
+	chunk.size += tuple->t_len;
+	MemoryContextSwitchTo(old);
+	if (list_length(chunk.tuples) >= CHUNK_ROWS || chunk.size >= CHUNK_BYTES)
+		join_chunk(apply, rel);
+}
+
+/* Joins some rows in a subtransaction; returns the error that it failed with for good, or NULL. */
+static ErrorData *
+try_to_join(ReplMlApply *apply, Relation rel, List *tuples)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	int			natts = RelationGetNumberOfAttributes(rel);
+	Datum	   *values = palloc(natts * sizeof(Datum));
+	bool	   *nulls = palloc(natts * sizeof(bool));
+	ErrorData  *volatile error = NULL;
+
+	/* what is open belongs to the transaction it was opened in */
+	repl_ml_targets_close();
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		ListCell   *lc;
+
+		foreach(lc, tuples)
+		{
+			CHECK_FOR_INTERRUPTS();
+			heap_deform_tuple(lfirst(lc), RelationGetDescr(rel), values, nulls);
+			join_one(apply, rel, values, nulls);
+		}
+		repl_ml_targets_close();
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		repl_ml_targets_forget();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (error != NULL && !repl_ml_dispatch_is_permanent(error->sqlerrcode))
+		ReThrowError(error);
+	return error;
+}
+
+/* Parks a copied row as if it had come in the stream. */
+static void
+park_row(ReplMlApply *apply, Relation rel, HeapTuple tuple, ErrorData *error)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	ReplMlSource source = {.node = apply->peer->node_id};
+	LogicalRepRelation remote = {.remoteid = COPIED_TABLE_ID};
+	LogicalRepTupleData row = {0};
+
+	remote.nspname = get_namespace_name(RelationGetNamespace(rel));
+	remote.relname = RelationGetRelationName(rel);
+	remote.attnames = palloc(desc->natts * sizeof(char *));
+	remote.atttyps = palloc(desc->natts * sizeof(Oid));
+	row.colvalues = palloc0(desc->natts * sizeof(StringInfoData));
+	row.colstatus = palloc(desc->natts);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		Oid			function;
+		bool		is_varlena;
+		bool		isnull;
+		Datum		value = heap_getattr(tuple, i + 1, desc, &isnull);
+
+		if (att->attisdropped || att->attgenerated != '\0')
+			continue;
+		remote.attnames[row.ncols] = NameStr(att->attname);
+		remote.atttyps[row.ncols] = att->atttypid;
+		row.colstatus[row.ncols] = isnull ? LOGICALREP_COLUMN_NULL : LOGICALREP_COLUMN_TEXT;
+		initStringInfo(&row.colvalues[row.ncols]);
+		if (!isnull)
+		{
+			getTypeOutputInfo(att->atttypid, &function, &is_varlena);
+			appendStringInfoString(&row.colvalues[row.ncols], OidOutputFunctionCall(function, value));
+		}
+		row.ncols++;
+	}
+	remote.natts = row.ncols;
+	repl_ml_relation_remember(&remote, false);
+	repl_ml_park(&source, repl_ml_relation_find(COPIED_TABLE_ID), 'U', &row, error, false);
+	CommandCounterIncrement();
+}
+
+/*
+ * Joins the rows that have been gathered: together, or, if that fails, each by
+ * itself, and then those that fail are parked.  Where nearly all fail it is
+ * the table's error, and raised.
+ */
+static void
+join_chunk(ReplMlApply *apply, Relation rel)
+{
+	ErrorData  *error;
+	ListCell   *lc;
+
+	if (chunk.tuples != NIL && try_to_join(apply, rel, chunk.tuples) != NULL)
+	{
+		foreach(lc, chunk.tuples)
+		{
+			error = try_to_join(apply, rel, list_make1(lfirst(lc)));
+			chunk.failures = error == NULL ? 0 : chunk.failures + 1;
+			if (chunk.failures > MOST_FAILURES)
+				ReThrowError(error);
+			if (error != NULL)
+				park_row(apply, rel, lfirst(lc), error);
+		}
+	}
+	else
+		chunk.failures = 0;
+	forget_chunk();
+}
+
+static void
+join_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
+{
+	ReplMlSource source = {.node = apply->peer->node_id};
+	TupleTableSlot *slot = repl_ml_targets_get(RelationGetRelid(rel))->incoming;
+	int			natts = slot->tts_tupleDescriptor->natts;
+
+	ExecClearTuple(slot);
+	memcpy(slot->tts_values, values, natts * sizeof(Datum));
+	memcpy(slot->tts_isnull, nulls, natts * sizeof(bool));
+	for (int i = 0; i < natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(slot->tts_tupleDescriptor, i);
+
+		if (att->attisdropped || att->attgenerated != '\0')
+			slot->tts_isnull[i] = true;
+	}
+	ExecStoreVirtualTuple(slot);
+	if (RelationGetRelid(rel) == repl_ml_catalog_oid("replicated_table"))
+		repl_ml_relation_meet(slot);
+	repl_ml_row_join(RelationGetRelid(rel), slot, &source);
+}
+
+/*
+ * A row of repl_ml.tombstone.  One whose key cannot be looked for here, because
+ * the table has other columns now, is kept as it came.
+ */
+static void
+join_tombstone(ReplMlApply *apply, Datum *values, bool *nulls)
+{
+	CopiedVersion copied = {
+		.relid = repl_ml_table_local(NameStr(*DatumGetName(values[0])), NameStr(*DatumGetName(values[1]))),
+		.key = values[2],.columns = values[3],
+		.eviction = nulls[6] ? NULL : DatumGetCString(DirectFunctionCall1(jsonb_out, values[6])),
+		.clock = DatumGetReplMlClockP(values[8]),
+		.source = {.node = apply->peer->node_id}
+	};
+	ReplMlTable *table;
+
+	if (!OidIsValid(copied.relid))
+		return;
+	table = repl_ml_targets_get(copied.relid)->table;
+	if (repl_ml_shape_is(table, copied.columns))
+		bury_copied(&copied);
+	else if (!attempt(bury_copied, &copied))
+		repl_ml_tombstone_keep(repl_ml_targets_get(copied.relid)->table, copied.columns, copied.key, copied.clock, copied.eviction);
+}
+
+/*
+ * A row of repl_ml.concurrent_version: what one of the copied rows was
+ * resolved from.  Joined by itself, so that it is resolved here as well; of one
+ * that does not fit the table as it is now there is the row only.
+ */
+static void
+join_version(ReplMlApply *apply, Datum *values, bool *nulls)
+{
+	CopiedVersion copied = {
+		.relid = repl_ml_table_local(NameStr(*DatumGetName(values[0])), NameStr(*DatumGetName(values[1]))),
+		.key = values[2],.columns = values[3],.content = nulls[5] ? (Datum) 0 : values[5],
+		.eviction = nulls[6] ? NULL : DatumGetCString(DirectFunctionCall1(jsonb_out, values[6])),
+		.clock = DatumGetReplMlClockP(values[7]),
+		.source = {.node = apply->peer->node_id}
+	};
+
+	if (OidIsValid(copied.relid))
+		(void) attempt(nulls[5] ? bury_copied : join_copied, &copied);
+}
+
+static void
+bury_copied(CopiedVersion *copied)
+{
+	repl_ml_deletion_join(copied->relid, copied->columns, copied->key, copied->clock, copied->eviction, &copied->source);
+}
+
+static void
+join_copied(CopiedVersion *copied)
+{
+	ReplMlTarget *target = repl_ml_targets_get(copied->relid);
+	TupleTableSlot *row;
+	ReplMlUser	saved;
+
+	repl_ml_become_owner(target->rel, &saved);
+	row = repl_ml_version_to_slot(copied->content, RelationGetDescr(target->rel));
+	row->tts_values[target->table->clock_attnum - 1] = PointerGetDatum(copied->clock);
+	row->tts_isnull[target->table->clock_attnum - 1] = false;
+	ExecCopySlot(target->incoming, row);
+	repl_ml_become_self(&saved);
+	repl_ml_row_join(copied->relid, target->incoming, &copied->source);
+}
+
+/* Does a step in a subtransaction; false if it fails in a way that trying again would not mend. */
+static bool
+attempt(void (*step) (CopiedVersion *copied), CopiedVersion *copied)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool done = true;
+
+	/* the subtransaction opens its own */
+	repl_ml_targets_close();
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		step(copied);
+		repl_ml_targets_close();
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		repl_ml_targets_forget();
+		if (!repl_ml_dispatch_is_permanent(error->sqlerrcode))
+			ReThrowError(error);
+		done = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return done;
+}
+
+/* NextCopyFrom's source: waits for the peer, but not longer than its timeout. */
+static int
+read_copy(void *out, int min, int max)
+{
+	int			got = 0;
+
+	while (got < min)
+	{
+		pgsocket	fd = PGINVALID_SOCKET;
+		int			length;
+
+		if (copy_left > 0)
+		{
+			length = Min(copy_left, max - got);
+			memcpy((char *) out + got, copy_buffer, length);
+			copy_buffer += length;
+			copy_left -= length;
+			got += length;
+			continue;
+		}
+		CHECK_FOR_INTERRUPTS();
+		length = walrcv_receive(copy_source, &copy_buffer, &fd);
+		if (length > 0)
+			copy_left = length;
+		else if (length < 0)
+			return got;
+		else
+		{
+			if ((WaitLatchOrSocket(MyLatch, WL_SOCKET_READABLE | WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+								   fd, Max(wal_receiver_timeout, 1000), wait_event_compat("ReplMlCopy")) & WL_TIMEOUT) &&
+				wal_receiver_timeout > 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_CONNECTION_FAILURE),
+						 errmsg("the peer sends no rows of a copy")));
+			ResetLatch(MyLatch);
+		}
+	}
+	return got;
+}
+
+/*
+ * How far the peer had applied a dropped node: 0/0 if it came later.  False
+ * while it may still go on.
+ */
+static bool
+peer_final_lsn(ReplMlApply *apply, int node_id, XLogRecPtr *lsn)
+{
+	static const Oid types[1] = {PG_LSNOID};
+	ReplMlResult *result = repl_ml_stream_query(apply->conn, psprintf("SELECT repl_ml.final_lsn(%d)", node_id), 1, types);
+	bool		known = false;
+
+	if (repl_ml_stream_next(result))
+	{
+		slot_getallattrs(result->slot);
+		known = !result->slot->tts_isnull[0];
+		if (known)
+			*lsn = DatumGetLSN(result->slot->tts_values[0]);
+	}
+	repl_ml_stream_free(result);
+	return known;
+}
+
+/* Notes that the peer's part of a dropped node is known; orders a copy if it has more. */
+static void
+settle_dropped(ReplMlApply *apply, int node_id, XLogRecPtr theirs)
+{
+	repl_ml_begin();
+	SPI_execute(psprintf("SELECT repl_ml.order_copies(%d) FROM repl_ml.dropped_node d"
+						 " WHERE d.node_id OPERATOR(pg_catalog.=) %d AND d.applied_lsn OPERATOR(pg_catalog.<) '%X/%X'::pg_catalog.pg_lsn",
+						 apply->peer->node_id, node_id, LSN_FORMAT_ARGS(theirs)), false, 0);
+	SPI_execute(psprintf("UPDATE repl_ml.dropped_node SET compared = compared OPERATOR(pg_catalog.||) %d"
+						 " WHERE node_id OPERATOR(pg_catalog.=) %d", apply->peer->node_id, node_id), false, 0);
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
+}
+
+/*
+ * A dropped node may have reached one member and not another before it died.
+ * Whoever has less of it copies all tables from the peer that has more.
+ */
+void
+repl_ml_sync_dropped(ReplMlApply *apply)
+{
+	List	   *nodes = NIL;
+	ListCell   *lc;
+
+	repl_ml_begin();
+	SPI_execute(psprintf("SELECT node_id FROM repl_ml.dropped_node WHERE %d OPERATOR(pg_catalog.<>) ALL (compared)", apply->peer->node_id), true, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(apply->message_context);
+
+		nodes = lappend_int(nodes, pg_strtoint32(repl_ml_spi_text(i, 0)));
+		MemoryContextSwitchTo(old);
+	}
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
+	foreach(lc, nodes)
+	{
+		XLogRecPtr	theirs;
+
+		if (peer_final_lsn(apply, lfirst_int(lc), &theirs))
+			settle_dropped(apply, lfirst_int(lc), theirs);
+	}
+}
+
+/* The other members, our link to each, and whether it fails. */
+static List *
+load_others(ReplMlApply *apply)
+{
+	List	   *others = NIL;
+
+	SPI_execute(psprintf("SELECT m.node_id, pg_catalog.pg_replication_origin_progress(o.roname, false), w.errors OPERATOR(pg_catalog.>) 0"
+						 " FROM repl_ml.member m LEFT JOIN pg_catalog.pg_replication_origin o ON o.roname OPERATOR(pg_catalog.=) repl_ml.link_name(m.node_id)"
+						 " LEFT JOIN repl_ml.worker_stats() w ON w.peer OPERATOR(pg_catalog.=) m.node_id"
+						 " WHERE m.state OPERATOR(pg_catalog.=) 'ready' AND m.node_id OPERATOR(pg_catalog.<>) %d AND m.node_id OPERATOR(pg_catalog.<>) %d",
+						 apply->peer->node_id, apply->self), true, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		char	   *lsn = repl_ml_spi_text(i, 1);
+		char	   *fails = repl_ml_spi_text(i, 2);
+		MemoryContext old = MemoryContextSwitchTo(apply->message_context);
+		OtherMember *other = palloc0(sizeof(OtherMember));
+
+		other->node_id = atoi(repl_ml_spi_text(i, 0));
+		other->from = lsn == NULL ? InvalidXLogRecPtr : DatumGetLSN(DirectFunctionCall1(pg_lsn_in, CStringGetDatum(lsn)));
+		other->fails = fails != NULL && strcmp(fails, "t") == 0;
+		others = lappend(others, other);
+		MemoryContextSwitchTo(old);
+	}
+	return others;
+}
+
+/* Has the donor everything that the other member wrote before we linked to it? */
+static bool
+donor_has(ReplMlApply *apply, OtherMember *other)
+{
+	static const Oid types[1] = {BOOLOID};
+	ReplMlResult *result;
+	bool		has;
+
+	if (other->from == InvalidXLogRecPtr)
+		return false;
+	result = repl_ml_stream_query(apply->conn,
+								  psprintf("SELECT repl_ml.applied_lsn(%d) OPERATOR(pg_catalog.>=) '%X/%X'::pg_catalog.pg_lsn",
+										   other->node_id, LSN_FORMAT_ARGS(other->from)), 1, types);
+	has = repl_ml_stream_next(result) && (slot_getallattrs(result->slot), DatumGetBool(result->slot->tts_values[0]));
+	repl_ml_stream_free(result);
+	return has;
+}
+
+/* One look at all others; false while it is worth waiting for one of them. */
+static bool
+donor_is_settled(ReplMlApply *apply, List *others)
+{
+	bool		settled = true;
+	ListCell   *lc;
+
+	foreach(lc, others)
+	{
+		OtherMember *other = lfirst(lc);
+
+		other->donor_has_it = donor_has(apply, other);
+		/* one that was never reached is down: nothing to wait for */
+		if (!other->donor_has_it && !(other->fails && other->from == InvalidXLogRecPtr))
+			settled = false;
+	}
+	return settled;
+}
+
+/* From here on what the donor lacks of a member is copied from that member. */
+static void
+stop_waiting(List *others)
+{
+	ListCell   *lc;
+
+	repl_ml_begin();
+	foreach(lc, others)
+	{
+		OtherMember *other = lfirst(lc);
+
+		if (!other->donor_has_it)
+			SPI_execute(psprintf("SELECT repl_ml.order_copies(%d)", other->node_id), false, 0);
+	}
+	SPI_execute("UPDATE repl_ml.local_node SET state = 'copying' WHERE state OPERATOR(pg_catalog.=) 'joining'", false, 0);
+	repl_ml_commit();
+}
+
+/*
+ * Between the slots and the copy, while this node joins and this peer is the
+ * donor: waits until the donor has what the slots of the others do not keep
+ * for us.  A member that cannot be reached is not waited for; it is copied
+ * from when it is back (link.c), as is one the donor does not catch up with.
+ */
+void
+repl_ml_sync_await_donor(ReplMlApply *apply)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	bool		concerned;
+	List	   *others;
+
+	repl_ml_begin();
+	concerned = repl_ml_query_int(psprintf("SELECT 1 FROM repl_ml.local_node WHERE state OPERATOR(pg_catalog.=) 'joining' AND donor OPERATOR(pg_catalog.=) %d",
+										   apply->peer->node_id)) != 0;
+	repl_ml_commit();
+	if (!concerned)
+		return;
+
+	for (;;)
+	{
+		repl_ml_begin();
+		others = load_others(apply);
+		repl_ml_commit();
+		if (donor_is_settled(apply, others) ||
+			TimestampDifferenceExceeds(start, GetCurrentTimestamp(), DONOR_PATIENCE_MS))
+			break;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, POLL_MS,
+						 wait_event_compat("ReplMlDonor"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	stop_waiting(others);
+}

@@ -1,0 +1,776 @@
+/*
+ * worker.c
+ *		The apply worker's main loop: connect, prepare the link, read the
+ *		stream, tell the peer how far we are; after an error, say so and begin
+ *		again.
+ *
+ * The process stays through errors: it shows the error in shared memory, backs
+ * off and reconnects, from the position its replication origin holds.  It ends
+ * when the supervisor ends it.  Three memory contexts: the process's, the
+ * message's (reset here, after each message) and the executor's per row.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "executor/spi.h"
+#include "libpq/pqformat.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "replication/origin.h"
+#include "replication/walreceiver.h"
+#include "storage/ipc.h"
+#include "storage/proc.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+
+#include "apply/apply.h"
+#include "commit/commit.h"
+#include "compat.h"
+#include "converge/converge.h"
+#include "copy/copy.h"
+#include "group/group.h"
+#include "read/read.h"
+#include "server/server.h"
+#include "wire/wire.h"
+
+#define FIRST_DELAY_MS		200
+#define STATUS_INTERVAL_MS	1000
+#define QUIET_STATUS_MS		50	/* the same, while the peer's WAL goes on with
+								 * nothing for us */
+#define LONGEST_BATCH_MS	2	/* what somebody waits for is told that soon,
+								 * also while more comes */
+#define SOON_MS				3	/* the same, where others are asked to be faster */
+#define GATHER_MS			1	/* so long more may come before it is applied, where
+								 * nobody waits */
+#define FLUSH_DELAY_MS		50	/* what nobody waits for may be lost by a crash
+								 * that long, and is sent again then */
+#define CLOCK_WINDOW_US		10000000	/* a peer's clock is measured anew that often */
+#define ASIDE_DELAY_MS		5	/* between two tries of changes put aside */
+#define DEADLOCK_TIMEOUT	"10ms"	/* applying looks first, and so loses */
+
+static ReplMlApply apply;		/* the process's state; this file only */
+static TimestampTz last_enrolment = 0;	/* when follow_catalogs ran last */
+static WaitEventSet *wait_set = NULL;	/* of the connection; made by
+										 * wait_for_stream, freed by
+										 * disconnect */
+
+static void attach(int slot);
+static void detach(int code, Datum arg);
+static void forget_commit(int code, Datum arg);
+static void show_crash(char *message);
+static void prepare_session(void);
+static bool run_and_recover(void);
+static void run(void);
+static void stream(XLogRecPtr from);
+static void receive_all(void);
+static void handle_message(char *data, int length);
+static void measure_clock(int64 sent);
+static void follow_catalogs(void);
+static bool is_at_rest(void);
+static void finish_batch(void);
+static void show_received(void);
+static void show_covered(XLogRecPtr lsn);
+static void acknowledge(bool reply_wanted);
+static void acknowledge_news(void);
+static void wait_for_data(pgsocket fd);
+static bool recover(void);
+static void add_context(void *arg);
+
+/* Entry point; the argument is the worker's slot in shared memory. */
+void
+repl_ml_apply_main(Datum arg)
+{
+	int			delay = 0;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	attach(DatumGetInt32(arg));
+	show_crash(repl_ml_crash_attach(DatumGetInt32(arg)));
+	apply.aside = true;			/* perhaps: of a former process */
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(apply.worker->database, InvalidOid, 0);
+	/* runs before the server's own callback, which aborts the transaction */
+	before_shmem_exit(forget_commit, (Datum) 0);
+	prepare_session();
+
+	for (;;)
+	{
+		bool		again_at_once = run_and_recover();
+
+		if (again_at_once)
+			delay = Min(FIRST_DELAY_MS / 4 * Max(apply.races - 1, 0), FIRST_DELAY_MS * 5);
+		else if (delay == 0 || apply.progressed)
+			delay = FIRST_DELAY_MS;
+		else
+			delay = Min(delay * 2, repl_ml_max_apply_delay);
+		if (apply.aside)
+			delay = Min(delay, ASIDE_DELAY_MS);
+		if (delay > 0)
+		{
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, delay,
+							 wait_event_compat("ReplMlApplyDelay"));
+			ResetLatch(MyLatch);
+		}
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/* One connection; true if the next one may follow at once. */
+static bool
+run_and_recover(void)
+{
+	volatile bool at_once = false;
+
+	apply.progressed = false;
+	PG_TRY();
+	{
+		run();
+	}
+	PG_CATCH();
+	{
+		at_once = recover();
+	}
+	PG_END_TRY();
+	return at_once;
+}
+
+static void
+attach(int slot)
+{
+	apply.worker = &repl_ml_shared->workers[slot];
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	apply.worker->pid = MyProcPid;
+	apply.worker->latch = MyLatch;
+	apply.worker->start_time = GetCurrentTimestamp();
+	apply.worker->state = REPL_ML_WORKER_STARTING;
+	LWLockRelease(repl_ml_shared->lock);
+	before_shmem_exit(detach, (Datum) 0);
+}
+
+static void
+disconnect(void)
+{
+	if (wait_set != NULL)
+		FreeWaitEventSet(wait_set);
+	wait_set = NULL;
+	repl_ml_stream_disconnect(apply.conn);
+	apply.conn = NULL;
+	repl_ml_stream_disconnect(apply.copy_conn);
+	apply.copy_conn = NULL;
+}
+
+static void
+detach(int code, Datum arg)
+{
+	disconnect();
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	repl_ml_crash_detach(apply.worker->stop ? 0 : code);
+	apply.worker->pid = 0;
+	apply.worker->latch = NULL;
+	apply.worker->state = REPL_ML_WORKER_STOPPED;
+	LWLockRelease(repl_ml_shared->lock);
+	repl_ml_shmem_wake_supervisor(apply.worker->database);
+}
+
+/*
+ * Before an abort: from 16 on that moves the origin, too, and past a commit
+ * that failed it would be lost.
+ */
+static void
+forget_commit(int code, Datum arg)
+{
+	replorigin_session_origin_lsn = InvalidXLogRecPtr;
+	replorigin_session_origin_timestamp = 0;
+}
+
+/* Says, in the log and in repl_ml.stat_apply, what the last process of this worker died of; NULL: of nothing. */
+static void
+show_crash(char *message)
+{
+	ErrorData	error = {
+		.sqlerrcode = ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
+		.message = message,
+		.hint = "See the server log, and SELECT * FROM repl_ml.parked_changes."
+	};
+
+	if (message == NULL)
+		return;
+	ereport(LOG,
+			(errmsg_internal("%s", message)));
+	repl_ml_apply_show_error(&apply, &error);
+}
+
+/* Settings that hold for all that is applied. */
+static void
+prepare_session(void)
+{
+	char		lock_timeout[32];
+	ErrorContextCallback *context = MemoryContextAlloc(TopMemoryContext, sizeof(ErrorContextCallback));
+
+	repl_ml_applying = true;
+	repl_ml_internal_write = true;
+	repl_ml_session_settle();
+	SetConfigOption("session_replication_role", "replica", PGC_SUSET, PGC_S_OVERRIDE);
+	/* what is applied is flushed when somebody waits for it, see settle */
+	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
+	/* give up before a client that waits for us is told of a deadlock ... */
+	snprintf(lock_timeout, sizeof(lock_timeout), "%d", Max(DeadlockTimeout * 3 / 4, 10));
+	SetConfigOption("lock_timeout", lock_timeout, PGC_SUSET, PGC_S_OVERRIDE);
+	/* ... also one that has been waiting for long when we begin to */
+	SetConfigOption("deadlock_timeout", DEADLOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("log_lock_waits", "off", PGC_SUSET, PGC_S_OVERRIDE);
+
+	apply.message_context = AllocSetContextCreate(TopMemoryContext, "repl_ml message",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(apply.message_context);
+	context->callback = add_context;
+	context->arg = NULL;
+	context->previous = NULL;
+	error_context_stack = context;
+}
+
+/* Says in each error's context what was being applied. */
+static void
+add_context(void *arg)
+{
+	if (apply.doing == NULL || apply.peer == NULL)
+		return;
+	if (apply.table != NULL)
+		errcontext("applying %s on table \"%s\" from node \"%s\", transaction %u that ends at %X/%X",
+				   apply.doing, apply.table, apply.peer->node_name,
+				   apply.transaction.xid, LSN_FORMAT_ARGS(apply.transaction.final_lsn));
+	else
+		errcontext("reading %s from node \"%s\"", apply.doing, apply.peer->node_name);
+}
+
+static bool
+pause_asked(void)
+{
+	bool		asked;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	asked = apply.worker->pause;
+	LWLockRelease(repl_ml_shared->lock);
+	return asked;
+}
+
+/* Between connections: stays here as long as somebody wants us to pause. */
+static void
+wait_while_paused(void)
+{
+	while (pause_asked())
+	{
+		repl_ml_apply_set_state(&apply, REPL_ML_WORKER_PAUSED);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10000,
+						 wait_event_compat("ReplMlPaused"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/* How far this node was with the peer, from the origin; 0/0 before there is a link. */
+static XLogRecPtr
+applied_before(void)
+{
+	XLogRecPtr	lsn = InvalidXLogRecPtr;
+	RepOriginId origin;
+
+	StartTransactionCommand();
+	origin = replorigin_by_name(repl_ml_origin_name(MyDatabaseId, apply.worker->peer), true);
+	if (origin != InvalidRepOriginId)
+		lsn = replorigin_get_progress(origin, false);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(apply.message_context);
+	return lsn;
+}
+
+/* One connection, from connecting to the error or pause that ends it. */
+static void
+run(void)
+{
+	XLogRecPtr	from;
+	const ReplMlIdentity *self;
+	char	   *name;
+
+	wait_while_paused();
+	MemoryContextSwitchTo(apply.message_context);
+	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_CONNECTING);
+	repl_ml_begin();
+	self = repl_ml_identity_require();
+	apply.self = self->node_id;
+	apply.group_id = self->group_id;
+	name = MemoryContextStrdup(apply.message_context, NameStr(self->node_name));
+	apply.peer = repl_ml_peer_load(apply.worker->peer);
+	repl_ml_commit();
+	show_covered(applied_before());
+	repl_ml_relation_forget_all();
+	repl_ml_aside_retry(&apply);
+	repl_ml_retry_step(&apply);
+
+	MemoryContextSwitchTo(apply.message_context);
+	apply.conn = repl_ml_stream_connect(apply.peer->dsn, name);
+	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_PREPARING);
+	from = repl_ml_link_prepare(&apply);
+	repl_ml_sync_catalogs(&apply, apply.conn);
+	apply.catalogs_behind = false;
+	repl_ml_sync_await_donor(&apply);
+	repl_ml_enrol_pending(&apply);
+	repl_ml_sync_dropped(&apply);
+	repl_ml_unsent_begin(&apply);
+	repl_ml_sync_tables(&apply);
+	repl_ml_unique_announce();
+
+	apply.received = apply.applied = apply.durable = from;
+	apply.volatile_since = 0;
+	apply.urgency = REPL_ML_WHENEVER;
+	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
+	stream(from);
+	disconnect();
+}
+
+/* Reads and applies until a pause is asked for. */
+static void
+stream(XLogRecPtr from)
+{
+	char	   *slot = repl_ml_origin_name(apply.peer_database, apply.self);
+
+	repl_ml_stream_start(apply.conn, slot, from, REPL_ML_PUBLICATION);
+	apply.last_message_time = GetCurrentTimestamp();
+	for (;;)
+	{
+		CHECK_FOR_INTERRUPTS();
+		receive_all();
+		if (is_at_rest() && pause_asked())
+			return;
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+	}
+}
+
+/* Often enough for the peer to know that we are there. */
+static int
+status_interval(void)
+{
+	return Min(STATUS_INTERVAL_MS, repl_ml_heartbeat_interval);
+}
+
+/* Is no transaction open, neither the peer's nor ours? */
+static bool
+is_at_rest(void)
+{
+	return !apply.transaction.open && apply.batch == 0;
+}
+
+/* Commits the transactions that have ended, unless another one has begun. */
+static void
+finish_batch(void)
+{
+	if (!apply.transaction.open && apply.batch > 0)
+		repl_ml_replay_finish(&apply, apply.urgency == REPL_ML_NOW);
+}
+
+/* How long what has been applied may stay volatile while more comes, ms. */
+static int
+flush_delay(void)
+{
+	return apply.urgency == REPL_ML_NOW ? LONGEST_BATCH_MS : apply.urgency == REPL_ML_SOON ? SOON_MS : FLUSH_DELAY_MS;
+}
+
+/* Handles what has arrived; then acknowledges and waits for more. */
+static void
+receive_all(void)
+{
+	TimestampTz now;
+	pgsocket	fd = PGINVALID_SOCKET;
+	char	   *data;
+	int			length;
+
+	while ((length = walrcv_receive(apply.conn, &data, &fd)) != 0)
+	{
+		CHECK_FOR_INTERRUPTS();
+		repl_ml_check_server();
+		if (length < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_CONNECTION_FAILURE),
+					 errmsg("node \"%s\" ended the stream", apply.peer->node_name)));
+		handle_message(data, length);
+		now = apply.last_message_time = GetCurrentTimestamp();
+		repl_ml_members_alive(apply.peer->node_id);
+		if (is_at_rest())
+			repl_ml_unique_announce();
+		if (TimestampDifferenceExceeds(apply.told_at, now, status_interval()) ||
+			(apply.urgency != REPL_ML_WHENEVER && TimestampDifferenceExceeds(apply.waited_since, now, flush_delay())))
+		{
+			finish_batch();
+			acknowledge(false);
+			/* also where the stream never pauses */
+			if (is_at_rest())
+				repl_ml_retry_step(&apply);
+		}
+		if (is_at_rest() && pause_asked())
+			return;
+	}
+	finish_batch();
+	acknowledge_news();
+	if (apply.asked && is_at_rest())
+	{
+		apply.asked = false;
+		repl_ml_barrier_answer(&apply.group_id, apply.self);
+	}
+	if (is_at_rest())
+	{
+		repl_ml_aside_retry(&apply);
+		repl_ml_retry_step(&apply);
+	}
+	if (apply.tables_pending && is_at_rest() &&
+		TimestampDifferenceExceeds(last_enrolment, GetCurrentTimestamp(), repl_ml_max_apply_delay))
+		follow_catalogs();
+	wait_for_data(fd);
+}
+
+static void
+handle_message(char *data, int length)
+{
+	StringInfoData message = {.data = data,.len = length,.maxlen = -1};
+	XLogRecPtr	start;
+	XLogRecPtr	end;
+	char		type;
+
+	MemoryContextSwitchTo(apply.message_context);
+	type = pq_getmsgbyte(&message);
+	if (type == 'w')
+	{
+		start = pq_getmsgint64(&message);
+		end = pq_getmsgint64(&message);
+		measure_clock(pq_getmsgint64(&message));
+		apply.message_lsn = start;
+		apply.received = Max(apply.received, Max(start, end));
+		repl_ml_replay_dispatch(&apply, &message);
+	}
+	else if (type == 'k')
+	{
+		end = pq_getmsgint64(&message);
+		measure_clock(pq_getmsgint64(&message));
+		apply.received = Max(apply.received, end);
+		if (pq_getmsgbyte(&message))
+			acknowledge(false);
+	}
+	else
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the peer sent a replication message of the unknown type %d", (unsigned char) type)));
+
+	MemoryContextReset(apply.message_context);
+
+	if (is_at_rest() && apply.transaction.catalogs_changed)
+	{
+		apply.transaction.catalogs_changed = false;
+		repl_ml_shmem_wake_supervisor(MyDatabaseId);
+		follow_catalogs();
+	}
+}
+
+/* Brings our tables in line with the group's list, between transactions of the stream. */
+static void
+follow_catalogs(void)
+{
+	last_enrolment = GetCurrentTimestamp();
+	if (apply.catalogs_behind)
+	{
+		/* the stream's connection is in use; sync_tables closes this one */
+		if (apply.copy_conn == NULL)
+			apply.copy_conn = repl_ml_stream_connect(apply.peer->dsn, "copy");
+		repl_ml_sync_catalogs(&apply, apply.copy_conn);
+		apply.catalogs_behind = false;
+	}
+	repl_ml_enrol_pending(&apply);
+	repl_ml_sync_tables(&apply);
+	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
+}
+
+/*
+ * What the peer's wall clock said when it sent a message says something of it
+ * now: as messages take their time, it is at least so far ahead of our
+ * monotonic clock.  The fastest message of the last windows tells most.
+ */
+static void
+measure_clock(int64 sent)
+{
+	uint64		now = repl_ml_monotonic_now();
+	int64		clock = (int64) ((uint64) sent - now);
+
+	if (now - apply.clock_since > CLOCK_WINDOW_US)
+	{
+		apply.former_clock = apply.clock;
+		apply.clock = clock;
+		apply.clock_since = now;
+	}
+	else
+		apply.clock = Max(apply.clock, clock);
+}
+
+/* Shows in repl_ml.stat_apply what has come. */
+static void
+show_received(void)
+{
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	apply.worker->received_lsn = apply.received;
+	apply.worker->peer_lsn = Max(apply.worker->peer_lsn, apply.received);
+	apply.worker->last_message_time = apply.last_message_time;
+	apply.worker->peer_clock = Max(apply.clock, apply.former_clock);
+	LWLockRelease(repl_ml_shared->lock);
+}
+
+/* Tells this server's processes how far we are, see read/position.c. */
+static void
+show_covered(XLogRecPtr lsn)
+{
+	bool		advanced = false;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	if (!apply.worker->covered_known || apply.worker->covered_lsn < lsn)
+	{
+		apply.worker->covered_known = true;
+		apply.worker->covered_lsn = Max(apply.worker->covered_lsn, lsn);
+		advanced = true;
+	}
+	LWLockRelease(repl_ml_shared->lock);
+	if (advanced)
+		repl_ml_positions_advanced();
+}
+
+/*
+ * Outside transactions everything received counts as applied: what is not ours
+ * to apply needs no keeping.  It is made durable if somebody waits for it, or
+ * if it has not been for a while: one flush for all that has come.
+ */
+static void
+settle(bool at_once)
+{
+	show_received();
+	if (!is_at_rest())
+		return;
+	if (apply.volatile_since != 0 &&
+		(apply.urgency == REPL_ML_NOW || at_once ||
+		 GetFlushRecPtr(NULL) >= XactLastCommitEnd ||
+		 TimestampDifferenceExceeds(apply.volatile_since, GetCurrentTimestamp(), flush_delay())))
+	{
+		repl_ml_news_flush(XactLastCommitEnd);
+		apply.volatile_since = 0;
+	}
+	apply.applied = Max(apply.applied, apply.received);
+	if (apply.volatile_since == 0)
+	{
+		apply.durable = apply.applied;
+		/* whoever hurried us will again */
+		if (apply.urgency == REPL_ML_NOW)
+			apply.seen = apply.batch_end;
+		apply.urgency = REPL_ML_WHENEVER;
+	}
+	show_covered(apply.applied);
+}
+
+static void
+send_status(bool reply_wanted)
+{
+	repl_ml_stream_status(apply.conn, apply.received, apply.applied, apply.durable, reply_wanted);
+	apply.told = apply.durable;
+	apply.told_at = GetCurrentTimestamp();
+	apply.committed = false;
+}
+
+/* Tells the peer how far we are. */
+static void
+acknowledge(bool reply_wanted)
+{
+	settle(reply_wanted);
+	send_status(reply_wanted);
+}
+
+/*
+ * The same, if there is something to tell: transactions that are durable now,
+ * or that we are still there.  That the peer's WAL has gone on without any for
+ * us, as it does with every change of ours that it has applied, or what nobody
+ * waits for, can wait a moment.
+ */
+static void
+acknowledge_news(void)
+{
+	int			patience = apply.told < apply.received ? QUIET_STATUS_MS : status_interval();
+
+	settle(false);
+	if ((apply.committed && apply.told < apply.durable) ||
+		TimestampDifferenceExceeds(apply.told_at, GetCurrentTimestamp(), patience))
+		send_status(false);
+	repl_ml_news_settle();
+}
+
+/* When there is something to do again, if nothing comes, ms. */
+static int
+longest_wait(void)
+{
+	int			wait = apply.told < apply.received ? QUIET_STATUS_MS : status_interval();
+
+	if (apply.aside)
+		wait = Min(wait, ASIDE_DELAY_MS);
+	if (apply.volatile_since != 0)
+		wait = Min(wait, flush_delay());
+	wait = Min(wait, repl_ml_retry_due());
+	return repl_ml_news_due() < 0 ? wait : Min(wait, repl_ml_news_due());
+}
+
+/*
+ * How long more may come before what is here is looked after, ms: where nobody
+ * waits for it just now, many small transactions cost as much as one.  Never
+ * twice in a row without anything having come or become due: what looks after
+ * a silent peer is the wait for the stream.
+ */
+static int
+leisure(void)
+{
+	/* what is volatile at rest is flushed soon, and that ends it */
+	if (apply.volatile_since == 0 || !is_at_rest() || apply.urgency == REPL_ML_NOW ||
+		repl_ml_position_is_awaited())
+		return 0;
+	if (apply.urgency == REPL_ML_SOON)
+		return SOON_MS;
+	return apply.batch_end != apply.seen ? GATHER_MS : 0;
+}
+
+/* Waits that long, or for the latch, and not for the stream. */
+static void
+let_more_come(int wait)
+{
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, wait,
+					 wait_event_compat("ReplMlApplyMain"));
+	ResetLatch(MyLatch);
+}
+
+/* Waits for the stream, the latch or longest_wait(); returns what has happened. */
+static int
+wait_for_stream(pgsocket fd)
+{
+	WaitEvent	occurred[2];
+	int			count;
+	int			events = 0;
+
+	/* one for the life of the connection: to make it costs more than to wait */
+	if (wait_set == NULL)
+	{
+		wait_set = CreateWaitEventSet_compat(true, 3);
+		AddWaitEventToSet(wait_set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+		AddWaitEventToSet(wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+		AddWaitEventToSet(wait_set, WL_SOCKET_READABLE, fd, NULL, NULL);
+	}
+	count = WaitEventSetWait(wait_set, longest_wait(), occurred, lengthof(occurred), wait_event_compat("ReplMlApplyMain"));
+	for (int i = 0; i < count; i++)
+		events |= occurred[i].events;
+	return events;
+}
+
+static void
+wait_for_data(pgsocket fd)
+{
+	static TimestampTz asked = 0;	/* the last message when we asked the peer
+									 * whether it is there */
+	TimestampTz last;
+	int			events;
+
+	if (leisure() > 0)
+	{
+		let_more_come(leisure());
+		apply.seen = apply.batch_end;
+		return;
+	}
+	apply.seen = apply.batch_end;
+	events = wait_for_stream(fd);
+	if (events & WL_LATCH_SET)
+		ResetLatch(MyLatch);
+	if (events & WL_SOCKET_READABLE || wal_receiver_timeout <= 0)
+		return;
+	last = apply.last_message_time;
+	if (TimestampDifferenceExceeds(last, GetCurrentTimestamp(), wal_receiver_timeout) && asked == last)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("node \"%s\" has been silent for more than %d ms",
+						apply.peer->node_name, wal_receiver_timeout)));
+	if (asked != last && TimestampDifferenceExceeds(last, GetCurrentTimestamp(), wal_receiver_timeout / 2))
+	{
+		acknowledge(true);
+		asked = last;
+	}
+}
+
+/* Is it the fate of a transaction that met a client's, not an error? */
+static bool
+is_race(int sqlstate)
+{
+	return sqlstate == ERRCODE_T_R_DEADLOCK_DETECTED || sqlstate == ERRCODE_LOCK_NOT_AVAILABLE;
+}
+
+/*
+ * After an error: shows it, gives everything back, remembers which transaction
+ * it hit.  True if the same may be tried again at once.
+ */
+static bool
+recover(void)
+{
+	ErrorData  *error;
+	XLogRecPtr	hit = apply.transaction.open && apply.blame_transaction ? apply.transaction.final_lsn : InvalidXLogRecPtr;
+	bool		race;
+	bool		blocked;
+
+	HOLD_INTERRUPTS();
+	MemoryContextSwitchTo(TopMemoryContext);
+	error = CopyErrorData();
+	blocked = repl_ml_aside_is_blocked();
+	repl_ml_aside_unwatch();
+	/* also a key, in the stream or a copy, that has been inserted since we looked */
+	race = is_race(error->sqlerrcode) || blocked ||
+		(error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION &&
+		 (hit != InvalidXLogRecPtr ? apply.failures : apply.races) == 0);
+	if (!race)
+		EmitErrorReport();
+	FlushErrorState();
+	forget_commit(0, (Datum) 0);
+	AbortOutOfAnyTransaction();
+	repl_ml_dispatch_reset(&apply);
+	repl_ml_replay_forget();
+	/* what was in one transaction is sent again, and one of it may fail again */
+	apply.unbatched_until = Max(apply.unbatched_until, apply.received);
+	disconnect();
+	repl_ml_applying = true;
+	repl_ml_enrol_unlock();
+	MemoryContextReset(apply.message_context);
+	MemoryContextSwitchTo(apply.message_context);
+
+	if (blocked)
+		apply.blocked_lsn = hit;
+	if (hit != InvalidXLogRecPtr && !is_race(error->sqlerrcode) &&
+		repl_ml_dispatch_is_permanent(error->sqlerrcode))
+		repl_ml_dispatch_blame(&apply, hit, error);
+
+	if (race)
+	{
+		apply.races++;
+		LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+		apply.worker->retries++;
+		LWLockRelease(repl_ml_shared->lock);
+	}
+	else
+	{
+		repl_ml_apply_show_error(&apply, error);
+		repl_ml_apply_set_state(&apply, REPL_ML_WORKER_WAITING);
+	}
+	if (error != apply.failure)
+		FreeErrorData(error);
+	RESUME_INTERRUPTS();
+	return race;
+}

@@ -1,0 +1,423 @@
+/*
+ * stats.c
+ *		The workers from SQL: what they are doing, pausing them, stopping them,
+ *		waiting for what they bring about.
+ */
+#include "postgres.h"
+
+#include <signal.h>
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/pg_lsn.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "server/server.h"
+
+#define STATS_COLUMNS			23
+#define ERRORS_UNTIL_TOLD		3	/* of a worker, before a waiter is told */
+
+static int	find_peer(Name node_name);
+
+static Datum
+lsn_or_null(XLogRecPtr lsn, bool *isnull)
+{
+	*isnull = lsn == InvalidXLogRecPtr;
+	return LSNGetDatum(lsn);
+}
+
+static Datum
+time_or_null(TimestampTz time, bool *isnull)
+{
+	*isnull = time == 0;
+	return TimestampTzGetDatum(time);
+}
+
+static void
+put_worker(ReturnSetInfo *rsinfo, const ReplMlWorker *worker)
+{
+	Datum		values[STATS_COLUMNS];
+	bool		nulls[STATS_COLUMNS] = {false};
+	int			i = 0;
+
+	values[i++] = Int32GetDatum(worker->peer);
+	nulls[i] = worker->pid == 0;
+	values[i++] = Int32GetDatum(worker->pid);
+	values[i++] = CStringGetTextDatum(repl_ml_worker_state_name(worker->state));
+	values[i] = lsn_or_null(worker->received_lsn, &nulls[i]);
+	i++;
+	values[i] = lsn_or_null(worker->applied_lsn, &nulls[i]);
+	i++;
+	values[i] = lsn_or_null(worker->peer_lsn, &nulls[i]);
+	i++;
+	values[i] = time_or_null(worker->applied_commit_time, &nulls[i]);
+	i++;
+	values[i] = time_or_null(worker->last_message_time, &nulls[i]);
+	i++;
+	values[i] = time_or_null(worker->start_time, &nulls[i]);
+	i++;
+	values[i++] = Int64GetDatum(worker->transactions);
+	values[i++] = Int64GetDatum(worker->changes);
+	values[i++] = Int64GetDatum(worker->conflicts);
+	values[i++] = Int64GetDatum(worker->equal_updates);
+	values[i++] = Int64GetDatum(worker->equal_inserts);
+	values[i++] = Int64GetDatum(worker->parked);
+	values[i++] = Int64GetDatum(worker->retries);
+	values[i++] = Int64GetDatum(worker->errors);
+	nulls[i] = !OidIsValid(worker->copy_relation);
+	values[i++] = ObjectIdGetDatum(worker->copy_relation);
+	nulls[i] = !OidIsValid(worker->copy_relation);
+	values[i++] = Int64GetDatum(worker->copy_rows);
+	for (int j = i; j < STATS_COLUMNS; j++)
+		nulls[j] = worker->error_time == 0;
+	if (worker->error_time != 0)
+	{
+		values[i++] = TimestampTzGetDatum(worker->error_time);
+		values[i++] = CStringGetTextDatum(unpack_sql_state(worker->error_sqlstate));
+		values[i++] = CStringGetTextDatum(worker->error_message);
+		nulls[i] = worker->error_hint[0] == '\0';
+		values[i++] = CStringGetTextDatum(worker->error_hint);
+	}
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+/* repl_ml.worker_stats(): a row for each worker of this database. */
+PG_FUNCTION_INFO_V1(repl_ml_worker_stats);
+Datum
+repl_ml_worker_stats(PG_FUNCTION_ARGS)
+{
+	ReplMlWorker *copies;
+	int			count = 0;
+
+	repl_ml_shmem_require();
+	InitMaterializedSRF(fcinfo, 0);
+	copies = palloc(sizeof(ReplMlWorker) * REPL_ML_MAX_WORKERS);
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		if (repl_ml_shared->workers[i].database == MyDatabaseId)
+			copies[count++] = repl_ml_shared->workers[i];
+	}
+	LWLockRelease(repl_ml_shared->lock);
+	for (int i = 0; i < count; i++)
+		put_worker((ReturnSetInfo *) fcinfo->resultinfo, &copies[i]);
+	return (Datum) 0;
+}
+
+/* The id of a peer by name; an error if there is none. */
+static int
+find_peer(Name node_name)
+{
+	Oid			types[1] = {NAMEOID};
+	Datum		values[1] = {NameGetDatum(node_name)};
+	int			node_id = 0;
+
+	(void) repl_ml_identity_require();
+	SPI_connect();
+	SPI_execute_with_args("SELECT m.node_id FROM repl_ml.member m, repl_ml.local_node l WHERE m.node_name OPERATOR(pg_catalog.=) $1"
+						  " AND m.state OPERATOR(pg_catalog.<>) 'dropped' AND m.node_id OPERATOR(pg_catalog.<>) l.node_id",
+						  1, types, values, NULL, true, 1);
+	if (SPI_processed > 0)
+		node_id = atoi(repl_ml_spi_text(0, 0));
+	SPI_finish();
+	if (node_id == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("peer \"%s\" does not exist", NameStr(*node_name)),
+				 errhint("Run SELECT node_name, state FROM repl_ml.nodes.")));
+	return node_id;
+}
+
+/* Sets or clears the pause of a peer's worker and wakes it; tells its state. */
+static ReplMlWorkerState
+set_pause(int peer, bool pause)
+{
+	ReplMlWorker *worker;
+	ReplMlWorkerState state = REPL_ML_WORKER_STOPPED;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	worker = repl_ml_shmem_worker(MyDatabaseId, peer);
+	if (worker != NULL)
+	{
+		worker->pause = pause;
+		if (worker->pid != 0)
+		{
+			state = worker->state;
+			SetLatch(worker->latch);
+		}
+	}
+	LWLockRelease(repl_ml_shared->lock);
+	return state;
+}
+
+/* repl_ml.pause_apply(peer): returns when the worker has stopped applying. */
+PG_FUNCTION_INFO_V1(repl_ml_pause_apply);
+Datum
+repl_ml_pause_apply(PG_FUNCTION_ARGS)
+{
+	int			peer;
+
+	repl_ml_refuse_nulls(fcinfo);
+	peer = find_peer(PG_GETARG_NAME(0));
+	for (;;)
+	{
+		ReplMlWorkerState state = set_pause(peer, true);
+
+		if (state == REPL_ML_WORKER_PAUSED || state == REPL_ML_WORKER_STOPPED || state == REPL_ML_WORKER_WAITING)
+			break;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10,
+						 wait_event_compat("ReplMlPause"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	PG_RETURN_VOID();
+}
+
+/* repl_ml.resume_apply(peer). */
+PG_FUNCTION_INFO_V1(repl_ml_resume_apply);
+Datum
+repl_ml_resume_apply(PG_FUNCTION_ARGS)
+{
+	repl_ml_refuse_nulls(fcinfo);
+	(void) set_pause(find_peer(PG_GETARG_NAME(0)), false);
+	PG_RETURN_VOID();
+}
+
+static bool workers_stopped = false;	/* by stop_workers, in this
+										 * transaction */
+
+/*
+ * At the end of the transaction: workers may be started again, if still
+ * wanted.  After leaving, what was counted for the former peers is forgotten.
+ * Stays registered: to 15 a callback must not unregister itself.
+ */
+static void
+release_workers(XactEvent event, void *arg)
+{
+	if (!workers_stopped || (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT))
+		return;
+	workers_stopped = false;
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		ReplMlWorker *worker = &repl_ml_shared->workers[i];
+
+		if (worker->database != MyDatabaseId)
+			continue;
+		worker->stop = false;
+		worker->launch_time = 0;
+		if (event == XACT_EVENT_COMMIT && worker->pid == 0)
+			worker->database = InvalidOid;
+	}
+	LWLockRelease(repl_ml_shared->lock);
+	repl_ml_shmem_wake_launcher();
+}
+
+/* Ends this database's workers that still run; false when there are none. */
+static bool
+end_workers(void)
+{
+	bool		running = false;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		ReplMlWorker *worker = &repl_ml_shared->workers[i];
+
+		if (worker->database != MyDatabaseId)
+			continue;
+		worker->stop = true;
+		if (worker->pid != 0)
+		{
+			kill(worker->pid, SIGTERM);
+			running = true;
+		}
+	}
+	LWLockRelease(repl_ml_shared->lock);
+	return running;
+}
+
+/* repl_ml.stop_workers(): none runs when it returns, and none is started before the transaction ends. */
+PG_FUNCTION_INFO_V1(repl_ml_stop_workers);
+Datum
+repl_ml_stop_workers(PG_FUNCTION_ARGS)
+{
+	static bool registered = false;
+
+	repl_ml_shmem_require();
+	if (!registered)
+		RegisterXactCallback(release_workers, NULL);
+	registered = true;
+	workers_stopped = true;
+	while (end_workers())
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
+						 wait_event_compat("ReplMlStop"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	PG_RETURN_VOID();
+}
+
+static bool wake_at_commit = false;
+
+static void
+wake_after_commit(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT && wake_at_commit)
+	{
+		repl_ml_shmem_wake_launcher();
+		repl_ml_shmem_wake_supervisor(MyDatabaseId);
+	}
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
+		wake_at_commit = false;
+}
+
+/* repl_ml.wake_workers(): they look at the catalogs when we have committed. */
+PG_FUNCTION_INFO_V1(repl_ml_wake_workers);
+Datum
+repl_ml_wake_workers(PG_FUNCTION_ARGS)
+{
+	static bool registered = false;
+
+	repl_ml_shmem_require();
+	if (!registered)
+		RegisterXactCallback(wake_after_commit, NULL);
+	registered = true;
+	wake_at_commit = true;
+	repl_ml_shmem_set_member(MyDatabaseId, true);
+	PG_RETURN_VOID();
+}
+
+/*
+ * The state of a node as committed now, palloc'd; NULL if there is none.  For
+ * this node while it joins *donor is whom it is copied from, else 0.
+ */
+static char *
+node_state(Name node_name, int *donor)
+{
+	Oid			types[1] = {NAMEOID};
+	Datum		values[1] = {NameGetDatum(node_name)};
+	char	   *state = NULL;
+
+	*donor = 0;
+	PushActiveSnapshot(GetLatestSnapshot());
+	SPI_connect();
+	SPI_execute_with_args("SELECT m.state, coalesce(l.donor, 0) FROM repl_ml.member m"
+						  " LEFT JOIN repl_ml.local_node l ON l.node_id OPERATOR(pg_catalog.=) m.node_id"
+						  " WHERE m.node_name OPERATOR(pg_catalog.=) $1 ORDER BY m.state OPERATOR(pg_catalog.=) 'dropped' LIMIT 1",
+						  1, types, values, NULL, true, 1);
+	if (SPI_processed > 0)
+	{
+		state = SPI_palloc(32);
+		strlcpy(state, repl_ml_spi_text(0, 0), 32);
+		*donor = atoi(repl_ml_spi_text(0, 1));
+	}
+	SPI_finish();
+	PopActiveSnapshot();
+	return state;
+}
+
+/* What a worker that keeps failing, or (no errors) waits, has said last, the peer's or (0) anyone's; false if none has. */
+static bool
+failing_worker(ReplMlWorker *copy, int peer, int errors_wanted)
+{
+	bool		found = false;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS && !found; i++)
+	{
+		ReplMlWorker *worker = &repl_ml_shared->workers[i];
+
+		found = worker->database == MyDatabaseId && worker->peer != 0 && worker->error_time != 0 &&
+			(peer == 0 || worker->peer == peer) &&
+			worker->state != REPL_ML_WORKER_STREAMING && worker->errors >= errors_wanted;
+		if (found)
+			*copy = *worker;
+	}
+	LWLockRelease(repl_ml_shared->lock);
+	return found;
+}
+
+/* The oldest transaction of this server that has been prepared for seconds, palloc'd; NULL if none has. */
+static char *
+prepared_transaction(void)
+{
+	char	   *found = NULL;
+
+	SPI_connect();
+	SPI_execute("SELECT pg_catalog.format('The transaction %L of role \"%s\" in database \"%s\", prepared on this server at %s, keeps other members from linking to it.',"
+				" gid, owner, database, pg_catalog.date_trunc('second', prepared)) FROM pg_catalog.pg_prepared_xacts"
+				" WHERE pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) prepared OPERATOR(pg_catalog.>) '5 s'::pg_catalog.interval ORDER BY prepared LIMIT 1", true, 1);
+	if (SPI_processed > 0)
+	{
+		char	   *text = repl_ml_spi_text(0, 0);
+
+		found = SPI_palloc(strlen(text) + 1);
+		strcpy(found, text);
+	}
+	SPI_finish();
+	return found;
+}
+
+static void
+give_up_waiting(Name node_name, const char *state, int sqlstate)
+{
+	ReplMlWorker worker;
+	bool		failing = failing_worker(&worker, 0, 0);
+	char	   *prepared = failing ? NULL : prepared_transaction();
+
+	ereport(ERROR,
+			(errcode(sqlstate),
+			 errmsg("node \"%s\" is still %s", NameStr(*node_name), state),
+			 failing ? errdetail("The worker for node %d last said: %s%s%s", worker.peer, worker.error_message,
+								 worker.error_hint[0] ? " Hint: " : "", worker.error_hint) : 0,
+			 prepared != NULL ? errdetail_internal("%s", prepared) : 0,
+			 errhint("Joining goes on by itself. See SELECT * FROM repl_ml.stat_apply; to give up, run SELECT repl_ml.leave_group(force => true) on that node.")));
+}
+
+/* repl_ml.wait_for_node(node_name, timeout): returns when the node is ready. */
+PG_FUNCTION_INFO_V1(repl_ml_wait_for_node);
+Datum
+repl_ml_wait_for_node(PG_FUNCTION_ARGS)
+{
+	Name		node_name;
+	TimestampTz deadline;
+
+	repl_ml_shmem_require();
+	repl_ml_refuse_nulls(fcinfo);
+	node_name = PG_GETARG_NAME(0);
+	deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+													   TimestampTzGetDatum(GetCurrentTimestamp()),
+													   PG_GETARG_DATUM(1)));
+	for (;;)
+	{
+		int			donor;
+		char	   *state = node_state(node_name, &donor);
+		ReplMlWorker worker;
+
+		if (state == NULL || strcmp(state, "dropped") == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("node \"%s\" does not exist", NameStr(*node_name)),
+					 errhint("Run SELECT node_name, state FROM repl_ml.nodes.")));
+		if (strcmp(state, "ready") == 0)
+			PG_RETURN_VOID();
+		/* only the donor's failure keeps this node from becoming ready */
+		if (donor != 0 && failing_worker(&worker, donor, ERRORS_UNTIL_TOLD))
+			give_up_waiting(node_name, state, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE);
+		if (GetCurrentTimestamp() >= deadline)
+			give_up_waiting(node_name, state, ERRCODE_QUERY_CANCELED);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 50,
+						 wait_event_compat("ReplMlWaitForNode"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}

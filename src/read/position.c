@@ -1,0 +1,265 @@
+/*
+ * position.c
+ *		Up to where this node has every node's WAL: causality tokens for
+ *		clients, and waiting until a token is covered.
+ *
+ * A commit is a position in its node's WAL, and a node that has applied all
+ * before it shows it.  Apply workers tell in shared memory how far they are;
+ * a change that is put aside (apply/aside.c) counts as not applied here.
+ * Whoever waits sleeps on repl_ml_shared->advanced, which the workers signal.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "storage/condition_variable.h"
+#include "storage/proclist.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/pg_lsn.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "commit/commit.h"
+#include "compat.h"
+#include "read/read.h"
+#include "server/server.h"
+#include "wire/wire.h"
+
+#define PARKED_TABLE		"parked_change"
+#define PUT_ASIDE_INDEX		"parked_change_put_aside_idx"
+#define LONGEST_SLEEP_MS	1000
+
+enum
+{
+	Anum_parked_origin_node = 3,
+	Anum_parked_origin_lsn = 5
+};
+
+static ReplMlClock *without_put_aside(const ReplMlClock *received);
+
+/*
+ * Up to where this node has received, and applied or put aside, each node's
+ * WAL; its own up to the end.  Sets *complete to false if that is not known of
+ * some member yet, as shortly after a server start.  Without a transaction.
+ */
+ReplMlClock *
+repl_ml_positions_received(uint16 self, bool *complete)
+{
+	ReplMlClockEntry entries[REPL_ML_MAX_CLOCK_ENTRIES];
+	ReplMlClock *result;
+	int			members[REPL_ML_MAX_WORKERS];
+	int			count = 0;
+	int			member_count = repl_ml_members_peers(members);
+
+	entries[count++] = (ReplMlClockEntry) {.node = self,.counter = GetXLogInsertRecPtr()};
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS && count < lengthof(entries); i++)
+	{
+		ReplMlWorker *worker = &repl_ml_shared->workers[i];
+
+		if (worker->database == MyDatabaseId && worker->peer != 0 && worker->covered_known)
+			entries[count++] = (ReplMlClockEntry) {.node = worker->peer,.counter = Max(worker->covered_lsn, 1)};
+	}
+	LWLockRelease(repl_ml_shared->lock);
+
+	result = repl_ml_clock_empty();
+	for (int i = 0; i < count; i++)
+		result = repl_ml_clock_merge(result, repl_ml_clock_from_entries(&entries[i], 1));
+	*complete = true;
+	for (int i = 0; i < member_count; i++)
+		*complete &= repl_ml_clock_counter(result, members[i]) != 0;
+	return result;
+}
+
+/* The same, of what is applied and visible here.  Takes no transaction snapshot. */
+ReplMlClock *
+repl_ml_positions(void)
+{
+	bool		complete;
+
+	return without_put_aside(repl_ml_positions_received(repl_ml_identity_require()->node_id, &complete));
+}
+
+/* Nothing counts from the first change on that is put aside. */
+static ReplMlClock *
+without_put_aside(const ReplMlClock *received)
+{
+	Relation	rel = table_open(repl_ml_catalog_oid(PARKED_TABLE), AccessShareLock);
+	SysScanDesc scan = systable_beginscan(rel, repl_ml_catalog_oid(PUT_ASIDE_INDEX), true, NULL, 0, NULL);
+	int			count = repl_ml_clock_count(received);
+	ReplMlClockEntry *entries = palloc(count * sizeof(ReplMlClockEntry));
+	HeapTuple	tuple;
+	ReplMlClock *result;
+
+	for (int i = 0; i < count; i++)
+		entries[i] = repl_ml_clock_entry(received, i);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		bool		isnull;
+		int			node = DatumGetInt32(heap_getattr(tuple, Anum_parked_origin_node, RelationGetDescr(rel), &isnull));
+		XLogRecPtr	lsn = DatumGetLSN(heap_getattr(tuple, Anum_parked_origin_lsn, RelationGetDescr(rel), &isnull));
+
+		for (int i = 0; i < count; i++)
+		{
+			if (entries[i].node == node && entries[i].counter >= lsn)
+				entries[i].counter = Max(lsn - 1, 1);
+		}
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	result = repl_ml_clock_from_entries(entries, count);
+	pfree(entries);
+	return result;
+}
+
+/* Does somebody wait?  Looks without a lock: a hint. */
+bool
+repl_ml_position_is_awaited(void)
+{
+	return !proclist_is_empty(&repl_ml_shared->advanced.wakeup);
+}
+
+/* Somebody waits: apply workers that let more come do so no longer. */
+static void
+hurry(void)
+{
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	{
+		ReplMlWorker *worker = &repl_ml_shared->workers[i];
+
+		if (worker->database == MyDatabaseId && worker->peer != 0 && worker->pid != 0)
+			SetLatch(worker->latch);
+	}
+	LWLockRelease(repl_ml_shared->lock);
+}
+
+/* The end of an interval that begins now; an error if it is negative. */
+TimestampTz
+repl_ml_deadline(Datum timeout)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+																   TimestampTzGetDatum(now), timeout));
+
+	if (deadline < now)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("timeout must not be negative"),
+				 errhint("For example: '5 s'.")));
+	return deadline;
+}
+
+/*
+ * Sleeps until something may have changed; false if the deadline has passed.
+ * The caller looks before and after, and ends with
+ * ConditionVariableCancelSleep.
+ */
+bool
+repl_ml_position_wait(TimestampTz deadline, const char *wait_event)
+{
+	long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+	bool		is_first = !repl_ml_position_is_awaited();
+
+	if (left <= 0)
+		return false;
+	/* the first time it does not sleep, but only gets ready to */
+	(void) ConditionVariableTimedSleep(&repl_ml_shared->advanced, Min(left, LONGEST_SLEEP_MS),
+									   wait_event_compat(wait_event));
+	if (is_first)
+		hurry();
+	CHECK_FOR_INTERRUPTS();
+	return true;
+}
+
+/* Of which nodes less is here than wanted, as words for an error; NULL if of none. */
+char *
+repl_ml_positions_lacking(const ReplMlClock *wanted, const ReplMlClock *have)
+{
+	StringInfoData text;
+
+	initStringInfo(&text);
+	for (int i = 0; i < repl_ml_clock_count(wanted); i++)
+	{
+		ReplMlClockEntry entry = repl_ml_clock_entry(wanted, i);
+		XLogRecPtr	here = repl_ml_clock_counter(have, entry.node);
+
+		if (here < entry.counter)
+			appendStringInfo(&text, "%snode %d up to %X/%X instead of %X/%X", text.len > 0 ? ", " : "", entry.node,
+							 LSN_FORMAT_ARGS(here), LSN_FORMAT_ARGS((XLogRecPtr) entry.counter));
+	}
+	return text.len > 0 ? text.data : NULL;
+}
+
+/*
+ * repl_ml.current_vector(): a token for everything that a client can have
+ * seen or written here so far.
+ */
+PG_FUNCTION_INFO_V1(repl_ml_current_vector);
+Datum
+repl_ml_current_vector(PG_FUNCTION_ARGS)
+{
+	ReplMlClock *positions = repl_ml_positions();
+
+	/* the peers will be asked for all of it, also for what is news to none */
+	repl_ml_news_begin();
+	repl_ml_news_end();
+	repl_ml_news_tell();
+	PG_RETURN_POINTER(positions);
+}
+
+/* Raises an error where what is waited for could not be seen afterwards. */
+static void
+require_fresh_snapshots(const char *what)
+{
+	if (IsolationUsesXactSnapshot() && IsTransactionBlock())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("%s cannot be used in a transaction that sees only what was there when it began", what),
+				 errhint("Call it before BEGIN, or use READ COMMITTED.")));
+}
+
+/* repl_ml.wait_for_vector(vector, timeout): what a token stands for is visible here when it returns. */
+PG_FUNCTION_INFO_V1(repl_ml_wait_for_vector);
+Datum
+repl_ml_wait_for_vector(PG_FUNCTION_ARGS)
+{
+	ReplMlClock *wanted;
+	TimestampTz deadline;
+	char	   *lacking;
+
+	repl_ml_shmem_require();
+	repl_ml_refuse_nulls(fcinfo);
+	require_fresh_snapshots("wait_for_vector");
+	wanted = PG_GETARG_REPL_ML_CLOCK_P(0);
+	deadline = repl_ml_deadline(PG_GETARG_DATUM(1));
+	while ((lacking = repl_ml_positions_lacking(wanted, repl_ml_positions())) != NULL)
+	{
+		if (!repl_ml_position_wait(deadline, "ReplMlWaitForVector"))
+			ereport(ERROR,
+					(errcode(ERRCODE_QUERY_CANCELED),
+					 errmsg("this node does not have everything the vector stands for yet"),
+					 errdetail("It has %s.", lacking),
+					 errhint("See SELECT * FROM repl_ml.stat_apply.")));
+	}
+	ConditionVariableCancelSleep();
+	PG_RETURN_VOID();
+}
+
+/* repl_ml.barrier(timeout): everything acknowledged anywhere before the call is visible here when it returns. */
+PG_FUNCTION_INFO_V1(repl_ml_barrier);
+Datum
+repl_ml_barrier(PG_FUNCTION_ARGS)
+{
+	repl_ml_shmem_require();
+	repl_ml_refuse_nulls(fcinfo);
+	require_fresh_snapshots("barrier");
+	repl_ml_barrier_run(repl_ml_deadline(PG_GETARG_DATUM(0)));
+	PG_RETURN_VOID();
+}

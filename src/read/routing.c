@@ -1,0 +1,148 @@
+/*
+ * routing.c
+ *		Clients that look for a node to write on pass by one that is cut off.
+ *
+ * A client that may choose between servers (libpq: several hosts and
+ * target_session_attrs) asks each for default_transaction_read_only, which the
+ * server reports while the connection is made, or for transaction_read_only.
+ * With repl_ml.fenced_read_only both are told "on" while this node cannot reach
+ * a majority of its group.  Only told: no session is read-only, so nobody has to
+ * be made writable when the majority is back, and nobody reads 25006 from us.
+ * What cannot be written is refused by commit.c.
+ *
+ * Settings are reported where nothing of ours is called, so the method that
+ * sends messages is ours from the authentication until the session has begun.
+ * The client is told the setting's value again with its first answer.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+/* what differs with these is not used, and spares the headers of Kerberos and OpenSSL */
+#undef ENABLE_GSS
+#undef USE_OPENSSL
+#undef USE_SSL
+#include "libpq/auth.h"
+#include "libpq/libpq.h"
+#include "libpq/libpq-be.h"
+#include "miscadmin.h"
+#include "replication/walsender.h"
+#include "utils/guc.h"
+
+#include "commit/commit.h"
+#include "read/read.h"
+
+#define REPORTED			"default_transaction_read_only"
+#define REPORTED_OFF		REPORTED "\0off"
+#define REPORTED_ON			REPORTED "\0on"
+#define ASKED				"transaction_read_only"
+
+static bool fenced_read_only = false;
+
+static ClientAuthentication_hook_type previous_hook = NULL;
+
+/* This session's beginning; this file only. */
+static PQcommMethods ours;
+static const PQcommMethods *core_methods;
+static enum
+{
+	CONNECTING,
+	BEGUN,						/* the client has not asked for anything yet */
+	TOLD
+}			phase = CONNECTING;
+static bool said_on = false;
+
+static void watch(Port *port, int status);
+static int	put_message(char type, const char *data, size_t length);
+static void step_aside(void);
+
+/* Defines the setting and, at server start, installs the hook. */
+void
+repl_ml_routing_init(void)
+{
+	DefineCustomBoolVariable("repl_ml.fenced_read_only",
+							 "Tells clients that connect that this node is read-only while it cannot reach a majority of its group.",
+							 "So those that look for a server to write on (target_session_attrs=read-write) go on to the next.",
+							 &fenced_read_only,
+							 false,
+							 PGC_SIGHUP,
+							 0,
+							 NULL,
+							 NULL,
+							 NULL);
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	previous_hook = ClientAuthentication_hook;
+	ClientAuthentication_hook = watch;
+}
+
+/* A client has been let in, or not; of which database is not known yet. */
+static void
+watch(Port *port, int status)
+{
+	if (previous_hook)
+		previous_hook(port, status);
+	if (status != STATUS_OK || !fenced_read_only || am_walsender || core_methods != NULL)
+		return;
+	core_methods = PqCommMethods;
+	ours = *PqCommMethods;
+	ours.putmessage = put_message;
+	PqCommMethods = &ours;
+}
+
+/* Core's, but while the connection is made the setting is "on" if this node is cut off. */
+static int
+put_message(char type, const char *data, size_t length)
+{
+	if (phase == CONNECTING && type == 'S' && length == sizeof(REPORTED_OFF) &&
+		memcmp(data, REPORTED_OFF, length) == 0 && repl_ml_members_is_cut_off())
+	{
+		said_on = true;
+		return core_methods->putmessage('S', REPORTED_ON, sizeof(REPORTED_ON));
+	}
+	if (phase == CONNECTING && type == 'Z')
+	{
+		phase = BEGUN;
+		if (!said_on)
+			step_aside();
+	}
+	else if (phase == BEGUN)
+	{
+		step_aside();
+		if (said_on && !DefaultXactReadOnly)
+			(void) core_methods->putmessage('S', REPORTED_OFF, sizeof(REPORTED_OFF));
+	}
+	return core_methods->putmessage(type, data, length);
+}
+
+/* From here on core's method is as good as ours; where commit.c has put its own before ours, ours stays. */
+static void
+step_aside(void)
+{
+	phase = TOLD;
+	if (PqCommMethods == &ours)
+		PqCommMethods = core_methods;
+}
+
+/* SHOW, run by "run": clients that do not look at what is reported ask so, first of all. */
+void
+repl_ml_routing_show(const VariableShowStmt *stmt, void (*run) (void *argument), void *argument)
+{
+	bool		read_only = XactReadOnly;
+
+	if (!fenced_read_only || IsTransactionBlock() || strcmp(stmt->name, ASKED) != 0 ||
+		!repl_ml_members_is_cut_off())
+	{
+		run(argument);
+		return;
+	}
+	PG_TRY();
+	{
+		XactReadOnly = true;
+		run(argument);
+	}
+	PG_FINALLY();
+	{
+		XactReadOnly = read_only;
+	}
+	PG_END_TRY();
+}

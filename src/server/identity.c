@@ -1,0 +1,254 @@
+/*
+ * identity.c
+ *		Who this database is in its group, and whether it still is.
+ *
+ * The one row of repl_ml.local_node holds the node's id together with a
+ * fingerprint of the place it lives in: system identifier, timeline, database
+ * and the device and inode of $PGDATA/PG_VERSION.  A copied, restored or
+ * promoted data directory has another fingerprint: it is fenced, which means
+ * it neither writes enrolled tables nor talks to peers, because two servers
+ * that stamp rows with one node id would silently lose each other's writes.
+ *
+ * The fingerprint only raises the question; the other members answer it.  They
+ * know how far the node had come and whether another server runs as it
+ * (repl_ml.claim_identity, vouch_for).  Where nothing but the device number
+ * differs, as of a volume that was attached anew, the supervisor asks them;
+ * otherwise a person does, with repl_ml.confirm_identity().  Each yes is the
+ * node's next incarnation: whoever runs under a lesser one is fenced as soon
+ * as it meets a member that knows (copy/link.c).
+ *
+ * The row is cached per process; a trigger on the table invalidates it.
+ */
+#include "postgres.h"
+
+#include <sys/stat.h>
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xlog.h"
+#include "catalog/namespace.h"
+#include "commands/trigger.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
+
+#include "compat.h"
+#include "server/server.h"
+
+#define LOCAL_NODE_TABLE	"local_node"
+
+enum
+{
+	Anum_node_id = 1,
+	Anum_node_name,
+	Anum_group_name,
+	Anum_group_id,
+	Anum_state,
+	Anum_system_identifier,
+	Anum_timeline,
+	Anum_database,
+	Anum_directory,
+	Anum_donor,
+	Anum_copy_data,
+	Anum_incarnation,
+	Natts_local_node = Anum_incarnation
+};
+
+static ReplMlIdentity cached;
+static bool cache_valid = false;
+static Oid	local_node_relid = InvalidOid;
+
+static void load(ReplMlIdentity *identity);
+static void compare_fingerprint(Datum *values, ReplMlIdentity *identity);
+
+/*
+ * Forgets the cached row when the catalog (or, relid 0, anything) changes.
+ * While the catalog is not known to exist, any new relation may be it.
+ */
+static void
+invalidate(Datum arg, Oid relid)
+{
+	if (relid == InvalidOid || relid == local_node_relid || local_node_relid == InvalidOid)
+		cache_valid = false;
+}
+
+/*
+ * This database's identity.  "member" is false where there is no group or no
+ * extension.  The pointer is good until the next call.  Needs a transaction.
+ */
+const ReplMlIdentity *
+repl_ml_identity(void)
+{
+	static bool registered = false;
+
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
+		registered = true;
+	}
+	if (!cache_valid)
+	{
+		ReplMlIdentity fresh;
+
+		/* valid before the read: what arrives while we read must count */
+		cache_valid = true;
+		PG_TRY();
+		{
+			load(&fresh);
+		}
+		PG_CATCH();
+		{
+			cache_valid = false;
+			PG_RE_THROW();
+		}
+		PG_END_TRY();
+		cached = fresh;
+		/* a standby may be promoted, and then the answer changes */
+		if (RecoveryInProgress())
+			cache_valid = false;
+	}
+	return &cached;
+}
+
+/* The identity of a member that may act; an error with the way out otherwise. */
+const ReplMlIdentity *
+repl_ml_identity_require(void)
+{
+	const ReplMlIdentity *identity;
+
+	repl_ml_shmem_require();
+	identity = repl_ml_identity();
+	if (!identity->member)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this database is not a member of a repl_ml group"),
+				 errhint("Run SELECT repl_ml.create_group(...) on the first node, SELECT repl_ml.join_group(...) on each other one.")));
+	if (identity->fenced)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this data directory is a copy of node \"%s\" and must not act as it",
+						NameStr(identity->node_name)),
+				 errdetail("The system identifier, timeline, database or data directory differs from the one that joined the group."),
+				 errhint("If the node itself was moved, stop whatever else runs as it and run SELECT repl_ml.confirm_identity()."
+						 " Of a copy run SELECT repl_ml.leave_group(force => true) here, then SELECT repl_ml.join_group(...) to get a new node id.")));
+	if (identity->dropped)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("node \"%s\" has been dropped from its group", NameStr(identity->node_name)),
+				 errdetail("What is written here would reach nobody."),
+				 errhint("Run SELECT repl_ml.leave_group(force => true) to go on as an ordinary database, then join again if wanted.")));
+	return identity;
+}
+
+static void
+load(ReplMlIdentity *identity)
+{
+	Oid			schema = get_namespace_oid(REPL_ML_SCHEMA, true);
+	Relation	rel;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	memset(identity, 0, sizeof(*identity));
+	local_node_relid = OidIsValid(schema) ? get_relname_relid(LOCAL_NODE_TABLE, schema) : InvalidOid;
+	if (!OidIsValid(local_node_relid))
+		return;
+
+	rel = table_open(local_node_relid, AccessShareLock);
+	/* a transaction sees the group it has just made */
+	scan = systable_beginscan(rel, InvalidOid, false, SnapshotSelf, 0, NULL);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		Datum		values[Natts_local_node];
+		bool		nulls[Natts_local_node];
+
+		if (RelationGetNumberOfAttributes(rel) != Natts_local_node)
+			elog(ERROR, "table \"%s\" has unexpected columns", LOCAL_NODE_TABLE);
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		identity->member = true;
+		identity->node_id = DatumGetInt32(values[Anum_node_id - 1]);
+		identity->node_name = *DatumGetName(values[Anum_node_name - 1]);
+		identity->group_name = *DatumGetName(values[Anum_group_name - 1]);
+		identity->group_id = *DatumGetUUIDP(values[Anum_group_id - 1]);
+		identity->dropped = strcmp(TextDatumGetCString(values[Anum_state - 1]), "dropped") == 0;
+		identity->joining = !identity->dropped &&
+			strcmp(TextDatumGetCString(values[Anum_state - 1]), "ready") != 0;
+		identity->incarnation = DatumGetInt32(values[Anum_incarnation - 1]);
+		compare_fingerprint(values, identity);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+}
+
+/* Device and inode of a file that a running server never replaces. */
+static char *
+directory_fingerprint(void)
+{
+	struct stat st;
+
+	if (stat("PG_VERSION", &st) != 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not stat file \"%s\": %m", "PG_VERSION")));
+	return psprintf("%llu:%llu", (unsigned long long) st.st_dev, (unsigned long long) st.st_ino);
+}
+
+/* Sets "fenced" if the place is not that of the row, and "moved" if it could be: on another device. */
+static void
+compare_fingerprint(Datum *values, ReplMlIdentity *identity)
+{
+	char	   *there = TextDatumGetCString(values[Anum_directory - 1]);
+	char	   *here = directory_fingerprint();
+	const char *inode_there = strchr(there, ':');
+	bool		same_server;
+
+	if (RecoveryInProgress())
+		return;					/* nothing can be written here anyway */
+	same_server = DatumGetInt64(values[Anum_system_identifier - 1]) == (int64) GetSystemIdentifier() &&
+		DatumGetInt64(values[Anum_timeline - 1]) == (int64) GetWALInsertionTimeLine() &&
+		DatumGetObjectId(values[Anum_database - 1]) == MyDatabaseId;
+	identity->fenced = !same_server || strcmp(there, here) != 0;
+	identity->moved = identity->fenced && same_server &&
+		inode_there != NULL && strcmp(inode_there, strchr(here, ':')) == 0;
+}
+
+/*
+ * repl_ml.local_fingerprint(OUT system_identifier, OUT timeline, OUT database,
+ * OUT directory): the place this database lives in, now.
+ */
+PG_FUNCTION_INFO_V1(repl_ml_local_fingerprint);
+Datum
+repl_ml_local_fingerprint(PG_FUNCTION_ARGS)
+{
+	TupleDesc	desc;
+	Datum		values[4];
+	bool		nulls[4] = {false, false, false, false};
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	values[0] = Int64GetDatum((int64) GetSystemIdentifier());
+	values[1] = Int64GetDatum((int64) GetWALInsertionTimeLine());
+	values[2] = ObjectIdGetDatum(MyDatabaseId);
+	values[3] = CStringGetTextDatum(directory_fingerprint());
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
+
+/* Statement trigger on repl_ml.local_node: every process reads the row again. */
+PG_FUNCTION_INFO_V1(repl_ml_local_node_changed);
+Datum
+repl_ml_local_node_changed(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" must be called as a trigger", "local_node_changed")));
+	CacheInvalidateRelcache(trigdata->tg_relation);
+	cache_valid = false;
+	return PointerGetDatum(NULL);
+}

@@ -1,0 +1,290 @@
+/*
+ * server.h
+ *		What all processes of one server share: the shared structure, the node's
+ *		clock, who this database is, who its peers are, our catalogs, and what kind
+ *		of session this is.
+ */
+#ifndef REPL_ML_SERVER_H
+#define REPL_ML_SERVER_H
+
+#include "repl_ml.h"
+#include "access/xlogdefs.h"
+#include "executor/spi.h"
+#include "nodes/pg_list.h"
+#include "port/atomics.h"
+#include "portability/instr_time.h"
+#include "replication/origin.h"
+#include "storage/condition_variable.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "utils/uuid.h"
+
+#define REPL_ML_MAX_WORKERS		128 /* supervisors and apply workers, all
+									 * databases */
+#define REPL_ML_MAX_DATABASES	32
+#define REPL_ML_ERROR_LENGTH	512
+#define REPL_ML_DSN_LENGTH		1024
+#define REPL_ML_TOMBSTONE_BITS	64
+
+typedef enum ReplMlWorkerState
+{
+	REPL_ML_WORKER_STARTING,
+	REPL_ML_WORKER_CONNECTING,
+	REPL_ML_WORKER_PREPARING,	/* slot, catalogs, schema */
+	REPL_ML_WORKER_COPYING,		/* initial copy of tables */
+	REPL_ML_WORKER_STREAMING,
+	REPL_ML_WORKER_PAUSED,
+	REPL_ML_WORKER_WAITING,		/* backing off after an error */
+	REPL_ML_WORKER_STOPPED
+} ReplMlWorkerState;
+
+/*
+ * One worker, running or not.  A slot belongs to (database, peer) from the
+ * first start on and keeps its counters over restarts; peer 0 is the
+ * database's supervisor.  Written by the worker itself under the lock.
+ */
+typedef struct ReplMlWorker
+{
+	Oid			database;		/* InvalidOid: free */
+	int			peer;			/* node id, 0 for the supervisor */
+	pid_t		pid;			/* 0: not running */
+	Latch	   *latch;			/* valid while pid is set */
+	bool		pause;			/* asked to pause, by pause_apply */
+	bool		retry_parked;	/* asked to, by retry_parked */
+	bool		stop;			/* not to be started: its database is leaving */
+	TimestampTz launch_time;	/* when the process was last asked for */
+	ReplMlWorkerState state;
+	XLogRecPtr	target_lsn;		/* peer's WAL end when we connected */
+	XLogRecPtr	received_lsn;	/* peer's WAL read so far */
+	XLogRecPtr	applied_lsn;	/* end of the last remote transaction applied */
+	XLogRecPtr	peer_lsn;		/* peer's WAL end as it last told */
+	XLogRecPtr	covered_lsn;	/* peer's WAL received, and applied or put
+								 * aside, so far */
+	bool		covered_known;
+	TimestampTz applied_commit_time;	/* commit time of that transaction */
+	TimestampTz last_message_time;
+	int64		peer_clock;		/* peer's wall clock less our monotonic one,
+								 * at least; 0: not known */
+	TimestampTz start_time;
+	int64		transactions;
+	int64		changes;
+	int64		conflicts;
+	int64		equal_updates;	/* concurrent ones, of which one may be lost */
+	int64		equal_inserts;
+	int64		parked;
+	int64		retries;		/* transactions replayed after a lock or race
+								 * loss */
+	int64		errors;			/* connection or apply attempts ended by an
+								 * error */
+	Oid			copy_relation;	/* table being copied, else InvalidOid */
+	int64		copy_rows;
+	TimestampTz error_time;
+	int			error_sqlstate;
+	char		error_message[REPL_ML_ERROR_LENGTH];
+	char		error_hint[REPL_ML_ERROR_LENGTH];
+} ReplMlWorker;
+
+/*
+ * A member database, or one that was a member lately: the launcher gives the
+ * entry free then.
+ *
+ * Which enrolled tables of the database have deleted rows: bit hash(relid) is
+ * set before a tombstone is written and never cleared while the server runs.
+ * Until the supervisor has read the tombstones every bit counts as set.
+ */
+typedef struct ReplMlDatabase
+{
+	Oid			database;
+	bool		member;			/* wants a supervisor */
+	bool		tombstones_known;
+	int64		group_clock;	/* of most members, as peer_clock; 0: ours is
+								 * not behind */
+	pg_atomic_uint64 tombstones;
+} ReplMlDatabase;
+
+typedef enum ReplMlJoinState
+{
+	REPL_ML_JOIN_FREE,
+	REPL_ML_JOIN_REQUESTED,
+	REPL_ML_JOIN_DONE,
+	REPL_ML_JOIN_FAILED
+} ReplMlJoinState;
+
+/* One request to the join worker, and its answer.  Under the lock. */
+typedef struct ReplMlJoinRequest
+{
+	ReplMlJoinState state;
+	uint64		serial;			/* tells a late answer to a former request */
+	pid_t		requester;
+	Latch	   *requester_latch;
+	Oid			database;
+	bool		copy_data;
+	NameData	node_name;
+	char		dsn[REPL_ML_DSN_LENGTH];
+	char		join_dsn[REPL_ML_DSN_LENGTH];
+	int			error_sqlstate;
+	char		error_message[REPL_ML_ERROR_LENGTH];
+	char		error_detail[REPL_ML_ERROR_LENGTH];
+	char		error_hint[REPL_ML_ERROR_LENGTH];
+} ReplMlJoinRequest;
+
+typedef struct ReplMlShared
+{
+	LWLock	   *lock;
+	LWLock	   *clock_file_lock;
+	ConditionVariable advanced; /* positions, answers, members; see position.c */
+	pg_atomic_uint64 counter;	/* greatest counter issued or seen */
+	pg_atomic_uint64 counter_bound; /* durable: no counter above it was issued */
+	pg_atomic_uint64 group_clock;	/* greatest of the databases' */
+	pg_atomic_uint64 news_begun;	/* commits of this node's own; see news.c */
+	pg_atomic_uint64 news_ended;
+	pg_atomic_uint64 news_told; /* of those begun, known to the walsenders */
+	pg_atomic_uint32 peer_walsenders;
+	pid_t		launcher_pid;
+	Latch	   *launcher_latch;
+	ReplMlJoinRequest join;
+	ReplMlDatabase databases[REPL_ML_MAX_DATABASES];
+	ReplMlWorker workers[REPL_ML_MAX_WORKERS];
+	pg_atomic_uint64 first_tick[FLEXIBLE_ARRAY_MEMBER]; /* by backend number;
+														 * see ticker.c */
+} ReplMlShared;
+
+/* A part of shared memory that a room has for itself; see shmem.c. */
+typedef struct ReplMlSegment
+{
+	const char *name;
+	Size		(*size) (void);
+	void		(*init) (void *space, LWLock *lock);
+} ReplMlSegment;
+
+/* Microseconds of a clock that nobody sets. */
+static inline uint64
+repl_ml_monotonic_now(void)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return INSTR_TIME_GET_MICROSEC(now);
+}
+
+/* How often a transaction takes the server down before it is applied row by row ... */
+#define REPL_ML_CRASHES_CAREFUL	2
+/* ... and what stands for: even so, and nobody knows which of its rows it is */
+#define REPL_ML_CRASHES_PARK	100
+
+/* This database in its group; see identity.c. */
+typedef struct ReplMlIdentity
+{
+	bool		member;			/* false: nothing else is set */
+	bool		fenced;			/* a copy of the node that joined */
+	bool		moved;			/* ... perhaps: nothing but the device differs */
+	bool		joining;		/* not ready for users' writes yet */
+	bool		dropped;		/* the others have removed us */
+	uint16		node_id;
+	int			incarnation;	/* see repl_ml.claim_identity() */
+	NameData	node_name;
+	NameData	group_name;
+	pg_uuid_t	group_id;
+} ReplMlIdentity;
+
+/* A peer as the catalog knows it; see repl_ml_peer_load. */
+typedef struct ReplMlPeer
+{
+	uint16		node_id;
+	char	   *node_name;
+	char	   *dsn;
+	char	   *state;			/* joining, ready, dropped */
+	int			incarnation;	/* of which this node knows */
+} ReplMlPeer;
+
+/* in shmem.c */
+extern ReplMlShared *repl_ml_shared;
+extern void repl_ml_shmem_init(const ReplMlSegment *others, int count);
+extern void repl_ml_shmem_require(void);
+extern ReplMlDatabase *repl_ml_shmem_database(Oid database);
+extern ReplMlDatabase *repl_ml_shmem_take_database(Oid database);
+extern void repl_ml_shmem_release_database(Oid database);
+extern bool repl_ml_shmem_is_member(Oid database);
+extern void repl_ml_shmem_mark_tombstone(Oid relid);
+extern bool repl_ml_shmem_may_have_tombstone(Oid relid);
+extern ReplMlWorker *repl_ml_shmem_worker(Oid database, int peer);
+extern void repl_ml_shmem_retry_parked(Oid database);
+extern void repl_ml_shmem_wake_supervisor(Oid database);
+extern void repl_ml_shmem_set_member(Oid database, bool member);
+extern void repl_ml_shmem_wake_launcher(void);
+extern const char *repl_ml_worker_state_name(ReplMlWorkerState state);
+
+/* in session.c */
+extern void repl_ml_session_init(void);
+extern void repl_ml_session_settle(void);
+extern int	repl_ml_session_fix_values(void);
+extern void repl_ml_session_restore(int level);
+extern bool repl_ml_applying;
+extern int	repl_ml_applying_depth;
+extern bool repl_ml_internal_write;
+
+/* in catalog.c */
+extern void repl_ml_refuse_nulls(FunctionCallInfo fcinfo);
+extern uint64 repl_ml_spi_execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls);
+extern SPIPlanPtr repl_ml_spi_plan(SPIPlanPtr *plan, const char *sql, int nargs, Oid *types);
+extern void repl_ml_check_server(void);
+extern void repl_ml_begin(void);
+extern void repl_ml_commit(void);
+extern Oid	repl_ml_clock_type(void);
+extern char *repl_ml_spi_text(uint64 row, int column);
+extern int64 repl_ml_query_int(const char *sql);
+extern Oid	repl_ml_schema_oid(void);
+extern Oid	repl_ml_catalog_oid(const char *name);
+
+/* in ticker.c */
+extern void repl_ml_ticker_startup(void);
+extern uint64 repl_ml_ticker_next(uint64 above);
+extern void repl_ml_ticker_observe(uint64 counter);
+extern uint64 repl_ml_ticker_now(void);
+extern void repl_ml_ticker_follow(int64 group_clock);
+extern uint64 repl_ml_ticker_safe(void);
+extern bool repl_ml_ticker_used(void);
+extern void repl_ml_ticker_forget(void);
+extern bool repl_ml_ticker_issued_here(uint64 counter);
+extern void repl_ml_ticker_persist(bool exact);
+
+/* in identity.c */
+extern const ReplMlIdentity *repl_ml_identity(void);
+extern const ReplMlIdentity *repl_ml_identity_require(void);
+
+/* in peer.c */
+extern char *repl_ml_origin_name(Oid database, int peer);
+extern bool repl_ml_origin_parse(const char *name, Oid *database, int *peer);
+extern RepOriginId repl_ml_origin_create(const char *name);
+extern bool repl_ml_origin_is_ours(RepOriginId id);
+extern ReplMlPeer *repl_ml_peer_load(int node_id);
+
+/* in news.c */
+extern void repl_ml_news_begin(void);
+extern void repl_ml_news_end(void);
+extern void repl_ml_news_count_walsender(int change);
+extern void repl_ml_news_flush(XLogRecPtr lsn);
+extern void repl_ml_news_commit(void);
+extern void repl_ml_news_tell(void);
+extern void repl_ml_news_settle(void);
+extern int	repl_ml_news_due(void);
+extern void repl_ml_positions_advanced(void);
+
+/* in crash.c */
+extern void repl_ml_crash_startup(void);
+extern void repl_ml_crash_watch(void);
+extern char *repl_ml_crash_attach(int worker);
+extern void repl_ml_crash_applies(XLogRecPtr lsn, bool careful);
+extern void repl_ml_crash_copies(void);
+extern void repl_ml_crash_retries(int64 parked);
+extern void repl_ml_crash_writes(Oid relid);
+extern void repl_ml_crash_rests(void);
+extern void repl_ml_crash_detach(int status);
+extern void repl_ml_crash_survived(XLogRecPtr end);
+extern int	repl_ml_crash_count(XLogRecPtr lsn);
+extern int64 repl_ml_crash_retried(void);
+extern bool repl_ml_crash_is_banned(Oid relid);
+extern char *repl_ml_crash_banned(void);
+extern void repl_ml_crash_pardon(Oid relid);
+
+#endif							/* REPL_ML_SERVER_H */
