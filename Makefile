@@ -53,6 +53,7 @@ OBJS = \
 	src/server/identity.o \
 	src/server/peer.o \
 	src/server/news.o \
+	src/server/messages.o \
 	src/server/crash.o \
 	src/row/table.o \
 	src/row/owner.o \

@@ -20,11 +20,6 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
-/* what differs with these is not used, and spares the headers of Kerberos and OpenSSL */
-#undef ENABLE_GSS
-#undef USE_OPENSSL
-#undef USE_SSL
-#include "libpq/libpq.h"
 #include "miscadmin.h"
 #include "replication/message.h"
 #include "replication/syncrep.h"
@@ -69,7 +64,7 @@ static struct
 	Commit		commit;
 	ReplMlOutcome outcome;
 	XLogRecPtr	lsn;
-	const PQcommMethods *methods;	/* core's; NULL: nothing to tell */
+	bool		watches;		/* there is something to tell */
 } untold;
 
 static emit_log_hook_type previous_log_hook = NULL;
@@ -286,6 +281,8 @@ on_timeout(void)
 	SetLatch(MyLatch);
 }
 
+static ReplMlWatcher untold_watcher = {.putmessage = replace_success};
+
 /*
  * No error may be raised inside a commit that has happened.  So the next
  * message that tells the client of success becomes the error.
@@ -293,8 +290,6 @@ on_timeout(void)
 static void
 tell_client_later(ReplMlOutcome outcome, XLogRecPtr lsn)
 {
-	static PQcommMethods ours;
-
 	if (whereToSendOutput != DestRemote)
 	{
 		ereport(WARNING,
@@ -306,24 +301,20 @@ tell_client_later(ReplMlOutcome outcome, XLogRecPtr lsn)
 	untold.commit = commit;
 	untold.outcome = outcome;
 	untold.lsn = lsn;
-	if (untold.methods != NULL)
+	if (untold.watches)
 		return;
-	untold.methods = PqCommMethods;
-	ours = *PqCommMethods;
-	ours.putmessage = replace_success;
-	PqCommMethods = &ours;
+	untold.watches = true;
+	repl_ml_messages_watch(&untold_watcher);
 }
 
 /* In place of core's: CommandComplete, or ReadyForQuery where the commit came with a Sync. */
 static int
 replace_success(char type, const char *data, size_t length)
 {
-	const PQcommMethods *methods = untold.methods;
-
 	if (type != 'C' && type != 'Z')
-		return methods->putmessage(type, data, length);
-	PqCommMethods = methods;
-	untold.methods = NULL;
+		return repl_ml_messages_put(&untold_watcher, type, data, length);
+	repl_ml_messages_leave(&untold_watcher);
+	untold.watches = false;
 	raise_unacknowledged(&untold.commit, untold.outcome, untold.lsn);
 	return 0;					/* not reached */
 }

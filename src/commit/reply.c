@@ -14,11 +14,6 @@
 #include "postgres.h"
 
 #include "access/xlog.h"
-/* what differs with these is not used, and spares the headers of Kerberos and OpenSSL */
-#undef ENABLE_GSS
-#undef USE_OPENSSL
-#undef USE_SSL
-#include "libpq/libpq.h"
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
 #include "replication/slot.h"
@@ -36,7 +31,6 @@
 
 /* Set once, by repl_ml_reply_watch. */
 static int	peer = 0;
-static const PQcommMethods *core_methods = NULL;
 static TimeoutId timeout_id;
 
 /* Written since the last flush; and whether that is on purpose. */
@@ -57,7 +51,11 @@ static void on_timeout(void);
 void
 repl_ml_reply_watch(void)
 {
-	static PQcommMethods ours;
+	static ReplMlWatcher watcher = {
+		.putmessage_noblock = putmessage_noblock,
+		.flush_if_writable = flush_if_writable,
+		.is_send_pending = is_send_pending
+	};
 	Oid			database;
 	int			node_id;
 
@@ -68,12 +66,7 @@ repl_ml_reply_watch(void)
 	peer = node_id;
 	repl_ml_members_attach(peer);
 	timeout_id = RegisterTimeout(USER_TIMEOUT, on_timeout);
-	core_methods = PqCommMethods;
-	ours = *PqCommMethods;
-	ours.flush_if_writable = flush_if_writable;
-	ours.is_send_pending = is_send_pending;
-	ours.putmessage_noblock = putmessage_noblock;
-	PqCommMethods = &ours;
+	repl_ml_messages_watch(&watcher);
 }
 
 /* The peer that this walsender serves; 0: none. */
@@ -101,7 +94,7 @@ flush_if_writable(void)
 	if (holding)
 		return 0;
 	written = 0;
-	status = core_methods->flush_if_writable();
+	status = repl_ml_messages_flush_if_writable();
 	walsender_enlist_compat();
 	return status;
 }
@@ -128,14 +121,14 @@ putmessage_noblock(char type, const char *data, size_t length)
 		else if (data[0] == 'k' && data[length - 1] == 0 && position == told && MyWalSnd->write < told)
 			return;
 	}
-	core_methods->putmessage_noblock(type, data, length);
+	repl_ml_messages_put_noblock(type, data, length);
 }
 
 /* What is held on purpose is not pending: the walsender would wait for the socket instead of decoding. */
 static bool
 is_send_pending(void)
 {
-	return !holding && core_methods->is_send_pending();
+	return !holding && repl_ml_messages_is_send_pending();
 }
 
 /*

@@ -22,7 +22,6 @@
 #undef USE_OPENSSL
 #undef USE_SSL
 #include "libpq/auth.h"
-#include "libpq/libpq.h"
 #include "libpq/libpq-be.h"
 #include "miscadmin.h"
 #include "replication/walsender.h"
@@ -30,6 +29,7 @@
 
 #include "commit/commit.h"
 #include "read/read.h"
+#include "server/server.h"
 
 #define REPORTED			"default_transaction_read_only"
 #define REPORTED_OFF		REPORTED "\0off"
@@ -41,8 +41,6 @@ static bool fenced_read_only = false;
 static ClientAuthentication_hook_type previous_hook = NULL;
 
 /* This session's beginning; this file only. */
-static PQcommMethods ours;
-static const PQcommMethods *core_methods;
 static enum
 {
 	CONNECTING,
@@ -50,10 +48,13 @@ static enum
 	TOLD
 }			phase = CONNECTING;
 static bool said_on = false;
+static bool watches = false;
 
 static void watch(Port *port, int status);
 static int	put_message(char type, const char *data, size_t length);
 static void step_aside(void);
+
+static ReplMlWatcher watcher = {.putmessage = put_message};
 
 /* Defines the setting and, at server start, installs the hook. */
 void
@@ -81,12 +82,10 @@ watch(Port *port, int status)
 {
 	if (previous_hook)
 		previous_hook(port, status);
-	if (status != STATUS_OK || !fenced_read_only || am_walsender || core_methods != NULL)
+	if (status != STATUS_OK || !fenced_read_only || am_walsender || watches)
 		return;
-	core_methods = PqCommMethods;
-	ours = *PqCommMethods;
-	ours.putmessage = put_message;
-	PqCommMethods = &ours;
+	watches = true;
+	repl_ml_messages_watch(&watcher);
 }
 
 /* Core's, but while the connection is made the setting is "on" if this node is cut off. */
@@ -97,7 +96,7 @@ put_message(char type, const char *data, size_t length)
 		memcmp(data, REPORTED_OFF, length) == 0 && repl_ml_members_is_cut_off())
 	{
 		said_on = true;
-		return core_methods->putmessage('S', REPORTED_ON, sizeof(REPORTED_ON));
+		return repl_ml_messages_put(&watcher, 'S', REPORTED_ON, sizeof(REPORTED_ON));
 	}
 	if (phase == CONNECTING && type == 'Z')
 	{
@@ -109,18 +108,17 @@ put_message(char type, const char *data, size_t length)
 	{
 		step_aside();
 		if (said_on && !DefaultXactReadOnly)
-			(void) core_methods->putmessage('S', REPORTED_OFF, sizeof(REPORTED_OFF));
+			(void) repl_ml_messages_put(&watcher, 'S', REPORTED_OFF, sizeof(REPORTED_OFF));
 	}
-	return core_methods->putmessage(type, data, length);
+	return repl_ml_messages_put(&watcher, type, data, length);
 }
 
-/* From here on core's method is as good as ours; where commit.c has put its own before ours, ours stays. */
+/* From here on core's method is as good as ours. */
 static void
 step_aside(void)
 {
 	phase = TOLD;
-	if (PqCommMethods == &ours)
-		PqCommMethods = core_methods;
+	repl_ml_messages_leave(&watcher);
 }
 
 /* SHOW, run by "run": clients that do not look at what is reported ask so, first of all. */

@@ -157,6 +157,16 @@ typedef struct ReplMlSegment
 	void		(*init) (void *space, LWLock *lock);
 } ReplMlSegment;
 
+/* Sees messages before they are sent; methods that are NULL are left to others.  See messages.c. */
+typedef struct ReplMlWatcher
+{
+	int			(*putmessage) (char type, const char *data, size_t length);
+	void		(*putmessage_noblock) (char type, const char *data, size_t length);
+	int			(*flush_if_writable) (void);
+	bool		(*is_send_pending) (void);
+	struct ReplMlWatcher *next; /* messages.c's */
+} ReplMlWatcher;
+
 /* Microseconds of a clock that nobody sets. */
 static inline uint64
 repl_ml_monotonic_now(void)
@@ -269,6 +279,14 @@ extern void repl_ml_news_tell(void);
 extern void repl_ml_news_settle(void);
 extern int	repl_ml_news_due(void);
 extern void repl_ml_positions_advanced(void);
+
+/* in messages.c */
+extern void repl_ml_messages_watch(ReplMlWatcher *watcher);
+extern void repl_ml_messages_leave(ReplMlWatcher *watcher);
+extern int	repl_ml_messages_put(const ReplMlWatcher *watcher, char type, const char *data, size_t length);
+extern void repl_ml_messages_put_noblock(char type, const char *data, size_t length);
+extern int	repl_ml_messages_flush_if_writable(void);
+extern bool repl_ml_messages_is_send_pending(void);
 
 /* in crash.c */
 extern void repl_ml_crash_startup(void);
