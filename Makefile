@@ -85,6 +85,7 @@ OBJS = \
 	src/converge/reconsider.o \
 	src/converge/history.o \
 	src/copy/link.o \
+	src/copy/donor.o \
 	src/copy/sync.o \
 	src/copy/enrol.o \
 	src/copy/schema.o \

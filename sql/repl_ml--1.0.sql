@@ -651,17 +651,18 @@ COMMENT ON TABLE repl_ml.table_failure IS 'tables of the group that could not be
 -- Rows that a peer has and cannot send
 CREATE TABLE repl_ml.unsent (
     node_id     integer NOT NULL,
-    origin_xid  xid NOT NULL,
-    origin_lsn  pg_lsn NOT NULL,
+    origin_xid  xid,
+    origin_lsn  pg_lsn,
     schema_name name NOT NULL,
     table_name  name NOT NULL,
     key         text[] NOT NULL,
+    clock       repl_ml.vclock,
     message     text NOT NULL,
     noted_at    timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     tried_at    timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
 ALTER TABLE repl_ml.unsent REPLICA IDENTITY FULL;
-COMMENT ON TABLE repl_ml.unsent IS 'rows that this node lacks because a peer could not send them';
+COMMENT ON TABLE repl_ml.unsent IS 'rows that this node lacks because a peer could not send them: in which transaction (null: in a copy of the table), the version if it is known, and when that was tried last';
 
 -- One row a conflict: the same id and verdict on every node that saw it
 CREATE TABLE repl_ml.conflict_history (
@@ -844,6 +845,14 @@ CREATE FUNCTION repl_ml.received_lsn(of_node integer) RETURNS pg_lsn
                       WHERE o.roname = repl_ml.link_name(of_node)), '0/0')
     $$;
 COMMENT ON FUNCTION repl_ml.received_lsn(integer) IS 'up to which WAL position of a peer this node durably has everything, applied or put aside';
+
+-- A table's rows, as a peer copies them, and then those it does not get
+CREATE FUNCTION repl_ml.rows_to_copy(relation regclass, columns name[], of_schema name DEFAULT NULL, of_table name DEFAULT NULL) RETURNS SETOF text
+    AS 'MODULE_PATHNAME', 'repl_ml_rows_to_copy' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION repl_ml.rows_to_copy(regclass, name[], name, name) IS 'each row of a table that can be sent, as a line of COPY: what a peer copies';
+CREATE FUNCTION repl_ml.rows_left_out() RETURNS TABLE (schema_name text, table_name text, key text, clock text, message text)
+    AS 'MODULE_PATHNAME', 'repl_ml_rows_left_out' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.rows_left_out() IS 'which rows the last rows_to_copy() of this session has left out, and why';
 
 -- How far this node has applied another one's WAL
 CREATE FUNCTION repl_ml.applied_lsn(of_node integer) RETURNS pg_lsn
@@ -3268,7 +3277,7 @@ CREATE VIEW repl_ml.health AS
     -- 15. rows that cannot be sent, here and elsewhere
     SELECT 15, 'unsent', CASE WHEN u.here IS NOT NULL THEN 'error' WHEN u.elsewhere IS NOT NULL THEN 'warning' ELSE 'ok' END,
            coalesce(nullif(pg_catalog.concat_ws(' ', u.here, u.elsewhere), ''), 'Every row can be sent.'),
-           CASE WHEN u.here IS NOT NULL THEN 'Change or delete the row on that node, or raise repl_ml.max_row_size there. What then is sent heals it; so does the copy of the table that is made when the nodes connect anew, ten minutes later or more. See SELECT * FROM repl_ml.unsent.'
+           CASE WHEN u.here IS NOT NULL THEN 'Change or delete the row on that node. What then is sent heals it; so does the copy of the table that is made once in a while. See SELECT * FROM repl_ml.unsent.'
                 WHEN u.elsewhere IS NOT NULL THEN 'See the check "unsent" on that node.' END
       FROM active s, LATERAL (SELECT
            nullif((SELECT pg_catalog.string_agg(pg_catalog.format('Node "%s" could not send %s of table %I.%I: %s.', coalesce(m.node_name, n.node_id::text::name),
@@ -3351,4 +3360,5 @@ GRANT EXECUTE ON FUNCTION repl_ml.pause_apply(name), repl_ml.resume_apply(name),
 GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.concurrent_version, repl_ml.transaction_record, repl_ml.record_floor TO repl_ml_replication;
 GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, integer, integer, pg_lsn, bigint, text), repl_ml.applied_lsn(integer), repl_ml.whole_commits(integer, pg_lsn[]), repl_ml.final_lsn(integer), repl_ml.transaction_facts(uuid, integer, xid8),
     repl_ml.admit_node(name, text), repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text),
-    repl_ml.forget_node(uuid, integer, timestamptz), repl_ml.cannot_create(jsonb) TO repl_ml_replication;
+    repl_ml.forget_node(uuid, integer, timestamptz), repl_ml.cannot_create(jsonb),
+    repl_ml.rows_to_copy(regclass, name[], name, name), repl_ml.rows_left_out() TO repl_ml_replication;

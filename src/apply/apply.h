@@ -216,10 +216,11 @@ extern void repl_ml_record_prepared(const ReplMlApply *apply, const ReplMlRecord
 extern void repl_ml_record_copy(const ReplMlApply *apply, WalReceiverConn *conn);
 
 /* in unsent.c */
-extern void repl_ml_unsent_begin(ReplMlApply *apply);
+extern bool repl_ml_unsent_order_copies(ReplMlApply *apply);
 extern bool repl_ml_unsent_is_meant(const char *content);
+extern void repl_ml_unsent_ask(ReplMlApply *apply, WalReceiverConn *conn);
 extern void repl_ml_unsent_note(ReplMlApply *apply, char *content);
-extern void repl_ml_unsent_arrived(const ReplMlApply *apply, const char *schema_name, const char *table_name, Datum key);
+extern void repl_ml_unsent_arrived(const ReplMlApply *apply, const char *schema_name, const char *table_name, Datum key, const ReplMlClock *clock);
 extern void repl_ml_unsent_row_arrived(const ReplMlApply *apply, ReplMlTable *table, TupleTableSlot *slot);
 extern void repl_ml_unsent_copied(const ReplMlApply *apply, const char *schema_name, const char *table_name);
 

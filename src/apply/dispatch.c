@@ -644,6 +644,7 @@ apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleDat
 	char	   *clock = repl_ml_relation_text(table, tuple, REPL_ML_CLOCK_COLUMN);
 	Oid			relid;
 	Datum		deleted;
+	ReplMlClock *deletion;
 
 	if (schema_name == NULL || table_name == NULL || key == NULL || columns == NULL || clock == NULL)
 		ereport(ERROR,
@@ -654,12 +655,13 @@ apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleDat
 		return;					/* no longer replicated */
 	begin_row(relid, schema_name, table_name);
 	deleted = OidInputFunctionCall(F_ARRAY_IN, key, TEXTOID, -1);
-	repl_ml_unsent_arrived(apply, schema_name, table_name, deleted);
+	deletion = repl_ml_clock_from_text(clock);
+	repl_ml_unsent_arrived(apply, schema_name, table_name, deleted, deletion);
 	apply->transaction.conflicts +=
 		repl_ml_deletion_join(relid,
 						 OidInputFunctionCall(F_ARRAY_IN, columns, TEXTOID, -1),
 						 deleted,
-						 repl_ml_clock_from_text(clock),
+						 deletion,
 						 repl_ml_relation_text(table, tuple, "eviction"), &source);
 	if (apply->late)
 		repl_ml_crash_pardon(relid);

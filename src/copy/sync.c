@@ -85,9 +85,12 @@ typedef struct CopiedVersion
 static void note_open_tables(ReplMlApply *apply);
 static void set_progress(ReplMlApply *apply, Oid relid, int64 rows);
 static void copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, const char *table_name);
-static int64 copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *condition, bool careful);
+static int64 copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, bool careful);
+static int64 copy_rows_about(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *schema_name, const char *table_name, bool careful);
+static int64 copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *name, const char *schema_name, const char *table_name, bool careful);
 static int64 copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, bool careful);
-static int64 copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *source, bool careful);
+static char *quoted_name(Relation rel);
+static int64 copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *command, bool careful);
 static int64 join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy, bool careful);
 static void join_one(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
 static void forget_chunk(void);
@@ -204,6 +207,7 @@ repl_ml_sync_tables(ReplMlApply *apply)
 	repl_ml_begin();
 	joining = repl_ml_identity_require()->joining;
 	repl_ml_commit();
+	(void) repl_ml_unsent_order_copies(apply);
 	while (next_pending(apply, &schema_name, &table_name))
 	{
 		if (apply->copy_conn == NULL)
@@ -214,6 +218,7 @@ repl_ml_sync_tables(ReplMlApply *apply)
 	repl_ml_stream_disconnect(apply->copy_conn);
 	apply->copy_conn = NULL;
 	note_open_tables(apply);
+	apply->tables_pending |= repl_ml_unsent_order_copies(apply);
 }
 
 /* Forgets failures that are over, and whether anything is left to be tried again. */
@@ -266,25 +271,23 @@ copy_content(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *s
 	bool		is_catalog = strcmp(schema_name, REPL_ML_SCHEMA) == 0;
 	bool		is_tombstone = is_catalog && strcmp(table_name, "tombstone") == 0;
 	bool		careful = (!is_catalog || is_tombstone) && !repl_ml_identity_require()->joining;
-	char	   *of_table = psprintf(" schema_name OPERATOR(pg_catalog.=) %s AND table_name OPERATOR(pg_catalog.=) %s",
-									quote_literal_cstr(schema_name), quote_literal_cstr(table_name));
 
 	if (is_tombstone)
 	{
-		(void) copy_rows(apply, conn, repl_ml_catalog_oid(VERSION_TABLE), "", false);
+		(void) copy_rows(apply, conn, repl_ml_catalog_oid(VERSION_TABLE), false);
 		repl_ml_record_copy(apply, conn);
-		return copy_rows(apply, conn, relid, " WHERE NOT merged", careful);
+		return copy_rows(apply, conn, relid, careful);
 	}
 	if (is_catalog)
-		return copy_rows(apply, conn, relid, "", false);
-	(void) copy_rows(apply, conn, repl_ml_catalog_oid(VERSION_TABLE), psprintf(" WHERE %s", of_table), false);
+		return copy_rows(apply, conn, relid, false);
+	(void) copy_rows_about(apply, conn, repl_ml_catalog_oid(VERSION_TABLE), schema_name, table_name, false);
 	/* deletions are parked, too, perhaps */
 	if (repl_ml_park_has(apply->peer->node_id, schema_name, table_name))
 	{
 		repl_ml_park_forget_copied(apply->peer->node_id, schema_name, table_name);
-		(void) copy_rows(apply, conn, repl_ml_catalog_oid("tombstone"), psprintf(" WHERE NOT merged AND %s", of_table), careful);
+		(void) copy_rows_about(apply, conn, repl_ml_catalog_oid("tombstone"), schema_name, table_name, careful);
 	}
-	return copy_rows(apply, conn, relid, "", careful);
+	return copy_rows(apply, conn, relid, careful);
 }
 
 /*
@@ -330,17 +333,25 @@ copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, c
 	set_progress(apply, InvalidOid, 0);
 }
 
+/* Joins the rows of one of the peer's tables, see join_rows; returns their number. */
+static int64
+copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, bool careful)
+{
+	return copy_rows_about(apply, conn, relid, NULL, NULL, careful);
+}
+
 /*
- * Joins the rows of one of the peer's tables, of one of our own those that
- * fulfil the condition, see join_rows; returns their number.  A user's table is not asked by a
- * query, which would run there what its owner has written into an index or a
- * view in its place: with the rights of our connection's role.
+ * The same of one of our own tables, only those about another table, if it is
+ * named.  The group's list and the like are copied as they are: without one of
+ * these rows nothing is right.
  */
 static int64
-copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *condition, bool careful)
+copy_rows_about(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *schema_name, const char *table_name, bool careful)
 {
 	Relation	rel = table_open(relid, RowExclusiveLock);
-	char	   *name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel));
+	char	   *name = quoted_name(rel);
+	bool		is_whole = RelationGetNamespace(rel) == repl_ml_schema_oid() &&
+		relid != repl_ml_catalog_oid("tombstone") && relid != repl_ml_catalog_oid(VERSION_TABLE);
 	StringInfoData columns;
 	int64		rows;
 
@@ -350,48 +361,74 @@ copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *cond
 	(void) stored_columns(rel, &columns);
 	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
 		rows = copy_partitions(apply, conn, rel, careful);
-	else if (condition[0] != '\0')
-		rows = copy_from(apply, conn, rel, psprintf("(SELECT %s FROM %s%s)", columns.data, name, condition), careful);
+	else if (is_whole)
+		rows = copy_from(apply, conn, rel, psprintf("COPY %s (%s) TO STDOUT", name, columns.data), careful);
 	else
-		rows = copy_from(apply, conn, rel, psprintf("%s (%s)", name, columns.data), careful);
+		rows = copy_sendable(apply, conn, rel, name, schema_name, table_name, careful);
 	table_close(rel, NoLock);
 	return rows;
 }
 
-/* The same of a partitioned table, which COPY takes only by its partitions. */
+/*
+ * Joins the rows of the table of that name on the peer that can be sent, and
+ * notes the others.  The lines are escaped so that this CSV is what COPY of the
+ * table would send, see copy/donor.c.
+ */
+static int64
+copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *name, const char *schema_name, const char *table_name, bool careful)
+{
+	StringInfoData command;
+	int64		rows;
+	ListCell   *lc;
+
+	initStringInfo(&command);
+	appendStringInfo(&command, "COPY (SELECT repl_ml.rows_to_copy(%s::pg_catalog.regclass, ARRAY[", quote_literal_cstr(name));
+	foreach(lc, stored_columns(rel, makeStringInfo()))
+		appendStringInfo(&command, "%s%s", foreach_current_index(lc) > 0 ? ", " : "", quote_literal_cstr(strVal(lfirst(lc))));
+	appendStringInfo(&command, "]::pg_catalog.name[], %s, %s)) TO STDOUT (FORMAT csv, DELIMITER E'\\x01', QUOTE E'\\x02', NULL E'\\x03')",
+					 schema_name == NULL ? "NULL" : quote_literal_cstr(schema_name), table_name == NULL ? "NULL" : quote_literal_cstr(table_name));
+	rows = copy_from(apply, conn, rel, command.data, careful);
+	repl_ml_unsent_ask(apply, conn);
+	return rows;
+}
+
+/* The same of a partitioned table, which is copied by its partitions. */
 static int64
 copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, bool careful)
 {
 	static const Oid types[2] = {TEXTOID, TEXTOID};
-	char	   *name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel));
-	StringInfoData columns;
 	ReplMlResult *result;
-	List	   *sources = NIL;
+	List	   *names = NIL;
 	ListCell   *lc;
 	int64		rows = 0;
 
-	initStringInfo(&columns);
-	(void) stored_columns(rel, &columns);
 	result = repl_ml_stream_query(conn, psprintf("SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text"
 												 " FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass(%s)) t"
 												 " JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.relid"
 												 " JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
-												 " WHERE c.relkind OPERATOR(pg_catalog.=) 'r'", quote_literal_cstr(name)), 2, types);
+												 " WHERE c.relkind OPERATOR(pg_catalog.=) 'r'", quote_literal_cstr(quoted_name(rel))), 2, types);
 	while (repl_ml_stream_next(result))
 	{
 		slot_getallattrs(result->slot);
-		sources = lappend(sources, psprintf("%s (%s)", quote_qualified_identifier(TextDatumGetCString(result->slot->tts_values[0]),
-																				  TextDatumGetCString(result->slot->tts_values[1])), columns.data));
+		names = lappend(names, quote_qualified_identifier(TextDatumGetCString(result->slot->tts_values[0]),
+														  TextDatumGetCString(result->slot->tts_values[1])));
 	}
 	repl_ml_stream_free(result);
-	foreach(lc, sources)
-		rows += copy_from(apply, conn, rel, lfirst(lc), careful);
+	foreach(lc, names)
+		rows += copy_sendable(apply, conn, rel, lfirst(lc), NULL, NULL, careful);
 	return rows;
 }
 
-/* Joins what the peer's COPY of "source" yields, all stored columns of rows of the table; returns their number. */
+/* The table's name as SQL has it, here and on the peer. */
+static char *
+quoted_name(Relation rel)
+{
+	return quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel));
+}
+
+/* Joins what the peer's COPY yields, all stored columns of rows of the table; returns their number. */
 static int64
-copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *source, bool careful)
+copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *command, bool careful)
 {
 	ParseState *pstate = make_parsestate(NULL);
 	StringInfoData columns;
@@ -400,7 +437,7 @@ copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *s
 	int64		rows;
 
 	initStringInfo(&columns);
-	repl_ml_stream_copy_out(conn, psprintf("COPY %s TO STDOUT", source));
+	repl_ml_stream_copy_out(conn, command);
 	copy_source = conn;
 	copy_left = 0;
 	(void) addRangeTableEntryForRelation(pstate, rel, AccessShareLock, NULL, false, false);

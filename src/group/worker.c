@@ -320,7 +320,6 @@ run(void)
 	repl_ml_sync_await_donor(&apply);
 	repl_ml_enrol_pending(&apply);
 	repl_ml_sync_dropped(&apply);
-	repl_ml_unsent_begin(&apply);
 	repl_ml_sync_tables(&apply);
 	repl_ml_unique_announce();
 

@@ -97,6 +97,8 @@ typedef struct ReplMlDatabase
 	Oid			database;
 	bool		member;			/* wants a supervisor */
 	bool		tombstones_known;
+	bool		may_lack;		/* there may be rows of repl_ml.unsent; never
+								 * cleared while the server runs */
 	int64		group_clock;	/* of most members, as peer_clock; 0: ours is
 								 * not behind */
 	pg_atomic_uint64 tombstones;
@@ -217,6 +219,8 @@ extern void repl_ml_shmem_release_database(Oid database);
 extern bool repl_ml_shmem_is_member(Oid database);
 extern void repl_ml_shmem_mark_tombstone(Oid relid);
 extern bool repl_ml_shmem_may_have_tombstone(Oid relid);
+extern void repl_ml_shmem_mark_unsent(void);
+extern bool repl_ml_shmem_may_lack(void);
 extern ReplMlWorker *repl_ml_shmem_worker(Oid database, int peer);
 extern void repl_ml_shmem_retry_parked(Oid database);
 extern void repl_ml_shmem_wake_supervisor(Oid database);

@@ -248,6 +248,25 @@ repl_ml_shmem_may_have_tombstone(Oid relid)
 		(pg_atomic_read_u64(&entry->tombstones) & tombstone_bit(relid)) != 0;
 }
 
+/* In an apply worker: a row of repl_ml.unsent is there, or about to be. */
+void
+repl_ml_shmem_mark_unsent(void)
+{
+	ReplMlDatabase *entry = repl_ml_shmem_database(MyDatabaseId);
+
+	if (entry != NULL)
+		entry->may_lack = true;
+}
+
+/* False only if there certainly is no row of repl_ml.unsent, as every apply worker looks when it begins. */
+bool
+repl_ml_shmem_may_lack(void)
+{
+	ReplMlDatabase *entry = repl_ml_shmem_database(MyDatabaseId);
+
+	return entry == NULL || entry->may_lack;
+}
+
 /*
  * The slot of (database, peer), made on first use; NULL when all are taken.
  * Caller holds the lock exclusively.

@@ -69,9 +69,7 @@ static void start_up(LogicalDecodingContext *ctx, OutputPluginOptions *options, 
 static void send_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change);
 static void send_carefully(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change);
 static void send_apology(LogicalDecodingContext *ctx, Relation relation, ReorderBufferChange *change, const ErrorData *error);
-static char *key_of(Relation relation, HeapTuple tuple);
-static void append_line(StringInfo message, const char *line);
-static bool is_of_the_row(int sqlstate);
+static void read_name(Relation relation, HeapTuple tuple, ReplMlRowName *name);
 static void send_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commit_lsn);
 static void send_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr lsn, bool transactional,
 						 const char *prefix, Size size, const char *message);
@@ -159,7 +157,7 @@ send_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relatio
 		PG_CATCH();
 		{
 			/* as it is, nothing more can be sent by this process */
-			if (repl_ml_reply_peer() != 0 && is_of_the_row(geterrcode()))
+			if (repl_ml_reply_peer() != 0 && repl_ml_output_is_of_the_row(geterrcode()))
 				repl_ml_members_set_careful(repl_ml_reply_peer(), true);
 			PG_RE_THROW();
 		}
@@ -168,9 +166,9 @@ send_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relatio
 	changes_sent = true;
 }
 
-/* Is it an error that comes again with the row, and not with the server's fate? */
-static bool
-is_of_the_row(int sqlstate)
+/* Is it an error that comes again with the row, and not with the server's fate?  For copy/donor.c, too. */
+bool
+repl_ml_output_is_of_the_row(int sqlstate)
 {
 	int			category = ERRCODE_TO_CATEGORY(sqlstate);
 
@@ -212,19 +210,18 @@ send_carefully(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation rela
 			repl_ml_members_set_careful(repl_ml_reply_peer(), false);
 		return;
 	}
-	if (!is_of_the_row(error->sqlerrcode))
+	if (!repl_ml_output_is_of_the_row(error->sqlerrcode))
 		ReThrowError(error);
 	careful = CAREFUL_CHANGES;
 	send_apology(ctx, relation, change, error);
 	FreeErrorData(error);
 }
 
-/* In place of a change: of which table, which key, and why; for apply/unsent.c. */
+/* In place of a change: of which table, which key, of which clock, and why; for apply/unsent.c. */
 static void
 send_apology(LogicalDecodingContext *ctx, Relation relation, ReorderBufferChange *change, const ErrorData *error)
 {
-	Oid			root = relation->rd_rel->relispartition ? llast_oid(get_partition_ancestors(RelationGetRelid(relation))) :
-		RelationGetRelid(relation);
+	ReplMlRowName *name = repl_ml_output_name(relation, change_tuple_compat(change));
 	StringInfoData message;
 	MemoryContext old;
 
@@ -234,14 +231,12 @@ send_apology(LogicalDecodingContext *ctx, Relation relation, ReorderBufferChange
 	initStringInfo(ctx->out);
 	MemoryContextSwitchTo(old);
 	initStringInfo(&message);
-	append_line(&message, REPL_ML_UNSENT);
-	append_line(&message, get_namespace_name(get_rel_namespace(root)));
-	append_line(&message, get_rel_name(root));
-	append_line(&message, key_of(relation, change_tuple_compat(change)));
-	append_line(&message, error->message);
+	appendStringInfo(&message, "%s\n%s\n%s\n%s\n", REPL_ML_UNSENT, repl_ml_output_legible(name->schema_name),
+					 repl_ml_output_legible(name->table_name), repl_ml_output_legible(name->key));
+	appendStringInfo(&message, "%s\n%s\n", name->clock == NULL ? "" : name->clock, repl_ml_output_legible(error->message));
 	ereport(LOG,
-			(errmsg("a row of table \"%s\" cannot be sent and is left out: %s", get_rel_name(root), error->message),
-			 errdetail("Its key is %s.", key_of(relation, change_tuple_compat(change)))));
+			(errmsg("a row of table \"%s\" cannot be sent and is left out: %s", name->table_name, error->message),
+			 errdetail("Its key is %s.", name->key)));
 	OutputPluginPrepareWrite(ctx, false);
 	logicalrep_write_message(ctx->out, InvalidTransactionId, change->lsn, true,
 							 REPL_ML_MESSAGE_PREFIX, message.len, message.data);
@@ -249,28 +244,30 @@ send_apology(LogicalDecodingContext *ctx, Relation relation, ReorderBufferChange
 	pfree(message.data);
 }
 
-/* The key as an array's text, where that can be had. */
-static char *
-key_of(Relation relation, HeapTuple tuple)
+/*
+ * How a row is called that cannot be sent, in the current memory context: its
+ * table, and key and clock where these can be had.  A tombstone, or a stored
+ * version, is called by the row that it is about.  For copy/donor.c, too.
+ */
+ReplMlRowName *
+repl_ml_output_name(Relation relation, HeapTuple tuple)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	char	   *volatile text = "{}";
+	ReplMlRowName *name = palloc0(sizeof(ReplMlRowName));
+	Oid			root = relation->rd_rel->relispartition ? llast_oid(get_partition_ancestors(RelationGetRelid(relation))) :
+		RelationGetRelid(relation);
 
+	name->schema_name = get_namespace_name(get_rel_namespace(root));
+	name->table_name = get_rel_name(root);
+	name->key = "{}";
 	if (tuple == NULL)
-		return text;
+		return name;
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		ReplMlTable *table = repl_ml_table_get(relation);
-		Datum		key[INDEX_MAX_KEYS];
-		Oid			function;
-		bool		is_varlena;
-
-		repl_ml_key_from_tuple(table, tuple, RelationGetDescr(relation), key);
-		getTypeOutputInfo(TEXTARRAYOID, &function, &is_varlena);
-		text = OidOutputFunctionCall(function, repl_ml_key_to_array(table, key));
+		read_name(relation, tuple, name);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -282,18 +279,55 @@ key_of(Relation relation, HeapTuple tuple)
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
-	return text;
+	return name;
 }
 
-/* One line of a message; what may mean something else in the peer's encoding is left out. */
+/* What of the name is in the row; as far as it gets. */
 static void
-append_line(StringInfo message, const char *line)
+read_name(Relation relation, HeapTuple tuple, ReplMlRowName *name)
+{
+	TupleDesc	desc = RelationGetDescr(relation);
+	ReplMlTable *table = repl_ml_table_get(relation);
+	bool		is_ours = RelationGetNamespace(relation) == repl_ml_schema_oid();
+	AttrNumber	key_attnum = is_ours ? get_attnum(RelationGetRelid(relation), "key") : InvalidAttrNumber;
+	Datum		value;
+	bool		isnull;
+	Datum		key[INDEX_MAX_KEYS];
+	Oid			function;
+	bool		is_varlena;
+
+	getTypeOutputInfo(TEXTARRAYOID, &function, &is_varlena);
+	if (AttributeNumberIsValid(key_attnum))
+	{
+		name->schema_name = pstrdup(NameStr(*DatumGetName(heap_getattr(tuple, get_attnum(RelationGetRelid(relation), "schema_name"), desc, &isnull))));
+		name->table_name = pstrdup(NameStr(*DatumGetName(heap_getattr(tuple, get_attnum(RelationGetRelid(relation), "table_name"), desc, &isnull))));
+		name->key = OidOutputFunctionCall(function, heap_getattr(tuple, key_attnum, desc, &isnull));
+	}
+	else
+	{
+		repl_ml_key_from_tuple(table, tuple, desc, key);
+		name->key = OidOutputFunctionCall(function, repl_ml_key_to_array(table, key));
+	}
+	value = heap_getattr(tuple, table->clock_attnum, desc, &isnull);
+	if (!isnull)
+		name->clock = repl_ml_clock_to_text(repl_ml_table_clock(table, value, isnull));
+}
+
+/* A line of what is told of a row; what may mean something else in the peer's encoding is left out. */
+char *
+repl_ml_output_legible(const char *line)
 {
 	bool		convert = pg_get_client_encoding() != GetDatabaseEncoding();
+	char	   *result = pstrdup(line);
 
-	for (const char *c = line; *c != '\0'; c++)
-		appendStringInfoChar(message, *c == '\n' ? ' ' : convert && IS_HIGHBIT_SET(*c) ? '?' : *c);
-	appendStringInfoChar(message, '\n');
+	for (char *c = result; *c != '\0'; c++)
+	{
+		if (*c == '\n')
+			*c = ' ';
+		else if (convert && IS_HIGHBIT_SET(*c))
+			*c = '?';
+	}
+	return result;
 }
 
 /*
