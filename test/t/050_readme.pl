@@ -238,10 +238,13 @@ foreach my $i (1 .. 3)
 }
 is(scalar(keys %numbers), 60, "ALTER SEQUENCE ... $recipe gives each node numbers of its own");
 
-# the checks are those there are
-my ($checks) = $text{'doc/operations.md'} =~ /\nIts checks are (.*?)\n\n/s;
-is(join(' ', sort $checks =~ /`(\w+)`/g),
+# the checks are those there are, and what is to be looked at can be
+my ($checks) = $text{'doc/operations.md'} =~ /\n## What health says\n(.*?)\n## /s;
+is(join(' ', sort $checks =~ /^### (\w+)$/mg),
 	$nodes{n1}->safe_psql('app', q(SELECT string_agg(check_name, ' ' ORDER BY check_name COLLATE "C") FROM repl_ml.health)), 'all checks are described');
+my %query = map { $_ => 1 } grep { / FROM / && !/\.\.\./ } $text{'doc/operations.md'} =~ /`(SELECT [^`]+)`/g;
+cmp_ok(scalar(keys %query), '>', 10, 'queries are recommended');
+is(($nodes{n1}->psql('app', $_))[2], '', "can be run: $_") foreach sort keys %query;
 
 # ---- src/README tells of all files in the order the Makefile builds them ----
 

@@ -1,7 +1,8 @@
 # doc/reference.md says what is there: each function with its arguments and who may call it, each view column by
-# column, each setting, each role, and each SQLSTATE that the sources raise; the documents' links lead somewhere.
+# column, each setting, each role, and each SQLSTATE that the sources raise; doc/operations.md quotes what health and
+# errors say; the documents' links lead somewhere.
 #
-# Seen failing: with an argument, a column, a default, a privilege, a code and a link changed in the document.
+# Seen failing: with an argument, a column, a default, a privilege, a code, a quotation and a link changed.
 use strict;
 use warnings;
 use File::Basename qw(dirname);
@@ -17,9 +18,9 @@ sql($node, 'CREATE EXTENSION repl_ml');
 # The text below a heading, up to the next one of its kind or above.
 sub section
 {
-	my ($heading) = @_;
+	my ($heading, $document) = @_;
 	my ($marks) = $heading =~ /^(#+)/;
-	my ($text) = $reference =~ /^\Q$heading\E\n(.*?)(?=^#{1,@{[ length $marks ]}} |\z)/ms;
+	my ($text) = ($document // $reference) =~ /^\Q$heading\E\n(.*?)(?=^#{1,@{[ length $marks ]}} |\z)/ms;
 
 	ok(defined $text, "there is a section \"$heading\"");
 	return $text // '';
@@ -172,6 +173,27 @@ foreach (section('## Error codes') =~ /^(\| `\w{5}` .*)$/mg)
 }
 same_lines([ keys %code ], [ keys %raised ], 'all SQLSTATEs that the sources raise are described')
   or diag(map { "$_: @{ $raised{$_} }\n" } grep { !$code{$_} } sort keys %raised);
+
+# ---- what operations.md quotes ----
+
+my $operations = slurp_file("$top/doc/operations.md");
+my $sources = join('', map { slurp_file($_) } glob("$top/src/*/*.c"));
+
+# Tests that the words of a quotation are in a text: those between its ellipses, and its *values*.
+sub is_quoted
+{
+	my ($quotation, $text) = @_;
+	my @words = map { s/^[\s:,.()]+|[\s:,.()]+$//gr } split /…|\*[^*]+\*/, $quotation;
+
+	is(join(' | ', grep { index($text, $_) < 0 } @words), '', "is said: $quotation");
+	return;
+}
+
+my $health = sql($node, "SELECT pg_get_viewdef('repl_ml.health'::regclass)") =~ s/''/'/gr;
+my $says = section('## What health says', $operations);
+is_quoted($_, $health) foreach grep { !/^(it says|-+)$/ } $says =~ /^\| (?! )(.*?) \| /mg;
+is_quoted($_, $sources =~ s/\\"/"/gr)
+  foreach map { /`([^`]+)`/g } section('## What clients say', $operations) =~ /^\| `\w{5}` \| (.*?) \| /mg;
 
 # ---- links between the documents ----
 
