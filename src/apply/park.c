@@ -58,7 +58,8 @@ static void require_fit(int64 id);
 static char *tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple);
 static bool write_loser(int64 id);
 static void defer_nothing(void);
-static void load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple);
+static void require_was_parked(int64 id);
+static bool load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple);
 static void apply_change(void *argument);
 static void forget(int64 id);
 
@@ -305,7 +306,8 @@ tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple)
 /*
  * repl_ml.retry_parked(id): joins a parked change again and forgets it; of the
  * loser of a conflict it makes a new write, as its values.  What fails is
- * raised, and the change stays.
+ * raised, and the change stays.  Does nothing where the worker's own retry
+ * came first.
  */
 PG_FUNCTION_INFO_V1(repl_ml_retry_parked);
 Datum
@@ -326,12 +328,38 @@ repl_ml_retry_parked(PG_FUNCTION_ARGS)
 	if (!write_loser(id))
 	{
 		repl_ml_relation_forget_all();
-		load_change(id, &change.apply, &change.tuple);
+		if (!load_change(id, &change.apply, &change.tuple))
+		{
+			require_was_parked(id);
+			PG_RETURN_VOID();
+		}
 		require_fit(id);
 		repl_ml_targets_in_session(apply_change, &change);
 	}
 	forget(id);
 	PG_RETURN_VOID();
+}
+
+/*
+ * An error unless the change was parked when the caller's statement began: that
+ * has found it in the view, and a worker has retried it since.
+ */
+static void
+require_was_parked(int64 id)
+{
+	Oid			types[1] = {INT8OID};
+	Datum		values[1] = {Int64GetDatum(id)};
+
+	SPI_connect();
+	/* "read only" looks with the snapshot of the caller's statement */
+	SPI_execute_with_args("SELECT FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1",
+						  1, types, values, NULL, true, 1);
+	if (SPI_processed == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("parked change " INT64_FORMAT " does not exist", id),
+				 errhint("Run SELECT id, message FROM repl_ml.parked_changes.")));
+	SPI_finish();
 }
 
 /* Does it stand for changes that were counted and not kept? */
@@ -453,7 +481,8 @@ repl_ml_park_try(int64 id, uint16 self, bool with_defaults, bool *catalogs_chang
 							1, types, values, NULL) == 0)
 		return REPL_ML_PARKED_GONE;
 	change.apply.peer = &peer;
-	load_change(id, &change.apply, &change.tuple);
+	if (!load_change(id, &change.apply, &change.tuple))
+		return REPL_ML_PARKED_GONE;
 	if (!is_superfluous(&change))
 	{
 		if (unfit_column(id, &lacks) != NULL)
@@ -549,7 +578,8 @@ repl_ml_park_retry(int64 id, uint16 self, bool whole)
 		ReplMlPeer	peer = {0};
 
 		change.apply.peer = &peer;
-		load_change(ids[i], &change.apply, &change.tuple);
+		if (!load_change(ids[i], &change.apply, &change.tuple))
+			continue;
 		apply_change(&change);
 		forget(ids[i]);
 		catalogs_changed |= change.apply.transaction.catalogs_changed;
@@ -632,8 +662,8 @@ defer_nothing(void)
 	SetUserIdAndSecContext(user, context);
 }
 
-/* Reads the parked change back into the form it came in. */
-static void
+/* Reads the parked change back into the form it came in; false if it is parked no more. */
+static bool
 load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple)
 {
 	Oid			types[1] = {INT8OID};
@@ -649,10 +679,10 @@ load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple)
 						  " WHERE p.id OPERATOR(pg_catalog.=) $1", 1, types, values, NULL, false, 0);
 	count = (int) SPI_processed;
 	if (count == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("parked change " INT64_FORMAT " does not exist", id),
-				 errhint("Run SELECT id, message FROM repl_ml.parked_changes.")));
+	{
+		SPI_finish();
+		return false;
+	}
 
 	MemoryContextSwitchTo(context);
 	remote.nspname = pstrdup(repl_ml_spi_text(0, 0));
@@ -676,6 +706,7 @@ load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple)
 	}
 	repl_ml_relation_remember(&remote, true);
 	SPI_finish();
+	return true;
 }
 
 static void
