@@ -26,13 +26,37 @@ sub server_conf
 	return $conf;
 }
 
+# Fills a new server's data directory. What initdb makes for a file's first, second, ... server is kept beside the tests'
+# data, and later files take copies of it: initdb is most of the work of a short test. Each server of a file has another
+# one, as no two may have the same system identifier.
+my $initialized = 0;
+
+sub initialize
+{
+	my ($node) = @_;
+	my $kept = "$PostgreSQL::Test::Utils::tmp_check/initialized_" . ++$initialized;
+	my $run = \&PostgreSQL::Test::Utils::system_or_bail;
+
+	no warnings 'redefine';
+	local *PostgreSQL::Test::Utils::system_or_bail = sub {
+		return $run->(@_) if $_[0] ne 'initdb';
+		my @copy = qw(cp -a --sparse=always);
+		return $run->(@copy, $kept, $node->data_dir) if -d $kept;
+		$run->(@_);
+		# of files that get here at once one has its copy kept
+		$run->(@copy, $node->data_dir, "$kept.$$");
+		rename "$kept.$$", $kept or $run->('rm', '-r', "$kept.$$");
+	};
+	$node->init;
+}
+
 # A running server with repl_ml loaded and nothing created. Extra lines of postgresql.conf may follow.
 sub new_node
 {
 	my ($name, @conf) = @_;
 	my $node = PostgreSQL::Test::Cluster->new($name);
 
-	$node->init;
+	initialize($node);
 	$node->append_conf('postgresql.conf', join("\n", server_conf(), @conf) . "\n");
 	$node->start;
 	return $node;

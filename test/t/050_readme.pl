@@ -55,7 +55,7 @@ sub start_node
 	my ($name, @conf) = @_;
 	my $node = PostgreSQL::Test::Cluster->new($name);
 
-	$node->init;
+	ReplMl::initialize($node);
 	$node->append_conf('postgresql.conf', $_) foreach @conf;
 	# what the test's own cluster has taken away from the defaults, and less noise
 	$node->append_conf('postgresql.conf', "max_wal_senders = 10\nlog_statement = none\nlog_replication_commands = off\n");
