@@ -1,4 +1,4 @@
-# Six clients of MLflow's and Feast's kind write on three nodes at once for a minute: afterwards all
+# Six clients of MLflow's and Feast's kind write on three nodes at once for a while: afterwards all
 # tables are equal, rows and clocks, nothing is parked, no worker had an error, and every conflict
 # reported is one.
 use strict;
@@ -9,7 +9,7 @@ use MixedLoad;
 use ReplMl;
 use Test::More;
 
-my $seconds = $ENV{REPL_ML_LOAD_SECONDS} || 60;
+my $seconds = $ENV{REPL_ML_LOAD_SECONDS} || 25;
 my @nodes = load_group();
 my $load = start_load($seconds, 1, @nodes);
 my $result = finish_load($load);

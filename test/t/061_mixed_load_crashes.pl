@@ -9,7 +9,7 @@ use MixedLoad;
 use ReplMl;
 use Test::More;
 
-my $seconds = $ENV{REPL_ML_LOAD_SECONDS} || 60;
+my $seconds = $ENV{REPL_ML_LOAD_SECONDS} || 25;
 my @nodes = load_group();
 my $load = start_load($seconds, 2, @nodes);
 
