@@ -32,7 +32,7 @@ static void detach(int code, Datum arg);
 static char *
 answer_of(const ReplMlLink *link)
 {
-	return repl_ml_quorum->answers[link - repl_ml_quorum->links];
+	return repl_ml_quorum->answers[repl_ml_link_index(link)];
 }
 
 /*
@@ -58,7 +58,7 @@ find_link(int peer)
 	if (unused == NULL)
 		return NULL;
 	memset(unused, 0, sizeof(ReplMlLink));
-	repl_ml_quorum_forget_link(unused - repl_ml_quorum->links);
+	repl_ml_quorum_forget_link(repl_ml_link_index(unused));
 	unused->database = MyDatabaseId;
 	unused->peer = peer;
 	return unused;
@@ -78,11 +78,8 @@ repl_ml_members_set(List *members)
 	if (database == NULL)
 		return;
 	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < repl_ml_quorum->links_used; i++)
-	{
-		if (repl_ml_quorum->links[i].database == MyDatabaseId)
-			repl_ml_quorum->links[i].counts = false;
-	}
+	foreach_link(link)
+		link->counts = false;
 	database->members = list_length(members);
 	database->members_known = members != NIL;
 	foreach(lc, members)
@@ -101,11 +98,9 @@ repl_ml_members_set(List *members)
 		link->node_name = member->node_name;
 		link->counts = true;
 	}
-	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	foreach_link(link)
 	{
-		ReplMlLink *link = &repl_ml_quorum->links[i];
-
-		if (link->database == MyDatabaseId && !link->counts && link->walsender == 0)
+		if (!link->counts && link->walsender == 0)
 			link->database = InvalidOid;
 	}
 	LWLockRelease(repl_ml_quorum->lock);
@@ -168,7 +163,7 @@ repl_ml_members_index(int peer)
 {
 	ReplMlLink *link = find_link(peer);
 
-	return link == NULL ? -1 : link - repl_ml_quorum->links;
+	return link == NULL ? -1 : repl_ml_link_index(link);
 }
 
 /* The ids of the peers of a set that count, into an array of REPL_ML_MAX_WORKERS; returns how many.  The caller holds the lock. */
@@ -177,11 +172,9 @@ repl_ml_members_of_set(const ReplMlPeerSet *set, int *peers)
 {
 	int			count = 0;
 
-	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	foreach_counting_link(link)
 	{
-		const ReplMlLink *link = &repl_ml_quorum->links[i];
-
-		if (link->database == MyDatabaseId && link->counts && repl_ml_peer_set_has(set, i))
+		if (repl_ml_peer_set_has(set, repl_ml_link_index(link)))
 			peers[count++] = link->peer;
 	}
 	return count;
@@ -192,11 +185,9 @@ void
 repl_ml_members_name_set(const ReplMlPeerSet *set, char *names, Size size)
 {
 	names[0] = '\0';
-	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	foreach_link(link)
 	{
-		const ReplMlLink *link = &repl_ml_quorum->links[i];
-
-		if (link->database != MyDatabaseId || !repl_ml_peer_set_has(set, i))
+		if (!repl_ml_peer_set_has(set, repl_ml_link_index(link)))
 			continue;
 		if (names[0] != '\0')
 			strlcat(names, ", ", size);
@@ -235,11 +226,9 @@ repl_ml_members_is_careful(int peer)
 bool
 repl_ml_members_decides(int peer)
 {
-	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	foreach_link(link)
 	{
-		const ReplMlLink *link = &repl_ml_quorum->links[i];
-
-		if (link->database == MyDatabaseId && link->peer == peer)
+		if (link->peer == peer)
 			return link->decides;
 	}
 	return true;
@@ -299,12 +288,19 @@ repl_ml_members_reachable(void)
 {
 	int			reachable = 1;
 
-	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	foreach_counting_link(link)
 	{
-		if (repl_ml_quorum->links[i].database == MyDatabaseId && is_reachable(&repl_ml_quorum->links[i]))
+		if (is_reachable(link))
 			reachable++;
 	}
 	return reachable;
+}
+
+/* In lists of members: ", n3" after others. */
+static void
+add_name(StringInfo names, const ReplMlLink *link)
+{
+	appendStringInfo(names, "%s%s", names->len > 0 ? ", " : "", NameStr(link->node_name));
 }
 
 /* "n2, n3": the members that can be reached, or those that cannot. */
@@ -316,12 +312,10 @@ repl_ml_members_names(const ReplMlQuorumDatabase *database, bool reachable)
 	initStringInfo(&names);
 	if (reachable)
 		appendStringInfoString(&names, NameStr(database->local_name));
-	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	foreach_counting_link(link)
 	{
-		ReplMlLink *link = &repl_ml_quorum->links[i];
-
-		if (link->database == MyDatabaseId && link->counts && is_reachable(link) == reachable)
-			appendStringInfo(&names, "%s%s", names.len > 0 ? ", " : "", NameStr(link->node_name));
+		if (is_reachable(link) == reachable)
+			add_name(&names, link);
 	}
 	return names.data;
 }
@@ -333,11 +327,8 @@ repl_ml_members_peers(int *peers)
 	int			count = 0;
 
 	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
-	for (int i = 0; i < repl_ml_quorum->links_used; i++)
-	{
-		if (repl_ml_quorum->links[i].database == MyDatabaseId && repl_ml_quorum->links[i].counts)
-			peers[count++] = repl_ml_quorum->links[i].peer;
-	}
+	foreach_counting_link(link)
+		peers[count++] = link->peer;
 	LWLockRelease(repl_ml_quorum->lock);
 	return count;
 }
@@ -383,11 +374,9 @@ repl_ml_members_answered(uint16 self, XLogRecPtr question, ReplMlClock **positio
 	bool		enough;
 
 	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
-	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	foreach_counting_link(link)
 	{
-		ReplMlLink *link = &repl_ml_quorum->links[i];
-
-		if (link->database == MyDatabaseId && link->counts && has_answered(link, self, question))
+		if (has_answered(link, self, question))
 			memcpy(copies[answers++], answer_of(link), REPL_ML_ANSWER_BYTES);
 	}
 	enough = database != NULL && database->members_known && answers + 1 >= repl_ml_quorum_required(database, REPL_ML_QUORUM);
@@ -407,12 +396,10 @@ repl_ml_members_silent(uint16 self, XLogRecPtr question)
 
 	initStringInfo(&names);
 	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
-	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	foreach_counting_link(link)
 	{
-		ReplMlLink *link = &repl_ml_quorum->links[i];
-
-		if (link->database == MyDatabaseId && link->counts && !has_answered(link, self, question))
-			appendStringInfo(&names, "%s%s", names.len > 0 ? ", " : "", NameStr(link->node_name));
+		if (!has_answered(link, self, question))
+			add_name(&names, link);
 	}
 	LWLockRelease(repl_ml_quorum->lock);
 	return names.data;
@@ -426,13 +413,11 @@ repl_ml_members_among(const int *peers, int count, int *members)
 	int			result = 1;
 
 	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
-	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	foreach_counting_link(link)
 	{
-		ReplMlLink *link = &repl_ml_quorum->links[i];
-
-		for (int j = 0; j < count; j++)
+		for (int i = 0; i < count; i++)
 		{
-			if (link->database == MyDatabaseId && link->counts && link->peer == peers[j])
+			if (link->peer == peers[i])
 				result++;
 		}
 	}
@@ -500,12 +485,10 @@ repl_ml_members_missing(XLogRecPtr lsn)
 
 	initStringInfo(&names);
 	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
-	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	foreach_counting_link(link)
 	{
-		ReplMlLink *link = &repl_ml_quorum->links[i];
-
-		if (link->database == MyDatabaseId && link->counts && link->acknowledged < lsn)
-			appendStringInfo(&names, "%s%s", names.len > 0 ? ", " : "", NameStr(link->node_name));
+		if (link->acknowledged < lsn)
+			add_name(&names, link);
 	}
 	LWLockRelease(repl_ml_quorum->lock);
 	return names.data;
@@ -527,19 +510,14 @@ repl_ml_members_states(ReplMlMemberState *states)
 		uint64		now = repl_ml_monotonic_now();
 
 		states[count++] = (ReplMlMemberState) {.reachable = true,.acknowledged = GetFlushRecPtr(NULL)};
-		for (int i = 0; i < repl_ml_quorum->links_used; i++)
-		{
-			const ReplMlLink *link = &repl_ml_quorum->links[i];
-
-			if (link->database == MyDatabaseId && link->counts)
-				states[count++] = (ReplMlMemberState)
-				{
-					.node_id = link->peer,
-						.reachable = is_reachable(link),
-						.acknowledged = link->acknowledged,
-						.silent = link->heard == 0 ? -1 : (int64) (now - Min(link->heard, now))
-				};
-		}
+		foreach_counting_link(link)
+			states[count++] = (ReplMlMemberState)
+			{
+				.node_id = link->peer,
+					.reachable = is_reachable(link),
+					.acknowledged = link->acknowledged,
+					.silent = link->heard == 0 ? -1 : (int64) (now - Min(link->heard, now))
+			};
 	}
 	LWLockRelease(repl_ml_quorum->lock);
 	return count;

@@ -211,17 +211,15 @@ position_of(ReplMlQuorumDatabase *database, ReplMlLevel level)
 		return InvalidXLogRecPtr;
 	if (peers <= 0)
 		return GetFlushRecPtr(NULL);
-	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	foreach_counting_link(link)
 	{
-		ReplMlLink *link = &repl_ml_quorum->links[i];
 		int			as_far = 0;
 
-		if (link->database != MyDatabaseId || !link->counts || link->acknowledged <= best)
+		if (link->acknowledged <= best)
 			continue;
-		for (int j = 0; j < repl_ml_quorum->links_used; j++)
+		foreach_counting_link(other)
 		{
-			if (repl_ml_quorum->links[j].database == MyDatabaseId && repl_ml_quorum->links[j].counts &&
-				repl_ml_quorum->links[j].acknowledged >= link->acknowledged)
+			if (other->acknowledged >= link->acknowledged)
 				as_far++;
 		}
 		if (as_far >= peers)
@@ -263,11 +261,9 @@ is_among_best(const ReplMlLink *link, int needed)
 {
 	int			better = 0;
 
-	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	foreach_counting_link(other)
 	{
-		const ReplMlLink *other = &repl_ml_quorum->links[i];
-
-		if (other->database == MyDatabaseId && other->counts && other->walsender != 0 &&
+		if (other->walsender != 0 &&
 			(other->score > link->score || (other->score == link->score && other < link)))
 			better++;
 	}
@@ -281,24 +277,15 @@ is_among_best(const ReplMlLink *link, int needed)
 static void
 note_who_decides(const ReplMlQuorumDatabase *database, XLogRecPtr position)
 {
-	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	foreach_link(link)
 	{
-		ReplMlLink *link = &repl_ml_quorum->links[i];
-
-		if (link->database != MyDatabaseId)
-			continue;
 		if (link->acknowledged >= position)
 			link->score = Min(link->score + 1, REPL_ML_BEST_SCORE);
 		else
 			link->score = Max(link->score - 1, 0);
 	}
-	for (int i = 0; i < repl_ml_quorum->links_used; i++)
-	{
-		ReplMlLink *link = &repl_ml_quorum->links[i];
-
-		if (link->database == MyDatabaseId)
-			link->decides = is_among_best(link, repl_ml_quorum_required(database, REPL_ML_QUORUM) - 1);
-	}
+	foreach_link(link)
+		link->decides = is_among_best(link, repl_ml_quorum_required(database, REPL_ML_QUORUM) - 1);
 }
 
 /* How many members may still come to have a transaction ("lsn" 0), or have it by now; the caller holds the lock. */
@@ -307,12 +294,9 @@ count_members(XLogRecPtr lsn, const ReplMlPeerSet *lacking)
 {
 	int			count = 1;
 
-	for (int i = 0; i < repl_ml_quorum->links_used; i++)
+	foreach_counting_link(link)
 	{
-		const ReplMlLink *link = &repl_ml_quorum->links[i];
-
-		if (link->database == MyDatabaseId && link->counts && link->acknowledged >= lsn &&
-			!repl_ml_peer_set_has(lacking, i))
+		if (link->acknowledged >= lsn && !repl_ml_peer_set_has(lacking, repl_ml_link_index(link)))
 			count++;
 	}
 	return count;

@@ -8,6 +8,8 @@
 #ifndef REPL_ML_QUORUM_PRIVATE_H
 #define REPL_ML_QUORUM_PRIVATE_H
 
+#include "miscadmin.h"
+
 #include "commit/commit.h"
 #include "server/server.h"
 
@@ -95,6 +97,41 @@ typedef struct ReplMlQuorum
 } ReplMlQuorum;
 
 extern ReplMlQuorum *repl_ml_quorum;
+
+/* The link of this database that comes after one, or the first; NULL behind the last.  The caller holds the lock. */
+static inline ReplMlLink *
+repl_ml_link_after(const ReplMlLink *link)
+{
+	ReplMlLink *end = repl_ml_quorum->links + repl_ml_quorum->links_used;
+	ReplMlLink *next = link == NULL ? repl_ml_quorum->links : repl_ml_quorum->links + (link - repl_ml_quorum->links) + 1;
+
+	while (next < end && next->database != MyDatabaseId)
+		next++;
+	return next < end ? next : NULL;
+}
+
+/* The same, of those whose word counts. */
+static inline ReplMlLink *
+repl_ml_counting_link_after(const ReplMlLink *link)
+{
+	ReplMlLink *next = repl_ml_link_after(link);
+
+	while (next != NULL && !next->counts)
+		next = repl_ml_link_after(next);
+	return next;
+}
+
+#define foreach_link(link) \
+	for (ReplMlLink *link = repl_ml_link_after(NULL); link != NULL; link = repl_ml_link_after(link))
+#define foreach_counting_link(link) \
+	for (ReplMlLink *link = repl_ml_counting_link_after(NULL); link != NULL; link = repl_ml_counting_link_after(link))
+
+/* The link's place in sets of peers. */
+static inline int
+repl_ml_link_index(const ReplMlLink *link)
+{
+	return link - repl_ml_quorum->links;
+}
 
 static inline void
 repl_ml_peer_set_add(ReplMlPeerSet *set, int index)

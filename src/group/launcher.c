@@ -156,11 +156,9 @@ probe_is_over(Oid database)
 	bool		over = true;
 
 	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
-	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	foreach_worker(worker, database)
 	{
-		ReplMlWorker *worker = &repl_ml_shared->workers[i];
-
-		if (worker->database == database && worker->peer == 0 &&
+		if (worker->peer == 0 &&
 			worker->state != REPL_ML_WORKER_STREAMING &&
 			!TimestampDifferenceExceeds(worker->launch_time, GetCurrentTimestamp(), START_PATIENCE_MS))
 			over = false;
@@ -191,11 +189,9 @@ has_supervisor(Oid database)
 	bool		running = false;
 
 	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
-	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	foreach_worker(worker, database)
 	{
-		const ReplMlWorker *worker = &repl_ml_shared->workers[i];
-
-		if (worker->database == database && worker->peer == 0)
+		if (worker->peer == 0)
 			running |= worker->pid != 0;
 	}
 	LWLockRelease(repl_ml_shared->lock);

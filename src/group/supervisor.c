@@ -253,11 +253,9 @@ static void
 end_workers(void)
 {
 	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
-	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	foreach_worker(worker, MyDatabaseId)
 	{
-		ReplMlWorker *worker = &repl_ml_shared->workers[i];
-
-		if (worker->database == MyDatabaseId && worker->peer != 0 && worker->pid != 0)
+		if (worker->peer != 0 && worker->pid != 0)
 			kill(worker->pid, SIGTERM);
 	}
 	LWLockRelease(repl_ml_shared->lock);
@@ -341,11 +339,9 @@ bury_peer(int node_id)
 	bool		running = false;
 
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	foreach_worker(worker, MyDatabaseId)
 	{
-		ReplMlWorker *worker = &repl_ml_shared->workers[i];
-
-		if (worker->database != MyDatabaseId || worker->peer != node_id)
+		if (worker->peer != node_id)
 			continue;
 		running = worker->pid != 0;
 		if (running)
@@ -403,11 +399,9 @@ compare_clocks(void)
 
 	clocks[0] = own;
 	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
-	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	foreach_worker(worker, MyDatabaseId)
 	{
-		const ReplMlWorker *worker = &repl_ml_shared->workers[i];
-
-		if (worker->database != MyDatabaseId || worker->peer == 0)
+		if (worker->peer == 0)
 			continue;
 		nodes[count] = worker->peer;
 		clocks[count++] = worker->peer_clock;
@@ -476,11 +470,9 @@ streams_are_current(void)
 	bool		current = true;
 
 	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
-	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	foreach_worker(worker, MyDatabaseId)
 	{
-		ReplMlWorker *worker = &repl_ml_shared->workers[i];
-
-		if (worker->database == MyDatabaseId && worker->peer != 0 && worker->pid != 0 &&
+		if (worker->peer != 0 && worker->pid != 0 &&
 			worker->errors == 0 &&
 			(worker->state != REPL_ML_WORKER_STREAMING || worker->received_lsn < worker->target_lsn))
 			current = false;

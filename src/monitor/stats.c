@@ -100,11 +100,8 @@ repl_ml_worker_stats(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	copies = palloc(sizeof(ReplMlWorker) * REPL_ML_MAX_WORKERS);
 	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
-	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
-	{
-		if (repl_ml_shared->workers[i].database == MyDatabaseId)
-			copies[count++] = repl_ml_shared->workers[i];
-	}
+	foreach_worker(worker, MyDatabaseId)
+		copies[count++] = *worker;
 	LWLockRelease(repl_ml_shared->lock);
 	for (int i = 0; i < count; i++)
 		put_worker((ReturnSetInfo *) fcinfo->resultinfo, &copies[i]);
@@ -205,12 +202,8 @@ release_workers(XactEvent event, void *arg)
 		return;
 	workers_stopped = false;
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	foreach_worker(worker, MyDatabaseId)
 	{
-		ReplMlWorker *worker = &repl_ml_shared->workers[i];
-
-		if (worker->database != MyDatabaseId)
-			continue;
 		worker->stop = false;
 		worker->launch_time = 0;
 		if (event == XACT_EVENT_COMMIT && worker->pid == 0)
@@ -227,12 +220,8 @@ end_workers(void)
 	bool		running = false;
 
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	foreach_worker(worker, MyDatabaseId)
 	{
-		ReplMlWorker *worker = &repl_ml_shared->workers[i];
-
-		if (worker->database != MyDatabaseId)
-			continue;
 		worker->stop = true;
 		if (worker->pid != 0)
 		{

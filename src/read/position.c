@@ -130,11 +130,9 @@ static void
 hurry(void)
 {
 	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
-	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	foreach_worker(worker, MyDatabaseId)
 	{
-		ReplMlWorker *worker = &repl_ml_shared->workers[i];
-
-		if (worker->database == MyDatabaseId && worker->peer != 0 && worker->pid != 0)
+		if (worker->peer != 0 && worker->pid != 0)
 			SetLatch(worker->latch);
 	}
 	LWLockRelease(repl_ml_shared->lock);

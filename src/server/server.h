@@ -151,6 +151,25 @@ typedef struct ReplMlShared
 														 * see ticker.c */
 } ReplMlShared;
 
+extern ReplMlShared *repl_ml_shared;
+
+/* The worker of a database that comes after one, or the first; NULL behind the last.  The caller holds the lock. */
+static inline ReplMlWorker *
+repl_ml_worker_after(const ReplMlWorker *worker, Oid database)
+{
+	ReplMlWorker *end = repl_ml_shared->workers + REPL_ML_MAX_WORKERS;
+	ReplMlWorker *next = repl_ml_shared->workers + (worker == NULL ? 0 : worker - repl_ml_shared->workers + 1);
+
+	while (next < end && next->database != database)
+		next++;
+	return next < end ? next : NULL;
+}
+
+/* The supervisor's slot and those of apply workers, running or not, as long as "database" is that of the slot. */
+#define foreach_worker(worker, of_database) \
+	for (ReplMlWorker *worker = repl_ml_worker_after(NULL, of_database); worker != NULL; \
+		 worker = repl_ml_worker_after(worker, of_database))
+
 /* A part of shared memory that a room has for itself; see shmem.c. */
 typedef struct ReplMlSegment
 {
@@ -210,7 +229,6 @@ typedef struct ReplMlPeer
 } ReplMlPeer;
 
 /* in shmem.c */
-extern ReplMlShared *repl_ml_shared;
 extern void repl_ml_shmem_init(const ReplMlSegment *others, int count);
 extern void repl_ml_shmem_require(void);
 extern ReplMlDatabase *repl_ml_shmem_database(Oid database);

@@ -191,18 +191,12 @@ repl_ml_shmem_release_database(Oid database)
 	if (entry == NULL)
 		return;
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
-	{
-		if (repl_ml_shared->workers[i].database == database)
-			in_use |= repl_ml_shared->workers[i].pid != 0;
-	}
+	foreach_worker(worker, database)
+		in_use |= worker->pid != 0;
 	if (!in_use && !entry->member)
 	{
-		for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
-		{
-			if (repl_ml_shared->workers[i].database == database)
-				repl_ml_shared->workers[i].database = InvalidOid;
-		}
+		foreach_worker(worker, database)
+			worker->database = InvalidOid;
 		entry->tombstones_known = false;
 		pg_atomic_write_u64(&entry->tombstones, 0);
 		entry->database = InvalidOid;
@@ -274,18 +268,15 @@ repl_ml_shmem_may_lack(void)
 ReplMlWorker *
 repl_ml_shmem_worker(Oid database, int peer)
 {
-	ReplMlWorker *unused = NULL;
+	ReplMlWorker *unused;
 
 	Assert(LWLockHeldByMe(repl_ml_shared->lock));
-	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	foreach_worker(worker, database)
 	{
-		ReplMlWorker *worker = &repl_ml_shared->workers[i];
-
-		if (worker->database == database && worker->peer == peer)
+		if (worker->peer == peer)
 			return worker;
-		if (unused == NULL && !OidIsValid(worker->database))
-			unused = worker;
 	}
+	unused = repl_ml_worker_after(NULL, InvalidOid);
 	if (unused != NULL)
 	{
 		memset(unused, 0, sizeof(ReplMlWorker));
@@ -301,11 +292,9 @@ void
 repl_ml_shmem_wake_supervisor(Oid database)
 {
 	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
-	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	foreach_worker(worker, database)
 	{
-		ReplMlWorker *worker = &repl_ml_shared->workers[i];
-
-		if (worker->database == database && worker->peer == 0 && worker->pid != 0)
+		if (worker->peer == 0 && worker->pid != 0)
 			SetLatch(worker->latch);
 	}
 	LWLockRelease(repl_ml_shared->lock);
@@ -316,11 +305,9 @@ void
 repl_ml_shmem_retry_parked(Oid database)
 {
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < REPL_ML_MAX_WORKERS; i++)
+	foreach_worker(worker, database)
 	{
-		ReplMlWorker *worker = &repl_ml_shared->workers[i];
-
-		if (worker->database != database || worker->peer == 0)
+		if (worker->peer == 0)
 			continue;
 		worker->retry_parked = true;
 		if (worker->pid != 0)
