@@ -108,8 +108,15 @@ sub join_node
 sub poll_until
 {
 	my ($node, $sql, $expected) = @_;
-	$node->poll_query_until('postgres', $sql, $expected)
-	  or die $node->name . ": timed out waiting for: $sql";
+	my $found;
+
+	# psql ends without reading its input where no server is, as after a crash: IPC::Run may die of that
+	foreach my $try (1 .. 20)
+	{
+		last if eval { $found = $node->poll_query_until('postgres', $sql, $expected); 1 };
+		die $@ if $@ !~ /Broken pipe/;
+	}
+	$found or die $node->name . ": timed out waiting for: $sql";
 }
 
 # Waits until every node has everything that was committed on any of them before the call, then
