@@ -1034,7 +1034,7 @@ CREATE FUNCTION repl_ml.vouch_for(in_group uuid, node integer, incarnation integ
         INSERT INTO repl_ml.vouched AS v VALUES (node, place, pg_catalog.clock_timestamp())
         ON CONFLICT (node_id) DO UPDATE SET place = excluded.place, vouched_at = excluded.vouched_at
          WHERE v.place = excluded.place OR v.vouched_at < excluded.vouched_at - '1 min'::interval;
-        RETURN CASE WHEN FOUND THEN 'yes' ELSE pg_catalog.format('node %I has been asked the same within the last minute, and says yes to one only', self.node_name) END;
+        RETURN CASE WHEN FOUND THEN 'yes' ELSE pg_catalog.format('node %I has been asked the same from another place within the last minute, and says yes to one only', self.node_name) END;
     END
     $$;
 COMMENT ON FUNCTION repl_ml.vouch_for(uuid, integer, integer, pg_lsn, bigint, text) IS
@@ -1091,7 +1091,9 @@ CREATE FUNCTION repl_ml.confirm_identity() RETURNS void
         IF reason IS NOT NULL THEN
             RAISE EXCEPTION 'this server cannot be confirmed to be node "%"', (SELECT l.node_name FROM repl_ml.local_node l)
                 USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = pg_catalog.upper(pg_catalog.left(reason, 1)) || pg_catalog.substr(reason, 2) || '.',
-                HINT = 'Stop the other server, or start the members that do not answer, and try again; or run SELECT repl_ml.leave_group(force => true) here and join under a new node id.';
+                HINT = CASE WHEN reason LIKE '%within the last minute%' THEN 'If the other place was a former one of this node, try again in a minute. If a server runs there, stop it, '
+                            ELSE 'Stop the other server, or start the members that do not answer, and try again; ' END ||
+                       'or run SELECT repl_ml.leave_group(force => true) here and join under a new node id.';
         END IF;
     END
     $$;
@@ -1292,6 +1294,10 @@ CREATE FUNCTION repl_ml.enrol(relation regclass) RETURNS void
         SELECT * INTO obstacle FROM repl_ml.enrol_obstacle(relation);
         IF FOUND THEN
             RAISE EXCEPTION '%', obstacle.message USING ERRCODE = 'object_not_in_prerequisite_state', HINT = obstacle.hint;
+        END IF;
+        -- whoever enrols it at the same time has it enrolled then
+        IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = '__repl_clock' AND NOT a.attisdropped) THEN
+            EXECUTE pg_catalog.format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', relation);
         END IF;
         IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = '__repl_clock' AND NOT a.attisdropped) THEN
             -- a constant, so the table is not rewritten: what is there counts as written here now
@@ -3240,8 +3246,8 @@ CREATE VIEW repl_ml.health AS
            SELECT x.schema_name, x.table_name, x.there,
                   CASE x.table_name WHEN '' THEN '' ELSE pg_catalog.format('Table %I.%I: ', x.schema_name, x.table_name) END
                   || pg_catalog.format('%s is %s on node "%s" and %s on %s.', CASE x.table_name WHEN '' THEN 'T' || pg_catalog.substr(x.object, 2) ELSE x.object END, x.here, l.node_name, x.there,
-                       CASE pg_catalog.count(*) WHEN 1 THEN 'node ' ELSE 'nodes ' END || pg_catalog.string_agg(pg_catalog.format('"%s"', x.node_name), ', ' ORDER BY x.node_id)) AS said
-             FROM repl_ml.shape_differences x CROSS JOIN self l GROUP BY x.schema_name, x.table_name, x.object, x.here, x.there, l.node_name) d ON true
+                       CASE pg_catalog.count(*) WHEN 1 THEN 'node ' ELSE 'nodes ' END || pg_catalog.string_agg(pg_catalog.format(CASE WHEN w.reachable THEN '"%s"' ELSE '"%s" (when it was last heard of)' END, x.node_name), ', ' ORDER BY x.node_id)) AS said
+             FROM repl_ml.shape_differences x LEFT JOIN repl_ml.write_members() w ON w.node_id = x.node_id CROSS JOIN self l GROUP BY x.schema_name, x.table_name, x.object, x.here, x.there, l.node_name) d ON true
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
     -- 12. tables that are nobody's but this node's
@@ -3332,6 +3338,12 @@ DO $$
 DECLARE
     f regprocedure;
 BEGIN
+    -- what is parsed when it is called reads backslashes as this script does, whatever the caller's session says
+    FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_catalog.=) p.prolang
+              WHERE p.pronamespace OPERATOR(pg_catalog.=) 'repl_ml'::pg_catalog.regnamespace
+                AND l.lanname OPERATOR(pg_catalog.=) ANY ('{sql, plpgsql}') AND pg_catalog.strpos(p.prosrc, E'\\') OPERATOR(pg_catalog.>) 0 LOOP
+        EXECUTE pg_catalog.format('ALTER FUNCTION %s SET standard_conforming_strings = on', f);
+    END LOOP;
     FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p
               WHERE p.pronamespace OPERATOR(pg_catalog.=) 'repl_ml'::pg_catalog.regnamespace
                 AND NOT (p.provolatile OPERATOR(pg_catalog.=) 'i' AND p.proparallel OPERATOR(pg_catalog.=) 's')

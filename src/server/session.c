@@ -75,6 +75,7 @@ static const FixedSetting settings[] = {
 	{"standard_conforming_strings", "on", true},
 	{"statement_timeout", "0", false},
 	{"synchronous_commit", "local", false},
+	{"temp_file_limit", "-1", false},
 	{"timezone", "GMT", true},
 	{"transaction_timeout", "0", false},
 	{"transform_null_equals", "off", false},

@@ -539,7 +539,7 @@ has_unlogged(Oid root)
 	return false;
 }
 
-/* Rows that come with a partition are written by nobody, so no peer gets them. */
+/* What becomes a partition has a clock, and no rows: those that come with it are written by nobody, so no peer gets them. */
 static void
 check_new_partition(Oid root, PartitionCmd *cmd)
 {
@@ -550,6 +550,13 @@ check_new_partition(Oid root, PartitionCmd *cmd)
 		return;
 	if (has_unlogged(relid))
 		refuse_unlogged(root);
+	if (get_attnum(relid, REPL_ML_CLOCK_COLUMN) == InvalidAttrNumber)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("table \"%s\" has no column \"%s\" and cannot become a partition of a replicated table",
+						get_rel_name(relid), REPL_ML_CLOCK_COLUMN),
+				 errhint("Make an empty one with CREATE TABLE ... (LIKE %s INCLUDING ALL), attach it, and insert the rows.",
+						 quote_qualified_identifier(get_namespace_name(get_rel_namespace(root)), get_rel_name(root)))));
 	if (!has_rows(relid))
 		return;
 	ereport(ERROR,

@@ -193,6 +193,11 @@ sub detached_partition
 	exchange();
 	is(sql($n2, 'SELECT id FROM event_2026 ORDER BY id'), "1\n4", 'a detached partition is no longer replicated');
 	psql_fails($n1, 'ALTER TABLE event_2025 DROP COLUMN __repl_clock', '55000|42P16', '__repl_clock');
+	sql($n1, 'CREATE TABLE event_2040 AS SELECT day, id, v, n FROM event WITH NO DATA');
+	psql_fails($n1, q(ALTER TABLE event ATTACH PARTITION event_2040 FOR VALUES FROM ('2040-01-01') TO ('2041-01-01')), '42804',
+		'has no column "__repl_clock" and cannot become a partition', 'LIKE public.event INCLUDING ALL');
+	sql($n1, 'DROP TABLE event_2040; CREATE TABLE event_2040 (LIKE public.event INCLUDING ALL)');
+	sql($n1, q(ALTER TABLE event ATTACH PARTITION event_2040 FOR VALUES FROM ('2040-01-01') TO ('2041-01-01'); ALTER TABLE event DETACH PARTITION event_2040; DROP TABLE event_2040));
 	psql_fails($n1, 'ALTER TABLE event DROP COLUMN __repl_clock', '55000', '__repl_clock', 'remove_table');
 	sql($n1, 'ALTER TABLE event_2025 RENAME TO event_y2025');
 	sql($n1, "INSERT INTO event VALUES ('2025-09-09', 9, 'renamed')");

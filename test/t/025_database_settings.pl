@@ -25,7 +25,7 @@ my %hostile = (
 		"repl_ml.read_consistency = 'barrier'", "repl_ml.write_consistency = 'all'", "role = 'nobody'" ],
 	'ALTER ROLE CURRENT_USER' => [
 		"exit_on_error = 'on'", "row_security = 'off'", "transform_null_equals = 'on'", "standard_conforming_strings = 'off'",
-		"xmlbinary = 'hex'", "synchronous_commit = 'remote_apply'", "plan_cache_mode = 'force_generic_plan'" ],
+		"xmlbinary = 'hex'", "temp_file_limit = '0'", "work_mem = '64kB'", "synchronous_commit = 'remote_apply'", "plan_cache_mode = 'force_generic_plan'" ],
 	'ALTER SYSTEM' => [ "enable_indexscan = 'off'", "enable_seqscan = 'off'", "jit_above_cost = '0'" ]);
 
 # The test's own sessions do without; the servers must not inherit that.
@@ -34,7 +34,7 @@ my $plainly = join ' ', map { "-c $_" } qw(default_transaction_read_only=off def
   statement_timeout=0 lock_timeout=0 idle_in_transaction_session_timeout=0 idle_session_timeout=0 client_encoding=UTF8 array_nulls=on
   xmloption=content bytea_output=hex timezone=UTC quote_all_identifiers=off repl_ml.read_consistency=local
   repl_ml.write_consistency=one role=none session_replication_role=origin exit_on_error=off standard_conforming_strings=on
-  transform_null_equals=off);
+  transform_null_equals=off temp_file_limit=-1);
 $plainly =~ s/read\\ -c committed/read\\ committed/;
 
 foreach my $node ($n2, $n3)
@@ -82,6 +82,21 @@ sql($n2, q(CREATE TABLE late (id int PRIMARY KEY, a text[], x xml, m mood); INSE
 poll_until($_, q(SELECT count(*) = 1 FROM repl_ml.tables WHERE table_name = 'late' AND state = 'replicated' AND pending_copies = 0)) foreach @nodes;
 wait_converged(\@nodes, 'late');
 is(sql($_, 'SELECT count(*) FROM late WHERE a[2] IS NULL'), '1', 'and is the same on ' . $_->name) foreach @nodes;
+
+# what is called in a session with such settings does as it does elsewhere
+{
+	local $ENV{PGOPTIONS} = "$plainly -c standard_conforming_strings=off -c backslash_quote=off -c array_nulls=off -c xmloption=document -c DateStyle=SQL,DMY -c IntervalStyle=sql_standard"
+	  . ' -c bytea_output=escape -c extra_float_digits=-15 -c quote_all_identifiers=on -c transform_null_equals=on -c plpgsql.variable_conflict=use_column -c plpgsql.extra_errors=all -c search_path= -c TimeZone=Asia/Kathmandu';
+	sql($n1, q(CREATE TABLE public.hostile (id int PRIMARY KEY, v text DEFAULT E'a\\\\b', d date DEFAULT '2001-02-03'::date CHECK (d <> date '2001-03-04'), n numeric, b bytea DEFAULT decode('00ff5c', 'hex'))));
+	sql($n1, $_) foreach q(SELECT repl_ml.add_table('public.hostile')), q(SELECT * FROM repl_ml.add_all_tables('{public}')), q(SELECT repl_ml.set_resolver('public.hostile', 'newest_by(n, v)')),
+	  q(SELECT repl_ml.set_column_merge('public.hostile', 'n', 'max')), q(SELECT repl_ml.check_setup()), q(SELECT * FROM repl_ml.unreplicated_tables), q(SELECT * FROM repl_ml.health),
+	  q(INSERT INTO public.hostile (id, n) VALUES (1, 0.1), (2, 0.3)), q(UPDATE public.hostile SET n = n + 1 WHERE id = 1);
+	is(sql($n1, q(SELECT resolver FROM repl_ml.tables WHERE table_name = 'hostile')), 'newest_by(n, v)', 'a resolver set in a session with odd settings');
+}
+poll_until($_, q(SELECT count(*) = 1 FROM repl_ml.tables WHERE table_name = 'hostile' AND state = 'replicated' AND pending_copies = 0)) foreach @nodes;
+wait_converged(\@nodes, 'hostile');
+is(sql($_, q(SELECT d, encode(b, 'hex') FROM hostile WHERE id = 2)), '2001-02-03|00ff5c', 'and the defaults of a table added there, on ' . $_->name) foreach @nodes;
+is(sql($_, q(INSERT INTO hostile (id) VALUES (3) RETURNING d, encode(b, 'hex'))), '2001-02-03|00ff5c', '... which ' . $_->name . ' computes, too') foreach $n3;
 
 # stored versions and conflicts
 cut($n2, $n1);

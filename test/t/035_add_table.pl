@@ -2,6 +2,7 @@
 use strict;
 use warnings;
 use Membership;
+use PostgreSQL::Test::Utils;
 use ReplMl;
 use Test::More;
 
@@ -146,5 +147,22 @@ wait_replicated('twice');
 wait_converged(\@nodes, 'twice');
 is(sql($n3, q(SELECT string_agg(id::text, ',' ORDER BY id) FROM twice)), '1,2,3,4', 'added on two nodes at once: n3 has the rows of both');
 is(sql($_, q(SELECT DISTINCT key FROM repl_ml.conflicts WHERE table_name = 'twice')), '{2}', 'added on two nodes at once: the row that differs is a conflict on ' . $_->name) foreach @nodes;
+
+# Whoever enrols a table while another session does waits for it, and finds it enrolled.
+sql($n1, q(CREATE TABLE thrice (id integer PRIMARY KEY)));
+my ($first, $second) = map { $n1->background_psql('postgres') } 1 .. 2;
+$first->query_safe(q(BEGIN; SELECT repl_ml.enrol('thrice')));
+$second->query_until(qr/begun/, qq(\\echo begun\nSELECT 'the second says ' || coalesce(repl_ml.enrol('thrice')::text, 'nothing');\n));
+poll_until($n1, q(SELECT count(*) = 1 FROM pg_locks WHERE NOT granted AND relation = 'thrice'::regclass));
+$first->query_safe('COMMIT');
+like($second->query_safe(q(SELECT 'done')), qr/done/, 'the second session has gone on');
+$_->quit foreach $first, $second;
+unlike(slurp_file($n1->logfile), qr/column "__repl_clock" of relation "thrice" already exists/, 'without an error');
+
+# A table that a member had when it was last heard of is not called missing there.
+sql($n3, q(ALTER TABLE shared ADD COLUMN extra integer));
+poll_until($n1, q(SELECT detail LIKE '%column extra is missing on node "n1"%on node "n3".%' FROM repl_ml.health WHERE check_name = 'table_shapes'));
+$n3->stop;
+poll_until($n1, q(SELECT detail LIKE '%on node "n3" (when it was last heard of).%' FROM repl_ml.health WHERE check_name = 'table_shapes'));
 
 done_testing();
