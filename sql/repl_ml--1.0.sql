@@ -1432,7 +1432,6 @@ CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS boolean
     DECLARE
         self repl_ml.local_node;
         t repl_ml.replicated_table;
-        had_clock boolean;
         has_rows boolean;
         obstacle record;
     BEGIN
@@ -1454,14 +1453,14 @@ CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS boolean
             RAISE EXCEPTION 'table % of the joining database is not empty', relation USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = pg_catalog.format('Run SELECT repl_ml.leave_group(force => true), then TRUNCATE %s or drop it, and join again; or join with copy_data => false if it holds the group''s rows already.', relation);
         END IF;
-        SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = '__repl_clock' AND NOT a.attisdropped) INTO had_clock;
         PERFORM repl_ml.enrol(relation);
         INSERT INTO repl_ml.table_sync AS y (node_id, schema_name, table_name)
         SELECT coalesce(CASE WHEN self.state <> 'ready' THEN self.donor END, t.enrolled_by), t.schema_name, t.table_name
          WHERE self.copy_data OR self.state = 'ready'
         ON CONFLICT ON CONSTRAINT table_sync_pkey DO UPDATE SET state = 'pending', rows = NULL;
         DELETE FROM repl_ml.table_sync y WHERE y.node_id = self.node_id;
-        RETURN has_rows AND NOT had_clock AND self.state = 'ready';
+        -- also rows with a clock: a client may have written the table since it was made from a member's definition
+        RETURN has_rows AND self.state = 'ready';
     END
     $$;
 COMMENT ON FUNCTION repl_ml.adopt(regclass) IS 'enrols a table that another node added to the group and orders the copy of its rows; whether it has rows that the others lack';

@@ -49,6 +49,14 @@ foreach my $node (@nodes)
 is(scalar(keys %seen), 1, 'one conflict, under one id on whoever saw both rows');
 like((keys %seen)[0], qr/\|\{2\}\|t\|t$/, 'and it holds both rows');
 
+# A client writes a table that has been made from n1's definition, with its clock, and is not enrolled yet.
+sql($n2, q(CREATE TABLE early (id integer PRIMARY KEY, v text, __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick());
+	INSERT INTO early VALUES (1, 'n2'), (2, 'only n2')));
+sql($n1, q(CREATE TABLE early (id integer PRIMARY KEY, v text); INSERT INTO early VALUES (1, 'n1'), (3, 'only n1'); SELECT repl_ml.add_table('early')));
+wait_replicated('early');
+wait_converged(\@nodes, 'early');
+is(sql($n3, q(SELECT string_agg(id::text, ',' ORDER BY id) FROM early)), '1,2,3', 'what was written before the table was enrolled reaches all');
+
 # The third member hears of a table first from one that did not add it.
 cut($n2, $n1);
 sql($n1, 'CREATE TABLE late (id integer PRIMARY KEY, v text); INSERT INTO late VALUES (1, $$n1$$)');
