@@ -229,7 +229,10 @@ LogLogicalMessage_compat(const char *prefix, const char *message, size_t size, b
 #endif
 }
 
-/* core's queue of commits that wait for standbys, the next one after "proc" or the first: 16 made it a dlist */
+/*
+ * core's queue of commits that wait for standbys, the next one after "proc" or
+ * the first: 16 made it a dlist
+ */
 static inline PGPROC *
 sync_rep_next_compat(int mode, PGPROC *proc)
 {
@@ -243,7 +246,8 @@ sync_rep_next_compat(int mode, PGPROC *proc)
 #else
 	SHM_QUEUE  *queue = &WalSndCtl->SyncRepQueue[mode];
 
-	return (PGPROC *) SHMQueueNext(queue, proc == NULL ? queue : &proc->syncRepLinks, offsetof(PGPROC, syncRepLinks));
+	return (PGPROC *) SHMQueueNext(queue, proc == NULL ? queue : &proc->syncRepLinks,
+								   offsetof(PGPROC, syncRepLinks));
 #endif
 }
 

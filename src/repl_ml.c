@@ -1,6 +1,9 @@
 /*
  * repl_ml.c
  *		_PG_init: settings, shared memory, hooks, the launcher.  Nothing else.
+ *
+ * Not here: the settings of a room, its hooks and what it keeps in shared
+ * memory; each has an init function for that.  Takes no lock.
  */
 #include "postgres.h"
 
@@ -35,10 +38,11 @@ int			repl_ml_conflict_retention;
 int			repl_ml_max_apply_delay;
 int			repl_ml_parked_limit;
 
-/* Shared memory of other rooms' own; one lock is for both. */
+/* What rooms keep in shared memory of their own; one lock guards both. */
 static const ReplMlSegment segments[] = {
 	{"repl_ml quorum", repl_ml_quorum_shmem_size, repl_ml_quorum_shmem_init},
-	{"repl_ml unacknowledged", repl_ml_unacknowledged_shmem_size, repl_ml_unacknowledged_shmem_init},
+	{"repl_ml unacknowledged", repl_ml_unacknowledged_shmem_size,
+	 repl_ml_unacknowledged_shmem_init},
 };
 
 static const struct config_enum_entry log_equal_options[] = {
@@ -48,6 +52,10 @@ static const struct config_enum_entry log_equal_options[] = {
 	{NULL, 0, false}
 };
 
+/*
+ * Called by _PG_init: defines the settings that belong to no room of their
+ * own.
+ */
 static void
 define_settings(void)
 {
@@ -72,7 +80,8 @@ define_settings(void)
 							NULL,
 							NULL);
 	DefineCustomEnumVariable("repl_ml.log_equal_writes",
-							 "Which concurrent writes that wrote the same are recorded as conflicts.",
+							 "Which concurrent writes that wrote the same are recorded as "
+							 "conflicts.",
 							 "They are counted in repl_ml.stat_apply in any case.",
 							 &repl_ml_log_equal_writes,
 							 REPL_ML_LOG_EQUAL_NONE,
@@ -83,7 +92,8 @@ define_settings(void)
 							 NULL,
 							 NULL);
 	DefineCustomIntVariable("repl_ml.max_apply_delay",
-							"Longest time an apply worker waits before it tries again after an error.",
+							"Longest time an apply worker waits before it tries again after an "
+							"error.",
 							NULL,
 							&repl_ml_max_apply_delay,
 							MAX_APPLY_DELAY,
@@ -93,7 +103,8 @@ define_settings(void)
 							NULL,
 							NULL);
 	DefineCustomIntVariable("repl_ml.max_clock_skew",
-							"How far ahead of this node's wall clock another node's may be before this node's no longer follows.",
+							"How far ahead of this node's wall clock another node's may be before "
+							"this node's no longer follows.",
 							NULL,
 							&repl_ml_max_clock_skew,
 							MAX_CLOCK_SKEW,
@@ -103,7 +114,8 @@ define_settings(void)
 							NULL,
 							NULL);
 	DefineCustomIntVariable("repl_ml.parked_limit",
-							"How much of the disk parked changes may take; beyond it they are counted, and their tables copied when that is possible.",
+							"How much of the disk parked changes may take; beyond it they are "
+							"counted, and their tables copied when that is possible.",
 							NULL,
 							&repl_ml_parked_limit,
 							PARKED_LIMIT,
@@ -115,8 +127,9 @@ define_settings(void)
 }
 
 /*
- * Called when the library is loaded.  Loaded later than at server start it has
- * settings and guards statements, but neither shared memory nor workers.
+ * Called by the server when it loads the library.  Loaded later than at server
+ * start it has settings and guards statements, but neither shared memory nor
+ * workers.
  */
 void
 _PG_init(void)

@@ -6,7 +6,8 @@
  * For questions of a client that must not hang on a peer that does not answer.
  * Connections are ordinary ones, closed after the question, and nothing in
  * here blocks but the look-up of a host's name.  (stream.c is the connection
- * that stays, over libpqwalreceiver, which has no deadlines.)
+ * that stays, over libpqwalreceiver, which has no deadlines.)  No locks, and
+ * nobody may hold one while he asks.
  */
 #include "postgres.h"
 
@@ -47,16 +48,19 @@ typedef struct Question
 	char	   *sqlstate;		/* NULL: not the server's */
 } Question;
 
-static void begin(Question *question, const char *dsn);
-static void end(Question *question);
-static void advance(Question *question);
-static void receive(Question *question);
+static void begin_question(Question *question, const char *dsn);
+static void end_question(Question *question);
+static void go_on(Question *question);
+static void receive_answer(Question *question);
 static bool send_query(Question *question);
 static void note_error(Question *question, const PGresult *result);
-static bool advance_some(Question *questions, int count, TimestampTz deadline);
-static void silence(void *arg, const char *message);
+static bool go_on_with_some(Question *questions, int count, TimestampTz deadline);
+static void ignore_notice(void *arg, const char *message);
 
-/* Raises what has become of a question that has no answer as our error. */
+/*
+ * Raises, for repl_ml_ask_one, what has become of a question that has no
+ * answer.
+ */
 static void
 raise_failure(const Question *question)
 {
@@ -68,23 +72,29 @@ raise_failure(const Question *question)
 				(errcode(MAKE_SQLSTATE(code[0], code[1], code[2], code[3], code[4])),
 				 errmsg("the peer reported: %s", question->error),
 				 strcmp(code, "42501") == 0 && strstr(question->error, "\nHINT: ") == NULL ?
-				 errhint("On that server run GRANT repl_ml_replication TO the role of the connection string; if it is to let nodes into the group, GRANT repl_ml_admin.") : 0));
+				 errhint("On that server run GRANT repl_ml_replication TO the role of the "
+						 "connection string; if it is to let nodes into the group, GRANT "
+						 "repl_ml_admin.") : 0));
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
 			 errmsg("could not connect to the peer"),
-			 errdetail_internal("%s", question->error != NULL ? question->error : "It does not answer in time."),
-			 errhint("Check the connection string, pg_hba.conf on that server, and that the role has LOGIN and REPLICATION.")));
+			 errdetail_internal("%s", question->error != NULL ? question->error :
+								"It does not answer in time."),
+			 errhint("Check the connection string, pg_hba.conf on that server, and that the role "
+					 "has LOGIN and REPLICATION.")));
 }
 
 /*
  * Asks one server, with parameters, over an ordinary connection, which takes
- * no right to replicate.  The value of the first row and column, NULL for null
- * or none; 08001 if it cannot be reached or does not answer until the deadline,
- * else the server's error.  Neither statement nor error holds the parameters.
+ * no right to replicate.  Returns the value of the first row and column, NULL
+ * for null or none; raises 08001 if the server cannot be reached or does not
+ * answer until the deadline, else the server's error.  Neither statement nor
+ * error holds the parameters.
  */
 char *
-repl_ml_ask_one(const char *dsn, const char *query, int nparams, const char *const *params, TimestampTz deadline)
+repl_ml_ask_one(const char *dsn, const char *query, int nparams, const char *const *params,
+				TimestampTz deadline)
 {
 	char	   *conninfo = repl_ml_stream_conninfo(dsn, "question", NULL);
 	char	   *answer = NULL;
@@ -92,15 +102,15 @@ repl_ml_ask_one(const char *dsn, const char *query, int nparams, const char *con
 
 	PG_TRY();
 	{
-		begin(&question, conninfo);
-		while (advance_some(&question, 1, deadline))
+		begin_question(&question, conninfo);
+		while (go_on_with_some(&question, 1, deadline))
 			;
 		if (!question.answered)
 			raise_failure(&question);
 	}
 	PG_FINALLY();
 	{
-		end(&question);
+		end_question(&question);
 	}
 	PG_END_TRY();
 	return answer;
@@ -123,26 +133,32 @@ repl_ml_ask(int count, char *const *dsns, const char *query, TimestampTz deadlin
 			answers[i] = NULL;
 			questions[i].query = query;
 			questions[i].answer = &answers[i];
-			begin(&questions[i], dsns[i]);
+			begin_question(&questions[i], dsns[i]);
 		}
-		while (advance_some(questions, count, deadline))
+		while (go_on_with_some(questions, count, deadline))
 			;
 	}
 	PG_FINALLY();
 	{
+		/* file descriptors are few, also for who was cancelled */
 		for (int i = 0; i < count; i++)
-			end(&questions[i]);
+			end_question(&questions[i]);
 	}
 	PG_END_TRY();
 	pfree(questions);
 }
 
+/*
+ * Begins to connect.  A question that cannot even begin is over at once, and
+ * has no answer; the others go on.
+ */
 static void
-begin(Question *question, const char *dsn)
+begin_question(Question *question, const char *dsn)
 {
 	const char *const keywords[] = {"dbname", "application_name", "client_encoding", NULL};
 	const char *const values[] = {dsn, APPLICATION_NAME, GetDatabaseEncodingName(), NULL};
 
+	/* so far; whoever gets no connection has no answer */
 	question->phase = OVER;
 	if (!AcquireExternalFD())
 		return;
@@ -157,14 +173,14 @@ begin(Question *question, const char *dsn)
 		note_error(question, NULL);
 		return;
 	}
-	PQsetNoticeProcessor(question->conn, silence, NULL);
+	PQsetNoticeProcessor(question->conn, ignore_notice, NULL);
 	question->phase = CONNECTING;
 	question->events = WL_SOCKET_WRITEABLE;
 }
 
 /* Closes the connection; also where the question is not over. */
 static void
-end(Question *question)
+end_question(Question *question)
 {
 	if (question->conn == NULL)
 		return;
@@ -173,9 +189,9 @@ end(Question *question)
 	ReleaseExternalFD();
 }
 
-/* Goes on as far as is possible without waiting. */
+/* Goes on with a question as far as is possible without waiting. */
 static void
-advance(Question *question)
+go_on(Question *question)
 {
 	if (question->phase == CONNECTING)
 	{
@@ -188,13 +204,16 @@ advance(Question *question)
 				question->events = WL_SOCKET_WRITEABLE;
 				return;
 			case PGRES_POLLING_OK:
-				question->phase = PQsetnonblocking(question->conn, 1) == 0 && send_query(question) ? SENDING : OVER;
+				question->phase = PQsetnonblocking(question->conn, 1) == 0 && send_query(question) ?
+					SENDING : OVER;
 				break;
 			default:
 				note_error(question, NULL);
 				question->phase = OVER;
 		}
 	}
+
+	/* the server may answer while we still send, so both are awaited */
 	if (question->phase == SENDING)
 	{
 		int			more = PQflush(question->conn);
@@ -203,31 +222,39 @@ advance(Question *question)
 		question->events = more > 0 ? WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE : WL_SOCKET_READABLE;
 	}
 	if (question->phase == SENDING || question->phase == WAITING)
-		receive(question);
+		receive_answer(question);
 }
 
-/* A query without parameters may be several, of which the last one answers. */
+/*
+ * Sends the query.  One without parameters may be several, of which the last
+ * one answers.
+ */
 static bool
 send_query(Question *question)
 {
 	if (question->params == NULL)
 		return PQsendQuery(question->conn, question->query);
-	return PQsendQueryParams(question->conn, question->query, question->nparams, NULL, question->params, NULL, NULL, 0);
+	return PQsendQueryParams(question->conn, question->query, question->nparams, NULL,
+							 question->params, NULL, NULL, 0);
 }
 
-/* Keeps the server's error, or without one the connection's. */
+/*
+ * Keeps the server's error, or without one the connection's, for
+ * raise_failure.
+ */
 static void
 note_error(Question *question, const PGresult *result)
 {
 	char	   *code = result == NULL ? NULL : PQresultErrorField(result, PG_DIAG_SQLSTATE);
 
-	question->error = pchomp(result == NULL ? PQerrorMessage(question->conn) : PQresultErrorMessage(result));
+	question->error = pchomp(result == NULL ? PQerrorMessage(question->conn) :
+							 PQresultErrorMessage(result));
 	question->sqlstate = code == NULL || strlen(code) != 5 ? NULL : pstrdup(code);
 }
 
 /* Takes what has come; the value of the query's last result is the answer. */
 static void
-receive(Question *question)
+receive_answer(Question *question)
 {
 	if (!PQconsumeInput(question->conn))
 	{
@@ -235,6 +262,8 @@ receive(Question *question)
 		question->phase = OVER;
 		return;
 	}
+
+	/* a query may be several; what the last one says counts */
 	while (!PQisBusy(question->conn))
 	{
 		PGresult   *result = PQgetResult(question->conn);
@@ -248,19 +277,20 @@ receive(Question *question)
 			question->answered = true;
 		else if (PQresultStatus(result) != PGRES_COMMAND_OK)
 			note_error(question, result);
-		if (PQresultStatus(result) == PGRES_TUPLES_OK && PQntuples(result) == 1 && !PQgetisnull(result, 0, 0))
+		if (PQresultStatus(result) == PGRES_TUPLES_OK && PQntuples(result) == 1 &&
+			!PQgetisnull(result, 0, 0))
 			*question->answer = MemoryContextStrdup(CurrentMemoryContext, PQgetvalue(result, 0, 0));
 		PQclear(result);
 	}
 }
 
 /*
- * Sleeps until some questions can go on, and lets these go on: libpq takes a
- * connection that is not ready for a broken one.  False when all are over or
- * the deadline has come.
+ * Sleeps until some questions can go on, and goes on with these only: libpq
+ * takes a connection that is not ready for a broken one.  Returns false when
+ * all are over or the deadline has come.
  */
 static bool
-advance_some(Question *questions, int count, TimestampTz deadline)
+go_on_with_some(Question *questions, int count, TimestampTz deadline)
 {
 	WaitEventSet *set;
 	WaitEvent  *events;
@@ -274,6 +304,7 @@ advance_some(Question *questions, int count, TimestampTz deadline)
 	if (open == 0 || left <= 0)
 		return false;
 
+	/* two more: our latch, and the death of the postmaster */
 	events = palloc((open + 2) * sizeof(WaitEvent));
 	set = CreateWaitEventSet_compat(false, open + 2);
 	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
@@ -281,7 +312,8 @@ advance_some(Question *questions, int count, TimestampTz deadline)
 	for (int i = 0; i < count; i++)
 	{
 		if (questions[i].phase != OVER)
-			AddWaitEventToSet(set, questions[i].events, PQsocket(questions[i].conn), NULL, &questions[i]);
+			AddWaitEventToSet(set, questions[i].events, PQsocket(questions[i].conn), NULL,
+							  &questions[i]);
 	}
 	occurred = WaitEventSetWait(set, left, events, open + 2, wait_event_compat("ReplMlAsk"));
 	FreeWaitEventSet(set);
@@ -290,14 +322,14 @@ advance_some(Question *questions, int count, TimestampTz deadline)
 	for (int i = 0; i < occurred; i++)
 	{
 		if (events[i].user_data != NULL)
-			advance(events[i].user_data);
+			go_on(events[i].user_data);
 	}
 	pfree(events);
 	return true;
 }
 
-/* A server's notices are not for the log. */
+/* Keeps a server's notices out of our log. */
 static void
-silence(void *arg, const char *message)
+ignore_notice(void *arg, const char *message)
 {
 }

@@ -10,6 +10,9 @@
  * types of core, and the clock.  Core's pgoutput decides by table and not by
  * column, too.  Not among them: interval, of which 17 knows infinite ones, that
  * older majors would read as some long time.
+ *
+ * Not here: what becomes of a value that cannot be read (apply/park.c).  No
+ * locks; the catalogs of types are read through core's caches.
  */
 #include "postgres.h"
 
@@ -18,7 +21,11 @@
 
 #include "wire/wire.h"
 
-/* Has the type the same id and the same binary form on all nodes, whatever major they run? */
+/*
+ * Says whether the type has the same id and the same binary form on all nodes,
+ * whatever major they run.  Walsenders ask before they send a table's rows so,
+ * apply workers before they read a value so.
+ */
 bool
 repl_ml_binary_is_portable(Oid type)
 {
@@ -54,11 +61,15 @@ repl_ml_binary_is_portable(Oid type)
 		case JSONBOID:
 			return true;
 		default:
+			/* also what a user has made: its id is another one elsewhere */
 			return false;
 	}
 }
 
-/* Are all columns of portable types, but for the clock? */
+/*
+ * Says whether all columns are of portable types, but for the clock: then
+ * walsenders send the table's rows in binary form.
+ */
 bool
 repl_ml_binary_is_table_portable(Relation rel)
 {
@@ -76,7 +87,10 @@ repl_ml_binary_is_table_portable(Relation rel)
 	return true;
 }
 
-/* A value by its type's receive function; an error unless that reads all of it. */
+/*
+ * Reads a value by its type's receive function; raises an error unless that
+ * reads all of it.
+ */
 Datum
 repl_ml_binary_read(FmgrInfo *receive, Oid param, int32 typmod, StringInfo value)
 {
@@ -87,11 +101,12 @@ repl_ml_binary_read(FmgrInfo *receive, Oid param, int32 typmod, StringInfo value
 	if (value->cursor != value->len)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
-				 errmsg("a value has %d bytes more than its type reads", value->len - value->cursor)));
+				 errmsg("a value has %d bytes more than its type reads",
+						value->len - value->cursor)));
 	return result;
 }
 
-/* The same as the type's output function prints it. */
+/* Returns what came in binary form as the type's output function prints it. */
 char *
 repl_ml_binary_as_text(Oid type, StringInfo value)
 {

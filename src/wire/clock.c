@@ -8,9 +8,9 @@
  * the other they are equal, if only one is, the other came before it, and if
  * neither is, the two writes were concurrent: a conflict.
  *
- * On disk a clock is a varlena whose payload is count times nine bytes: two
- * of node id and seven of counter, both big-endian, sorted by node id, each
- * node once, no counter 0.  So every clock has exactly one form, equality and
+ * On disk a clock is a varlena whose payload is count times nine bytes: two of
+ * node id and seven of counter, both big-endian, sorted by node id, each node
+ * once, no counter 0.  So every clock has exactly one form, equality and
  * hashing work on the bytes, and memcmp orders node ids and counters.
  *
  * A row of a table with column merge rules may carry marks (marks.c).  They
@@ -18,10 +18,11 @@
  * node, four of the marks' length, big-endian, and the marks.  Order, merge,
  * equality and hash know of the entries only; what is made here has no marks.
  *
- * This is not where counters are chosen (that is the hybrid logical clock of
- * the writing node), nor where a conflict is decided.  Stamping makes clocks
- * here, apply compares and merges them here.  No locks, no catalogs, no state; results are palloc'd in the
- * current memory context and arguments are never changed.
+ * This is not where counters are chosen (server/ticker.c does that), nor where
+ * a conflict is decided (converge/conflict.c).  Backends make clocks here when
+ * they stamp rows, apply workers compare and merge them here.  No locks, no
+ * catalogs, no state; results are palloc'd in the current memory context and
+ * arguments are never changed.
  */
 #include "postgres.h"
 
@@ -49,8 +50,9 @@ static ReplMlClock *allocate_clock(int count);
 static void set_count(ReplMlClock *clock, int count);
 
 /*
- * The number of entries of a clock.  Every reader comes through here first, so
- * a damaged datum is an error with the right SQLSTATE and never read past.
+ * Returns the number of entries of a clock.  Every reader comes through here
+ * first, so a damaged datum is an error with the right SQLSTATE and is never
+ * read past its end.
  */
 int
 repl_ml_clock_count(const ReplMlClock *clock)
@@ -69,8 +71,8 @@ repl_ml_clock_count(const ReplMlClock *clock)
 }
 
 /*
- * The i'th entry, counted from 0 in the order of node ids.  The caller stays
- * below repl_ml_clock_count().
+ * Returns the i'th entry, counted from 0 in the order of node ids.  The caller
+ * stays below repl_ml_clock_count().
  */
 ReplMlClockEntry
 repl_ml_clock_entry(const ReplMlClock *clock, int i)
@@ -80,9 +82,7 @@ repl_ml_clock_entry(const ReplMlClock *clock, int i)
 	return repl_ml_clock_unpack(first_entry(clock) + i * ENTRY_SIZE);
 }
 
-/*
- * A node's counter; 0 if the clock does not have the node.
- */
+/* Returns a node's counter; 0 if the clock does not have the node. */
 uint64
 repl_ml_clock_counter(const ReplMlClock *clock, uint16 node)
 {
@@ -97,7 +97,8 @@ repl_ml_clock_counter(const ReplMlClock *clock, uint16 node)
 }
 
 /*
- * The greatest counter of all nodes; 0 for the empty clock.
+ * Returns the greatest counter of all nodes, above which a new write of the
+ * row has to tick; 0 for the empty clock.
  */
 uint64
 repl_ml_clock_max_counter(const ReplMlClock *clock)
@@ -106,9 +107,9 @@ repl_ml_clock_max_counter(const ReplMlClock *clock)
 }
 
 /*
- * The write that made this clock: the entry with the greatest counter, and of
- * equal counters the one with the greatest node id.  {0, 0} for the empty
- * clock.  Every node finds the same entry.
+ * Returns the write that made this clock: the entry with the greatest counter,
+ * and of equal counters the one with the greatest node id; {0, 0} for the
+ * empty clock.  Every node finds the same entry.
  */
 ReplMlClockEntry
 repl_ml_clock_dot(const ReplMlClock *clock)
@@ -130,43 +131,48 @@ repl_ml_clock_dot(const ReplMlClock *clock)
 	return dot;
 }
 
-/*
- * Whether a value with this clock knows of the given write.
- */
+/* Says whether a value with this clock knows of the given write. */
 bool
 repl_ml_clock_covers(const ReplMlClock *clock, ReplMlClockEntry dot)
 {
 	return repl_ml_clock_counter(clock, dot.node) >= dot.counter;
 }
 
-/* Is one write older than another?  The order all nodes agree on. */
+/*
+ * Says whether write a is older than write b, in the order all nodes agree on.
+ */
 bool
 repl_ml_clock_dot_before(ReplMlClockEntry a, ReplMlClockEntry b)
 {
 	return a.counter != b.counter ? a.counter < b.counter : a.node < b.node;
 }
 
-/* The clock of a row nobody has written: before every other one. */
+/*
+ * Returns the clock of a row nobody has written, which is before every other
+ * one.
+ */
 ReplMlClock *
 repl_ml_clock_empty(void)
 {
 	return allocate_clock(0);
 }
 
-/* A clock of "count" entries in order, each checked by whoever made it. */
+/*
+ * Makes a clock of "count" entries, which the caller has sorted by node and
+ * checked.
+ */
 ReplMlClock *
 repl_ml_clock_from_entries(const ReplMlClockEntry *entries, int count)
 {
 	ReplMlClock *result = allocate_clock(count);
 
 	for (int i = 0; i < count; i++)
-		write_entry((uint8 *) VARDATA(result) + i * ENTRY_SIZE, entries[i].node, entries[i].counter);
+		write_entry((uint8 *) VARDATA(result) + i * ENTRY_SIZE, entries[i].node,
+					entries[i].counter);
 	return result;
 }
 
-/*
- * A new clock with one entry.
- */
+/* Makes the clock of a first write, with one entry. */
 ReplMlClock *
 repl_ml_clock_make(uint16 node, uint64 counter)
 {
@@ -180,8 +186,8 @@ repl_ml_clock_make(uint16 node, uint64 counter)
 }
 
 /*
- * A copy of the clock with the node's counter set, all other entries as they
- * were.  The caller guarantees that the new counter is the larger one.
+ * Returns a copy of the clock with the node's counter set, all other entries
+ * as they were.  The caller guarantees that the new counter is the larger one.
  */
 ReplMlClock *
 repl_ml_clock_advance(const ReplMlClock *clock, uint16 node, uint64 counter)
@@ -214,8 +220,8 @@ repl_ml_clock_advance(const ReplMlClock *clock, uint16 node, uint64 counter)
 }
 
 /*
- * The least clock that knows all that either argument knows: every node of
- * both, with the greater counter.
+ * Returns the least clock that knows all that either argument knows: every
+ * node of both, with the greater counter.
  */
 ReplMlClock *
 repl_ml_clock_merge(const ReplMlClock *a, const ReplMlClock *b)
@@ -254,9 +260,7 @@ repl_ml_clock_merge(const ReplMlClock *a, const ReplMlClock *b)
 	return result;
 }
 
-/*
- * How a stands to b: equal, before, after or concurrent.
- */
+/* Says how a stands to b: equal, before, after or concurrent. */
 ReplMlClockOrder
 repl_ml_clock_compare(const ReplMlClock *a, const ReplMlClock *b)
 {
@@ -290,7 +294,7 @@ repl_ml_clock_compare(const ReplMlClock *a, const ReplMlClock *b)
 	return b_has_more ? REPL_ML_CLOCK_BEFORE : REPL_ML_CLOCK_EQUAL;
 }
 
-/* Is the history of the one clock part of the other's? */
+/* Says whether all that a knows b knows as well. */
 bool
 repl_ml_clock_is_within(const ReplMlClock *a, const ReplMlClock *b)
 {
@@ -299,9 +303,7 @@ repl_ml_clock_is_within(const ReplMlClock *a, const ReplMlClock *b)
 	return order == REPL_ML_CLOCK_BEFORE || order == REPL_ML_CLOCK_EQUAL;
 }
 
-/*
- * The word users see for an order; a constant string.
- */
+/* Returns the word users see for an order; a constant string. */
 const char *
 repl_ml_clock_order_name(ReplMlClockOrder order)
 {
@@ -318,8 +320,8 @@ repl_ml_clock_order_name(ReplMlClockOrder order)
 }
 
 /*
- * The packed entries, checked to be whole ones.  Clocks are equal if and only
- * if these bytes are.
+ * Returns the packed entries, checked to be whole ones.  Clocks are equal if
+ * and only if these bytes are.
  */
 const uint8 *
 repl_ml_clock_entries(const ReplMlClock *clock, Size *size)
@@ -328,7 +330,10 @@ repl_ml_clock_entries(const ReplMlClock *clock, Size *size)
 	return first_entry(clock);
 }
 
-/* The bytes of a clock's marks; NULL if it has none.  What they say is marks.c's. */
+/*
+ * Returns the bytes of a clock's marks, which marks.c reads; NULL if it has
+ * none.
+ */
 const uint8 *
 repl_ml_clock_marks(const ReplMlClock *clock, Size *size)
 {
@@ -340,7 +345,10 @@ repl_ml_clock_marks(const ReplMlClock *clock, Size *size)
 	return (const uint8 *) VARDATA_ANY(clock) + MARKS_HEADER_SIZE;
 }
 
-/* A copy of a clock with these marks in place of its own; none if "size" is 0. */
+/*
+ * Returns a copy of a clock with these marks in place of its own; without any
+ * if "size" is 0.
+ */
 ReplMlClock *
 repl_ml_clock_with_marks(const ReplMlClock *clock, const uint8 *marks, Size size)
 {
@@ -355,11 +363,14 @@ repl_ml_clock_with_marks(const ReplMlClock *clock, const uint8 *marks, Size size
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("what a row has to keep for its columns' merge rules is too long"),
 				 errdetail("It would be %zu bytes; the limit is %d.", size, REPL_ML_MAX_MARKS_SIZE),
-				 errhint("Keep shorter arrays in columns with the rule \"counter\", or run repl_ml.set_column_merge with \"none\" for them.")));
+				 errhint("Keep shorter arrays in columns with the rule \"counter\", or run "
+						 "repl_ml.set_column_merge with \"none\" for them.")));
 
 	result = (ReplMlClock *) palloc(VARHDRSZ + before + entries_size);
 	SET_VARSIZE(result, VARHDRSZ + before + entries_size);
 	to = (uint8 *) VARDATA(result);
+
+	/* no entry begins with node 0, so readers see at once that marks follow */
 	if (size > 0)
 	{
 		memset(to, 0, NODE_SIZE);
@@ -371,7 +382,7 @@ repl_ml_clock_with_marks(const ReplMlClock *clock, const uint8 *marks, Size size
 	return result;
 }
 
-/* The entry in nine packed bytes. */
+/* Reads the entry in nine packed bytes. */
 ReplMlClockEntry
 repl_ml_clock_unpack(const uint8 *entry)
 {
@@ -382,7 +393,7 @@ repl_ml_clock_unpack(const uint8 *entry)
 	return result;
 }
 
-/* The reverse; the counter is one that fits. */
+/* Writes an entry, whose counter fits, as nine packed bytes. */
 void
 repl_ml_clock_pack(uint8 *entry, ReplMlClockEntry value)
 {
@@ -390,8 +401,9 @@ repl_ml_clock_pack(uint8 *entry, ReplMlClockEntry value)
 }
 
 /*
- * Are these bytes the form of a clock, but for what its marks say?  For values
- * that may be damaged: never an error.
+ * Says whether these bytes have the form of a clock, but for what its marks
+ * say.  Walsenders and triggers ask it of values that may be damaged, so it
+ * never raises an error.
  */
 bool
 repl_ml_clock_is_whole(const ReplMlClock *clock)
@@ -415,7 +427,8 @@ repl_ml_clock_is_whole(const ReplMlClock *clock)
 }
 
 /*
- * How much is in front of the entries: 0 unless there are marks.
+ * Returns how many bytes are in front of the entries: 0 unless there are
+ * marks.
  */
 static inline Size
 size_before_entries(const ReplMlClock *clock)
@@ -429,8 +442,7 @@ size_before_entries(const ReplMlClock *clock)
 }
 
 /*
- * The bytes that say how long the marks are, as a number; what follows need not
- * be there.
+ * Reads how long the marks are said to be; that many bytes need not be there.
  */
 static Size
 announced_size(const ReplMlClock *clock)
@@ -446,19 +458,24 @@ announced_size(const ReplMlClock *clock)
 }
 
 /*
- * The marks with what is in front of them; 0 if they are not within the datum.
+ * Returns the size of the marks with what is in front of them; 0 if they are
+ * not within the datum.
  */
 static Size
 marks_size(const ReplMlClock *clock)
 {
 	Size		size = announced_size(clock);
 
-	if (size == 0 || size > REPL_ML_MAX_MARKS_SIZE || size > VARSIZE_ANY_EXHDR(clock) - MARKS_HEADER_SIZE)
+	if (size == 0 || size > REPL_ML_MAX_MARKS_SIZE ||
+		size > VARSIZE_ANY_EXHDR(clock) - MARKS_HEADER_SIZE)
 		return 0;
 	return MARKS_HEADER_SIZE + size;
 }
 
-/* The same, or an error. */
+/*
+ * Returns marks_size, and raises an error where that is 0: the datum is
+ * damaged.
+ */
 static Size
 measure_marks(const ReplMlClock *clock)
 {
@@ -468,15 +485,14 @@ measure_marks(const ReplMlClock *clock)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("stored vector clock is damaged"),
-				 errdetail("It begins like one with marks, but %zu bytes of marks are not within its %zu bytes.",
+				 errdetail("It begins like one with marks, but %zu bytes of marks are not within "
+						   "its %zu bytes.",
 						   announced_size(clock), (Size) VARSIZE_ANY_EXHDR(clock)),
 				 errhint(REPL_ML_DAMAGED_HINT)));
 	return size;
 }
 
-/*
- * The first entry of a clock, whichever header the clock carries.
- */
+/* Returns the first entry of a clock, whichever header the clock carries. */
 static inline const uint8 *
 first_entry(const ReplMlClock *clock)
 {
@@ -484,7 +500,8 @@ first_entry(const ReplMlClock *clock)
 }
 
 /*
- * The byte after a clock's last entry; a whole number of entries from the first.
+ * Returns the byte after a clock's last entry, a whole number of entries from
+ * the first.
  */
 static inline const uint8 *
 end_of_entries(const ReplMlClock *clock)
@@ -492,18 +509,14 @@ end_of_entries(const ReplMlClock *clock)
 	return first_entry(clock) + repl_ml_clock_count(clock) * ENTRY_SIZE;
 }
 
-/*
- * The node id of a packed entry.
- */
+/* Reads the node id of a packed entry. */
 static inline uint16
 read_node(const uint8 *entry)
 {
 	return (uint16) (entry[0] << 8 | entry[1]);
 }
 
-/*
- * The counter of a packed entry.
- */
+/* Reads the counter of a packed entry. */
 static inline uint64
 read_counter(const uint8 *entry)
 {
@@ -515,7 +528,7 @@ read_counter(const uint8 *entry)
 }
 
 /*
- * Packs an entry.  The counter fits, everybody who gets here has checked it.
+ * Packs an entry.  The counter fits: everybody who gets here has checked it.
  */
 static inline void
 write_entry(uint8 *entry, uint16 node, uint64 counter)
@@ -540,9 +553,7 @@ check_own_entry(uint16 node, uint64 counter)
 			 node, counter);
 }
 
-/*
- * A clock of count entries, which the caller fills.
- */
+/* Allocates a clock of count entries, which the caller fills. */
 static ReplMlClock *
 allocate_clock(int count)
 {

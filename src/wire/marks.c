@@ -27,7 +27,8 @@
  *				bytes of length, and the sum as text
  *
  * Where they are in the clock is clock.c's, their text form vclock.c's; what
- * they are used for is row/share.c's and converge/merge.c's.
+ * they are used for is row/share.c's and converge/merge.c's.  No locks, no
+ * catalogs, no state.
  */
 #include "postgres.h"
 
@@ -47,7 +48,7 @@ typedef struct Input
 
 static bool read_mark(Input *input, ReplMlMark *mark);
 static bool read_contributions(Input *input, ReplMlMark *mark);
-static const uint8 *take(Input *input, Size size);
+static const uint8 *take_bytes(Input *input, Size size);
 static bool read_uint32(Input *input, uint32 *result);
 static bool read_entry(Input *input, ReplMlClockEntry *result);
 static const char *mark_problem(const ReplMlMark *mark, const ReplMlClock *clock);
@@ -60,8 +61,9 @@ static void write_clock_entry(StringInfo bytes, ReplMlClockEntry entry);
 static int	compare_marks(const void *a, const void *b);
 
 /*
- * How marks name a column.  Attribute numbers differ between nodes, so it is
- * a hash of the name: FNV-1a, the same on every machine for ever.
+ * Returns the number by which marks name a column.  Attribute numbers differ
+ * between nodes, so it is a hash of the name: FNV-1a, the same on every
+ * machine for ever.
  */
 uint32
 repl_ml_marks_column(const char *name)
@@ -73,7 +75,11 @@ repl_ml_marks_column(const char *name)
 	return hash;
 }
 
-/* Would input accept the clock, marks and all?  For values that may be damaged. */
+/*
+ * Says whether vclock's input would accept the clock, marks and all.
+ * Walsenders and triggers ask it of values that may be damaged, so it never
+ * raises an error.
+ */
 bool
 repl_ml_marks_clock_is_whole(const ReplMlClock *clock)
 {
@@ -87,7 +93,7 @@ repl_ml_marks_clock_is_whole(const ReplMlClock *clock)
 	return bytes == NULL || repl_ml_marks_decode(bytes, size, clock, &marks) == NULL;
 }
 
-/* The marks of a clock; an error if they are damaged. */
+/* Returns the marks of a clock; raises an error if they are damaged. */
 ReplMlMarks
 repl_ml_marks_read(const ReplMlClock *clock)
 {
@@ -108,7 +114,7 @@ repl_ml_marks_read(const ReplMlClock *clock)
 	return marks;
 }
 
-/* A column's mark; NULL if it has none. */
+/* Returns a column's mark; NULL if it has none. */
 const ReplMlMark *
 repl_ml_marks_find(const ReplMlMarks *marks, uint32 column)
 {
@@ -121,8 +127,8 @@ repl_ml_marks_find(const ReplMlMarks *marks, uint32 column)
 }
 
 /*
- * A copy of the clock with these marks, which are valid ones of its columns,
- * in any order; they are sorted.
+ * Returns a copy of the clock with these marks, which are valid ones of its
+ * columns, in any order; they are sorted here.
  */
 ReplMlClock *
 repl_ml_marks_attach(const ReplMlClock *clock, ReplMlMarks *marks)
@@ -167,8 +173,8 @@ repl_ml_marks_decode(const uint8 *bytes, Size size, const ReplMlClock *clock, Re
 }
 
 /*
- * What is wrong with marks that are to be a clock's, as a sentence; NULL if
- * nothing is.
+ * Returns a sentence that says what is wrong with marks that are to be a
+ * clock's; NULL if nothing is.
  */
 const char *
 repl_ml_marks_problem(const ReplMlMarks *marks, const ReplMlClock *clock)
@@ -187,14 +193,14 @@ repl_ml_marks_problem(const ReplMlMarks *marks, const ReplMlClock *clock)
 	return NULL;
 }
 
-/* False at bytes that are no mark. */
+/* Reads one mark; returns false at bytes that are none. */
 static bool
 read_mark(Input *input, ReplMlMark *mark)
 {
 	const uint8 *kind;
 
 	memset(mark, 0, sizeof(*mark));
-	if (!read_uint32(input, &mark->column) || (kind = take(input, 1)) == NULL)
+	if (!read_uint32(input, &mark->column) || (kind = take_bytes(input, 1)) == NULL)
 		return false;
 	mark->is_counter = *kind == 'c';
 	if (mark->is_counter)
@@ -202,10 +208,14 @@ read_mark(Input *input, ReplMlMark *mark)
 	return *kind == 'i' && read_entry(input, &mark->dot);
 }
 
+/*
+ * Reads what each node has added to a counter; returns false at bytes that are
+ * something else.
+ */
 static bool
 read_contributions(Input *input, ReplMlMark *mark)
 {
-	const uint8 *count = take(input, 1);
+	const uint8 *count = take_bytes(input, 1);
 
 	if (count == NULL || *count > REPL_ML_MAX_CLOCK_ENTRIES)
 		return false;
@@ -218,7 +228,7 @@ read_contributions(Input *input, ReplMlMark *mark)
 		uint32		length;
 
 		if (!read_entry(input, &contribution->write) || !read_uint32(input, &length) ||
-			(text = take(input, length)) == NULL)
+			(text = take_bytes(input, length)) == NULL)
 			return false;
 		contribution->sum = pnstrdup((const char *) text, length);
 		if (strlen(contribution->sum) != length)
@@ -227,9 +237,9 @@ read_contributions(Input *input, ReplMlMark *mark)
 	return true;
 }
 
-/* The next bytes; NULL if there are not so many. */
+/* Returns the next bytes and goes past them; NULL if there are not so many. */
 static const uint8 *
-take(Input *input, Size size)
+take_bytes(Input *input, Size size)
 {
 	const uint8 *result = input->next;
 
@@ -240,10 +250,11 @@ take(Input *input, Size size)
 	return result;
 }
 
+/* Reads a number of four bytes; returns false if there are fewer. */
 static bool
 read_uint32(Input *input, uint32 *result)
 {
-	const uint8 *bytes = take(input, 4);
+	const uint8 *bytes = take_bytes(input, 4);
 
 	if (bytes == NULL)
 		return false;
@@ -251,10 +262,11 @@ read_uint32(Input *input, uint32 *result)
 	return true;
 }
 
+/* Reads an entry of the clock; returns false if there are too few bytes. */
 static bool
 read_entry(Input *input, ReplMlClockEntry *result)
 {
-	const uint8 *bytes = take(input, ENTRY_SIZE);
+	const uint8 *bytes = take_bytes(input, ENTRY_SIZE);
 
 	if (bytes == NULL)
 		return false;
@@ -262,6 +274,10 @@ read_entry(Input *input, ReplMlClockEntry *result)
 	return true;
 }
 
+/*
+ * Returns a sentence that says what is wrong with one mark of this clock; NULL
+ * if nothing is.
+ */
 static const char *
 mark_problem(const ReplMlMark *mark, const ReplMlClock *clock)
 {
@@ -274,11 +290,16 @@ mark_problem(const ReplMlMark *mark, const ReplMlClock *clock)
 			mark->contributions[i].write.node <= mark->contributions[i - 1].write.node)
 			problem = "The nodes of a counter's mark are not in ascending order.";
 		if (problem == NULL && !is_sum(mark->contributions[i].sum))
-			problem = "A sum of a counter's mark is not a plain decimal number, nor a list of them.";
+			problem =
+				"A sum of a counter's mark is not a plain decimal number, nor a list of them.";
 	}
 	return problem;
 }
 
+/*
+ * Returns a sentence that says why a mark of this clock cannot name that
+ * write; NULL if it can.
+ */
 static const char *
 write_problem(ReplMlClockEntry write, const ReplMlClock *clock)
 {
@@ -289,7 +310,7 @@ write_problem(ReplMlClockEntry write, const ReplMlClock *clock)
 	return NULL;
 }
 
-/* Is the text a number, or [number,...]? */
+/* Says whether the text is a number, or [number,...]. */
 static bool
 is_sum(const char *text)
 {
@@ -310,8 +331,9 @@ is_sum(const char *text)
 }
 
 /*
- * What follows a number in the one form that numbers have here: no exponent,
- * no plus, no needless zero in front, no negative zero.  NULL if there is none.
+ * Returns what follows a number in the one form that numbers have here: no
+ * exponent, no plus, no needless zero in front, no negative zero.  NULL if
+ * there is none.
  */
 static const char *
 skip_number(const char *text)
@@ -334,6 +356,7 @@ skip_number(const char *text)
 	return end;
 }
 
+/* Appends the bytes of a mark, which read_mark reads. */
 static void
 write_mark(StringInfo bytes, const ReplMlMark *mark)
 {
@@ -353,6 +376,7 @@ write_mark(StringInfo bytes, const ReplMlMark *mark)
 	}
 }
 
+/* Appends a number as four bytes. */
 static void
 write_uint32(StringInfo bytes, uint32 value)
 {
@@ -360,6 +384,7 @@ write_uint32(StringInfo bytes, uint32 value)
 		appendStringInfoChar(bytes, (char) (value >> shift));
 }
 
+/* Appends an entry of the clock. */
 static void
 write_clock_entry(StringInfo bytes, ReplMlClockEntry entry)
 {
@@ -369,6 +394,7 @@ write_clock_entry(StringInfo bytes, ReplMlClockEntry entry)
 	appendBinaryStringInfo(bytes, (char *) packed, ENTRY_SIZE);
 }
 
+/* Orders marks by column, for qsort: the same marks have the same bytes. */
 static int
 compare_marks(const void *a, const void *b)
 {

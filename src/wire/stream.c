@@ -6,6 +6,9 @@
  * replication stream after repl_ml_stream_start.  An error of the peer is
  * raised here with the peer's own SQLSTATE.  Messages are read by
  * group/worker.c with walrcv_receive.
+ *
+ * Not here: questions that must have an end (ask.c), since libpqwalreceiver
+ * knows no deadlines.  No locks.
  */
 #include "postgres.h"
 
@@ -24,14 +27,16 @@
 #include "wire/wire.h"
 
 static void append_option(StringInfo conninfo, const char *keyword, const char *value);
-static WalRcvExecResult *execute(WalReceiverConn *conn, const char *sql, int ncolumns, const Oid *types);
+static WalRcvExecResult *execute_on_peer(WalReceiverConn *conn, const char *sql, int ncolumns,
+										 const Oid *types);
 
 /*
- * A connection string, or URI, as keywords and values, under our application's
- * name: by that the server knows whose session it is (server/session.c).  The
- * password goes into *password where the caller has another way for it; NULL: it
- * stays.  An error if libpq cannot read it; a URI, which it would quote, is not
- * told.
+ * Returns a connection string, or URI, as keywords and values, under our
+ * application's name: by that the server knows whose session it is
+ * (server/session.c).  The password goes into *password where the caller has
+ * another way for it; it stays where "password" is NULL.  Raises an error if
+ * libpq cannot read the string; of a URI, which libpq would quote, it tells
+ * nothing.
  */
 char *
 repl_ml_stream_conninfo(const char *dsn, const char *purpose, char **password)
@@ -44,10 +49,13 @@ repl_ml_stream_conninfo(const char *dsn, const char *purpose, char **password)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid connection string"),
-				 reason != NULL && strstr(dsn, "://") == NULL ? errdetail_internal("%s", pchomp(reason)) : 0,
+				 reason != NULL && strstr(dsn, "://") == NULL ?
+				 errdetail_internal("%s", pchomp(reason)) : 0,
 				 errhint("Write it as in 'host=n1.example port=5432 dbname=app user=repl'.")));
 	if (password != NULL)
 		*password = NULL;
+
+	/* a name the string gives would make the peer take us for a client */
 	initStringInfo(&conninfo);
 	append_option(&conninfo, "application_name", psprintf(REPL_ML_APPLICATION "%s", purpose));
 	for (PQconninfoOption *option = options; option->keyword != NULL; option++)
@@ -63,7 +71,7 @@ repl_ml_stream_conninfo(const char *dsn, const char *purpose, char **password)
 	return conninfo.data;
 }
 
-/* keyword='value', as libpq reads it. */
+/* Appends keyword='value', quoted as libpq reads it. */
 static void
 append_option(StringInfo conninfo, const char *keyword, const char *value)
 {
@@ -100,7 +108,8 @@ repl_ml_stream_connect(const char *dsn, const char *purpose)
 				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
 				 errmsg("could not connect to the peer"),
 				 errdetail_internal("%s", pchomp(reason)),
-				 errhint("Check the connection string, pg_hba.conf on that server, and that the role has LOGIN and REPLICATION.")));
+				 errhint("Check the connection string, pg_hba.conf on that server, and that the "
+						 "role has LOGIN and REPLICATION.")));
 	return conn;
 }
 
@@ -126,7 +135,7 @@ void
 repl_ml_stream_utility(WalReceiverConn *conn, const char *sql)
 {
 	static const Oid none[1] = {InvalidOid};
-	WalRcvExecResult *result = execute(conn, sql, 0, none);
+	WalRcvExecResult *result = execute_on_peer(conn, sql, 0, none);
 
 	if (result->status != WALRCV_OK_COMMAND)
 		ereport(ERROR,
@@ -151,7 +160,7 @@ repl_ml_stream_query(WalReceiverConn *conn, const char *sql, int ncolumns, const
 		MemoryContextSwitchTo(context);
 		result->own_transaction = true;
 	}
-	result->raw = execute(conn, sql, ncolumns, types);
+	result->raw = execute_on_peer(conn, sql, ncolumns, types);
 	if (result->raw->status != WALRCV_OK_TUPLES)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
@@ -160,7 +169,7 @@ repl_ml_stream_query(WalReceiverConn *conn, const char *sql, int ncolumns, const
 	return result;
 }
 
-/* The next row into result->slot; false after the last one. */
+/* Puts the next row into result->slot; returns false after the last one. */
 bool
 repl_ml_stream_next(ReplMlResult *result)
 {
@@ -192,7 +201,7 @@ void
 repl_ml_stream_copy_out(WalReceiverConn *conn, const char *sql)
 {
 	static const Oid none[1] = {InvalidOid};
-	WalRcvExecResult *result = execute(conn, sql, 0, none);
+	WalRcvExecResult *result = execute_on_peer(conn, sql, 0, none);
 
 	if (result->status != WALRCV_OK_COPY_OUT)
 		ereport(ERROR,
@@ -211,11 +220,13 @@ repl_ml_stream_start(WalReceiverConn *conn, const char *slot, XLogRecPtr from,
 {
 	static const Oid none[1] = {InvalidOid};
 	WalRcvExecResult *result;
-	char	   *sql = psprintf("START_REPLICATION SLOT %s LOGICAL %X/%X (proto_version '1', publication_names '%s', messages 'true', binary 'true')",
+	char	   *sql =
+		psprintf("START_REPLICATION SLOT %s LOGICAL %X/%X (proto_version '1', publication_names "
+				 "'%s', messages 'true', binary 'true')",
 							   quote_identifier(slot), LSN_FORMAT_ARGS(from),
 							   quote_identifier(publication));
 
-	result = execute(conn, sql, 0, none);
+	result = execute_on_peer(conn, sql, 0, none);
 	if (result->status != WALRCV_OK_COPY_BOTH)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
@@ -247,7 +258,7 @@ repl_ml_stream_status(WalReceiverConn *conn, XLogRecPtr received,
 
 /* Runs one command and raises the peer's error, if any, as ours. */
 static WalRcvExecResult *
-execute(WalReceiverConn *conn, const char *sql, int ncolumns, const Oid *types)
+execute_on_peer(WalReceiverConn *conn, const char *sql, int ncolumns, const Oid *types)
 {
 	WalRcvExecResult *result = walrcv_exec(conn, sql, ncolumns, types);
 
@@ -256,6 +267,7 @@ execute(WalReceiverConn *conn, const char *sql, int ncolumns, const Oid *types)
 				(errcode(result->sqlstate != 0 ? result->sqlstate : ERRCODE_CONNECTION_FAILURE),
 				 errmsg("the peer reported: %s", pchomp(result->err)),
 				 result->sqlstate == ERRCODE_INSUFFICIENT_PRIVILEGE ?
-				 errhint("On that server run GRANT repl_ml_replication TO the role of the connection string.") : 0));
+				 errhint("On that server run GRANT repl_ml_replication TO the role of the "
+						 "connection string.") : 0));
 	return result;
 }

@@ -3,7 +3,8 @@
  *		The SQL type repl_ml.vclock: text and binary form, functions, operators.
  *
  * What comes from outside is checked here, entry by entry, before clock.c
- * makes a clock of it; everything else is a call of clock.c.
+ * makes a clock of it; everything else is a call of clock.c.  No locks, no
+ * catalogs, no state.
  *
  * A clock is {node:counter,...}, for example {1:829,3:830}.  One with marks
  * (marks.c) has them behind its entries, each behind a semicolon: the hash of
@@ -83,7 +84,10 @@ static ReplMlClock *finish_input(ClockInput *input);
 static void refuse_syntax(const ClockInput *input, const char *expected);
 static void refuse_input(const ClockInput *input, int sqlstate, const char *detail);
 
-/* The clock with this text form; an error as the type's input function's. */
+/*
+ * Returns the clock with this text form; raises the errors of the type's input
+ * function.
+ */
 ReplMlClock *
 repl_ml_clock_from_text(const char *text)
 {
@@ -116,13 +120,14 @@ repl_ml_vclock_in(PG_FUNCTION_ARGS)
 			refuse_syntax(&input, "\",\" or \"}\"");
 	}
 
+	/* what follows would be lost without a word */
 	skip_blanks(&input);
 	if (*input.next != '\0')
 		refuse_syntax(&input, "the end");
 	PG_RETURN_POINTER(finish_input(&input));
 }
 
-/* The text of a clock, palloc'd. */
+/* Returns the text of a clock, palloc'd. */
 char *
 repl_ml_clock_to_text(const ReplMlClock *clock)
 {
@@ -206,6 +211,8 @@ repl_ml_vclock_send(PG_FUNCTION_ARGS)
 	StringInfoData message;
 
 	pq_begintypsend(&message);
+
+	/* a count that no receiver takes */
 	if (is_sent_damaged(clock))
 	{
 		pq_sendint32(&message, -1);
@@ -270,7 +277,7 @@ repl_ml_vclock_contains(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(order == REPL_ML_CLOCK_AFTER || order == REPL_ML_CLOCK_EQUAL);
 }
 
-/* vclock = vclock */
+/* vclock = vclock: whether both have the same entries */
 Datum
 repl_ml_vclock_eq(PG_FUNCTION_ARGS)
 {
@@ -283,7 +290,7 @@ repl_ml_vclock_eq(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(equal);
 }
 
-/* vclock <> vclock */
+/* vclock <> vclock: whether an entry differs */
 Datum
 repl_ml_vclock_ne(PG_FUNCTION_ARGS)
 {
@@ -291,7 +298,10 @@ repl_ml_vclock_ne(PG_FUNCTION_ARGS)
 								 PG_GETARG_REPL_ML_CLOCK_P(1)));
 }
 
-/* The order of the bytes of two clocks' entries: any total order in which equal clocks are equal. */
+/*
+ * Orders two clocks by the bytes of their entries, for indexes and sorts: any
+ * total order will do in which equal clocks are equal.
+ */
 static int
 compare_bytes(const ReplMlClock *a, const ReplMlClock *b)
 {
@@ -306,35 +316,38 @@ compare_bytes(const ReplMlClock *a, const ReplMlClock *b)
 	return a_size == b_size ? 0 : a_size < b_size ? -1 : 1;
 }
 
-/* vclock_bytes_cmp(vclock, vclock) */
+/*
+ * vclock_bytes_cmp(vclock, vclock): the order of indexes and sorts, which says
+ * nothing of which write came first
+ */
 Datum
 repl_ml_vclock_bytes_cmp(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_INT32(compare_bytes(PG_GETARG_REPL_ML_CLOCK_P(0), PG_GETARG_REPL_ML_CLOCK_P(1)));
 }
 
-/* vclock *< vclock */
+/* vclock *< vclock: before, in the order of bytes */
 Datum
 repl_ml_vclock_bytes_lt(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_BOOL(compare_bytes(PG_GETARG_REPL_ML_CLOCK_P(0), PG_GETARG_REPL_ML_CLOCK_P(1)) < 0);
 }
 
-/* vclock *<= vclock */
+/* vclock *<= vclock: before or equal, in the order of bytes */
 Datum
 repl_ml_vclock_bytes_le(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_BOOL(compare_bytes(PG_GETARG_REPL_ML_CLOCK_P(0), PG_GETARG_REPL_ML_CLOCK_P(1)) <= 0);
 }
 
-/* vclock *>= vclock */
+/* vclock *>= vclock: after or equal, in the order of bytes */
 Datum
 repl_ml_vclock_bytes_ge(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_BOOL(compare_bytes(PG_GETARG_REPL_ML_CLOCK_P(0), PG_GETARG_REPL_ML_CLOCK_P(1)) >= 0);
 }
 
-/* vclock *> vclock */
+/* vclock *> vclock: after, in the order of bytes */
 Datum
 repl_ml_vclock_bytes_gt(PG_FUNCTION_ARGS)
 {
@@ -418,8 +431,9 @@ repl_ml_vclock_last_writer(PG_FUNCTION_ARGS)
 }
 
 /*
- * Is a walsender about to send a damaged clock?  An error would end its stream
- * again and again: it sends what the peer cannot read, and sets aside.
+ * Says whether a walsender is about to send a damaged clock.  An error would
+ * end its stream again and again, so it sends what the peer cannot read, and
+ * the peer sets the row aside.
  */
 static bool
 is_sent_damaged(const ReplMlClock *clock)
@@ -428,7 +442,7 @@ is_sent_damaged(const ReplMlClock *clock)
 }
 
 /*
- * How the two clocks an SQL function is called with stand to each other.
+ * Says how the two clocks an SQL function is called with stand to each other.
  */
 static ReplMlClockOrder
 compare_arguments(FunctionCallInfo fcinfo)
@@ -438,7 +452,7 @@ compare_arguments(FunctionCallInfo fcinfo)
 }
 
 /*
- * Whether two clocks are the same, whatever their marks.  A clock has one
+ * Says whether two clocks are the same, whatever their marks.  A clock has one
  * form, so this is whether the bytes of their entries are.
  */
 static bool
@@ -535,14 +549,17 @@ add_entry(ClockInput *input, uint64 node, uint64 counter)
 					 psprintf("Node ids are 1 to %d.", REPL_ML_MAX_NODE_ID));
 	if (counter == 0 || counter > REPL_ML_MAX_COUNTER)
 		refuse_input(input, ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
-					 psprintf("The counter of node " UINT64_FORMAT " is out of range; counters are 1 to " UINT64_FORMAT ".",
+					 psprintf("The counter of node " UINT64_FORMAT " is out of range; counters are "
+							  "1 to " UINT64_FORMAT ".",
 							  node, REPL_ML_MAX_COUNTER));
+	/* a clock has one form only: equality and hash are those of the bytes */
 	if (node == input->last_node)
 		refuse_input(input, ERRCODE_INVALID_TEXT_REPRESENTATION,
 					 psprintf("Node " UINT64_FORMAT " appears more than once.", node));
 	if (node < input->last_node)
 		refuse_input(input, ERRCODE_INVALID_TEXT_REPRESENTATION,
-					 psprintf("Node " UINT64_FORMAT " comes after node " UINT64_FORMAT "; nodes must be in ascending order.",
+					 psprintf("Node " UINT64_FORMAT " comes after node "
+							  UINT64_FORMAT "; nodes must be in ascending order.",
 							  node, input->last_node));
 
 	input->entries[input->count].node = (uint16) node;
@@ -658,9 +675,7 @@ read_sum(ClockInput *input)
 	return sum;
 }
 
-/*
- * Appends the text form of marks.
- */
+/* Appends the text form of marks, which read_text_marks reads. */
 static void
 append_marks(StringInfo text, const ReplMlMarks *marks)
 {
@@ -673,14 +688,13 @@ append_marks(StringInfo text, const ReplMlMarks *marks)
 			appendStringInfo(text, "%u:" UINT64_FORMAT, mark->dot.node, mark->dot.counter);
 		for (int j = 0; j < mark->count; j++)
 			appendStringInfo(text, "%s%u:" UINT64_FORMAT "=%s", j > 0 ? "," : "",
-							 mark->contributions[j].write.node, mark->contributions[j].write.counter,
+							 mark->contributions[j].write.node,
+							 mark->contributions[j].write.counter,
 							 mark->contributions[j].sum);
 	}
 }
 
-/*
- * Reads the rest of a binary clock: its marks, which are checked.
- */
+/* Reads the rest of a binary clock: its marks, and checks them. */
 static void
 read_binary_marks(ClockInput *input, StringInfo message, const ReplMlClock *clock)
 {
@@ -693,14 +707,17 @@ read_binary_marks(ClockInput *input, StringInfo message, const ReplMlClock *cloc
 					 psprintf("The last %d bytes are no marks.", rest));
 	if (size > REPL_ML_MAX_MARKS_SIZE)
 		refuse_input(input, ERRCODE_INVALID_BINARY_REPRESENTATION,
-					 psprintf("The marks have %zu bytes; the limit is %d.", size, REPL_ML_MAX_MARKS_SIZE));
-	problem = repl_ml_marks_decode((const uint8 *) pq_getmsgbytes(message, size), size, clock, &input->marks);
+					 psprintf("The marks have %zu bytes; the limit is %d.", size,
+							  REPL_ML_MAX_MARKS_SIZE));
+	problem = repl_ml_marks_decode((const uint8 *) pq_getmsgbytes(message, size), size, clock,
+								   &input->marks);
 	if (problem != NULL)
 		refuse_input(input, ERRCODE_INVALID_BINARY_REPRESENTATION, problem);
 }
 
 /*
- * The clock that was read.
+ * Makes a clock of what was read, and checks its marks, which may come before
+ * entries they name.
  */
 static ReplMlClock *
 finish_input(ClockInput *input)
@@ -730,8 +747,8 @@ refuse_syntax(const ClockInput *input, const char *expected)
 }
 
 /*
- * Refuses input.  Whatever is wrong with binary input has the one SQLSTATE
- * that clients know for it.
+ * Refuses input with a detail that says why.  Whatever is wrong with binary
+ * input has the one SQLSTATE that clients know for it.
  */
 static void
 refuse_input(const ClockInput *input, int sqlstate, const char *detail)

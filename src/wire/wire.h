@@ -49,7 +49,8 @@ typedef struct ReplMlClockEntry
 #define REPL_ML_MAX_MARKS_SIZE		(1024 * 1024)
 
 /* What to do about a row whose clock cannot be read */
-#define REPL_ML_DAMAGED_HINT	"Run UPDATE ... SET __repl_clock = DEFAULT for the row where it was written: it begins anew."
+#define REPL_ML_DAMAGED_HINT \
+	"Run UPDATE ... SET __repl_clock = DEFAULT for the row where it was written: it begins anew."
 
 #define DatumGetReplMlClockP(d)		((ReplMlClock *) PG_DETOAST_DATUM_PACKED(d))
 #define PG_GETARG_REPL_ML_CLOCK_P(n) DatumGetReplMlClockP(PG_GETARG_DATUM(n))
@@ -84,8 +85,10 @@ typedef struct ReplMlMarks
 /* what the names of our sessions on other servers begin with */
 #define REPL_ML_APPLICATION		"repl_ml "
 
-/* first line of a message that a walsender sends in place of a change: it has the table's schema, name, the
- * key and the error in the next ones */
+/*
+ * first line of a message that a walsender sends in place of a change: it has
+ * the table's schema, name, the key and the error in the next ones
+ */
 #define REPL_ML_UNSENT			"unsent"
 
 /* Rows a query returned, until repl_ml_stream_free. */
@@ -114,7 +117,8 @@ extern ReplMlClockOrder repl_ml_clock_compare(const ReplMlClock *a, const ReplMl
 extern bool repl_ml_clock_is_within(const ReplMlClock *a, const ReplMlClock *b);
 extern const char *repl_ml_clock_order_name(ReplMlClockOrder order);
 extern const uint8 *repl_ml_clock_marks(const ReplMlClock *clock, Size *size);
-extern ReplMlClock *repl_ml_clock_with_marks(const ReplMlClock *clock, const uint8 *marks, Size size);
+extern ReplMlClock *repl_ml_clock_with_marks(const ReplMlClock *clock, const uint8 *marks,
+											 Size size);
 extern const uint8 *repl_ml_clock_entries(const ReplMlClock *clock, Size *size);
 extern ReplMlClockEntry repl_ml_clock_unpack(const uint8 *entry);
 extern void repl_ml_clock_pack(uint8 *entry, ReplMlClockEntry value);
@@ -125,7 +129,8 @@ extern bool repl_ml_marks_clock_is_whole(const ReplMlClock *clock);
 extern ReplMlMarks repl_ml_marks_read(const ReplMlClock *clock);
 extern const ReplMlMark *repl_ml_marks_find(const ReplMlMarks *marks, uint32 column);
 extern ReplMlClock *repl_ml_marks_attach(const ReplMlClock *clock, ReplMlMarks *marks);
-extern const char *repl_ml_marks_decode(const uint8 *bytes, Size size, const ReplMlClock *clock, ReplMlMarks *marks);
+extern const char *repl_ml_marks_decode(const uint8 *bytes, Size size, const ReplMlClock *clock,
+										ReplMlMarks *marks);
 extern const char *repl_ml_marks_problem(const ReplMlMarks *marks, const ReplMlClock *clock);
 
 /* in vclock.c */
@@ -155,7 +160,9 @@ extern void repl_ml_stream_status(WalReceiverConn *conn, XLogRecPtr received,
 								  XLogRecPtr applied, XLogRecPtr durable, bool reply_wanted);
 
 /* in ask.c */
-extern void repl_ml_ask(int count, char *const *dsns, const char *query, TimestampTz deadline, char **answers);
-extern char *repl_ml_ask_one(const char *dsn, const char *query, int nparams, const char *const *params, TimestampTz deadline);
+extern void repl_ml_ask(int count, char *const *dsns, const char *query, TimestampTz deadline,
+						char **answers);
+extern char *repl_ml_ask_one(const char *dsn, const char *query, int nparams,
+							 const char *const *params, TimestampTz deadline);
 
 #endif							/* REPL_ML_WIRE_H */
