@@ -102,7 +102,9 @@ repl_ml_binary_read(FmgrInfo *receive, Oid param, int32 typmod, StringInfo value
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
 				 errmsg("a value has %d bytes more than its type reads",
-						value->len - value->cursor)));
+						value->len - value->cursor),
+				 errhint("Check that the column has the same type on both nodes, and that both run "
+						 "the same version of repl_ml.")));
 	return result;
 }
 

@@ -573,6 +573,7 @@ set_count(ReplMlClock *clock, int count)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("vector clock would have more than %d entries",
-						REPL_ML_MAX_CLOCK_ENTRIES)));
+						REPL_ML_MAX_CLOCK_ENTRIES),
+				 errhint("Write the row on nodes that its clock already names.")));
 	SET_VARSIZE(clock, VARHDRSZ + count * ENTRY_SIZE);
 }

@@ -26,6 +26,10 @@
 #include "compat.h"
 #include "wire/wire.h"
 
+/* What to do about a server that does not keep to the protocol */
+#define PROTOCOL_HINT	"Check that the connection string leads to the PostgreSQL server itself, " \
+						"and not to a connection pooler."
+
 static void append_option(StringInfo conninfo, const char *keyword, const char *value);
 static WalRcvExecResult *execute_on_peer(WalReceiverConn *conn, const char *sql, int ncolumns,
 										 const Oid *types);
@@ -140,7 +144,8 @@ repl_ml_stream_utility(WalReceiverConn *conn, const char *sql)
 	if (result->status != WALRCV_OK_COMMAND)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("the peer did not run the command %s", sql)));
+				 errmsg("the peer did not run the command \"%s\"", sql),
+				 errhint(PROTOCOL_HINT)));
 	walrcv_clear_result(result);
 }
 
@@ -164,7 +169,8 @@ repl_ml_stream_query(WalReceiverConn *conn, const char *sql, int ncolumns, const
 	if (result->raw->status != WALRCV_OK_TUPLES)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("the peer returned no rows where rows were expected")));
+				 errmsg("the peer returned no rows where rows were expected"),
+				 errhint(PROTOCOL_HINT)));
 	result->slot = MakeSingleTupleTableSlot(result->raw->tupledesc, &TTSOpsMinimalTuple);
 	return result;
 }
@@ -206,7 +212,8 @@ repl_ml_stream_copy_out(WalReceiverConn *conn, const char *sql)
 	if (result->status != WALRCV_OK_COPY_OUT)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("the peer did not start a copy")));
+				 errmsg("the peer did not start a copy"),
+				 errhint(PROTOCOL_HINT)));
 	walrcv_clear_result(result);
 }
 
@@ -230,7 +237,8 @@ repl_ml_stream_start(WalReceiverConn *conn, const char *slot, XLogRecPtr from,
 	if (result->status != WALRCV_OK_COPY_BOTH)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("the peer did not start the stream of slot \"%s\"", slot)));
+				 errmsg("the peer did not start the stream of slot \"%s\"", slot),
+				 errhint(PROTOCOL_HINT)));
 	walrcv_clear_result(result);
 	pfree(sql);
 }

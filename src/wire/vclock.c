@@ -757,9 +757,11 @@ refuse_input(const ClockInput *input, int sqlstate, const char *detail)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
 				 errmsg("invalid binary vector clock"),
-				 errdetail_internal("%s", detail)));
+				 errdetail_internal("%s", detail),
+				 errhint("Send it in the form that repl_ml.vclock_send() gives.")));
 	ereport(ERROR,
 			(errcode(sqlstate),
 			 errmsg("invalid vector clock: \"%s\"", input->text),
-			 errdetail_internal("%s", detail)));
+			 errdetail_internal("%s", detail),
+			 errhint("Write it as in '{1:829,3:830}', with the nodes in ascending order.")));
 }
