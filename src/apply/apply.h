@@ -15,6 +15,9 @@
 #include "row/row.h"
 #include "server/server.h"
 
+/* The message of a parked change that is a person's, with SQLSTATE 38000. */
+#define REPL_ML_CRASHED_AGAIN	"trying the change again took the server down"
+
 /*
  * How a transaction is applied.  One that failed is tried again carefully,
  * each change in a subtransaction, so that just the failing ones are parked;

@@ -323,7 +323,7 @@ attempt(ReplMlApply *apply, int64 id, bool whole)
 		StartTransactionCommand();
 		PushActiveSnapshot(GetTransactionSnapshot());
 		MemoryContextSwitchTo(apply->message_context);
-		repl_ml_crash_retries(id);
+		repl_ml_crash_retries(id, false);
 		watch(RETRY_PATIENCE_MS + (int) pg_prng_uint64_range(&pg_global_prng_state, 0, RETRY_PATIENCE_MS));
 		apply->transaction.catalogs_changed |= repl_ml_park_retry(id, apply->self, whole);
 		repl_ml_aside_unwatch();
@@ -357,7 +357,7 @@ hand_over_crashed(ReplMlApply *apply)
 {
 	ErrorData	error = {
 		.sqlerrcode = ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
-		.message = "trying the change again took the server down"
+		.message = REPL_ML_CRASHED_AGAIN
 	};
 	int64		id = repl_ml_crash_retried();
 	ListCell   *lc;

@@ -9,8 +9,10 @@
  * nodes that have left), table by table and in order: soon after a catalog has
  * changed here or something was parked, else ever less often.  It does so
  * between transactions of the stream, for a moment at a time and without
- * waiting for locks, so that the stream is not held up.  Losers of conflicts,
- * and what takes the server down (server/crash.c), are a person's.
+ * waiting for locks, so that the stream is not held up.  Losers of conflicts are
+ * a person's.  What took the server down (server/crash.c) is tried again once,
+ * some minutes later, as it may have been killed for no fault of its own; if it
+ * does so again, its table is a person's.
  *
  * A change whose columns are not those of the table any more, or that was
  * counted and not kept (park.c), needs what the row has become: the table is
@@ -51,6 +53,8 @@
 #define SHORT_REST			4	/* part of what one took, if it brought something
 								 * or a catalog has changed */
 #define BATCH				"50"
+#define CRASH_REST			"'10 min'"	/* until what took the server down is tried
+										 * again, once */
 #define LOCK_PATIENCE		"10ms"
 
 /* Of one peer, as the same text on both nodes if the table is the same. */
@@ -69,6 +73,7 @@ typedef struct Parked
 	char	   *table_name;
 	int64		id;
 	bool		counted;
+	bool		crashed;		/* it took the server down, long ago */
 	bool		only_lacks;		/* columns; it need not be copied */
 } Parked;
 
@@ -96,7 +101,7 @@ static bool changed = false;	/* catalogs, since the last round began */
 static void listen_to_catalogs(void);
 static List *next_changes(ReplMlApply *apply);
 static void try_change(ReplMlApply *apply, Parked *change);
-static ErrorData *attempt(ReplMlApply *apply, int64 id, bool with_defaults, ReplMlParkedState *state);
+static ErrorData *attempt(ReplMlApply *apply, const Parked *change, bool with_defaults, ReplMlParkedState *state);
 static void rest(TimestampTz now);
 static void finish_pass(ReplMlApply *apply);
 static void heal(ReplMlApply *apply, Parked *table);
@@ -244,10 +249,13 @@ next_changes(ReplMlApply *apply)
 	NameGetDatum(&pass.table_name), Int64GetDatum(pass.id)};
 
 	repl_ml_begin();
-	SPI_execute_plan(repl_ml_spi_plan(&plan, "SELECT p.schema_name, p.table_name, p.id, p.action OPERATOR(pg_catalog.=) 'counted'"
+	SPI_execute_plan(repl_ml_spi_plan(&plan, "SELECT p.schema_name, p.table_name, p.id, p.action OPERATOR(pg_catalog.=) 'counted', p.sqlstate OPERATOR(pg_catalog.=) '38000'"
 									  " FROM repl_ml.parked_change p"
 									  " WHERE ROW(p.schema_name, p.table_name, p.id) OPERATOR(pg_catalog.>) ROW($2, $3, $4)"
-									  " AND NOT p.put_aside AND p.sqlstate OPERATOR(pg_catalog.<>) '38000' AND p.action OPERATOR(pg_catalog.=) ANY ('{insert,update,delete,counted}')"
+									  " AND NOT p.put_aside AND p.action OPERATOR(pg_catalog.=) ANY ('{insert,update,delete,counted}')"
+									  " AND (p.sqlstate OPERATOR(pg_catalog.<>) '38000' OR (p.parked_at OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) " CRASH_REST "::pg_catalog.interval)"
+									  " AND NOT EXISTS (SELECT FROM repl_ml.parked_change f WHERE f.schema_name OPERATOR(pg_catalog.=) p.schema_name AND f.table_name OPERATOR(pg_catalog.=) p.table_name"
+									  " AND f.sqlstate OPERATOR(pg_catalog.=) '38000' AND f.message OPERATOR(pg_catalog.=) '" REPL_ML_CRASHED_AGAIN "')))"
 									  " AND (p.origin_node OPERATOR(pg_catalog.=) $1 OR NOT EXISTS (SELECT FROM repl_ml.member m"
 									  " WHERE m.node_id OPERATOR(pg_catalog.=) p.origin_node AND m.state OPERATOR(pg_catalog.<>) 'dropped'))"
 									  " ORDER BY p.schema_name, p.table_name, p.id LIMIT " BATCH, 4, types), values, NULL, true, 0);
@@ -260,6 +268,7 @@ next_changes(ReplMlApply *apply)
 		change->table_name = pstrdup(repl_ml_spi_text(i, 1));
 		change->id = strtoll(repl_ml_spi_text(i, 2), NULL, 10);
 		change->counted = strcmp(repl_ml_spi_text(i, 3), "t") == 0;
+		change->crashed = strcmp(repl_ml_spi_text(i, 4), "t") == 0;
 		changes = lappend(changes, change);
 		MemoryContextSwitchTo(old);
 	}
@@ -334,7 +343,7 @@ try_change(ReplMlApply *apply, Parked *change)
 		return;
 	pass.any = true;
 	if (!change->counted)
-		error = attempt(apply, change->id, find_table(trusted, change) != NULL, &state);
+		error = attempt(apply, change, find_table(trusted, change) != NULL, &state);
 	/* generated here now, say */
 	if (error != NULL && error->sqlerrcode == ERRCODE_UNDEFINED_COLUMN)
 		state = REPL_ML_PARKED_UNFIT;
@@ -346,13 +355,14 @@ try_change(ReplMlApply *apply, Parked *change)
 	go_on_behind(change, error != NULL && error->sqlerrcode == ERRCODE_UNDEFINED_TABLE);
 	if (state == REPL_ML_PARKED_DONE)
 		pass.progressed = true;
-	if (error != NULL && repl_ml_dispatch_is_permanent(error->sqlerrcode))
+	/* that its table is banned is not what it was parked for */
+	if (error != NULL && repl_ml_dispatch_is_permanent(error->sqlerrcode) && error->sqlerrcode != ERRCODE_EXTERNAL_ROUTINE_EXCEPTION)
 		repl_ml_park_note(change->id, error);
 }
 
 /* Tries one parked change in a transaction of its own; the error it failed with, or NULL. */
 static ErrorData *
-attempt(ReplMlApply *apply, int64 id, bool with_defaults, ReplMlParkedState *state)
+attempt(ReplMlApply *apply, const Parked *change, bool with_defaults, ReplMlParkedState *state)
 {
 	ErrorData  *volatile error = NULL;
 
@@ -367,8 +377,8 @@ attempt(ReplMlApply *apply, int64 id, bool with_defaults, ReplMlParkedState *sta
 								 GUC_ACTION_SAVE, true, 0, false);
 		PushActiveSnapshot(GetTransactionSnapshot());
 		MemoryContextSwitchTo(apply->message_context);
-		repl_ml_crash_retries(id);
-		*state = repl_ml_park_try(id, apply->self, with_defaults, &apply->transaction.catalogs_changed);
+		repl_ml_crash_retries(change->id, change->crashed);
+		*state = repl_ml_park_try(change->id, apply->self, with_defaults, &apply->transaction.catalogs_changed);
 		repl_ml_targets_close();
 		PopActiveSnapshot();
 		AtEOXact_GUC(true, level);

@@ -11,7 +11,8 @@
  * for each transaction, and no I/O, because the server's own crash loses nothing
  * of a mapped file.  (A crash of the machine does, but that is nobody's row.)
  * Who ends in an orderly way, after whatever error, takes the note back, but for
- * a worker that is ended in the middle of a row: code of the row may have done it.
+ * a worker that has sent itself a SIGTERM in the middle of a row: code of the row
+ * did it, and would again.
  *
  * A note that is left is blame, so two kinds of end must not leave one.  When
  * another process crashes, or the server is stopped at once, the postmaster
@@ -22,10 +23,12 @@
  *
  * What follows of blame: a transaction that was at it twice is applied row by
  * row, with a note of the table (apply/dispatch.c).  The table whose row was
- * at it then is banned: its changes are parked and its copies left, until a
- * person has tried one of them again with success, or has stopped the server in
- * order and started it again.  A parked change that a worker was trying again
- * becomes a person's.
+ * at it then is banned: its changes are parked and its copies left, until one of
+ * them was tried again with success, or the server was stopped in order and
+ * started again.  Who kills a process from outside, for want of memory perhaps,
+ * chooses what is innocent: so a worker tries the first of them again, once, some
+ * minutes later (copy/retry.c).  A parked change that took the server down when it
+ * was tried again is a person's, and so are then all of its table.
  *
  * A file that is missing, damaged or another server's starts empty; entries of
  * a copied one fit no transaction.  Entries are the workers' own; bans are
@@ -44,6 +47,7 @@
 #include "storage/fd.h"
 #include "storage/lwlock.h"
 #include "storage/pmsignal.h"
+#include "tcop/tcopprot.h"
 #include "utils/elog.h"
 
 #include "compat.h"
@@ -106,9 +110,16 @@ static CrashFile *file = NULL;
 static Entry *own = NULL;
 static emit_log_hook_type previous_log_hook = NULL;
 
+/* Written by the SIGTERM handler: who ended the worker was not itself, so not code of a row. */
+static volatile sig_atomic_t ended_by_others = false;
+
+/* Does what is tried again, after so long, pass by the bans?  Written by repl_ml_crash_retries. */
+static bool passes_bans = false;
+
 static void *map_file(void);
 static void begin_anew(void);
 static void quit(SIGNAL_ARGS);
+static void end(int signal, siginfo_t *info, void *context);
 static void spare_panic(ErrorData *error);
 static char *conclude(void);
 static char *conclude_transaction(void);
@@ -202,6 +213,18 @@ quit(SIGNAL_ARGS)
 	_exit(2);
 }
 
+/* The SIGTERM handler of an apply worker: as the server's own, but first notes who sent it. */
+static void
+end(int signal, siginfo_t *info, void *context)
+{
+	int			saved = errno;
+
+	if (info->si_pid != MyProcPid)
+		ended_by_others = true;
+	die(signal);
+	errno = saved;
+}
+
 /*
  * In an apply worker that starts, with its place in shared memory: finds its
  * entry, and draws the conclusions from a note that was left there.  Returns
@@ -211,6 +234,7 @@ char *
 repl_ml_crash_attach(int worker)
 {
 	const ReplMlWorker *self = &repl_ml_shared->workers[worker];
+	struct sigaction action = {.sa_sigaction = end,.sa_flags = SA_RESTART | SA_SIGINFO};
 	char	   *message;
 
 	if (file == NULL)
@@ -236,6 +260,7 @@ repl_ml_crash_attach(int worker)
 	LWLockRelease(repl_ml_shared->lock);
 
 	pqsignal(SIGQUIT, quit);
+	(void) sigaction(SIGTERM, &action, NULL);
 	previous_log_hook = emit_log_hook;
 	emit_log_hook = spare_panic;
 	return message;
@@ -332,12 +357,13 @@ repl_ml_crash_copies(void)
 	own->doing = COPIES;
 }
 
-/* In an apply worker: tries a parked change again. */
+/* In an apply worker: tries a parked change again; "banned": also one of a banned table. */
 void
-repl_ml_crash_retries(int64 parked)
+repl_ml_crash_retries(int64 parked, bool banned)
 {
 	if (own == NULL)
 		return;
+	passes_bans = banned;
 	own->parked = parked;
 	own->doing = RETRIES;
 }
@@ -359,7 +385,7 @@ repl_ml_crash_detach(int status)
 {
 	if (own == NULL)
 		return;
-	if (status == 0 || !OidIsValid(own->relid))
+	if (status == 0 || !OidIsValid(own->relid) || ended_by_others)
 		repl_ml_crash_rests();
 }
 
@@ -406,6 +432,8 @@ repl_ml_crash_retried(void)
 bool
 repl_ml_crash_is_banned(Oid relid)
 {
+	if (own != NULL && own->doing == RETRIES && passes_bans)
+		return false;
 	for (int i = 0; own != NULL && i < file->banned; i++)
 	{
 		if (file->bans[i].database == MyDatabaseId && file->bans[i].relid == relid)

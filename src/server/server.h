@@ -316,7 +316,7 @@ extern void repl_ml_crash_watch(void);
 extern char *repl_ml_crash_attach(int worker);
 extern void repl_ml_crash_applies(XLogRecPtr lsn, bool careful);
 extern void repl_ml_crash_copies(void);
-extern void repl_ml_crash_retries(int64 parked);
+extern void repl_ml_crash_retries(int64 parked, bool banned);
 extern void repl_ml_crash_writes(Oid relid);
 extern void repl_ml_crash_rests(void);
 extern void repl_ml_crash_detach(int status);
