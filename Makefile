@@ -60,6 +60,7 @@ OBJS = \
 	src/row/orphans.o \
 	src/row/key.o \
 	src/row/shape.o \
+	src/row/column.o \
 	src/row/size.o \
 	src/row/tombstone.o \
 	src/row/version.o \

@@ -517,10 +517,11 @@ CREATE TABLE repl_ml.table_shape (
     schema_name  name NOT NULL,
     table_name   name NOT NULL,
     shape        jsonb,
+    seen         text,
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
     PRIMARY KEY (node_id, schema_name, table_name)
 );
-COMMENT ON TABLE repl_ml.table_shape IS 'what a replicated table is on each member: its columns, types, keys, constraints and partitions, each with a digit for their order, as text that is the same wherever they are the same; null where it is missing';
+COMMENT ON TABLE repl_ml.table_shape IS 'what a replicated table is on each member: its columns, types, keys, constraints and partitions, each with a digit for their order, as text that is the same wherever they are the same; null where it is missing; and in seen the identities of all columns it has ever had';
 
 -- Versions of one row of which none knows another: what the row was resolved from
 CREATE TABLE repl_ml.concurrent_version (
@@ -1261,6 +1262,62 @@ CREATE FUNCTION repl_ml.list_key(relation regclass) RETURNS void
     AS 'MODULE_PATHNAME', 'repl_ml_list_key' LANGUAGE C VOLATILE STRICT;
 COMMENT ON FUNCTION repl_ml.list_key(regclass) IS 'puts the primary key of an enrolled table into repl_ml.key_shape';
 
+-- Which columns its columns are, as security labels: see src/row/column.c
+CREATE FUNCTION repl_ml.identify_columns(relation regclass) RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_identify_columns' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.identify_columns(regclass) IS 'gives each column of a table that has no identity a new one';
+CREATE FUNCTION repl_ml.forget_columns(relation regclass) RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_forget_columns' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.forget_columns(regclass) IS 'takes the identities of a table''s columns away';
+CREATE FUNCTION repl_ml.send_columns(relation regclass) RETURNS bytea
+    AS 'MODULE_PATHNAME', 'repl_ml_send_columns' LANGUAGE C STABLE STRICT;
+COMMENT ON FUNCTION repl_ml.send_columns(regclass) IS 'names, types and identities of a table''s columns, for a node that copies it';
+CREATE FUNCTION repl_ml.agree_on_column(relation regclass, column_name name, ours text, theirs text) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'repl_ml_agree_on_column' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.agree_on_column(regclass, name, text, text) IS 'gives a column also the identities it has on another node; false if its table is locked';
+CREATE FUNCTION repl_ml.column_identity(relation regclass, column_name name) RETURNS text
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT s.label FROM pg_catalog.pg_attribute a
+      JOIN pg_catalog.pg_seclabel s ON s.provider = 'repl_ml' AND s.classoid = 'pg_class'::regclass AND s.objoid = a.attrelid AND s.objsubid = a.attnum
+     WHERE a.attrelid = relation AND a.attname = column_name AND NOT a.attisdropped
+    $$;
+COMMENT ON FUNCTION repl_ml.column_identity(regclass, name) IS 'the identities of a column, of __repl_clock all that columns of the table have ever had here; null if there are none';
+
+-- What two nodes have added, each for itself, is one column as soon as one of them has heard of the other's; see repl_ml_column_is_same
+CREATE FUNCTION repl_ml.agree_on_columns() RETURNS boolean
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT coalesce(pg_catalog.bool_and(repl_ml.agree_on_column(c.relation, a.attname, c.ours, c.theirs)), true)
+      FROM repl_ml.local_node l
+     CROSS JOIN LATERAL (SELECT s.shape, s.seen, r.oid::regclass AS relation, repl_ml.column_identity(r.oid, '__repl_clock') AS seen_here,
+                                coalesce(o.shape, repl_ml.describe_table(r.oid)) AS shape_here
+                           FROM repl_ml.table_shape s JOIN repl_ml.member m ON m.node_id = s.node_id AND m.state <> 'dropped'
+                           JOIN pg_catalog.pg_namespace n ON n.nspname = s.schema_name
+                           JOIN pg_catalog.pg_class r ON r.relnamespace = n.oid AND r.relname = s.table_name
+                           LEFT JOIN repl_ml.table_shape o ON (o.node_id, o.schema_name, o.table_name) = (l.node_id, s.schema_name, s.table_name)
+                          WHERE s.node_id <> l.node_id AND s.seen IS NOT NULL AND s.shape IS DISTINCT FROM o.shape) t
+      JOIN pg_catalog.pg_attribute a ON a.attrelid = t.relation AND a.attnum > 0 AND NOT a.attisdropped AND a.attname <> '__repl_clock'
+     CROSS JOIN LATERAL (SELECT t.relation, repl_ml.column_identity(t.relation, a.attname) AS ours, t.shape ->> pg_catalog.format('1identity of column %I', a.attname) AS theirs) c
+     WHERE NOT pg_catalog.string_to_array(c.ours, ',') @> pg_catalog.string_to_array(c.theirs, ',')
+       AND (pg_catalog.string_to_array(c.ours, ',') && pg_catalog.string_to_array(c.theirs, ',')
+            OR NOT pg_catalog.string_to_array(c.theirs, ',') && pg_catalog.string_to_array(t.seen_here, ',')
+           AND NOT pg_catalog.string_to_array(c.ours, ',') && pg_catalog.string_to_array(t.seen, ','))
+       -- of one type
+       AND t.shape ->> pg_catalog.format('1column %I', a.attname) = t.shape_here ->> pg_catalog.format('1column %I', a.attname)
+    $$;
+COMMENT ON FUNCTION repl_ml.agree_on_columns() IS 'joins the identities of columns that are the same here and on other members; false if a table was locked';
+
+-- What a node that is copied from here has to get elsewhere
+CREATE FUNCTION repl_ml.parked_tables(OUT origin_node integer, OUT origin_xid xid, OUT origin_lsn pg_lsn, OUT schema_name text, OUT table_name text) RETURNS SETOF record
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT DISTINCT ON (p.origin_node, p.schema_name, p.table_name) p.origin_node, p.origin_xid, p.origin_lsn, p.schema_name::text, p.table_name::text
+      FROM repl_ml.parked_change p WHERE p.action NOT IN ('evicted', 'kept')
+     ORDER BY p.origin_node, p.schema_name, p.table_name, p.origin_lsn DESC
+    $$;
+COMMENT ON FUNCTION repl_ml.parked_tables() IS 'the tables of which changes are parked or put aside here, for each node they come from, with the last of its transactions';
+
 -- A former key without tombstones need not be looked for any more
 CREATE FUNCTION repl_ml.retire_key_shapes() RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
@@ -1318,6 +1375,7 @@ CREATE FUNCTION repl_ml.enrol(relation regclass) RETURNS void
         END IF;
         EXECUTE pg_catalog.format('GRANT SELECT ON %s TO repl_ml_replication', relation);
         PERFORM repl_ml.list_key(relation);
+        PERFORM repl_ml.identify_columns(relation);
     END
     $$;
 COMMENT ON FUNCTION repl_ml.enrol(regclass) IS 'gives a table of this database its clock column and triggers and publishes it';
@@ -1454,6 +1512,7 @@ CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS boolean
                 HINT = pg_catalog.format('Run SELECT repl_ml.leave_group(force => true), then TRUNCATE %s or drop it, and join again; or join with copy_data => false if it holds the group''s rows already.', relation);
         END IF;
         PERFORM repl_ml.enrol(relation);
+        PERFORM repl_ml.agree_on_columns();
         INSERT INTO repl_ml.table_sync AS y (node_id, schema_name, table_name)
         SELECT coalesce(CASE WHEN self.state <> 'ready' THEN self.donor END, t.enrolled_by), t.schema_name, t.table_name
          WHERE self.copy_data OR self.state = 'ready'
@@ -1490,6 +1549,7 @@ CREATE FUNCTION repl_ml.disenrol(relation regclass) RETURNS void
                     WHERE p.pubname = 'repl_ml' AND r.prrelid = relation) THEN
             EXECUTE pg_catalog.format('ALTER PUBLICATION repl_ml DROP TABLE %s', relation);
         END IF;
+        PERFORM repl_ml.forget_columns(relation);
         EXECUTE pg_catalog.format('ALTER TABLE %s DROP COLUMN IF EXISTS __repl_clock', relation);
         EXECUTE pg_catalog.format('REVOKE SELECT ON %s FROM repl_ml_replication', relation);
         DELETE FROM repl_ml.tombstone t USING pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -1558,6 +1618,9 @@ CREATE FUNCTION repl_ml.describe_table(relation regclass) RETURNS jsonb
           LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
          WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped AND a.attname <> '__repl_clock'
         UNION ALL
+        SELECT pg_catalog.format('1identity of column %I', a.attname), repl_ml.column_identity(relation, a.attname)
+          FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped AND a.attname <> '__repl_clock' AND a.attgenerated = ''
+        UNION ALL
         SELECT pg_catalog.format('2type %s', y.type_id::regtype), repl_ml.describe_type(y.type_id)
           FROM (SELECT DISTINCT c.type_id FROM repl_ml.column_types(relation) c) y JOIN pg_catalog.pg_type t ON t.oid = y.type_id
          WHERE t.typtype IN ('e', 'd', 'c', 'r') AND t.typnamespace <> 'pg_catalog'::regnamespace
@@ -1601,17 +1664,18 @@ CREATE FUNCTION repl_ml.tell_shapes() RETURNS void
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     WITH present AS MATERIALIZED (
-        SELECT l.node_id, x.schema_name, x.table_name, x.shape
+        SELECT l.node_id, x.schema_name, x.table_name, x.shape, x.seen
           FROM repl_ml.local_node l, (
-               SELECT t.schema_name, t.table_name, repl_ml.describe_table(c.oid) AS shape
+               SELECT t.schema_name, t.table_name, repl_ml.describe_table(c.oid) AS shape, repl_ml.column_identity(c.oid, '__repl_clock') AS seen
                  FROM repl_ml.replicated_table t LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace)
                    ON n.nspname = t.schema_name AND c.relname = t.table_name AND c.relkind IN ('r', 'p')
                 WHERE t.state = 'enrolled'
-               UNION ALL SELECT '', '', repl_ml.describe_database()) x)
-    INSERT INTO repl_ml.table_shape (node_id, schema_name, table_name, shape)
+               UNION ALL SELECT '', '', repl_ml.describe_database(), NULL) x)
+    INSERT INTO repl_ml.table_shape (node_id, schema_name, table_name, shape, seen)
     SELECT p.* FROM present p
-     WHERE NOT EXISTS (SELECT FROM repl_ml.table_shape s WHERE (s.node_id, s.schema_name, s.table_name) = (p.node_id, p.schema_name, p.table_name) AND s.shape IS NOT DISTINCT FROM p.shape)
-    ON CONFLICT ON CONSTRAINT table_shape_pkey DO UPDATE SET shape = excluded.shape
+     WHERE NOT EXISTS (SELECT FROM repl_ml.table_shape s WHERE (s.node_id, s.schema_name, s.table_name) = (p.node_id, p.schema_name, p.table_name)
+                          AND s.shape IS NOT DISTINCT FROM p.shape AND s.seen IS NOT DISTINCT FROM p.seen)
+    ON CONFLICT ON CONSTRAINT table_shape_pkey DO UPDATE SET shape = excluded.shape, seen = excluded.seen
     $$;
 COMMENT ON FUNCTION repl_ml.tell_shapes() IS 'tells the group what this node''s tables are, where that has changed';
 
@@ -3372,4 +3436,4 @@ GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, rep
 GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, integer, integer, pg_lsn, bigint, text), repl_ml.applied_lsn(integer), repl_ml.whole_commits(integer, pg_lsn[]), repl_ml.final_lsn(integer), repl_ml.transaction_facts(uuid, integer, xid8),
     repl_ml.admit_node(name, text), repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text),
     repl_ml.forget_node(uuid, integer, timestamptz), repl_ml.cannot_create(jsonb),
-    repl_ml.rows_to_copy(regclass, name[], name, name), repl_ml.rows_left_out() TO repl_ml_replication;
+    repl_ml.rows_to_copy(regclass, name[], name, name), repl_ml.rows_left_out(), repl_ml.send_columns(regclass), repl_ml.parked_tables() TO repl_ml_replication;

@@ -143,6 +143,7 @@ _PG_init(void)
 	repl_ml_read_init();
 	repl_ml_routing_init();
 	repl_ml_size_init();
+	repl_ml_column_init();
 	MarkGUCPrefixReserved("repl_ml");
 	if (!process_shared_preload_libraries_in_progress)
 		return;

@@ -36,6 +36,8 @@ typedef struct ReplMlRemoteTable
 {
 	LogicalRepRelId remote_id;	/* hash key */
 	LogicalRepRelation remote;
+	ReplMlColumn *described;	/* what its columns are, or NULL: it is not
+								 * known */
 	bool		late;			/* of a parked change: columns it lacks have
 								 * been added since */
 	int			careful;		/* so many changes more get a subtransaction each,
@@ -186,7 +188,8 @@ extern void repl_ml_replay_forget(void);
 /* in relation.c */
 extern void repl_ml_relation_meet(TupleTableSlot *listed);
 extern void repl_ml_relation_forget_all(void);
-extern void repl_ml_relation_remember(LogicalRepRelation *remote, bool late);
+extern void repl_ml_relation_remember(LogicalRepRelation *remote, List *columns, bool late);
+extern char *repl_ml_relation_unfit(LogicalRepRelId id, bool *lacks);
 extern ReplMlRemoteTable *repl_ml_relation_get(LogicalRepRelId id);
 extern void repl_ml_relation_fill_slot(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, TupleTableSlot *slot);
 extern ReplMlRemoteTable *repl_ml_relation_find(LogicalRepRelId id);

@@ -308,7 +308,9 @@ handle_origin(ReplMlApply *apply, StringInfo message)
 static void
 handle_relation(ReplMlApply *apply, StringInfo message)
 {
-	repl_ml_relation_remember(logicalrep_read_rel(message), false);
+	LogicalRepRelation *remote = logicalrep_read_rel(message);
+
+	repl_ml_relation_remember(remote, repl_ml_column_receive(message), false);
 }
 
 /* Types go by name of the column's type here, so what the peer calls them is unused. */
@@ -612,7 +614,11 @@ repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, Log
 	if (is_catalog && strcmp(table->remote.relname, "heartbeat") == 0)
 		apply->transaction.heartbeats++;
 	else if (is_catalog && strcmp(table->remote.relname, "table_shape") == 0)
-		repl_ml_apply_retry_soon();	/* the peer's table may have become ours */
+	{
+		/* the peer's table may have become ours, or its columns have to be agreed on */
+		repl_ml_apply_retry_soon();
+		apply->transaction.catalogs_changed = true;
+	}
 	else if (is_catalog && strcmp(table->remote.relname, "collection") != 0)
 		apply->transaction.catalogs_changed = true;
 }

@@ -53,14 +53,16 @@ static bool is_too_much(LogicalRepTupleData *tuple);
 static void write_parked(const ReplMlSource *source, const char *schema_name, const char *table_name, const char *action,
 						 const char *change, const char *columns, const ErrorData *error, bool put_aside);
 static char *columns_as_json(ReplMlRemoteTable *table);
+static char *unfit_column(ParkedChange *change, bool *lacks);
 static bool is_counted(int64 id);
-static void require_fit(int64 id);
+static void require_fit(int64 id, ParkedChange *change);
 static char *tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple);
 static bool write_loser(int64 id);
 static void defer_nothing(void);
 static void require_was_parked(int64 id);
 static bool load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple);
 static void apply_change(void *argument);
+static ReplMlColumn *load_column(int i, const char *name);
 static void forget(int64 id);
 
 /*
@@ -163,40 +165,30 @@ write_parked(const ReplMlSource *source, const char *schema_name, const char *ta
 }
 
 /*
- * What the columns of the change are: of each the type on the node it comes
- * from, if all nodes know that by the same number, and which column it is here,
- * of which type, if it is one.  So it can be told later whether a column of that
- * name is still the same.  Kept with the table until something changes.
+ * What the columns of the change are where it comes from: of each the type, its
+ * modifier, and the identity (row/column.c).  So it can be told later whether a
+ * column of that name is the same.  Kept with the table until something changes;
+ * NULL if it is not known.
  */
 static char *
 columns_as_json(ReplMlRemoteTable *table)
 {
-	Oid			relid = RangeVarGetRelid(makeRangeVar(table->remote.nspname, table->remote.relname, -1), NoLock, true);
 	StringInfoData json;
 
-	if (table->columns != NULL)
+	if (table->columns != NULL || table->described == NULL)
 		return table->columns;
 	initStringInfo(&json);
 	for (int i = 0; i < table->remote.natts; i++)
 	{
-		AttrNumber	attnum = OidIsValid(relid) ? get_attnum(relid, table->remote.attnames[i]) : InvalidAttrNumber;
-		Oid			type = table->remote.atttyps[i];
+		const ReplMlColumn *column = &table->described[i];
 
 		appendStringInfoChar(&json, i == 0 ? '{' : ',');
 		escape_json(&json, table->remote.attnames[i]);
 		appendStringInfoString(&json, ":[");
-		if (OidIsValid(type) && type < FirstGenbkiObjectId)
-			escape_json(&json, format_type_be(type));
-		else
-			appendStringInfoString(&json, "null");
-		if (attnum == InvalidAttrNumber)
-			appendStringInfoString(&json, ",null,null]");
-		else
-		{
-			appendStringInfo(&json, ",%d,", attnum);
-			escape_json(&json, format_type_be(get_atttype(relid, attnum)));
-			appendStringInfoChar(&json, ']');
-		}
+		escape_json(&json, column->type);
+		appendStringInfo(&json, ",%d,", column->typmod);
+		escape_json(&json, column->identity);
+		appendStringInfoChar(&json, ']');
 	}
 	appendStringInfoChar(&json, '}');
 	table->columns = MemoryContextStrdup(table->description, json.data);
@@ -333,7 +325,7 @@ repl_ml_retry_parked(PG_FUNCTION_ARGS)
 			require_was_parked(id);
 			PG_RETURN_VOID();
 		}
-		require_fit(id);
+		require_fit(id, &change);
 		repl_ml_targets_in_session(apply_change, &change);
 	}
 	forget(id);
@@ -374,50 +366,32 @@ is_counted(int64 id)
 }
 
 /*
- * A column of the parked change that is not what it was: renamed, dropped, of
- * another type, or not sent at all.  NULL if there is none; then "lacks" says
- * whether the table has columns that the change has not.
+ * A column of the parked change that was loaded which is none of the table now:
+ * renamed, dropped, of another type, or not sent at all.  NULL if there is none;
+ * then "lacks" says whether the table has columns that the change has not.
  */
 static char *
-unfit_column(int64 id, bool *lacks)
+unfit_column(ParkedChange *change, bool *lacks)
 {
-	static SPIPlanPtr plan = NULL;
-	MemoryContext context = CurrentMemoryContext;
-	Oid			types[1] = {INT8OID};
-	Datum		values[1] = {Int64GetDatum(id)};
-	char	   *column = NULL;
+	ReplMlRemoteTable *remote = repl_ml_relation_find(PARKED_TABLE_ID);
 
-	PushActiveSnapshot(GetTransactionSnapshot());
-	SPI_connect();
-	SPI_execute_plan(repl_ml_spi_plan(&plan, "WITH p AS (SELECT p.columns, p.change, r.oid FROM repl_ml.parked_change p"
-									  " JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) p.schema_name"
-									  " JOIN pg_catalog.pg_class r ON r.relnamespace OPERATOR(pg_catalog.=) n.oid AND r.relname OPERATOR(pg_catalog.=) p.table_name"
-									  " WHERE p.id OPERATOR(pg_catalog.=) $1)"
-									  " SELECT c.key FROM p CROSS JOIN LATERAL pg_catalog.jsonb_each(p.columns) c"
-									  " LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) p.oid"
-									  " AND a.attname OPERATOR(pg_catalog.=) c.key::pg_catalog.name AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped"
-									  " WHERE (a.attnum IS NULL OR NOT p.change OPERATOR(pg_catalog.?) c.key"
-									  " OR a.attnum OPERATOR(pg_catalog.<>) (c.value OPERATOR(pg_catalog.->>) 1)::pg_catalog.int2"
-									  " OR NOT coalesce(pg_catalog.format_type(a.atttypid, NULL) OPERATOR(pg_catalog.=) ANY"
-									  " (ARRAY[c.value OPERATOR(pg_catalog.->>) 0, c.value OPERATOR(pg_catalog.->>) 2]), true))"
-									  " UNION ALL SELECT NULL FROM p JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) p.oid"
-									  " AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped AND a.attgenerated OPERATOR(pg_catalog.=) ''"
-									  " WHERE NOT p.columns OPERATOR(pg_catalog.?) a.attname::pg_catalog.text LIMIT 1",
-									  1, types), values, NULL, true, 1);
-	*lacks = SPI_processed > 0;
-	if (SPI_processed > 0 && repl_ml_spi_text(0, 0) != NULL)
-		column = MemoryContextStrdup(context, repl_ml_spi_text(0, 0));
-	SPI_finish();
-	PopActiveSnapshot();
-	return column;
+	*lacks = false;
+	if (is_tombstone(remote))
+		return NULL;
+	for (int i = 0; i < change->tuple.ncols; i++)
+	{
+		if (change->tuple.colstatus[i] == LOGICALREP_COLUMN_UNCHANGED)
+			return remote->remote.attnames[i];
+	}
+	return repl_ml_relation_unfit(PARKED_TABLE_ID, lacks);
 }
 
 /* An error if the parked change cannot be applied to what the table is now; then it is healed otherwise. */
 static void
-require_fit(int64 id)
+require_fit(int64 id, ParkedChange *change)
 {
 	bool		lacks;
-	char	   *column = unfit_column(id, &lacks);
+	char	   *column = unfit_column(change, &lacks);
 
 	if (column == NULL)
 		return;
@@ -485,7 +459,7 @@ repl_ml_park_try(int64 id, uint16 self, bool with_defaults, bool *catalogs_chang
 		return REPL_ML_PARKED_GONE;
 	if (!is_superfluous(&change))
 	{
-		if (unfit_column(id, &lacks) != NULL)
+		if (unfit_column(&change, &lacks) != NULL)
 			return REPL_ML_PARKED_UNFIT;
 		if (lacks && !with_defaults)
 			return REPL_ML_PARKED_LACKS;
@@ -662,6 +636,19 @@ defer_nothing(void)
 	SetUserIdAndSecContext(user, context);
 }
 
+/* What was kept of a column, from row i of what load_change reads. */
+static ReplMlColumn *
+load_column(int i, const char *name)
+{
+	ReplMlColumn *column = palloc(sizeof(ReplMlColumn));
+
+	column->name = name;
+	column->type = pstrdup(repl_ml_spi_text(i, 8));
+	column->typmod = pg_strtoint32(repl_ml_spi_text(i, 9));
+	column->identity = pstrdup(repl_ml_spi_text(i, 10));
+	return column;
+}
+
 /* Reads the parked change back into the form it came in; false if it is parked no more. */
 static bool
 load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple)
@@ -670,12 +657,15 @@ load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple)
 	Datum		values[1] = {Int64GetDatum(id)};
 	MemoryContext context = CurrentMemoryContext;
 	LogicalRepRelation remote = {.remoteid = PARKED_TABLE_ID};
+	List	   *columns = NIL;
 	int			count;
 
 	SPI_connect();
 	SPI_execute_with_args("SELECT CASE p.action WHEN 'delete' THEN 'repl_ml' ELSE p.schema_name END,"
-						  " CASE p.action WHEN 'delete' THEN 'tombstone' ELSE p.table_name END, p.origin_node, p.origin_xid, p.origin_lsn, c.key, c.value"
-						  " FROM repl_ml.parked_change p, pg_catalog.jsonb_each_text(p.change) c"
+						  " CASE p.action WHEN 'delete' THEN 'tombstone' ELSE p.table_name END, p.origin_node, p.origin_xid, p.origin_lsn,"
+						  " x.name, x.value, x.is_missing, x.described OPERATOR(pg_catalog.->>) 0, x.described OPERATOR(pg_catalog.->>) 1, x.described OPERATOR(pg_catalog.->>) 2"
+						  " FROM repl_ml.parked_change p CROSS JOIN LATERAL (SELECT coalesce(c.key, d.key), c.value, c.key IS NULL, d.value"
+						  " FROM pg_catalog.jsonb_each_text(p.change) c FULL JOIN pg_catalog.jsonb_each(p.columns) d ON c.key OPERATOR(pg_catalog.=) d.key) x (name, value, is_missing, described)"
 						  " WHERE p.id OPERATOR(pg_catalog.=) $1", 1, types, values, NULL, false, 0);
 	count = (int) SPI_processed;
 	if (count == 0)
@@ -697,14 +687,17 @@ load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple)
 	for (int i = 0; i < count; i++)
 	{
 		char	   *value = repl_ml_spi_text(i, 6);
+		bool		is_missing = strcmp(repl_ml_spi_text(i, 7), "t") == 0;
 
 		remote.attnames[i] = pstrdup(repl_ml_spi_text(i, 5));
-		tuple->colstatus[i] = value == NULL ? LOGICALREP_COLUMN_NULL : LOGICALREP_COLUMN_TEXT;
+		tuple->colstatus[i] = is_missing ? LOGICALREP_COLUMN_UNCHANGED : value == NULL ? LOGICALREP_COLUMN_NULL : LOGICALREP_COLUMN_TEXT;
+		if (repl_ml_spi_text(i, 8) != NULL)
+			columns = lappend(columns, load_column(i, remote.attnames[i]));
 		initStringInfo(&tuple->colvalues[i]);
 		if (value != NULL)
 			appendStringInfoString(&tuple->colvalues[i], value);
 	}
-	repl_ml_relation_remember(&remote, true);
+	repl_ml_relation_remember(&remote, columns, true);
 	SPI_finish();
 	return true;
 }

@@ -39,6 +39,8 @@ static MemoryContext relation_context = NULL;	/* lives as long as a
 
 static void resolve(ReplMlRemoteTable *table);
 static void remember_misfit(ReplMlRemoteTable *table);
+static ReplMlColumn *copy_columns(LogicalRepRelation *remote, List *columns);
+static void require_same_columns(ReplMlRemoteTable *table, Relation rel);
 static void map_columns(ReplMlRemoteTable *table, Relation rel);
 static void invalidate(Datum arg, Oid relid);
 
@@ -83,12 +85,37 @@ invalidate(Datum arg, Oid relid)
 	}
 }
 
+/* The columns in the order they are sent in; palloc'd. */
+static ReplMlColumn *
+copy_columns(LogicalRepRelation *remote, List *columns)
+{
+	ReplMlColumn *copied = palloc(Max(remote->natts, 1) * sizeof(ReplMlColumn));
+
+	for (int i = 0; i < remote->natts; i++)
+	{
+		ReplMlColumn column = {.identity = "",.type = "",.typmod = -1};
+		ListCell   *lc;
+
+		foreach(lc, columns)
+		{
+			if (strcmp(((ReplMlColumn *) lfirst(lc))->name, remote->attnames[i]) == 0)
+				column = *(ReplMlColumn *) lfirst(lc);
+		}
+		copied[i].name = remote->attnames[i];
+		copied[i].identity = pstrdup(column.identity);
+		copied[i].type = pstrdup(column.type);
+		copied[i].typmod = column.typmod;
+	}
+	return copied;
+}
+
 /*
  * Keeps what a RELATION message says; replaces what an earlier one said.
+ * "columns" are those of the table, of ReplMlColumn *, NIL if that is not known;
  * "late" is for the table of a parked change.
  */
 void
-repl_ml_relation_remember(LogicalRepRelation *remote, bool late)
+repl_ml_relation_remember(LogicalRepRelation *remote, List *columns, bool late)
 {
 	MemoryContext old;
 	ReplMlRemoteTable *table;
@@ -123,6 +150,7 @@ repl_ml_relation_remember(LogicalRepRelation *remote, bool late)
 	if (remote->atttyps != NULL)
 		memcpy(table->remote.atttyps, remote->atttyps, remote->natts * sizeof(Oid));
 	table->remote.attkeys = NULL;
+	table->described = columns == NIL ? NULL : copy_columns(&table->remote, columns);
 	MemoryContextSwitchTo(old);
 }
 
@@ -280,6 +308,108 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 							table->remote.attnames[j], table->remote.nspname, table->remote.relname),
 					 errhint("Make the table the same on all nodes, then run SELECT repl_ml.retry_parked(id).")));
 	}
+	if (table->described != NULL)
+		require_same_columns(table, rel);
+}
+
+/* All identities that there have been in the table on the peer. */
+static const char *
+seen_there(ReplMlRemoteTable *table)
+{
+	for (int j = 0; j < table->remote.natts; j++)
+	{
+		if (strcmp(table->remote.attnames[j], REPL_ML_CLOCK_COLUMN) == 0)
+			return table->described[j].identity;
+	}
+	return "";
+}
+
+typedef enum ColumnFit
+{
+	FITS,
+	IS_ANOTHER,
+	IS_OF_ANOTHER_TYPE
+} ColumnFit;
+
+/* Is the peer's column j the column "att" here, and are its values? */
+static ColumnFit
+fit_of(ReplMlRemoteTable *table, int j, Relation rel, Form_pg_attribute att, const char *seen_here)
+{
+	ReplMlColumn ours;
+
+	if (table->described == NULL || strcmp(NameStr(att->attname), REPL_ML_CLOCK_COLUMN) == 0)
+		return FITS;
+	ours = repl_ml_column_describe(RelationGetRelid(rel), att);
+	if (!repl_ml_column_is_same(table->described[j].identity, seen_there(table), ours.identity, seen_here))
+		return IS_ANOTHER;
+	return repl_ml_column_takes(&table->described[j], &ours) ? FITS : IS_OF_ANOTHER_TYPE;
+}
+
+/* An error where a column of the peer's is not the one here that has its name, or its values might become others here. */
+static void
+require_same_columns(ReplMlRemoteTable *table, Relation rel)
+{
+	char	   *seen_here = repl_ml_column_identity(RelationGetRelid(rel), repl_ml_table_clock_attnum(RelationGetRelid(rel)));
+
+	for (int i = 0; i < table->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), i);
+		int			j = table->remote_column[i];
+		ColumnFit	fit = j < 0 ? FITS : fit_of(table, j, rel, att, seen_here);
+
+		if (fit == IS_ANOTHER)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("column \"%s\" of table \"%s.%s\" is another one than on the peer",
+							NameStr(att->attname), table->remote.nspname, table->remote.relname),
+					 errdetail("It was added, or all its values were computed anew, on one of the nodes and not on the other; or columns were renamed."),
+					 errhint("Alter the table on all nodes in the same way. If it is the same column after all, run SECURITY LABEL FOR repl_ml ON COLUMN %s.%s IS %s.",
+							 quote_qualified_identifier(table->remote.nspname, table->remote.relname),
+							 quote_identifier(NameStr(att->attname)), quote_literal_cstr(table->described[j].identity))));
+		if (fit == IS_OF_ANOTHER_TYPE)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("column \"%s\" of table \"%s.%s\" is of type %s here and of another one, %s, on the peer",
+							NameStr(att->attname), table->remote.nspname, table->remote.relname,
+							format_type_with_typemod(att->atttypid, att->atttypmod), table->described[j].type),
+					 errhint("Make the table the same on all nodes; then its changes are applied.")));
+	}
+}
+
+/*
+ * The name of a column of the peer's that is not one of the table here (any
+ * more), or NULL; then "lacks" says whether the table has columns that the peer's
+ * has not.  For a parked change; takes no lock.
+ */
+char *
+repl_ml_relation_unfit(LogicalRepRelId id, bool *lacks)
+{
+	ReplMlRemoteTable *table = repl_ml_relation_find(id);
+	Oid			relid = RangeVarGetRelid(makeRangeVar(table->remote.nspname, table->remote.relname, -1), AccessShareLock, true);
+	Relation	rel;
+	char	   *seen_here;
+	int			matched = 0;
+	int			here = 0;
+
+	*lacks = false;
+	if (!OidIsValid(relid))
+		return NULL;
+	rel = table_open(relid, NoLock);
+	seen_here = repl_ml_column_identity(relid, repl_ml_table_clock_attnum(relid));
+	for (int i = 0; i < RelationGetNumberOfAttributes(rel); i++)
+		here += !TupleDescAttr(RelationGetDescr(rel), i)->attisdropped && TupleDescAttr(RelationGetDescr(rel), i)->attgenerated == '\0';
+	for (int j = 0; j < table->remote.natts; j++)
+	{
+		AttrNumber	attnum = get_attnum(relid, table->remote.attnames[j]);
+		Form_pg_attribute att = attnum <= InvalidAttrNumber ? NULL : TupleDescAttr(RelationGetDescr(rel), attnum - 1);
+
+		if (att == NULL || att->attgenerated != '\0' || fit_of(table, j, rel, att, seen_here) != FITS)
+			break;
+		matched++;
+	}
+	table_close(rel, NoLock);
+	*lacks = matched == table->remote.natts && here > matched;
+	return matched < table->remote.natts ? table->remote.attnames[matched] : NULL;
 }
 
 /* A value that came in binary form, as text. */

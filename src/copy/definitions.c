@@ -179,6 +179,16 @@ comments_created(Script *script, CommentStmt *statement)
 		is_created(script, strVal(linitial(name)), strVal(lsecond(name)));
 }
 
+/* Is it the identity of a column (row/column.c)? */
+static bool
+labels_created(Script *script, SecLabelStmt *statement)
+{
+	List	   *name = (List *) statement->object;
+
+	return statement->objtype == OBJECT_COLUMN && statement->provider != NULL && strcmp(statement->provider, "repl_ml") == 0 &&
+		list_length(name) == 3 && is_created(script, strVal(linitial(name)), strVal(lsecond(name)));
+}
+
 /* May the statement be run?  Notes what it creates. */
 static bool
 is_allowed(Script *script, Node *statement)
@@ -244,6 +254,8 @@ is_allowed(Script *script, Node *statement)
 			}
 		case T_CommentStmt:
 			return comments_created(script, (CommentStmt *) statement);
+		case T_SecLabelStmt:
+			return labels_created(script, (SecLabelStmt *) statement);
 		case T_GrantStmt:
 			{
 				GrantStmt  *grant = (GrantStmt *) statement;

@@ -59,9 +59,12 @@
 
 /* Of one peer, as the same text on both nodes if the table is the same. */
 #define COLUMNS_OF_TABLE \
-	"SELECT coalesce(pg_catalog.string_agg(pg_catalog.format('%%I %%s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod)), ', '" \
+	"SELECT coalesce(pg_catalog.string_agg(pg_catalog.format('%%I %%s %%s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), l.label), ', '" \
 	" ORDER BY a.attname COLLATE pg_catalog.\"C\"), '')" \
-	" FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) a.attrelid" \
+	" FROM pg_catalog.pg_attribute a LEFT JOIN pg_catalog.pg_seclabel l ON l.provider OPERATOR(pg_catalog.=) 'repl_ml'" \
+	" AND l.classoid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass AND l.objoid OPERATOR(pg_catalog.=) a.attrelid" \
+	" AND l.objsubid OPERATOR(pg_catalog.=) a.attnum AND a.attname OPERATOR(pg_catalog.<>) '__repl_clock'" \
+	" JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) a.attrelid" \
 	" JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace" \
 	" WHERE n.nspname OPERATOR(pg_catalog.=) %s AND c.relname OPERATOR(pg_catalog.=) %s AND a.attnum OPERATOR(pg_catalog.>) 0" \
 	" AND NOT a.attisdropped AND a.attgenerated OPERATOR(pg_catalog.=) ''"

@@ -260,6 +260,41 @@ stored_columns(Relation rel, StringInfo list)
 	return names;
 }
 
+/* An error if the table is not the same on the peer; until the copy ends it stays as it is there. */
+static void
+require_same_table(WalReceiverConn *conn, const char *schema_name, const char *table_name)
+{
+	static const Oid types[1] = {BYTEAOID};
+	char	   *name = quote_qualified_identifier(schema_name, table_name);
+	LogicalRepRelation remote = {.remoteid = COPIED_TABLE_ID,.nspname = pstrdup(schema_name),.relname = pstrdup(table_name)};
+	ReplMlResult *result;
+	StringInfoData message;
+	List	   *columns;
+	ListCell   *lc;
+
+	repl_ml_stream_utility(conn, psprintf("LOCK TABLE %s IN ACCESS SHARE MODE", name));
+	result = repl_ml_stream_query(conn, psprintf("SELECT repl_ml.send_columns(%s)", quote_literal_cstr(name)), 1, types);
+	if (!repl_ml_stream_next(result))
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the peer does not say what table %s is", name)));
+	slot_getallattrs(result->slot);
+	initStringInfo(&message);
+	if (!result->slot->tts_isnull[0])
+	{
+		bytea	   *sent = DatumGetByteaPP(result->slot->tts_values[0]);
+
+		appendBinaryStringInfo(&message, VARDATA_ANY(sent), VARSIZE_ANY_EXHDR(sent));
+	}
+	repl_ml_stream_free(result);
+	columns = repl_ml_column_receive(&message);
+	remote.attnames = palloc(Max(list_length(columns), 1) * sizeof(char *));
+	foreach(lc, columns)
+		remote.attnames[remote.natts++] = pstrdup(((ReplMlColumn *) lfirst(lc))->name);
+	repl_ml_relation_remember(&remote, columns, false);
+	(void) repl_ml_relation_get(COPIED_TABLE_ID);
+}
+
 /*
  * The rows of a table, of one moment, in the order they must come.  What was
  * parked of the peer's changes of it comes with them; what fails is parked, but
@@ -280,6 +315,7 @@ copy_content(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *s
 	}
 	if (is_catalog)
 		return copy_rows(apply, conn, relid, false);
+	require_same_table(conn, schema_name, table_name);
 	(void) copy_rows_about(apply, conn, repl_ml_catalog_oid(VERSION_TABLE), schema_name, table_name, false);
 	/* deletions are parked, too, perhaps */
 	if (repl_ml_park_has(apply->peer->node_id, schema_name, table_name))
@@ -601,6 +637,7 @@ park_row(ReplMlApply *apply, Relation rel, HeapTuple tuple, ErrorData *error)
 	ReplMlSource source = {.node = apply->peer->node_id};
 	LogicalRepRelation remote = {.remoteid = COPIED_TABLE_ID};
 	LogicalRepTupleData row = {0};
+	List	   *columns = NIL;
 
 	remote.nspname = get_namespace_name(RelationGetNamespace(rel));
 	remote.relname = RelationGetRelationName(rel);
@@ -615,6 +652,7 @@ park_row(ReplMlApply *apply, Relation rel, HeapTuple tuple, ErrorData *error)
 		bool		is_varlena;
 		bool		isnull;
 		Datum		value = heap_getattr(tuple, i + 1, desc, &isnull);
+		ReplMlColumn *column;
 
 		if (att->attisdropped || att->attgenerated != '\0')
 			continue;
@@ -628,9 +666,12 @@ park_row(ReplMlApply *apply, Relation rel, HeapTuple tuple, ErrorData *error)
 			appendStringInfoString(&row.colvalues[row.ncols], OidOutputFunctionCall(function, value));
 		}
 		row.ncols++;
+		column = palloc(sizeof(ReplMlColumn));
+		*column = repl_ml_column_describe(RelationGetRelid(rel), att);
+		columns = lappend(columns, column);
 	}
 	remote.natts = row.ncols;
-	repl_ml_relation_remember(&remote, false);
+	repl_ml_relation_remember(&remote, columns, false);
 	repl_ml_park(&source, repl_ml_relation_find(COPIED_TABLE_ID), 'U', &row, error, false);
 	CommandCounterIncrement();
 }
@@ -979,6 +1020,35 @@ stop_waiting(List *others)
 }
 
 /*
+ * What the donor has parked, or put aside, will not be in the copy, nor come in
+ * our streams: for us it is as if it had been counted here, so the tables are
+ * copied from where it comes, as soon as they fit (retry.c).
+ */
+static void
+note_parked_there(ReplMlApply *apply)
+{
+	static const Oid result_types[1] = {TEXTOID};
+	ReplMlResult *result = repl_ml_stream_query(apply->conn, "SELECT coalesce(pg_catalog.jsonb_agg(p), '[]')::pg_catalog.text FROM repl_ml.parked_tables() p",
+												1, result_types);
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1] = {CStringGetTextDatum("[]")};
+
+	if (repl_ml_stream_next(result) && (slot_getallattrs(result->slot), !result->slot->tts_isnull[0]))
+	{
+		MemoryContextSwitchTo(apply->message_context);
+		values[0] = CStringGetTextDatum(TextDatumGetCString(result->slot->tts_values[0]));
+	}
+	repl_ml_stream_free(result);
+	StartTransactionCommand();
+	repl_ml_spi_execute("INSERT INTO repl_ml.parked_change (origin_node, origin_xid, origin_lsn, schema_name, table_name, action, change, sqlstate, message)"
+						" SELECT p.origin_node, p.origin_xid, p.origin_lsn, p.schema_name, p.table_name, 'counted', '{\"changes\": 1}', '55000', 'the node that this one was copied from had not applied it yet'"
+						" FROM pg_catalog.jsonb_to_recordset($1::pg_catalog.jsonb) p (origin_node int, origin_xid xid, origin_lsn pg_lsn, schema_name name, table_name name)"
+						" ON CONFLICT DO NOTHING", 1, types, values, NULL);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(apply->message_context);
+}
+
+/*
  * Between the slots and the copy, while this node joins and this peer is the
  * donor: waits until the donor has what the slots of the others do not keep
  * for us.  A member that cannot be reached is not waited for; it is copied
@@ -1011,5 +1081,6 @@ repl_ml_sync_await_donor(ReplMlApply *apply)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
+	note_parked_there(apply);
 	stop_waiting(others);
 }

@@ -122,6 +122,9 @@ tell(void)
 	repl_ml_begin();
 	load_watched();
 	SPI_execute("SELECT repl_ml.tell_shapes()", false, 0);
+	/* what it changes we tell next time; where a table is locked we try again then */
+	SPI_execute("SELECT repl_ml.agree_on_columns()", false, 0);
+	tables_changed |= strcmp(repl_ml_spi_text(0, 0), "f") == 0;
 	repl_ml_commit();
 }
 

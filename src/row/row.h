@@ -166,6 +166,25 @@ extern Datum repl_ml_shape_reorder(const ReplMlTable *shape, Datum array, const 
 extern const char *repl_ml_shape_missing(const ReplMlTable *shape);
 extern bool repl_ml_shape_is_list(Oid relid);
 
+/* What a column is, there or here. */
+typedef struct ReplMlColumn
+{
+	const char *name;
+	const char *identity;		/* of the clock column all there have been; empty: none */
+	const char *type;			/* a domain's is that below it */
+	int32		typmod;
+} ReplMlColumn;
+
+/* in column.c */
+extern void repl_ml_column_init(void);
+extern char *repl_ml_column_identity(Oid relid, AttrNumber attnum);
+extern ReplMlColumn repl_ml_column_describe(Oid relid, Form_pg_attribute att);
+extern bool repl_ml_column_is_same(const char *theirs, const char *seen_there, const char *ours, const char *seen_here);
+extern bool repl_ml_column_takes(const ReplMlColumn *theirs, const ReplMlColumn *ours);
+extern void repl_ml_column_send(StringInfo message, Relation rel);
+extern List *repl_ml_column_receive(StringInfo message);
+extern void repl_ml_column_identify(Oid relid, List *rewritten);
+
 /* in size.c */
 extern void repl_ml_size_init(void);
 extern bool repl_ml_size_is_doubtful(uint64 bytes);

@@ -76,6 +76,7 @@ typedef struct Utility
 } Utility;
 
 static void run_utility(void *argument);
+static void alter_table(Utility *utility);
 static void guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 				  ProcessUtilityContext context, ParamListInfo params,
 				  QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc);
@@ -200,7 +201,51 @@ guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 				break;
 		}
 	}
-	run_utility(&utility);
+	if (IsA(pstmt->utilityStmt, AlterTableStmt))
+		alter_table(&utility);
+	else
+		run_utility(&utility);
+}
+
+/* Is the value of a column computed anew, and not just of another type? */
+static bool
+is_computed(AlterTableCmd *cmd)
+{
+	Node	   *expression = cmd->subtype == AT_AlterColumnType ? castNode(ColumnDef, cmd->def)->raw_default : NULL;
+
+	if (expression == NULL)
+		return false;
+	while (IsA(expression, TypeCast))
+		expression = ((TypeCast *) expression)->arg;
+	return !IsA(expression, ColumnRef) || list_length(((ColumnRef *) expression)->fields) != 1 ||
+		!IsA(linitial(((ColumnRef *) expression)->fields), String) ||
+		strcmp(strVal(linitial(((ColumnRef *) expression)->fields)), cmd->name) != 0;
+}
+
+/* Runs ALTER TABLE; columns of a replicated table that are others after it than before get identities of their own. */
+static void
+alter_table(Utility *utility)
+{
+	AlterTableStmt *stmt = castNode(AlterTableStmt, utility->pstmt->utilityStmt);
+	List	   *computed = NIL;
+	Oid			relid;
+	ListCell   *lc;
+
+	if (guard_off || !IsTransactionState() || !OidIsValid(repl_ml_schema_oid()) || !is_replicated(stmt->relation, &relid))
+	{
+		run_utility(utility);
+		return;
+	}
+	relid = repl_ml_table_root(relid);
+	foreach(lc, stmt->cmds)
+	{
+		AlterTableCmd *cmd = lfirst_node(AlterTableCmd, lc);
+
+		if (is_computed(cmd))
+			computed = lappend_int(computed, get_attnum(relid, cmd->name));
+	}
+	run_utility(utility);
+	repl_ml_column_identify(relid, computed);
 }
 
 static void

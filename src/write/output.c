@@ -30,6 +30,7 @@
 #undef USE_SSL
 #include "libpq/libpq.h"
 #include "mb/pg_wchar.h"
+#include "port/pg_bswap.h"
 #include "replication/logical.h"
 #include "replication/logicalproto.h"
 #include "replication/origin.h"
@@ -51,6 +52,7 @@
 
 #define HELD_BYTES	8192		/* so much is sent at once, also within a transaction */
 #define LARGE_CHANGE	(1024 * 1024)	/* from here on a change may take a peer longer than a heartbeat */
+#define MESSAGE_HEAD	25		/* bytes of the walsender before each message */
 #define CAREFUL_CHANGES	10000	/* so many without another failure, and subtransactions are spared again */
 
 extern PGDLLEXPORT void _PG_output_plugin_init(OutputPluginCallbacks *cb);
@@ -66,6 +68,7 @@ static bool changes_sent = false;	/* of the transaction that is sent */
 static int	careful = 0;		/* so many changes are sent in subtransactions */
 
 static void start_up(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init);
+static void describe_columns(StringInfo out);
 static void send_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change);
 static void send_carefully(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change);
 static void send_apology(LogicalDecodingContext *ctx, Relation relation, ReorderBufferChange *change, const ErrorData *error);
@@ -119,6 +122,26 @@ start_up(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init
 }
 
 /*
+ * Has a description of a table also say which columns these are, by the catalogs
+ * as they were when what follows was written.
+ */
+static void
+describe_columns(StringInfo out)
+{
+	uint32		relid;
+	Relation	rel;
+
+	if (out->len < MESSAGE_HEAD + 1 + sizeof(relid) || out->data[MESSAGE_HEAD] != LOGICAL_REP_MSG_RELATION)
+		return;
+	memcpy(&relid, out->data + MESSAGE_HEAD + 1, sizeof(relid));
+	rel = RelationIdGetRelation(pg_ntoh32(relid));
+	if (rel == NULL)
+		elog(ERROR, "could not open relation with OID %u", pg_ntoh32(relid));
+	repl_ml_column_send(out, rel);
+	RelationClose(rel);
+}
+
+/*
  * Leaves a message in the output buffer.  The walsender's loop sends what is
  * there after each record it has decoded, so after each commit; the time in
  * the message's head, which core would fill in, is nobody's concern.
@@ -126,6 +149,7 @@ start_up(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init
 static void
 hold_message(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool last_write)
 {
+	describe_columns(ctx->out);
 	if (ctx->out->len > LARGE_CHANGE && repl_ml_reply_peer() != 0)
 		repl_ml_members_set_busy(repl_ml_reply_peer(), lsn);
 	held += ctx->out->len;

@@ -1,0 +1,415 @@
+/*
+ * column.c
+ *		Which column is which: the identities that columns of replicated tables
+ *		have on all nodes.
+ *
+ * Columns have names and types, but those may mean another column on one node
+ * than on the next: one was dropped and added again, names were swapped, or all
+ * values were computed anew (ALTER TYPE ... USING), and the other node has not
+ * got so far.  So each column has an identity, a random number that it is given
+ * when it appears, and keeps when it is renamed.  It is stored as the security
+ * label of the provider "repl_ml" on the column: so it is in the catalogs, as
+ * these were when a change was written, for whoever decodes the WAL; a dump
+ * brings it to the nodes that are created from one; and it goes with its column.
+ *
+ * What is added on two nodes has two identities at first.  They are joined as
+ * soon as the nodes know of each other: then the column has both.  So the
+ * identity is a set, and columns are the same if their sets meet.  If they do
+ * not, they still are the same unless one of the nodes has had the other's
+ * column, and has it no more under this name.  For that the label of the clock
+ * column lists all identities there have ever been in the table on this node.
+ *
+ * Called by backends that alter tables (write/guard.c), the walsender
+ * (write/output.c), who applies what it sends (apply/relation.c), and SQL.
+ * Labels are written under a lock of the table that keeps out ALTER TABLE.
+ */
+#include "postgres.h"
+
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "commands/seclabel.h"
+#include "libpq/pqformat.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+
+#include "compat.h"
+#include "row/row.h"
+
+#define PROVIDER		"repl_ml"
+#define IDENTITY_DIGITS	16
+
+static void check_label(const ObjectAddress *object, const char *label);
+static char *join_identities(const char *a, const char *b);
+
+/* Makes SECURITY LABEL FOR repl_ml known; called at server start. */
+void
+repl_ml_column_init(void)
+{
+	register_label_provider(PROVIDER, check_label);
+}
+
+static ObjectAddress
+address_of(Oid relid, AttrNumber attnum)
+{
+	ObjectAddress address;
+
+	ObjectAddressSubSet(address, RelationRelationId, relid, attnum);
+	return address;
+}
+
+/* The identities of a column, of the clock column all there have ever been in the table; empty if there are none. */
+char *
+repl_ml_column_identity(Oid relid, AttrNumber attnum)
+{
+	ObjectAddress address = address_of(relid, attnum);
+	char	   *label = GetSecurityLabel(&address, PROVIDER);
+
+	return label == NULL ? pstrdup("") : label;
+}
+
+static void
+set_label(Oid relid, AttrNumber attnum, const char *label)
+{
+	ObjectAddress address = address_of(relid, attnum);
+
+	SetSecurityLabel(&address, PROVIDER, label);
+}
+
+/* Notes that the identities are, or were, those of a column of the table. */
+static void
+note_seen(Oid relid, const char *identities)
+{
+	AttrNumber	clock = repl_ml_table_clock_attnum(relid);
+	char	   *seen;
+	char	   *joined;
+
+	if (clock == InvalidAttrNumber)
+		return;
+	seen = repl_ml_column_identity(relid, clock);
+	joined = join_identities(seen, identities);
+	if (strcmp(seen, joined) != 0)
+		set_label(relid, clock, joined);
+	/* whoever has told or heard of the columns has to look again */
+	CacheInvalidateRelcacheByRelid(relid);
+}
+
+/* A list of identities: they have all the same length, and a comma stands between two. */
+static bool
+is_list(const char *identities)
+{
+	Size		length = strlen(identities);
+
+	if (length % (IDENTITY_DIGITS + 1) != IDENTITY_DIGITS)
+		return false;
+	for (Size i = 0; i < length; i++)
+	{
+		if (i % (IDENTITY_DIGITS + 1) == IDENTITY_DIGITS ? identities[i] != ',' : strchr("0123456789abcdef", identities[i]) == NULL)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Before a statement, or the script of a dump, sets a label: only columns have
+ * one, and what a column is called from now on has been seen.
+ */
+static void
+check_label(const ObjectAddress *object, const char *label)
+{
+	if (object->classId != RelationRelationId || object->objectSubId <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("only columns have labels of the provider \"%s\"", PROVIDER)));
+	if (label == NULL)
+		return;
+	if (!is_list(label))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid identity of a column: \"%s\"", label),
+				 errhint("Copy it from \"identity of column ...\" in repl_ml.shape_differences.")));
+	if (object->objectSubId != repl_ml_table_clock_attnum(object->objectId))
+		note_seen(object->objectId, label);
+}
+
+/* The identities in a list, as a List of char *; what is none is left out. */
+static List *
+split_identities(const char *identities)
+{
+	List	   *all = NIL;
+
+	if (is_list(identities))
+	{
+		for (const char *at = identities; at < identities + strlen(identities); at += IDENTITY_DIGITS + 1)
+			all = lappend(all, pnstrdup(at, IDENTITY_DIGITS));
+	}
+	return all;
+}
+
+/* Is one identity in both lists? */
+static bool
+meet(const char *a, const char *b)
+{
+	List	   *all = split_identities(a);
+	ListCell   *lc;
+	bool		found = false;
+
+	foreach(lc, all)
+		found |= strstr(b, lfirst(lc)) != NULL;
+	list_free_deep(all);
+	return found;
+}
+
+static int
+compare_identities(const ListCell *a, const ListCell *b)
+{
+	return strcmp(lfirst(a), lfirst(b));
+}
+
+/* What is in one of the lists, sorted. */
+static char *
+join_identities(const char *a, const char *b)
+{
+	List	   *all = list_concat(split_identities(a), split_identities(b));
+	StringInfoData joined;
+	const char *last = "";
+	ListCell   *lc;
+
+	list_sort(all, compare_identities);
+	initStringInfo(&joined);
+	foreach(lc, all)
+	{
+		if (strcmp(lfirst(lc), last) != 0)
+			appendStringInfo(&joined, "%s%s", joined.len > 0 ? "," : "", (char *) lfirst(lc));
+		last = lfirst(lc);
+	}
+	return joined.data;
+}
+
+/*
+ * Are a column there and one here, which have one name, the same, given what
+ * has been seen there and here?  See the head of this file.
+ */
+bool
+repl_ml_column_is_same(const char *theirs, const char *seen_there, const char *ours, const char *seen_here)
+{
+	/* tables of our own have none */
+	if ((theirs[0] == '\0' && ours[0] == '\0') || meet(theirs, ours))
+		return true;
+	return theirs[0] != '\0' && ours[0] != '\0' && !meet(theirs, seen_here) && !meet(ours, seen_there);
+}
+
+/* Is the name one of those up to the NULL? */
+static bool
+is_one_of(const char *name, const char *const *names)
+{
+	while (*names != NULL)
+	{
+		if (strcmp(name, *names++) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Is every value of a column there one of the column here, the very same or
+ * refused, so that nothing becomes another value on its way?
+ */
+bool
+repl_ml_column_takes(const ReplMlColumn *theirs, const ReplMlColumn *ours)
+{
+	static const char *const integers[] = {"int2", "int4", "int8", NULL};
+	static const char *const strings[] = {"text", "varchar", NULL};
+	static const char *const lengths[] = {"varchar", "varbit", NULL};
+	bool		any_length = ours->typmod == -1;
+
+	if (strcmp(theirs->type, ours->type) != 0)
+		return (is_one_of(theirs->type, integers) && is_one_of(ours->type, integers)) ||
+			(any_length && is_one_of(theirs->type, strings) && is_one_of(ours->type, strings));
+	if (any_length || theirs->typmod == ours->typmod)
+		return true;
+	if (is_one_of(ours->type, lengths))
+		return theirs->typmod != -1 && theirs->typmod <= ours->typmod;
+	/* of the same scale */
+	return strcmp(ours->type, "numeric") == 0 && theirs->typmod != -1 &&
+		((theirs->typmod ^ ours->typmod) & 0xFFFF) == 0 && theirs->typmod <= ours->typmod;
+}
+
+/* What a column of a table here is; palloc'd.  Types go by their names alone: extensions may be in another schema elsewhere. */
+ReplMlColumn
+repl_ml_column_describe(Oid relid, Form_pg_attribute att)
+{
+	ReplMlColumn column = {.name = pstrdup(NameStr(att->attname)),.type = "",.typmod = att->atttypmod};
+	HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(getBaseTypeAndTypmod(att->atttypid, &column.typmod)));
+
+	if (HeapTupleIsValid(tuple))
+	{
+		column.type = pstrdup(NameStr(((Form_pg_type) GETSTRUCT(tuple))->typname));
+		ReleaseSysCache(tuple);
+	}
+	column.identity = repl_ml_column_identity(relid, att->attnum);
+	return column;
+}
+
+static bool
+is_sent(Form_pg_attribute att)
+{
+	return !att->attisdropped && att->attgenerated == '\0';
+}
+
+/* Appends what the table's columns are to a message. */
+void
+repl_ml_column_send(StringInfo message, Relation rel)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	int			count = 0;
+
+	for (int i = 0; i < desc->natts; i++)
+		count += is_sent(TupleDescAttr(desc, i));
+	pq_sendint16(message, count);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		ReplMlColumn column;
+
+		if (!is_sent(TupleDescAttr(desc, i)))
+			continue;
+		column = repl_ml_column_describe(RelationGetRelid(rel), TupleDescAttr(desc, i));
+		pq_sendstring(message, column.name);
+		pq_sendstring(message, column.identity);
+		pq_sendstring(message, column.type);
+		pq_sendint32(message, column.typmod);
+	}
+}
+
+/* Reads that: a List of ReplMlColumn *, palloc'd. */
+List *
+repl_ml_column_receive(StringInfo message)
+{
+	int			count = pq_getmsgint(message, 2);
+	List	   *columns = NIL;
+
+	for (int i = 0; i < count; i++)
+	{
+		ReplMlColumn *column = palloc(sizeof(ReplMlColumn));
+
+		column->name = pstrdup(pq_getmsgstring(message));
+		column->identity = pstrdup(pq_getmsgstring(message));
+		column->type = pstrdup(pq_getmsgstring(message));
+		column->typmod = (int32) pq_getmsgint(message, 4);
+		columns = lappend(columns, column);
+	}
+	return columns;
+}
+
+static char *
+new_identity(void)
+{
+	uint64		number;
+
+	if (!pg_strong_random(&number, sizeof(number)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate a random number")));
+	return psprintf("%016llx", (unsigned long long) number);
+}
+
+/*
+ * Gives an identity to each column that has none, and another one to those
+ * "rewritten" (attribute numbers); in the transaction that altered the table.
+ */
+void
+repl_ml_column_identify(Oid relid, List *rewritten)
+{
+	Relation	rel;
+	char	   *added = "";
+
+	CommandCounterIncrement();
+	rel = try_relation_open(relid, NoLock);
+	if (rel == NULL)
+		return;
+	for (int i = 0; i < RelationGetNumberOfAttributes(rel); i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), i);
+		char	   *identity;
+
+		if (att->attisdropped || att->attnum == repl_ml_table_clock_attnum(relid) ||
+			(!list_member_int(rewritten, att->attnum) && repl_ml_column_identity(relid, att->attnum)[0] != '\0'))
+			continue;
+		identity = new_identity();
+		set_label(relid, att->attnum, identity);
+		added = join_identities(added, identity);
+	}
+	if (added[0] != '\0')
+		note_seen(relid, added);
+	relation_close(rel, NoLock);
+	CommandCounterIncrement();
+}
+
+/* repl_ml.identify_columns(relation): for a table that is being enrolled. */
+PG_FUNCTION_INFO_V1(repl_ml_identify_columns);
+Datum
+repl_ml_identify_columns(PG_FUNCTION_ARGS)
+{
+	LockRelationOid(PG_GETARG_OID(0), ShareUpdateExclusiveLock);
+	repl_ml_column_identify(PG_GETARG_OID(0), NIL);
+	PG_RETURN_VOID();
+}
+
+/* repl_ml.forget_columns(relation): takes that back, where the table is no longer replicated. */
+PG_FUNCTION_INFO_V1(repl_ml_forget_columns);
+Datum
+repl_ml_forget_columns(PG_FUNCTION_ARGS)
+{
+	Relation	rel = table_open(PG_GETARG_OID(0), ShareUpdateExclusiveLock);
+
+	for (int i = 0; i < RelationGetNumberOfAttributes(rel); i++)
+		set_label(RelationGetRelid(rel), i + 1, NULL);
+	table_close(rel, NoLock);
+	PG_RETURN_VOID();
+}
+
+/*
+ * repl_ml.agree_on_column(relation, column, ours, theirs): the column has the
+ * identities of another node's, too, if it still has just "ours"; false if the
+ * table is busy, so that it is to be tried later.
+ */
+PG_FUNCTION_INFO_V1(repl_ml_agree_on_column);
+Datum
+repl_ml_agree_on_column(PG_FUNCTION_ARGS)
+{
+	Oid			relid = PG_GETARG_OID(0);
+	char	   *ours = text_to_cstring(PG_GETARG_TEXT_PP(2));
+	char	   *theirs = text_to_cstring(PG_GETARG_TEXT_PP(3));
+	AttrNumber	attnum;
+
+	if (!ConditionalLockRelationOid(relid, ShareUpdateExclusiveLock))
+		PG_RETURN_BOOL(false);
+	attnum = get_attnum(relid, NameStr(*PG_GETARG_NAME(1)));
+	if (attnum > 0 && strcmp(repl_ml_column_identity(relid, attnum), ours) == 0)
+	{
+		set_label(relid, attnum, join_identities(ours, theirs));
+		note_seen(relid, theirs);
+		CommandCounterIncrement();
+	}
+	PG_RETURN_BOOL(true);
+}
+
+/* repl_ml.send_columns(relation): what a message of the stream says of them, for a copy. */
+PG_FUNCTION_INFO_V1(repl_ml_send_columns);
+Datum
+repl_ml_send_columns(PG_FUNCTION_ARGS)
+{
+	Relation	rel = table_open(PG_GETARG_OID(0), AccessShareLock);
+	StringInfoData message;
+
+	pq_begintypsend(&message);
+	repl_ml_column_send(&message, rel);
+	table_close(rel, NoLock);
+	PG_RETURN_BYTEA_P(pq_endtypsend(&message));
+}
