@@ -4,6 +4,9 @@
  *
  * A worker brackets its work with repl_ml_begin and repl_ml_commit: a
  * transaction with a snapshot and an SPI connection.
+ *
+ * Not here: what the catalogs say, which is the rooms' own.  No locks but those
+ * of the statements.
  */
 #include "postgres.h"
 
@@ -24,8 +27,8 @@
 
 /*
  * Ends the process if its postmaster is gone.  Waits do that by themselves;
- * this is for what may go on without one: as long as such a process lives, the
- * server cannot be started again.
+ * apply workers call this where they may go on without one: as long as such a
+ * process lives, the server cannot be started again.
  */
 void
 repl_ml_check_server(void)
@@ -34,7 +37,10 @@ repl_ml_check_server(void)
 		proc_exit(1);
 }
 
-/* Starts a transaction for SPI. */
+/*
+ * Called by our workers: starts a transaction with an SPI connection and a
+ * snapshot.
+ */
 void
 repl_ml_begin(void)
 {
@@ -45,7 +51,7 @@ repl_ml_begin(void)
 	PushActiveSnapshot(GetTransactionSnapshot());
 }
 
-/* Commits what repl_ml_begin started. */
+/* Commits what repl_ml_begin started, and tells the statistics. */
 void
 repl_ml_commit(void)
 {
@@ -76,7 +82,10 @@ repl_ml_spi_execute(const char *sql, int nargs, Oid *types, Datum *values, const
 	return processed;
 }
 
-/* The plan of a statement that is run again and again, made on first use; needs an SPI connection. */
+/*
+ * Returns the plan of a statement that a worker runs again and again, made on
+ * first use.  The caller has an SPI connection.
+ */
 SPIPlanPtr
 repl_ml_spi_plan(SPIPlanPtr *plan, const char *sql, int nargs, Oid *types)
 {
@@ -91,14 +100,20 @@ repl_ml_spi_plan(SPIPlanPtr *plan, const char *sql, int nargs, Oid *types)
 	return *plan;
 }
 
-/* A value of the last result as text, NULL for null; rows and columns from 0. */
+/*
+ * Returns a value of the last result as text, NULL for null; rows and columns
+ * count from 0.
+ */
 char *
 repl_ml_spi_text(uint64 row, int column)
 {
 	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column + 1);
 }
 
-/* The first value of a query's only row as a number, 0 for none or null. */
+/*
+ * Returns the first value of a query's only row as a number, 0 for none or
+ * null.
+ */
 int64
 repl_ml_query_int(const char *sql)
 {
@@ -110,7 +125,10 @@ repl_ml_query_int(const char *sql)
 	return text == NULL ? 0 : strtoll(text, NULL, 10);
 }
 
-/* Raises an error if an argument of the SQL function is null. */
+/*
+ * Called by SQL functions that are not STRICT: raises an error if an argument
+ * is null.
+ */
 void
 repl_ml_refuse_nulls(FunctionCallInfo fcinfo)
 {
@@ -125,7 +143,7 @@ repl_ml_refuse_nulls(FunctionCallInfo fcinfo)
 	}
 }
 
-/* The type repl_ml.vclock. */
+/* Returns the OID of the type repl_ml.vclock. */
 Oid
 repl_ml_clock_type(void)
 {
@@ -133,14 +151,20 @@ repl_ml_clock_type(void)
 						   CStringGetDatum("vclock"), ObjectIdGetDatum(repl_ml_schema_oid()));
 }
 
-/* The extension's schema, InvalidOid where the extension is not installed. */
+/*
+ * Returns the extension's schema, InvalidOid where the extension is not
+ * installed.
+ */
 Oid
 repl_ml_schema_oid(void)
 {
 	return get_namespace_oid(REPL_ML_SCHEMA, true);
 }
 
-/* One of the extension's own tables. */
+/*
+ * Returns the OID of one of the extension's own tables; raises an error where
+ * the extension is not installed.
+ */
 Oid
 repl_ml_catalog_oid(const char *name)
 {

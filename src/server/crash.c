@@ -117,17 +117,17 @@ static volatile sig_atomic_t ended_by_others = false;
 static bool passes_bans = false;
 
 static void *map_file(void);
-static void begin_anew(void);
-static void quit(SIGNAL_ARGS);
-static void end(int signal, siginfo_t *info, void *context);
+static void empty_file(void);
+static void quit_without_blame(SIGNAL_ARGS);
+static void note_who_ends(int signal, siginfo_t *info, void *context);
 static void spare_panic(ErrorData *error);
-static char *conclude(void);
-static char *conclude_transaction(void);
-static bool ban(Oid relid);
+static char *conclude_from_note(void);
+static char *blame_transaction(void);
+static bool ban_table(Oid relid);
 
 /*
- * In the postmaster, at its start and after each crash: maps the file, and
- * forgets the notes that no crash explains.
+ * Called by the postmaster, at its start and after each crash: maps the file,
+ * and forgets the notes that no crash explains.
  */
 void
 repl_ml_crash_startup(void)
@@ -144,11 +144,14 @@ repl_ml_crash_startup(void)
 	if (file->magic != CRASH_MAGIC || file->size != sizeof(CrashFile) ||
 		file->banned < 0 || file->banned > MAX_BANNED ||
 		(first && !file->crash_seen))
-		begin_anew();
+		empty_file();
 	file->crash_seen = false;
 }
 
-/* The mapped file, made if need be; NULL, and logged, if that fails: then nothing is noted. */
+/*
+ * Returns the mapped file, made if need be; NULL, and logged, if that fails:
+ * then nothing is noted.
+ */
 static void *
 map_file(void)
 {
@@ -164,7 +167,8 @@ map_file(void)
 			char	   *zeros = palloc0(sizeof(CrashFile));
 
 			errno = 0;
-			if (ftruncate(fd, 0) != 0 || pg_pwrite(fd, zeros, sizeof(CrashFile), 0) != sizeof(CrashFile))
+			if (ftruncate(fd, 0) != 0 ||
+				pg_pwrite(fd, zeros, sizeof(CrashFile), 0) != sizeof(CrashFile))
 			{
 				errno = errno ? errno : ENOSPC;
 				(void) close(fd);
@@ -185,24 +189,31 @@ map_file(void)
 	return result == MAP_FAILED ? NULL : result;
 }
 
+/* Gives the mapped file no notes and no bans. */
 static void
-begin_anew(void)
+empty_file(void)
 {
 	memset(file, 0, sizeof(CrashFile));
 	file->magic = CRASH_MAGIC;
 	file->size = sizeof(CrashFile);
 }
 
-/* In the launcher, which is always there: notes when the postmaster ends all because of a crash. */
+/*
+ * Called by the launcher, which is always there: it notes when the postmaster
+ * ends all processes because of a crash.
+ */
 void
 repl_ml_crash_watch(void)
 {
-	pqsignal(SIGQUIT, quit);
+	pqsignal(SIGQUIT, quit_without_blame);
 }
 
-/* The SIGQUIT handler: as the server's own, but first clears this process of blame. */
+/*
+ * The SIGQUIT handler of the launcher and of apply workers: does as the
+ * server's own, but first clears this process of blame.
+ */
 static void
-quit(SIGNAL_ARGS)
+quit_without_blame(SIGNAL_ARGS)
 {
 	QuitSignalReason reason = GetQuitSignalReason();
 
@@ -213,9 +224,12 @@ quit(SIGNAL_ARGS)
 	_exit(2);
 }
 
-/* The SIGTERM handler of an apply worker: as the server's own, but first notes who sent it. */
+/*
+ * The SIGTERM handler of an apply worker: does as the server's own, but first
+ * notes who sent it.
+ */
 static void
-end(int signal, siginfo_t *info, void *context)
+note_who_ends(int signal, siginfo_t *info, void *context)
 {
 	int			saved = errno;
 
@@ -226,15 +240,15 @@ end(int signal, siginfo_t *info, void *context)
 }
 
 /*
- * In an apply worker that starts, with its place in shared memory: finds its
- * entry, and draws the conclusions from a note that was left there.  Returns
- * what it says, as a message, or NULL.
+ * Called by an apply worker that starts, with its place in shared memory:
+ * finds its entry, and draws the conclusions from a note that was left there.
+ * Returns what it says, as a message, or NULL.
  */
 char *
 repl_ml_crash_attach(int worker)
 {
 	const ReplMlWorker *self = &repl_ml_shared->workers[worker];
-	struct sigaction action = {.sa_sigaction = end,.sa_flags = SA_RESTART | SA_SIGINFO};
+	struct sigaction action = {.sa_sigaction = note_who_ends,.sa_flags = SA_RESTART | SA_SIGINFO};
 	char	   *message;
 
 	if (file == NULL)
@@ -255,18 +269,21 @@ repl_ml_crash_attach(int worker)
 		memset(own, 0, sizeof(Entry));
 	own->database = self->database;
 	own->peer = self->peer;
-	message = conclude();
+	message = conclude_from_note();
 	own->doing = RESTS;
 	LWLockRelease(repl_ml_shared->lock);
 
-	pqsignal(SIGQUIT, quit);
+	pqsignal(SIGQUIT, quit_without_blame);
 	(void) sigaction(SIGTERM, &action, NULL);
 	previous_log_hook = emit_log_hook;
 	emit_log_hook = spare_panic;
 	return message;
 }
 
-/* Want of disk or memory, of which the server panics, is nobody's row. */
+/*
+ * An apply worker's hook: takes the note back before a panic for want of disk
+ * or memory, which is nobody's row.
+ */
 static void
 spare_panic(ErrorData *error)
 {
@@ -280,47 +297,62 @@ spare_panic(ErrorData *error)
 		own->doing = RESTS;
 }
 
-/* What the note says of this worker's last process, as a message; NULL: nothing was going on. */
+/*
+ * Draws, for repl_ml_crash_attach, the conclusions from what the worker's last
+ * process was doing, and returns them as a message; NULL: it was doing
+ * nothing.
+ */
 static char *
-conclude(void)
+conclude_from_note(void)
 {
 	switch (own->doing)
 	{
 		case APPLIES:
-			return conclude_transaction();
+			return blame_transaction();
 		case COPIES:
 			own->copy_crashes = own->copied == own->relid ? own->copy_crashes + 1 : 1;
 			own->copied = own->relid;
 			if (own->copy_crashes >= REPL_ML_CRASHES_CAREFUL && OidIsValid(own->relid))
-				(void) ban(own->relid);
-			return psprintf("the apply worker died while it copied the table with OID %u from node %d, %d times in a row",
+				(void) ban_table(own->relid);
+			return psprintf("the apply worker died while it copied the table with OID %u from node "
+							"%d, %d times in a row",
 							own->relid, own->peer, own->copy_crashes);
 		case RETRIES:
 			own->retried = own->parked;
-			return psprintf("the apply worker died while it tried the parked change " INT64_FORMAT " again", own->parked);
+			return psprintf("the apply worker died while it tried the parked change "
+							INT64_FORMAT " again", own->parked);
 		default:
 			return NULL;
 	}
 }
 
+/*
+ * Counts the crash for the transaction that was being applied, and bans the
+ * table if a row of it was; returns what to log.
+ */
 static char *
-conclude_transaction(void)
+blame_transaction(void)
 {
-	bool		same = own->crashes > 0 && own->first <= own->blamed_last && own->last >= own->blamed_first;
+	bool		same = own->crashes > 0 && own->first <= own->blamed_last &&
+		own->last >= own->blamed_first;
 
 	own->crashes = same ? own->crashes + 1 : 1;
 	own->blamed_first = own->first;
 	own->blamed_last = own->last;
 	/* row by row one table is at it; if it is none, or was banned, the transaction is parked */
-	if (own->careful && !(OidIsValid(own->relid) && ban(own->relid)))
+	if (own->careful && !(OidIsValid(own->relid) && ban_table(own->relid)))
 		own->crashes = REPL_ML_CRASHES_PARK;
-	return psprintf("the apply worker died while it applied the transaction that ends at %X/%X of node %d, %d times in a row",
+	return psprintf("the apply worker died while it applied the transaction that ends at %X/%X of "
+					"node %d, %d times in a row",
 					LSN_FORMAT_ARGS(own->last), own->peer, own->crashes);
 }
 
-/* Bans a table from being written by apply; false if it is already, or there are too many. */
+/*
+ * Bans a table from being written by apply; returns false if it is already, or
+ * if there are too many.
+ */
 static bool
-ban(Oid relid)
+ban_table(Oid relid)
 {
 	for (int i = 0; i < file->banned; i++)
 	{
@@ -334,7 +366,10 @@ ban(Oid relid)
 	return true;
 }
 
-/* In an apply worker: begins to apply, or goes on with, the transaction with that final LSN. */
+/*
+ * Called by an apply worker that begins to apply, or goes on with, the
+ * transaction with that final LSN.
+ */
 void
 repl_ml_crash_applies(XLogRecPtr lsn, bool careful)
 {
@@ -347,7 +382,10 @@ repl_ml_crash_applies(XLogRecPtr lsn, bool careful)
 	own->doing = APPLIES;
 }
 
-/* In an apply worker: begins to copy; of which table, repl_ml_crash_writes tells. */
+/*
+ * Called by an apply worker that begins to copy; of which table,
+ * repl_ml_crash_writes tells.
+ */
 void
 repl_ml_crash_copies(void)
 {
@@ -357,7 +395,10 @@ repl_ml_crash_copies(void)
 	own->doing = COPIES;
 }
 
-/* In an apply worker: tries a parked change again; "banned": also one of a banned table. */
+/*
+ * Called by an apply worker that tries a parked change again; "banned": also
+ * one of a banned table.
+ */
 void
 repl_ml_crash_retries(int64 parked, bool banned)
 {
@@ -368,7 +409,10 @@ repl_ml_crash_retries(int64 parked, bool banned)
 	own->doing = RETRIES;
 }
 
-/* A row of the table is at it from now on; InvalidOid: none is. */
+/*
+ * Called before a row of the table is written, and after it with InvalidOid.
+ * Does nothing where no apply worker writes.
+ */
 void
 repl_ml_crash_writes(Oid relid)
 {
@@ -377,8 +421,9 @@ repl_ml_crash_writes(Oid relid)
 }
 
 /*
- * In an apply worker that ends, with the status it exits with: takes the note
- * back, unless code that runs for a row made it end.
+ * Called by an apply worker that ends, with the status it exits with: takes
+ * the note back, unless it ended itself, and so code that runs for a row did
+ * it.
  */
 void
 repl_ml_crash_detach(int status)
@@ -389,7 +434,10 @@ repl_ml_crash_detach(int status)
 		repl_ml_crash_rests();
 }
 
-/* Takes the note back: whatever it was has ended in an orderly way. */
+/*
+ * Called by an apply worker when what it noted has ended in an orderly way,
+ * however: takes the note back.
+ */
 void
 repl_ml_crash_rests(void)
 {
@@ -399,7 +447,9 @@ repl_ml_crash_rests(void)
 	own->relid = InvalidOid;
 }
 
-/* In an apply worker, when what the peer wrote up to "end" is committed. */
+/*
+ * Called by an apply worker when what the peer wrote up to "end" is committed.
+ */
 void
 repl_ml_crash_survived(XLogRecPtr end)
 {
@@ -408,7 +458,10 @@ repl_ml_crash_survived(XLogRecPtr end)
 		own->crashes = 0;
 }
 
-/* How often the transaction has taken the server down, as far as anybody knows. */
+/*
+ * Returns how often the transaction has taken the server down, as far as
+ * anybody knows; an apply worker then applies it with care.
+ */
 int
 repl_ml_crash_count(XLogRecPtr lsn)
 {
@@ -417,7 +470,10 @@ repl_ml_crash_count(XLogRecPtr lsn)
 	return own->crashes;
 }
 
-/* Once: the parked change with which the server went down; 0 if there is none. */
+/*
+ * Returns, once, the parked change with which the server went down; 0 if there
+ * is none.
+ */
 int64
 repl_ml_crash_retried(void)
 {
@@ -428,7 +484,11 @@ repl_ml_crash_retried(void)
 	return result;
 }
 
-/* Must apply leave the table alone?  In a client's session never: a person tries. */
+/*
+ * Says whether apply must leave the table alone.  In a client's session it
+ * never must, as a person tries; nor where a banned table's change is tried
+ * once more.
+ */
 bool
 repl_ml_crash_is_banned(Oid relid)
 {
@@ -442,7 +502,9 @@ repl_ml_crash_is_banned(Oid relid)
 	return false;
 }
 
-/* The banned tables of this database as the text of an array of OIDs. */
+/*
+ * Returns the banned tables of this database as the text of an array of OIDs.
+ */
 char *
 repl_ml_crash_banned(void)
 {
@@ -459,7 +521,9 @@ repl_ml_crash_banned(void)
 	return list.data;
 }
 
-/* A change of the table has been applied after all. */
+/*
+ * Called when a change of the table has been applied after all: lifts its ban.
+ */
 void
 repl_ml_crash_pardon(Oid relid)
 {

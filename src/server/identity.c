@@ -17,7 +17,9 @@
  * node's next incarnation: whoever runs under a lesser one is fenced as soon
  * as it meets a member that knows (copy/link.c).
  *
- * The row is cached per process; a trigger on the table invalidates it.
+ * The row is cached per process; a trigger on the table invalidates it.  Not
+ * here: who else is in the group (peer.c).  No locks but that of the table while
+ * it is read.
  */
 #include "postgres.h"
 
@@ -62,12 +64,13 @@ static ReplMlIdentity cached;
 static bool cache_valid = false;
 static Oid	local_node_relid = InvalidOid;
 
-static void load(ReplMlIdentity *identity);
+static void load_identity(ReplMlIdentity *identity);
 static void compare_fingerprint(Datum *values, ReplMlIdentity *identity);
 
 /*
- * Forgets the cached row when the catalog (or, relid 0, anything) changes.
- * While the catalog is not known to exist, any new relation may be it.
+ * A callback of the relation cache: forgets the cached row when the catalog
+ * (or, relid 0, anything) changes.  While the catalog is not known to exist,
+ * any new relation may be it.
  */
 static void
 invalidate(Datum arg, Oid relid)
@@ -77,8 +80,9 @@ invalidate(Datum arg, Oid relid)
 }
 
 /*
- * This database's identity.  "member" is false where there is no group or no
- * extension.  The pointer is good until the next call.  Needs a transaction.
+ * Returns this database's identity.  "member" is false where there is no group
+ * or no extension.  The pointer is good until the next call.  Needs a
+ * transaction.
  */
 const ReplMlIdentity *
 repl_ml_identity(void)
@@ -98,7 +102,7 @@ repl_ml_identity(void)
 		cache_valid = true;
 		PG_TRY();
 		{
-			load(&fresh);
+			load_identity(&fresh);
 		}
 		PG_CATCH();
 		{
@@ -114,7 +118,10 @@ repl_ml_identity(void)
 	return &cached;
 }
 
-/* The identity of a member that may act; an error with the way out otherwise. */
+/*
+ * Returns the identity of a member that may act; raises an error with the way
+ * out otherwise.
+ */
 const ReplMlIdentity *
 repl_ml_identity_require(void)
 {
@@ -126,26 +133,35 @@ repl_ml_identity_require(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("this database is not a member of a repl_ml group"),
-				 errhint("Run SELECT repl_ml.create_group(...) on the first node, SELECT repl_ml.join_group(...) on each other one.")));
+				 errhint("Run SELECT repl_ml.create_group(...) on the first node, SELECT "
+						 "repl_ml.join_group(...) on each other one.")));
+
+	/* two that stamp rows as one node would lose each other's writes */
 	if (identity->fenced)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("this data directory is a copy of node \"%s\" and must not act as it",
 						NameStr(identity->node_name)),
-				 errdetail("The system identifier, timeline, database or data directory differs from the one that joined the group."),
-				 errhint("If the node itself was moved, stop whatever else runs as it and run SELECT repl_ml.confirm_identity()."
-						 " Of a copy run SELECT repl_ml.leave_group(force => true) here, then SELECT repl_ml.join_group(...) to get a new node id.")));
+				 errdetail("The system identifier, timeline, database or data directory differs "
+						   "from the one that joined the group."),
+				 errhint("If the node itself was moved, stop whatever else runs as it and run "
+						 "SELECT repl_ml.confirm_identity()."
+						 " Of a copy run SELECT repl_ml.leave_group(force => true) here, then "
+						 "SELECT repl_ml.join_group(...) to get a new node id.")));
 	if (identity->dropped)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("node \"%s\" has been dropped from its group", NameStr(identity->node_name)),
+				 errmsg("node \"%s\" has been dropped from its group",
+						NameStr(identity->node_name)),
 				 errdetail("What is written here would reach nobody."),
-				 errhint("Run SELECT repl_ml.leave_group(force => true) to go on as an ordinary database, then join again if wanted.")));
+				 errhint("Run SELECT repl_ml.leave_group(force => true) to go on as an ordinary "
+						 "database, then join again if wanted.")));
 	return identity;
 }
 
+/* Reads the row of repl_ml.local_node; leaves zeros where there is none. */
 static void
-load(ReplMlIdentity *identity)
+load_identity(ReplMlIdentity *identity)
 {
 	Oid			schema = get_namespace_oid(REPL_ML_SCHEMA, true);
 	Relation	rel;
@@ -153,7 +169,8 @@ load(ReplMlIdentity *identity)
 	HeapTuple	tuple;
 
 	memset(identity, 0, sizeof(*identity));
-	local_node_relid = OidIsValid(schema) ? get_relname_relid(LOCAL_NODE_TABLE, schema) : InvalidOid;
+	local_node_relid = OidIsValid(schema) ? get_relname_relid(LOCAL_NODE_TABLE, schema) :
+		InvalidOid;
 	if (!OidIsValid(local_node_relid))
 		return;
 
@@ -184,7 +201,7 @@ load(ReplMlIdentity *identity)
 	table_close(rel, AccessShareLock);
 }
 
-/* Device and inode of a file that a running server never replaces. */
+/* Returns device and inode of a file that a running server never replaces. */
 static char *
 directory_fingerprint(void)
 {
@@ -193,11 +210,15 @@ directory_fingerprint(void)
 	if (stat("PG_VERSION", &st) != 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
-				 errmsg("could not stat file \"%s\": %m", "PG_VERSION")));
+				 errmsg("could not stat file \"%s\": %m", "PG_VERSION"),
+				 errhint("Check the owner and the permissions of the data directory.")));
 	return psprintf("%llu:%llu", (unsigned long long) st.st_dev, (unsigned long long) st.st_ino);
 }
 
-/* Sets "fenced" if the place is not that of the row, and "moved" if it could be: on another device. */
+/*
+ * Sets "fenced" if the place is not that of the row, and "moved" if it could
+ * be: on another device.
+ */
 static void
 compare_fingerprint(Datum *values, ReplMlIdentity *identity)
 {
@@ -208,7 +229,8 @@ compare_fingerprint(Datum *values, ReplMlIdentity *identity)
 
 	if (RecoveryInProgress())
 		return;					/* nothing can be written here anyway */
-	same_server = DatumGetInt64(values[Anum_system_identifier - 1]) == (int64) GetSystemIdentifier() &&
+	same_server = DatumGetInt64(values[Anum_system_identifier - 1]) ==
+		(int64) GetSystemIdentifier() &&
 		DatumGetInt64(values[Anum_timeline - 1]) == (int64) GetWALInsertionTimeLine() &&
 		DatumGetObjectId(values[Anum_database - 1]) == MyDatabaseId;
 	identity->fenced = !same_server || strcmp(there, here) != 0;
@@ -237,8 +259,12 @@ repl_ml_local_fingerprint(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
-/* Statement trigger on repl_ml.local_node: every process reads the row again. */
 PG_FUNCTION_INFO_V1(repl_ml_local_node_changed);
+
+/*
+ * A statement trigger on repl_ml.local_node: every process reads the row
+ * again.
+ */
 Datum
 repl_ml_local_node_changed(PG_FUNCTION_ARGS)
 {
@@ -247,7 +273,8 @@ repl_ml_local_node_changed(PG_FUNCTION_ARGS)
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" must be called as a trigger", "local_node_changed")));
+				 errmsg("function \"%s\" must be called as a trigger", "local_node_changed"),
+				 errhint("Leave it to the trigger that repl_ml has made.")));
 	CacheInvalidateRelcache(trigdata->tg_relation);
 	cache_valid = false;
 	return PointerGetDatum(NULL);

@@ -7,7 +7,8 @@
  * by ours as long as somebody watches.  Watchers stand one before the other,
  * the last that came first; each sees a message, and sends it on, another one
  * instead, or none.  They may come and go in any order, also while they see a
- * message.  All of it belongs to one process.
+ * message.  All of it belongs to one process; no locks.  What watchers do with
+ * messages is theirs: commit/commit.c, commit/reply.c, read/routing.c.
  */
 #include "postgres.h"
 
@@ -23,7 +24,7 @@ static ReplMlWatcher *first = NULL;
 static const PQcommMethods *core = NULL;	/* core's, while ours are installed */
 static PQcommMethods ours;
 
-static int	put(char type, const char *data, size_t length);
+static int	put_message(char type, const char *data, size_t length);
 static int	put_from(const ReplMlWatcher *watcher, char type, const char *data, size_t length);
 
 /*
@@ -37,7 +38,7 @@ repl_ml_messages_watch(ReplMlWatcher *watcher)
 	{
 		core = PqCommMethods;
 		ours = *core;
-		ours.putmessage = put;
+		ours.putmessage = put_message;
 		PqCommMethods = &ours;
 	}
 	watcher->next = first;
@@ -72,39 +73,51 @@ repl_ml_messages_leave(ReplMlWatcher *watcher)
 	}
 }
 
-/* Called by a watcher with what is to be sent: the next watcher sees it, after the last one core sends it. */
+/*
+ * Called by a watcher with what is to be sent: the next watcher sees it, after
+ * the last one core sends it.
+ */
 int
 repl_ml_messages_put(const ReplMlWatcher *watcher, char type, const char *data, size_t length)
 {
 	return put_from(watcher->next, type, data, length);
 }
 
-/* The other methods have one watcher in a process, which calls core's by these. */
+/*
+ * Passes on to core's method.  The only watcher of this method in a process, a
+ * walsender's reply.c, calls it, and the next two.
+ */
 void
 repl_ml_messages_put_noblock(char type, const char *data, size_t length)
 {
 	core->putmessage_noblock(type, data, length);
 }
 
+/* Passes on to core's method. */
 int
 repl_ml_messages_flush_if_writable(void)
 {
 	return core->flush_if_writable();
 }
 
+/* Passes on to core's method. */
 bool
 repl_ml_messages_is_send_pending(void)
 {
 	return core->is_send_pending();
 }
 
-/* In core's place. */
+/* In place of core's method: shows the message to the first watcher. */
 static int
-put(char type, const char *data, size_t length)
+put_message(char type, const char *data, size_t length)
 {
 	return put_from(first, type, data, length);
 }
 
+/*
+ * Shows a message to this watcher, or the next one that wants to see it; sends
+ * it by core's method if none is left.
+ */
 static int
 put_from(const ReplMlWatcher *watcher, char type, const char *data, size_t length)
 {

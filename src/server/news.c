@@ -16,6 +16,9 @@
  * for those who find theirs flushed by an apply worker.  Walsenders that are
  * not ours, of standbys or core subscriptions, wait for everything: as long as
  * there is one all are woken.
+ *
+ * Not here: what peers are told (write/output.c), and how soon a commit needs
+ * them (commit/quorum.c).  The counts are atomics; no locks.
  */
 #include "postgres.h"
 
@@ -35,7 +38,10 @@ static bool under_way = false;	/* of this process */
 static TimestampTz silent_since = 0;	/* this process flushed without waking
 										 * anybody; 0: it has made up for it */
 
-/* This process is about to write WAL of this node's own; again is nothing. */
+/*
+ * Called by a process that is about to write WAL of this node's own; a second
+ * call does nothing.
+ */
 void
 repl_ml_news_begin(void)
 {
@@ -45,7 +51,10 @@ repl_ml_news_begin(void)
 	(void) pg_atomic_fetch_add_u64(&repl_ml_shared->news_begun, 1);
 }
 
-/* It is flushed, or will not be; without a begin nothing. */
+/*
+ * Called by the same process when that WAL is flushed, or will not be; without
+ * a begin it does nothing.
+ */
 void
 repl_ml_news_end(void)
 {
@@ -55,14 +64,17 @@ repl_ml_news_end(void)
 	(void) pg_atomic_fetch_add_u64(&repl_ml_shared->news_ended, 1);
 }
 
-/* A walsender of ours begins to count, or ceases to. */
+/*
+ * Called with 1 by a walsender that begins to serve a peer, with -1 when it
+ * ends.
+ */
 void
 repl_ml_news_count_walsender(int change)
 {
 	(void) pg_atomic_fetch_add_u32(&repl_ml_shared->peer_walsenders, change);
 }
 
-/* Is every walsender one that serves a peer? */
+/* Says whether every walsender is one that serves a peer. */
 static bool
 all_are_ours(void)
 {
@@ -77,7 +89,10 @@ all_are_ours(void)
 	return active <= pg_atomic_read_u32(&repl_ml_shared->peer_walsenders);
 }
 
-/* Has something of this node's own been under way since the walsenders were last woken? */
+/*
+ * Says whether something of this node's own has been under way since the
+ * walsenders were last woken.
+ */
 static bool
 is_there_any(void)
 {
@@ -95,7 +110,7 @@ is_there_any(void)
 	return any;
 }
 
-/* Wakes the walsenders. */
+/* Wakes the walsenders at once. */
 void
 repl_ml_news_tell(void)
 {
@@ -103,7 +118,10 @@ repl_ml_news_tell(void)
 	wake_walsenders_compat();
 }
 
-/* Wakes the walsenders if they have to be; otherwise repl_ml_news_settle will. */
+/*
+ * Called after an apply worker's flush: wakes the walsenders if they have to
+ * be; otherwise repl_ml_news_settle will.
+ */
 static void
 tell_or_wait(void)
 {
@@ -113,7 +131,10 @@ tell_or_wait(void)
 		silent_since = GetCurrentTimestamp();
 }
 
-/* For apply workers: flushes WAL up to "lsn". */
+/*
+ * Called by apply workers: flushes WAL up to "lsn", and wakes walsenders only
+ * for this node's own.
+ */
 void
 repl_ml_news_flush(XLogRecPtr lsn)
 {
@@ -133,7 +154,10 @@ repl_ml_news_flush(XLogRecPtr lsn)
 	tell_or_wait();
 }
 
-/* For apply workers: a commit that is durable when it returns. */
+/*
+ * Called by apply workers: commits, durably, and wakes walsenders only for
+ * this node's own.
+ */
 void
 repl_ml_news_commit(void)
 {
@@ -155,7 +179,10 @@ repl_ml_news_commit(void)
 	tell_or_wait();
 }
 
-/* To be called while repl_ml_news_due says so: wakes the walsenders if they have slept for long enough. */
+/*
+ * Called by apply workers while repl_ml_news_due says so: wakes the walsenders
+ * if they have slept for long enough.
+ */
 void
 repl_ml_news_settle(void)
 {
@@ -164,7 +191,10 @@ repl_ml_news_settle(void)
 		repl_ml_news_tell();
 }
 
-/* How soon repl_ml_news_settle has to be called, ms; -1: it has nothing to do. */
+/*
+ * Says how soon an apply worker has to call repl_ml_news_settle, in ms; -1: it
+ * has nothing to do.
+ */
 int
 repl_ml_news_due(void)
 {

@@ -2,6 +2,10 @@
  * peer.c
  *		The other members: what the catalog knows of them, what their link is
  *		called, and commands to them from SQL.
+ *
+ * Not here: how a link is made (copy/link.c), nor which members can be reached
+ * (commit/members.c).  repl_ml_origin_create locks pg_replication_origin while it
+ * looks for a number, as core does.
  */
 #include "postgres.h"
 
@@ -32,11 +36,11 @@
 /* of origins that repl_ml makes; core would get here after 32,767 others */
 #define FIRST_ORIGIN	((RepOriginId) 0x8000)
 
-static bool is_taken(Relation rel, RepOriginId id);
+static bool is_origin_taken(Relation rel, RepOriginId id);
 
 /*
- * The name of the origin that tracks a peer in a database, and, with the
- * peer's database and our id, of the slot there that serves us.
+ * Returns the name of the origin that tracks a peer in a database, and, with
+ * the peer's database and our id, of the slot there that serves us.
  */
 char *
 repl_ml_origin_name(Oid database, int peer)
@@ -44,7 +48,7 @@ repl_ml_origin_name(Oid database, int peer)
 	return psprintf("repl_ml_%u_%d", database, peer);
 }
 
-/* Is this such a name?  Then whose. */
+/* Says whether it is such a name, and sets whose. */
 bool
 repl_ml_origin_parse(const char *name, Oid *database, int *peer)
 {
@@ -67,7 +71,7 @@ repl_ml_origin_create(const char *name)
 	Datum		values[Natts_pg_replication_origin];
 	bool		nulls[Natts_pg_replication_origin] = {false};
 
-	while (id < DoNotReplicateId && is_taken(rel, id))
+	while (id < DoNotReplicateId && is_origin_taken(rel, id))
 		id++;
 	if (id == DoNotReplicateId)
 		ereport(ERROR,
@@ -82,9 +86,12 @@ repl_ml_origin_create(const char *name)
 	return id;
 }
 
-/* Has, or will have if a transaction in progress commits, some origin the number? */
+/*
+ * Says whether some origin has the number, or will if a transaction in
+ * progress commits.
+ */
 static bool
-is_taken(Relation rel, RepOriginId id)
+is_origin_taken(Relation rel, RepOriginId id)
 {
 	SnapshotData dirty;
 	ScanKeyData key;
@@ -92,14 +99,18 @@ is_taken(Relation rel, RepOriginId id)
 	bool		taken;
 
 	InitDirtySnapshot(dirty);
-	ScanKeyInit(&key, Anum_pg_replication_origin_roident, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(id));
+	ScanKeyInit(&key, Anum_pg_replication_origin_roident, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(id));
 	scan = systable_beginscan(rel, ReplicationOriginIdentIndex, true, &dirty, 1, &key);
 	taken = HeapTupleIsValid(systable_getnext(scan));
 	systable_endscan(scan);
 	return taken;
 }
 
-/* Is it one that repl_ml_origin_create has given, or core's for what is not to be sent on? */
+/*
+ * Says whether repl_ml_origin_create has given the number, or whether it is
+ * core's for what is not to be sent on.
+ */
 bool
 repl_ml_origin_is_ours(RepOriginId id)
 {
@@ -107,19 +118,22 @@ repl_ml_origin_is_ours(RepOriginId id)
 }
 
 /*
- * A member by its id; an error if there is none or it has been dropped.  Good
- * until the next call.  Between repl_ml_begin and repl_ml_commit.
+ * Returns a member by its id; raises an error if there is none or it has been
+ * dropped.  The result is good until the next call.  An apply worker calls it
+ * between repl_ml_begin and repl_ml_commit.
  */
 ReplMlPeer *
 repl_ml_peer_load(int node_id)
 {
 	static ReplMlPeer peer;
 
-	SPI_execute(psprintf("SELECT node_name, dsn, state, incarnation FROM repl_ml.member WHERE node_id OPERATOR(pg_catalog.=) %d", node_id), true, 1);
+	SPI_execute(psprintf("SELECT node_name, dsn, state, incarnation FROM repl_ml.member"
+						 " WHERE node_id OPERATOR(pg_catalog.=) %d", node_id), true, 1);
 	if (SPI_processed == 0 || strcmp(repl_ml_spi_text(0, 2), "dropped") == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("node %d is not a member of the group", node_id)));
+				 errmsg("node %d is not a member of the group", node_id),
+				 errhint("See SELECT node_id, node_name, state FROM repl_ml.member.")));
 	if (peer.node_name != NULL)
 	{
 		pfree(peer.node_name);
@@ -134,12 +148,27 @@ repl_ml_peer_load(int node_id)
 	return &peer;
 }
 
-/* repl_ml.probe(dsn): connects and tells where that leads; 08001 if nowhere. */
 PG_FUNCTION_INFO_V1(repl_ml_probe);
+
+/*
+ * repl_ml.probe(dsn): connects and tells where that leads; raises 08001 if
+ * nowhere.
+ */
 Datum
 repl_ml_probe(PG_FUNCTION_ARGS)
 {
 	static const Oid types[6] = {INT8OID, OIDOID, TEXTOID, INT4OID, TEXTOID, TEXTOID};
+
+	/* the locale's column is daticulocale until 16, datlocale from 17 on */
+	static const char *const query =
+		"SELECT s.system_identifier, d.oid, d.datname::pg_catalog.text,"
+		" pg_catalog.current_setting('server_version_num')::pg_catalog.int4,"
+		" pg_catalog.getdatabaseencoding()::pg_catalog.text,"
+		" pg_catalog.concat_ws('/', d.datlocprovider, d.datcollate, d.datctype,"
+		" pg_catalog.to_jsonb(d) OPERATOR(pg_catalog.->>) 'daticulocale',"
+		" pg_catalog.to_jsonb(d) OPERATOR(pg_catalog.->>) 'datlocale')"
+		" FROM pg_catalog.pg_control_system() s, pg_catalog.pg_database d"
+		" WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()";
 	WalReceiverConn *conn;
 	Datum		values[8];
 	bool		nulls[8] = {false};
@@ -151,22 +180,17 @@ repl_ml_probe(PG_FUNCTION_ARGS)
 	conn = repl_ml_stream_connect(text_to_cstring(PG_GETARG_TEXT_PP(0)), "probe");
 	PG_TRY();
 	{
-		ReplMlResult *result = repl_ml_stream_query(conn,
-													"SELECT s.system_identifier, d.oid, d.datname::pg_catalog.text,"
-													" pg_catalog.current_setting('server_version_num')::pg_catalog.int4,"
-													" pg_catalog.getdatabaseencoding()::pg_catalog.text,"
-													" pg_catalog.concat_ws('/', d.datlocprovider, d.datcollate, d.datctype,"
-													" pg_catalog.to_jsonb(d) OPERATOR(pg_catalog.->>) 'daticulocale',"	/* until 16 */
-													" pg_catalog.to_jsonb(d) OPERATOR(pg_catalog.->>) 'datlocale')" /* from 17 on */
-													" FROM pg_catalog.pg_control_system() s, pg_catalog.pg_database d"
-													" WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()", 6, types);
+		ReplMlResult *result = repl_ml_stream_query(conn, query, lengthof(types), types);
 		char	   *host = NULL;
 		int			port = 0;
 
 		if (!repl_ml_stream_next(result))
 			ereport(ERROR,
-				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("the peer returned no row for its identity")));
+					(errcode(ERRCODE_PROTOCOL_VIOLATION),
+					 errmsg("the peer returned no row for its identity"),
+					 errhint("Check that the connection string leads to a PostgreSQL server.")));
+
+		/* host and port are what libpq has found, of several perhaps */
 		slot_getallattrs(result->slot);
 		walrcv_get_senderinfo(conn, &host, &port);
 		values[0] = result->slot->tts_values[0];
@@ -189,14 +213,17 @@ repl_ml_probe(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(tuple));
 }
 
-/* repl_ml.may_invite(dsn): would join_group be let in with it? */
 PG_FUNCTION_INFO_V1(repl_ml_may_invite);
+
+/* repl_ml.may_invite(dsn): says whether join_group would be let in with it. */
 Datum
 repl_ml_may_invite(PG_FUNCTION_ARGS)
 {
-	char	   *answer = repl_ml_ask_one(text_to_cstring(PG_GETARG_TEXT_PP(0)),
-										 "SELECT pg_catalog.pg_has_role(oid, 'USAGE') FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) 'repl_ml_admin'",
-										 0, NULL, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ANSWER_MS));
+	char	   *answer =
+		repl_ml_ask_one(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+						"SELECT pg_catalog.pg_has_role(oid, 'USAGE') FROM pg_catalog.pg_roles"
+						" WHERE rolname OPERATOR(pg_catalog.=) 'repl_ml_admin'",
+						0, NULL, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ANSWER_MS));
 
 	PG_RETURN_BOOL(answer != NULL && strcmp(answer, "t") == 0);
 }
@@ -219,12 +246,17 @@ repl_ml_hide_statement(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* repl_ml.run_on_peer(dsn, command): its error is raised here. */
 PG_FUNCTION_INFO_V1(repl_ml_run_on_peer);
+
+/*
+ * repl_ml.run_on_peer(dsn, command): runs the command there; its error is
+ * raised here.
+ */
 Datum
 repl_ml_run_on_peer(PG_FUNCTION_ARGS)
 {
-	WalReceiverConn *conn = repl_ml_stream_connect(text_to_cstring(PG_GETARG_TEXT_PP(0)), "command");
+	WalReceiverConn *conn = repl_ml_stream_connect(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+												   "command");
 
 	PG_TRY();
 	{
@@ -238,8 +270,12 @@ repl_ml_run_on_peer(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* repl_ml.require_member(): this node's id and name, or why it cannot act. */
 PG_FUNCTION_INFO_V1(repl_ml_require_member);
+
+/*
+ * repl_ml.require_member(): returns this node's id and name, or raises why it
+ * cannot act.
+ */
 Datum
 repl_ml_require_member(PG_FUNCTION_ARGS)
 {

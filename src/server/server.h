@@ -153,19 +153,26 @@ typedef struct ReplMlShared
 
 extern ReplMlShared *repl_ml_shared;
 
-/* The worker of a database that comes after one, or the first; NULL behind the last.  The caller holds the lock. */
+/*
+ * The worker of a database that comes after one, or the first; NULL behind the
+ * last.  The caller holds the lock.
+ */
 static inline ReplMlWorker *
 repl_ml_worker_after(const ReplMlWorker *worker, Oid database)
 {
 	ReplMlWorker *end = repl_ml_shared->workers + REPL_ML_MAX_WORKERS;
-	ReplMlWorker *next = repl_ml_shared->workers + (worker == NULL ? 0 : worker - repl_ml_shared->workers + 1);
+	ReplMlWorker *next = repl_ml_shared->workers +
+		(worker == NULL ? 0 : worker - repl_ml_shared->workers + 1);
 
 	while (next < end && next->database != database)
 		next++;
 	return next < end ? next : NULL;
 }
 
-/* The supervisor's slot and those of apply workers, running or not, as long as "database" is that of the slot. */
+/*
+ * The supervisor's slot and those of apply workers, running or not, as long as
+ * "database" is that of the slot.
+ */
 #define foreach_worker(worker, of_database) \
 	for (ReplMlWorker *worker = repl_ml_worker_after(NULL, of_database); worker != NULL; \
 		 worker = repl_ml_worker_after(worker, of_database))
@@ -257,7 +264,8 @@ extern bool repl_ml_internal_write;
 
 /* in catalog.c */
 extern void repl_ml_refuse_nulls(FunctionCallInfo fcinfo);
-extern uint64 repl_ml_spi_execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls);
+extern uint64 repl_ml_spi_execute(const char *sql, int nargs, Oid *types, Datum *values,
+								  const char *nulls);
 extern SPIPlanPtr repl_ml_spi_plan(SPIPlanPtr *plan, const char *sql, int nargs, Oid *types);
 extern void repl_ml_check_server(void);
 extern void repl_ml_begin(void);
@@ -305,7 +313,8 @@ extern void repl_ml_positions_advanced(void);
 /* in messages.c */
 extern void repl_ml_messages_watch(ReplMlWatcher *watcher);
 extern void repl_ml_messages_leave(ReplMlWatcher *watcher);
-extern int	repl_ml_messages_put(const ReplMlWatcher *watcher, char type, const char *data, size_t length);
+extern int	repl_ml_messages_put(const ReplMlWatcher *watcher, char type, const char *data,
+								 size_t length);
 extern void repl_ml_messages_put_noblock(char type, const char *data, size_t length);
 extern int	repl_ml_messages_flush_if_writable(void);
 extern bool repl_ml_messages_is_send_pending(void);

@@ -13,7 +13,8 @@
  * also fixed for moments within clients' sessions.
  *
  * Not in the list: where things are stored (default_tablespace and the like) and
- * how much memory is used, which stay the operator's choice.
+ * how much memory is used, which stay the operator's choice.  All of it belongs
+ * to one process; no locks.
  */
 #include "postgres.h"
 
@@ -86,10 +87,13 @@ static const FixedSetting settings[] = {
 static ClientAuthentication_hook_type previous_hook = NULL;
 
 static void after_authentication(Port *port, int status);
-static void settle(void);
+static void impose_settings(void);
 static bool has_value(const FixedSetting *setting);
 
-/* At server start: sessions of other nodes are settled from now on. */
+/*
+ * Called by _PG_init at server start: sessions of other nodes are settled from
+ * now on.
+ */
 void
 repl_ml_session_init(void)
 {
@@ -97,18 +101,21 @@ repl_ml_session_init(void)
 	ClientAuthentication_hook = after_authentication;
 }
 
-/* In a process of ours, when it has its database: nothing set for clients counts in it. */
+/*
+ * Called by a process of ours as soon as it has its database: nothing set for
+ * clients counts in it.
+ */
 void
 repl_ml_session_settle(void)
 {
-	settle();
+	impose_settings();
 	/* what peers send is in it; receive functions and COPY convert from it */
 	SetConfigOption("client_encoding", GetDatabaseEncodingName(), PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 /*
- * In a backend: is it another node's?  Settings of the database, the role and
- * the connection come after this and are weaker.
+ * A backend's hook: settles the session if it is another node's.  Settings of
+ * the database, the role and the connection come after this and are weaker.
  */
 static void
 after_authentication(Port *port, int status)
@@ -117,11 +124,14 @@ after_authentication(Port *port, int status)
 		previous_hook(port, status);
 	if (status == STATUS_OK && port->application_name != NULL &&
 		strncmp(port->application_name, REPL_ML_APPLICATION, strlen(REPL_ML_APPLICATION)) == 0)
-		settle();
+		impose_settings();
 }
 
+/*
+ * Gives each setting of the list its value, above all that was or will be set.
+ */
 static void
-settle(void)
+impose_settings(void)
 {
 	for (int i = 0; i < lengthof(settings); i++)
 	{
@@ -131,7 +141,8 @@ settle(void)
 }
 
 /*
- * Fixes the settings that change the form of values, until
+ * Called in a client's session by whoever writes or reads values that all
+ * nodes must read alike: fixes the settings that change their form, until
  * repl_ml_session_restore gets what this returns, or an abort.
  */
 int
@@ -151,7 +162,10 @@ repl_ml_session_fix_values(void)
 	return level;
 }
 
-/* Has the setting this value anyway?  To look costs less than to set it and back, for each row. */
+/*
+ * Says whether the setting has this value anyway.  To look costs less than to
+ * set it and back, for each row.
+ */
 static bool
 has_value(const FixedSetting *setting)
 {

@@ -2,9 +2,11 @@
  * shmem.c
  *		The shared structure: size, creation, lookups.
  *
- * Everything but the atomics is read and written under repl_ml_shared->lock,
- * which is never held over I/O or a wait.  Not here: what the values mean
- * (ticker.c for counters, supervisor.c and group/worker.c for workers).
+ * Everything is read and written under repl_ml_shared->lock, which is never held
+ * over I/O or a wait; but for the atomics, and for the flags of a database
+ * (ReplMlDatabase), each of which means something by itself.  Not here: what the
+ * values mean (ticker.c for counters, group/supervisor.c and group/worker.c for
+ * workers), nor what rooms keep in segments of their own (commit/quorum.c).
  */
 #include "postgres.h"
 
@@ -30,7 +32,7 @@ static void create_struct(void);
 /*
  * Called by _PG_init while the server starts: installs the hooks that reserve
  * and create the shared structure, and beside it these segments, which are
- * under one lock and must live as long as the process.
+ * under one lock of their own and must live as long as the process.
  */
 void
 repl_ml_shmem_init(const ReplMlSegment *others, int count)
@@ -43,6 +45,9 @@ repl_ml_shmem_init(const ReplMlSegment *others, int count)
 	shmem_startup_hook = create_struct;
 }
 
+/*
+ * Returns the size of the shared structure, which depends on max_connections.
+ */
 static Size
 shared_size(void)
 {
@@ -50,6 +55,7 @@ shared_size(void)
 					mul_size(MaxBackends, sizeof(pg_atomic_uint64)));
 }
 
+/* The postmaster's hook: reserves the space and the locks. */
 static void
 request_space(void)
 {
@@ -61,7 +67,10 @@ request_space(void)
 	RequestNamedLWLockTranche(LOCK_TRANCHE, 3);
 }
 
-/* In create_struct: the space of one segment, empty on a server's start. */
+/*
+ * Creates, for create_struct, the space of one segment, all zeros at a
+ * server's start, and tells its room where it is.
+ */
 static void
 create_segment(const ReplMlSegment *segment)
 {
@@ -73,6 +82,10 @@ create_segment(const ReplMlSegment *segment)
 	segment->init(space, &GetNamedLWLockTranche(LOCK_TRANCHE)[2].lock);
 }
 
+/*
+ * The postmaster's hook, again after a crash, and that of each process where
+ * processes do not inherit memory: creates the shared structure, or finds it.
+ */
 static void
 create_struct(void)
 {
@@ -114,7 +127,9 @@ create_struct(void)
 	}
 }
 
-/* Raises the error every entry point gives where the library is not preloaded. */
+/*
+ * Raises the error every entry point gives where the library is not preloaded.
+ */
 void
 repl_ml_shmem_require(void)
 {
@@ -122,13 +137,14 @@ repl_ml_shmem_require(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("repl_ml must be loaded at server start"),
-				 errhint("Add \"repl_ml\" to \"shared_preload_libraries\" in postgresql.conf and restart the server.")));
+				 errhint("Add \"repl_ml\" to \"shared_preload_libraries\" in postgresql.conf and "
+						 "restart the server.")));
 }
 
 /*
- * The entry of a database; NULL if it has none, because it is no member, or
- * nobody has said so since the server started.  The pointer is good as long as
- * the database is a member.
+ * Returns the entry of a database; NULL if it has none, because it is no
+ * member, or nobody has said so since the server started.  The pointer is good
+ * as long as the database is a member.
  */
 ReplMlDatabase *
 repl_ml_shmem_database(Oid database)
@@ -152,14 +168,18 @@ repl_ml_shmem_database(Oid database)
 	return found;
 }
 
-/* The entry of a database that is, or is about to be, a member; NULL if there is none left. */
+/*
+ * Returns the entry of a database that is, or is about to be, a member, and
+ * makes it if need be; NULL if there is none left.
+ */
 ReplMlDatabase *
 repl_ml_shmem_take_database(Oid database)
 {
 	ReplMlDatabase *found = repl_ml_shmem_database(database);
 
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < REPL_ML_MAX_DATABASES && (found == NULL || found->database != database); i++)
+	for (int i = 0; i < REPL_ML_MAX_DATABASES &&
+		 (found == NULL || found->database != database); i++)
 	{
 		if (repl_ml_shared->databases[i].database == database)
 			found = &repl_ml_shared->databases[i];
@@ -179,8 +199,8 @@ repl_ml_shmem_take_database(Oid database)
 }
 
 /*
- * In the launcher: gives the entry and the worker slots of a database free that
- * is no member, unless somebody still uses them.
+ * Called by the launcher: gives the entry and the worker slots of a database
+ * free that is no member, unless somebody still uses them.
  */
 void
 repl_ml_shmem_release_database(Oid database)
@@ -204,7 +224,7 @@ repl_ml_shmem_release_database(Oid database)
 	LWLockRelease(repl_ml_shared->lock);
 }
 
-/* Is the database a member, as far as this server knows? */
+/* Says whether the database is a member, as far as this server knows. */
 bool
 repl_ml_shmem_is_member(Oid database)
 {
@@ -213,13 +233,19 @@ repl_ml_shmem_is_member(Oid database)
 	return entry != NULL && entry->member;
 }
 
+/*
+ * Returns the bit that stands for a table, and for others with the same hash.
+ */
 static uint64
 tombstone_bit(Oid relid)
 {
 	return UINT64CONST(1) << (murmurhash32(relid) % REPL_ML_TOMBSTONE_BITS);
 }
 
-/* Tells every backend that "relid" may have deleted rows from now on. */
+/*
+ * Called by whoever is about to write a tombstone: tells every backend that
+ * "relid" may have deleted rows from now on.
+ */
 void
 repl_ml_shmem_mark_tombstone(Oid relid)
 {
@@ -232,7 +258,10 @@ repl_ml_shmem_mark_tombstone(Oid relid)
 		pg_atomic_fetch_or_u64(&entry->tombstones, tombstone_bit(relid));
 }
 
-/* False only if "relid" certainly has no tombstone. */
+/*
+ * Says whether a writer of "relid" has to look for tombstones; false only if
+ * it certainly has none.
+ */
 bool
 repl_ml_shmem_may_have_tombstone(Oid relid)
 {
@@ -242,7 +271,10 @@ repl_ml_shmem_may_have_tombstone(Oid relid)
 		(pg_atomic_read_u64(&entry->tombstones) & tombstone_bit(relid)) != 0;
 }
 
-/* In an apply worker: a row of repl_ml.unsent is there, or about to be. */
+/*
+ * Called by an apply worker that finds a row of repl_ml.unsent, or is about to
+ * write one.
+ */
 void
 repl_ml_shmem_mark_unsent(void)
 {
@@ -252,7 +284,10 @@ repl_ml_shmem_mark_unsent(void)
 		entry->may_lack = true;
 }
 
-/* False only if there certainly is no row of repl_ml.unsent, as every apply worker looks when it begins. */
+/*
+ * Says whether an apply worker has to look at repl_ml.unsent; false only if it
+ * certainly has no row, which every apply worker looks up when it begins.
+ */
 bool
 repl_ml_shmem_may_lack(void)
 {
@@ -262,8 +297,8 @@ repl_ml_shmem_may_lack(void)
 }
 
 /*
- * The slot of (database, peer), made on first use; NULL when all are taken.
- * Caller holds the lock exclusively.
+ * Returns the slot of (database, peer), made on first use; NULL when all are
+ * taken.  The caller holds the lock exclusively.
  */
 ReplMlWorker *
 repl_ml_shmem_worker(Oid database, int peer)
@@ -300,7 +335,10 @@ repl_ml_shmem_wake_supervisor(Oid database)
 	LWLockRelease(repl_ml_shared->lock);
 }
 
-/* Makes the apply workers of a database try parked changes again at once. */
+/*
+ * Called by repl_ml.retry_parked(): makes the apply workers of a database try
+ * parked changes again at once.
+ */
 void
 repl_ml_shmem_retry_parked(Oid database)
 {
@@ -316,17 +354,22 @@ repl_ml_shmem_retry_parked(Oid database)
 	LWLockRelease(repl_ml_shared->lock);
 }
 
-/* Says whether a database is to have a supervisor; an error if the server has no room for one more. */
+/*
+ * Says whether a database is to have a supervisor; raises an error if the
+ * server has no room for one more.
+ */
 void
 repl_ml_shmem_set_member(Oid database, bool member)
 {
-	ReplMlDatabase *entry = member ? repl_ml_shmem_take_database(database) : repl_ml_shmem_database(database);
+	ReplMlDatabase *entry = member ? repl_ml_shmem_take_database(database) :
+		repl_ml_shmem_database(database);
 
 	if (member && entry == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("repl_ml serves at most %d databases of a server", REPL_ML_MAX_DATABASES),
-				 errhint("Run SELECT repl_ml.leave_group() in a database that need not be a member, or use another server.")));
+				 errhint("Run SELECT repl_ml.leave_group() in a database that need not be a "
+						 "member, or use another server.")));
 	if (entry != NULL)
 		entry->member = member;
 }
@@ -341,7 +384,7 @@ repl_ml_shmem_wake_launcher(void)
 	LWLockRelease(repl_ml_shared->lock);
 }
 
-/* The name views show for a worker's state. */
+/* Returns the name views show for a worker's state. */
 const char *
 repl_ml_worker_state_name(ReplMlWorkerState state)
 {

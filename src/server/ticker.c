@@ -18,6 +18,9 @@
  * Each backend also publishes a counter below the first one of its running
  * transaction, which is how repl_ml_ticker_safe knows below which counter every
  * transaction has ended.
+ *
+ * Counter and bound are atomics; repl_ml_shared->clock_file_lock is for the file
+ * only.  Not here: what a row's clock becomes with a counter (write/stamp.c).
  */
 #include "postgres.h"
 
@@ -37,6 +40,7 @@
 #define CLOCK_FILE		"repl_ml.clock"
 #define CLOCK_FILE_TMP	"repl_ml.clock.tmp"
 #define CLOCK_FILE_MAGIC	0x52504D4C
+#define CLOCK_FILE_HINT	"Check the owner of the data directory, and that its disk is not full."
 #define SKEW_REPORT_MS	60000
 #define BOUND_AHEAD		UINT64CONST(5000000)	/* how far the bound is moved ahead of the
 												 * wall clock, µs */
@@ -59,7 +63,10 @@ static void write_bound(uint64 bound);
 static void raise_bound(uint64 counter);
 static void transaction_ended(XactEvent event, void *arg);
 
-/* Sets the counter at server start: above all that was issued before. */
+/*
+ * Called by the postmaster, at its start and after a crash: sets the counter
+ * above all that was issued before.
+ */
 void
 repl_ml_ticker_startup(void)
 {
@@ -70,12 +77,16 @@ repl_ml_ticker_startup(void)
 	pg_atomic_write_u64(&repl_ml_shared->counter_bound, bound);
 }
 
-/* The wall clock as a counter; that of most members where ours is behind. */
+/*
+ * Returns the wall clock as a counter; that of most members where ours is
+ * behind.
+ */
 uint64
 repl_ml_ticker_now(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	uint64		group = repl_ml_shared == NULL ? 0 : pg_atomic_read_u64(&repl_ml_shared->group_clock);
+	uint64		group = repl_ml_shared == NULL ? 0 :
+		pg_atomic_read_u64(&repl_ml_shared->group_clock);
 
 	if (group != 0)
 		now = Max(now, (TimestampTz) (group + repl_ml_monotonic_now()));
@@ -83,8 +94,8 @@ repl_ml_ticker_now(void)
 }
 
 /*
- * In a supervisor: the wall clocks of most members of its database are at
- * least this much above our monotonic clock; 0 where ours is not behind.
+ * Called by a supervisor: the wall clocks of most members of its database are
+ * at least this much above our monotonic clock; 0 where ours is not behind.
  */
 void
 repl_ml_ticker_follow(int64 group_clock)
@@ -103,9 +114,9 @@ repl_ml_ticker_follow(int64 group_clock)
 }
 
 /*
- * A new counter: unique on this node, not below the wall clock and greater
- * than "above".  If "above" is too far in the future, only the result follows
- * it, not the node's counter.
+ * Called by a backend that stamps a row: issues a new counter, unique on this
+ * node, not below the wall clock and greater than "above".  If "above" is too
+ * far in the future, only the result follows it, not the node's counter.
  */
 uint64
 repl_ml_ticker_next(uint64 above)
@@ -115,6 +126,7 @@ repl_ml_ticker_next(uint64 above)
 	uint64		old = pg_atomic_read_u64(&repl_ml_shared->counter);
 	uint64		next;
 
+	/* published before a counter is taken, or repl_ml_ticker_safe would pass it */
 	if (first_in_transaction == 0)
 	{
 		if (!callback_registered)
@@ -128,6 +140,7 @@ repl_ml_ticker_next(uint64 above)
 		old = pg_atomic_read_u64(&repl_ml_shared->counter);
 	}
 
+	/* a counter that is absurdly far ahead must not carry the node's along */
 	do
 	{
 		next = Max(now, old + 1);
@@ -135,6 +148,7 @@ repl_ml_ticker_next(uint64 above)
 			next = above + 1;
 	} while (!pg_atomic_compare_exchange_u64(&repl_ml_shared->counter, &old, next));
 
+	/* after a crash it would be issued again */
 	if (next > pg_atomic_read_u64(&repl_ml_shared->counter_bound))
 		raise_bound(next);
 	last_issued = next;
@@ -145,11 +159,13 @@ repl_ml_ticker_next(uint64 above)
 		ereport(ERROR,
 				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
 				 errmsg("row clock counter is exhausted"),
-				 errdetail("A counter of " UINT64_FORMAT " has been seen on this row.", above)));
+				 errdetail("A counter of " UINT64_FORMAT " has been seen on this row.", above),
+				 errhint("Copy the rows without column \"%s\" into another table, and use that.",
+						 REPL_ML_CLOCK_COLUMN)));
 	return next;
 }
 
-/* Tells of a clock that is too far ahead of ours, once a minute at most. */
+/* Warns of a clock that is too far ahead of ours, once a minute at most. */
 static void
 report_skew(uint64 ahead)
 {
@@ -160,12 +176,17 @@ report_skew(uint64 ahead)
 	last = GetCurrentTimestamp();
 	ereport(WARNING,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("a row was written by a node whose clock is " UINT64_FORMAT " ms ahead of this one's", ahead / 1000),
-			 errdetail("In a conflict the later clock wins, so that node wins more often than it should."),
+			 errmsg("a row was written by a node whose clock is "
+					UINT64_FORMAT " ms ahead of this one's", ahead / 1000),
+			 errdetail("In a conflict the later clock wins, so that node wins more often than it "
+					   "should."),
 			 errhint("Correct the system clocks; see repl_ml.max_clock_skew.")));
 }
 
-/* Makes later counters greater than "counter", if that is not absurdly ahead. */
+/*
+ * Called with the clock of each version that arrives, by an apply worker mostly:
+ * makes later counters greater than "counter", if that is not absurdly ahead.
+ */
 void
 repl_ml_ticker_observe(uint64 counter)
 {
@@ -185,7 +206,10 @@ repl_ml_ticker_observe(uint64 counter)
 		;
 }
 
-/* Was this counter issued in the transaction this backend is running? */
+/*
+ * Says whether this counter was issued in the transaction this backend is
+ * running.
+ */
 bool
 repl_ml_ticker_issued_here(uint64 counter)
 {
@@ -194,10 +218,10 @@ repl_ml_ticker_issued_here(uint64 counter)
 }
 
 /*
- * A counter below which no transaction of this node is still running, except
- * prepared ones, which the caller must look for.  Whoever logs it in a
- * transaction of his own tells readers of the WAL that they have everything
- * this node wrote below it.
+ * Called by the supervisor for its heartbeat: returns a counter below which no
+ * transaction of this node is still running, except prepared ones, which the
+ * caller must look for.  Whoever logs it in a transaction of his own tells
+ * readers of the WAL that they have everything this node wrote below it.
  */
 uint64
 repl_ml_ticker_safe(void)
@@ -215,6 +239,10 @@ repl_ml_ticker_safe(void)
 	return safe;
 }
 
+/*
+ * A backend's callback: what its transaction has ticked no longer holds up
+ * repl_ml_ticker_safe.
+ */
 static void
 transaction_ended(XactEvent event, void *arg)
 {
@@ -232,7 +260,10 @@ transaction_ended(XactEvent event, void *arg)
 	}
 }
 
-/* Has the transaction this backend is running issued a counter: has it written an enrolled table? */
+/*
+ * Says whether the transaction this backend is running has issued a counter,
+ * that is, has written an enrolled table.
+ */
 bool
 repl_ml_ticker_used(void)
 {
@@ -250,9 +281,9 @@ repl_ml_ticker_forget(void)
 }
 
 /*
- * Moves the durable bound ahead of the counter, if the counter has moved since
- * the last call; "exact" leaves no gap (for a clean shutdown).  Called by the
- * launcher every two seconds; writes and syncs a 16 byte file.
+ * Called by the launcher every two seconds: moves the durable bound ahead of
+ * the counter, if the counter has moved since the last call; "exact" leaves no
+ * gap (for a clean shutdown).  Writes and syncs a 16 byte file.
  */
 void
 repl_ml_ticker_persist(bool exact)
@@ -276,20 +307,24 @@ repl_ml_ticker_persist(bool exact)
 }
 
 /*
- * How far above a counter the bound is moved.  After a crash the counter begins
- * at the bound.  So it is kept near the wall clock, and well below what peers
- * would complain about; a counter that is ahead of that gets little room, or it
- * would be further ahead after each crash.
+ * Says how far above a counter the bound is moved.  After a crash the counter
+ * begins at the bound.  So it is kept near the wall clock, and well below what
+ * peers would complain about; a counter that is ahead of that gets little
+ * room, or it would be further ahead after each crash.
  */
 static uint64
 room_above(uint64 counter)
 {
-	uint64		limit = repl_ml_ticker_now() + Min(BOUND_AHEAD, (uint64) repl_ml_max_clock_skew * 1000 / 2);
+	uint64		limit = repl_ml_ticker_now() +
+		Min(BOUND_AHEAD, (uint64) repl_ml_max_clock_skew * 1000 / 2);
 
 	return counter + LEAST_ROOM < limit ? Min(limit - counter, BOUND_AHEAD) : LEAST_ROOM;
 }
 
-/* Makes the durable bound greater than "counter", with room above it. */
+/*
+ * Makes the durable bound greater than "counter", with room above it: the
+ * launcher does so in time, a backend only if the launcher was too slow.
+ */
 static void
 raise_bound(uint64 counter)
 {
@@ -311,6 +346,7 @@ raise_bound(uint64 counter)
 	LWLockRelease(repl_ml_shared->clock_file_lock);
 }
 
+/* Returns the checksum of a bound in the file. */
 static pg_crc32c
 bound_crc(uint64 bound)
 {
@@ -322,6 +358,9 @@ bound_crc(uint64 bound)
 	return crc;
 }
 
+/*
+ * Replaces the file by one with this bound; it is durable when this returns.
+ */
 static void
 write_bound(uint64 bound)
 {
@@ -331,7 +370,8 @@ write_bound(uint64 bound)
 	if (fd < 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
-				 errmsg("could not create file \"%s\": %m", CLOCK_FILE_TMP)));
+				 errmsg("could not create file \"%s\": %m", CLOCK_FILE_TMP),
+				 errhint(CLOCK_FILE_HINT)));
 	errno = 0;
 	if (write(fd, &content, sizeof(content)) != sizeof(content))
 	{
@@ -339,16 +379,20 @@ write_bound(uint64 bound)
 			errno = ENOSPC;
 		ereport(ERROR,
 				(errcode_for_file_access(),
-				 errmsg("could not write file \"%s\": %m", CLOCK_FILE_TMP)));
+				 errmsg("could not write file \"%s\": %m", CLOCK_FILE_TMP),
+				 errhint(CLOCK_FILE_HINT)));
 	}
 	if (CloseTransientFile(fd) != 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
-				 errmsg("could not close file \"%s\": %m", CLOCK_FILE_TMP)));
+				 errmsg("could not close file \"%s\": %m", CLOCK_FILE_TMP),
+				 errhint(CLOCK_FILE_HINT)));
 	durable_rename(CLOCK_FILE_TMP, CLOCK_FILE, ERROR);
 }
 
-/* The bound in the file; 0 where there is no file, as on a new server. */
+/*
+ * Returns the bound in the file; 0 where there is no file, as on a new server.
+ */
 static uint64
 read_bound(void)
 {
@@ -362,15 +406,19 @@ read_bound(void)
 			return 0;
 		ereport(FATAL,
 				(errcode_for_file_access(),
-				 errmsg("could not open file \"%s\": %m", CLOCK_FILE)));
+				 errmsg("could not open file \"%s\": %m", CLOCK_FILE),
+				 errhint(CLOCK_FILE_HINT)));
 	}
 	got = read(fd, &content, sizeof(content));
 	CloseTransientFile(fd);
+
+	/* to go on with a guess could issue counters a second time */
 	if (got != sizeof(content) || content.magic != CLOCK_FILE_MAGIC ||
 		content.crc != bound_crc(content.bound))
 		ereport(FATAL,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("file \"%s\" is damaged", CLOCK_FILE),
-				 errhint("If the system clock has not been set back, remove the file and start the server again.")));
+				 errhint("If the system clock has not been set back, remove the file and start the "
+						 "server again.")));
 	return content.bound;
 }
