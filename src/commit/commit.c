@@ -12,8 +12,10 @@
  * members have the transaction.  If not (a timeout, a cancel), the client must
  * not read success: the message that would say so is replaced by an error.
  *
- * Next on the way: output.c sends the transaction to the peers, reply.c hears
- * them, commit/quorum.c lets the commit go.
+ * Next on the way: write/output.c sends the transaction to the peers, reply.c
+ * hears them, quorum.c lets the commit go.  Not here: which level a transaction
+ * needs (level.c), and who has what (members.c).  This file takes no lock; what
+ * it calls in quorum.c takes that of commit/.
  */
 #include "postgres.h"
 
@@ -55,7 +57,7 @@ typedef struct Commit
 } Commit;
 
 static Commit commit;
-static volatile sig_atomic_t timed_out = false; /* by on_timeout */
+static volatile sig_atomic_t timed_out = false; /* by cancel_wait */
 static TimeoutId timeout_id = MAX_TIMEOUTS; /* until it is registered */
 
 /* The commit that could not be acknowledged, until the client has been told. */
@@ -69,29 +71,34 @@ static struct
 
 static emit_log_hook_type previous_log_hook = NULL;
 
-static void on_xact_event(XactEvent event, void *arg);
+static void handle_xact_event(XactEvent event, void *arg);
 static void before_commit(void);
-static void begin(ReplMlLevel level, TransactionId xid);
+static void begin_wait(ReplMlLevel level, TransactionId xid);
 static void tell_level(ReplMlLevel level);
-static ReplMlOutcome end(XLogRecPtr lsn, bool committed);
+static ReplMlOutcome end_wait(XLogRecPtr lsn, bool committed);
 static ReplMlLevel level_of_prepared(const char *gid, TransactionId *xid);
 static void mark_commit(ReplMlLevel level);
 static void set_synchronous_commit(int value);
 static void after_commit(XLogRecPtr lsn, bool committed);
 static void start_timeout(void);
-static void on_timeout(void);
+static void cancel_wait(void);
 static void tell_client_later(ReplMlOutcome outcome, XLogRecPtr lsn);
 static int	replace_success(char type, const char *data, size_t length);
 static void raise_unacknowledged(const Commit *given_up, ReplMlOutcome outcome, XLogRecPtr lsn);
 static void silence_core(ErrorData *error);
 
-/* Defines the setting and installs the callbacks; at server start takes synchronous_standby_names. */
+/*
+ * Called by _PG_init: defines the setting and, at server start, installs the
+ * callbacks and takes synchronous_standby_names.
+ */
 void
 repl_ml_commit_init(void)
 {
 	DefineCustomIntVariable("repl_ml.write_timeout",
-							"How long a commit waits for other members to have it; 0 waits for ever.",
-							"A commit that is given up is an error, though the transaction is committed on this node.",
+							"How long a commit waits for other members to have it; 0 waits for "
+							"ever.",
+							"A commit that is given up is an error, though the transaction is "
+							"committed on this node.",
 							&write_timeout,
 							WRITE_TIMEOUT,
 							PGC_USERSET,
@@ -102,14 +109,16 @@ repl_ml_commit_init(void)
 	if (!process_shared_preload_libraries_in_progress)
 		return;
 	/* a value of the administrator's has precedence */
-	SetConfigOption("synchronous_standby_names", REPL_ML_STANDBY_NAME, PGC_POSTMASTER, PGC_S_DYNAMIC_DEFAULT);
-	RegisterXactCallback(on_xact_event, NULL);
+	SetConfigOption("synchronous_standby_names", REPL_ML_STANDBY_NAME, PGC_POSTMASTER,
+					PGC_S_DYNAMIC_DEFAULT);
+	RegisterXactCallback(handle_xact_event, NULL);
 	previous_log_hook = emit_log_hook;
 	emit_log_hook = silence_core;
 }
 
+/* A backend's callback: begins a wait before a commit, and ends it after. */
 static void
-on_xact_event(XactEvent event, void *arg)
+handle_xact_event(XactEvent event, void *arg)
 {
 	switch (event)
 	{
@@ -142,14 +151,15 @@ before_commit(void)
 	TransactionId xid = GetTopTransactionIdIfAny();
 	ReplMlLevel level = REPL_ML_ONE;
 
-	if (TransactionIdIsValid(xid) && !repl_ml_internal_write && !repl_ml_applying && repl_ml_ticker_used())
+	if (TransactionIdIsValid(xid) && !repl_ml_internal_write && !repl_ml_applying &&
+		repl_ml_ticker_used())
 		level = repl_ml_level_wanted();
 
 	/*
 	 * also without an id: NOTIFY and temporary tables make the transaction take
 	 * one after this, and core would let it wait
 	 */
-	begin(level, xid);
+	begin_wait(level, xid);
 	if (!TransactionIdIsValid(xid))
 		return;
 	if (!repl_ml_applying || replorigin_session_origin == InvalidRepOriginId)
@@ -158,7 +168,10 @@ before_commit(void)
 		tell_level(level);
 }
 
-/* A message in the transaction, for those who apply it and may be asked about it. */
+/*
+ * Writes a message into the transaction, for those who apply it and may be
+ * asked about it.
+ */
 static void
 tell_level(ReplMlLevel level)
 {
@@ -168,11 +181,11 @@ tell_level(ReplMlLevel level)
 }
 
 /*
- * Sets up core's wait for the commit of a transaction with this level; an error
- * where the level cannot be reached.
+ * Sets up core's wait for the commit of a transaction with this level; raises
+ * an error where the level cannot be reached.
  */
 static void
-begin(ReplMlLevel level, TransactionId xid)
+begin_wait(ReplMlLevel level, TransactionId xid)
 {
 	if (level == REPL_ML_ONE || repl_ml_members_is_alone())
 	{
@@ -183,10 +196,12 @@ begin(ReplMlLevel level, TransactionId xid)
 	if (!repl_ml_quorum_owns_waits())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("write consistency \"%s\" is not possible while \"%s\" is set to something else",
+				 errmsg("write consistency \"%s\" is not possible while \"%s\" is set to something "
+						"else",
 						repl_ml_level_name(level), "synchronous_standby_names"),
 				 errdetail("Commits wait where they would wait for standbys."),
-				 errhint("Remove %s from the server's configuration and restart it, or set it to %s and reload the configuration.",
+				 errhint("Remove %s from the server's configuration and restart it, or set it to "
+						 "%s and reload the configuration.",
 						 "synchronous_standby_names", REPL_ML_STANDBY_NAME)));
 	repl_ml_quorum_begin(level, xid);
 	commit.waits = true;
@@ -196,9 +211,9 @@ begin(ReplMlLevel level, TransactionId xid)
 }
 
 /*
- * Lets the commit wait in the queue of its level.  Two bits of the commit record,
- * which mean little else, tell the level to commit/recall.c: a record of its own
- * would be decoded and sent with every transaction.
+ * Lets the commit wait in the queue of its level.  Two bits of the commit
+ * record, which mean little else, tell the level to recall.c: a record of its
+ * own would be decoded and sent with every transaction.
  */
 static void
 mark_commit(ReplMlLevel level)
@@ -210,7 +225,10 @@ mark_commit(ReplMlLevel level)
 		assign_synchronous_commit(SYNCHRONOUS_COMMIT_REMOTE_FLUSH, NULL);
 }
 
-/* Until end; not through the setting, whose own changes it must survive. */
+/*
+ * Sets synchronous_commit until end_wait; not through the setting, whose own
+ * changes it must survive.
+ */
 static void
 set_synchronous_commit(int value)
 {
@@ -221,22 +239,26 @@ set_synchronous_commit(int value)
 	assign_synchronous_commit(value, NULL);
 }
 
-/* The end of a transaction: takes everything back, and sees to it that the client hears the truth. */
+/*
+ * Ends what before_commit began: takes everything back, and sees to it that
+ * the client hears the truth.
+ */
 static void
 after_commit(XLogRecPtr lsn, bool committed)
 {
 	bool		waited = commit.waits;
-	ReplMlOutcome outcome = end(lsn, committed);
+	ReplMlOutcome outcome = end_wait(lsn, committed);
 
 	repl_ml_level_forget();
 	repl_ml_token_forget();
-	if (waited && (outcome == REPL_ML_TIMED_OUT || outcome == REPL_ML_CANCELLED || outcome == REPL_ML_PARKED))
+	if (waited &&
+		(outcome == REPL_ML_TIMED_OUT || outcome == REPL_ML_CANCELLED || outcome == REPL_ML_PARKED))
 		tell_client_later(outcome, lsn);
 }
 
-/* Takes back what commit_begin set up, and says what became of the wait. */
+/* Takes back what begin_wait set up, and says what became of the wait. */
 static ReplMlOutcome
-end(XLogRecPtr lsn, bool committed)
+end_wait(XLogRecPtr lsn, bool committed)
 {
 	repl_ml_news_end();
 	if (commit.changed)
@@ -250,6 +272,7 @@ end(XLogRecPtr lsn, bool committed)
 	commit.waits = false;
 	if (timeout_id != MAX_TIMEOUTS)
 		disable_timeout(timeout_id, false);
+
 	/* fired too late to be seen by the wait: it is nobody's cancel */
 	if (timed_out && committed)
 		QueryCancelPending = false;
@@ -258,6 +281,7 @@ end(XLogRecPtr lsn, bool committed)
 							  commit.parked_on, sizeof(commit.parked_on));
 }
 
+/* Starts the time after which the wait is given up. */
 static void
 start_timeout(void)
 {
@@ -267,13 +291,16 @@ start_timeout(void)
 	if (write_timeout <= 0)
 		return;
 	if (timeout_id == MAX_TIMEOUTS)
-		timeout_id = RegisterTimeout(USER_TIMEOUT, on_timeout);
+		timeout_id = RegisterTimeout(USER_TIMEOUT, cancel_wait);
 	enable_timeout_after(timeout_id, write_timeout);
 }
 
-/* Core's wait ends on a cancel only. */
+/*
+ * The timeout's handler: cancels the wait, because core's wait ends on a
+ * cancel only.
+ */
 static void
-on_timeout(void)
+cancel_wait(void)
 {
 	timed_out = true;
 	InterruptPending = true;
@@ -284,8 +311,8 @@ on_timeout(void)
 static ReplMlWatcher untold_watcher = {.putmessage = replace_success};
 
 /*
- * No error may be raised inside a commit that has happened.  So the next
- * message that tells the client of success becomes the error.
+ * Makes the next message that tells the client of success become the error:
+ * none may be raised inside a commit that has happened.
  */
 static void
 tell_client_later(ReplMlOutcome outcome, XLogRecPtr lsn)
@@ -294,7 +321,8 @@ tell_client_later(ReplMlOutcome outcome, XLogRecPtr lsn)
 	{
 		ereport(WARNING,
 				(errcode(ERRCODE_T_R_STATEMENT_COMPLETION_UNKNOWN),
-				 errmsg("a transaction is committed on this node but not acknowledged by write consistency \"%s\"",
+				 errmsg("a transaction is committed on this node but not acknowledged by write "
+						"consistency \"%s\"",
 						repl_ml_level_name(commit.level))));
 		return;
 	}
@@ -307,7 +335,11 @@ tell_client_later(ReplMlOutcome outcome, XLogRecPtr lsn)
 	repl_ml_messages_watch(&untold_watcher);
 }
 
-/* In place of core's: CommandComplete, or ReadyForQuery where the commit came with a Sync. */
+/*
+ * In place of core's method: passes everything on but CommandComplete, or
+ * ReadyForQuery where the commit came with a Sync, instead of which it raises
+ * the error.
+ */
 static int
 replace_success(char type, const char *data, size_t length)
 {
@@ -319,7 +351,10 @@ replace_success(char type, const char *data, size_t length)
 	return 0;					/* not reached */
 }
 
-/* Raises the error for a transaction that is committed here and not acknowledged. */
+/*
+ * Raises the error for a transaction that is committed here and not
+ * acknowledged.
+ */
 static void
 raise_unacknowledged(const Commit *given_up, ReplMlOutcome outcome, XLogRecPtr lsn)
 {
@@ -328,38 +363,51 @@ raise_unacknowledged(const Commit *given_up, ReplMlOutcome outcome, XLogRecPtr l
 
 	initStringInfo(&detail);
 	if (given_up->parked_on[0] != '\0')
-		appendStringInfo(&detail, _("Something of it is parked on %s, or could not be sent there. "), given_up->parked_on);
+		appendStringInfo(&detail,
+						 _("Something of it is parked on %s, or could not be sent there. "),
+						 given_up->parked_on);
 	if (outcome == REPL_ML_TIMED_OUT)
-		appendStringInfo(&detail, _("No answer within %d ms (repl_ml.write_timeout) from: %s."), given_up->timeout, missing);
+		appendStringInfo(&detail, _("No answer within %d ms (repl_ml.write_timeout) from: %s."),
+						 given_up->timeout, missing);
 	else if (outcome == REPL_ML_CANCELLED)
 		appendStringInfo(&detail, _("The wait was cancelled; no answer yet from: %s."), missing);
 	else
 		appendStringInfo(&detail, _("Too few other members are left."));
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_STATEMENT_COMPLETION_UNKNOWN),
-			 errmsg("transaction is committed on this node but not acknowledged by write consistency \"%s\"",
+			 errmsg("transaction is committed on this node but not acknowledged by write "
+					"consistency \"%s\"",
 					repl_ml_level_name(given_up->level)),
 			 errdetail_internal("%s", detail.data),
 			 outcome == REPL_ML_PARKED ?
-			 errhint("See SELECT * FROM repl_ml.parked_changes and repl_ml.health on those nodes; once the cause is mended, repl_ml.retry_parked(id) applies it there. With repl_ml.transaction_token() in a transaction, SELECT repl_ml.transaction_status(token) tells what became of it.") :
-			 errhint("It will reach the other members when they can be reached. With repl_ml.transaction_token() in a transaction, SELECT repl_ml.transaction_status(token) tells what became of it.")));
+			 errhint("See SELECT * FROM repl_ml.parked_changes and repl_ml.health on those nodes; "
+					 "once the cause is mended, repl_ml.retry_parked(id) applies it there. With "
+					 "repl_ml.transaction_token() in a transaction, SELECT "
+					 "repl_ml.transaction_status(token) tells what became of it.") :
+			 errhint("It will reach the other members when they can be reached. With "
+					 "repl_ml.transaction_token() in a transaction, SELECT "
+					 "repl_ml.transaction_status(token) tells what became of it.")));
 }
 
 /*
- * COMMIT PREPARED and ROLLBACK PREPARED, run by "run": they have no callbacks
- * of their own.  The level is that of the setting and of the tables that the
+ * Called by guard.c in place of COMMIT PREPARED and ROLLBACK PREPARED, which
+ * have no callbacks of their own: "run" runs them, and the commit waits as
+ * others do.  The level is that of the setting and of the tables that the
  * prepared transaction has locked for writing, or for TRUNCATE.
  */
 void
-repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run) (void *argument), void *argument)
+repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run) (void *argument),
+						void *argument)
 {
 	ReplMlOutcome outcome = REPL_ML_ACKNOWLEDGED;
 	TransactionId xid = InvalidTransactionId;
 	ReplMlLevel level = is_commit ? level_of_prepared(gid, &xid) : REPL_ML_ONE;
 	char	   *message = level == REPL_ML_ONE ? "" : repl_ml_record_of_prepared(level, xid);
 
-	begin(level, xid);
+	begin_wait(level, xid);
 	repl_ml_news_begin();
+
+	/* a wait that nobody ends would stay on the list of those that wait */
 	PG_TRY();
 	{
 		if (commit.waits)
@@ -368,16 +416,19 @@ repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run) (void *argu
 	}
 	PG_CATCH();
 	{
-		(void) end(InvalidXLogRecPtr, false);
+		(void) end_wait(InvalidXLogRecPtr, false);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	outcome = end(XactLastRecEnd, true);
+	outcome = end_wait(XactLastRecEnd, true);
 	if (outcome != REPL_ML_ACKNOWLEDGED)
 		raise_unacknowledged(&commit, outcome, XactLastRecEnd);
 }
 
-/* The level that a prepared transaction's commit needs now, and its id. */
+/*
+ * Returns the level that a prepared transaction's commit needs now, and its
+ * id.
+ */
 static ReplMlLevel
 level_of_prepared(const char *gid, TransactionId *xid)
 {
@@ -393,10 +444,20 @@ level_of_prepared(const char *gid, TransactionId *xid)
 	SPI_connect();
 	/* what a prepared transaction has locked is found by its lock of itself */
 	SPI_execute_with_args("SELECT l.relation, p.transaction FROM pg_catalog.pg_prepared_xacts p"
-						  " JOIN pg_catalog.pg_locks x ON x.locktype OPERATOR(pg_catalog.=) 'transactionid' AND x.transactionid OPERATOR(pg_catalog.=) p.transaction AND x.pid IS NULL"
-						  " JOIN pg_catalog.pg_locks l ON l.virtualtransaction OPERATOR(pg_catalog.=) x.virtualtransaction AND l.pid IS NULL"
-						  " WHERE p.gid OPERATOR(pg_catalog.=) $1 AND l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.mode OPERATOR(pg_catalog.=) ANY ('{RowExclusiveLock,AccessExclusiveLock}')"
-						  " AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())",
+						  " JOIN pg_catalog.pg_locks x"
+						  " ON x.locktype OPERATOR(pg_catalog.=) 'transactionid'"
+						  " AND x.transactionid OPERATOR(pg_catalog.=) p.transaction"
+						  " AND x.pid IS NULL"
+						  " JOIN pg_catalog.pg_locks l"
+						  " ON l.virtualtransaction OPERATOR(pg_catalog.=) x.virtualtransaction"
+						  " AND l.pid IS NULL"
+						  " WHERE p.gid OPERATOR(pg_catalog.=) $1"
+						  " AND l.locktype OPERATOR(pg_catalog.=) 'relation'"
+						  " AND l.mode OPERATOR(pg_catalog.=)"
+						  " ANY ('{RowExclusiveLock,AccessExclusiveLock}')"
+						  " AND l.database OPERATOR(pg_catalog.=)"
+						  " (SELECT d.oid FROM pg_catalog.pg_database d"
+						  " WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())",
 						  1, types, values, NULL, true, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -416,12 +477,16 @@ level_of_prepared(const char *gid, TransactionId *xid)
 	return level;
 }
 
-/* Core's warning of a cancelled wait says less than our error, and blames the user for a timeout. */
+/*
+ * A hook of the log: leaves out core's warning of a cancelled wait, which says
+ * less than our error, and blames the user for a timeout.
+ */
 static void
 silence_core(ErrorData *error)
 {
 	if (commit.waits && error->elevel == WARNING && error->message_id != NULL &&
-		strcmp(error->message_id, "canceling wait for synchronous replication due to user request") == 0)
+		strcmp(error->message_id,
+			   "canceling wait for synchronous replication due to user request") == 0)
 	{
 		error->output_to_server = false;
 		error->output_to_client = false;

@@ -131,7 +131,8 @@ extern ReplMlLevel repl_ml_level_of_tables(List *relids);
 
 /* in commit.c */
 extern void repl_ml_commit_init(void);
-extern void repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run) (void *argument), void *argument);
+extern void repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run) (void *argument),
+									void *argument);
 
 /* in reply.c */
 extern void repl_ml_reply_watch(void);
@@ -171,7 +172,8 @@ extern void repl_ml_quorum_dismiss_strangers(void);
 extern bool repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged);
 extern bool repl_ml_quorum_release(void);
 extern void repl_ml_quorum_begin(ReplMlLevel level, TransactionId xid);
-extern ReplMlOutcome repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise, char *parked_on, Size size);
+extern ReplMlOutcome repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise, char *parked_on,
+										Size size);
 extern void repl_ml_quorum_sent(TransactionId xid, XLogRecPtr commit, XLogRecPtr lsn);
 extern void repl_ml_quorum_parked(int peer, XLogRecPtr lsn);
 extern bool repl_ml_quorum_has(ReplMlLevel level, XLogRecPtr lsn, const ReplMlPeerSet *lacking);
@@ -188,7 +190,8 @@ extern Size repl_ml_unacknowledged_shmem_size(void);
 extern void repl_ml_unacknowledged_shmem_init(void *space, LWLock *lock);
 extern void repl_ml_unacknowledged_forget(int index, Oid database);
 extern void repl_ml_unacknowledged_forget_link(int index);
-extern void repl_ml_unacknowledged_add(ReplMlLevel level, TransactionId xid, XLogRecPtr commit, XLogRecPtr lsn,
+extern void repl_ml_unacknowledged_add(ReplMlLevel level, TransactionId xid, XLogRecPtr commit,
+									   XLogRecPtr lsn,
 									   const ReplMlPeerSet *lacking);
 extern void repl_ml_unacknowledged_mark(XLogRecPtr lsn, int index);
 extern int	repl_ml_unacknowledged_lacking(int peer, XLogRecPtr *commits, int room);

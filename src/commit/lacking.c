@@ -7,6 +7,9 @@
  * again; it does not tell by itself, so the supervisor asks now and then, as long
  * as unacknowledged.c lists such a commit.  A change that is discarded is never
  * applied: the commit stays on the list, as long as the server runs.
+ *
+ * Not here: the list itself, whose lock unacknowledged.c takes.  No lock is held
+ * while a peer is asked.
  */
 #include "postgres.h"
 
@@ -32,13 +35,13 @@ typedef struct Lacking
 	char	   *question;
 } Lacking;
 
-static int	collect(Lacking *lacking);
+static int	collect_lacking(Lacking *lacking);
 static char *load_dsn(int peer, int *self);
 static void note_answer(int peer, const char *answer);
 
 /*
- * In the supervisor, outside transactions: asks, if there is anything to ask
- * and it has not just been asked.
+ * Called by the supervisor, outside transactions: asks, if there is anything
+ * to ask and it has not just been asked.
  */
 void
 repl_ml_lacking_ask(void)
@@ -50,7 +53,7 @@ repl_ml_lacking_ask(void)
 	if (!TimestampDifferenceExceeds(last, GetCurrentTimestamp(), INTERVAL_MS))
 		return;
 	last = GetCurrentTimestamp();
-	count = collect(lacking);
+	count = collect_lacking(lacking);
 	for (int i = 0; i < count; i++)
 	{
 		char	   *answer = NULL;
@@ -59,16 +62,23 @@ repl_ml_lacking_ask(void)
 
 		if (dsn == NULL)
 			continue;
-		repl_ml_ask(1, &dsn, psprintf("SET statement_timeout = '1s'; SELECT repl_ml.whole_commits(%d, '%s')", self, lacking[i].question),
+
+		/* the peer ends by itself what we do not wait for */
+		repl_ml_ask(1, &dsn, psprintf("SET statement_timeout = '1s';"
+									  " SELECT repl_ml.whole_commits(%d, '%s')",
+									  self, lacking[i].question),
 					TimestampTzPlusMilliseconds(GetCurrentTimestamp(), PATIENCE_MS), &answer);
 		if (answer != NULL)
 			note_answer(lacking[i].peer, answer);
 	}
 }
 
-/* Which peers lack which commits, as array literals, palloc'd; returns how many peers. */
+/*
+ * Finds which peers lack which commits, as array literals, palloc'd; returns
+ * how many peers.
+ */
 static int
-collect(Lacking *lacking)
+collect_lacking(Lacking *lacking)
 {
 	int			peers[REPL_ML_MAX_WORKERS];
 	int			peer_count = repl_ml_members_peers(peers);
@@ -77,7 +87,8 @@ collect(Lacking *lacking)
 	for (int i = 0; i < peer_count; i++)
 	{
 		XLogRecPtr	commits[COMMITS_AT_ONCE];
-		int			commit_count = repl_ml_unacknowledged_lacking(peers[i], commits, COMMITS_AT_ONCE);
+		int			commit_count = repl_ml_unacknowledged_lacking(peers[i], commits,
+																  COMMITS_AT_ONCE);
 		StringInfoData question;
 
 		if (commit_count == 0)
@@ -91,7 +102,10 @@ collect(Lacking *lacking)
 	return count;
 }
 
-/* How to reach a peer, palloc'd in the caller's context, and this node's id; NULL if it is none any more. */
+/*
+ * Returns how to reach a peer, palloc'd in the caller's context, and this
+ * node's id; NULL if it is none any more.
+ */
 static char *
 load_dsn(int peer, int *self)
 {
@@ -100,7 +114,9 @@ load_dsn(int peer, int *self)
 
 	repl_ml_begin();
 	*self = repl_ml_identity_require()->node_id;
-	SPI_execute(psprintf("SELECT dsn FROM repl_ml.member WHERE node_id OPERATOR(pg_catalog.=) %d AND state OPERATOR(pg_catalog.=) 'ready'", peer), true, 1);
+	SPI_execute(psprintf("SELECT dsn FROM repl_ml.member"
+						 " WHERE node_id OPERATOR(pg_catalog.=) %d"
+						 " AND state OPERATOR(pg_catalog.=) 'ready'", peer), true, 1);
 	if (SPI_processed == 1)
 		dsn = MemoryContextStrdup(context, repl_ml_spi_text(0, 0));
 	repl_ml_commit();
@@ -108,14 +124,18 @@ load_dsn(int peer, int *self)
 	return dsn;
 }
 
-/* "{0/1234,0/5678}": the commits that the peer has.  What is no such list is not believed. */
+/*
+ * Notes the commits that the peer says it has, "{0/1234,0/5678}".  What is no
+ * such list is not believed.
+ */
 static void
 note_answer(int peer, const char *answer)
 {
 	char	   *list = pstrdup(answer);
 	char	   *position = NULL;
 
-	for (char *item = strtok_r(list, "{},", &position); item != NULL; item = strtok_r(NULL, "{},", &position))
+	for (char *item = strtok_r(list, "{},", &position); item != NULL;
+		 item = strtok_r(NULL, "{},", &position))
 	{
 		bool		error = false;
 		XLogRecPtr	commit = pg_lsn_in_internal(item, &error);

@@ -6,8 +6,11 @@
  * Tables' minimums are in repl_ml.replicated_table, the same on all nodes; each
  * process keeps those above "one" until the catalog changes, under the names
  * the group knows the tables by: a table may come here later than its minimum.
- * The triggers that stamp rows (stamp.c) tell which tables are written; commit.c
- * asks at the end.
+ * The triggers that stamp rows (write/stamp.c) tell which tables are written;
+ * commit.c asks at the end.
+ *
+ * Not here: how many members a level is (quorum.c).  No locks but that of the
+ * catalog while it is read.
  */
 #include "postgres.h"
 
@@ -55,7 +58,10 @@ static const struct config_enum_entry levels[] = {
 /* repl_ml.write_consistency */
 static int	write_consistency = REPL_ML_ONE;
 
-/* has this transaction written users' tables, and the greatest minimum of these; commit.c resets both */
+/*
+ * has this transaction written users' tables, and the greatest minimum of
+ * these; commit.c resets both
+ */
 static bool has_written = false;
 static ReplMlLevel written = REPL_ML_ONE;
 
@@ -63,8 +69,8 @@ static ReplMlLevel written = REPL_ML_ONE;
 static Oid	noted = InvalidOid;
 
 /*
- * Written by load, which may end in an error anywhere: what it has read counts
- * once it is complete, and as long as nothing has changed since it began.
+ * Written by load_minimums, which may end in an error anywhere: what it has read
+ * counts once it is complete, and as long as nothing has changed since it began.
  */
 static Minimum *minimums = NULL;
 static int	minimum_count = 0;
@@ -73,17 +79,19 @@ static uint64 complete_since = 0;
 static Oid	catalog_relid = InvalidOid;
 
 static ReplMlLevel minimum_of(Oid root);
-static void load(void);
+static void load_minimums(void);
 static bool read_minimum(Relation rel, HeapTuple tuple, Minimum *minimum);
-static void invalidate(Datum arg, Oid relid);
+static void invalidate_minimums(Datum arg, Oid relid);
 
-/* Defines the setting. */
+/* Called by _PG_init: defines the setting. */
 void
 repl_ml_level_init(void)
 {
 	DefineCustomEnumVariable("repl_ml.write_consistency",
-							 "How many members have a transaction, durably, before its commit returns.",
-							 "Counts this node: one, more than half of the members, or all. Tables may ask for more.",
+							 "How many members have a transaction, durably, before its commit "
+							 "returns.",
+							 "Counts this node: one, more than half of the members, or all. Tables "
+							 "may ask for more.",
 							 &write_consistency,
 							 REPL_ML_ONE,
 							 levels,
@@ -94,14 +102,20 @@ repl_ml_level_init(void)
 							 NULL);
 }
 
-/* The level this transaction's commit needs, as far as it has come: one where it has written no user's table. */
+/*
+ * Called by commit.c: returns the level this transaction's commit needs, as
+ * far as it has come; one where it has written no user's table.
+ */
 ReplMlLevel
 repl_ml_level_wanted(void)
 {
 	return has_written ? Max((ReplMlLevel) write_consistency, written) : REPL_ML_ONE;
 }
 
-/* Begins anew with the next transaction. */
+/*
+ * Called by commit.c at the end of a transaction: begins anew with the next
+ * one.
+ */
 void
 repl_ml_level_forget(void)
 {
@@ -110,7 +124,10 @@ repl_ml_level_forget(void)
 	noted = InvalidOid;
 }
 
-/* This transaction writes rows of the table "root". */
+/*
+ * Called by a backend's stamping triggers: this transaction writes rows of the
+ * table "root".
+ */
 void
 repl_ml_level_note(Oid root)
 {
@@ -121,7 +138,10 @@ repl_ml_level_note(Oid root)
 	noted = root;
 }
 
-/* The level that a transaction needs which has written all these tables, and has this session's setting. */
+/*
+ * Returns the level that a transaction needs which has written all these
+ * tables, and has this session's setting.
+ */
 ReplMlLevel
 repl_ml_level_of_tables(List *relids)
 {
@@ -133,7 +153,7 @@ repl_ml_level_of_tables(List *relids)
 	return level;
 }
 
-/* The minimum of a table that is here. */
+/* Returns the minimum of a table that is here. */
 static ReplMlLevel
 minimum_of(Oid root)
 {
@@ -142,7 +162,7 @@ minimum_of(Oid root)
 	char	   *schema_name;
 
 	if (complete_since != changes)
-		load();
+		load_minimums();
 	if (minimum_count == 0)
 		return REPL_ML_ONE;
 	table_name = get_rel_name(root);
@@ -156,9 +176,12 @@ minimum_of(Oid root)
 	return level;
 }
 
-/* Reads the minimums above "one". */
+/*
+ * Reads the minimums above "one" from the catalog, as they are now, whatever
+ * the transaction's snapshot sees.
+ */
 static void
-load(void)
+load_minimums(void)
 {
 	static bool registered = false;
 	uint64		before;
@@ -169,8 +192,10 @@ load(void)
 	int			room = minimum_count;
 
 	if (!registered)
-		CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
+		CacheRegisterRelcacheCallback(invalidate_minimums, (Datum) 0);
 	registered = true;
+
+	/* what is heard from here on counts as a change behind what we read */
 	before = changes;
 	complete_since = 0;
 	minimum_count = 0;
@@ -183,7 +208,8 @@ load(void)
 		if (minimum_count == room || minimums == NULL)
 		{
 			room = Max(16, 2 * room);
-			minimums = minimums == NULL ? MemoryContextAlloc(CacheMemoryContext, room * sizeof(Minimum)) :
+			minimums = minimums == NULL ?
+				MemoryContextAlloc(CacheMemoryContext, room * sizeof(Minimum)) :
 				repalloc(minimums, room * sizeof(Minimum));
 		}
 		if (read_minimum(rel, tuple, &minimums[minimum_count]))
@@ -195,30 +221,44 @@ load(void)
 	complete_since = before;
 }
 
-/* False if the table has none. */
+/*
+ * Reads the minimum of a row of the catalog; returns false if the table has
+ * none.
+ */
 static bool
 read_minimum(Relation rel, HeapTuple tuple, Minimum *minimum)
 {
 	TupleDesc	desc = RelationGetDescr(rel);
 	bool		isnull;
 
-	if (!repl_ml_level_parse(TextDatumGetCString(heap_getattr(tuple, Anum_table_write_consistency, desc, &isnull)), &minimum->level) ||
+	Datum		level = heap_getattr(tuple, Anum_table_write_consistency, desc, &isnull);
+
+	if (!repl_ml_level_parse(TextDatumGetCString(level), &minimum->level) ||
 		minimum->level == REPL_ML_ONE)
 		return false;
-	minimum->schema_name = *DatumGetName(heap_getattr(tuple, Anum_table_schema_name, desc, &isnull));
+	minimum->schema_name =
+		*DatumGetName(heap_getattr(tuple, Anum_table_schema_name, desc, &isnull));
 	minimum->table_name = *DatumGetName(heap_getattr(tuple, Anum_table_table_name, desc, &isnull));
 	return true;
 }
 
+/*
+ * A callback of the relation cache: the minimums are read again before the
+ * next use.
+ */
 static void
-invalidate(Datum arg, Oid relid)
+invalidate_minimums(Datum arg, Oid relid)
 {
 	if (relid == InvalidOid || relid == catalog_relid)
 		changes++;
 }
 
-/* Row trigger on repl_ml.replicated_table: every process reads the minimums again. */
 PG_FUNCTION_INFO_V1(repl_ml_table_consistency_changed);
+
+/*
+ * A row trigger on repl_ml.replicated_table: every process reads the minimums
+ * again.
+ */
 Datum
 repl_ml_table_consistency_changed(PG_FUNCTION_ARGS)
 {
@@ -227,7 +267,8 @@ repl_ml_table_consistency_changed(PG_FUNCTION_ARGS)
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" must be called as a trigger", "table_consistency_changed")));
+				 errmsg("function \"%s\" must be called as a trigger",
+						"table_consistency_changed")));
 	CacheInvalidateRelcache(trigdata->tg_relation);
 	changes++;
 	return PointerGetDatum(NULL);

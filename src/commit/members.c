@@ -6,7 +6,10 @@
  *
  * The supervisor says who the members are, walsenders what their peers say,
  * apply workers what peers answer to barriers.  What follows from it for
- * commits that wait is in quorum.c.
+ * commits that wait is in quorum.c; what the catalog knows of peers is
+ * server/peer.c's.
+ *
+ * The lock is repl_ml_quorum->lock.
  */
 #include "postgres.h"
 
@@ -26,9 +29,12 @@
 #define RECONNECTION_US		UINT64CONST(500000) /* so soon a worker that has
 												 * lost a race is back */
 
-static void detach(int code, Datum arg);
+static void detach_walsender(int code, Datum arg);
 
-/* What the peer of a link answered, a clock, once link->answered is set. */
+/*
+ * Returns what the peer of a link answered, a clock, once link->answered is
+ * set.
+ */
 static char *
 answer_of(const ReplMlLink *link)
 {
@@ -36,8 +42,8 @@ answer_of(const ReplMlLink *link)
 }
 
 /*
- * The link of this database to a peer, made if there is room, else NULL.  The
- * caller holds the lock exclusively.
+ * Returns the link of this database to a peer, made if there is room, else
+ * NULL.  The caller holds the lock exclusively.
  */
 static ReplMlLink *
 find_link(int peer)
@@ -57,6 +63,8 @@ find_link(int peer)
 		unused = &repl_ml_quorum->links[repl_ml_quorum->links_used++];
 	if (unused == NULL)
 		return NULL;
+
+	/* what was known of the peer that had the place must not be this one's */
 	memset(unused, 0, sizeof(ReplMlLink));
 	repl_ml_quorum_forget_link(repl_ml_link_index(unused));
 	unused->database = MyDatabaseId;
@@ -65,9 +73,9 @@ find_link(int peer)
 }
 
 /*
- * Who the ready members of this database's group are, all at once (list of
- * ReplMlMember): commits that wait are measured against the new list from here
- * on.  Empty while this node is none itself.
+ * Called by the supervisor: says who the ready members of this database's
+ * group are, all at once (list of ReplMlMember); empty while this node is none
+ * itself.  Commits that wait are measured against the new list from here on.
  */
 void
 repl_ml_members_set(List *members)
@@ -108,7 +116,7 @@ repl_ml_members_set(List *members)
 	repl_ml_positions_advanced();
 }
 
-/* In a walsender: it serves the peer from now on, until it ends. */
+/* Called by a walsender: it serves the peer from now on, until it ends. */
 void
 repl_ml_members_attach(int peer)
 {
@@ -124,11 +132,14 @@ repl_ml_members_attach(int peer)
 	}
 	LWLockRelease(repl_ml_quorum->lock);
 	repl_ml_news_count_walsender(1);
-	before_shmem_exit(detach, Int32GetDatum(peer));
+	before_shmem_exit(detach_walsender, Int32GetDatum(peer));
 }
 
+/*
+ * Runs when a walsender ends: its peer is lost, unless another one serves it.
+ */
 static void
-detach(int code, Datum arg)
+detach_walsender(int code, Datum arg)
 {
 	ReplMlLink *link;
 
@@ -145,7 +156,10 @@ detach(int code, Datum arg)
 	LWLockRelease(repl_ml_quorum->lock);
 }
 
-/* In a walsender, which holds the lock exclusively: the peer has spoken, and has everything before a position. */
+/*
+ * Called in a walsender, which holds the lock exclusively: the peer has
+ * spoken, and has everything before a position.
+ */
 void
 repl_ml_members_heard(int peer, XLogRecPtr acknowledged)
 {
@@ -157,7 +171,10 @@ repl_ml_members_heard(int peer, XLogRecPtr acknowledged)
 	link->acknowledged = Max(link->acknowledged, acknowledged);
 }
 
-/* The peer's place in sets of peers; -1 if it has none.  The caller holds the lock exclusively. */
+/*
+ * Returns the peer's place in sets of peers; -1 if it has none.  The caller
+ * holds the lock exclusively.
+ */
 int
 repl_ml_members_index(int peer)
 {
@@ -166,7 +183,10 @@ repl_ml_members_index(int peer)
 	return link == NULL ? -1 : repl_ml_link_index(link);
 }
 
-/* The ids of the peers of a set that count, into an array of REPL_ML_MAX_WORKERS; returns how many.  The caller holds the lock. */
+/*
+ * Writes the ids of the peers of a set that count into an array of
+ * REPL_ML_MAX_WORKERS; returns how many.  The caller holds the lock.
+ */
 int
 repl_ml_members_of_set(const ReplMlPeerSet *set, int *peers)
 {
@@ -180,7 +200,10 @@ repl_ml_members_of_set(const ReplMlPeerSet *set, int *peers)
 	return count;
 }
 
-/* "n2, n3": the peers of a set, as far as they have room.  The caller holds the lock. */
+/*
+ * Writes the names of the peers of a set, "n2, n3", as far as there is room.
+ * The caller holds the lock.
+ */
 void
 repl_ml_members_name_set(const ReplMlPeerSet *set, char *names, Size size)
 {
@@ -195,7 +218,10 @@ repl_ml_members_name_set(const ReplMlPeerSet *set, char *names, Size size)
 	}
 }
 
-/* In a walsender: changes are to be sent to the peer one by one, as one could not be sent, or no longer. */
+/*
+ * Called by a walsender: changes are to be sent to the peer one by one, as one
+ * could not be sent, or no longer.
+ */
 void
 repl_ml_members_set_careful(int peer, bool careful)
 {
@@ -208,7 +234,10 @@ repl_ml_members_set_careful(int peer, bool careful)
 	LWLockRelease(repl_ml_quorum->lock);
 }
 
-/* Are they, by a former walsender? */
+/*
+ * Says whether a former walsender found that changes are to be sent one by
+ * one.
+ */
 bool
 repl_ml_members_is_careful(int peer)
 {
@@ -222,7 +251,10 @@ repl_ml_members_is_careful(int peer)
 	return careful;
 }
 
-/* Is the peer among those that the level quorum needs?  Looks without a lock: a hint. */
+/*
+ * Says whether the peer is among those that the level quorum needs.  Looks
+ * without a lock: a hint.
+ */
 bool
 repl_ml_members_decides(int peer)
 {
@@ -234,7 +266,10 @@ repl_ml_members_decides(int peer)
 	return true;
 }
 
-/* In a walsender: the peer gets a change up to here that it may be long in applying, without a word. */
+/*
+ * Called by a walsender: the peer gets a change up to here that it may be long
+ * in applying, without a word.
+ */
 void
 repl_ml_members_set_busy(int peer, XLogRecPtr lsn)
 {
@@ -247,7 +282,10 @@ repl_ml_members_set_busy(int peer, XLogRecPtr lsn)
 	LWLockRelease(repl_ml_quorum->lock);
 }
 
-/* In an apply worker: something has come from the peer, its heartbeat perhaps.  Told no oftener than it counts. */
+/*
+ * Called by an apply worker: something has come from the peer, its heartbeat
+ * perhaps.  Tells it no oftener than it counts.
+ */
 void
 repl_ml_members_alive(int peer)
 {
@@ -266,9 +304,9 @@ repl_ml_members_alive(int peer)
 }
 
 /*
- * Is the peer connected, or just connecting again, and has it spoken lately?
- * One that applies a large change says nothing meanwhile, but its heartbeats
- * still come.
+ * Says whether the peer is connected, or just connecting again, and has spoken
+ * lately.  One that applies a large change says nothing meanwhile, but its
+ * heartbeats still come.
  */
 static bool
 is_reachable(const ReplMlLink *link)
@@ -282,7 +320,10 @@ is_reachable(const ReplMlLink *link)
 		 (link->busy > link->acknowledged && now - Min(link->alive, now) <= patience));
 }
 
-/* How many members can be reached, this one included; the caller holds the lock. */
+/*
+ * Returns how many members can be reached, this one included.  The caller
+ * holds the lock.
+ */
 int
 repl_ml_members_reachable(void)
 {
@@ -296,14 +337,17 @@ repl_ml_members_reachable(void)
 	return reachable;
 }
 
-/* In lists of members: ", n3" after others. */
+/* Adds a member to a list of names: ", n3" after others. */
 static void
 add_name(StringInfo names, const ReplMlLink *link)
 {
 	appendStringInfo(names, "%s%s", names->len > 0 ? ", " : "", NameStr(link->node_name));
 }
 
-/* "n2, n3": the members that can be reached, or those that cannot. */
+/*
+ * Returns the names of the members that can be reached, or of those that
+ * cannot, "n2, n3".  The caller holds the lock.
+ */
 char *
 repl_ml_members_names(const ReplMlQuorumDatabase *database, bool reachable)
 {
@@ -320,7 +364,10 @@ repl_ml_members_names(const ReplMlQuorumDatabase *database, bool reachable)
 	return names.data;
 }
 
-/* The ids of the peers whose word counts, into an array of REPL_ML_MAX_WORKERS; returns how many. */
+/*
+ * Writes the ids of the peers whose word counts into an array of
+ * REPL_ML_MAX_WORKERS; returns how many.
+ */
 int
 repl_ml_members_peers(int *peers)
 {
@@ -333,7 +380,10 @@ repl_ml_members_peers(int *peers)
 	return count;
 }
 
-/* A peer has said what it has received of each node; false if that cannot be an answer. */
+/*
+ * Called by an apply worker whose peer has said what it has received of each
+ * node; returns false if that cannot be an answer.
+ */
 bool
 repl_ml_members_set_answer(int peer, const ReplMlClock *positions)
 {
@@ -352,7 +402,10 @@ repl_ml_members_set_answer(int peer, const ReplMlClock *positions)
 	return true;
 }
 
-/* Has the peer said anything since it read the question at this position of our WAL? */
+/*
+ * Says whether the peer has said anything since it read the question at this
+ * position of our WAL.
+ */
 static bool
 has_answered(const ReplMlLink *link, uint16 self, XLogRecPtr question)
 {
@@ -361,15 +414,16 @@ has_answered(const ReplMlLink *link, uint16 self, XLogRecPtr question)
 }
 
 /*
- * Have more than half of the members, this one included, answered a question?
- * Then *positions is the merge of the answers, palloc'd.
+ * Says whether more than half of the members, this one included, have answered
+ * a question.  Then *positions is the merge of the answers, palloc'd.
  */
 bool
 repl_ml_members_answered(uint16 self, XLogRecPtr question, ReplMlClock **positions)
 {
 	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
 	ReplMlClock *merged = repl_ml_clock_empty();
-	char		(*copies)[REPL_ML_ANSWER_BYTES] = palloc(REPL_ML_MAX_WORKERS * REPL_ML_ANSWER_BYTES);
+	char		(*copies)[REPL_ML_ANSWER_BYTES] =
+		palloc(REPL_ML_MAX_WORKERS * REPL_ML_ANSWER_BYTES);
 	int			answers = 0;
 	bool		enough;
 
@@ -379,8 +433,11 @@ repl_ml_members_answered(uint16 self, XLogRecPtr question, ReplMlClock **positio
 		if (has_answered(link, self, question))
 			memcpy(copies[answers++], answer_of(link), REPL_ML_ANSWER_BYTES);
 	}
-	enough = database != NULL && database->members_known && answers + 1 >= repl_ml_quorum_required(database, REPL_ML_QUORUM);
+	enough = database != NULL && database->members_known &&
+		answers + 1 >= repl_ml_quorum_required(database, REPL_ML_QUORUM);
 	LWLockRelease(repl_ml_quorum->lock);
+
+	/* a damaged clock would be an error: not while the lock is held */
 	for (int i = 0; enough && i < answers; i++)
 		merged = repl_ml_clock_merge(merged, (const ReplMlClock *) copies[i]);
 	pfree(copies);
@@ -388,7 +445,9 @@ repl_ml_members_answered(uint16 self, XLogRecPtr question, ReplMlClock **positio
 	return enough;
 }
 
-/* The peers that have not answered a question, "n2, n3". */
+/*
+ * Returns the names of the peers that have not answered a question, "n2, n3".
+ */
 char *
 repl_ml_members_silent(uint16 self, XLogRecPtr question)
 {
@@ -405,7 +464,10 @@ repl_ml_members_silent(uint16 self, XLogRecPtr question)
 	return names.data;
 }
 
-/* How many of the members these peers and this node are; sets *members to how many there are, 0 if that is not known. */
+/*
+ * Returns how many of the members these peers and this node are; sets *members
+ * to how many there are, 0 if that is not known.
+ */
 int
 repl_ml_members_among(const int *peers, int count, int *members)
 {
@@ -426,7 +488,7 @@ repl_ml_members_among(const int *peers, int count, int *members)
 	return result;
 }
 
-/* Does any peer read from that database now? */
+/* Says whether any peer reads from that database now. */
 bool
 repl_ml_members_is_served(Oid database)
 {
@@ -434,12 +496,13 @@ repl_ml_members_is_served(Oid database)
 
 	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
 	for (int i = 0; i < repl_ml_quorum->links_used; i++)
-		served |= repl_ml_quorum->links[i].database == database && repl_ml_quorum->links[i].walsender != 0;
+		served |= repl_ml_quorum->links[i].database == database &&
+			repl_ml_quorum->links[i].walsender != 0;
 	LWLockRelease(repl_ml_quorum->lock);
 	return served;
 }
 
-/* Is this node known to be its group's only member? */
+/* Says whether this node is known to be its group's only member. */
 bool
 repl_ml_members_is_alone(void)
 {
@@ -453,8 +516,8 @@ repl_ml_members_is_alone(void)
 }
 
 /*
- * Is this database a member that cannot reach a majority of its group?  A
- * database that is none, or not known as one yet, is not.
+ * Says whether this database is a member that cannot reach a majority of its
+ * group.  A database that is none, or not known as one yet, is not.
  */
 bool
 repl_ml_members_is_cut_off(void)
@@ -470,14 +533,18 @@ repl_ml_members_is_cut_off(void)
 			!repl_ml_shared->databases[i].member)
 			continue;
 		LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
-		cut_off = !database->members_known || repl_ml_members_reachable() < repl_ml_quorum_required(database, REPL_ML_QUORUM);
+		cut_off = !database->members_known ||
+			repl_ml_members_reachable() < repl_ml_quorum_required(database, REPL_ML_QUORUM);
 		LWLockRelease(repl_ml_quorum->lock);
 		return cut_off;
 	}
 	return false;
 }
 
-/* The members that have not acknowledged everything before "lsn", "n2, n3". */
+/*
+ * Returns the names of the members that have not acknowledged everything
+ * before "lsn", "n2, n3".
+ */
 char *
 repl_ml_members_missing(XLogRecPtr lsn)
 {
@@ -495,8 +562,9 @@ repl_ml_members_missing(XLogRecPtr lsn)
 }
 
 /*
- * The ready members of this database's group, this node first, into an array
- * of REPL_ML_MAX_WORKERS + 1; returns how many, 0 while they are not known.
+ * Writes the ready members of this database's group, this node first, into an
+ * array of REPL_ML_MAX_WORKERS + 1; returns how many, 0 while they are not
+ * known.
  */
 int
 repl_ml_members_states(ReplMlMemberState *states)
@@ -509,7 +577,8 @@ repl_ml_members_states(ReplMlMemberState *states)
 	{
 		uint64		now = repl_ml_monotonic_now();
 
-		states[count++] = (ReplMlMemberState) {.reachable = true,.acknowledged = GetFlushRecPtr(NULL)};
+		states[count++] =
+			(ReplMlMemberState) {.reachable = true,.acknowledged = GetFlushRecPtr(NULL)};
 		foreach_counting_link(link)
 			states[count++] = (ReplMlMemberState)
 			{

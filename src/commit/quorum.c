@@ -22,6 +22,11 @@
  *
  * Called by committing backends (commit/commit.c), walsenders
  * (commit/reply.c), supervisors (who the members are, members.c) and views.
+ *
+ * Not here: what each member has and whether it can be reached (members.c),
+ * nor what becomes of commits whose wait was given up (unacknowledged.c).  The
+ * lock is repl_ml_quorum->lock; core's SyncRepLock is taken for its queue, after
+ * ours has been given back.
  */
 #include "postgres.h"
 
@@ -72,21 +77,25 @@ typedef enum Verdict
 	GOES						/* too few are left that do not */
 } Verdict;
 
-static bool release(ReplMlQuorumDatabase *database);
-static const Verdict *judge(const ReplMlQuorumDatabase *database);
+static bool release_commits(ReplMlQuorumDatabase *database);
+static const Verdict *judge_waiters(const ReplMlQuorumDatabase *database);
 static bool has_waiters(const ReplMlQuorumDatabase *database);
-static bool wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all, const Verdict *verdicts);
-static void refuse(ReplMlLevel level);
+static bool wake_waiters(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all,
+						 const Verdict *verdicts);
+static void refuse_unreachable(ReplMlLevel level);
 static void refuse_unconnected(ReplMlLevel level);
 
-/* The space repl_ml_quorum_shmem_init needs. */
+/* Returns the space repl_ml_quorum_shmem_init needs. */
 Size
 repl_ml_quorum_shmem_size(void)
 {
 	return add_size(offsetof(ReplMlQuorum, waiters), mul_size(MaxBackends, sizeof(ReplMlWaiter)));
 }
 
-/* Adopts zeroed shared memory; in other processes than the first it is filled already. */
+/*
+ * Called by shmem.c: adopts shared memory, which is zeroed at a server's
+ * start; in other processes than the first it is filled already.
+ */
 void
 repl_ml_quorum_shmem_init(void *space, LWLock *lock)
 {
@@ -94,14 +103,14 @@ repl_ml_quorum_shmem_init(void *space, LWLock *lock)
 	repl_ml_quorum->lock = lock;
 }
 
-/* The word for a level, as in settings and views. */
+/* Returns the word for a level, as in settings and views. */
 const char *
 repl_ml_level_name(ReplMlLevel level)
 {
 	return level_names[level];
 }
 
-/* The level of a word; false if it is none. */
+/* Sets the level of a word; returns false if it is none. */
 bool
 repl_ml_level_parse(const char *name, ReplMlLevel *level)
 {
@@ -116,14 +125,14 @@ repl_ml_level_parse(const char *name, ReplMlLevel *level)
 	return false;
 }
 
-/* The word for an urgency, as in messages to peers. */
+/* Returns the word for an urgency, as in messages to peers. */
 const char *
 repl_ml_urgency_name(ReplMlUrgency urgency)
 {
 	return urgency_names[urgency];
 }
 
-/* The urgency of a word; false if it is none. */
+/* Sets the urgency of a word; returns false if it is none. */
 bool
 repl_ml_urgency_parse(const char *name, ReplMlUrgency *urgency)
 {
@@ -138,7 +147,10 @@ repl_ml_urgency_parse(const char *name, ReplMlUrgency *urgency)
 	return false;
 }
 
-/* A database's entry; NULL where it has none, see repl_ml_shmem_database. */
+/*
+ * Returns a database's entry; NULL where it has none, see
+ * repl_ml_shmem_database.
+ */
 ReplMlQuorumDatabase *
 repl_ml_quorum_database(Oid oid)
 {
@@ -147,6 +159,7 @@ repl_ml_quorum_database(Oid oid)
 	return entry == NULL ? NULL : &repl_ml_quorum->databases[entry - repl_ml_shared->databases];
 }
 
+/* Says whether some commit of the database waits, or is about to. */
 static bool
 has_waiters(const ReplMlQuorumDatabase *database)
 {
@@ -154,8 +167,9 @@ has_waiters(const ReplMlQuorumDatabase *database)
 }
 
 /*
- * In the launcher: forgets what is known of a database that is no member, and
- * has this index; false if some commit there has not ended.
+ * Called by the launcher: forgets what is known of a database that is no
+ * member, and has this index; returns false if some commit there has not
+ * ended.
  */
 bool
 repl_ml_quorum_forget(int index, Oid oid)
@@ -184,7 +198,7 @@ repl_ml_quorum_forget(int index, Oid oid)
 	return idle;
 }
 
-/* How many members a level needs, this node included. */
+/* Returns how many members a level needs, this node included. */
 int
 repl_ml_quorum_required(const ReplMlQuorumDatabase *database, ReplMlLevel level)
 {
@@ -200,9 +214,12 @@ repl_ml_quorum_required(const ReplMlQuorumDatabase *database, ReplMlLevel level)
 	return database->members;	/* keep the compiler quiet */
 }
 
-/* Up to where enough members have this database's WAL; the caller holds the lock. */
+/*
+ * Returns up to where enough members have this database's WAL.  The caller
+ * holds the lock.
+ */
 static XLogRecPtr
-position_of(ReplMlQuorumDatabase *database, ReplMlLevel level)
+find_position(ReplMlQuorumDatabase *database, ReplMlLevel level)
 {
 	int			peers = repl_ml_quorum_required(database, level) - 1;
 	XLogRecPtr	best = InvalidXLogRecPtr;
@@ -211,6 +228,8 @@ position_of(ReplMlQuorumDatabase *database, ReplMlLevel level)
 		return InvalidXLogRecPtr;
 	if (peers <= 0)
 		return GetFlushRecPtr(NULL);
+
+	/* there are few peers: for each, how many are as far */
 	foreach_counting_link(link)
 	{
 		int			as_far = 0;
@@ -229,12 +248,12 @@ position_of(ReplMlQuorumDatabase *database, ReplMlLevel level)
 }
 
 /*
- * Up to where a level is acknowledged in all member databases: what core may
- * let pass without asking us.  Not beyond a commit that some peer lacks: that
- * one has to come into the queue.  The caller holds the lock.
+ * Returns up to where a level is acknowledged in all member databases: what
+ * core may let pass without asking us.  Not beyond a commit that some peer
+ * lacks: that one has to come into the queue.  The caller holds the lock.
  */
 static XLogRecPtr
-shortcut(ReplMlLevel level)
+find_shortcut(ReplMlLevel level)
 {
 	XLogRecPtr	least = PG_UINT64_MAX;
 	int			doubtful = 0;
@@ -249,13 +268,14 @@ shortcut(ReplMlLevel level)
 	{
 		const ReplMlWaiter *waiter = &repl_ml_quorum->waiters[i];
 
-		if (OidIsValid(waiter->database) && waiter->level == level && !repl_ml_peer_set_is_empty(&waiter->lacking))
+		if (OidIsValid(waiter->database) && waiter->level == level &&
+			!repl_ml_peer_set_is_empty(&waiter->lacking))
 			least = Min(least, waiter->lsn - 1);
 	}
 	return least == PG_UINT64_MAX ? InvalidXLogRecPtr : least;
 }
 
-/* Do fewer than "needed" peers do better than this one? */
+/* Says whether fewer than "needed" peers do better than this one. */
 static bool
 is_among_best(const ReplMlLink *link, int needed)
 {
@@ -271,8 +291,8 @@ is_among_best(const ReplMlLink *link, int needed)
 }
 
 /*
- * The level quorum has just acknowledged everything before a position: who was
- * it that it needed for that?  The caller holds the lock.
+ * Notes, when the level quorum has just acknowledged everything before a
+ * position, who it was that it needed for that.  The caller holds the lock.
  */
 static void
 note_who_decides(const ReplMlQuorumDatabase *database, XLogRecPtr position)
@@ -288,7 +308,10 @@ note_who_decides(const ReplMlQuorumDatabase *database, XLogRecPtr position)
 		link->decides = is_among_best(link, repl_ml_quorum_required(database, REPL_ML_QUORUM) - 1);
 }
 
-/* How many members may still come to have a transaction ("lsn" 0), or have it by now; the caller holds the lock. */
+/*
+ * Returns how many members may still come to have a transaction ("lsn" 0), or
+ * have it by now.  The caller holds the lock.
+ */
 static int
 count_members(XLogRecPtr lsn, const ReplMlPeerSet *lacking)
 {
@@ -303,8 +326,8 @@ count_members(XLogRecPtr lsn, const ReplMlPeerSet *lacking)
 }
 
 /*
- * Has the level acknowledged a transaction of this database that ends at "lsn"
- * and that these peers lack?  The caller holds the lock.
+ * Says whether the level has acknowledged a transaction of this database that
+ * ends at "lsn" and that these peers lack.  The caller holds the lock.
  */
 bool
 repl_ml_quorum_has(ReplMlLevel level, XLogRecPtr lsn, const ReplMlPeerSet *lacking)
@@ -318,8 +341,8 @@ repl_ml_quorum_has(ReplMlLevel level, XLogRecPtr lsn, const ReplMlPeerSet *lacki
 }
 
 /*
- * In a walsender that is about to send a commit: who waits for it learns where
- * it is.  So it is known before the peer can say anything of it.
+ * Called by a walsender that is about to send a commit: who waits for it
+ * learns where it is.  So it is known before the peer can say anything of it.
  */
 void
 repl_ml_quorum_sent(TransactionId xid, XLogRecPtr commit, XLogRecPtr lsn)
@@ -345,9 +368,9 @@ repl_ml_quorum_sent(TransactionId xid, XLogRecPtr commit, XLogRecPtr lsn)
 }
 
 /*
- * In a walsender: the peer has parked something of the transaction that ends at
- * "lsn".  If that waits, or is listed as not acknowledged, the peer's word does
- * not count for it; of others nobody asks.
+ * Called by a walsender whose peer has parked something of the transaction
+ * that ends at "lsn".  If that waits, or is listed as not acknowledged, the
+ * peer's word does not count for it; of others nobody asks.
  */
 void
 repl_ml_quorum_parked(int peer, XLogRecPtr lsn)
@@ -369,10 +392,13 @@ repl_ml_quorum_parked(int peer, XLogRecPtr lsn)
 			database->doubtful++;
 		repl_ml_peer_set_add(&waiter->lacking, index);
 	}
-	(void) release(database);
+	(void) release_commits(database);
 }
 
-/* The link of this index is another one's from now on.  The caller holds the lock exclusively. */
+/*
+ * Called by members.c: the link of this index is another one's from now on.
+ * The caller holds the lock exclusively.
+ */
 void
 repl_ml_quorum_forget_link(int index)
 {
@@ -382,8 +408,9 @@ repl_ml_quorum_forget_link(int index)
 }
 
 /*
- * In a walsender: the peer has spoken and has everything before a position;
- * lets the commits go that this acknowledges.  True as repl_ml_quorum_release.
+ * Called by a walsender whose peer has spoken and has everything before a
+ * position: lets the commits go that this acknowledges.  Returns what
+ * repl_ml_quorum_release does.
  */
 bool
 repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged)
@@ -392,13 +419,13 @@ repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged)
 
 	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
 	repl_ml_members_heard(peer, acknowledged);
-	return release(database);
+	return release_commits(database);
 }
 
 /*
- * Lets this database's commits go that have been acknowledged.  True if it has
- * to be called again soon: a commit is on its way into the queue and might not
- * be seen (only where another database of the server lags behind).
+ * Lets this database's commits go that have been acknowledged.  Returns true
+ * if it has to be called again soon: a commit is on its way into the queue and
+ * might not be seen (only where another database of the server lags behind).
  */
 bool
 repl_ml_quorum_release(void)
@@ -406,31 +433,35 @@ repl_ml_quorum_release(void)
 	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
 
 	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
-	return release(database);
+	return release_commits(database);
 }
 
-/* The same; the caller holds the lock, which is given back here. */
+/*
+ * Does the work of repl_ml_quorum_release for callers that hold the lock;
+ * gives it back.
+ */
 static bool
-release(ReplMlQuorumDatabase *database)
+release_commits(ReplMlQuorumDatabase *database)
 {
 	XLogRecPtr	for_all[REPL_ML_LEVELS];
 	XLogRecPtr	positions[REPL_ML_LEVELS];
 	bool		needed[REPL_ML_LEVELS] = {false};
-	const Verdict *verdicts = database == NULL ? NULL : judge(database);
+	const Verdict *verdicts = database == NULL ? NULL : judge_waiters(database);
 	bool		again = false;
 
 	for (int level = REPL_ML_QUORUM; database != NULL && level < REPL_ML_LEVELS; level++)
 	{
-		XLogRecPtr	position = position_of(database, level);
+		XLogRecPtr	position = find_position(database, level);
 
 		if (level == REPL_ML_QUORUM && database->acknowledged[level] < position)
 			note_who_decides(database, position);
 		database->acknowledged[level] = Max(database->acknowledged[level], position);
 		positions[level] = database->acknowledged[level];
-		for_all[level] = shortcut(level);
+		for_all[level] = find_shortcut(level);
 		/* later commits have later positions; others may be in hand already */
 		needed[level] = database->waiters[level] > 0 &&
-			(database->let_go[level] < positions[level] || for_all[level] < positions[level] || verdicts != NULL);
+			(database->let_go[level] < positions[level] || for_all[level] < positions[level] ||
+			 verdicts != NULL);
 		if (needed[level])
 			database->let_go[level] = positions[level];
 	}
@@ -439,17 +470,18 @@ release(ReplMlQuorumDatabase *database)
 	for (int level = REPL_ML_QUORUM; level < REPL_ML_LEVELS; level++)
 	{
 		if (needed[level])
-			again |= wake(level, positions[level], for_all[level], verdicts);
+			again |= wake_waiters(level, positions[level], for_all[level], verdicts);
 	}
 	return again;
 }
 
 /*
- * Who of those that wait is not judged by positions alone, by backend number;
- * NULL if nobody.  Good until the next call.  The caller holds the lock.
+ * Says who of those that wait is not judged by positions alone, by backend
+ * number; NULL if nobody.  The result is good until the next call.  The caller
+ * holds the lock.
  */
 static const Verdict *
-judge(const ReplMlQuorumDatabase *database)
+judge_waiters(const ReplMlQuorumDatabase *database)
 {
 	static Verdict *verdicts = NULL;
 
@@ -465,6 +497,8 @@ judge(const ReplMlQuorumDatabase *database)
 		verdicts[i] = BY_POSITION;
 		if (waiter->database != MyDatabaseId || repl_ml_peer_set_is_empty(&waiter->lacking))
 			continue;
+
+		/* who has parked something of it acknowledges positions behind it, too */
 		required = repl_ml_quorum_required(database, waiter->level);
 		if (count_members(InvalidXLogRecPtr, &waiter->lacking) < required)
 			verdicts[i] = GOES;
@@ -474,20 +508,24 @@ judge(const ReplMlQuorumDatabase *database)
 	return verdicts;
 }
 
-/* Do core's commits wait for us, if they wait at all? */
+/* Says whether core's commits wait for us, if they wait at all. */
 bool
 repl_ml_quorum_owns_waits(void)
 {
 	return SyncRepStandbyNames != NULL && strcmp(SyncRepStandbyNames, REPL_ML_STANDBY_NAME) == 0;
 }
 
+/* Returns the queue of core's in which commits of a level wait. */
 static inline int
 mode_of(ReplMlLevel level)
 {
 	return level == REPL_ML_ALL ? SYNC_REP_WAIT_APPLY : SYNC_REP_WAIT_FLUSH;
 }
 
-/* Does the process in core's queue commit in this database?  One that we do not know must not stay. */
+/*
+ * Says whether the process in core's queue commits in this database, or has
+ * announced no commit at all: that one nobody else would wake.
+ */
 static bool
 is_ours(PGPROC *proc)
 {
@@ -496,7 +534,10 @@ is_ours(PGPROC *proc)
 	return waiter->database == MyDatabaseId || !OidIsValid(waiter->database);
 }
 
-/* Is a commit of this level in this database not in core's queue yet? */
+/*
+ * Says whether a commit of this level in this database is not in core's queue
+ * yet.
+ */
 static bool
 somebody_is_coming(ReplMlLevel level)
 {
@@ -511,7 +552,10 @@ somebody_is_coming(ReplMlLevel level)
 	return false;
 }
 
-/* The caller holds core's lock, and sets the process's latch. */
+/*
+ * Takes a process out of core's queue.  The caller holds core's lock, and sets
+ * the process's latch.
+ */
 static void
 leave_queue(PGPROC *proc)
 {
@@ -521,9 +565,13 @@ leave_queue(PGPROC *proc)
 	proc->syncRepState = SYNC_REP_WAIT_COMPLETE;
 }
 
-/* Wakes whoever waits for a position before this one; others are not kept from the queue meanwhile. */
+/*
+ * Wakes whoever waits for a position before this one, or is judged to go.
+ * Sets few latches under core's lock: others are not kept from the queue
+ * meanwhile.  Returns true if somebody may come too late to be seen.
+ */
 static bool
-wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all, const Verdict *verdicts)
+wake_waiters(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all, const Verdict *verdicts)
 {
 	int			mode = mode_of(level);
 	PGPROC	   *woken[WOKEN_AT_ONCE];
@@ -531,15 +579,18 @@ wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all, const Verdict *
 	PGPROC	   *proc;
 	PGPROC	   *next;
 
+	/* who comes later is let pass by core itself */
 	LWLockAcquire(SyncRepLock, LW_EXCLUSIVE);
 	if (WalSndCtl->lsn[mode] < for_all)
 		WalSndCtl->lsn[mode] = for_all;
-	for (proc = sync_rep_next_compat(mode, NULL); proc != NULL && (proc->waitLSN <= position || verdicts != NULL); proc = next)
+	for (proc = sync_rep_next_compat(mode, NULL);
+		 proc != NULL && (proc->waitLSN <= position || verdicts != NULL); proc = next)
 	{
 		Verdict		verdict = verdicts == NULL ? BY_POSITION : verdicts[proc_number_compat(proc)];
 
 		next = sync_rep_next_compat(mode, proc);
-		if (!is_ours(proc) || verdict == STAYS || (verdict == BY_POSITION && proc->waitLSN > position))
+		if (!is_ours(proc) || verdict == STAYS ||
+			(verdict == BY_POSITION && proc->waitLSN > position))
 			continue;
 		leave_queue(proc);
 		if (count < lengthof(woken))
@@ -553,9 +604,12 @@ wake(ReplMlLevel level, XLogRecPtr position, XLogRecPtr for_all, const Verdict *
 	return for_all < position && somebody_is_coming(level);
 }
 
-/* Lets everybody go who waits in core's queues and has announced a commit in this database, or none at all. */
+/*
+ * Lets everybody go who waits in core's queues and has announced a commit in
+ * this database, or, of InvalidOid, none at all.
+ */
 static void
-dismiss(Oid database)
+dismiss_waiters(Oid database)
 {
 	LWLockAcquire(SyncRepLock, LW_EXCLUSIVE);
 	for (int mode = 0; mode < NUM_SYNC_REP_WAIT_MODE; mode++)
@@ -575,25 +629,27 @@ dismiss(Oid database)
 }
 
 /*
- * In the launcher, now and then: ends the waits of those who have not announced
- * a commit.  commit/commit.c sees to it that commits of level one do not wait;
- * but who commits a prepared transaction without SQL, as the apply worker of a
- * core subscription does, passes by it, and nobody else would ever wake him.
+ * Called by the launcher, now and then: ends the waits of those who have not
+ * announced a commit. commit/commit.c sees to it that commits of level one do
+ * not wait; but who commits a prepared transaction without SQL, as the apply
+ * worker of a core subscription does, passes by it, and nobody else would ever
+ * wake him.
  */
 void
 repl_ml_quorum_dismiss_strangers(void)
 {
 	if (repl_ml_quorum_owns_waits())
-		dismiss(InvalidOid);
+		dismiss_waiters(InvalidOid);
 }
 
 /*
- * In a backend that makes this database leave its group, whatever is not
- * acknowledged: no commit waits any more when this returns, and none begins to
- * until a supervisor, which must not run now, says who the members are.
+ * Called in a backend that makes this database leave its group, whatever is
+ * not acknowledged: no commit waits any more when this returns, and none
+ * begins to until a supervisor, which must not run now, says who the members
+ * are.
  */
 static void
-give_up(void)
+give_up_waits(void)
 {
 	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
 	bool		waits = database != NULL;
@@ -607,7 +663,7 @@ give_up(void)
 		if (!waits)
 			break;
 		/* one may still be on its way into the queue */
-		dismiss(MyDatabaseId);
+		dismiss_waiters(MyDatabaseId);
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, AGAIN_MS,
 						 wait_event_compat("ReplMlGiveUp"));
 		ResetLatch(MyLatch);
@@ -615,19 +671,21 @@ give_up(void)
 	}
 }
 
-/* repl_ml.give_up_waits(): see give_up. */
 PG_FUNCTION_INFO_V1(repl_ml_give_up_waits);
+
+/* repl_ml.give_up_waits(): see give_up_waits. */
 Datum
 repl_ml_give_up_waits(PG_FUNCTION_ARGS)
 {
 	repl_ml_shmem_require();
-	give_up();
+	give_up_waits();
 	PG_RETURN_VOID();
 }
 
 /*
- * Announces the commit of a transaction with a level above one, before anything
- * of it is committed; an error if too few members can be reached.
+ * Called by commit.c: announces the commit of a transaction with a level above
+ * one, before anything of it is committed; raises an error if too few members
+ * can be reached.
  */
 void
 repl_ml_quorum_begin(ReplMlLevel level, TransactionId xid)
@@ -638,12 +696,15 @@ repl_ml_quorum_begin(ReplMlLevel level, TransactionId xid)
 	if (database == NULL)
 		refuse_unconnected(level);
 	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
-	if (!database->members_known || repl_ml_members_reachable() < repl_ml_quorum_required(database, level))
+	if (!database->members_known ||
+		repl_ml_members_reachable() < repl_ml_quorum_required(database, level))
 	{
 		database->counts[level].outcomes[REPL_ML_REFUSED]++;
 		LWLockRelease(repl_ml_quorum->lock);
-		refuse(level);
+		refuse_unreachable(level);
 	}
+
+	/* from here on walsenders see it, and hurry */
 	waiter->database = MyDatabaseId;
 	waiter->level = level;
 	waiter->xid = xid;
@@ -658,19 +719,23 @@ repl_ml_quorum_begin(ReplMlLevel level, TransactionId xid)
 	LWLockRelease(repl_ml_quorum->lock);
 }
 
-/* The same while the supervisor has not said yet who the members are. */
+/*
+ * Raises the error for a level while the supervisor has not said yet who the
+ * members are.
+ */
 static void
 refuse_unconnected(ReplMlLevel level)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_CANNOT_CONNECT_NOW),
-			 errmsg("write consistency \"%s\" cannot be reached: this node is not connected to its group yet", level_names[level]),
+			 errmsg("write consistency \"%s\" cannot be reached: this node is not connected to its "
+					"group yet", level_names[level]),
 			 errhint("Try again in a moment; see SELECT * FROM repl_ml.health.")));
 }
 
 /* Raises the error for a level that too few members can be reached for. */
 static void
-refuse(ReplMlLevel level)
+refuse_unreachable(ReplMlLevel level)
 {
 	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
 	char	   *present;
@@ -696,17 +761,19 @@ refuse(ReplMlLevel level)
 			 errmsg("write consistency \"%s\" needs %d of %d members, but only %d can be reached",
 					level_names[level], needed, members, reachable),
 			 errdetail("Reachable: %s. Missing: %s. Nothing has been committed.", present, missing),
-			 errhint("Try again when they are back; see SELECT * FROM repl_ml.health. A node that will not come back is removed with SELECT repl_ml.drop_node(...).")));
+			 errhint("Try again when they are back; see SELECT * FROM repl_ml.health. A node that "
+					 "will not come back is removed with SELECT repl_ml.drop_node(...).")));
 }
 
 /*
- * How urgently what is sent to a peer now is needed: by commits that wait, those
- * that are sent or earlier ones.  Looks without a lock: a hint.
+ * Called by a walsender: says how urgently what it sends to a peer now is
+ * needed, by commits that wait, those that are sent or earlier ones.  Looks
+ * without a lock: a hint.
  *
- * The level quorum needs only some of the peers.  If all hurried, the rest would
- * flush and answer for nothing.  So it is asked of those that are the first most
- * of the time, and of the others a moment later: one that is faster in spite of
- * that, because another one is slow or gone, soon takes its place.
+ * The level quorum needs only some of the peers.  If all hurried, the rest
+ * would flush and answer for nothing.  So it is asked of those that are the
+ * first most of the time, and of the others a moment later: one that is faster
+ * in spite of that, because another one is slow or gone, soon takes its place.
  */
 ReplMlUrgency
 repl_ml_quorum_urgency(int peer)
@@ -715,10 +782,14 @@ repl_ml_quorum_urgency(int peer)
 
 	if (database == NULL || !has_waiters(database))
 		return REPL_ML_WHENEVER;
-	return database->waiters[REPL_ML_ALL] > 0 || repl_ml_members_decides(peer) ? REPL_ML_NOW : REPL_ML_SOON;
+	return database->waiters[REPL_ML_ALL] > 0 || repl_ml_members_decides(peer) ? REPL_ML_NOW :
+		REPL_ML_SOON;
 }
 
-/* Do commits of this database wait now, or did some lately?  A hint, too. */
+/*
+ * Says whether commits of this database wait now, or did some lately: a hint,
+ * too.
+ */
 bool
 repl_ml_quorum_in_use(void)
 {
@@ -728,7 +799,10 @@ repl_ml_quorum_in_use(void)
 		(has_waiters(database) || repl_ml_monotonic_now() - database->last_begin < IN_USE_US);
 }
 
-/* Up to where a level has acknowledged this database's WAL; the caller holds the lock. */
+/*
+ * Returns up to where a level has acknowledged this database's WAL.  The
+ * caller holds the lock.
+ */
 XLogRecPtr
 repl_ml_quorum_acknowledged(ReplMlLevel level)
 {
@@ -737,7 +811,10 @@ repl_ml_quorum_acknowledged(ReplMlLevel level)
 	return database == NULL ? InvalidXLogRecPtr : database->acknowledged[level];
 }
 
-/* Is the transaction in its commit, and of which level?  The caller holds the lock. */
+/*
+ * Says whether the transaction is in its commit, and of which level.  The
+ * caller holds the lock.
+ */
 bool
 repl_ml_quorum_is_waiting(TransactionId xid, ReplMlLevel *level)
 {
@@ -753,6 +830,7 @@ repl_ml_quorum_is_waiting(TransactionId xid, ReplMlLevel *level)
 	return false;
 }
 
+/* Counts how long an acknowledged commit has waited. */
 static void
 count_wait(ReplMlLevelCounts *stats, uint64 wait)
 {
@@ -768,10 +846,11 @@ count_wait(ReplMlLevelCounts *stats, uint64 wait)
 }
 
 /*
- * Takes back what repl_ml_quorum_begin announced and counts what became of it:
- * acknowledged if what is before "lsn" is, else "otherwise", or parked where it
- * was let go for that; then *parked_on tells where.  A transaction that is
- * committed without is put on the list of unacknowledged.c.
+ * Called by commit.c: takes back what repl_ml_quorum_begin announced and
+ * counts what became of it: acknowledged if what is before "lsn" is, else
+ * "otherwise", or parked where it was let go for that; then *parked_on tells
+ * where.  A transaction that is committed without is put on the list of
+ * unacknowledged.c.
  */
 ReplMlOutcome
 repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise, char *parked_on, Size size)
@@ -784,6 +863,8 @@ repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise, char *parked_on, Siz
 
 	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
 	doubtful = !repl_ml_peer_set_is_empty(&waiter->lacking);
+
+	/* what has been acknowledged is, however the wait ended */
 	if (otherwise != REPL_ML_ABORTED && repl_ml_quorum_has(waiter->level, lsn, &waiter->lacking))
 		outcome = REPL_ML_ACKNOWLEDGED;
 	else if (otherwise == REPL_ML_CANCELLED && doubtful)
@@ -792,8 +873,11 @@ repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise, char *parked_on, Siz
 		count_wait(stats, repl_ml_monotonic_now() - waiter->start);
 	if (outcome != REPL_ML_ABORTED)
 		stats->outcomes[outcome]++;
+
+	/* under the lock that ends the wait: it is always in one of the places */
 	if (outcome == REPL_ML_TIMED_OUT || outcome == REPL_ML_CANCELLED || outcome == REPL_ML_PARKED)
-		repl_ml_unacknowledged_add(waiter->level, waiter->xid, waiter->commit, lsn, &waiter->lacking);
+		repl_ml_unacknowledged_add(waiter->level, waiter->xid, waiter->commit, lsn,
+								   &waiter->lacking);
 	repl_ml_members_name_set(&waiter->lacking, parked_on, size);
 	if (doubtful)
 		database->doubtful--;
@@ -804,7 +888,10 @@ repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise, char *parked_on, Siz
 	return outcome;
 }
 
-/* This database's commits that wait now, into an array of MaxBackends; returns how many. */
+/*
+ * Writes this database's commits that wait now into an array of MaxBackends;
+ * returns how many.
+ */
 int
 repl_ml_quorum_waiting(ReplMlWaiting *waiting)
 {
@@ -829,11 +916,13 @@ repl_ml_quorum_waiting(ReplMlWaiting *waiting)
 					.since = waiter->since,
 					.parked_on = palloc(REPL_ML_MAX_WORKERS * sizeof(int))
 			};
-		waiting[count].parked_count = repl_ml_members_of_set(&waiter->lacking, waiting[count].parked_on);
+		waiting[count].parked_count = repl_ml_members_of_set(&waiter->lacking,
+															 waiting[count].parked_on);
 		count++;
 	}
 	LWLockRelease(repl_ml_quorum->lock);
 
+	/* where the commit is only core's queue knows; never both locks at once */
 	LWLockAcquire(SyncRepLock, LW_SHARED);
 	for (int i = 0; i < count; i++)
 	{
@@ -846,7 +935,7 @@ repl_ml_quorum_waiting(ReplMlWaiting *waiting)
 	return count;
 }
 
-/* What became of this database's commits of a level. */
+/* Returns what became of this database's commits of a level. */
 ReplMlLevelStats
 repl_ml_quorum_stats(ReplMlLevel level)
 {
@@ -875,7 +964,7 @@ repl_ml_quorum_stats(ReplMlLevel level)
 	return result;
 }
 
-/* Counts this database's commits from zero. */
+/* Makes this database's commits be counted from zero. */
 void
 repl_ml_quorum_reset_stats(void)
 {

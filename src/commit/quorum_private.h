@@ -14,7 +14,8 @@
 #include "server/server.h"
 
 /* a clock of as many entries as there may be, and its header */
-#define REPL_ML_ANSWER_BYTES	(VARHDRSZ + REPL_ML_MAX_CLOCK_ENTRIES * REPL_ML_CLOCK_ENTRY_SIZE + 64)
+#define REPL_ML_ANSWER_BYTES \
+	(VARHDRSZ + REPL_ML_MAX_CLOCK_ENTRIES * REPL_ML_CLOCK_ENTRY_SIZE + 64)
 
 #define REPL_ML_BEST_SCORE	8
 
@@ -98,19 +99,23 @@ typedef struct ReplMlQuorum
 
 extern ReplMlQuorum *repl_ml_quorum;
 
-/* The link of this database that comes after one, or the first; NULL behind the last.  The caller holds the lock. */
+/*
+ * The link of this database that comes after one, or the first; NULL behind
+ * the last.  The caller holds the lock.
+ */
 static inline ReplMlLink *
 repl_ml_link_after(const ReplMlLink *link)
 {
 	ReplMlLink *end = repl_ml_quorum->links + repl_ml_quorum->links_used;
-	ReplMlLink *next = link == NULL ? repl_ml_quorum->links : repl_ml_quorum->links + (link - repl_ml_quorum->links) + 1;
+	ReplMlLink *next = link == NULL ? repl_ml_quorum->links :
+		repl_ml_quorum->links + (link - repl_ml_quorum->links) + 1;
 
 	while (next < end && next->database != MyDatabaseId)
 		next++;
 	return next < end ? next : NULL;
 }
 
-/* The same, of those whose word counts. */
+/* The link after one, or the first, of those whose word counts; NULL behind the last. */
 static inline ReplMlLink *
 repl_ml_counting_link_after(const ReplMlLink *link)
 {
@@ -124,7 +129,8 @@ repl_ml_counting_link_after(const ReplMlLink *link)
 #define foreach_link(link) \
 	for (ReplMlLink *link = repl_ml_link_after(NULL); link != NULL; link = repl_ml_link_after(link))
 #define foreach_counting_link(link) \
-	for (ReplMlLink *link = repl_ml_counting_link_after(NULL); link != NULL; link = repl_ml_counting_link_after(link))
+	for (ReplMlLink *link = repl_ml_counting_link_after(NULL); link != NULL; \
+		 link = repl_ml_counting_link_after(link))
 
 /* The link's place in sets of peers. */
 static inline int
@@ -133,28 +139,33 @@ repl_ml_link_index(const ReplMlLink *link)
 	return link - repl_ml_quorum->links;
 }
 
+/* Adds the peer whose link has this index. */
 static inline void
 repl_ml_peer_set_add(ReplMlPeerSet *set, int index)
 {
 	set->bits[index / 64] |= UINT64CONST(1) << (index % 64);
 }
 
+/* Removes the peer whose link has this index. */
 static inline void
 repl_ml_peer_set_remove(ReplMlPeerSet *set, int index)
 {
 	set->bits[index / 64] &= ~(UINT64CONST(1) << (index % 64));
 }
 
+/* Says whether the peer whose link has this index is in the set. */
 static inline bool
 repl_ml_peer_set_has(const ReplMlPeerSet *set, int index)
 {
 	return (set->bits[index / 64] & (UINT64CONST(1) << (index % 64))) != 0;
 }
 
+/* Says whether no peer is in the set. */
 static inline bool
 repl_ml_peer_set_is_empty(const ReplMlPeerSet *set)
 {
-	StaticAssertStmt(REPL_ML_PEER_WORDS * 64 >= REPL_ML_MAX_WORKERS, "a set must have room for all links");
+	StaticAssertStmt(REPL_ML_PEER_WORDS * 64 >= REPL_ML_MAX_WORKERS,
+					 "a set must have room for all links");
 	return set->bits[0] == 0 && set->bits[1] == 0;
 }
 

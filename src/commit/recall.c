@@ -7,7 +7,11 @@
  * they had at least, and the peers, if they can be asked, what they have.  The
  * WAL since then has every commit, with bits that tell its level
  * (commit/commit.c).  It is read by the supervisor, a bit each round, because
- * the rest of its work cannot wait; the result is the list of unacknowledged.c.
+ * the rest of its work cannot wait; the result is the list of unacknowledged.c,
+ * which takes its lock.  No lock is held while WAL is read or a peer is asked.
+ *
+ * Not here: who parked what before the start, which the peers know
+ * (status.c).
  */
 #include "postgres.h"
 
@@ -56,11 +60,11 @@ static void ask_peers(Peer *peers, int count, int self, XLogRecPtr end);
 static void open_reader(XLogRecPtr from);
 static bool read_bit(XLogRecPtr end);
 static void note_record(void);
-static void finish(void);
+static void finish_recall(void);
 
 /*
- * Goes on with the work, if there is any; true if there is more.  For the
- * supervisor, outside transactions.
+ * Called by the supervisor, outside transactions: goes on with the work, if
+ * there is any; returns true if there is more.
  */
 bool
 repl_ml_recall(void)
@@ -101,12 +105,13 @@ repl_ml_recall(void)
 	}
 	PG_END_TRY();
 	if (!more)
-		finish();
+		finish_recall();
 	return more;
 }
 
+/* Orders peers for qsort, the one that has most before the others. */
 static int
-by_confirmed(const void *a, const void *b)
+compare_confirmed(const void *a, const void *b)
 {
 	XLogRecPtr	one = ((const Peer *) a)->confirmed;
 	XLogRecPtr	two = ((const Peer *) b)->confirmed;
@@ -127,7 +132,7 @@ look_at_peers(XLogRecPtr end)
 	int			count = load_peers(peers, &self);
 
 	ask_peers(peers, count, self, end);
-	qsort(peers, count, sizeof(Peer), by_confirmed);
+	qsort(peers, count, sizeof(Peer), compare_confirmed);
 	for (int level = REPL_ML_QUORUM; level < REPL_ML_LEVELS; level++)
 	{
 		int			needed = level == REPL_ML_ALL ? count : (count + 1) / 2;
@@ -144,7 +149,10 @@ look_at_peers(XLogRecPtr end)
 	return from;
 }
 
-/* The ready peers and what their slots say, and this node's id; returns how many. */
+/*
+ * Reads the ready peers and what their slots say, and this node's id; returns
+ * how many.
+ */
 static int
 load_peers(Peer *peers, int *self)
 {
@@ -153,10 +161,15 @@ load_peers(Peer *peers, int *self)
 
 	repl_ml_begin();
 	*self = repl_ml_identity_require()->node_id;
-	SPI_execute("SELECT s.confirmed_flush_lsn, s.restart_lsn, m.dsn FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id OPERATOR(pg_catalog.<>) m.node_id"
-				" LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name OPERATOR(pg_catalog.=) repl_ml.link_name(m.node_id)::pg_catalog.name"
+	SPI_execute("SELECT s.confirmed_flush_lsn, s.restart_lsn, m.dsn FROM repl_ml.member m"
+				" JOIN repl_ml.local_node l ON l.node_id OPERATOR(pg_catalog.<>) m.node_id"
+				" LEFT JOIN pg_catalog.pg_replication_slots s"
+				" ON s.slot_name OPERATOR(pg_catalog.=)"
+				" repl_ml.link_name(m.node_id)::pg_catalog.name"
 				" WHERE m.state OPERATOR(pg_catalog.=) 'ready'", true, REPL_ML_MAX_WORKERS);
 	count = SPI_processed;
+
+	/* a peer without a slot counts as one that has nothing */
 	for (int i = 0; i < count; i++)
 	{
 		bool		none;
@@ -173,9 +186,9 @@ load_peers(Peer *peers, int *self)
 }
 
 /*
- * The slots were written out some time before the server ended; the peers know
- * better, those that can be asked.  One that says it has more than this server
- * ever wrote is not believed.
+ * Asks the peers how far they are.  The slots were written out some time
+ * before the server ended; the peers know better, those that can be asked.
+ * One that says it has more than this server ever wrote is not believed.
  */
 static void
 ask_peers(Peer *peers, int count, int self, XLogRecPtr end)
@@ -185,7 +198,8 @@ ask_peers(Peer *peers, int count, int self, XLogRecPtr end)
 
 	for (int i = 0; i < count; i++)
 		dsns[i] = peers[i].dsn;
-	repl_ml_ask(count, dsns, psprintf("SET statement_timeout = '1s'; SELECT repl_ml.applied_lsn(%d)", self),
+	repl_ml_ask(count, dsns,
+				psprintf("SET statement_timeout = '1s'; SELECT repl_ml.applied_lsn(%d)", self),
 				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), PATIENCE_MS), answers);
 	for (int i = 0; i < count; i++)
 	{
@@ -200,13 +214,17 @@ ask_peers(Peer *peers, int count, int self, XLogRecPtr end)
 	}
 }
 
-/* The reader stands before the first record at or behind "from"; an error if that WAL is gone. */
+/*
+ * Opens the reader before the first record at or behind "from"; raises an
+ * error if that WAL is gone.
+ */
 static void
 open_reader(XLogRecPtr from)
 {
 	MemoryContext old;
 
-	recall_context = AllocSetContextCreate(TopMemoryContext, "repl_ml recall", ALLOCSET_DEFAULT_SIZES);
+	recall_context = AllocSetContextCreate(TopMemoryContext, "repl_ml recall",
+										   ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(recall_context);
 	reader = XLogReaderAllocate(wal_segment_size, NULL,
 								XL_ROUTINE(.page_read = read_local_xlog_page_no_wait,
@@ -222,11 +240,13 @@ open_reader(XLogRecPtr from)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("WAL at %X/%X cannot be read", LSN_FORMAT_ARGS(from)),
-				 errdetail("Which transactions were not acknowledged before the server started is not known until the members have acknowledged everything up to then.")));
+				 errdetail("Which transactions were not acknowledged before the server started is "
+						   "not known until the members have acknowledged everything up to "
+						   "then.")));
 	MemoryContextSwitchTo(old);
 }
 
-/* Reads for a while; true if the end has not been reached. */
+/* Reads for a while; returns true if the end has not been reached. */
 static bool
 read_bit(XLogRecPtr end)
 {
@@ -259,8 +279,8 @@ read_bit(XLogRecPtr end)
 }
 
 /*
- * If the record is the commit of a transaction of this database with a level
- * above one, too late to be known as acknowledged, that is on the list.
+ * Puts the transaction on the list if the record is its commit, in this
+ * database, with a level above one, and too late to be known as acknowledged.
  */
 static void
 note_record(void)
@@ -269,20 +289,22 @@ note_record(void)
 	xl_xact_parsed_commit parsed;
 	ReplMlLevel level;
 
-	if (XLogRecGetRmid(reader) != RM_XACT_ID || (info != XLOG_XACT_COMMIT && info != XLOG_XACT_COMMIT_PREPARED))
+	if (XLogRecGetRmid(reader) != RM_XACT_ID ||
+		(info != XLOG_XACT_COMMIT && info != XLOG_XACT_COMMIT_PREPARED))
 		return;
 	ParseCommitRecord(XLogRecGetInfo(reader), (xl_xact_commit *) XLogRecGetData(reader), &parsed);
 	if (parsed.dbId != MyDatabaseId || !XactCompletionApplyFeedback(parsed.xinfo))
 		return;
 	level = XactCompletionForceSyncCommit(parsed.xinfo) ? REPL_ML_ALL : REPL_ML_QUORUM;
 	if (reader->EndRecPtr > acknowledged[level])
-		repl_ml_unacknowledged_recall_add(level, info == XLOG_XACT_COMMIT ? XLogRecGetXid(reader) : parsed.twophase_xid,
+		repl_ml_unacknowledged_recall_add(level, info == XLOG_XACT_COMMIT ? XLogRecGetXid(reader) :
+										  parsed.twophase_xid,
 										  reader->EndRecPtr);
 }
 
 /* Gives everything back; from here on the count is known. */
 static void
-finish(void)
+finish_recall(void)
 {
 	if (reader != NULL)
 		XLogReaderFree(reader);

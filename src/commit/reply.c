@@ -10,6 +10,10 @@
  * The same place decides when what output.c has written leaves: not while more
  * WAL is there to be decoded, because each packet wakes the peer.  For the same
  * reason keepalives that tell nothing do not leave at all.
+ *
+ * Not here: what is sent (write/output.c), and what follows for commits that
+ * wait (quorum.c, which takes the lock of commit/).  Everything here belongs to
+ * one walsender.
  */
 #include "postgres.h"
 
@@ -45,9 +49,12 @@ static bool is_send_pending(void);
 static bool may_hold(void);
 static void hear_parked(void);
 static void listen_to_peer(void);
-static void on_timeout(void);
+static void wake_walsender(void);
 
-/* In a walsender that begins to serve a slot: if the slot is a peer's, its replies count from now on. */
+/*
+ * Called in a walsender that begins to serve a slot: if the slot is a peer's,
+ * its replies count from now on.
+ */
 void
 repl_ml_reply_watch(void)
 {
@@ -65,25 +72,28 @@ repl_ml_reply_watch(void)
 		return;
 	peer = node_id;
 	repl_ml_members_attach(peer);
-	timeout_id = RegisterTimeout(USER_TIMEOUT, on_timeout);
+	timeout_id = RegisterTimeout(USER_TIMEOUT, wake_walsender);
 	repl_ml_messages_watch(&watcher);
 }
 
-/* The peer that this walsender serves; 0: none. */
+/* Returns the peer that this walsender serves; 0: none. */
 int
 repl_ml_reply_peer(void)
 {
 	return peer;
 }
 
-/* So many bytes have been put into the output buffer. */
+/* Called by output.c: so many bytes have been put into the output buffer. */
 void
 repl_ml_reply_written(Size bytes)
 {
 	written += bytes;
 }
 
-/* Core's, after a look at what has been read; or nothing yet. */
+/*
+ * In place of core's method: looks at what has been read, and then flushes, or
+ * not yet.
+ */
 static int
 flush_if_writable(void)
 {
@@ -100,11 +110,12 @@ flush_if_writable(void)
 }
 
 /*
- * Core's, but for a keepalive that asks for nothing and tells no position that
- * the peer does not know from the commit before it: it would wake the peer once
- * more.  Once the peer has said that it has received that, core sends keepalives
- * only as answers to peers that ask whether we are there.  The numbers are in
- * the places the replication protocol gives them.
+ * In place of core's method: sends everything but a keepalive that asks for
+ * nothing and tells no position that the peer does not know from the commit
+ * before it: it would wake the peer once more.  Once the peer has said that it
+ * has received that, core sends keepalives only as answers to peers that ask
+ * whether we are there.  The numbers are in the places the replication
+ * protocol gives them.
  */
 static void
 putmessage_noblock(char type, const char *data, size_t length)
@@ -118,13 +129,17 @@ putmessage_noblock(char type, const char *data, size_t length)
 		position = pg_ntoh64(position);
 		if (data[0] == 'w')
 			told = position;
-		else if (data[0] == 'k' && data[length - 1] == 0 && position == told && MyWalSnd->write < told)
+		else if (data[0] == 'k' && data[length - 1] == 0 && position == told &&
+				 MyWalSnd->write < told)
 			return;
 	}
 	repl_ml_messages_put_noblock(type, data, length);
 }
 
-/* What is held on purpose is not pending: the walsender would wait for the socket instead of decoding. */
+/*
+ * In place of core's method: what is held on purpose is not pending, or the
+ * walsender would wait for the socket instead of decoding.
+ */
 static bool
 is_send_pending(void)
 {
@@ -132,8 +147,8 @@ is_send_pending(void)
 }
 
 /*
- * Is there more WAL to decode, and has the walsender just come from decoding?
- * Otherwise it is about to wait.
+ * Says whether there is more WAL to decode, and the walsender has just come
+ * from decoding.  Otherwise it is about to wait.
  */
 static bool
 may_hold(void)
@@ -146,11 +161,12 @@ may_hold(void)
 }
 
 /*
- * A peer that has parked something of a transaction says so before it
- * acknowledges that: in a message whose position "applied" is the end of that
- * transaction, and beyond what it says it has received (group/worker.c).  It
- * says it twice and asks for a keepalive the second time.  Core writes that
- * before it reads on, so here is where we see each such message.
+ * Tells quorum.c of a transaction that the peer has parked something of.  The
+ * peer says so before it acknowledges that: in a message whose position
+ * "applied" is the end of that transaction, and beyond what it says it has
+ * received (group/worker.c).  It says it twice and asks for a keepalive the
+ * second time.  Core writes that before it reads on, so here is where we see
+ * each such message.
  */
 static void
 hear_parked(void)
@@ -163,7 +179,10 @@ hear_parked(void)
 	repl_ml_quorum_parked(peer, heard);
 }
 
-/* Has the peer spoken since the last call, and what may go for it? */
+/*
+ * Tells quorum.c if the peer has spoken since the last call; what may go for
+ * it goes.
+ */
 static void
 listen_to_peer(void)
 {
@@ -185,8 +204,9 @@ listen_to_peer(void)
 		enable_timeout_after(timeout_id, AGAIN_MS);
 }
 
+/* The timeout's handler: wakes the walsender, so that it looks again. */
 static void
-on_timeout(void)
+wake_walsender(void)
 {
 	SetLatch(MyLatch);
 }

@@ -7,6 +7,9 @@
  * committed, and from unacknowledged.c whether it is acknowledged.  The others
  * know whether they have applied it.  repl_ml.transaction_status(), in SQL,
  * asks and decides.
+ *
+ * Not here: tokens (token.c), and what members remember (apply/record.c).  Page
+ * locks of repl_ml.transaction_record keep the questions few.
  */
 #include "postgres.h"
 
@@ -37,7 +40,10 @@
 static const char *log_status(FullTransactionId xid);
 static const char *committed_status(TransactionId xid, ReplMlLevel *level);
 
-/* What the commit log says of a transaction id: in progress, committed, aborted; NULL if it is too old. */
+/*
+ * Returns what the commit log says of a transaction id: in progress,
+ * committed, aborted; NULL if it is too old.
+ */
 static const char *
 log_status(FullTransactionId xid)
 {
@@ -52,8 +58,9 @@ log_status(FullTransactionId xid)
 }
 
 /*
- * "acknowledged" or "committed" of a transaction that is committed here, and
- * durable when this returns; its level if it is known to be above one.
+ * Returns "acknowledged" or "committed" of a transaction that is committed
+ * here, and durable when this returns; its level if it is known to be above
+ * one.
  */
 static const char *
 committed_status(TransactionId xid, ReplMlLevel *level)
@@ -63,15 +70,17 @@ committed_status(TransactionId xid, ReplMlLevel *level)
 	/* with synchronous_commit = off a commit may be visible before */
 	if (!XLogRecPtrIsInvalid(lsn))
 		XLogFlush(lsn);
-	return repl_ml_unacknowledged_find(xid, level) == REPL_ML_FATE_ACKNOWLEDGED ? "acknowledged" : "committed";
+	return repl_ml_unacknowledged_find(xid, level) == REPL_ML_FATE_ACKNOWLEDGED ? "acknowledged" :
+		"committed";
 }
 
-/*
- * repl_ml.local_transaction(xid, OUT state, OUT level, OUT past): what is known here of a
- * transaction of this node: in progress, aborted, committed (and not known to
- * be acknowledged), acknowledged, unknown.
- */
 PG_FUNCTION_INFO_V1(repl_ml_local_transaction);
+
+/*
+ * repl_ml.local_transaction(xid, OUT state, OUT level, OUT past): returns what
+ * is known here of a transaction of this node: in progress, aborted, committed
+ * (and not known to be acknowledged), acknowledged, unknown.
+ */
 Datum
 repl_ml_local_transaction(PG_FUNCTION_ARGS)
 {
@@ -102,12 +111,14 @@ repl_ml_local_transaction(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
-/*
- * repl_ml.ask_members(dsns, question): the answers of these servers to a query of one
- * row and column, null where there was none in time.  Few at a time: everybody
- * may ask, and every question takes a connection of each server.
- */
 PG_FUNCTION_INFO_V1(repl_ml_ask_members);
+
+/*
+ * repl_ml.ask_members(dsns, question): returns the answers of these servers to
+ * a query of one row and column, null where there was none in time.  Few at a
+ * time: everybody may ask, and every question takes a connection of each
+ * server.
+ */
 Datum
 repl_ml_ask_members(PG_FUNCTION_ARGS)
 {
@@ -121,7 +132,8 @@ repl_ml_ask_members(PG_FUNCTION_ARGS)
 	int			count;
 	int			lower = 1;
 
-	deconstruct_array(PG_GETARG_ARRAYTYPE_P(0), TEXTOID, -1, false, TYPALIGN_INT, &dsns, NULL, &count);
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(0), TEXTOID, -1, false, TYPALIGN_INT, &dsns, NULL,
+					  &count);
 	strings = palloc0((count + 1) * sizeof(char *));
 	answers = palloc0((count + 1) * sizeof(char *));
 	values = palloc0((count + 1) * sizeof(Datum));
@@ -142,21 +154,24 @@ repl_ml_ask_members(PG_FUNCTION_ARGS)
 		if (answers[i] != NULL)
 			values[i] = CStringGetTextDatum(answers[i]);
 	}
-	PG_RETURN_ARRAYTYPE_P(construct_md_array(values, nulls, 1, &count, &lower, TEXTOID, -1, false, TYPALIGN_INT));
+	PG_RETURN_ARRAYTYPE_P(construct_md_array(values, nulls, 1, &count, &lower, TEXTOID, -1, false,
+											 TYPALIGN_INT));
 }
 
-/*
- * repl_ml.require_fresh_view(): an error in a transaction that sees only what
- * was there when it began.
- */
 PG_FUNCTION_INFO_V1(repl_ml_require_fresh_view);
+
+/*
+ * repl_ml.require_fresh_view(): raises an error in a transaction that sees
+ * only what was there when it began.
+ */
 Datum
 repl_ml_require_fresh_view(PG_FUNCTION_ARGS)
 {
 	if (IsolationUsesXactSnapshot() && IsTransactionBlock())
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("%s cannot be used in a transaction that sees only what was there when it began", "transaction_status"),
+				 errmsg("%s cannot be used in a transaction that sees only what was there when it "
+						"began", "transaction_status"),
 				 errhint("Call it before BEGIN, or use READ COMMITTED.")));
 	PG_RETURN_VOID();
 }

@@ -9,6 +9,7 @@
  * knows by its commit log.  See status.c for the answers.
  *
  * These messages carry the group's id: anybody may write messages into the WAL.
+ * Not here: what is kept of them (apply/record.c).  No locks.
  */
 #include "postgres.h"
 
@@ -55,28 +56,36 @@ static char *print_token(const Token *token);
 static bool parse_token(const char *text, Token *token);
 static void keep_xid(void);
 
-/* Has somebody a token of the transaction this backend is running? */
+/*
+ * Says whether somebody has a token of the transaction this backend is
+ * running.
+ */
 bool
 repl_ml_token_is_out(void)
 {
 	return current.out;
 }
 
-/* Begins anew with the next transaction. */
+/*
+ * Called by commit.c at the end of a transaction: begins anew with the next
+ * one.
+ */
 void
 repl_ml_token_forget(void)
 {
 	current.out = false;
 }
 
+/* Returns the group's id as text. */
 static char *
 group_id_text(const pg_uuid_t *group_id)
 {
 	return DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(group_id)));
 }
 
+/* Returns the checksum of these bytes. */
 static uint32
-checksum(const void *data, size_t size)
+compute_checksum(const void *data, size_t size)
 {
 	pg_crc32c	crc;
 
@@ -86,15 +95,20 @@ checksum(const void *data, size_t size)
 	return crc;
 }
 
+/* Returns a token's text. */
 static char *
 print_token(const Token *token)
 {
-	char	   *text = psprintf("1.%d." UINT64_FORMAT "." INT64_FORMAT ".%08x", token->node, token->xid, token->issued, token->group);
+	char	   *text = psprintf("1.%d." UINT64_FORMAT "." INT64_FORMAT ".%08x", token->node,
+								token->xid, token->issued, token->group);
 
-	return psprintf("%s.%08x", text, checksum(text, strlen(text)));
+	return psprintf("%s.%08x", text, compute_checksum(text, strlen(text)));
 }
 
-/* False if the text is not just what print_token makes. */
+/*
+ * Reads a token's text; returns false if it is not just what print_token
+ * makes.
+ */
 static bool
 parse_token(const char *text, Token *token)
 {
@@ -126,8 +140,12 @@ keep_xid(void)
 	XLogFlush(XLogInsert(RM_XLOG_ID, XLOG_NOOP));
 }
 
-/* repl_ml.transaction_token(): the name of this transaction, for transaction_status. */
 PG_FUNCTION_INFO_V1(repl_ml_transaction_token);
+
+/*
+ * repl_ml.transaction_token(): returns the name of this transaction, for
+ * transaction_status.
+ */
 Datum
 repl_ml_transaction_token(PG_FUNCTION_ARGS)
 {
@@ -140,6 +158,8 @@ repl_ml_transaction_token(PG_FUNCTION_ARGS)
 				 errmsg("a read-only transaction has no token"),
 				 errdetail("It changes nothing, so nothing can become of it."),
 				 errhint("Call transaction_token() in a transaction that writes.")));
+
+	/* all tokens of a transaction are the same */
 	if (!current.out)
 	{
 		current.xid = GetTopFullTransactionId();
@@ -150,12 +170,16 @@ repl_ml_transaction_token(PG_FUNCTION_ARGS)
 	token.node = self->node_id;
 	token.xid = U64FromFullTransactionId(current.xid);
 	token.issued = GetCurrentTransactionStartTimestamp();
-	token.group = checksum(&self->group_id, sizeof(pg_uuid_t));
+	token.group = compute_checksum(&self->group_id, sizeof(pg_uuid_t));
 	PG_RETURN_TEXT_P(cstring_to_text(print_token(&token)));
 }
 
-/* repl_ml.token_parts(token, OUT node_id, OUT xid, OUT issued_at): an error if it is none, or another group's. */
 PG_FUNCTION_INFO_V1(repl_ml_token_parts);
+
+/*
+ * repl_ml.token_parts(token, OUT node_id, OUT xid, OUT issued_at): reads a
+ * token; raises an error if it is none, or another group's.
+ */
 Datum
 repl_ml_token_parts(PG_FUNCTION_ARGS)
 {
@@ -169,8 +193,9 @@ repl_ml_token_parts(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid transaction token"),
-				 errhint("Give the whole text that repl_ml.transaction_token() returned in the transaction.")));
-	if (token.group != checksum(&self->group_id, sizeof(pg_uuid_t)))
+				 errhint("Give the whole text that repl_ml.transaction_token() returned in the "
+						 "transaction.")));
+	if (token.group != compute_checksum(&self->group_id, sizeof(pg_uuid_t)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("the transaction token is of another group"),
@@ -183,7 +208,10 @@ repl_ml_token_parts(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
-/* The message in the WAL of a transaction that somebody has a token of: its id and its level. */
+/*
+ * Returns the message in the WAL of a transaction that somebody has a token
+ * of: its id and its level.
+ */
 char *
 repl_ml_record_of_transaction(ReplMlLevel level)
 {
@@ -192,9 +220,9 @@ repl_ml_record_of_transaction(ReplMlLevel level)
 }
 
 /*
- * The message before the commit of a prepared transaction, whose level is not
- * known before.  The transaction exists, so its id is of the last two thousand
- * million.
+ * Returns the message before the commit of a prepared transaction, whose level
+ * is not known before.  The transaction exists, so its id is of the last two
+ * thousand million.
  */
 char *
 repl_ml_record_of_prepared(ReplMlLevel level, TransactionId xid)
@@ -204,11 +232,16 @@ repl_ml_record_of_prepared(ReplMlLevel level, TransactionId xid)
 
 	if (xid > XidFromFullTransactionId(next))
 		epoch--;
-	return psprintf("%s %s " UINT64_FORMAT " %s", RECORD_PREPARED, group_id_text(&repl_ml_identity_require()->group_id),
-					U64FromFullTransactionId(FullTransactionIdFromEpochAndXid(epoch, xid)), repl_ml_level_name(level));
+	return psprintf("%s %s " UINT64_FORMAT " %s", RECORD_PREPARED,
+					group_id_text(&repl_ml_identity_require()->group_id),
+					U64FromFullTransactionId(FullTransactionIdFromEpochAndXid(epoch, xid)),
+					repl_ml_level_name(level));
 }
 
-/* Reads either message; false if it is neither. */
+/*
+ * Called by apply workers: reads either message; returns false if it is
+ * neither.
+ */
 bool
 repl_ml_record_parse(const char *text, ReplMlRecord *record)
 {
@@ -218,7 +251,8 @@ repl_ml_record_parse(const char *text, ReplMlRecord *record)
 	int			used = 0;
 
 	memset(record, 0, sizeof(*record));
-	if (sscanf(text, "%15s %36s %llu %15s%n", verb, record->group_id, &xid, level, &used) != 4 || text[used] != '\0' ||
+	if (sscanf(text, "%15s %36s %llu %15s%n", verb, record->group_id, &xid, level, &used) != 4 ||
+		text[used] != '\0' ||
 		!repl_ml_level_parse(level, &record->level))
 		return false;
 	record->xid = FullTransactionIdFromU64(xid);

@@ -15,7 +15,8 @@
  * has acknowledged all that was committed before the start, nobody knows how
  * many there are.
  *
- * The lock is that of quorum.c.
+ * Not here: commits that still wait (quorum.c), and asking peers whether they
+ * have by now what they lacked (lacking.c).  The lock is that of quorum.c.
  */
 #include "postgres.h"
 
@@ -68,17 +69,20 @@ static Unacknowledged *unacknowledged = NULL;
 static Past *past_of_database(void);
 static bool is_known(const Past *past, ReplMlLevel level);
 static bool is_acknowledged(const Entry *entry);
-static void merge(Entry *into, const Entry *entry);
+static void merge_entries(Entry *into, const Entry *entry);
 static Entry *make_room(void);
 
-/* The space repl_ml_unacknowledged_shmem_init needs. */
+/* Returns the space repl_ml_unacknowledged_shmem_init needs. */
 Size
 repl_ml_unacknowledged_shmem_size(void)
 {
 	return sizeof(Unacknowledged);
 }
 
-/* Adopts zeroed shared memory, under quorum.c's lock. */
+/*
+ * Called by shmem.c: adopts shared memory, which is zeroed at a server's
+ * start, under quorum.c's lock.
+ */
 void
 repl_ml_unacknowledged_shmem_init(void *space, LWLock *lock)
 {
@@ -86,7 +90,10 @@ repl_ml_unacknowledged_shmem_init(void *space, LWLock *lock)
 	unacknowledged->lock = lock;
 }
 
-/* NULL where the database has no entry, see repl_ml_shmem_database. */
+/*
+ * Returns what is known of before the start; NULL where the database has no
+ * entry, see repl_ml_shmem_database.
+ */
 static Past *
 past_of_database(void)
 {
@@ -95,7 +102,10 @@ past_of_database(void)
 	return entry == NULL ? NULL : &unacknowledged->pasts[entry - repl_ml_shared->databases];
 }
 
-/* Are all transactions of before the start, and so all, on the list?  The caller holds the lock. */
+/*
+ * Says whether all transactions of before the start, and so all, are on the
+ * list.  The caller holds the lock.
+ */
 static bool
 is_known(const Past *past, ReplMlLevel level)
 {
@@ -104,22 +114,30 @@ is_known(const Past *past, ReplMlLevel level)
 	return (past->known && !past->lost[level]) || past->end <= repl_ml_quorum_acknowledged(level);
 }
 
-/* The caller holds the lock; entries of other databases are theirs to judge. */
+/*
+ * Says whether the entry counts no more.  The caller holds the lock; entries
+ * of other databases are theirs to judge.
+ */
 static bool
 is_acknowledged(const Entry *entry)
 {
-	return entry->database == MyDatabaseId && repl_ml_quorum_has(entry->level, entry->lsn, &entry->lacking);
+	return entry->database == MyDatabaseId &&
+		repl_ml_quorum_has(entry->level, entry->lsn, &entry->lacking);
 }
 
+/* Says whether one entry can stand for both. */
 static bool
 are_mergeable(const Entry *a, const Entry *b)
 {
 	return OidIsValid(a->database) && a->database == b->database && a->level == b->level;
 }
 
-/* The entry "into" stands for both from now on, until the later one is acknowledged. */
+/*
+ * Makes the entry "into" stand for both from now on, until the later one is
+ * acknowledged.
+ */
 static void
-merge(Entry *into, const Entry *entry)
+merge_entries(Entry *into, const Entry *entry)
 {
 	into->xid = InvalidTransactionId;
 	into->commit = InvalidXLogRecPtr;
@@ -130,8 +148,8 @@ merge(Entry *into, const Entry *entry)
 }
 
 /*
- * A free entry, made by merging two if there is none: of more entries than
- * there are databases and levels, two have both in common.
+ * Returns a free entry, made by merging two if there is none: of more entries
+ * than there are databases and levels, two have both in common.
  */
 static Entry *
 make_room(void)
@@ -147,7 +165,7 @@ make_room(void)
 		{
 			if (!are_mergeable(&unacknowledged->entries[i], &unacknowledged->entries[j]))
 				continue;
-			merge(&unacknowledged->entries[j], &unacknowledged->entries[i]);
+			merge_entries(&unacknowledged->entries[j], &unacknowledged->entries[i]);
 			return &unacknowledged->entries[i];
 		}
 	}
@@ -155,15 +173,17 @@ make_room(void)
 }
 
 /*
- * Puts a transaction of this database, committed by "lsn", on the list, unless
- * it is there.  The caller holds the lock.
+ * Called by quorum.c when a wait was given up: puts a transaction of this
+ * database, committed by "lsn", on the list, unless it is there.  The caller
+ * holds the lock.
  */
 void
 repl_ml_unacknowledged_add(ReplMlLevel level, TransactionId xid, XLogRecPtr commit, XLogRecPtr lsn,
 						   const ReplMlPeerSet *lacking)
 {
-	Entry		entry = {.database = MyDatabaseId,.level = level,.xid = xid,.commit = commit,.lsn = lsn,
-	.lacking = *lacking,.transactions = 1};
+	Entry		entry = {.database = MyDatabaseId,.level = level,.xid = xid,
+		.commit = commit,.lsn = lsn,.lacking = *lacking,.transactions = 1
+	};
 
 	StaticAssertStmt(ROOM > REPL_ML_MAX_DATABASES * REPL_ML_LEVELS, "entries must be mergeable");
 	for (int i = 0; i < ROOM; i++)
@@ -178,7 +198,10 @@ repl_ml_unacknowledged_add(ReplMlLevel level, TransactionId xid, XLogRecPtr comm
 	*make_room() = entry;
 }
 
-/* Nothing is known of a database any more, which is no member.  The caller holds the lock. */
+/*
+ * Forgets everything of a database that is no member any more.  The caller
+ * holds the lock.
+ */
 void
 repl_ml_unacknowledged_forget(int index, Oid database)
 {
@@ -190,18 +213,25 @@ repl_ml_unacknowledged_forget(int index, Oid database)
 	}
 }
 
-/* A peer has parked something of the transaction that ends at "lsn", if that is listed.  The caller holds the lock. */
+/*
+ * Notes that a peer has parked something of the transaction that ends at
+ * "lsn", if that is listed.  The caller holds the lock.
+ */
 void
 repl_ml_unacknowledged_mark(XLogRecPtr lsn, int index)
 {
 	for (int i = 0; i < ROOM; i++)
 	{
-		if (unacknowledged->entries[i].database == MyDatabaseId && unacknowledged->entries[i].lsn == lsn)
+		if (unacknowledged->entries[i].database == MyDatabaseId &&
+			unacknowledged->entries[i].lsn == lsn)
 			repl_ml_peer_set_add(&unacknowledged->entries[i].lacking, index);
 	}
 }
 
-/* The link of this index is another one's from now on.  The caller holds the lock. */
+/*
+ * Forgets what a peer lacks whose link's index is another one's from now on.
+ * The caller holds the lock.
+ */
 void
 repl_ml_unacknowledged_forget_link(int index)
 {
@@ -209,7 +239,10 @@ repl_ml_unacknowledged_forget_link(int index)
 		repl_ml_peer_set_remove(&unacknowledged->entries[i].lacking, index);
 }
 
-/* The commits of this database that a peer lacks, as far as there is room; returns how many. */
+/*
+ * Called by the supervisor: writes the commits of this database that a peer
+ * lacks, as far as there is room; returns how many.
+ */
 int
 repl_ml_unacknowledged_lacking(int peer, XLogRecPtr *commits, int room)
 {
@@ -222,14 +255,15 @@ repl_ml_unacknowledged_lacking(int peer, XLogRecPtr *commits, int room)
 	{
 		const Entry *entry = &unacknowledged->entries[i];
 
-		if (entry->database == MyDatabaseId && entry->commit != InvalidXLogRecPtr && repl_ml_peer_set_has(&entry->lacking, index))
+		if (entry->database == MyDatabaseId && entry->commit != InvalidXLogRecPtr &&
+			repl_ml_peer_set_has(&entry->lacking, index))
 			commits[count++] = entry->commit;
 	}
 	LWLockRelease(unacknowledged->lock);
 	return count;
 }
 
-/* The peer has that commit by now, whole. */
+/* Called by the supervisor: the peer has that commit by now, whole. */
 void
 repl_ml_unacknowledged_is_whole(int peer, XLogRecPtr commit)
 {
@@ -239,13 +273,14 @@ repl_ml_unacknowledged_is_whole(int peer, XLogRecPtr commit)
 	index = repl_ml_members_index(peer);
 	for (int i = 0; i < ROOM && index >= 0; i++)
 	{
-		if (unacknowledged->entries[i].database == MyDatabaseId && unacknowledged->entries[i].commit == commit)
+		if (unacknowledged->entries[i].database == MyDatabaseId &&
+			unacknowledged->entries[i].commit == commit)
 			repl_ml_peer_set_remove(&unacknowledged->entries[i].lacking, index);
 	}
 	LWLockRelease(unacknowledged->lock);
 }
 
-/* How many there are of a level in this database; -1: nobody knows. */
+/* Returns how many there are of a level in this database; -1: nobody knows. */
 int64
 repl_ml_unacknowledged_count(ReplMlLevel level)
 {
@@ -267,8 +302,9 @@ repl_ml_unacknowledged_count(ReplMlLevel level)
 }
 
 /*
- * What is known of a transaction of this database that is committed.  Its
- * level, if that is known; one that is not on the list may be of level one.
+ * Returns what is known of a transaction of this database that is committed,
+ * and its level, if that is known; one that is not on the list may be of level
+ * one.
  */
 ReplMlFate
 repl_ml_unacknowledged_find(TransactionId xid, ReplMlLevel *level)
@@ -303,9 +339,9 @@ repl_ml_unacknowledged_find(TransactionId xid, ReplMlLevel *level)
 }
 
 /*
- * In the supervisor, before this node's first commits of a level above one
- * since the server started: true if the time before has to be recalled, up to
- * *end.
+ * Called by the supervisor, before this node's first commits of a level above
+ * one since the server started: returns true if the time before has to be
+ * recalled, up to *end.
  */
 bool
 repl_ml_unacknowledged_recall_begin(XLogRecPtr *end)
@@ -325,7 +361,10 @@ repl_ml_unacknowledged_recall_begin(XLogRecPtr *end)
 	return due;
 }
 
-/* May the transaction be of before the server started, so that nobody has said here who parked it? */
+/*
+ * Says whether the transaction may be of before the server started, so that
+ * nobody has said here who parked it.
+ */
 bool
 repl_ml_unacknowledged_is_past(FullTransactionId xid)
 {
@@ -333,12 +372,16 @@ repl_ml_unacknowledged_is_past(FullTransactionId xid)
 	bool		result;
 
 	LWLockAcquire(unacknowledged->lock, LW_SHARED);
-	result = past == NULL || past->end == InvalidXLogRecPtr || FullTransactionIdPrecedes(xid, past->next_xid);
+	result = past == NULL || past->end == InvalidXLogRecPtr ||
+		FullTransactionIdPrecedes(xid, past->next_xid);
 	LWLockRelease(unacknowledged->lock);
 	return result;
 }
 
-/* A transaction of before the start has been found in the WAL. */
+/*
+ * Called by the supervisor: a transaction of before the start has been found
+ * in the WAL.
+ */
 void
 repl_ml_unacknowledged_recall_add(ReplMlLevel level, TransactionId xid, XLogRecPtr lsn)
 {
@@ -347,7 +390,10 @@ repl_ml_unacknowledged_recall_add(ReplMlLevel level, TransactionId xid, XLogRecP
 	LWLockRelease(unacknowledged->lock);
 }
 
-/* All has been recalled that could be; not of the levels that are marked lost. */
+/*
+ * Called by the supervisor: all has been recalled that could be; not of the
+ * levels that are marked lost.
+ */
 void
 repl_ml_unacknowledged_recall_end(const bool *lost)
 {
@@ -360,11 +406,13 @@ repl_ml_unacknowledged_recall_end(const bool *lost)
 	LWLockRelease(unacknowledged->lock);
 }
 
-/*
- * repl_ml.unacknowledged(): for each level above one, how many transactions are
- * visible on this node and not acknowledged; null where that is not known.
- */
 PG_FUNCTION_INFO_V1(repl_ml_unacknowledged);
+
+/*
+ * repl_ml.unacknowledged(): returns, for each level above one, how many
+ * transactions are visible on this node and not acknowledged; null where that
+ * is not known.
+ */
 Datum
 repl_ml_unacknowledged(PG_FUNCTION_ARGS)
 {
@@ -375,7 +423,8 @@ repl_ml_unacknowledged(PG_FUNCTION_ARGS)
 	for (int level = REPL_ML_QUORUM; level < REPL_ML_LEVELS; level++)
 	{
 		int64		count = repl_ml_unacknowledged_count(level);
-		Datum		values[2] = {CStringGetTextDatum(repl_ml_level_name(level)), Int64GetDatum(count)};
+		Datum		values[2] = {CStringGetTextDatum(repl_ml_level_name(level)),
+								 Int64GetDatum(count)};
 		bool		nulls[2] = {false, count < 0};
 
 		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
