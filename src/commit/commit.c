@@ -323,7 +323,9 @@ tell_client_later(ReplMlOutcome outcome, XLogRecPtr lsn)
 				(errcode(ERRCODE_T_R_STATEMENT_COMPLETION_UNKNOWN),
 				 errmsg("a transaction is committed on this node but not acknowledged by write "
 						"consistency \"%s\"",
-						repl_ml_level_name(commit.level))));
+						repl_ml_level_name(commit.level)),
+				 errhint("It will reach the other members when they can be reached; see SELECT * "
+						 "FROM repl_ml.health.")));
 		return;
 	}
 	untold.commit = commit;

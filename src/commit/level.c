@@ -268,7 +268,8 @@ repl_ml_table_consistency_changed(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" must be called as a trigger",
-						"table_consistency_changed")));
+						"table_consistency_changed"),
+				 errhint("Leave it to the trigger that repl_ml has made.")));
 	CacheInvalidateRelcache(trigdata->tg_relation);
 	changes++;
 	return PointerGetDatum(NULL);

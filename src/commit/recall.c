@@ -36,6 +36,9 @@
 #define BIT_MS	100				/* how long one round may read */
 #define PATIENCE_MS	2000		/* how long it may wait for the peers, once */
 
+#define WAL_GONE_HINT	"Nothing needs to be done, unless a member stays away: see SELECT * FROM " \
+						"repl_ml.health."
+
 /* What is known of a peer. */
 typedef struct Peer
 {
@@ -242,7 +245,8 @@ open_reader(XLogRecPtr from)
 				 errmsg("WAL at %X/%X cannot be read", LSN_FORMAT_ARGS(from)),
 				 errdetail("Which transactions were not acknowledged before the server started is "
 						   "not known until the members have acknowledged everything up to "
-						   "then.")));
+						   "then."),
+				 errhint(WAL_GONE_HINT)));
 	MemoryContextSwitchTo(old);
 }
 
@@ -266,7 +270,8 @@ read_bit(XLogRecPtr end)
 				ereport(ERROR,
 						(errcode(ERRCODE_DATA_CORRUPTED),
 						 errmsg("WAL at %X/%X cannot be read", LSN_FORMAT_ARGS(reader->EndRecPtr)),
-						 reason != NULL ? errdetail_internal("%s", reason) : 0));
+						 reason != NULL ? errdetail_internal("%s", reason) : 0,
+						 errhint(WAL_GONE_HINT)));
 			more = false;
 		}
 		else if (reader->ReadRecPtr >= end)
