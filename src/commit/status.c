@@ -170,8 +170,8 @@ repl_ml_require_fresh_view(PG_FUNCTION_ARGS)
 	if (IsolationUsesXactSnapshot() && IsTransactionBlock())
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("%s cannot be used in a transaction that sees only what was there when it "
-						"began", "transaction_status"),
+				 errmsg("function \"%s\" cannot be used in a transaction that sees only what was "
+						"there when it began", "transaction_status"),
 				 errhint("Call it before BEGIN, or use READ COMMITTED.")));
 	PG_RETURN_VOID();
 }

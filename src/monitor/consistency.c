@@ -4,8 +4,8 @@
  *		wait for whom, what became of those that did.
  *
  * Under the views nodes, stat_write_waiters, stat_write_consistency and
- * health, which put names to the numbers.  The state itself, and its locks, are
- * quorum.c's.
+ * health, which put names to the numbers.  The state itself, and its lock, are
+ * those of commit/.  Called by backends only.
  */
 #include "postgres.h"
 
@@ -24,6 +24,7 @@
 #define WAITER_COLUMNS		6
 #define STATS_COLUMNS		12
 
+/* Returns a time as an interval. */
 static Datum
 microseconds(int64 time)
 {
@@ -33,8 +34,12 @@ microseconds(int64 time)
 	return IntervalPGetDatum(interval);
 }
 
-/* repl_ml.write_members(): a row for each ready member; none while they are not known. */
 PG_FUNCTION_INFO_V1(repl_ml_write_members);
+
+/*
+ * repl_ml.write_members(): returns a row for each ready member; none while
+ * they are not known.
+ */
 Datum
 repl_ml_write_members(PG_FUNCTION_ARGS)
 {
@@ -50,15 +55,18 @@ repl_ml_write_members(PG_FUNCTION_ARGS)
 	{
 		const ReplMlMemberState *state = &states[i];
 		int			node_id = state->node_id == 0 ? repl_ml_identity()->node_id : state->node_id;
-		Datum		values[MEMBER_COLUMNS] = {Int32GetDatum(node_id), BoolGetDatum(state->reachable),
-			LSNGetDatum(state->acknowledged), microseconds(state->silent)};
-		bool		nulls[MEMBER_COLUMNS] = {false, false, XLogRecPtrIsInvalid(state->acknowledged), state->silent < 0};
+		Datum		values[MEMBER_COLUMNS] = {Int32GetDatum(node_id),
+			BoolGetDatum(state->reachable), LSNGetDatum(state->acknowledged),
+			microseconds(state->silent)};
+		bool		nulls[MEMBER_COLUMNS] = {false, false,
+			XLogRecPtrIsInvalid(state->acknowledged), state->silent < 0};
 
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;
 }
 
+/* Returns ids of nodes as an array. */
 static Datum
 node_array(const int *nodes, int count)
 {
@@ -66,11 +74,16 @@ node_array(const int *nodes, int count)
 
 	for (int i = 0; i < count; i++)
 		elements[i] = Int32GetDatum(nodes[i]);
-	return PointerGetDatum(construct_array(elements, count, INT4OID, sizeof(int32), true, TYPALIGN_INT));
+	return PointerGetDatum(construct_array(elements, count, INT4OID, sizeof(int32), true,
+										   TYPALIGN_INT));
 }
 
-/* repl_ml.write_waiters(): a row for each commit that waits to be acknowledged. */
 PG_FUNCTION_INFO_V1(repl_ml_write_waiters);
+
+/*
+ * repl_ml.write_waiters(): returns a row for each commit that waits to be
+ * acknowledged.
+ */
 Datum
 repl_ml_write_waiters(PG_FUNCTION_ARGS)
 {
@@ -87,14 +100,17 @@ repl_ml_write_waiters(PG_FUNCTION_ARGS)
 		const ReplMlWaiting *waiter = &waiting[i];
 		Datum		values[WAITER_COLUMNS] = {Int32GetDatum(waiter->pid),
 			CStringGetTextDatum(repl_ml_level_name(waiter->level)), Int32GetDatum(waiter->required),
-			TimestampTzGetDatum(waiter->since), LSNGetDatum(waiter->lsn), node_array(waiter->parked_on, waiter->parked_count)};
-		bool		nulls[WAITER_COLUMNS] = {false, false, false, false, XLogRecPtrIsInvalid(waiter->lsn), false};
+			TimestampTzGetDatum(waiter->since), LSNGetDatum(waiter->lsn),
+			node_array(waiter->parked_on, waiter->parked_count)};
+		bool		nulls[WAITER_COLUMNS] = {false, false, false, false,
+			XLogRecPtrIsInvalid(waiter->lsn), false};
 
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;
 }
 
+/* Returns how many waits are in each bucket, as an array. */
 static Datum
 histogram_array(const ReplMlLevelStats *stats)
 {
@@ -106,6 +122,9 @@ histogram_array(const ReplMlLevelStats *stats)
 										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 }
 
+/*
+ * Returns the upper bounds of the buckets, as an array; the last one has none.
+ */
 static Datum
 bounds_array(void)
 {
@@ -113,10 +132,12 @@ bounds_array(void)
 
 	for (int i = 0; i < REPL_ML_WAIT_BUCKETS - 1; i++)
 		elements[i] = microseconds(repl_ml_wait_bounds[i]);
-	return PointerGetDatum(construct_array(elements, REPL_ML_WAIT_BUCKETS - 1, INTERVALOID, sizeof(Interval),
+	return PointerGetDatum(construct_array(elements, REPL_ML_WAIT_BUCKETS - 1, INTERVALOID,
+										   sizeof(Interval),
 										   false, TYPALIGN_DOUBLE));
 }
 
+/* Puts what became of the commits of a level into the result. */
 static void
 put_level(ReturnSetInfo *rsinfo, ReplMlLevel level)
 {
@@ -143,8 +164,9 @@ put_level(ReturnSetInfo *rsinfo, ReplMlLevel level)
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
-/* repl_ml.write_stats(): a row for each level above one. */
 PG_FUNCTION_INFO_V1(repl_ml_write_stats);
+
+/* repl_ml.write_stats(): returns a row for each level above one. */
 Datum
 repl_ml_write_stats(PG_FUNCTION_ARGS)
 {
@@ -155,8 +177,9 @@ repl_ml_write_stats(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* repl_ml.reset_write_stats(). */
 PG_FUNCTION_INFO_V1(repl_ml_reset_write_stats);
+
+/* repl_ml.reset_write_stats(): makes commits be counted from zero. */
 Datum
 repl_ml_reset_write_stats(PG_FUNCTION_ARGS)
 {

@@ -2,6 +2,10 @@
  * stats.c
  *		The workers from SQL: what they are doing, pausing them, stopping them,
  *		waiting for what they bring about.
+ *
+ * Called by backends.  Not here: what the workers note of themselves
+ * (apply/progress.c), and starting them (group/).  repl_ml_shared->lock is taken
+ * to read and to mark workers, and not held while a backend waits for them.
  */
 #include "postgres.h"
 
@@ -26,6 +30,7 @@
 
 static int	find_peer(Name node_name);
 
+/* Returns a position, null where there is none. */
 static Datum
 lsn_or_null(XLogRecPtr lsn, bool *isnull)
 {
@@ -33,6 +38,7 @@ lsn_or_null(XLogRecPtr lsn, bool *isnull)
 	return LSNGetDatum(lsn);
 }
 
+/* Returns a time, null where there is none. */
 static Datum
 time_or_null(TimestampTz time, bool *isnull)
 {
@@ -40,6 +46,7 @@ time_or_null(TimestampTz time, bool *isnull)
 	return TimestampTzGetDatum(time);
 }
 
+/* Puts a worker into the result of worker_stats. */
 static void
 put_worker(ReturnSetInfo *rsinfo, const ReplMlWorker *worker)
 {
@@ -88,8 +95,9 @@ put_worker(ReturnSetInfo *rsinfo, const ReplMlWorker *worker)
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
-/* repl_ml.worker_stats(): a row for each worker of this database. */
 PG_FUNCTION_INFO_V1(repl_ml_worker_stats);
+
+/* repl_ml.worker_stats(): returns a row for each worker of this database. */
 Datum
 repl_ml_worker_stats(PG_FUNCTION_ARGS)
 {
@@ -108,7 +116,7 @@ repl_ml_worker_stats(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* The id of a peer by name; an error if there is none. */
+/* Returns the id of a peer by name; raises an error if there is none. */
 static int
 find_peer(Name node_name)
 {
@@ -118,8 +126,10 @@ find_peer(Name node_name)
 
 	(void) repl_ml_identity_require();
 	SPI_connect();
-	SPI_execute_with_args("SELECT m.node_id FROM repl_ml.member m, repl_ml.local_node l WHERE m.node_name OPERATOR(pg_catalog.=) $1"
-						  " AND m.state OPERATOR(pg_catalog.<>) 'dropped' AND m.node_id OPERATOR(pg_catalog.<>) l.node_id",
+	SPI_execute_with_args("SELECT m.node_id FROM repl_ml.member m, repl_ml.local_node l"
+						  " WHERE m.node_name OPERATOR(pg_catalog.=) $1"
+						  " AND m.state OPERATOR(pg_catalog.<>) 'dropped'"
+						  " AND m.node_id OPERATOR(pg_catalog.<>) l.node_id",
 						  1, types, values, NULL, true, 1);
 	if (SPI_processed > 0)
 		node_id = atoi(repl_ml_spi_text(0, 0));
@@ -132,7 +142,9 @@ find_peer(Name node_name)
 	return node_id;
 }
 
-/* Sets or clears the pause of a peer's worker and wakes it; tells its state. */
+/*
+ * Sets or clears the pause of a peer's worker and wakes it; returns its state.
+ */
 static ReplMlWorkerState
 set_pause(int peer, bool pause)
 {
@@ -167,7 +179,8 @@ repl_ml_pause_apply(PG_FUNCTION_ARGS)
 	{
 		ReplMlWorkerState state = set_pause(peer, true);
 
-		if (state == REPL_ML_WORKER_PAUSED || state == REPL_ML_WORKER_STOPPED || state == REPL_ML_WORKER_WAITING)
+		if (state == REPL_ML_WORKER_PAUSED || state == REPL_ML_WORKER_STOPPED ||
+			state == REPL_ML_WORKER_WAITING)
 			break;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10,
 						 wait_event_compat("ReplMlPause"));
@@ -177,8 +190,9 @@ repl_ml_pause_apply(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* repl_ml.resume_apply(peer). */
 PG_FUNCTION_INFO_V1(repl_ml_resume_apply);
+
+/* repl_ml.resume_apply(peer): lets the worker go on. */
 Datum
 repl_ml_resume_apply(PG_FUNCTION_ARGS)
 {
@@ -191,9 +205,10 @@ static bool workers_stopped = false;	/* by stop_workers, in this
 										 * transaction */
 
 /*
- * At the end of the transaction: workers may be started again, if still
- * wanted.  After leaving, what was counted for the former peers is forgotten.
- * Stays registered: to 15 a callback must not unregister itself.
+ * A backend's callback at the end of the transaction: workers may be started
+ * again, if still wanted.  After leaving, what was counted for the former
+ * peers is forgotten.  Stays registered: to 15 a callback must not unregister
+ * itself.
  */
 static void
 release_workers(XactEvent event, void *arg)
@@ -213,7 +228,10 @@ release_workers(XactEvent event, void *arg)
 	repl_ml_shmem_wake_launcher();
 }
 
-/* Ends this database's workers that still run; false when there are none. */
+/*
+ * Ends this database's workers that still run; returns false when there are
+ * none.
+ */
 static bool
 end_workers(void)
 {
@@ -233,8 +251,12 @@ end_workers(void)
 	return running;
 }
 
-/* repl_ml.stop_workers(): none runs when it returns, and none is started before the transaction ends. */
 PG_FUNCTION_INFO_V1(repl_ml_stop_workers);
+
+/*
+ * repl_ml.stop_workers(): none runs when it returns, and none is started
+ * before the transaction ends.
+ */
 Datum
 repl_ml_stop_workers(PG_FUNCTION_ARGS)
 {
@@ -257,6 +279,10 @@ repl_ml_stop_workers(PG_FUNCTION_ARGS)
 
 static bool wake_at_commit = false;
 
+/*
+ * A backend's callback: wakes launcher and supervisor once the catalogs say
+ * what they are to see.
+ */
 static void
 wake_after_commit(XactEvent event, void *arg)
 {
@@ -269,8 +295,12 @@ wake_after_commit(XactEvent event, void *arg)
 		wake_at_commit = false;
 }
 
-/* repl_ml.wake_workers(): they look at the catalogs when we have committed. */
 PG_FUNCTION_INFO_V1(repl_ml_wake_workers);
+
+/*
+ * repl_ml.wake_workers(): makes the workers look at the catalogs when we have
+ * committed.
+ */
 Datum
 repl_ml_wake_workers(PG_FUNCTION_ARGS)
 {
@@ -286,8 +316,9 @@ repl_ml_wake_workers(PG_FUNCTION_ARGS)
 }
 
 /*
- * The state of a node as committed now, palloc'd; NULL if there is none.  For
- * this node while it joins *donor is whom it is copied from, else 0.
+ * Returns the state of a node as committed now, palloc'd; NULL if there is
+ * none.  For this node while it joins *donor is whom it is copied from, else
+ * 0.
  */
 static char *
 node_state(Name node_name, int *donor)
@@ -299,9 +330,12 @@ node_state(Name node_name, int *donor)
 	*donor = 0;
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_connect();
+	/* of several nodes of that name one that is not dropped comes first */
 	SPI_execute_with_args("SELECT m.state, coalesce(l.donor, 0) FROM repl_ml.member m"
-						  " LEFT JOIN repl_ml.local_node l ON l.node_id OPERATOR(pg_catalog.=) m.node_id"
-						  " WHERE m.node_name OPERATOR(pg_catalog.=) $1 ORDER BY m.state OPERATOR(pg_catalog.=) 'dropped' LIMIT 1",
+						  " LEFT JOIN repl_ml.local_node l"
+						  " ON l.node_id OPERATOR(pg_catalog.=) m.node_id"
+						  " WHERE m.node_name OPERATOR(pg_catalog.=) $1"
+						  " ORDER BY m.state OPERATOR(pg_catalog.=) 'dropped' LIMIT 1",
 						  1, types, values, NULL, true, 1);
 	if (SPI_processed > 0)
 	{
@@ -314,7 +348,10 @@ node_state(Name node_name, int *donor)
 	return state;
 }
 
-/* What a worker that keeps failing, or (no errors) waits, has said last, the peer's or (0) anyone's; false if none has. */
+/*
+ * Finds a worker that keeps failing, or (no errors) waits, and has said why:
+ * the peer's or (0) anyone's.  Returns false if there is none.
+ */
 static bool
 failing_worker(ReplMlWorker *copy, int peer, int errors_wanted)
 {
@@ -335,16 +372,23 @@ failing_worker(ReplMlWorker *copy, int peer, int errors_wanted)
 	return found;
 }
 
-/* The oldest transaction of this server that has been prepared for seconds, palloc'd; NULL if none has. */
+/*
+ * Returns the oldest transaction of this server that has been prepared for
+ * seconds, as a sentence, palloc'd; NULL if none has.
+ */
 static char *
 prepared_transaction(void)
 {
 	char	   *found = NULL;
 
 	SPI_connect();
-	SPI_execute("SELECT pg_catalog.format('The transaction %L of role \"%s\" in database \"%s\", prepared on this server at %s, keeps other members from linking to it.',"
-				" gid, owner, database, pg_catalog.date_trunc('second', prepared)) FROM pg_catalog.pg_prepared_xacts"
-				" WHERE pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) prepared OPERATOR(pg_catalog.>) '5 s'::pg_catalog.interval ORDER BY prepared LIMIT 1", true, 1);
+	SPI_execute("SELECT pg_catalog.format('The transaction %L of role \"%s\" in database \"%s\","
+				" prepared on this server at %s, keeps other members from linking to it.',"
+				" gid, owner, database, pg_catalog.date_trunc('second', prepared))"
+				" FROM pg_catalog.pg_prepared_xacts"
+				" WHERE pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) prepared"
+				" OPERATOR(pg_catalog.>) '5 s'::pg_catalog.interval ORDER BY prepared LIMIT 1",
+				true, 1);
 	if (SPI_processed > 0)
 	{
 		char	   *text = repl_ml_spi_text(0, 0);
@@ -356,6 +400,10 @@ prepared_transaction(void)
 	return found;
 }
 
+/*
+ * Raises the error of wait_for_node, with what keeps the node from becoming
+ * ready as far as this node knows.
+ */
 static void
 give_up_waiting(Name node_name, const char *state, int sqlstate)
 {
@@ -366,10 +414,13 @@ give_up_waiting(Name node_name, const char *state, int sqlstate)
 	ereport(ERROR,
 			(errcode(sqlstate),
 			 errmsg("node \"%s\" is still %s", NameStr(*node_name), state),
-			 failing ? errdetail("The worker for node %d last said: %s%s%s", worker.peer, worker.error_message,
-								 worker.error_hint[0] ? " Hint: " : "", worker.error_hint) : 0,
+			 !failing ? 0 : worker.error_hint[0] == '\0' ?
+			 errdetail("The worker for node %d last said: %s", worker.peer, worker.error_message) :
+			 errdetail("The worker for node %d last said: %s Hint: %s", worker.peer,
+					   worker.error_message, worker.error_hint),
 			 prepared != NULL ? errdetail_internal("%s", prepared) : 0,
-			 errhint("Joining goes on by itself. See SELECT * FROM repl_ml.stat_apply; to give up, run SELECT repl_ml.leave_group(force => true) on that node.")));
+			 errhint("Joining goes on by itself. See SELECT * FROM repl_ml.stat_apply; to give up, "
+					 "run SELECT repl_ml.leave_group(force => true) on that node.")));
 }
 
 /* repl_ml.wait_for_node(node_name, timeout): returns when the node is ready. */

@@ -12,6 +12,9 @@
  *
  * A node that was dropped cannot send what it had; the members compare what
  * they have of it instead (copy/sync.c), and a majority of that is waited for.
+ *
+ * Not here: up to where this node has what (position.c), and which transactions
+ * read so (read.c).  No lock of ours is held while a reader waits.
  */
 #include "postgres.h"
 
@@ -69,7 +72,10 @@ static ReplMlClock *without_dropped(const ReplMlClock *wanted);
 static bool all_dropped_are_compared(void);
 static int	without_due_copies(const int *peers, int count, int *copied);
 
-/* Writes a message into the WAL that goes to all peers, whoever's change is being applied. */
+/*
+ * Writes a message into the WAL that goes to all peers, whoever's change is
+ * being applied.
+ */
 static void
 write_message(const char *text)
 {
@@ -85,18 +91,21 @@ write_message(const char *text)
 }
 
 /*
- * "ask <group>" or "at <group> <positions>".  Everybody can write messages into
- * the WAL, but not everybody knows the id of the group.
+ * Returns what a message begins with: "ask <group>" or "at <group>
+ * <positions>".  Everybody can write messages into the WAL, but not everybody
+ * knows the id of the group.
  */
 static char *
 message_head(const char *verb, const pg_uuid_t *group)
 {
-	return psprintf("%s %s", verb, DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(group))));
+	return psprintf("%s %s", verb,
+					DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(group))));
 }
 
 /*
- * The positions of an answer; NULL if it is none.  Who knows the group's id can
- * write anything, and an error would end the stream again and again.
+ * Reads the positions of an answer; returns NULL if it is none.  Who knows the
+ * group's id can write anything, and an error would end the stream again and
+ * again.
  */
 static ReplMlClock *
 read_positions(const char *text)
@@ -120,8 +129,8 @@ read_positions(const char *text)
 }
 
 /*
- * In an apply worker, outside transactions: a peer's message.  An answer, to
- * whomever, is kept; true if it is a question.
+ * Called by an apply worker, outside transactions, with a peer's message:
+ * keeps an answer, to whomever; returns true if the message is a question.
  */
 bool
 repl_ml_barrier_read(const pg_uuid_t *group, int peer, const char *message)
@@ -139,7 +148,10 @@ repl_ml_barrier_read(const pg_uuid_t *group, int peer, const char *message)
 	return strcmp(message, message_head(QUESTION, group)) == 0;
 }
 
-/* In an apply worker that has read a question, outside transactions: tells all peers how far this node is. */
+/*
+ * Called by an apply worker that has read a question, outside transactions:
+ * tells all peers how far this node is.
+ */
 void
 repl_ml_barrier_answer(const pg_uuid_t *group, uint16 self)
 {
@@ -148,12 +160,14 @@ repl_ml_barrier_answer(const pg_uuid_t *group, uint16 self)
 
 	/* who does not know must not answer: the asker waits for others */
 	if (complete)
-		write_message(psprintf("%s %s", message_head(ANSWER, group), repl_ml_clock_to_text(positions)));
+		write_message(psprintf("%s %s", message_head(ANSWER, group),
+							   repl_ml_clock_to_text(positions)));
 }
 
 /*
- * Returns when everything acknowledged anywhere before the call is visible to
- * new snapshots here; an error at the deadline.  Takes no transaction snapshot.
+ * Called by a backend: returns when everything acknowledged anywhere before
+ * the call is visible to new snapshots here; raises an error at the deadline.
+ * Takes no transaction snapshot.
  */
 void
 repl_ml_barrier_run(TimestampTz deadline)
@@ -172,6 +186,8 @@ repl_ml_barrier_run(TimestampTz deadline)
 				 errmsg("node \"%s\" is still joining the group", NameStr(self->node_name)),
 				 errhint("Wait with SELECT repl_ml.wait_for_node(%s, '10 min').",
 						 quote_literal_cstr(NameStr(self->node_name)))));
+
+	/* ours counts as of now: what comes after the question is nobody's past */
 	own = repl_ml_positions_received(node_id, &complete);
 	write_message(message_head(QUESTION, &self->group_id));
 	question = ProcLastRecPtr;
@@ -185,6 +201,8 @@ repl_ml_barrier_run(TimestampTz deadline)
 					 errdetail("No answer from: %s.", repl_ml_members_silent(node_id, question)),
 					 errhint("See SELECT * FROM repl_ml.health.")));
 	}
+
+	/* what some member has, this one must show */
 	wanted = repl_ml_clock_merge(wanted, own);
 	while (!is_covered(wanted, &lacking))
 	{
@@ -193,13 +211,17 @@ repl_ml_barrier_run(TimestampTz deadline)
 					(errcode(ERRCODE_QUERY_CANCELED),
 					 errmsg("this node does not have everything that has been acknowledged yet"),
 					 lacking != NULL ? errdetail("It has %s.", lacking) :
-					 errdetail("What is left of a dropped node has not been compared with the other members yet."),
+					 errdetail("What is left of a dropped node has not been compared with the "
+							   "other members yet."),
 					 errhint("See SELECT * FROM repl_ml.stat_apply.")));
 	}
 	ConditionVariableCancelSleep();
 }
 
-/* Is everything wanted here?  If not, "lacking" says what is missing, or NULL: a comparison. */
+/*
+ * Says whether everything wanted is here.  If not, "lacking" says what is
+ * missing, or NULL: a comparison.
+ */
 static bool
 is_covered(const ReplMlClock *wanted, char **lacking)
 {
@@ -210,14 +232,18 @@ is_covered(const ReplMlClock *wanted, char **lacking)
 	return *lacking == NULL;
 }
 
-/* Nobody gets further with what a dropped node wrote: what it left has been compared. */
+/*
+ * Returns what is wanted without that of dropped nodes, with which nobody gets
+ * further: what they left has been compared.
+ */
 static ReplMlClock *
 without_dropped(const ReplMlClock *wanted)
 {
 	int			nodes[REPL_ML_MAX_CLOCK_ENTRIES];
 	int			node_count = dropped_members(nodes, lengthof(nodes));
 	int			count = 0;
-	ReplMlClockEntry *entries = palloc(Max(repl_ml_clock_count(wanted), 1) * sizeof(ReplMlClockEntry));
+	ReplMlClockEntry *entries =
+		palloc(Max(repl_ml_clock_count(wanted), 1) * sizeof(ReplMlClockEntry));
 
 	for (int i = 0; i < repl_ml_clock_count(wanted); i++)
 	{
@@ -233,10 +259,11 @@ without_dropped(const ReplMlClock *wanted)
 }
 
 /*
- * Has what each dropped node left been compared with enough members?  What had
- * been acknowledged is on more than half of those there were before the drops,
- * so on some of the members that are left: this node must have been compared
- * with one of these.  A drop is over once all members have been.
+ * Says whether what each dropped node left has been compared with enough
+ * members.  What had been acknowledged is on more than half of those there
+ * were before the drops, so on some of the members that are left: this node
+ * must have been compared with one of these.  A drop is over once all members
+ * have been.
  */
 static bool
 all_dropped_are_compared(void)
@@ -265,6 +292,9 @@ all_dropped_are_compared(void)
 	return true;
 }
 
+/*
+ * Reads the ids of dropped nodes, as far as there is room; returns how many.
+ */
 static int
 dropped_members(int *nodes, int room)
 {
@@ -276,10 +306,12 @@ dropped_members(int *nodes, int room)
 	while (count < room && HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		bool		isnull;
-		char	   *state = TextDatumGetCString(heap_getattr(tuple, Anum_member_state, RelationGetDescr(rel), &isnull));
+		TupleDesc	desc = RelationGetDescr(rel);
+		char	   *state =
+			TextDatumGetCString(heap_getattr(tuple, Anum_member_state, desc, &isnull));
 
 		if (strcmp(state, "dropped") == 0)
-			nodes[count++] = DatumGetInt32(heap_getattr(tuple, Anum_member_node_id, RelationGetDescr(rel), &isnull));
+			nodes[count++] = DatumGetInt32(heap_getattr(tuple, Anum_member_node_id, desc, &isnull));
 		pfree(state);
 	}
 	systable_endscan(scan);
@@ -287,7 +319,10 @@ dropped_members(int *nodes, int room)
 	return count;
 }
 
-/* With how many members, itself included, this node has compared what a dropped one left; 0 if with none yet. */
+/*
+ * Returns with how many members, itself included, this node has compared what
+ * a dropped one left; 0 if with none yet.
+ */
 static int
 compared_members(int dropped, int *members)
 {
@@ -299,13 +334,14 @@ compared_members(int dropped, int *members)
 	while (result == 0 && HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		bool		isnull;
+		TupleDesc	desc = RelationGetDescr(rel);
 		ArrayType  *compared;
 		int			copied[REPL_ML_MAX_CLOCK_ENTRIES];
 		int			count;
 
-		if (DatumGetInt32(heap_getattr(tuple, Anum_dropped_node_id, RelationGetDescr(rel), &isnull)) != dropped)
+		if (DatumGetInt32(heap_getattr(tuple, Anum_dropped_node_id, desc, &isnull)) != dropped)
 			continue;
-		compared = DatumGetArrayTypeP(heap_getattr(tuple, Anum_dropped_compared, RelationGetDescr(rel), &isnull));
+		compared = DatumGetArrayTypeP(heap_getattr(tuple, Anum_dropped_compared, desc, &isnull));
 		count = without_due_copies((int *) ARR_DATA_PTR(compared),
 								   ArrayGetNItems(ARR_NDIM(compared), ARR_DIMS(compared)), copied);
 		result = repl_ml_members_among(copied, count, members);
@@ -316,8 +352,9 @@ compared_members(int dropped, int *members)
 }
 
 /*
- * Which of these peers are compared with and, where they had more, have been
- * copied from: the copies are ordered with the comparison and made later.
+ * Returns how many of these peers are compared with and, where they had more,
+ * have been copied from, and which: the copies are ordered with the comparison
+ * and made later.
  */
 static int
 without_due_copies(const int *peers, int count, int *copied)
@@ -331,9 +368,12 @@ without_due_copies(const int *peers, int count, int *copied)
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		bool		isnull;
-		char	   *state = TextDatumGetCString(heap_getattr(tuple, Anum_copy_state, RelationGetDescr(rel), &isnull));
-		int			peer = DatumGetInt32(heap_getattr(tuple, Anum_copy_node_id, RelationGetDescr(rel), &isnull));
+		TupleDesc	desc = RelationGetDescr(rel);
+		char	   *state =
+			TextDatumGetCString(heap_getattr(tuple, Anum_copy_state, desc, &isnull));
+		int			peer = DatumGetInt32(heap_getattr(tuple, Anum_copy_node_id, desc, &isnull));
 
+		/* a peer whose copy is due does not count */
 		for (int i = 0; i < result && strcmp(state, "copied") != 0; i++)
 		{
 			if (copied[i] == peer)

@@ -7,6 +7,10 @@
  * before it shows it.  Apply workers tell in shared memory how far they are;
  * a change that is put aside (apply/aside.c) counts as not applied here.
  * Whoever waits sleeps on repl_ml_shared->advanced, which the workers signal.
+ *
+ * Not here: what members have acknowledged (commit/members.c), and asking them
+ * how far they are (barrier.c).  repl_ml_shared->lock is taken to read the
+ * workers, and not held while anybody waits.
  */
 #include "postgres.h"
 
@@ -44,9 +48,10 @@ enum
 static ReplMlClock *without_put_aside(const ReplMlClock *received);
 
 /*
- * Up to where this node has received, and applied or put aside, each node's
- * WAL; its own up to the end.  Sets *complete to false if that is not known of
- * some member yet, as shortly after a server start.  Without a transaction.
+ * Returns up to where this node has received, and applied or put aside, each
+ * node's WAL; its own up to the end.  Sets *complete to false if that is not
+ * known of some member yet, as shortly after a server start.  Needs no
+ * transaction.
  */
 ReplMlClock *
 repl_ml_positions_received(uint16 self, bool *complete)
@@ -64,10 +69,12 @@ repl_ml_positions_received(uint16 self, bool *complete)
 		ReplMlWorker *worker = &repl_ml_shared->workers[i];
 
 		if (worker->database == MyDatabaseId && worker->peer != 0 && worker->covered_known)
-			entries[count++] = (ReplMlClockEntry) {.node = worker->peer,.counter = Max(worker->covered_lsn, 1)};
+			entries[count++] =
+				(ReplMlClockEntry) {.node = worker->peer,.counter = Max(worker->covered_lsn, 1)};
 	}
 	LWLockRelease(repl_ml_shared->lock);
 
+	/* one by one, as workers are in no order */
 	result = repl_ml_clock_empty();
 	for (int i = 0; i < count; i++)
 		result = repl_ml_clock_merge(result, repl_ml_clock_from_entries(&entries[i], 1));
@@ -77,21 +84,29 @@ repl_ml_positions_received(uint16 self, bool *complete)
 	return result;
 }
 
-/* The same, of what is applied and visible here.  Takes no transaction snapshot. */
+/*
+ * Returns up to where each node's WAL is applied and visible here.  Takes no
+ * transaction snapshot.
+ */
 ReplMlClock *
 repl_ml_positions(void)
 {
 	bool		complete;
 
-	return without_put_aside(repl_ml_positions_received(repl_ml_identity_require()->node_id, &complete));
+	return without_put_aside(repl_ml_positions_received(repl_ml_identity_require()->node_id,
+														&complete));
 }
 
-/* Nothing counts from the first change on that is put aside. */
+/*
+ * Returns these positions, each of which ends before the first change of the
+ * node that is put aside.
+ */
 static ReplMlClock *
 without_put_aside(const ReplMlClock *received)
 {
 	Relation	rel = table_open(repl_ml_catalog_oid(PARKED_TABLE), AccessShareLock);
-	SysScanDesc scan = systable_beginscan(rel, repl_ml_catalog_oid(PUT_ASIDE_INDEX), true, NULL, 0, NULL);
+	SysScanDesc scan = systable_beginscan(rel, repl_ml_catalog_oid(PUT_ASIDE_INDEX), true, NULL, 0,
+										  NULL);
 	int			count = repl_ml_clock_count(received);
 	ReplMlClockEntry *entries = palloc(count * sizeof(ReplMlClockEntry));
 	HeapTuple	tuple;
@@ -102,9 +117,12 @@ without_put_aside(const ReplMlClock *received)
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		bool		isnull;
-		int			node = DatumGetInt32(heap_getattr(tuple, Anum_parked_origin_node, RelationGetDescr(rel), &isnull));
-		XLogRecPtr	lsn = DatumGetLSN(heap_getattr(tuple, Anum_parked_origin_lsn, RelationGetDescr(rel), &isnull));
+		TupleDesc	desc = RelationGetDescr(rel);
+		int			node =
+			DatumGetInt32(heap_getattr(tuple, Anum_parked_origin_node, desc, &isnull));
+		XLogRecPtr	lsn = DatumGetLSN(heap_getattr(tuple, Anum_parked_origin_lsn, desc, &isnull));
 
+		/* a position says that all before it is here */
 		for (int i = 0; i < count; i++)
 		{
 			if (entries[i].node == node && entries[i].counter >= lsn)
@@ -118,16 +136,19 @@ without_put_aside(const ReplMlClock *received)
 	return result;
 }
 
-/* Does somebody wait?  Looks without a lock: a hint. */
+/*
+ * Says whether somebody waits, for apply workers that would let more come.
+ * Looks without a lock: a hint.
+ */
 bool
 repl_ml_position_is_awaited(void)
 {
 	return !proclist_is_empty(&repl_ml_shared->advanced.wakeup);
 }
 
-/* Somebody waits: apply workers that let more come do so no longer. */
+/* Wakes the apply workers, which let no more come when somebody waits. */
 static void
-hurry(void)
+hurry_workers(void)
 {
 	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
 	foreach_worker(worker, MyDatabaseId)
@@ -138,13 +159,17 @@ hurry(void)
 	LWLockRelease(repl_ml_shared->lock);
 }
 
-/* The end of an interval that begins now; an error if it is negative. */
+/*
+ * Returns the end of an interval that begins now; raises an error if it is
+ * negative.
+ */
 TimestampTz
 repl_ml_deadline(Datum timeout)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-																   TimestampTzGetDatum(now), timeout));
+																   TimestampTzGetDatum(now),
+																   timeout));
 
 	if (deadline < now)
 		ereport(ERROR,
@@ -155,8 +180,8 @@ repl_ml_deadline(Datum timeout)
 }
 
 /*
- * Sleeps until something may have changed; false if the deadline has passed.
- * The caller looks before and after, and ends with
+ * Sleeps until something may have changed; returns false if the deadline has
+ * passed.  The caller looks before and after, and ends with
  * ConditionVariableCancelSleep.
  */
 bool
@@ -171,12 +196,15 @@ repl_ml_position_wait(TimestampTz deadline, const char *wait_event)
 	(void) ConditionVariableTimedSleep(&repl_ml_shared->advanced, Min(left, LONGEST_SLEEP_MS),
 									   wait_event_compat(wait_event));
 	if (is_first)
-		hurry();
+		hurry_workers();
 	CHECK_FOR_INTERRUPTS();
 	return true;
 }
 
-/* Of which nodes less is here than wanted, as words for an error; NULL if of none. */
+/*
+ * Returns of which nodes less is here than wanted, as words for an error; NULL
+ * if of none.
+ */
 char *
 repl_ml_positions_lacking(const ReplMlClock *wanted, const ReplMlClock *have)
 {
@@ -189,17 +217,19 @@ repl_ml_positions_lacking(const ReplMlClock *wanted, const ReplMlClock *have)
 		XLogRecPtr	here = repl_ml_clock_counter(have, entry.node);
 
 		if (here < entry.counter)
-			appendStringInfo(&text, "%snode %d up to %X/%X instead of %X/%X", text.len > 0 ? ", " : "", entry.node,
+			appendStringInfo(&text, "%snode %d up to %X/%X instead of %X/%X",
+							 text.len > 0 ? ", " : "", entry.node,
 							 LSN_FORMAT_ARGS(here), LSN_FORMAT_ARGS((XLogRecPtr) entry.counter));
 	}
 	return text.len > 0 ? text.data : NULL;
 }
 
-/*
- * repl_ml.current_vector(): a token for everything that a client can have
- * seen or written here so far.
- */
 PG_FUNCTION_INFO_V1(repl_ml_current_vector);
+
+/*
+ * repl_ml.current_vector(): returns a token for everything that a client can
+ * have seen or written here so far.
+ */
 Datum
 repl_ml_current_vector(PG_FUNCTION_ARGS)
 {
@@ -219,12 +249,17 @@ require_fresh_snapshots(const char *what)
 	if (IsolationUsesXactSnapshot() && IsTransactionBlock())
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("%s cannot be used in a transaction that sees only what was there when it began", what),
+				 errmsg("function \"%s\" cannot be used in a transaction that sees only what was "
+						"there when it began", what),
 				 errhint("Call it before BEGIN, or use READ COMMITTED.")));
 }
 
-/* repl_ml.wait_for_vector(vector, timeout): what a token stands for is visible here when it returns. */
 PG_FUNCTION_INFO_V1(repl_ml_wait_for_vector);
+
+/*
+ * repl_ml.wait_for_vector(vector, timeout): what a token stands for is visible
+ * here when it returns.
+ */
 Datum
 repl_ml_wait_for_vector(PG_FUNCTION_ARGS)
 {
@@ -250,8 +285,12 @@ repl_ml_wait_for_vector(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* repl_ml.barrier(timeout): everything acknowledged anywhere before the call is visible here when it returns. */
 PG_FUNCTION_INFO_V1(repl_ml_barrier);
+
+/*
+ * repl_ml.barrier(timeout): everything acknowledged anywhere before the call
+ * is visible here when it returns.
+ */
 Datum
 repl_ml_barrier(PG_FUNCTION_ARGS)
 {

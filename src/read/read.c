@@ -8,6 +8,8 @@
  * snapshot that counts: at BEGIN, or in front of a statement that is a
  * transaction of its own; there the snapshot, which has been taken already, is
  * taken anew.
+ *
+ * Not here: the barrier itself.  No locks.
  */
 #include "postgres.h"
 
@@ -48,18 +50,22 @@ static bool done = false;
 static ExecutorStart_hook_type previous_hook = NULL;
 
 static void start_executor(QueryDesc *query, int flags);
-static void forget(XactEvent event, void *arg);
+static void forget_barrier(XactEvent event, void *arg);
 static bool is_wanted(void);
 static void run_barrier(void);
 static void require_fresh_snapshots(void);
 static bool renew_snapshot(void);
 
-/* Defines the settings and installs the hook. */
+/*
+ * Called by _PG_init: defines the settings and, at server start, installs the
+ * hooks.
+ */
 void
 repl_ml_read_init(void)
 {
 	DefineCustomEnumVariable("repl_ml.read_consistency",
-							 "What a transaction sees of other nodes: what is here, or everything acknowledged anywhere before it began.",
+							 "What a transaction sees of other nodes: what is here, or everything "
+							 "acknowledged anywhere before it began.",
 							 NULL,
 							 &read_consistency,
 							 READ_LOCAL,
@@ -70,7 +76,8 @@ repl_ml_read_init(void)
 							 NULL,
 							 NULL);
 	DefineCustomIntVariable("repl_ml.read_timeout",
-							"How long a transaction waits for what repl_ml.read_consistency asks for.",
+							"How long a transaction waits for what repl_ml.read_consistency asks "
+							"for.",
 							NULL,
 							&read_timeout,
 							READ_TIMEOUT,
@@ -81,19 +88,23 @@ repl_ml_read_init(void)
 							NULL);
 	if (!process_shared_preload_libraries_in_progress)
 		return;
-	RegisterXactCallback(forget, NULL);
+	RegisterXactCallback(forget_barrier, NULL);
 	previous_hook = ExecutorStart_hook;
 	ExecutorStart_hook = start_executor;
 }
 
+/* A backend's callback: the next transaction has not had its barrier. */
 static void
-forget(XactEvent event, void *arg)
+forget_barrier(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
 		done = false;
 }
 
-/* At BEGIN, before it is run: the transaction has no snapshot yet. */
+/*
+ * Called by guard.c at BEGIN, before it is run: the transaction has no
+ * snapshot yet.
+ */
 void
 repl_ml_read_begin(void)
 {
@@ -101,6 +112,10 @@ repl_ml_read_begin(void)
 		run_barrier();
 }
 
+/*
+ * The executor's hook: runs the barrier before a statement that is a
+ * transaction of its own, and gives the statement a snapshot of after it.
+ */
 static void
 start_executor(QueryDesc *query, int flags)
 {
@@ -120,7 +135,7 @@ start_executor(QueryDesc *query, int flags)
 		standard_ExecutorStart(query, flags);
 }
 
-/* COPY of a table reads it without the executor. */
+/* Called by guard.c before COPY, which reads a table without the executor. */
 void
 repl_ml_read_copy(CopyStmt *stmt)
 {
@@ -136,30 +151,38 @@ repl_ml_read_copy(CopyStmt *stmt)
 	ActivePortal->portalSnapshot = GetActiveSnapshot();
 }
 
-/* An error in a transaction that has its snapshot for good. */
+/* Raises an error in a transaction that has its snapshot for good. */
 static void
 require_fresh_snapshots(void)
 {
 	if (IsolationUsesXactSnapshot())
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("repl_ml.read_consistency = barrier is not possible for a single statement at this isolation level"),
+				 errmsg("parameter \"%s\" cannot be \"%s\" for a single statement at this "
+						"isolation "
+						"level", "repl_ml.read_consistency", "barrier"),
 				 errhint("Begin a transaction, or use READ COMMITTED.")));
 }
 
-/* A client's transaction that has not had its barrier, on a server that can run it. */
+/*
+ * Says whether this is a client's transaction that has not had its barrier, on
+ * a server that can run it.
+ */
 static bool
 is_wanted(void)
 {
-	return read_consistency == READ_BARRIER && !done && !repl_ml_internal_write && !repl_ml_applying &&
+	return read_consistency == READ_BARRIER && !done && !repl_ml_internal_write &&
+		!repl_ml_applying &&
 		IsUnderPostmaster && !RecoveryInProgress() && !IsInParallelMode() && IsTransactionState() &&
 		OidIsValid(repl_ml_schema_oid()) && repl_ml_identity()->member;
 }
 
+/* Runs the barrier, and leaves no memory behind in the statement's context. */
 static void
 run_barrier(void)
 {
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml barrier", ALLOCSET_SMALL_SIZES);
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml barrier",
+												  ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 
 	/* what it runs itself needs none */
@@ -169,7 +192,10 @@ run_barrier(void)
 	MemoryContextDelete(context);
 }
 
-/* The statement's snapshot is older than the barrier: another one takes its place.  False if it has none. */
+/*
+ * Puts another snapshot in the place of the statement's, which is older than
+ * the barrier; returns false if it has none.
+ */
 static bool
 renew_snapshot(void)
 {

@@ -33,6 +33,7 @@ extern void repl_ml_barrier_run(TimestampTz deadline);
 
 /* in routing.c */
 extern void repl_ml_routing_init(void);
-extern void repl_ml_routing_show(const VariableShowStmt *stmt, void (*run) (void *argument), void *argument);
+extern void repl_ml_routing_show(const VariableShowStmt *stmt, void (*run) (void *argument),
+								 void *argument);
 
 #endif							/* REPL_ML_READ_H */

@@ -13,6 +13,8 @@
  * Settings are reported where nothing of ours is called, so the method that
  * sends messages is ours from the authentication until the session has begun.
  * The client is told the setting's value again with its first answer.
+ *
+ * Whether the node is cut off members.c knows, under its lock; here is none.
  */
 #include "postgres.h"
 
@@ -50,19 +52,24 @@ static enum
 static bool said_on = false;
 static bool watches = false;
 
-static void watch(Port *port, int status);
-static int	put_message(char type, const char *data, size_t length);
+static void watch_session(Port *port, int status);
+static int	put_setting(char type, const char *data, size_t length);
 static void step_aside(void);
 
-static ReplMlWatcher watcher = {.putmessage = put_message};
+static ReplMlWatcher watcher = {.putmessage = put_setting};
 
-/* Defines the setting and, at server start, installs the hook. */
+/*
+ * Called by _PG_init: defines the setting and, at server start, installs the
+ * hook.
+ */
 void
 repl_ml_routing_init(void)
 {
 	DefineCustomBoolVariable("repl_ml.fenced_read_only",
-							 "Tells clients that connect that this node is read-only while it cannot reach a majority of its group.",
-							 "So those that look for a server to write on (target_session_attrs=read-write) go on to the next.",
+							 "Tells clients that connect that this node is read-only while it "
+							 "cannot reach a majority of its group.",
+							 "So those that look for a server to write on "
+							 "(target_session_attrs=read-write) go on to the next.",
 							 &fenced_read_only,
 							 false,
 							 PGC_SIGHUP,
@@ -73,12 +80,15 @@ repl_ml_routing_init(void)
 	if (!process_shared_preload_libraries_in_progress)
 		return;
 	previous_hook = ClientAuthentication_hook;
-	ClientAuthentication_hook = watch;
+	ClientAuthentication_hook = watch_session;
 }
 
-/* A client has been let in, or not; of which database is not known yet. */
+/*
+ * A backend's hook: sees the messages of a client that has been let in.  Of
+ * which database it will be is not known yet.
+ */
 static void
-watch(Port *port, int status)
+watch_session(Port *port, int status)
 {
 	if (previous_hook)
 		previous_hook(port, status);
@@ -88,9 +98,13 @@ watch(Port *port, int status)
 	repl_ml_messages_watch(&watcher);
 }
 
-/* Core's, but while the connection is made the setting is "on" if this node is cut off. */
+/*
+ * In place of core's method: tells the client that the setting is "on" if this
+ * node is cut off, while the connection is made, and what it is with the first
+ * answer.
+ */
 static int
-put_message(char type, const char *data, size_t length)
+put_setting(char type, const char *data, size_t length)
 {
 	if (phase == CONNECTING && type == 'S' && length == sizeof(REPORTED_OFF) &&
 		memcmp(data, REPORTED_OFF, length) == 0 && repl_ml_members_is_cut_off())
@@ -113,7 +127,7 @@ put_message(char type, const char *data, size_t length)
 	return repl_ml_messages_put(&watcher, type, data, length);
 }
 
-/* From here on core's method is as good as ours. */
+/* Leaves messages to core's method, which is as good as ours from here on. */
 static void
 step_aside(void)
 {
@@ -121,7 +135,10 @@ step_aside(void)
 	repl_ml_messages_leave(&watcher);
 }
 
-/* SHOW, run by "run": clients that do not look at what is reported ask so, first of all. */
+/*
+ * Called by guard.c in place of SHOW, which "run" runs: clients that do not
+ * look at what is reported ask so, first of all.
+ */
 void
 repl_ml_routing_show(const VariableShowStmt *stmt, void (*run) (void *argument), void *argument)
 {
