@@ -1,11 +1,12 @@
 # doc/reference.md says what is there: each function with its arguments and who may call it, each view column by
 # column, each setting, each role, and each SQLSTATE that the sources raise; doc/operations.md quotes what health and
-# errors say; the documents' links lead somewhere.
+# errors say; test/README has what the Perl modules offer; META.json is of this version; the documents' links lead somewhere.
 #
 # Seen failing: with an argument, a column, a default, a privilege, a code, a quotation and a link changed.
 use strict;
 use warnings;
 use File::Basename qw(dirname);
+use JSON::PP;
 use PostgreSQL::Test::Utils;
 use ReplMl;
 use Test::More;
@@ -194,6 +195,26 @@ my $says = section('## What health says', $operations);
 is_quoted($_, $health) foreach grep { !/^(it says|-+)$/ } $says =~ /^\| (?! )(.*?) \| /mg;
 is_quoted($_, $sources =~ s/\\"/"/gr)
   foreach map { /`([^`]+)`/g } section('## What clients say', $operations) =~ /^\| `\w{5}` \| (.*?) \| /mg;
+
+# ---- test/README: what the Perl modules offer ----
+
+my ($modules) = slurp_file("$top/test/README") =~ /\nPerl modules\n=+\n(.*)\z/s;
+foreach my $path (glob("$top/test/*.pm"))
+{
+	my ($module) = $path =~ m{(\w+)\.pm$};
+	my ($names) = slurp_file($path) =~ /^our \@EXPORT = qw\((.*?)\)/ms;
+	my ($described) = $modules =~ /^$module +(.*?)(?=^\w|\z)/ms;
+	is(join(' ', grep { ($described // '') !~ /\b$_\b/ } split ' ', $names), '', "test/README has what $module.pm offers");
+}
+
+# ---- META.json, for PGXN: it has been held against its schema; here, what can become untrue ----
+
+my $meta = decode_json(slurp_file("$top/META.json"));
+my ($version) = slurp_file("$top/repl_ml.control") =~ /^default_version = '(.*)'$/m;
+is("$meta->{name} $meta->{version} $meta->{'meta-spec'}{version}", "repl_ml $version.0 1.0.0", 'META.json: name and versions');
+is(join(' ', grep { !defined $meta->{$_} } qw(abstract maintainer license provides prereqs)), '', 'META.json: what PGXN requires');
+is($meta->{provides}{repl_ml}{version}, $meta->{version}, 'META.json: the version of the extension');
+ok(-e "$top/$meta->{provides}{repl_ml}{$_}", "META.json: $_ is there") foreach qw(file docfile);
 
 # ---- links between the documents ----
 
