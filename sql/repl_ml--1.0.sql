@@ -847,7 +847,10 @@ CREATE FUNCTION repl_ml.received_lsn(of_node integer) RETURNS pg_lsn
     $$;
 COMMENT ON FUNCTION repl_ml.received_lsn(integer) IS 'up to which WAL position of a peer this node durably has everything, applied or put aside';
 
--- A table's rows, as a peer copies them, and then those it does not get
+-- A table's rows, as a peer copies them, whether it may, and then those it does not get
+CREATE FUNCTION repl_ml.require_copyable(relation regclass, columns name[]) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'repl_ml_require_copyable' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.require_copyable(regclass, name[]) IS 'raises what keeps all of a table from being copied by the caller';
 CREATE FUNCTION repl_ml.rows_to_copy(relation regclass, columns name[], of_schema name DEFAULT NULL, of_table name DEFAULT NULL) RETURNS SETOF text
     AS 'MODULE_PATHNAME', 'repl_ml_rows_to_copy' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION repl_ml.rows_to_copy(regclass, name[], name, name) IS 'each row of a table that can be sent, as a line of COPY: what a peer copies';
@@ -3436,4 +3439,4 @@ GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, rep
 GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, integer, integer, pg_lsn, bigint, text), repl_ml.applied_lsn(integer), repl_ml.whole_commits(integer, pg_lsn[]), repl_ml.final_lsn(integer), repl_ml.transaction_facts(uuid, integer, xid8),
     repl_ml.admit_node(name, text), repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text),
     repl_ml.forget_node(uuid, integer, timestamptz), repl_ml.cannot_create(jsonb),
-    repl_ml.rows_to_copy(regclass, name[], name, name), repl_ml.rows_left_out(), repl_ml.send_columns(regclass), repl_ml.parked_tables() TO repl_ml_replication;
+    repl_ml.rows_to_copy(regclass, name[], name, name), repl_ml.rows_left_out(), repl_ml.require_copyable(regclass, name[]), repl_ml.send_columns(regclass), repl_ml.parked_tables() TO repl_ml_replication;

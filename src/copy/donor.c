@@ -60,15 +60,33 @@ typedef struct CopyScan
 static MemoryContext left_out_context = NULL;
 static List *left_out = NIL;	/* of ReplMlRowName */
 
+static void find_columns(Relation rel, ArrayType *names, CopyScan *scan);
 static CopyScan *begin_scan(FunctionCallInfo fcinfo);
 static int	choose_rows(Relation rel, FunctionCallInfo fcinfo, ScanKeyData *keys);
 static void end_scan(Datum argument);
 static void require_right(Relation rel);
-static void find_columns(CopyScan *scan, ArrayType *names);
 static text *next_line(CopyScan *scan, MemoryContext result_context);
 static text *line_of(CopyScan *scan, MemoryContext result_context);
 static void append_value(StringInfo line, const char *value);
 static void leave_out(CopyScan *scan, const ErrorData *error);
+
+/*
+ * repl_ml.require_copyable(relation, columns): raises what rows_to_copy would
+ * before the first row.  Asked for by itself, as an error in the middle of a COPY
+ * reaches the peer without its SQLSTATE.
+ */
+PG_FUNCTION_INFO_V1(repl_ml_require_copyable);
+Datum
+repl_ml_require_copyable(PG_FUNCTION_ARGS)
+{
+	Relation	rel = table_open(PG_GETARG_OID(0), AccessShareLock);
+	CopyScan	unused = {0};
+
+	require_right(rel);
+	find_columns(rel, PG_GETARG_ARRAYTYPE_P(1), &unused);
+	table_close(rel, NoLock);
+	PG_RETURN_BOOL(true);
+}
 
 /*
  * repl_ml.rows_to_copy(relation, columns, of_schema, of_table): lines of COPY's
@@ -119,7 +137,7 @@ begin_scan(FunctionCallInfo fcinfo)
 				 errhint("Name a table and an array of its columns.")));
 	scan->rel = table_open(PG_GETARG_OID(0), AccessShareLock);
 	require_right(scan->rel);
-	find_columns(scan, PG_GETARG_ARRAYTYPE_P(1));
+	find_columns(scan->rel, PG_GETARG_ARRAYTYPE_P(1), scan);
 	nkeys = choose_rows(scan->rel, fcinfo, keys);
 	scan->row_context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml row to copy", ALLOCSET_DEFAULT_SIZES);
 	scan->slot = MakeSingleTupleTableSlot(RelationGetDescr(scan->rel), table_slot_callbacks(scan->rel));
@@ -161,8 +179,9 @@ require_right(Relation rel)
 				 errhint("Run ALTER ROLE %s BYPASSRLS.", quote_identifier(GetUserNameFromId(GetUserId(), false)))));
 }
 
+/* The columns of these names; an error if one is missing.  "scan" is filled. */
 static void
-find_columns(CopyScan *scan, ArrayType *names)
+find_columns(Relation rel, ArrayType *names, CopyScan *scan)
 {
 	Datum	   *elements;
 	bool	   *nulls;
@@ -173,17 +192,17 @@ find_columns(CopyScan *scan, ArrayType *names)
 	for (int i = 0; i < scan->ncolumns; i++)
 	{
 		const char *name = nulls[i] ? "" : NameStr(*DatumGetName(elements[i]));
-		AttrNumber	attnum = get_attnum(RelationGetRelid(scan->rel), name);
+		AttrNumber	attnum = get_attnum(RelationGetRelid(rel), name);
 		Oid			function;
 		bool		is_varlena;
 
 		if (attnum <= 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
-					 errmsg("column \"%s\" of relation \"%s\" does not exist", name, RelationGetRelationName(scan->rel)),
+					 errmsg("column \"%s\" of relation \"%s\" does not exist", name, RelationGetRelationName(rel)),
 					 errhint("Give the table the same columns on all nodes.")));
 		scan->columns[i] = attnum;
-		getTypeOutputInfo(TupleDescAttr(RelationGetDescr(scan->rel), attnum - 1)->atttypid, &function, &is_varlena);
+		getTypeOutputInfo(TupleDescAttr(RelationGetDescr(rel), attnum - 1)->atttypid, &function, &is_varlena);
 		fmgr_info(function, &scan->output[i]);
 	}
 }

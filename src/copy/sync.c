@@ -413,17 +413,22 @@ copy_rows_about(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char
 static int64
 copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *name, const char *schema_name, const char *table_name, bool careful)
 {
-	StringInfoData command;
+	static const Oid types[1] = {BOOLOID};
+	StringInfoData arguments;
+	char	   *of_schema = schema_name == NULL ? "NULL" : quote_literal_cstr(schema_name);
+	char	   *of_table = table_name == NULL ? "NULL" : quote_literal_cstr(table_name);
 	int64		rows;
 	ListCell   *lc;
 
-	initStringInfo(&command);
-	appendStringInfo(&command, "COPY (SELECT repl_ml.rows_to_copy(%s::pg_catalog.regclass, ARRAY[", quote_literal_cstr(name));
+	initStringInfo(&arguments);
+	appendStringInfo(&arguments, "%s::pg_catalog.regclass, ARRAY[", quote_literal_cstr(name));
 	foreach(lc, stored_columns(rel, makeStringInfo()))
-		appendStringInfo(&command, "%s%s", foreach_current_index(lc) > 0 ? ", " : "", quote_literal_cstr(strVal(lfirst(lc))));
-	appendStringInfo(&command, "]::pg_catalog.name[], %s, %s)) TO STDOUT (FORMAT csv, DELIMITER E'\\x01', QUOTE E'\\x02', NULL E'\\x03')",
-					 schema_name == NULL ? "NULL" : quote_literal_cstr(schema_name), table_name == NULL ? "NULL" : quote_literal_cstr(table_name));
-	rows = copy_from(apply, conn, rel, command.data, careful);
+		appendStringInfo(&arguments, "%s%s", foreach_current_index(lc) > 0 ? ", " : "", quote_literal_cstr(strVal(lfirst(lc))));
+	appendStringInfoString(&arguments, "]::pg_catalog.name[]");
+	repl_ml_stream_free(repl_ml_stream_query(conn, psprintf("SELECT repl_ml.require_copyable(%s)", arguments.data), 1, types));
+	rows = copy_from(apply, conn, rel,
+					 psprintf("COPY (SELECT repl_ml.rows_to_copy(%s, %s, %s)) TO STDOUT (FORMAT csv, DELIMITER E'\\x01', QUOTE E'\\x02', NULL E'\\x03')",
+							  arguments.data, of_schema, of_table), careful);
 	repl_ml_unsent_ask(apply, conn);
 	return rows;
 }
