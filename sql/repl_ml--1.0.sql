@@ -3365,6 +3365,27 @@ CREATE VIEW repl_ml.health AS
                      pg_catalog.string_agg(pg_catalog.quote_literal(x.gid), ', ' ORDER BY x.prepared), pg_catalog.date_trunc('second', pg_catalog.min(x.prepared))) END,
            CASE WHEN pg_catalog.count(x.gid) > 0 THEN 'Run COMMIT PREPARED or ROLLBACK PREPARED for those that nobody will finish.' END
       FROM active s LEFT JOIN pg_catalog.pg_prepared_xacts x ON x.database = pg_catalog.current_database() AND pg_catalog.clock_timestamp() - x.prepared > 10 * s.heartbeat
+    HAVING pg_catalog.count(s.node_id) > 0
+    UNION ALL
+    -- 17. who is connected, and could not connect anew
+    SELECT 17, 'login_roles', CASE WHEN pg_catalog.count(f.rolname) = 0 THEN 'ok' ELSE 'warning' END,
+           CASE WHEN pg_catalog.count(f.rolname) = 0 THEN 'The roles with which other members are connected may connect again.'
+                ELSE pg_catalog.format('%s: when the connection ends there is no other.', pg_catalog.string_agg(f.said, '; ' ORDER BY f.rolname, f.command)) END,
+           CASE WHEN pg_catalog.count(f.rolname) > 0 THEN pg_catalog.format('Run %s.', pg_catalog.string_agg(f.command, '; ' ORDER BY f.rolname, f.command)) END
+      FROM active s LEFT JOIN (
+           SELECT u.rolname, pg_catalog.format(c.command, u.rolname, pg_catalog.current_database()) AS command,
+                  pg_catalog.format('Role "%s", of node%s %s, %s', u.rolname, CASE WHEN pg_catalog.count(*) > 1 THEN 's' END,
+                                    pg_catalog.string_agg(pg_catalog.format('"%s"', x.node_name), ', ' ORDER BY x.node_id), c.said) AS said
+             FROM peer x JOIN pg_catalog.pg_replication_slots r ON r.slot_name = repl_ml.link_name(x.node_id)
+             JOIN pg_catalog.pg_stat_activity a ON a.pid = r.active_pid JOIN pg_catalog.pg_roles u ON u.oid = a.usesysid
+            CROSS JOIN LATERAL (VALUES (NOT u.rolcanlogin, 'may not log in', 'ALTER ROLE %1$I LOGIN'),
+                                       (NOT u.rolreplication AND NOT u.rolsuper, 'lacks the attribute REPLICATION', 'ALTER ROLE %1$I REPLICATION'),
+                                       (NOT pg_catalog.pg_has_role(u.oid, 'repl_ml_replication', 'USAGE'), 'is not in repl_ml_replication', 'GRANT repl_ml_replication TO %1$I'),
+                                       (NOT pg_catalog.has_database_privilege(u.oid, pg_catalog.current_database()::text, 'CONNECT'), 'may not connect to this database', 'GRANT CONNECT ON DATABASE %2$I TO %1$I'),
+                                       (u.rolvaliduntil < pg_catalog.clock_timestamp(), 'has a password that is valid no more', 'ALTER ROLE %1$I VALID UNTIL ''infinity'''),
+                                       -- each may want a second connection, to copy or to ask
+                                       (NOT u.rolsuper AND u.rolconnlimit BETWEEN 0 AND 2 * (SELECT pg_catalog.count(*) FROM peer) - 1, 'has too low a connection limit', 'ALTER ROLE %1$I CONNECTION LIMIT -1')) c(is_so, said, command)
+            WHERE c.is_so GROUP BY u.rolname, c.said, c.command) f ON true
     HAVING pg_catalog.count(s.node_id) > 0)
     SELECT f.check_name, f.status, f.detail, f.hint FROM finding f ORDER BY f.place;
 COMMENT ON VIEW repl_ml.health IS

@@ -48,6 +48,24 @@ is(sql($n1, "SELECT name, plain, stage FROM ml.model WHERE id = 1002"), 'C|c|non
 is(sql($n2, 'SELECT count(*), count(*) FILTER (WHERE secret = \'changed\') FROM ml.private'), '5|1', 'all rows are there');
 is(sql($n2, "SELECT tableowner FROM pg_tables WHERE tablename = 'private'"), 'team', 'with its owner');
 
+# what is changed about the role while it is connected is said before the connection ends
+my $login = q(SELECT status, detail, hint FROM repl_ml.health WHERE check_name = 'login_roles');
+is(sql($n1, $login), 'ok|The roles with which other members are connected may connect again.|', 'nothing is wrong with the role');
+foreach my $change (
+	[ 'ALTER ROLE replicator NOLOGIN', 'may not log in', 'ALTER ROLE replicator LOGIN' ],
+	[ 'ALTER ROLE replicator NOREPLICATION', 'lacks the attribute REPLICATION', 'ALTER ROLE replicator REPLICATION' ],
+	[ 'ALTER ROLE replicator CONNECTION LIMIT 1', 'has too low a connection limit', 'ALTER ROLE replicator CONNECTION LIMIT -1' ],
+	[ q(ALTER ROLE replicator VALID UNTIL '2001-01-01'), 'has a password that is valid no more', q(ALTER ROLE replicator VALID UNTIL 'infinity') ],
+	[ 'REVOKE CONNECT ON DATABASE postgres FROM PUBLIC', 'may not connect to this database', 'GRANT CONNECT ON DATABASE postgres TO replicator' ],
+	[ 'REVOKE repl_ml_replication FROM replicator', 'is not in repl_ml_replication', 'GRANT repl_ml_replication TO replicator' ])
+{
+	my ($command, $said, $mended) = @$change;
+	sql($n1, $command);
+	is(sql($n1, $login), qq(warning|Role "replicator", of node "n2", $said: when the connection ends there is no other.|Run $mended.), $command);
+	sql($n1, $mended);
+	is(sql($n1, $login), 'ok|The roles with which other members are connected may connect again.|', "... and $mended mends it");
+}
+
 psql_fails($n1, "SET ROLE replicator; $_", '42501', 'permission denied')
   foreach "DELETE FROM repl_ml.member", "SELECT repl_ml.drop_node('n2')", "UPDATE ml.model SET name = ''",
   "SELECT repl_ml.run_on_peer('', '')", "SELECT repl_ml.add_table('ml.model')";
