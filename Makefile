@@ -72,6 +72,7 @@ OBJS = \
 	src/apply/dispatch.o \
 	src/apply/replay.o \
 	src/apply/relation.o \
+	src/apply/locked.o \
 	src/apply/aside.o \
 	src/apply/park.o \
 	src/apply/record.o \

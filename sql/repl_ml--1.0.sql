@@ -3265,18 +3265,24 @@ CREATE VIEW repl_ml.health AS
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
     -- 8. changes that could not be applied
-    SELECT 8, 'parked_changes', CASE WHEN c.failed > 0 THEN 'error' WHEN c.lost > 0 THEN 'warning' ELSE 'ok' END,
-           CASE WHEN c.failed > 0 THEN pg_catalog.format('Changes that could not be applied here: %s, the last one because: %s.', c.failed, pg_catalog.rtrim(c.problem, '.'))
+    SELECT 8, 'parked_changes', CASE WHEN c.failed > c.locked THEN 'error' WHEN c.failed > 0 OR c.lost > 0 THEN 'warning' ELSE 'ok' END,
+           CASE WHEN c.failed > c.locked THEN pg_catalog.format('Changes that could not be applied here: %s, the last one because: %s.', c.failed, pg_catalog.rtrim(c.problem, '.'))
                      || CASE WHEN c.counted IS NULL THEN '' ELSE pg_catalog.format(' Because of repl_ml.parked_limit they are no longer kept for %s.', c.counted) END
+                WHEN c.failed > 0 THEN pg_catalog.format('Changes that wait for locks of this node''s transactions: %s. %s', c.failed, c.locks)
                 WHEN c.lost > 0 THEN pg_catalog.format('Rows that lost a conflict and wait for a decision: %s.', c.lost)
                 ELSE 'None.' END,
-           CASE WHEN c.failed > 0 THEN 'This node lacks them. Mend the cause: they are then tried again by themselves, or at once by SELECT repl_ml.retry_parked(id) FROM repl_ml.parked_changes.'
+           CASE WHEN c.failed > c.locked THEN 'This node lacks them. Mend the cause: they are then tried again by themselves, or at once by SELECT repl_ml.retry_parked(id) FROM repl_ml.parked_changes.'
+                WHEN c.failed > 0 THEN 'They are applied as soon as the lock is gone. See SELECT * FROM pg_stat_activity or pg_prepared_xacts for who holds it.'
                 WHEN c.lost > 0 THEN 'See SELECT * FROM repl_ml.parked_changes; retry_parked(id) writes a row again, discard_parked(id) forgets it.' END
       FROM active s,
            (SELECT coalesce(pg_catalog.sum(CASE p.action WHEN 'counted' THEN (p.change->>'changes')::bigint ELSE 1 END) FILTER (WHERE p.action NOT IN ('evicted', 'kept') AND NOT p.put_aside), 0) AS failed,
+                   pg_catalog.count(*) FILTER (WHERE p.action IN ('insert', 'update', 'delete') AND NOT p.put_aside AND p.sqlstate = '55P03') AS locked,
                    pg_catalog.string_agg(pg_catalog.format('%I.%I', p.schema_name, p.table_name), ', ') FILTER (WHERE p.action = 'counted') AS counted,
                    pg_catalog.count(*) FILTER (WHERE p.action IN ('evicted', 'kept')) AS lost,
-                   (pg_catalog.array_agg(p.message ORDER BY p.id DESC) FILTER (WHERE p.action NOT IN ('evicted', 'kept') AND NOT p.put_aside))[1] AS problem
+                   (pg_catalog.array_agg(p.message ORDER BY p.id DESC) FILTER (WHERE p.action NOT IN ('evicted', 'kept') AND NOT p.put_aside AND p.sqlstate <> '55P03'))[1] AS problem,
+                   (SELECT pg_catalog.string_agg(l.of_table, ' ' ORDER BY l.of_table)
+                      FROM (SELECT pg_catalog.format('Of table "%s.%s": %s.', x.schema_name, x.table_name, pg_catalog.rtrim((pg_catalog.array_agg(x.message ORDER BY x.id))[1], '.')) AS of_table
+                              FROM repl_ml.parked_change x WHERE x.sqlstate = '55P03' AND NOT x.put_aside GROUP BY x.schema_name, x.table_name LIMIT 10) l) AS locks
               FROM repl_ml.parked_change p) c
     UNION ALL
     -- 9. WAL that is kept for peers

@@ -25,6 +25,7 @@
 PG_MODULE_MAGIC;
 
 /* settings: default, minimum, maximum */
+#define APPLY_LOCK_TIMEOUT		3000, 0, INT_MAX	/* ms */
 #define HEARTBEAT_INTERVAL		1000, 100, 60000	/* ms */
 #define MAX_CLOCK_SKEW			10000, 0, 86400000	/* ms */
 #define CONFLICT_RETENTION		(30 * 24 * 60), -1, INT_MAX /* minutes */
@@ -35,6 +36,7 @@ int			repl_ml_heartbeat_interval;
 int			repl_ml_log_equal_writes = REPL_ML_LOG_EQUAL_NONE;
 int			repl_ml_max_clock_skew;
 int			repl_ml_conflict_retention;
+int			repl_ml_apply_lock_timeout;
 int			repl_ml_max_apply_delay;
 int			repl_ml_parked_limit;
 
@@ -59,6 +61,16 @@ static const struct config_enum_entry log_equal_options[] = {
 static void
 define_settings(void)
 {
+	DefineCustomIntVariable("repl_ml.apply_lock_timeout",
+							"How long what a peer wrote waits for a lock of this node's clients, before the change is parked and the others go on.",
+							NULL,
+							&repl_ml_apply_lock_timeout,
+							APPLY_LOCK_TIMEOUT,
+							PGC_SIGHUP,
+							GUC_UNIT_MS,
+							NULL,
+							NULL,
+							NULL);
 	DefineCustomIntVariable("repl_ml.conflict_retention",
 							"How long resolved conflicts are kept; -1 keeps them for ever.",
 							NULL,

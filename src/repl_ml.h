@@ -29,6 +29,7 @@ extern int	repl_ml_log_equal_writes;
 extern int	repl_ml_max_clock_skew; /* ms */
 extern int	repl_ml_conflict_retention; /* minutes, -1 keeps for ever */
 extern int	repl_ml_parked_limit;	/* MB of the disk for parked changes */
+extern int	repl_ml_apply_lock_timeout; /* ms until what is locked is parked */
 extern int	repl_ml_max_apply_delay;	/* ms between two tries after an error */
 
 #endif							/* REPL_ML_H */

@@ -45,6 +45,9 @@ typedef struct ReplMlRemoteTable
 	ErrorData  *misfit;			/* why no change of it can be applied, or NULL;
 								 * in "description" */
 	TimestampTz misfit_until;	/* then look again, whatever has changed */
+	ErrorData  *locked;			/* what was said when it was found locked, or
+								 * NULL; in "description" */
+	Oid			locked_as;		/* the local table then */
 	char	   *columns;		/* what they are, for park.c, or NULL; in
 								 * "description" */
 	TimestampTz logged_at;		/* when a parked change of it was */
@@ -72,6 +75,7 @@ typedef struct ReplMlTransaction
 	TimestampTz commit_time;
 	bool		catalogs_changed;
 	ReplMlUrgency urgency;		/* with which its commit waits for us */
+	bool		impatient;		/* what of it is locked is parked */
 	bool		put_aside;		/* some of its changes are */
 	bool		lacks;			/* some of its changes, which the peer could not
 								 * send */
@@ -119,6 +123,9 @@ typedef struct ReplMlApply
 	XLogRecPtr	blocked_lsn;	/* ... of one to be put aside when it is sent
 								 * again */
 	ErrorData  *failure;		/* the error it failed with */
+	XLogRecPtr	locked_lsn;		/* final LSN of the transaction that met
+								 * others' locks last */
+	TimestampTz locked_since;	/* it has been tried in vain */
 	bool		catalogs_behind;	/* the peer sends tables that are not here, and
 									 * perhaps not on our list */
 	bool		tables_pending; /* some table is to be created, enrolled or
@@ -152,6 +159,8 @@ typedef struct ReplMlApply
 	TimestampTz waited_since;	/* ... and the first one's has been applied */
 	TimestampTz volatile_since; /* when the oldest such transaction was
 								 * applied; 0: there is none */
+	void		(*give_way) (void); /* worker.c's, for replay.c: lets others go on
+									 * who have locked something */
 } ReplMlApply;
 
 /* What became of a parked change that was tried again. */
@@ -163,10 +172,23 @@ typedef enum ReplMlParkedState
 	REPL_ML_PARKED_LACKS		/* the table has columns that it lacks */
 } ReplMlParkedState;
 
+/* One try of a parked change. */
+typedef struct ReplMlParkedTry
+{
+	int64		id;
+	bool		with_defaults;	/* for columns it lacks */
+	bool		crashed;		/* it took the server down, long ago */
+	bool		whole;			/* all that is put aside of its transaction */
+	ReplMlParkedState state;	/* what became of it */
+} ReplMlParkedTry;
+
 /* in progress.c */
 extern void repl_ml_apply_set_state(ReplMlApply *apply, ReplMlWorkerState state);
 extern void repl_ml_apply_retry_soon(void);
 extern bool repl_ml_apply_retry_is_wanted(void);
+extern void repl_ml_apply_retry_locked(void);
+extern bool repl_ml_apply_retry_is_locked(void);
+extern bool repl_ml_apply_is_to_pause(const ReplMlApply *worker);
 extern void repl_ml_apply_tell_parked(ReplMlApply *worker, XLogRecPtr end);
 extern void repl_ml_apply_show_wait(ReplMlApply *apply, const char *message, const char *hint);
 extern void repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error);
@@ -177,6 +199,8 @@ extern void repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char
 extern void repl_ml_dispatch_finish(ReplMlApply *apply, bool durable);
 extern bool repl_ml_dispatch_is_permanent(int sqlstate);
 extern void repl_ml_dispatch_reset(ReplMlApply *apply);
+extern void repl_ml_dispatch_locked(ReplMlApply *apply, XLogRecPtr final_lsn, int sqlstate);
+extern bool repl_ml_dispatch_is_impatient(const ReplMlApply *apply);
 extern void repl_ml_dispatch_blame(ReplMlApply *apply, XLogRecPtr final_lsn, ErrorData *error);
 
 /* in replay.c */
@@ -196,12 +220,20 @@ extern ReplMlRemoteTable *repl_ml_relation_find(LogicalRepRelId id);
 extern char *repl_ml_relation_column(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column);
 extern char *repl_ml_relation_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, const char *column);
 
+/* in locked.c */
+extern void repl_ml_locked_settle(void);
+extern void repl_ml_locked_watch(bool commits);
+extern void repl_ml_locked_unwatch(void);
+extern bool repl_ml_locked_by_commit(int sqlstate);
+extern bool repl_ml_locked_for_long(int sqlstate);
+extern bool repl_ml_locked_is_race(int sqlstate);
+extern void repl_ml_locked_note(TimestampTz waited);
+extern Oid	repl_ml_locked_table(const char *schema_name, const char *table_name);
+extern bool repl_ml_locked_describe(ErrorData *error);
+
 /* in aside.c */
 extern void repl_ml_aside_begin(void);
 extern bool repl_ml_aside_is_keeping(void);
-extern void repl_ml_aside_watch(void);
-extern void repl_ml_aside_unwatch(void);
-extern bool repl_ml_aside_is_blocked(void);
 extern void repl_ml_aside_put(const ReplMlSource *source, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
 extern void repl_ml_aside_retry(ReplMlApply *apply);
 
@@ -209,11 +241,13 @@ extern void repl_ml_aside_retry(ReplMlApply *apply);
 extern void repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 						 LogicalRepTupleData *tuple, ErrorData *error, bool put_aside);
 extern void repl_ml_park_forget_copied(int node_id, const char *schema_name, const char *table_name);
-extern bool repl_ml_park_retry(int64 id, uint16 self, bool whole);
-extern ReplMlParkedState repl_ml_park_try(int64 id, uint16 self, bool with_defaults, bool *catalogs_changed);
+extern ErrorData *repl_ml_park_attempt(ReplMlApply *apply, ReplMlParkedTry *try,
+									   void (*step) (ReplMlApply *apply, ReplMlParkedTry *try), int patience);
+extern void repl_ml_park_try(ReplMlApply *apply, ReplMlParkedTry *try);
+extern void repl_ml_park_retry(ReplMlApply *apply, ReplMlParkedTry *try);
 extern bool repl_ml_park_has(int node_id, const char *schema_name, const char *table_name);
 extern void repl_ml_park_ban(int64 id, const ErrorData *error);
-extern void repl_ml_park_note(int64 id, const ErrorData *error);
+extern void repl_ml_park_note(int64 id, ErrorData *error);
 
 /* in record.c */
 extern bool repl_ml_record_is_wanted(const ReplMlApply *apply, const ReplMlRecord *record);

@@ -9,10 +9,9 @@
  * and whole, among the parked changes, and counts as applied; the worker tries
  * it again, as one transaction, as soon as the commit has been let go.  Others
  * may overtake it: applying is commutative.  Only locks of waiting commits
- * count; for others the worker waits as long as its lock_timeout allows.
+ * count (locked.c, which looks for them only where commits have waited lately);
+ * what is behind others is parked in the end, and does not count.
  *
- * What a change is waiting for is looked at by a timer while it waits, so
- * nothing is paid when it does not, and only where commits have waited lately.
  * The transaction that met the commit is rolled back, and its messages, which
  * replay.c has kept, are put aside one by one.
  *
@@ -25,15 +24,9 @@
 #include "common/pg_prng.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
-#include "replication/syncrep.h"
-#include "storage/ipc.h"
-#include "storage/latch.h"
-#include "storage/lock.h"
-#include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
-#include "utils/timeout.h"
 
 #include "apply/apply.h"
 #include "commit/commit.h"
@@ -41,23 +34,13 @@
 #include "converge/converge.h"
 #include "server/server.h"
 
-#define LOOK_INTERVAL_MS	2
 #define RETRY_PATIENCE_MS	10	/* and up to as much again */
 #define RETRY_INTERVAL_MS	5
 #define RETRY_BATCH			"100"
-#define LONGEST_CHAIN		8
 
 /* May the transaction being applied have to be put aside?  Set as it begins, by this file. */
 static bool keeping = false;
 
-/* Set while a change is watched: when to give up, and by the timer that we did. */
-static TimestampTz give_up_at = 0;
-static volatile sig_atomic_t blocked = false;
-static TimeoutId timeout_id = MAX_TIMEOUTS;
-
-static void watch(int patience);
-static void look(void);
-static bool waits_for_commit(PGPROC *proc, int depth);
 static bool try_again(ReplMlApply *apply, int64 id);
 static ErrorData *attempt(ReplMlApply *apply, int64 id, bool whole);
 static void hand_over_crashed(ReplMlApply *apply);
@@ -75,131 +58,6 @@ bool
 repl_ml_aside_is_keeping(void)
 {
 	return keeping;
-}
-
-/* Begins to watch what a change waits for. */
-void
-repl_ml_aside_watch(void)
-{
-	if (keeping)
-		watch(0);
-}
-
-/* Watches until repl_ml_aside_unwatch; an error 57014 interrupts the change that has waited too long. */
-static void
-watch(int patience)
-{
-	if (timeout_id == MAX_TIMEOUTS)
-		timeout_id = RegisterTimeout(USER_TIMEOUT, look);
-	blocked = false;
-	give_up_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), patience);
-	enable_timeout_every(timeout_id, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_INTERVAL_MS), LOOK_INTERVAL_MS);
-}
-
-/* Ends watching; what the timer asked for and nobody has noticed is forgotten. */
-void
-repl_ml_aside_unwatch(void)
-{
-	if (give_up_at == 0)
-		return;
-	disable_timeout(timeout_id, false);
-	if (blocked)
-		QueryCancelPending = false;
-	blocked = false;
-	give_up_at = 0;
-}
-
-/* Is the error being handled the one that a waiting commit was in the way? */
-bool
-repl_ml_aside_is_blocked(void)
-{
-	return blocked && geterrcode() == ERRCODE_QUERY_CANCELED;
-}
-
-/* The timer's handler, which may also run while the process ends: interrupts the change if it waits for a commit that waits. */
-static void
-look(void)
-{
-	if (blocked || proc_exit_inprogress || MyProc == NULL || !waits_for_commit(MyProc, 0) || GetCurrentTimestamp() < give_up_at)
-		return;
-	blocked = true;
-	InterruptPending = true;
-	QueryCancelPending = true;
-	SetLatch(MyLatch);
-}
-
-/* The process that runs the transaction, or of which it is a part; NULL if none does. */
-static PGPROC *
-holder_of(TransactionId xid)
-{
-	for (int i = 0; i < MaxBackends; i++)
-	{
-		PGPROC	   *proc = &ProcGlobal->allProcs[i];
-
-		if (proc->xid == xid)
-			return proc;
-		for (int j = 0; j < Min(proc->subxidStatus.count, PGPROC_MAX_CACHED_SUBXIDS); j++)
-		{
-			if (proc->subxids.xids[j] == xid)
-				return proc;
-		}
-	}
-	return NULL;
-}
-
-/* Does any process wait for a commit that waits? */
-static bool
-anybody_waits_for_commit(int depth)
-{
-	for (int i = 0; i < MaxBackends; i++)
-	{
-		LOCK	   *lock = ProcGlobal->allProcs[i].waitLock;
-
-		if (lock != NULL && lock->tag.locktag_type == LOCKTAG_TRANSACTION &&
-			waits_for_commit(&ProcGlobal->allProcs[i], depth))
-			return true;
-	}
-	return false;
-}
-
-/* Does any commit wait? */
-static bool
-any_commit_waits(void)
-{
-	for (int i = 0; i < MaxBackends; i++)
-	{
-		if (ProcGlobal->allProcs[i].syncRepState == SYNC_REP_WAITING)
-			return true;
-	}
-	return false;
-}
-
-/*
- * Does the process wait for a commit that waits, for somebody who does, or,
- * in the line for a row, behind somebody who does?  Looks at others' locks
- * without locks of its own: a wrong answer costs a repetition.
- */
-static bool
-waits_for_commit(PGPROC *proc, int depth)
-{
-	LOCK	   *lock = proc->waitLock;
-	PGPROC	   *holder;
-
-	if (lock == NULL || depth > LONGEST_CHAIN)
-		return false;
-	switch (lock->tag.locktag_type)
-	{
-		case LOCKTAG_TRANSACTION:
-			holder = holder_of(lock->tag.locktag_field1);
-			return holder != NULL && holder != proc &&
-				(holder->syncRepState == SYNC_REP_WAITING || waits_for_commit(holder, depth + 1));
-		case LOCKTAG_TUPLE:
-			return anybody_waits_for_commit(depth + 1);
-		case LOCKTAG_RELATION:
-			return any_commit_waits();
-		default:
-			return false;
-	}
 }
 
 /* Keeps a change of a transaction that is put aside, in the caller's transaction. */
@@ -315,40 +173,10 @@ try_again(ReplMlApply *apply, int64 id)
 static ErrorData *
 attempt(ReplMlApply *apply, int64 id, bool whole)
 {
-	ErrorData  *volatile error = NULL;
+	ReplMlParkedTry try = {.id = id,.whole = whole};
 
-	PG_TRY();
-	{
-		SetCurrentStatementStartTimestamp();
-		StartTransactionCommand();
-		PushActiveSnapshot(GetTransactionSnapshot());
-		MemoryContextSwitchTo(apply->message_context);
-		repl_ml_crash_retries(id, false);
-		watch(RETRY_PATIENCE_MS + (int) pg_prng_uint64_range(&pg_global_prng_state, 0, RETRY_PATIENCE_MS));
-		apply->transaction.catalogs_changed |= repl_ml_park_retry(id, apply->self, whole);
-		repl_ml_aside_unwatch();
-		repl_ml_targets_close();
-		PopActiveSnapshot();
-		replorigin_session_origin_lsn = InvalidXLogRecPtr;
-		CommitTransactionCommand();
-		if (apply->volatile_since == 0)
-			apply->volatile_since = GetCurrentTimestamp();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(apply->message_context);
-		error = CopyErrorData();
-		FlushErrorState();
-		repl_ml_aside_unwatch();
-		AbortOutOfAnyTransaction();
-		repl_ml_targets_forget();
-		repl_ml_applying = true;
-	}
-	PG_END_TRY();
-	repl_ml_crash_rests();
-	MemoryContextSwitchTo(apply->message_context);
-	CHECK_FOR_INTERRUPTS();
-	return error;
+	return repl_ml_park_attempt(apply, &try, repl_ml_park_retry,
+								RETRY_PATIENCE_MS + (int) pg_prng_uint64_range(&pg_global_prng_state, 0, RETRY_PATIENCE_MS));
 }
 
 /* The change, and with it its transaction, that was being tried when the server went down. */

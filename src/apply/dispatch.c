@@ -18,11 +18,11 @@
 #include "pgstat.h"
 #include "replication/logicalproto.h"
 #include "replication/origin.h"
+#include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
 #include "apply/apply.h"
@@ -38,6 +38,7 @@
 #define LARGEST_BATCH		64	/* transactions of the peer in one of ours */
 #define SMALL_TRANSACTION	50	/* changes of one that may share it */
 #define CAREFUL_CHANGES		100 /* of a table, after one that failed */
+#define FAILURES_TO_PARK	3	/* of a transaction, all of it */
 
 typedef struct MessageKind
 {
@@ -48,6 +49,15 @@ typedef struct MessageKind
 	void		(*handle) (ReplMlApply *apply, StringInfo message);
 } MessageKind;
 
+/* A change being handled. */
+typedef struct OneChange
+{
+	ReplMlApply *apply;
+	LogicalRepRelId id;
+	char		action;
+	LogicalRepTupleData *tuple;
+} OneChange;
+
 static void handle_begin(ReplMlApply *apply, StringInfo message);
 static void handle_commit(ReplMlApply *apply, StringInfo message);
 static void handle_origin(ReplMlApply *apply, StringInfo message);
@@ -57,9 +67,13 @@ static void handle_message(ReplMlApply *apply, StringInfo message);
 static void handle_insert(ReplMlApply *apply, StringInfo message);
 static void handle_update(ReplMlApply *apply, StringInfo message);
 static void mind_crashes(ReplMlApply *apply);
+static void mind_locks(ReplMlApply *apply);
 static void start_transaction(ReplMlApply *apply);
 static void change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
-static void change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
+static void change_watched(void *argument);
+static void change_carefully(OneChange *one);
+static void note_lock(ReplMlApply *apply, ReplMlRemoteTable *table, ErrorData *error);
+static bool is_still_locked(ReplMlRemoteTable *table);
 static void park(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple, ErrorData *error);
 static void show_tally(ReplMlApply *apply);
 static bool may_batch(ReplMlApply *apply);
@@ -128,10 +142,34 @@ void
 repl_ml_dispatch_blame(ReplMlApply *apply, XLogRecPtr final_lsn, ErrorData *error)
 {
 	apply->failures = final_lsn == apply->failed_lsn ? apply->failures + 1 : 1;
+	/* each of its changes has been tried by itself, so the lock is that of the whole, as at its commit */
+	if (repl_ml_locked_is_race(error->sqlerrcode))
+	{
+		apply->failures = Max(apply->failures, FAILURES_TO_PARK);
+		error->sqlerrcode = ERRCODE_LOCK_NOT_AVAILABLE;
+	}
 	apply->failed_lsn = final_lsn;
 	if (apply->failure != NULL)
 		FreeErrorData(apply->failure);
 	apply->failure = error;
+}
+
+/*
+ * Notes that the transaction, which has been aborted, met others' locks, with an
+ * error of repl_ml_locked_is_race.  When it has been tried for long enough, what
+ * is locked of it is parked.
+ */
+void
+repl_ml_dispatch_locked(ReplMlApply *apply, XLogRecPtr final_lsn, int sqlstate)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (final_lsn != apply->locked_lsn)
+		apply->locked_since = now;
+	apply->locked_lsn = final_lsn;
+	if (repl_ml_locked_for_long(sqlstate))
+		apply->locked_since = Min(apply->locked_since, TimestampTzPlusMilliseconds(now, -repl_ml_apply_lock_timeout));
+	repl_ml_locked_note(now);
 }
 
 static void
@@ -149,10 +187,30 @@ handle_begin(ReplMlApply *apply, StringInfo message)
 	apply->transaction.final_lsn = begin.final_lsn;
 	apply->transaction.commit_time = begin.committime;
 	if (begin.final_lsn == apply->failed_lsn && apply->failures > 0)
-		apply->transaction.mode = apply->failures < 3 ? REPL_ML_APPLY_CAREFUL : REPL_ML_APPLY_PARK;
+		apply->transaction.mode = apply->failures < FAILURES_TO_PARK ? REPL_ML_APPLY_CAREFUL : REPL_ML_APPLY_PARK;
 	mind_crashes(apply);
+	if (begin.final_lsn == apply->locked_lsn)
+		mind_locks(apply);
 	if (begin.final_lsn == apply->blocked_lsn)
 		apply->transaction.mode = REPL_ML_APPLY_ASIDE;
+}
+
+/* Has the transaction that met others' locks been tried for long enough? */
+bool
+repl_ml_dispatch_is_impatient(const ReplMlApply *apply)
+{
+	return TimestampDifferenceExceeds(apply->locked_since, GetCurrentTimestamp(), repl_ml_apply_lock_timeout);
+}
+
+/* What others' locks have held up for long enough is applied row by row, and what is still locked of it parked. */
+static void
+mind_locks(ReplMlApply *apply)
+{
+	ReplMlTransaction *transaction = &apply->transaction;
+
+	transaction->impatient = repl_ml_dispatch_is_impatient(apply);
+	if (transaction->impatient && transaction->mode == REPL_ML_APPLY_NORMAL)
+		transaction->mode = REPL_ML_APPLY_CAREFUL;
 }
 
 /* A transaction that took the server down is applied row by row; one that did so even then is parked. */
@@ -220,6 +278,8 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 		apply->failed_lsn = InvalidXLogRecPtr;
 		apply->failures = 0;
 	}
+	if (transaction->final_lsn >= apply->locked_lsn)
+		apply->locked_lsn = InvalidXLogRecPtr;
 	if (transaction->final_lsn >= apply->blocked_lsn)
 		apply->blocked_lsn = InvalidXLogRecPtr;
 	transaction->open = false;
@@ -425,6 +485,7 @@ static void
 change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple)
 {
 	ReplMlRemoteTable *table = repl_ml_relation_find(id);
+	OneChange	one = {.apply = apply,.id = id,.action = action,.tuple = tuple};
 
 	start_transaction(apply);
 	apply->blame_transaction = true;
@@ -448,14 +509,12 @@ change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData 
 		park(apply, id, action, tuple, apply->failure);
 	else if (table->misfit != NULL && GetCurrentTimestamp() < table->misfit_until)
 		park(apply, id, action, tuple, table->misfit);
+	else if (is_still_locked(table))
+		park(apply, id, action, tuple, table->locked);
 	else if (apply->transaction.mode == REPL_ML_APPLY_NORMAL && table->careful == 0)
-	{
-		repl_ml_aside_watch();
-		repl_ml_dispatch_change(apply, id, action, tuple);
-		repl_ml_aside_unwatch();
-	}
+		change_watched(&one);
 	else
-		change_carefully(apply, id, action, tuple);
+		change_carefully(&one);
 	repl_ml_crash_writes(InvalidOid);
 }
 
@@ -496,48 +555,41 @@ repl_ml_dispatch_is_permanent(int sqlstate)
 	}
 }
 
+/* Applies one change; what it waits for is looked after, until its error has been, too. */
+static void
+change_watched(void *argument)
+{
+	OneChange  *one = argument;
+
+	repl_ml_locked_watch(repl_ml_aside_is_keeping());
+	repl_ml_dispatch_change(one->apply, one->id, one->action, one->tuple);
+	repl_ml_locked_unwatch();
+}
+
 /*
- * One change in a subtransaction; if it fails for good it is parked with its
- * error, and the rest of the transaction goes on.
+ * One change in a subtransaction; if it fails for good, or the stream has waited
+ * long enough for what is locked, it is parked with its error, and the rest of
+ * the transaction goes on.
  */
 static void
-change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple)
+change_carefully(OneChange *one)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
-	ReplMlRemoteTable *table = repl_ml_relation_find(id);
+	ReplMlRemoteTable *table = repl_ml_relation_find(one->id);
+	ErrorData  *error;
 
-	for (volatile int tries = TRIES_ON_UNIQUE_VIOLATION; tries > 0; tries--)
+	for (int tries = TRIES_ON_UNIQUE_VIOLATION; tries > 0; tries--)
 	{
-		error = NULL;
-		/* what is open belongs to the transaction it was opened in */
-		repl_ml_targets_close();
-		BeginInternalSubTransaction(NULL);
-		MemoryContextSwitchTo(context);
-		PG_TRY();
-		{
-			repl_ml_aside_watch();
-			repl_ml_dispatch_change(apply, id, action, tuple);
-			repl_ml_aside_unwatch();
-			repl_ml_targets_close();
-			ReleaseCurrentSubTransaction();
-		}
-		PG_CATCH();
-		{
-			MemoryContextSwitchTo(context);
-			error = CopyErrorData();
-			FlushErrorState();
-			RollbackAndReleaseCurrentSubTransaction();
-			repl_ml_targets_forget();
-		}
-		PG_END_TRY();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
+		error = repl_ml_targets_try(change_watched, one);
 		if (error == NULL)
 		{
 			table->careful = Max(table->careful - 1, 0);
 			return;
+		}
+		if (repl_ml_locked_for_long(error->sqlerrcode) ||
+			(one->apply->transaction.impatient && repl_ml_locked_is_race(error->sqlerrcode)))
+		{
+			note_lock(one->apply, table, error);
+			break;
 		}
 		if (!repl_ml_dispatch_is_permanent(error->sqlerrcode))
 			ReThrowError(error);
@@ -546,7 +598,45 @@ change_carefully(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRep
 			break;
 	}
 	table->careful = CAREFUL_CHANGES;
-	park(apply, id, action, tuple, error);
+	park(one->apply, one->id, one->action, one->tuple, error);
+}
+
+/*
+ * Makes of the error that a lock was in the way what is shown of the parked
+ * change.  If it is one of the whole table, the following changes need not try.
+ */
+static void
+note_lock(ReplMlApply *apply, ReplMlRemoteTable *table, ErrorData *error)
+{
+	MemoryContext old;
+
+	repl_ml_locked_note(apply->transaction.impatient ? apply->locked_since : GetCurrentTimestamp());
+	repl_ml_locked_unwatch();
+	(void) repl_ml_locked_describe(error);
+	table->locked_as = repl_ml_locked_table(table->remote.nspname, table->remote.relname);
+	if (!OidIsValid(table->locked_as))
+		return;
+	if (table->locked != NULL)
+		FreeErrorData(table->locked);
+	old = MemoryContextSwitchTo(table->description);
+	table->locked = palloc0(sizeof(ErrorData));
+	table->locked->sqlerrcode = error->sqlerrcode;
+	table->locked->message = pstrdup(error->message);
+	table->locked->detail = pstrdup(error->detail);
+	MemoryContextSwitchTo(old);
+}
+
+/* Was the whole table found locked, and is it still?  If not it is now, by our transaction. */
+static bool
+is_still_locked(ReplMlRemoteTable *table)
+{
+	if (table->locked == NULL)
+		return false;
+	if (!ConditionalLockRelationOid(table->locked_as, RowExclusiveLock))
+		return true;
+	FreeErrorData(table->locked);
+	table->locked = NULL;
+	return false;
 }
 
 /* Parks one change with the error that keeps it from being applied. */

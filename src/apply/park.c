@@ -92,7 +92,10 @@ repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 				 is_tombstone(table) ? NULL : columns_as_json(table), error, put_aside);
 	if (put_aside)
 		return;
-	repl_ml_apply_retry_soon();
+	if (error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE)
+		repl_ml_apply_retry_locked();
+	else
+		repl_ml_apply_retry_soon();
 	log_parked(table, action_name, schema_name, table_name, error);
 }
 
@@ -436,50 +439,117 @@ is_superfluous(ParkedChange *change)
 }
 
 /*
- * Tries a parked change again, in a worker's transaction, and forgets it if
- * that works.  What it fails for is raised.  Columns that it lacks are filled
- * with their defaults only "with_defaults": when the node it comes from has them,
- * too.
+ * An apply worker tries something parked again, by "step", in a transaction of
+ * its own, outside those of the stream, which must not wait: for a lock at most
+ * "patience", ms.  The error it failed with, or NULL.
  */
-ReplMlParkedState
-repl_ml_park_try(int64 id, uint16 self, bool with_defaults, bool *catalogs_changed)
+ErrorData *
+repl_ml_park_attempt(ReplMlApply *apply, ReplMlParkedTry *try,
+					 void (*step) (ReplMlApply *apply, ReplMlParkedTry *try), int patience)
 {
+	ErrorData  *volatile error = NULL;
+	char		lock_timeout[32];
+
+	snprintf(lock_timeout, sizeof(lock_timeout), "%d", patience);
+	PG_TRY();
+	{
+		int			level;
+
+		SetCurrentStatementStartTimestamp();
+		StartTransactionCommand();
+		level = NewGUCNestLevel();
+		(void) set_config_option("lock_timeout", lock_timeout, PGC_SUSET, PGC_S_OVERRIDE,
+								 GUC_ACTION_SAVE, true, 0, false);
+		PushActiveSnapshot(GetTransactionSnapshot());
+		MemoryContextSwitchTo(apply->message_context);
+		repl_ml_crash_retries(try->id, try->crashed);
+		repl_ml_locked_watch(false);
+		step(apply, try);
+		repl_ml_locked_unwatch();
+		repl_ml_targets_close();
+		PopActiveSnapshot();
+		AtEOXact_GUC(true, level);
+		replorigin_session_origin_lsn = InvalidXLogRecPtr;
+		CommitTransactionCommand();
+		if (try->state == REPL_ML_PARKED_DONE && apply->volatile_since == 0)
+			apply->volatile_since = GetCurrentTimestamp();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(apply->message_context);
+		error = CopyErrorData();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		repl_ml_targets_forget();
+		repl_ml_applying = true;
+		if (repl_ml_locked_is_race(error->sqlerrcode))
+		{
+			error->sqlerrcode = ERRCODE_LOCK_NOT_AVAILABLE;
+			repl_ml_locked_note(GetCurrentTimestamp());
+		}
+		repl_ml_locked_unwatch();
+	}
+	PG_END_TRY();
+	repl_ml_crash_rests();
+	MemoryContextSwitchTo(apply->message_context);
+	CHECK_FOR_INTERRUPTS();
+	return error;
+}
+
+/*
+ * A step of repl_ml_park_attempt: applies a parked change and forgets it if that
+ * works.  Columns that it lacks are filled with their defaults only
+ * "with_defaults": when the node it comes from has them, too.
+ */
+void
+repl_ml_park_try(ReplMlApply *apply, ReplMlParkedTry *try)
+{
+	Oid			types[1] = {INT8OID};
+	Datum		values[1] = {Int64GetDatum(try->id)};
+	ParkedChange change = {.apply = {.late = true,.self = apply->self,.message_context = CurrentMemoryContext}};
+	ReplMlPeer	peer = {0};
 	bool		lacks;
 
-	Oid			types[1] = {INT8OID};
-	Datum		values[1] = {Int64GetDatum(id)};
-	ParkedChange change = {.apply = {.late = true,.self = self,.message_context = CurrentMemoryContext}};
-	ReplMlPeer	peer = {0};
+	try->state = REPL_ML_PARKED_GONE;
 
 	if (repl_ml_spi_execute("SELECT FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1 AND NOT put_aside FOR UPDATE SKIP LOCKED",
 							1, types, values, NULL) == 0)
-		return REPL_ML_PARKED_GONE;
+		return;
 	change.apply.peer = &peer;
-	if (!load_change(id, &change.apply, &change.tuple))
-		return REPL_ML_PARKED_GONE;
+	if (!load_change(try->id, &change.apply, &change.tuple))
+		return;
 	if (!is_superfluous(&change))
 	{
 		if (unfit_column(&change, &lacks) != NULL)
-			return REPL_ML_PARKED_UNFIT;
-		if (lacks && !with_defaults)
-			return REPL_ML_PARKED_LACKS;
+			try->state = REPL_ML_PARKED_UNFIT;
+		else if (lacks && !try->with_defaults)
+			try->state = REPL_ML_PARKED_LACKS;
+		if (try->state != REPL_ML_PARKED_GONE)
+			return;
 		apply_change(&change);
 	}
-	forget(id);
-	*catalogs_changed |= change.apply.transaction.catalogs_changed;
-	return REPL_ML_PARKED_DONE;
+	forget(try->id);
+	try->state = REPL_ML_PARKED_DONE;
+	apply->transaction.catalogs_changed |= change.apply.transaction.catalogs_changed;
 }
 
 /* Notes what a parked change failed for now, where that is something else than before. */
 void
-repl_ml_park_note(int64 id, const ErrorData *error)
+repl_ml_park_note(int64 id, ErrorData *error)
 {
 	Oid			types[4] = {INT8OID, TEXTOID, TEXTOID, TEXTOID};
-	Datum		values[4] = {Int64GetDatum(id), CStringGetTextDatum(unpack_sql_state(error->sqlerrcode)),
-		CStringGetTextDatum(error->message),
-	error->detail == NULL ? (Datum) 0 : CStringGetTextDatum(error->detail)};
+	Datum		values[4];
 
 	StartTransactionCommand();
+	if (error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE && !repl_ml_locked_describe(error))
+	{
+		CommitTransactionCommand();
+		return;
+	}
+	values[0] = Int64GetDatum(id);
+	values[1] = CStringGetTextDatum(unpack_sql_state(error->sqlerrcode));
+	values[2] = CStringGetTextDatum(error->message);
+	values[3] = error->detail == NULL ? (Datum) 0 : CStringGetTextDatum(error->detail);
 	repl_ml_spi_execute("UPDATE repl_ml.parked_change SET sqlstate = $2, message = $3, detail = $4"
 						" WHERE id OPERATOR(pg_catalog.=) $1 AND (sqlstate OPERATOR(pg_catalog.<>) $2 OR message OPERATOR(pg_catalog.<>) $3)",
 						4, types, values, error->detail == NULL ? "   n" : NULL);
@@ -520,23 +590,21 @@ repl_ml_park_has(int node_id, const char *schema_name, const char *table_name)
 }
 
 /*
- * The same for a change put aside, or for all of its transaction, in an apply
- * worker's transaction; nothing if another worker has been or is at it.  True
- * if the group's catalogs have changed.
+ * The same for a change put aside, or "whole" for all of its transaction; nothing
+ * if another worker has been or is at it.
  */
-bool
-repl_ml_park_retry(int64 id, uint16 self, bool whole)
+void
+repl_ml_park_retry(ReplMlApply *apply, ReplMlParkedTry *try)
 {
 	Oid			types[2] = {INT8OID, BOOLOID};
-	Datum		values[2] = {Int64GetDatum(id), BoolGetDatum(whole)};
+	Datum		values[2] = {Int64GetDatum(try->id), BoolGetDatum(try->whole)};
 	MemoryContext context = CurrentMemoryContext;
-	bool		catalogs_changed = false;
 	int64	   *ids;
 	int			count;
 
 	if (repl_ml_spi_execute("SELECT FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1 AND put_aside FOR UPDATE SKIP LOCKED",
 							1, types, values, NULL) == 0)
-		return false;
+		return;
 	SPI_connect();
 	SPI_execute_with_args("SELECT p.id FROM repl_ml.parked_change p JOIN repl_ml.parked_change f USING (origin_node, origin_lsn)"
 						  " WHERE f.id OPERATOR(pg_catalog.=) $1 AND p.put_aside AND ($2 OR p.id OPERATOR(pg_catalog.=) f.id) ORDER BY p.id",
@@ -548,7 +616,7 @@ repl_ml_park_retry(int64 id, uint16 self, bool whole)
 	SPI_finish();
 	for (int i = 0; i < count; i++)
 	{
-		ParkedChange change = {.apply = {.late = true,.self = self,.message_context = context}};
+		ParkedChange change = {.apply = {.late = true,.self = apply->self,.message_context = context}};
 		ReplMlPeer	peer = {0};
 
 		change.apply.peer = &peer;
@@ -556,9 +624,8 @@ repl_ml_park_retry(int64 id, uint16 self, bool whole)
 			continue;
 		apply_change(&change);
 		forget(ids[i]);
-		catalogs_changed |= change.apply.transaction.catalogs_changed;
+		apply->transaction.catalogs_changed |= change.apply.transaction.catalogs_changed;
 	}
-	return catalogs_changed;
 }
 
 /*

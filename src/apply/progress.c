@@ -70,6 +70,7 @@ repl_ml_apply_tell_parked(ReplMlApply *worker, XLogRecPtr end)
 }
 
 static bool retry_wanted = false;
+static bool locked_wanted = false;
 
 /*
  * Called in the apply worker by park.c and dispatch.c: something has been parked
@@ -90,4 +91,33 @@ repl_ml_apply_retry_is_wanted(void)
 
 	retry_wanted = false;
 	return wanted;
+}
+
+/* Called in the apply worker by park.c: something has been parked that met a lock, which may be gone at any moment. */
+void
+repl_ml_apply_retry_locked(void)
+{
+	locked_wanted = true;
+}
+
+/* Called by copy/retry.c: has somebody said so since the last call? */
+bool
+repl_ml_apply_retry_is_locked(void)
+{
+	bool		wanted = locked_wanted;
+
+	locked_wanted = false;
+	return wanted;
+}
+
+/* Does somebody want the worker to pause? */
+bool
+repl_ml_apply_is_to_pause(const ReplMlApply *worker)
+{
+	bool		asked;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	asked = worker->worker->pause;
+	LWLockRelease(repl_ml_shared->lock);
+	return asked;
 }

@@ -129,7 +129,7 @@ repl_ml_relation_remember(LogicalRepRelation *remote, List *columns, bool late)
 		table->careful = 0;
 		table->logged_at = 0;
 	}
-	table->misfit = NULL;
+	table->misfit = table->locked = NULL;
 	table->misfit_until = 0;
 	table->columns = NULL;
 	table->late = late;

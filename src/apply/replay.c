@@ -46,10 +46,12 @@ static int	committed = 0;		/* up to here it is done with */
 
 static void keep(ReplMlApply *apply, StringInfo message);
 static void note_handled(int end, StringInfo message);
+static bool succeeds(ReplMlApply *apply, void (*step) (ReplMlApply *apply, void *argument), void *argument);
+static void dispatch_message(ReplMlApply *apply, void *message);
+static void finish(ReplMlApply *apply, void *durable);
+static void replay(ReplMlApply *apply, void *nothing);
 static bool may_replay(ReplMlApply *apply);
-static void replay_until_done(ReplMlApply *apply);
 static void prepare_replay(ReplMlApply *apply);
-static bool replay(ReplMlApply *apply);
 
 /* Forgets all: the peer will send it again. */
 void
@@ -65,8 +67,6 @@ repl_ml_replay_forget(void)
 void
 repl_ml_replay_dispatch(ReplMlApply *apply, StringInfo message)
 {
-	volatile bool again = false;
-
 	if (message->data[message->cursor] == LOGICAL_REP_MSG_BEGIN)
 	{
 		repl_ml_aside_begin();
@@ -75,40 +75,60 @@ repl_ml_replay_dispatch(ReplMlApply *apply, StringInfo message)
 			repl_ml_dispatch_finish(apply, false);
 	}
 	keep(apply, message);
-	PG_TRY();
+	if (!succeeds(apply, dispatch_message, message))
 	{
-		repl_ml_dispatch(apply, message);
+		while (!succeeds(apply, replay, NULL))
+			;
 	}
-	PG_CATCH();
-	{
-		if (!may_replay(apply))
-			PG_RE_THROW();
-		again = true;
-	}
-	PG_END_TRY();
-	if (again)
-		replay_until_done(apply);
 }
 
 /* Commits the batch; what that fails for is applied again, each transaction by itself. */
 void
 repl_ml_replay_finish(ReplMlApply *apply, bool durable)
 {
-	volatile bool again = false;
+	if (!succeeds(apply, finish, &durable))
+	{
+		while (!succeeds(apply, replay, NULL))
+			;
+	}
+}
+
+/*
+ * Does a step.  False if that failed, and what is kept and not committed has to
+ * be applied again: everything is given back then, and how is noted.  Other
+ * errors are raised.
+ */
+static bool
+succeeds(ReplMlApply *apply, void (*step) (ReplMlApply *apply, void *argument), void *argument)
+{
+	volatile bool done = true;
 
 	PG_TRY();
 	{
-		repl_ml_dispatch_finish(apply, durable);
+		step(apply, argument);
 	}
 	PG_CATCH();
 	{
 		if (!may_replay(apply))
 			PG_RE_THROW();
-		again = true;
+		done = false;
 	}
 	PG_END_TRY();
-	if (again)
-		replay_until_done(apply);
+	if (!done)
+		prepare_replay(apply);
+	return done;
+}
+
+static void
+dispatch_message(ReplMlApply *apply, void *message)
+{
+	repl_ml_dispatch(apply, message);
+}
+
+static void
+finish(ReplMlApply *apply, void *durable)
+{
+	repl_ml_dispatch_finish(apply, *(bool *) durable);
 }
 
 /* What has been handled so far is committed; dispatch.c calls it. */
@@ -157,44 +177,41 @@ note_handled(int end, StringInfo message)
 
 /*
  * May what is kept be applied again in another way, after the error being
- * handled?  Not if the error will go away by itself, or is the stream's.
+ * handled?  Not if the error will go away by itself, or is the stream's; but a
+ * lock that somebody holds is waited for here, too.
  */
 static bool
 may_replay(ReplMlApply *apply)
 {
 	if (!complete || kept == NULL || kept->len == 0)
 		return false;
-	if (apply->crowded || repl_ml_aside_is_blocked())
+	if (apply->crowded || repl_ml_locked_by_commit(geterrcode()))
 		return true;
+	if (repl_ml_locked_is_race(geterrcode()))
+		return !repl_ml_apply_is_to_pause(apply);
 	if (!repl_ml_dispatch_is_permanent(geterrcode()) || apply->failures >= MOST_FAILURES)
 		return false;
 	/* at the end of a batch nobody knows whose error it is; alone, they will tell */
 	return apply->transaction.open ? apply->blame_transaction : apply->message_lsn > apply->unbatched_until;
 }
 
-/* After an error that may_replay has looked at. */
-static void
-replay_until_done(ReplMlApply *apply)
-{
-	do
-		prepare_replay(apply);
-	while (!replay(apply));
-}
-
 /* Gives everything back after the error, and notes how what it hit is to be applied now. */
 static void
 prepare_replay(ReplMlApply *apply)
 {
-	bool		blocked = repl_ml_aside_is_blocked();
 	bool		crowded = apply->crowded;
-	XLogRecPtr	hit = apply->transaction.open ? apply->transaction.final_lsn : InvalidXLogRecPtr;
+	XLogRecPtr	hit = apply->transaction.open && apply->blame_transaction ? apply->transaction.final_lsn : InvalidXLogRecPtr;
+	bool		impatient = apply->transaction.impatient;
 	ErrorData  *error;
+	bool		blocked;
+	bool		race;
 
 	HOLD_INTERRUPTS();
 	MemoryContextSwitchTo(TopMemoryContext);
 	error = CopyErrorData();
 	FlushErrorState();
-	repl_ml_aside_unwatch();
+	blocked = repl_ml_locked_by_commit(error->sqlerrcode);
+	race = !crowded && repl_ml_locked_is_race(error->sqlerrcode);
 	replorigin_session_origin_lsn = InvalidXLogRecPtr;
 	replorigin_session_origin_timestamp = 0;
 	AbortOutOfAnyTransaction();
@@ -210,43 +227,35 @@ prepare_replay(ReplMlApply *apply)
 	apply->unbatched_until = Max(apply->unbatched_until, apply->received);
 	if (blocked)
 		apply->blocked_lsn = hit;
-	if (blocked || crowded || hit == InvalidXLogRecPtr)
+	if (race && hit != InvalidXLogRecPtr)
+		repl_ml_dispatch_locked(apply, hit, error->sqlerrcode);
+	repl_ml_locked_unwatch();
+	if (hit == InvalidXLogRecPtr || blocked || crowded || (race && !impatient))
 		FreeErrorData(error);
 	else
 		repl_ml_dispatch_blame(apply, hit, error);
 	RESUME_INTERRUPTS();
+	if (race && (hit == InvalidXLogRecPtr || impatient || !repl_ml_dispatch_is_impatient(apply)))
+		apply->give_way();
 }
 
-/* Applies what is kept and not committed; false if that failed in a way that another try may mend. */
-static bool
-replay(ReplMlApply *apply)
+/* Applies what is kept and not committed. */
+static void
+replay(ReplMlApply *apply, void *nothing)
 {
-	volatile bool done = true;
-
-	PG_TRY();
+	for (int at = committed; kept->len > 0 && at < kept->len;)
 	{
-		for (int at = committed; kept->len > 0 && at < kept->len;)
-		{
-			StringInfoData message = {.maxlen = -1};
-			KeptHeader	header;
+		StringInfoData message = {.maxlen = -1};
+		KeptHeader	header;
 
-			CHECK_FOR_INTERRUPTS();
-			memcpy(&header, kept->data + at, sizeof(header));
-			message.data = kept->data + at + sizeof(header);
-			message.len = header.length;
-			at += sizeof(header) + header.length;
-			note_handled(at, &message);
-			apply->message_lsn = header.lsn;
-			repl_ml_dispatch(apply, &message);
-			MemoryContextReset(apply->message_context);
-		}
+		CHECK_FOR_INTERRUPTS();
+		memcpy(&header, kept->data + at, sizeof(header));
+		message.data = kept->data + at + sizeof(header);
+		message.len = header.length;
+		at += sizeof(header) + header.length;
+		note_handled(at, &message);
+		apply->message_lsn = header.lsn;
+		repl_ml_dispatch(apply, &message);
+		MemoryContextReset(apply->message_context);
 	}
-	PG_CATCH();
-	{
-		if (!may_replay(apply))
-			PG_RE_THROW();
-		done = false;
-	}
-	PG_END_TRY();
-	return done;
 }

@@ -107,6 +107,7 @@ extern ReplMlTarget *repl_ml_targets_route(ReplMlTarget *root, TupleTableSlot *s
 extern void repl_ml_targets_renew(void);
 extern void repl_ml_targets_close(void);
 extern void repl_ml_targets_forget(void);
+extern ErrorData *repl_ml_targets_try(void (*step) (void *argument), void *argument);
 extern void repl_ml_targets_in_session(void (*step) (void *argument), void *argument);
 
 /* in deletion.c */

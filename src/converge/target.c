@@ -10,6 +10,7 @@
 
 #include "access/table.h"
 #include "access/tupconvert.h"
+#include "access/xact.h"
 #include "catalog/catalog.h"
 #include "executor/execPartition.h"
 #include "executor/executor.h"
@@ -19,6 +20,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/rls.h"
 #include "utils/syscache.h"
 
@@ -279,4 +281,39 @@ repl_ml_targets_in_session(void (*step) (void *argument), void *argument)
 	PG_END_TRY();
 	repl_ml_session_restore(values_level);
 	AtEOXact_GUC(true, level);
+}
+
+/*
+ * Does a step in a subtransaction with targets of its own; the error that it
+ * failed with, in the caller's context, or NULL.
+ */
+ErrorData *
+repl_ml_targets_try(void (*step) (void *argument), void *argument)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+
+	/* what is open belongs to the transaction it was opened in */
+	repl_ml_targets_close();
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		step(argument);
+		repl_ml_targets_close();
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		repl_ml_targets_forget();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return error;
 }

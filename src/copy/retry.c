@@ -30,7 +30,6 @@
 #include "miscadmin.h"
 #include "replication/origin.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -55,7 +54,9 @@
 #define BATCH				"50"
 #define CRASH_REST			"'10 min'"	/* until what took the server down is tried
 										 * again, once */
-#define LOCK_PATIENCE		"10ms"
+#define LOCK_PATIENCE_MS	10
+#define LOCKED_DELAY_MS		100 /* after something has met a lock, and at least ... */
+#define LONGEST_LOCKED_DELAY_MS 1000	/* ... that often as long as it does */
 
 /* Of one peer, as the same text on both nodes if the table is the same. */
 #define COLUMNS_OF_TABLE \
@@ -84,7 +85,9 @@ typedef struct Parked
 static struct
 {
 	bool		running;
+	bool		only_locked;	/* tries just what has met a lock */
 	bool		any;			/* something was there to try */
+	bool		met_lock;
 	bool		progressed;
 	int			spent;			/* ms */
 	NameData	schema_name;
@@ -99,12 +102,15 @@ static MemoryContext trusted_context = NULL;	/* of that list */
 static TimestampTz next_try = 0;
 static int	delay = FIRST_DELAY_MS;
 static TimestampTz rest_until = 0;	/* a change of the catalogs waits so long */
+static TimestampTz next_locked = 0; /* the next round of what has met a lock; 0:
+									 * nothing has */
+static int	locked_delay = LOCKED_DELAY_MS;
 static bool changed = false;	/* catalogs, since the last round began */
 
 static void listen_to_catalogs(void);
 static List *next_changes(ReplMlApply *apply);
 static void try_change(ReplMlApply *apply, Parked *change);
-static ErrorData *attempt(ReplMlApply *apply, const Parked *change, bool with_defaults, ReplMlParkedState *state);
+static void begin_pass(TimestampTz now);
 static void rest(TimestampTz now);
 static void finish_pass(ReplMlApply *apply);
 static void heal(ReplMlApply *apply, Parked *table);
@@ -113,7 +119,9 @@ static void heal(ReplMlApply *apply, Parked *table);
 int
 repl_ml_retry_due(void)
 {
-	return (int) Min(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next_try), LONGEST_DELAY_MS);
+	TimestampTz due = next_locked == 0 ? next_try : Min(next_try, next_locked);
+
+	return (int) Min(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), due), LONGEST_DELAY_MS);
 }
 
 static void
@@ -186,6 +194,11 @@ repl_ml_retry_step(ReplMlApply *apply)
 		changed = true;
 		pass.any = true;
 	}
+	if (repl_ml_apply_retry_is_locked() && next_locked == 0)
+	{
+		locked_delay = LOCKED_DELAY_MS;
+		next_locked = TimestampTzPlusMilliseconds(start, locked_delay);
+	}
 	if (is_asked(apply))
 		next_try = 0;
 	else if (changed && pass.any && !pass.running)
@@ -193,19 +206,16 @@ repl_ml_retry_step(ReplMlApply *apply)
 		delay = FIRST_DELAY_MS;
 		next_try = Min(next_try, Max(rest_until, TimestampTzPlusMilliseconds(start, FIRST_DELAY_MS)));
 	}
-	if (start < next_try)
+	if (repl_ml_retry_due() > 0)
 		return;
 	if (!pass.running && is_joining(apply))
 	{
 		next_try = TimestampTzPlusMilliseconds(start, FIRST_DELAY_MS);
+		next_locked = 0;
 		return;
 	}
 	if (!pass.running)
-	{
-		memset(&pass, 0, sizeof(pass));
-		pass.running = true;
-		changed = false;
-	}
+		begin_pass(start);
 	while (pass.running && !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), SLICE_MS))
 	{
 		List	   *changes = next_changes(apply);
@@ -223,18 +233,42 @@ repl_ml_retry_step(ReplMlApply *apply)
 	}
 	pass.spent += TimestampDifferenceMilliseconds(start, GetCurrentTimestamp());
 	received = apply->received;
-	if (pass.running)
+	if (pass.running && pass.only_locked)
+		next_locked = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), idle ? 0 : REST_MS);
+	else if (pass.running)
 		next_try = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), idle ? 0 : REST_MS);
 	else
 		rest(GetCurrentTimestamp());
 }
 
-/* Says when the next round begins: the longer one takes, and the less it brings, the later. */
+/* Begins a round: of all, if it is time for that, or of what has met a lock. */
+static void
+begin_pass(TimestampTz now)
+{
+	bool		any = pass.any;
+
+	memset(&pass, 0, sizeof(pass));
+	pass.running = true;
+	pass.only_locked = now < next_try;
+	if (pass.only_locked)
+		pass.any = any;
+	else
+		changed = false;
+}
+
+/*
+ * Says when the next round begins: the longer one takes, and the less it brings,
+ * the later.  A lock is looked after often, as long as anything meets one.
+ */
 static void
 rest(TimestampTz now)
 {
 	int			pause = pass.progressed ? pass.spent / SHORT_REST : Min(pass.spent, INT_MAX / MOST_REST) * MOST_REST;
 
+	locked_delay = pass.progressed ? LOCKED_DELAY_MS : Min(locked_delay * 2, LONGEST_LOCKED_DELAY_MS);
+	next_locked = pass.met_lock ? TimestampTzPlusMilliseconds(now, Max(locked_delay, Min(pass.spent, LONGEST_LOCKED_DELAY_MS))) : 0;
+	if (pass.only_locked)
+		return;
 	/* one may have waited for another that has been applied now */
 	delay = pass.progressed ? FIRST_DELAY_MS : Min(delay * 2, LONGEST_DELAY_MS);
 	next_try = TimestampTzPlusMilliseconds(now, Max(delay, pause));
@@ -247,21 +281,21 @@ next_changes(ReplMlApply *apply)
 {
 	static SPIPlanPtr plan = NULL;
 	List	   *changes = NIL;
-	Oid			types[4] = {INT4OID, NAMEOID, NAMEOID, INT8OID};
-	Datum		values[4] = {Int32GetDatum(apply->peer->node_id), NameGetDatum(&pass.schema_name),
-	NameGetDatum(&pass.table_name), Int64GetDatum(pass.id)};
+	Oid			types[5] = {INT4OID, NAMEOID, NAMEOID, INT8OID, BOOLOID};
+	Datum		values[5] = {Int32GetDatum(apply->peer->node_id), NameGetDatum(&pass.schema_name),
+	NameGetDatum(&pass.table_name), Int64GetDatum(pass.id), BoolGetDatum(pass.only_locked)};
 
 	repl_ml_begin();
 	SPI_execute_plan(repl_ml_spi_plan(&plan, "SELECT p.schema_name, p.table_name, p.id, p.action OPERATOR(pg_catalog.=) 'counted', p.sqlstate OPERATOR(pg_catalog.=) '38000'"
 									  " FROM repl_ml.parked_change p"
 									  " WHERE ROW(p.schema_name, p.table_name, p.id) OPERATOR(pg_catalog.>) ROW($2, $3, $4)"
-									  " AND NOT p.put_aside AND p.action OPERATOR(pg_catalog.=) ANY ('{insert,update,delete,counted}')"
+									  " AND NOT p.put_aside AND (NOT $5 OR p.sqlstate OPERATOR(pg_catalog.=) '55P03') AND p.action OPERATOR(pg_catalog.=) ANY ('{insert,update,delete,counted}')"
 									  " AND (p.sqlstate OPERATOR(pg_catalog.<>) '38000' OR (p.parked_at OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) " CRASH_REST "::pg_catalog.interval)"
 									  " AND NOT EXISTS (SELECT FROM repl_ml.parked_change f WHERE f.schema_name OPERATOR(pg_catalog.=) p.schema_name AND f.table_name OPERATOR(pg_catalog.=) p.table_name"
 									  " AND f.sqlstate OPERATOR(pg_catalog.=) '38000' AND f.message OPERATOR(pg_catalog.=) '" REPL_ML_CRASHED_AGAIN "')))"
 									  " AND (p.origin_node OPERATOR(pg_catalog.=) $1 OR NOT EXISTS (SELECT FROM repl_ml.member m"
 									  " WHERE m.node_id OPERATOR(pg_catalog.=) p.origin_node AND m.state OPERATOR(pg_catalog.<>) 'dropped'))"
-									  " ORDER BY p.schema_name, p.table_name, p.id LIMIT " BATCH, 4, types), values, NULL, true, 0);
+									  " ORDER BY p.schema_name, p.table_name, p.id LIMIT " BATCH, 5, types), values, NULL, true, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(apply->message_context);
@@ -334,76 +368,50 @@ go_on_behind(const Parked *change, bool whole_table)
 	pass.id = whole_table ? PG_INT64_MAX : change->id;
 }
 
+/* Was it the whole table that the change found locked? */
+static bool
+is_table_locked(const Parked *change)
+{
+	bool		whole;
+
+	StartTransactionCommand();
+	whole = OidIsValid(repl_ml_locked_table(change->schema_name, change->table_name));
+	CommitTransactionCommand();
+	return whole;
+}
+
 /* Tries one parked change, unless what stands before it of its table has shown that it is no use. */
 static void
 try_change(ReplMlApply *apply, Parked *change)
 {
-	ReplMlParkedState state = REPL_ML_PARKED_UNFIT;
+	ReplMlParkedTry try = {.id = change->id,.crashed = change->crashed,.with_defaults = find_table(trusted, change) != NULL,.state = REPL_ML_PARKED_UNFIT};
 	ErrorData  *error = NULL;
+	bool		locked;
 
 	if (strcmp(change->schema_name, NameStr(pass.schema_name)) == 0 &&
 		strcmp(change->table_name, NameStr(pass.table_name)) == 0 && pass.id == PG_INT64_MAX)
 		return;
 	pass.any = true;
 	if (!change->counted)
-		error = attempt(apply, change, find_table(trusted, change) != NULL, &state);
+		error = repl_ml_park_attempt(apply, &try, repl_ml_park_try, LOCK_PATIENCE_MS);
 	/* generated here now, say */
 	if (error != NULL && error->sqlerrcode == ERRCODE_UNDEFINED_COLUMN)
-		state = REPL_ML_PARKED_UNFIT;
+		try.state = REPL_ML_PARKED_UNFIT;
 	else if (error != NULL)
-		state = REPL_ML_PARKED_GONE;
-	if (state == REPL_ML_PARKED_UNFIT || state == REPL_ML_PARKED_LACKS)
-		note_unfit(change, state == REPL_ML_PARKED_LACKS);
+		try.state = REPL_ML_PARKED_GONE;
+	if (!pass.only_locked && (try.state == REPL_ML_PARKED_UNFIT || try.state == REPL_ML_PARKED_LACKS))
+		note_unfit(change, try.state == REPL_ML_PARKED_LACKS);
+	locked = error != NULL && error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE;
+	pass.met_lock |= locked;
 	/* one that can be applied may still stand behind one that cannot */
-	go_on_behind(change, error != NULL && error->sqlerrcode == ERRCODE_UNDEFINED_TABLE);
-	if (state == REPL_ML_PARKED_DONE)
+	go_on_behind(change, error != NULL && (error->sqlerrcode == ERRCODE_UNDEFINED_TABLE ||
+										   (locked && is_table_locked(change))));
+	if (try.state == REPL_ML_PARKED_DONE)
 		pass.progressed = true;
 	/* that its table is banned is not what it was parked for */
-	if (error != NULL && repl_ml_dispatch_is_permanent(error->sqlerrcode) && error->sqlerrcode != ERRCODE_EXTERNAL_ROUTINE_EXCEPTION)
+	if (error != NULL && (locked || repl_ml_dispatch_is_permanent(error->sqlerrcode)) &&
+		error->sqlerrcode != ERRCODE_EXTERNAL_ROUTINE_EXCEPTION)
 		repl_ml_park_note(change->id, error);
-}
-
-/* Tries one parked change in a transaction of its own; the error it failed with, or NULL. */
-static ErrorData *
-attempt(ReplMlApply *apply, const Parked *change, bool with_defaults, ReplMlParkedState *state)
-{
-	ErrorData  *volatile error = NULL;
-
-	PG_TRY();
-	{
-		int			level;
-
-		SetCurrentStatementStartTimestamp();
-		StartTransactionCommand();
-		level = NewGUCNestLevel();
-		(void) set_config_option("lock_timeout", LOCK_PATIENCE, PGC_SUSET, PGC_S_OVERRIDE,
-								 GUC_ACTION_SAVE, true, 0, false);
-		PushActiveSnapshot(GetTransactionSnapshot());
-		MemoryContextSwitchTo(apply->message_context);
-		repl_ml_crash_retries(change->id, change->crashed);
-		*state = repl_ml_park_try(change->id, apply->self, with_defaults, &apply->transaction.catalogs_changed);
-		repl_ml_targets_close();
-		PopActiveSnapshot();
-		AtEOXact_GUC(true, level);
-		replorigin_session_origin_lsn = InvalidXLogRecPtr;
-		CommitTransactionCommand();
-		if (*state == REPL_ML_PARKED_DONE && apply->volatile_since == 0)
-			apply->volatile_since = GetCurrentTimestamp();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(apply->message_context);
-		error = CopyErrorData();
-		FlushErrorState();
-		AbortOutOfAnyTransaction();
-		repl_ml_targets_forget();
-		repl_ml_applying = true;
-	}
-	PG_END_TRY();
-	repl_ml_crash_rests();
-	MemoryContextSwitchTo(apply->message_context);
-	CHECK_FOR_INTERRUPTS();
-	return error;
 }
 
 /* At the end of a round: heals what it could not apply. */
@@ -413,6 +421,8 @@ finish_pass(ReplMlApply *apply)
 	ListCell   *lc;
 
 	pass.running = false;
+	if (pass.only_locked)
+		return;
 	trusted = NIL;
 	MemoryContextReset(trusted_context);
 	if (pass.unfit != NIL && apply->conn != NULL)

@@ -99,9 +99,9 @@ static void join_chunk(ReplMlApply *apply, Relation rel);
 static void join_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
 static void join_tombstone(ReplMlApply *apply, Datum *values, bool *nulls);
 static void join_version(ReplMlApply *apply, Datum *values, bool *nulls);
-static void bury_copied(CopiedVersion *copied);
-static void join_copied(CopiedVersion *copied);
-static bool attempt(void (*step) (CopiedVersion *copied), CopiedVersion *copied);
+static void bury_copied(void *argument);
+static void join_copied(void *argument);
+static bool attempt(void (*step) (void *argument), CopiedVersion *copied);
 static int	read_copy(void *out, int min, int max);
 
 /* Joins the peer's list of members and of tables into ours, over whatever connection. */
@@ -151,13 +151,26 @@ next_pending(ReplMlApply *apply, char **schema_name, char **table_name)
 	return found;
 }
 
-/* Is the error that of the table, and not of the connection, the server or a race? */
+/* Is the error that of the table, and not of the connection, the server or a lost race for a key? */
 static bool
 is_the_tables(ReplMlApply *apply, int sqlstate)
 {
-	return repl_ml_dispatch_is_permanent(sqlstate) && ERRCODE_TO_CATEGORY(sqlstate) != ERRCODE_CONNECTION_EXCEPTION &&
-		/* a key may have been inserted since we looked, see worker.c */
-		(sqlstate != ERRCODE_UNIQUE_VIOLATION || apply->races > 0);
+	return repl_ml_locked_is_race(sqlstate) ||
+		(repl_ml_dispatch_is_permanent(sqlstate) && ERRCODE_TO_CATEGORY(sqlstate) != ERRCODE_CONNECTION_EXCEPTION &&
+	/* a key may have been inserted since we looked, see worker.c */
+		 (sqlstate != ERRCODE_UNIQUE_VIOLATION || apply->races > 0));
+}
+
+/* Says in the error what is locked, and by whom. */
+static void
+describe_lock(ReplMlApply *apply, ErrorData *error)
+{
+	StartTransactionCommand();
+	MemoryContextSwitchTo(apply->message_context);
+	if (repl_ml_locked_describe(error))
+		error->detail = NULL;
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(apply->message_context);
 }
 
 /*
@@ -171,7 +184,9 @@ copy_or_note(ReplMlApply *apply, bool joining, const char *schema_name, const ch
 
 	PG_TRY();
 	{
+		repl_ml_locked_watch(false);
 		copy_table(apply, apply->copy_conn, schema_name, table_name);
+		repl_ml_locked_unwatch();
 	}
 	PG_CATCH();
 	{
@@ -193,6 +208,9 @@ copy_or_note(ReplMlApply *apply, bool joining, const char *schema_name, const ch
 	if (error == NULL)
 		return;
 	set_progress(apply, InvalidOid, 0);
+	if (repl_ml_locked_is_race(error->sqlerrcode))
+		describe_lock(apply, error);
+	repl_ml_locked_unwatch();
 	repl_ml_table_failed(apply, schema_name, table_name, "copy", error);
 }
 
@@ -590,45 +608,51 @@ add_to_chunk(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
 		join_chunk(apply, rel);
 }
 
-/* Joins some rows in a subtransaction; returns the error that it failed with for good, or NULL. */
+/* Rows that are joined in one subtransaction. */
+typedef struct RowsToJoin
+{
+	ReplMlApply *apply;
+	Relation	rel;
+	List	   *tuples;
+} RowsToJoin;
+
+static void
+join_tuples(void *argument)
+{
+	RowsToJoin *rows = argument;
+	int			natts = RelationGetNumberOfAttributes(rows->rel);
+	Datum	   *values = palloc(natts * sizeof(Datum));
+	bool	   *nulls = palloc(natts * sizeof(bool));
+	ListCell   *lc;
+
+	repl_ml_locked_watch(false);
+	foreach(lc, rows->tuples)
+	{
+		CHECK_FOR_INTERRUPTS();
+		heap_deform_tuple(lfirst(lc), RelationGetDescr(rows->rel), values, nulls);
+		join_one(rows->apply, rows->rel, values, nulls);
+	}
+	repl_ml_locked_unwatch();
+}
+
+/*
+ * Joins some rows in a subtransaction; returns the error that it failed with for
+ * good, or NULL.  For a lock it waits once: the copy holds others' up.
+ */
 static ErrorData *
 try_to_join(ReplMlApply *apply, Relation rel, List *tuples)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	int			natts = RelationGetNumberOfAttributes(rel);
-	Datum	   *values = palloc(natts * sizeof(Datum));
-	bool	   *nulls = palloc(natts * sizeof(bool));
-	ErrorData  *volatile error = NULL;
+	RowsToJoin	rows = {.apply = apply,.rel = rel,.tuples = tuples};
+	ErrorData  *error = repl_ml_targets_try(join_tuples, &rows);
 
-	/* what is open belongs to the transaction it was opened in */
-	repl_ml_targets_close();
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
+	if (error != NULL && repl_ml_locked_is_race(error->sqlerrcode))
 	{
-		ListCell   *lc;
-
-		foreach(lc, tuples)
-		{
-			CHECK_FOR_INTERRUPTS();
-			heap_deform_tuple(lfirst(lc), RelationGetDescr(rel), values, nulls);
-			join_one(apply, rel, values, nulls);
-		}
-		repl_ml_targets_close();
-		ReleaseCurrentSubTransaction();
+		repl_ml_locked_note(0);
+		repl_ml_locked_unwatch();
+		(void) repl_ml_locked_describe(error);
+		return error;
 	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		repl_ml_targets_forget();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
+	repl_ml_locked_unwatch();
 	if (error != NULL && !repl_ml_dispatch_is_permanent(error->sqlerrcode))
 		ReThrowError(error);
 	return error;
@@ -778,14 +802,17 @@ join_version(ReplMlApply *apply, Datum *values, bool *nulls)
 }
 
 static void
-bury_copied(CopiedVersion *copied)
+bury_copied(void *argument)
 {
+	CopiedVersion *copied = argument;
+
 	repl_ml_deletion_join(copied->relid, copied->columns, copied->key, copied->clock, copied->eviction, &copied->source);
 }
 
 static void
-join_copied(CopiedVersion *copied)
+join_copied(void *argument)
 {
+	CopiedVersion *copied = argument;
 	ReplMlTarget *target = repl_ml_targets_get(copied->relid);
 	TupleTableSlot *row;
 	ReplMlUser	saved;
@@ -801,39 +828,13 @@ join_copied(CopiedVersion *copied)
 
 /* Does a step in a subtransaction; false if it fails in a way that trying again would not mend. */
 static bool
-attempt(void (*step) (CopiedVersion *copied), CopiedVersion *copied)
+attempt(void (*step) (void *argument), CopiedVersion *copied)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool done = true;
+	ErrorData  *error = repl_ml_targets_try(step, copied);
 
-	/* the subtransaction opens its own */
-	repl_ml_targets_close();
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		step(copied);
-		repl_ml_targets_close();
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		repl_ml_targets_forget();
-		if (!repl_ml_dispatch_is_permanent(error->sqlerrcode))
-			ReThrowError(error);
-		done = false;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return done;
+	if (error != NULL && !repl_ml_dispatch_is_permanent(error->sqlerrcode))
+		ReThrowError(error);
+	return error == NULL;
 }
 
 /* NextCopyFrom's source: waits for the peer, but not longer than its timeout. */

@@ -66,6 +66,7 @@ static void prepare_session(void);
 static bool run_and_recover(void);
 static void run(void);
 static void stream(XLogRecPtr from);
+static void reload_if_asked(void);
 static void receive_all(void);
 static void handle_message(char *data, int length);
 static void measure_clock(int64 sent);
@@ -77,6 +78,9 @@ static void show_covered(XLogRecPtr lsn);
 static void acknowledge(bool reply_wanted);
 static void acknowledge_news(void);
 static void wait_for_data(pgsocket fd);
+static void count_race(void);
+static int	race_delay(void);
+static void give_way(void);
 static bool recover(void);
 static void add_context(void *arg);
 
@@ -102,7 +106,7 @@ repl_ml_apply_main(Datum arg)
 		bool		again_at_once = run_and_recover();
 
 		if (again_at_once)
-			delay = Min(FIRST_DELAY_MS / 4 * Max(apply.races - 1, 0), FIRST_DELAY_MS * 5);
+			delay = race_delay();
 		else if (delay == 0 || apply.progressed)
 			delay = FIRST_DELAY_MS;
 		else
@@ -208,7 +212,6 @@ show_crash(char *message)
 static void
 prepare_session(void)
 {
-	char		lock_timeout[32];
 	ErrorContextCallback *context = MemoryContextAlloc(TopMemoryContext, sizeof(ErrorContextCallback));
 
 	repl_ml_applying = true;
@@ -217,10 +220,9 @@ prepare_session(void)
 	SetConfigOption("session_replication_role", "replica", PGC_SUSET, PGC_S_OVERRIDE);
 	/* what is applied is flushed when somebody waits for it, see settle */
 	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
-	/* give up before a client that waits for us is told of a deadlock ... */
-	snprintf(lock_timeout, sizeof(lock_timeout), "%d", Max(DeadlockTimeout * 3 / 4, 10));
-	SetConfigOption("lock_timeout", lock_timeout, PGC_SUSET, PGC_S_OVERRIDE);
-	/* ... also one that has been waiting for long when we begin to */
+	apply.give_way = give_way;
+	repl_ml_locked_settle();
+	/* ... also before one that has been waiting for long when we begin to */
 	SetConfigOption("deadlock_timeout", DEADLOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("log_lock_waits", "off", PGC_SUSET, PGC_S_OVERRIDE);
 
@@ -247,22 +249,11 @@ add_context(void *arg)
 		errcontext("reading %s from node \"%s\"", apply.doing, apply.peer->node_name);
 }
 
-static bool
-pause_asked(void)
-{
-	bool		asked;
-
-	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
-	asked = apply.worker->pause;
-	LWLockRelease(repl_ml_shared->lock);
-	return asked;
-}
-
 /* Between connections: stays here as long as somebody wants us to pause. */
 static void
 wait_while_paused(void)
 {
-	while (pause_asked())
+	while (repl_ml_apply_is_to_pause(&apply))
 	{
 		repl_ml_apply_set_state(&apply, REPL_ML_WORKER_PAUSED);
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10000,
@@ -343,14 +334,20 @@ stream(XLogRecPtr from)
 	{
 		CHECK_FOR_INTERRUPTS();
 		receive_all();
-		if (is_at_rest() && pause_asked())
+		if (is_at_rest() && repl_ml_apply_is_to_pause(&apply))
 			return;
-		if (ConfigReloadPending)
-		{
-			ConfigReloadPending = false;
-			ProcessConfigFile(PGC_SIGHUP);
-		}
+		reload_if_asked();
 	}
+}
+
+static void
+reload_if_asked(void)
+{
+	if (!ConfigReloadPending)
+		return;
+	ConfigReloadPending = false;
+	ProcessConfigFile(PGC_SIGHUP);
+	repl_ml_locked_settle();
 }
 
 /* Often enough for the peer to know that we are there. */
@@ -413,7 +410,7 @@ receive_all(void)
 			if (is_at_rest())
 				repl_ml_retry_step(&apply);
 		}
-		if (is_at_rest() && pause_asked())
+		if (is_at_rest() && repl_ml_apply_is_to_pause(&apply))
 			return;
 	}
 	finish_batch();
@@ -707,11 +704,50 @@ wait_for_data(pgsocket fd)
 	}
 }
 
-/* Is it the fate of a transaction that met a client's, not an error? */
-static bool
-is_race(int sqlstate)
+/* Notes that a transaction met others' locks. */
+static void
+count_race(void)
 {
-	return sqlstate == ERRCODE_T_R_DEADLOCK_DETECTED || sqlstate == ERRCODE_LOCK_NOT_AVAILABLE;
+	apply.races++;
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	apply.worker->retries++;
+	LWLockRelease(repl_ml_shared->lock);
+}
+
+/* How long the others then have before it is tried again, ms. */
+static int
+race_delay(void)
+{
+	return Min(FIRST_DELAY_MS / 4 * Max(apply.races - 1, 0), FIRST_DELAY_MS * 5);
+}
+
+/*
+ * replay.c calls it, outside a transaction, before what met others' locks is
+ * applied again: tells the peer what has been committed before it, and that we
+ * are there, and lets the others go on.
+ */
+static void
+give_way(void)
+{
+	int			delay;
+
+	count_race();
+	delay = apply.aside ? Min(race_delay(), ASIDE_DELAY_MS) : race_delay();
+	if (apply.volatile_since != 0)
+		repl_ml_news_flush(XactLastCommitEnd);
+	apply.volatile_since = 0;
+	apply.durable = apply.applied;
+	show_covered(apply.applied);
+	send_status(false);
+	repl_ml_aside_retry(&apply);
+	reload_if_asked();
+	if (delay > 0)
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 delay, wait_event_compat("ReplMlApplyDelay"));
+		ResetLatch(MyLatch);
+	}
+	CHECK_FOR_INTERRUPTS();
 }
 
 /*
@@ -723,16 +759,18 @@ recover(void)
 {
 	ErrorData  *error;
 	XLogRecPtr	hit = apply.transaction.open && apply.blame_transaction ? apply.transaction.final_lsn : InvalidXLogRecPtr;
+	bool		impatient = apply.transaction.impatient;
 	bool		race;
 	bool		blocked;
+	bool		locked;
 
 	HOLD_INTERRUPTS();
 	MemoryContextSwitchTo(TopMemoryContext);
 	error = CopyErrorData();
-	blocked = repl_ml_aside_is_blocked();
-	repl_ml_aside_unwatch();
+	blocked = repl_ml_locked_by_commit(error->sqlerrcode);
+	locked = !apply.crowded && repl_ml_locked_is_race(error->sqlerrcode);
 	/* also a key, in the stream or a copy, that has been inserted since we looked */
-	race = is_race(error->sqlerrcode) || blocked ||
+	race = locked || blocked || apply.crowded ||
 		(error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION &&
 		 (hit != InvalidXLogRecPtr ? apply.failures : apply.races) == 0);
 	if (!race)
@@ -752,17 +790,14 @@ recover(void)
 
 	if (blocked)
 		apply.blocked_lsn = hit;
-	if (hit != InvalidXLogRecPtr && !is_race(error->sqlerrcode) &&
-		repl_ml_dispatch_is_permanent(error->sqlerrcode))
+	if (hit != InvalidXLogRecPtr && locked)
+		repl_ml_dispatch_locked(&apply, hit, error->sqlerrcode);
+	repl_ml_locked_unwatch();
+	if (hit != InvalidXLogRecPtr && (locked ? impatient : repl_ml_dispatch_is_permanent(error->sqlerrcode)))
 		repl_ml_dispatch_blame(&apply, hit, error);
 
 	if (race)
-	{
-		apply.races++;
-		LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
-		apply.worker->retries++;
-		LWLockRelease(repl_ml_shared->lock);
-	}
+		count_race();
 	else
 	{
 		repl_ml_apply_show_error(&apply, error);

@@ -42,8 +42,9 @@ sub gave_way
 }
 
 # The timeouts apart, so that it is certain whose runs out first: what applying waits for a lock is
-# three quarters of deadlock_timeout.
+# three quarters of deadlock_timeout. And for long enough that nothing is parked, as in 362.
 sql($n2, q(ALTER SYSTEM SET deadlock_timeout = '400ms'));
+sql($n2, q(ALTER SYSTEM SET repl_ml.apply_lock_timeout = '1h'));
 $n2->restart;
 wait_converged(\@nodes, 't');
 
