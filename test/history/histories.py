@@ -18,6 +18,8 @@ import signal
 import sys
 import traceback
 
+import psycopg2
+
 import nemesis
 from checker import Case, check
 from clients import TABLES, Client, Shared
@@ -30,7 +32,9 @@ WRITE_TIMEOUT = 3  # seconds
 ASKED = 12         # writes of a known outcome whose status is asked for
 SHOWN = 12         # findings of a seed
 CONF = ["repl_ml.write_timeout = '%ds'" % WRITE_TIMEOUT, "repl_ml.heartbeat_interval = '200ms'", "wal_sender_timeout = '2s'", "wal_receiver_timeout = '2s'",
-        "repl_ml.max_apply_delay = '500ms'", "fsync = on"]
+        "repl_ml.max_apply_delay = '500ms'", "fsync = on",
+        # a client that gives up while the network is cut may leave a session with its locks
+        "tcp_keepalives_idle = 2", "tcp_keepalives_interval = 1", "tcp_keepalives_count = 3"]
 REGISTERS = "SELECT key, value, __repl_clock::text FROM history_register WHERE key / 1000000000 = %d ORDER BY key"
 ENTRIES = "SELECT id FROM history_entry WHERE id / 1000000000 = %d ORDER BY id"
 LOSERS = "SELECT (loser_row ->> 'value')::bigint FROM repl_ml.conflict_history WHERE table_name = 'history_register' AND key[1]::bigint / 1000000000 = %d"
@@ -165,6 +169,17 @@ def run_seed(cluster, seed, seconds, read):
     return bool(problems)
 
 
+def sessions(cluster):
+    """Who may hold what the group waits for."""
+    for server in cluster.servers:
+        try:
+            for row in server.sql("SELECT pid, backend_type, state, wait_event, pg_blocking_pids(pid)::text, left(query, 60) FROM pg_stat_activity"
+                                  " WHERE xact_start IS NOT NULL AND pid <> pg_backend_pid()"):
+                yield ("session", "%s: %s" % (server.name, row))
+        except psycopg2.Error as error:
+            yield ("session", "%s: %s" % (server.name, error))
+
+
 def end_politely():
     """SIGTERM ends the servers as well; SIGUSR1 tells where all threads are."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
@@ -199,7 +214,7 @@ def main():
         for seed in seeds(arguments.seeds):
             failed += run_seed(cluster, seed, arguments.seconds, read)
     except NotAtRest as error:
-        report("seed %s: the group does not recover" % seed, [("rest", str(error)), *log_problems(cluster, read)])
+        report("seed %s: the group does not recover" % seed, [("rest", str(error)), *sessions(cluster), *log_problems(cluster, read)])
         return 2
     except Exception:
         report("the tester failed", [("tester", traceback.format_exc())])
