@@ -903,7 +903,8 @@ CREATE FUNCTION repl_ml.transaction_facts(group_id uuid, origin integer, xid xid
                                    AND NOT c.put_aside AND c.action NOT IN ('evicted', 'kept'))
                         OR EXISTS (SELECT FROM repl_ml.unsent c WHERE c.node_id = transaction_facts.origin AND c.origin_xid = transaction_facts.xid::xid)
                         OR EXISTS (SELECT FROM repl_ml.discarded_transaction c WHERE c.node_id = transaction_facts.origin AND c.xid = transaction_facts.xid::xid),
-               'applied_lsn', CASE WHEN p.pending THEN '0/0' ELSE repl_ml.applied_lsn(transaction_facts.origin) END,
+               -- what is put aside counts, as it did when the commit was acknowledged
+               'applied_lsn', CASE WHEN p.pending THEN '0/0' ELSE repl_ml.received_lsn(transaction_facts.origin) END,
                'has', r.commit_lsn IS NOT NULL AND d.node_id IS NOT NULL AND NOT p.pending,
                'has_not', r.commit_lsn IS NULL AND d.node_id IS NOT NULL AND NOT p.pending AND (d.applied_lsn > '0/0' OR l.copy_data)
                           AND transaction_facts.xid >= coalesce(f.xid, '0'))::text

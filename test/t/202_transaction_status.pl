@@ -270,6 +270,7 @@ foreach my $node (@nodes)
 	sql($node, 'SELECT pg_reload_conf()');
 }
 ($token) = transaction($n1, 'quorum');
+($all) = transaction($n1, 'all');
 # what has been sent to a worker that is stopped would still arrive
 cut($n3, $n1);
 my ($reached_n2) = transaction($n1, 'one');
@@ -279,6 +280,11 @@ my ($reached_nobody) = transaction($n1, 'one');
 $last = open_transaction($n1, 'one');
 kill_server($n1);
 close_session($last);
+# (an older change that waits for a row's lock, as it may at any time)
+sql($n2, q(INSERT INTO repl_ml.parked_change (origin_node, origin_xid, origin_lsn, schema_name, table_name, action, change, sqlstate, message, put_aside)
+VALUES (1, '3', '0/1', 'public', 't', 'insert', '{}', '55P03', '', true)));
+is_status($all, 'acknowledged', 'acknowledged by all, something put aside at n2', $n2, $n3);
+sql($n2, q(DELETE FROM repl_ml.parked_change WHERE put_aside));
 is_status($reached_n2, 'acknowledged', 'level one and at n2 only, before the drop', $n2, $n3);
 is_status($reached_nobody, 'unknown', 'at nobody, before the drop', $n2, $n3);
 sql($n2, q(SELECT repl_ml.drop_node('n1')));
