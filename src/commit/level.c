@@ -195,7 +195,7 @@ load_minimums(void)
 		CacheRegisterRelcacheCallback(invalidate_minimums, (Datum) 0);
 	registered = true;
 
-	/* what is heard from here on counts as a change behind what we read */
+	/* a change that is heard of from here on makes what is read out of date */
 	before = changes;
 	complete_since = 0;
 	minimum_count = 0;

@@ -437,7 +437,7 @@ repl_ml_members_answered(uint16 self, XLogRecPtr question, ReplMlClock **positio
 		answers + 1 >= repl_ml_quorum_required(database, REPL_ML_QUORUM);
 	LWLockRelease(repl_ml_quorum->lock);
 
-	/* a damaged clock would be an error: not while the lock is held */
+	/* from copies, so that nobody waits for the lock meanwhile */
 	for (int i = 0; enough && i < answers; i++)
 		merged = repl_ml_clock_merge(merged, (const ReplMlClock *) copies[i]);
 	pfree(copies);

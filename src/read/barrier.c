@@ -187,7 +187,7 @@ repl_ml_barrier_run(TimestampTz deadline)
 				 errhint("Wait with SELECT repl_ml.wait_for_node(%s, '10 min').",
 						 quote_literal_cstr(NameStr(self->node_name)))));
 
-	/* ours counts as of now: what comes after the question is nobody's past */
+	/* this node's own answer, which it need not send */
 	own = repl_ml_positions_received(node_id, &complete);
 	write_message(message_head(QUESTION, &self->group_id));
 	question = ProcLastRecPtr;

@@ -11,7 +11,8 @@
  * key is another one than before, what is stored under the former follows
  * (row/shape.c, row/version.c).
  *
- * The table is locked by whoever changed it.
+ * Not here: which statements these are (guard.c).  The table is locked by whoever
+ * changed it.
  */
 #include "postgres.h"
 
@@ -35,21 +36,27 @@
 /* OIDs of the tables this transaction may have changed; in TopTransactionContext. */
 static List *changed = NIL;
 
-static void on_xact_event(XactEvent event, void *arg);
-static void check(Oid relid);
-static void rekey(Relation rel);
+static void watch_transaction(XactEvent event, void *arg);
+static void check_table(Oid relid);
+static void rekey_versions(Relation rel);
 static void check_key(Relation rel);
 static void check_triggers(Relation rel);
-static void refuse(Relation rel, const char *why, const char *remedy);
+static void refuse_definition(Relation rel, const char *message, const char *remedy);
 
-/* Installs the callback; to be called after commit.c's, which it has to precede. */
+/*
+ * Called by _PG_init, after commit.c's, whose callback this one has to
+ * precede: installs the callback.
+ */
 void
 repl_ml_definition_init(void)
 {
-	RegisterXactCallback(on_xact_event, NULL);
+	RegisterXactCallback(watch_transaction, NULL);
 }
 
-/* Notes that the transaction may have changed the definition of a replicated table. */
+/*
+ * Called by guard.c: notes that the transaction may have changed the
+ * definition of a replicated table.
+ */
 void
 repl_ml_definition_note(Oid relid)
 {
@@ -59,8 +66,12 @@ repl_ml_definition_note(Oid relid)
 	MemoryContextSwitchTo(old);
 }
 
+/*
+ * A backend's callback: checks the tables before the transaction commits, and
+ * forgets them at its end.
+ */
 static void
-on_xact_event(XactEvent event, void *arg)
+watch_transaction(XactEvent event, void *arg)
 {
 	ListCell   *lc;
 
@@ -72,7 +83,7 @@ on_xact_event(XactEvent event, void *arg)
 				return;
 			PushActiveSnapshot(GetTransactionSnapshot());
 			foreach(lc, changed)
-				check(lfirst_oid(lc));
+				check_table(lfirst_oid(lc));
 			PopActiveSnapshot();
 			break;
 		case XACT_EVENT_COMMIT:
@@ -85,9 +96,9 @@ on_xact_event(XactEvent event, void *arg)
 	}
 }
 
-/* An error if the table is replicated still and cannot be. */
+/* Raises an error if the table is replicated still and cannot be. */
 static void
-check(Oid relid)
+check_table(Oid relid)
 {
 	Relation	rel;
 	ReplMlTable *table;
@@ -100,21 +111,31 @@ check(Oid relid)
 	check_key(rel);
 	check_triggers(rel);
 	if (rel->rd_rel->relreplident == REPLICA_IDENTITY_NOTHING)
-		refuse(rel, "has to have a replica identity", "REPLICA IDENTITY DEFAULT");
+		refuse_definition(rel,
+						  gettext_noop("replicated table \"%s\" has to have a replica identity"),
+						  "REPLICA IDENTITY DEFAULT");
 	if (rel->rd_rel->relrowsecurity && rel->rd_rel->relforcerowsecurity)
-		refuse(rel, "cannot have row-level security for its owner", "NO FORCE ROW LEVEL SECURITY");
+		refuse_definition(rel,
+						  gettext_noop("replicated table \"%s\" cannot have row-level security "
+									   "for its owner"),
+						  "NO FORCE ROW LEVEL SECURITY");
+
+	/* the key is another one: what is stored under the former follows */
 	table = repl_ml_table_get(rel);
 	if (!table->key_listed)
 	{
 		repl_ml_shape_list(table);
-		rekey(rel);
+		rekey_versions(rel);
 	}
 	relation_close(rel, NoLock);
 }
 
-/* Stored versions follow their rows to the new key; reading them runs code of the table's owner. */
+/*
+ * Makes stored versions follow their rows to the new key; reading them runs
+ * code of the table's owner.
+ */
 static void
-rekey(Relation rel)
+rekey_versions(Relation rel)
 {
 	ReplMlUser	saved;
 
@@ -123,7 +144,10 @@ rekey(Relation rel)
 	repl_ml_become_self(&saved);
 }
 
-/* A row is its key: there has to be one that every row has, at every moment. */
+/*
+ * Raises an error unless there is a key that every row has, at every moment: a
+ * row is its key.
+ */
 static void
 check_key(Relation rel)
 {
@@ -131,19 +155,30 @@ check_key(Relation rel)
 	Relation	index;
 
 	if (!OidIsValid(key))
-		refuse(rel, "has to have a primary key that is not deferrable", "ADD PRIMARY KEY (...)");
+		refuse_definition(rel,
+						  gettext_noop("replicated table \"%s\" has to have a primary key that "
+									   "is not deferrable"),
+						  "ADD PRIMARY KEY (...)");
 	index = RelationIdGetRelation(key);
 	if (index == NULL)
 		elog(ERROR, "could not open index with OID %u", key);
 	for (int i = 0; i < IndexRelationGetNumberOfKeyAttributes(index); i++)
 	{
-		if (TupleDescAttr(RelationGetDescr(rel), index->rd_index->indkey.values[i] - 1)->attgenerated != '\0')
-			refuse(rel, "cannot have a generated column in its primary key", "ADD PRIMARY KEY (...) with other columns");
+		AttrNumber	attnum = index->rd_index->indkey.values[i];
+
+		if (TupleDescAttr(RelationGetDescr(rel), attnum - 1)->attgenerated != '\0')
+			refuse_definition(rel,
+							  gettext_noop("replicated table \"%s\" cannot have a generated "
+										   "column in its primary key"),
+							  "ADD PRIMARY KEY (...) with other columns");
 	}
 	RelationClose(index);
 }
 
-/* Without one of them the other nodes would not learn of changes. */
+/*
+ * Raises an error unless our triggers are there: without one of them the other
+ * nodes would not learn of changes.
+ */
 static void
 check_triggers(Relation rel)
 {
@@ -153,23 +188,32 @@ check_triggers(Relation rel)
 	{
 		Trigger    *trigger = &rel->trigdesc->triggers[i];
 
-		if (trigger->tgenabled == TRIGGER_FIRES_ALWAYS && get_func_namespace(trigger->tgfoid) == repl_ml_schema_oid())
+		if (trigger->tgenabled == TRIGGER_FIRES_ALWAYS &&
+			get_func_namespace(trigger->tgfoid) == repl_ml_schema_oid())
 			count++;
 	}
 	if (count < OUR_TRIGGERS)
-		refuse(rel, "has to keep the triggers of repl_ml", NULL);
+		refuse_definition(rel,
+						  gettext_noop("replicated table \"%s\" has to keep the triggers of "
+									   "repl_ml"), NULL);
 }
 
+/*
+ * Raises the error that says why, with the table's name, and the remedy: what
+ * ALTER TABLE has to do; NULL if there is none but to stop replicating it.
+ */
 static void
-refuse(Relation rel, const char *why, const char *remedy)
+refuse_definition(Relation rel, const char *message, const char *remedy)
 {
-	char	   *name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel));
+	char	   *name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
+												  RelationGetRelationName(rel));
 	const char *removal = psprintf("SELECT repl_ml.remove_table(%s)", quote_literal_cstr(name));
 
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("replicated table \"%s\" %s", RelationGetRelationName(rel), why),
+			 errmsg(message, RelationGetRelationName(rel)),
 			 remedy == NULL ? errhint("To stop replicating the table, run %s.", removal) :
-			 errhint("Run ALTER TABLE %s %s in the same statement or transaction, and the same on all nodes; or run %s first.",
+			 errhint("Run ALTER TABLE %s %s in the same statement or transaction, and the same on "
+					 "all nodes; or run %s first.",
 					 name, remedy, removal)));
 }

@@ -15,6 +15,10 @@
  * A replicated table neither has children nor is one, and its partitions are
  * logged: rows of others would be seen on this node only.
  * repl_ml's own functions work on the table under repl_ml.guard_off.
+ *
+ * Not here: rows (stamp.c).  Runs in backends, also where the library is not
+ * preloaded.  Takes the locks of catalogs it reads, and of a table that is to
+ * become a partition.
  */
 #include "postgres.h"
 
@@ -76,8 +80,8 @@ typedef struct Utility
 } Utility;
 
 static void run_utility(void *argument);
-static void alter_table(Utility *utility);
-static void guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
+static void run_alter_table(Utility *utility);
+static void guard_statement(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 				  ProcessUtilityContext context, ParamListInfo params,
 				  QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc);
 static void list_copy_columns(CopyStmt *stmt);
@@ -98,6 +102,7 @@ static Oid	get_constraint_relation(Oid constraint);
 static Oid	get_trigger_relation(Oid trigger);
 static void check_unpublish(Oid membership);
 static void refuse_publication_change(void);
+static void check_alter_publication(AlterPublicationStmt *stmt);
 static void check_extension_contents(AlterExtensionContentsStmt *stmt);
 static void check_own_table(RangeVar *range);
 static bool is_harmless(AlterTableType subtype);
@@ -106,7 +111,7 @@ static bool is_enrolled(RangeVar *range, Oid *relid);
 static bool is_replicated(RangeVar *range, Oid *relid);
 static bool has_unlogged(Oid root);
 
-/* Installs the hook and the switch. */
+/* Called by _PG_init: installs the hooks and the switch. */
 void
 repl_ml_guard_init(void)
 {
@@ -121,24 +126,30 @@ repl_ml_guard_init(void)
 							 NULL,
 							 NULL);
 	previous_hook = ProcessUtility_hook;
-	ProcessUtility_hook = guard;
+	ProcessUtility_hook = guard_statement;
 	previous_access_hook = object_access_hook;
 	object_access_hook = check_access;
 }
 
+/*
+ * The hook of utility statements: passes each to who has to do with it, which
+ * may change it, run it himself or refuse it, and then runs it.
+ */
 static void
-guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
+guard_statement(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 	  ProcessUtilityContext context, ParamListInfo params,
 	  QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc)
 {
-	Utility		utility = {pstmt, query_string, read_only_tree, context, params, query_env, dest, qc};
+	Utility		utility = {pstmt, query_string, read_only_tree, context, params, query_env, dest,
+						   qc};
 
 	if (IsA(pstmt->utilityStmt, TransactionStmt))
 	{
 		TransactionStmt *stmt = castNode(TransactionStmt, pstmt->utilityStmt);
 
 		if (stmt->kind == TRANS_STMT_COMMIT_PREPARED || stmt->kind == TRANS_STMT_ROLLBACK_PREPARED)
-			repl_ml_commit_prepared(stmt->gid, stmt->kind == TRANS_STMT_COMMIT_PREPARED, run_utility, &utility);
+			repl_ml_commit_prepared(stmt->gid, stmt->kind == TRANS_STMT_COMMIT_PREPARED,
+									run_utility, &utility);
 		else
 		{
 			if (stmt->kind == TRANS_STMT_BEGIN || stmt->kind == TRANS_STMT_START)
@@ -147,8 +158,12 @@ guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 		}
 		return;
 	}
+
+	/* from any database, also one where the extension is not installed */
 	if (IsA(pstmt->utilityStmt, DropdbStmt) && repl_ml_shared != NULL)
 		check_drop_database(castNode(DropdbStmt, pstmt->utilityStmt));
+
+	/* where the extension is not installed nothing is enrolled */
 	if (IsTransactionState() && OidIsValid(repl_ml_schema_oid()))
 	{
 		switch (nodeTag(pstmt->utilityStmt))
@@ -163,7 +178,8 @@ guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 				list_copy_columns((CopyStmt *) pstmt->utilityStmt);
 				break;
 			case T_VariableShowStmt:
-				repl_ml_routing_show((VariableShowStmt *) pstmt->utilityStmt, run_utility, &utility);
+				repl_ml_routing_show((VariableShowStmt *) pstmt->utilityStmt, run_utility,
+									 &utility);
 				return;
 			case T_CreateStmt:
 				check_create((CreateStmt *) pstmt->utilityStmt);
@@ -184,9 +200,7 @@ guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 				check_truncate((TruncateStmt *) pstmt->utilityStmt);
 				break;
 			case T_AlterPublicationStmt:
-				if (strcmp(((AlterPublicationStmt *) pstmt->utilityStmt)->pubname, REPL_ML_PUBLICATION) == 0 &&
-					!guard_off && OidIsValid(group_publication()))
-					refuse_publication_change();
+				check_alter_publication((AlterPublicationStmt *) pstmt->utilityStmt);
 				break;
 			case T_AlterExtensionContentsStmt:
 				check_extension_contents((AlterExtensionContentsStmt *) pstmt->utilityStmt);
@@ -202,16 +216,20 @@ guard(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 		}
 	}
 	if (IsA(pstmt->utilityStmt, AlterTableStmt))
-		alter_table(&utility);
+		run_alter_table(&utility);
 	else
 		run_utility(&utility);
 }
 
-/* Is the value of a column computed anew, and not just of another type? */
+/*
+ * Says whether the value of a column is computed anew, and not just of another
+ * type.
+ */
 static bool
 is_computed(AlterTableCmd *cmd)
 {
-	Node	   *expression = cmd->subtype == AT_AlterColumnType ? castNode(ColumnDef, cmd->def)->raw_default : NULL;
+	Node	   *expression = cmd->subtype == AT_AlterColumnType ?
+		castNode(ColumnDef, cmd->def)->raw_default : NULL;
 
 	if (expression == NULL)
 		return false;
@@ -222,16 +240,20 @@ is_computed(AlterTableCmd *cmd)
 		strcmp(strVal(linitial(((ColumnRef *) expression)->fields)), cmd->name) != 0;
 }
 
-/* Runs ALTER TABLE; columns of a replicated table that are others after it than before get identities of their own. */
+/*
+ * Runs ALTER TABLE; columns of a replicated table that are others after it
+ * than before get identities of their own.
+ */
 static void
-alter_table(Utility *utility)
+run_alter_table(Utility *utility)
 {
 	AlterTableStmt *stmt = castNode(AlterTableStmt, utility->pstmt->utilityStmt);
 	List	   *computed = NIL;
 	Oid			relid;
 	ListCell   *lc;
 
-	if (guard_off || !IsTransactionState() || !OidIsValid(repl_ml_schema_oid()) || !is_replicated(stmt->relation, &relid))
+	if (guard_off || !IsTransactionState() || !OidIsValid(repl_ml_schema_oid()) ||
+		!is_replicated(stmt->relation, &relid))
 	{
 		run_utility(utility);
 		return;
@@ -248,16 +270,21 @@ alter_table(Utility *utility)
 	repl_ml_column_identify(relid, computed);
 }
 
+/* Runs the statement, as the next hook or core does. */
 static void
 run_utility(void *argument)
 {
 	Utility    *u = argument;
 
 	(previous_hook ? previous_hook : standard_ProcessUtility)
-		(u->pstmt, u->query_string, u->read_only_tree, u->context, u->params, u->query_env, u->dest, u->qc);
+		(u->pstmt, u->query_string, u->read_only_tree, u->context, u->params, u->query_env,
+		 u->dest, u->qc);
 }
 
-/* COPY t FROM/TO means the columns the user knows: all but the clock. */
+/*
+ * Gives COPY t FROM/TO a list of the columns the user knows: all but the
+ * clock.
+ */
 static void
 list_copy_columns(CopyStmt *stmt)
 {
@@ -278,6 +305,15 @@ list_copy_columns(CopyStmt *stmt)
 	table_close(rel, AccessShareLock);
 }
 
+/* Returns a table's name as SQL takes it. */
+static char *
+qualified_name(Oid relid)
+{
+	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+									  get_rel_name(relid));
+}
+
+/* Raises the error for a change of the clock column. */
 static void
 refuse_clock_change(Oid relid)
 {
@@ -287,11 +323,13 @@ refuse_clock_change(Oid relid)
 					REPL_ML_CLOCK_COLUMN, get_rel_name(relid)),
 			 errdetail("It holds the version of each row."),
 			 errhint("To stop replicating the table, run SELECT repl_ml.remove_table(%s).",
-					 quote_literal_cstr(quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
-																   get_rel_name(relid))))));
+					 quote_literal_cstr(qualified_name(relid)))));
 }
 
-/* Is it one of the triggers repl_ml.enrol makes?  Their function tells. */
+/*
+ * Says whether it is one of the triggers repl_ml.enrol makes: their function
+ * tells.
+ */
 static bool
 is_our_trigger(Oid relid, const char *name)
 {
@@ -305,16 +343,19 @@ is_our_trigger(Oid relid, const char *name)
 	if (!OidIsValid(trigger))
 		return false;
 	rel = table_open(TriggerRelationId, AccessShareLock);
-	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(trigger));
+	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(trigger));
 	scan = systable_beginscan(rel, TriggerOidIndexId, true, NULL, 1, &key);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
-		ours = get_func_namespace(((Form_pg_trigger) GETSTRUCT(tuple))->tgfoid) == repl_ml_schema_oid();
+		ours = get_func_namespace(((Form_pg_trigger) GETSTRUCT(tuple))->tgfoid) ==
+			repl_ml_schema_oid();
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
 	return ours;
 }
 
+/* Raises the error for a change of one of our triggers. */
 static void
 refuse_trigger_change(Oid relid, const char *name)
 {
@@ -324,11 +365,13 @@ refuse_trigger_change(Oid relid, const char *name)
 					name, get_rel_name(relid)),
 			 errdetail("Without it the other nodes would not learn of changes."),
 			 errhint("Name the triggers you mean, or run SELECT repl_ml.remove_table(%s).",
-					 quote_literal_cstr(quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
-																   get_rel_name(relid))))));
+					 quote_literal_cstr(qualified_name(relid)))));
 }
 
-/* With CASCADE a member would lose its clocks, and the others a member they wait for. */
+/*
+ * Refuses DROP EXTENSION in a member: with CASCADE it would lose its clocks,
+ * and the others a member they wait for.
+ */
 static void
 check_drop_extension(DropStmt *stmt)
 {
@@ -341,13 +384,18 @@ check_drop_extension(DropStmt *stmt)
 			continue;
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the extension repl_ml cannot be dropped from a member of a group"),
-				 errdetail("This database is node \"%s\" of group \"%s\".", NameStr(self->node_name), NameStr(self->group_name)),
+				 errmsg("extension \"%s\" cannot be dropped from a member of a group",
+						REPL_ML_SCHEMA),
+				 errdetail("This database is node \"%s\" of group \"%s\".",
+						   NameStr(self->node_name), NameStr(self->group_name)),
 				 errhint("Run SELECT repl_ml.leave_group() first.")));
 	}
 }
 
-/* Before the access hook meets the first of its tables, and speaks of that. */
+/*
+ * Refuses DROP PUBLICATION of the group's, before the access hook meets the
+ * first of its tables, and speaks of that.
+ */
 static void
 check_drop_publication(DropStmt *stmt)
 {
@@ -360,7 +408,10 @@ check_drop_publication(DropStmt *stmt)
 	}
 }
 
-/* A replicated table is dropped after it has been removed from the group. */
+/*
+ * Refuses to drop our triggers, and a replicated table, which has to be
+ * removed from the group before.
+ */
 static void
 check_drop(DropStmt *stmt)
 {
@@ -392,43 +443,53 @@ check_drop(DropStmt *stmt)
 		else if (trigger == NULL && !get_rel_relispartition(relid))
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("table \"%s\" is replicated and cannot be dropped", get_rel_name(relid)),
-					 errhint("Run SELECT repl_ml.remove_table(%s), which all nodes follow, then drop it on each node.",
-							 quote_literal_cstr(quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
-																		   get_rel_name(relid))))));
+					 errmsg("table \"%s\" is replicated and cannot be dropped",
+							get_rel_name(relid)),
+					 errhint("Run SELECT repl_ml.remove_table(%s), which all nodes follow, then "
+							 "drop it on each node.",
+							 quote_literal_cstr(qualified_name(relid)))));
 	}
 }
 
 /*
- * A child's rows would be its parent's as well, and stay on this node; and what
+ * Raises the error for a parent or child of a replicated table.  A child's
+ * rows would be its parent's as well, and stay on this node; and what
  * enrolling does to one of the two would be done to the other.
  */
 static void
 refuse_inheritance(Oid relid)
 {
-	char	   *name = quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
-												  get_rel_name(relid));
+	char	   *name = qualified_name(relid);
 
 	ereport(ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("replicated table \"%s\" cannot be part of an inheritance tree", get_rel_name(relid)),
+			 errmsg("replicated table \"%s\" cannot be part of an inheritance tree",
+					get_rel_name(relid)),
 			 errdetail("Rows of the other table would be seen here and on no other node."),
-			 errhint("Use declarative partitioning or CREATE TABLE ... (LIKE %s), or run SELECT repl_ml.remove_table(%s) first.",
+			 errhint("Use declarative partitioning or CREATE TABLE ... (LIKE %s), or run SELECT "
+					 "repl_ml.remove_table(%s) first.",
 					 name, quote_literal_cstr(name))));
 }
 
-/* What an unlogged partition holds is in no WAL, so no node would get it. */
+/*
+ * Raises the error for an unlogged partition: what it holds is in no WAL, so
+ * no node would get it.
+ */
 static void
 refuse_unlogged(Oid root)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("a partition of replicated table \"%s\" cannot be unlogged", get_rel_name(root)),
+			 errmsg("a partition of replicated table \"%s\" cannot be unlogged",
+					get_rel_name(root)),
 			 errdetail("The other nodes would not get its rows."),
 			 errhint("Make it a logged table.")));
 }
 
-/* A new table may be a logged partition of a replicated one, and not its child. */
+/*
+ * Refuses a new table that is a child of a replicated one; it may be a logged
+ * partition.
+ */
 static void
 check_create(CreateStmt *stmt)
 {
@@ -448,7 +509,10 @@ check_create(CreateStmt *stmt)
 	}
 }
 
-/* The commands of ALTER TABLE that name a parent: of either of the two. */
+/*
+ * Refuses the commands of ALTER TABLE that name a parent, of either of the
+ * two.
+ */
 static void
 check_new_parent(AlterTableStmt *stmt)
 {
@@ -460,17 +524,22 @@ check_new_parent(AlterTableStmt *stmt)
 		AlterTableCmd *cmd = lfirst_node(AlterTableCmd, lc);
 
 		if (cmd->subtype == AT_AddInherit &&
-			(is_replicated(stmt->relation, &relid) || is_replicated(castNode(RangeVar, cmd->def), &relid)))
+			(is_replicated(stmt->relation, &relid) ||
+			 is_replicated(castNode(RangeVar, cmd->def), &relid)))
 			refuse_inheritance(relid);
 	}
 }
 
-/* From 18 on NOT NULL is a constraint with a name, by which it can be dropped. */
+/*
+ * Says whether a constraint is the clock's NOT NULL, which from 18 on has a
+ * name, by which it can be dropped.
+ */
 static bool
 is_not_null_of_clock(Oid relid, const char *name)
 {
 	Oid			constraint = get_relation_constraint_oid(relid, name, true);
-	HeapTuple	tuple = OidIsValid(constraint) ? SearchSysCache1(CONSTROID, ObjectIdGetDatum(constraint)) : NULL;
+	HeapTuple	tuple = OidIsValid(constraint) ?
+		SearchSysCache1(CONSTROID, ObjectIdGetDatum(constraint)) : NULL;
 	bool		result = false;
 
 	if (HeapTupleIsValid(tuple))
@@ -481,6 +550,10 @@ is_not_null_of_clock(Oid relid, const char *name)
 	return result;
 }
 
+/*
+ * Refuses what ALTER TABLE would do to the clock, our triggers or our own
+ * tables, and notes that the table's definition may be another one.
+ */
 static void
 check_alter_table(AlterTableStmt *stmt)
 {
@@ -541,7 +614,10 @@ check_alter_table(AlterTableStmt *stmt)
 	}
 }
 
-/* Does the table, or a partition of it, have a row of any transaction? */
+/*
+ * Says whether the table, or a partition of it, has a row of any transaction;
+ * locks them, so that none comes before they are attached.
+ */
 static bool
 has_rows(Oid root)
 {
@@ -569,7 +645,7 @@ has_rows(Oid root)
 	return found;
 }
 
-/* Is the table, or a partition of it, unlogged? */
+/* Says whether the table, or a partition of it, is unlogged. */
 static bool
 has_unlogged(Oid root)
 {
@@ -584,7 +660,10 @@ has_unlogged(Oid root)
 	return false;
 }
 
-/* What becomes a partition has a clock, and no rows: those that come with it are written by nobody, so no peer gets them. */
+/*
+ * Refuses a new partition without a clock, or with rows: those that come with
+ * it are written by nobody, so no peer gets them.
+ */
 static void
 check_new_partition(Oid root, PartitionCmd *cmd)
 {
@@ -598,10 +677,12 @@ check_new_partition(Oid root, PartitionCmd *cmd)
 	if (get_attnum(relid, REPL_ML_CLOCK_COLUMN) == InvalidAttrNumber)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("table \"%s\" has no column \"%s\" and cannot become a partition of a replicated table",
+				 errmsg("table \"%s\" has no column \"%s\" and cannot become a partition of a "
+						"replicated table",
 						get_rel_name(relid), REPL_ML_CLOCK_COLUMN),
-				 errhint("Make an empty one with CREATE TABLE ... (LIKE %s INCLUDING ALL), attach it, and insert the rows.",
-						 quote_qualified_identifier(get_namespace_name(get_rel_namespace(root)), get_rel_name(root)))));
+				 errhint("Make an empty one with CREATE TABLE ... (LIKE %s INCLUDING ALL), attach "
+						 "it, and insert the rows.",
+						 qualified_name(root))));
 	if (!has_rows(relid))
 		return;
 	ereport(ERROR,
@@ -610,32 +691,38 @@ check_new_partition(Oid root, PartitionCmd *cmd)
 					get_rel_name(relid)),
 			 errdetail("The other nodes would not get its rows."),
 			 errhint("Attach an empty table and run INSERT INTO %s SELECT ... from this one.",
-					 quote_qualified_identifier(get_namespace_name(get_rel_namespace(root)),
-												get_rel_name(root)))));
+					 qualified_name(root))));
 }
 
+/* Raises the error for a table that is to be renamed or moved. */
 static void
 refuse_new_name(Oid relid)
 {
-	char	   *name = quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
-												  get_rel_name(relid));
+	char	   *name = qualified_name(relid);
 
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("replicated table %s cannot be renamed or moved", name),
+			 errmsg("replicated table \"%s\" cannot be renamed or moved", get_rel_name(relid)),
 			 errdetail("The members of a group know a table by its name."),
-			 errhint("Run SELECT repl_ml.remove_table(%s), rename it on every node, and add it again.",
+			 errhint("Run SELECT repl_ml.remove_table(%s), rename it on every node, and add it "
+					 "again.",
 					 quote_literal_cstr(name))));
 }
 
-/* The publication of the group; invalid where there is none, as in a restored dump. */
+/*
+ * Returns the publication of the group; invalid where there is none, as in a
+ * restored dump.
+ */
 static Oid
 group_publication(void)
 {
 	return repl_ml_identity()->member ? get_publication_oid(REPL_ML_PUBLICATION, true) : InvalidOid;
 }
 
-/* A schema's name is part of its tables'. */
+/*
+ * Refuses to rename a schema with replicated tables: its name is part of
+ * theirs.
+ */
 static void
 check_rename_schema(const char *schema_name)
 {
@@ -650,12 +737,18 @@ check_rename_schema(const char *schema_name)
 		if (get_rel_namespace(lfirst_oid(lc)) == schema)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("schema \"%s\" has replicated tables and cannot be renamed", schema_name),
+					 errmsg("schema \"%s\" has replicated tables and cannot be renamed",
+							schema_name),
 					 errdetail("The members of a group know a table by its name."),
-					 errhint("Run SELECT repl_ml.remove_table(...) for its tables, rename it on every node, and add them again.")));
+					 errhint("Run SELECT repl_ml.remove_table(...) for its tables, rename it on "
+							 "every node, and add them again.")));
 	}
 }
 
+/*
+ * Refuses to rename a replicated table, its clock, our triggers or our own
+ * tables.
+ */
 static void
 check_rename(RenameStmt *stmt)
 {
@@ -693,16 +786,21 @@ check_rename(RenameStmt *stmt)
 	}
 }
 
+/* Refuses to move a replicated table to another schema. */
 static void
 check_new_schema(AlterObjectSchemaStmt *stmt)
 {
 	Oid			relid;
 
-	if (!guard_off && stmt->relation != NULL && is_replicated(stmt->relation, &relid) && !get_rel_relispartition(relid))
+	if (!guard_off && stmt->relation != NULL && is_replicated(stmt->relation, &relid) &&
+		!get_rel_relispartition(relid))
 		refuse_new_name(relid);
 }
 
-/* The root's trigger does not see the TRUNCATE of one partition. */
+/*
+ * Refuses the TRUNCATE of one partition, which the root's trigger does not
+ * see.
+ */
 static void
 check_truncate(TruncateStmt *stmt)
 {
@@ -721,12 +819,14 @@ check_truncate(TruncateStmt *stmt)
 					 errmsg("partition \"%s\" of a replicated table cannot be truncated on its own",
 							get_rel_name(relid)),
 					 errhint("Run DELETE FROM %s, or TRUNCATE the partitioned table.",
-							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
-														get_rel_name(relid)))));
+							 qualified_name(relid))));
 	}
 }
 
-/* What may be changed of the extension's own tables: where and how they are stored, and whose they are. */
+/*
+ * Says whether the change is one that the extension's own tables may have:
+ * where and how they are stored, and whose they are.
+ */
 static bool
 is_harmless(AlterTableType subtype)
 {
@@ -743,7 +843,10 @@ is_harmless(AlterTableType subtype)
 	}
 }
 
-/* An error if it is one of the extension's own tables in a member, and somebody else than the extension is at it. */
+/*
+ * Raises an error if it is one of the extension's own tables in a member, and
+ * somebody else than the extension is at it.
+ */
 static void
 check_own_table(RangeVar *range)
 {
@@ -754,23 +857,41 @@ check_own_table(RangeVar *range)
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("table \"%s.%s\" must stay as it is in a member of a group", REPL_ML_SCHEMA, get_rel_name(relid)),
+			 errmsg("table \"%s.%s\" must stay as it is in a member of a group", REPL_ML_SCHEMA,
+					get_rel_name(relid)),
 			 errdetail("The nodes work with it."),
 			 errhint("Run SELECT repl_ml.leave_group() first.")));
 }
 
-/* Changes that were made while the publication is another one are lost to the peers, or end their streams. */
+/*
+ * Raises the error for a change of the group's publication: changes that were
+ * made while it is another one are lost to the peers, or end their streams.
+ */
 static void
 refuse_publication_change(void)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("publication \"%s\" must stay as it is in a member of a group", REPL_ML_PUBLICATION),
+			 errmsg("publication \"%s\" must stay as it is in a member of a group",
+					REPL_ML_PUBLICATION),
 			 errdetail("The other members read this node's changes through it."),
-			 errhint("Choose tables with repl_ml.add_table and repl_ml.remove_table; make a publication of another name for other subscribers.")));
+			 errhint("Choose tables with repl_ml.add_table and repl_ml.remove_table; make a "
+					 "publication of another name for other subscribers.")));
 }
 
-/* A member's tables of ours stay the extension's: pg_dump and these guards know them by that. */
+/* Refuses ALTER PUBLICATION of the group's. */
+static void
+check_alter_publication(AlterPublicationStmt *stmt)
+{
+	if (strcmp(stmt->pubname, REPL_ML_PUBLICATION) == 0 && !guard_off &&
+		OidIsValid(group_publication()))
+		refuse_publication_change();
+}
+
+/*
+ * Refuses to take a member's tables of ours out of the extension: pg_dump and
+ * these guards know them by that.
+ */
 static void
 check_extension_contents(AlterExtensionContentsStmt *stmt)
 {
@@ -782,13 +903,14 @@ check_extension_contents(AlterExtensionContentsStmt *stmt)
 			 errhint("Run SELECT repl_ml.leave_group() first.")));
 }
 
-/*
- * repl_ml.refuse_subscription(), a trigger of the extension's own tables: what
- * they say is of this node and its group.  A publication FOR ALL TABLES of a
- * member has them, too, and a subscription of core's to it would bring the
- * publisher's.
- */
 PG_FUNCTION_INFO_V1(repl_ml_refuse_subscription);
+
+/*
+ * repl_ml.refuse_subscription(), a trigger of the extension's own tables:
+ * refuses what a subscription of core's brings.  What these tables say is of
+ * this node and its group; a publication FOR ALL TABLES of a member has them,
+ * too.
+ */
 Datum
 repl_ml_refuse_subscription(PG_FUNCTION_ARGS)
 {
@@ -797,28 +919,33 @@ repl_ml_refuse_subscription(PG_FUNCTION_ARGS)
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("repl_ml.refuse_subscription is a trigger function")));
+				 errmsg("function \"%s\" must be called as a trigger", "refuse_subscription"),
+				 errhint("Leave it to the triggers that repl_ml has made.")));
 	if (IsLogicalWorker())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"%s.%s\" cannot be written by a subscription", REPL_ML_SCHEMA,
 						RelationGetRelationName(trigdata->tg_relation)),
-				 errdetail("It belongs to this database and its group; the publication has the publisher's."),
-				 errhint("On the publisher make a publication of the tables you mean, or FOR TABLES IN SCHEMA, instead of one FOR ALL TABLES.")));
-	return PointerGetDatum(TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ? trigdata->tg_newtuple : trigdata->tg_trigtuple);
+				 errdetail("It belongs to this database and its group; the publication has the "
+						   "publisher's."),
+				 errhint("On the publisher make a publication of the tables you mean, or FOR "
+						 "TABLES IN SCHEMA, instead of one FOR ALL TABLES.")));
+	return PointerGetDatum(TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ? trigdata->tg_newtuple :
+						   trigdata->tg_trigtuple);
 }
 
 /*
- * Something is about to be dropped, perhaps because something else is: a table
- * that goes with its schema first leaves its publications.  Or a publication
- * gets another name or owner.
+ * The object access hook.  Something is about to be dropped, perhaps because
+ * something else is: a table that goes with its schema first leaves its
+ * publications.  Or a publication gets another name or owner.
  */
 static void
 check_access(ObjectAccessType access, Oid class_id, Oid object, int sub_id, void *arg)
 {
 	if (previous_access_hook)
 		previous_access_hook(access, class_id, object, sub_id, arg);
-	if (guard_off || (access != OAT_DROP && access != OAT_POST_ALTER) || !OidIsValid(repl_ml_schema_oid()))
+	if (guard_off || (access != OAT_DROP && access != OAT_POST_ALTER) ||
+		!OidIsValid(repl_ml_schema_oid()))
 		return;
 	if (access == OAT_DROP && repl_ml_identity()->member)
 		check_object_drop(class_id, object, sub_id);
@@ -826,7 +953,10 @@ check_access(ObjectAccessType access, Oid class_id, Oid object, int sub_id, void
 		refuse_publication_change();
 }
 
-/* What is dropped may be of a replicated table, which has to keep its key and our triggers. */
+/*
+ * Refuses a drop, or notes it if what is dropped may be of a replicated table,
+ * which has to keep its key and our triggers.
+ */
 static void
 check_object_drop(Oid class_id, Oid object, int sub_id)
 {
@@ -843,14 +973,18 @@ check_object_drop(Oid class_id, Oid object, int sub_id)
 			break;
 		case RelationRelationId:
 			/* a column, or an index */
-			note_change(sub_id != 0 || get_rel_relkind(object) == RELKIND_RELATION ? object : IndexGetRelation(object, true));
+			note_change(sub_id != 0 || get_rel_relkind(object) == RELKIND_RELATION ? object :
+						IndexGetRelation(object, true));
 			break;
 		default:
 			break;
 	}
 }
 
-/* Has whoever commits the transaction look at the table, or the one it is a partition of; nothing if it is not replicated. */
+/*
+ * Has whoever commits the transaction look at the table, or the one it is a
+ * partition of; nothing if it is not replicated.
+ */
 static void
 note_change(Oid relid)
 {
@@ -861,7 +995,7 @@ note_change(Oid relid)
 		repl_ml_definition_note(relid);
 }
 
-/* The table that a constraint is one of; invalid for a domain's. */
+/* Returns the table that a constraint is one of; invalid for a domain's. */
 static Oid
 get_constraint_relation(Oid constraint)
 {
@@ -876,7 +1010,7 @@ get_constraint_relation(Oid constraint)
 	return relid;
 }
 
-/* The table that a trigger is on. */
+/* Returns the table that a trigger is on. */
 static Oid
 get_trigger_relation(Oid trigger)
 {
@@ -886,7 +1020,8 @@ get_trigger_relation(Oid trigger)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
-	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(trigger));
+	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(trigger));
 	scan = systable_beginscan(rel, TriggerOidIndexId, true, NULL, 1, &key);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
@@ -896,7 +1031,10 @@ get_trigger_relation(Oid trigger)
 	return relid;
 }
 
-/* A table is about to leave a publication; ours only by our own functions. */
+/*
+ * Refuses that a table leaves the group's publication but by our own
+ * functions.
+ */
 static void
 check_unpublish(Oid membership)
 {
@@ -914,17 +1052,22 @@ check_unpublish(Oid membership)
 	if (get_rel_namespace(relid) == repl_ml_schema_oid())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("this database is a member of a repl_ml group and needs what is being dropped"),
+				 errmsg("this database is a member of a repl_ml group and needs what is being "
+						"dropped"),
 				 errhint("Run SELECT repl_ml.leave_group() first.")));
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("table \"%s\" is replicated and cannot be dropped or taken out of its publication", get_rel_name(relid)),
-			 errhint("Run SELECT repl_ml.remove_table(%s), which all nodes follow, then drop it on each node.",
-					 quote_literal_cstr(quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
-																   get_rel_name(relid))))));
+			 errmsg("table \"%s\" is replicated and cannot be dropped or taken out of its "
+					"publication", get_rel_name(relid)),
+			 errhint("Run SELECT repl_ml.remove_table(%s), which all nodes follow, then drop it on "
+					 "each node.",
+					 quote_literal_cstr(qualified_name(relid)))));
 }
 
-/* Names "range" a table with our clock column?  False where it does not exist. */
+/*
+ * Says whether "range" names a table with our clock column; false where it
+ * does not exist.
+ */
 static bool
 is_enrolled(RangeVar *range, Oid *relid)
 {
@@ -934,25 +1077,29 @@ is_enrolled(RangeVar *range, Oid *relid)
 		get_rel_namespace(*relid) != repl_ml_schema_oid();
 }
 
-/* Does the group replicate the table, or the one it is a partition of? */
+/*
+ * Says whether the group replicates the table, or the one it is a partition
+ * of.
+ */
 static bool
 is_replicated(RangeVar *range, Oid *relid)
 {
 	return is_enrolled(range, relid) && repl_ml_guard_is_replicated(repl_ml_table_root(*relid));
 }
 
-/* Does the group replicate this table, which is no partition? */
+/* Says whether the group replicates this table, which is no partition. */
 bool
 repl_ml_guard_is_replicated(Oid relid)
 {
 	Oid			publication = group_publication();
 
 	return OidIsValid(publication) && get_rel_namespace(relid) != repl_ml_schema_oid() &&
-		SearchSysCacheExists2(PUBLICATIONRELMAP, ObjectIdGetDatum(relid), ObjectIdGetDatum(publication));
+		SearchSysCacheExists2(PUBLICATIONRELMAP, ObjectIdGetDatum(relid),
+							  ObjectIdGetDatum(publication));
 }
 
 /*
- * A member database is dropped with FORCE only, and not while peers read from
+ * Refuses DROP DATABASE of a member but with FORCE, and while peers read from
  * it: core would say that it is in use, and nothing of the way out.
  */
 static void
@@ -971,5 +1118,6 @@ check_drop_database(DropdbStmt *stmt)
 			(errcode(ERRCODE_OBJECT_IN_USE),
 			 errmsg("database \"%s\" is a member of a repl_ml group", stmt->dbname),
 			 force ? errdetail("Other members read from it.") : 0,
-			 errhint("Connect to it and run SELECT repl_ml.leave_group(), or SELECT repl_ml.leave_group(force => true) if no other member can be reached.")));
+			 errhint("Connect to it and run SELECT repl_ml.leave_group(), or SELECT "
+					 "repl_ml.leave_group(force => true) if no other member can be reached.")));
 }

@@ -16,7 +16,8 @@
  * place of the one that fails, says which row it was and why (apply/unsent.c).
  *
  * Runs in the walsender.  Before it: stamp.c; after it: wire/stream.c on the
- * peer.
+ * peer.  Not here: when what is written leaves (commit/reply.c).  Takes no lock;
+ * what it tells of the peer commit/ keeps under its own.
  */
 #include "postgres.h"
 
@@ -50,10 +51,14 @@
 #include "wire/wire.h"
 #include "write/write.h"
 
-#define HELD_BYTES	8192		/* so much is sent at once, also within a transaction */
-#define LARGE_CHANGE	(1024 * 1024)	/* from here on a change may take a peer longer than a heartbeat */
-#define MESSAGE_HEAD	25		/* bytes of the walsender before each message */
-#define CAREFUL_CHANGES	10000	/* so many without another failure, and subtransactions are spared again */
+/* so much is sent at once, also within a transaction */
+#define HELD_BYTES		8192
+/* from here on a change may take a peer longer than a heartbeat */
+#define LARGE_CHANGE	(1024 * 1024)
+/* bytes of the walsender before each message */
+#define MESSAGE_HEAD	25
+/* so many without another failure, and subtransactions are spared again */
+#define CAREFUL_CHANGES	10000
 
 extern PGDLLEXPORT void _PG_output_plugin_init(OutputPluginCallbacks *cb);
 
@@ -67,16 +72,21 @@ static bool binary_wanted;		/* by the peer */
 static bool changes_sent = false;	/* of the transaction that is sent */
 static int	careful = 0;		/* so many changes are sent in subtransactions */
 
-static void start_up(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init);
+static void start_output(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init);
 static void describe_columns(StringInfo out);
-static void send_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change);
-static void send_carefully(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change);
-static void send_apology(LogicalDecodingContext *ctx, Relation relation, ReorderBufferChange *change, const ErrorData *error);
+static void send_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation,
+						ReorderBufferChange *change);
+static void send_carefully(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation,
+						   ReorderBufferChange *change);
+static void send_apology(LogicalDecodingContext *ctx, Relation relation,
+						 ReorderBufferChange *change, const ErrorData *error);
 static void read_name(Relation relation, HeapTuple tuple, ReplMlRowName *name);
 static void send_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commit_lsn);
-static void send_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr lsn, bool transactional,
+static void send_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr lsn,
+						 bool transactional,
 						 const char *prefix, Size size, const char *message);
-static void hold_message(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool last_write);
+static void hold_message(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid,
+						 bool last_write);
 static bool filter_by_origin(LogicalDecodingContext *ctx, RepOriginId origin);
 
 /*
@@ -95,7 +105,7 @@ _PG_output_plugin_init(OutputPluginCallbacks *cb)
 	core_init(cb);
 	cb->filter_by_origin_cb = filter_by_origin;
 	core_startup = cb->startup_cb;
-	cb->startup_cb = start_up;
+	cb->startup_cb = start_output;
 	core_change = cb->change_cb;
 	cb->change_cb = send_change;
 	core_commit = cb->commit_cb;
@@ -104,14 +114,20 @@ _PG_output_plugin_init(OutputPluginCallbacks *cb)
 	cb->message_cb = send_message;
 }
 
+/*
+ * pgoutput's callback at the beginning, and what we need for a stream: the
+ * peer's replies, and whether a former walsender failed at a change.
+ */
 static void
-start_up(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init)
+start_output(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init)
 {
 	core_startup(ctx, options, is_init);
 	binary_wanted = !is_init && ((PGOutputData *) ctx->output_plugin_private)->binary;
 	if (!is_init)
 		repl_ml_reply_watch();
-	careful = repl_ml_reply_peer() != 0 && repl_ml_members_is_careful(repl_ml_reply_peer()) ? CAREFUL_CHANGES : 0;
+	careful = repl_ml_reply_peer() != 0 && repl_ml_members_is_careful(repl_ml_reply_peer()) ?
+		CAREFUL_CHANGES : 0;
+
 	/* not the SQL functions that read a slot */
 	if (am_walsender)
 	{
@@ -122,8 +138,8 @@ start_up(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init
 }
 
 /*
- * Has a description of a table also say which columns these are, by the catalogs
- * as they were when what follows was written.
+ * Has a description of a table also say which columns these are, by the
+ * catalogs as they were when what follows was written.
  */
 static void
 describe_columns(StringInfo out)
@@ -131,7 +147,8 @@ describe_columns(StringInfo out)
 	uint32		relid;
 	Relation	rel;
 
-	if (out->len < MESSAGE_HEAD + 1 + sizeof(relid) || out->data[MESSAGE_HEAD] != LOGICAL_REP_MSG_RELATION)
+	if (out->len < MESSAGE_HEAD + 1 + sizeof(relid) ||
+		out->data[MESSAGE_HEAD] != LOGICAL_REP_MSG_RELATION)
 		return;
 	memcpy(&relid, out->data + MESSAGE_HEAD + 1, sizeof(relid));
 	rel = RelationIdGetRelation(pg_ntoh32(relid));
@@ -142,9 +159,10 @@ describe_columns(StringInfo out)
 }
 
 /*
- * Leaves a message in the output buffer.  The walsender's loop sends what is
- * there after each record it has decoded, so after each commit; the time in
- * the message's head, which core would fill in, is nobody's concern.
+ * In place of core's: leaves a message in the output buffer.  The walsender's
+ * loop sends what is there after each record it has decoded, so after each
+ * commit; the time in the message's head, which core would fill in, is
+ * nobody's concern.
  */
 static void
 hold_message(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool last_write)
@@ -165,11 +183,16 @@ hold_message(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, boo
 	}
 }
 
-/* In binary form only what every node reads alike. */
+/*
+ * pgoutput's callback for a change: sends it in binary form only if every node
+ * reads that alike, and notes for the next walsender if it cannot be sent.
+ */
 static void
-send_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change)
+send_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation,
+			ReorderBufferChange *change)
 {
-	((PGOutputData *) ctx->output_plugin_private)->binary = binary_wanted && repl_ml_binary_is_table_portable(relation);
+	((PGOutputData *) ctx->output_plugin_private)->binary =
+		binary_wanted && repl_ml_binary_is_table_portable(relation);
 	if (careful > 0)
 		send_carefully(ctx, txn, relation, change);
 	else
@@ -190,7 +213,10 @@ send_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relatio
 	changes_sent = true;
 }
 
-/* Is it an error that comes again with the row, and not with the server's fate?  For copy/donor.c, too. */
+/*
+ * Says whether it is an error that comes again with the row, and not with the
+ * server's fate. copy/donor.c asks, too.
+ */
 bool
 repl_ml_output_is_of_the_row(int sqlstate)
 {
@@ -202,9 +228,10 @@ repl_ml_output_is_of_the_row(int sqlstate)
 		sqlstate != ERRCODE_DISK_FULL;
 }
 
-/* Sends the change, or says that it cannot be sent. */
+/* Sends the change in a subtransaction, or says that it cannot be sent. */
 static void
-send_carefully(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change)
+send_carefully(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation,
+			   ReorderBufferChange *change)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -215,7 +242,11 @@ send_carefully(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation rela
 	PG_TRY();
 	{
 		core_change(ctx, txn, relation, change);
-		/* nothing was written; and pgoutput leaves a relation open, which only an abort takes without a warning */
+
+		/*
+		 * nothing was written; and pgoutput leaves a relation open, which only
+		 * an abort takes without a warning
+		 */
 		RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -228,6 +259,8 @@ send_carefully(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation rela
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
+
+	/* after a long time without a failure subtransactions are spared again */
 	if (error == NULL)
 	{
 		if (--careful == 0)
@@ -241,9 +274,13 @@ send_carefully(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation rela
 	FreeErrorData(error);
 }
 
-/* In place of a change: of which table, which key, of which clock, and why; for apply/unsent.c. */
+/*
+ * Sends, in place of a change, of which table, which key and which clock it
+ * is, and why it cannot be sent; for apply/unsent.c.
+ */
 static void
-send_apology(LogicalDecodingContext *ctx, Relation relation, ReorderBufferChange *change, const ErrorData *error)
+send_apology(LogicalDecodingContext *ctx, Relation relation, ReorderBufferChange *change,
+			 const ErrorData *error)
 {
 	ReplMlRowName *name = repl_ml_output_name(relation, change_tuple_compat(change));
 	StringInfoData message;
@@ -255,11 +292,14 @@ send_apology(LogicalDecodingContext *ctx, Relation relation, ReorderBufferChange
 	initStringInfo(ctx->out);
 	MemoryContextSwitchTo(old);
 	initStringInfo(&message);
-	appendStringInfo(&message, "%s\n%s\n%s\n%s\n", REPL_ML_UNSENT, repl_ml_output_legible(name->schema_name),
+	appendStringInfo(&message, "%s\n%s\n%s\n%s\n", REPL_ML_UNSENT,
+					 repl_ml_output_legible(name->schema_name),
 					 repl_ml_output_legible(name->table_name), repl_ml_output_legible(name->key));
-	appendStringInfo(&message, "%s\n%s\n", name->clock == NULL ? "" : name->clock, repl_ml_output_legible(error->message));
+	appendStringInfo(&message, "%s\n%s\n", name->clock == NULL ? "" : name->clock,
+					 repl_ml_output_legible(error->message));
 	ereport(LOG,
-			(errmsg("a row of table \"%s\" cannot be sent and is left out: %s", name->table_name, error->message),
+			(errmsg("a row of table \"%s\" cannot be sent and is left out: %s", name->table_name,
+					error->message),
 			 errdetail("Its key is %s.", name->key)));
 	OutputPluginPrepareWrite(ctx, false);
 	logicalrep_write_message(ctx->out, InvalidTransactionId, change->lsn, true,
@@ -269,9 +309,10 @@ send_apology(LogicalDecodingContext *ctx, Relation relation, ReorderBufferChange
 }
 
 /*
- * How a row is called that cannot be sent, in the current memory context: its
- * table, and key and clock where these can be had.  A tombstone, or a stored
- * version, is called by the row that it is about.  For copy/donor.c, too.
+ * Returns how a row is called that cannot be sent, in the current memory
+ * context: its table, and key and clock where these can be had.  A tombstone,
+ * or a stored version, is called by the row that it is about. copy/donor.c
+ * asks, too.
  */
 ReplMlRowName *
 repl_ml_output_name(Relation relation, HeapTuple tuple)
@@ -279,7 +320,8 @@ repl_ml_output_name(Relation relation, HeapTuple tuple)
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	ReplMlRowName *name = palloc0(sizeof(ReplMlRowName));
-	Oid			root = relation->rd_rel->relispartition ? llast_oid(get_partition_ancestors(RelationGetRelid(relation))) :
+	Oid			root = relation->rd_rel->relispartition ?
+		llast_oid(get_partition_ancestors(RelationGetRelid(relation))) :
 		RelationGetRelid(relation);
 
 	name->schema_name = get_namespace_name(get_rel_namespace(root));
@@ -287,6 +329,8 @@ repl_ml_output_name(Relation relation, HeapTuple tuple)
 	name->key = "{}";
 	if (tuple == NULL)
 		return name;
+
+	/* the row's own values may be what fails */
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
 	PG_TRY();
@@ -306,14 +350,15 @@ repl_ml_output_name(Relation relation, HeapTuple tuple)
 	return name;
 }
 
-/* What of the name is in the row; as far as it gets. */
+/* Reads what of the name is in the row, as far as it gets before an error. */
 static void
 read_name(Relation relation, HeapTuple tuple, ReplMlRowName *name)
 {
 	TupleDesc	desc = RelationGetDescr(relation);
 	ReplMlTable *table = repl_ml_table_get(relation);
 	bool		is_ours = RelationGetNamespace(relation) == repl_ml_schema_oid();
-	AttrNumber	key_attnum = is_ours ? get_attnum(RelationGetRelid(relation), "key") : InvalidAttrNumber;
+	AttrNumber	key_attnum = is_ours ? get_attnum(RelationGetRelid(relation), "key") :
+		InvalidAttrNumber;
 	Datum		value;
 	bool		isnull;
 	Datum		key[INDEX_MAX_KEYS];
@@ -323,8 +368,12 @@ read_name(Relation relation, HeapTuple tuple, ReplMlRowName *name)
 	getTypeOutputInfo(TEXTARRAYOID, &function, &is_varlena);
 	if (AttributeNumberIsValid(key_attnum))
 	{
-		name->schema_name = pstrdup(NameStr(*DatumGetName(heap_getattr(tuple, get_attnum(RelationGetRelid(relation), "schema_name"), desc, &isnull))));
-		name->table_name = pstrdup(NameStr(*DatumGetName(heap_getattr(tuple, get_attnum(RelationGetRelid(relation), "table_name"), desc, &isnull))));
+		Oid			relid = RelationGetRelid(relation);
+
+		value = heap_getattr(tuple, get_attnum(relid, "schema_name"), desc, &isnull);
+		name->schema_name = pstrdup(NameStr(*DatumGetName(value)));
+		value = heap_getattr(tuple, get_attnum(relid, "table_name"), desc, &isnull);
+		name->table_name = pstrdup(NameStr(*DatumGetName(value)));
 		name->key = OidOutputFunctionCall(function, heap_getattr(tuple, key_attnum, desc, &isnull));
 	}
 	else
@@ -337,7 +386,10 @@ read_name(Relation relation, HeapTuple tuple, ReplMlRowName *name)
 		name->clock = repl_ml_clock_to_text(repl_ml_table_clock(table, value, isnull));
 }
 
-/* A line of what is told of a row; what may mean something else in the peer's encoding is left out. */
+/*
+ * Returns a line of what is told of a row; what may mean something else in the
+ * peer's encoding is left out.
+ */
 char *
 repl_ml_output_legible(const char *line)
 {
@@ -355,13 +407,15 @@ repl_ml_output_legible(const char *line)
 }
 
 /*
- * If commits wait for peers, this one or others, the peer is told how urgently:
- * by a message in the transaction, as if it had been in the WAL.
+ * pgoutput's callback for a commit.  If commits wait for peers, this one or
+ * others, it tells the peer first how urgently: by a message in the
+ * transaction, as if it had been in the WAL.
  */
 static void
 send_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commit_lsn)
 {
-	ReplMlUrgency urgency = changes_sent ? repl_ml_quorum_urgency(repl_ml_reply_peer()) : REPL_ML_WHENEVER;
+	ReplMlUrgency urgency = changes_sent ? repl_ml_quorum_urgency(repl_ml_reply_peer()) :
+		REPL_ML_WHENEVER;
 	const char *word = repl_ml_urgency_name(urgency);
 
 	if (changes_sent)
@@ -377,19 +431,23 @@ send_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commi
 	core_commit(ctx, txn, commit_lsn);
 }
 
-/* Of the messages in the WAL only our own are for peers. */
+/*
+ * pgoutput's callback for a message: of those in the WAL only our own are for
+ * peers.
+ */
 static void
 send_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr lsn, bool transactional,
 			 const char *prefix, Size size, const char *message)
 {
 	/* what this process says of itself is not in the WAL */
 	if (strcmp(prefix, REPL_ML_MESSAGE_PREFIX) == 0 &&
-		(size < strlen(REPL_ML_UNSENT) || strncmp(message, REPL_ML_UNSENT, strlen(REPL_ML_UNSENT)) != 0))
+		(size < strlen(REPL_ML_UNSENT) ||
+		 strncmp(message, REPL_ML_UNSENT, strlen(REPL_ML_UNSENT)) != 0))
 		core_message(ctx, txn, lsn, transactional, prefix, size, message);
 }
 
 /*
- * True: the change is not for peers, because it came from one of them.  What
+ * Says that a change is not for peers, because it came from one of them.  What
  * any other origin brought was written here, as far as they are concerned.
  */
 static bool

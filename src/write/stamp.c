@@ -14,6 +14,10 @@
  * What leaves here with the row: a clock strictly above that of the version
  * it replaces, and above the tombstones of its key.  Next on the way:
  * output.c.
+ *
+ * Not here: what a counter is (server/ticker.c), and tombstones' order with the
+ * rows of other transactions (row/tombstone.c).  No locks but those of the
+ * statement.
  */
 #include "postgres.h"
 
@@ -48,31 +52,36 @@
 static uint64 last_moved = 0;
 
 static const ReplMlIdentity *writing_member(void);
+static ReplMlClock *advance_clock(const ReplMlClock *clock, const ReplMlIdentity *self);
 static void refuse_in_apply(int own_depth);
 static ReplMlTable *trigger_table(FunctionCallInfo fcinfo, TriggerEvent when, const char *name);
 static ReplMlClock *tuple_clock(ReplMlTable *table, HeapTuple tuple, TupleDesc desc);
-static ReplMlClock *replaced_clock(TriggerData *trigdata, ReplMlTable *table, const ReplMlIdentity *self);
+static ReplMlClock *replaced_clock(TriggerData *trigdata, ReplMlTable *table,
+								   const ReplMlIdentity *self);
 static void refuse_later_triggers(TriggerData *trigdata);
-static HeapTuple with_clock(ReplMlTable *table, TupleDesc desc, HeapTuple tuple,
+static HeapTuple copy_with_clock(ReplMlTable *table, TupleDesc desc, HeapTuple tuple,
 							const ReplMlClock *clock);
-static HeapTuple with_whole_values(HeapTuple tuple, TupleDesc desc);
+static HeapTuple copy_with_whole_values(HeapTuple tuple, TupleDesc desc);
 static ReplMlClock *above_former(ReplMlTable *table, TupleTableSlot *slot, ReplMlClock *clock);
 static bool was_much_written(void);
 static void check_size(Relation rel, HeapTuple tuple);
 static bool key_changes(TriggerData *trigdata, ReplMlTable *table);
 static bool is_own_tick(const ReplMlClock *clock, const ReplMlIdentity *self);
-static void settle(TriggerData *trigdata, ReplMlTable *table, TupleTableSlot *slot, bool only_own);
-static ReplMlClock *believable(ReplMlClock *clock, const ReplMlIdentity *self);
-static void restamp(Relation rel, TupleTableSlot *slot, const ReplMlClock *clock);
+static void raise_above_tombstones(TriggerData *trigdata, ReplMlTable *table, TupleTableSlot *slot,
+								   bool only_own);
+static ReplMlClock *trusted_clock(ReplMlClock *clock, const ReplMlIdentity *self);
+static void restamp_row(Relation rel, TupleTableSlot *slot, const ReplMlClock *clock);
+
+PG_FUNCTION_INFO_V1(repl_ml_tick);
 
 /*
- * repl_ml.tick() returns vclock: the clock of a row that is being inserted.
+ * repl_ml.tick() returns vclock: the clock of a row that a backend is
+ * inserting.
  *
  * The clock column's default.  It is declared STABLE, not VOLATILE, so that
  * COPY keeps its multi-insert; it is evaluated once a row all the same.  In a
  * database that is not a member of a group (a restored dump) it is empty.
  */
-PG_FUNCTION_INFO_V1(repl_ml_tick);
 Datum
 repl_ml_tick(PG_FUNCTION_ARGS)
 {
@@ -84,14 +93,15 @@ repl_ml_tick(PG_FUNCTION_ARGS)
 	PG_RETURN_POINTER(repl_ml_clock_make(self->node_id, repl_ml_ticker_next(0)));
 }
 
+PG_FUNCTION_INFO_V1(repl_ml_insert_pending);
+
 /*
- * repl_ml.insert_pending(clock, relation) returns boolean: does a row just
- * inserted need stamp_insert?  The AFTER INSERT trigger's WHEN clause.
+ * repl_ml.insert_pending(clock, relation) returns boolean: whether a row just
+ * inserted needs stamp_insert.  The AFTER INSERT trigger's WHEN clause.
  *
  * False for a clock this transaction ticked, unless the table has deleted rows
  * or the row may be too long.
  */
-PG_FUNCTION_INFO_V1(repl_ml_insert_pending);
 Datum
 repl_ml_insert_pending(PG_FUNCTION_ARGS)
 {
@@ -107,9 +117,9 @@ repl_ml_insert_pending(PG_FUNCTION_ARGS)
 }
 
 /*
- * Has so much gone into the WAL since the last row that the one just inserted
- * may be too long?  The row itself is not to be seen here.  Rows that COPY
- * inserts together share the answer.
+ * Says whether so much has gone into the WAL since the last row that the one
+ * just inserted may be too long.  The row itself is not to be seen here.  Rows
+ * that COPY inserts together share the answer.
  */
 static bool
 was_much_written(void)
@@ -125,39 +135,44 @@ was_much_written(void)
 	return much;
 }
 
+PG_FUNCTION_INFO_V1(repl_ml_stamp_insert);
+
 /*
- * AFTER INSERT ROW trigger: gives the row a clock above the tombstones of its
- * key; a clock that is not of this transaction (a user's, a dump's) is
+ * The AFTER INSERT ROW trigger: gives the row a clock above the tombstones of
+ * its key; a clock that is not of this transaction (a user's, a dump's) is
  * replaced by a fresh one.
  */
-PG_FUNCTION_INFO_V1(repl_ml_stamp_insert);
 Datum
 repl_ml_stamp_insert(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-	ReplMlTable *table = trigger_table(fcinfo, TRIGGER_EVENT_AFTER | TRIGGER_EVENT_INSERT, "stamp_insert");
+	ReplMlTable *table = trigger_table(fcinfo, TRIGGER_EVENT_AFTER | TRIGGER_EVENT_INSERT,
+									   "stamp_insert");
 
 	if (table != NULL && writing_member() != NULL)
 	{
 		slot_getallattrs(trigdata->tg_trigslot);
-		repl_ml_size_check(trigdata->tg_relation, trigdata->tg_trigslot->tts_values, trigdata->tg_trigslot->tts_isnull);
-		settle(trigdata, table, trigdata->tg_trigslot, true);
+		repl_ml_size_check(trigdata->tg_relation, trigdata->tg_trigslot->tts_values,
+						   trigdata->tg_trigslot->tts_isnull);
+		raise_above_tombstones(trigdata, table, trigdata->tg_trigslot, true);
 	}
 	return PointerGetDatum(NULL);
 }
 
-/*
- * BEFORE UPDATE ROW trigger: gives the new version a clock strictly above the
- * old one's, with what the merge rules of its columns need to know, and makes
- * it travel whole.  A changed primary key leaves a tombstone under the old one,
- * and the row begins anew.
- */
 PG_FUNCTION_INFO_V1(repl_ml_stamp_update);
+
+/*
+ * The BEFORE UPDATE ROW trigger: gives the new version a clock strictly above
+ * the old one's, with what the merge rules of its columns need to know, and
+ * makes it travel whole.  A changed primary key leaves a tombstone under the
+ * old one, and the row begins anew.
+ */
 Datum
 repl_ml_stamp_update(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-	ReplMlTable *table = trigger_table(fcinfo, TRIGGER_EVENT_BEFORE | TRIGGER_EVENT_UPDATE, "stamp_update");
+	ReplMlTable *table = trigger_table(fcinfo, TRIGGER_EVENT_BEFORE | TRIGGER_EVENT_UPDATE,
+									   "stamp_update");
 	const ReplMlIdentity *self = table == NULL ? NULL : writing_member();
 	const ReplMlPolicy *policy;
 	TupleDesc	desc;
@@ -172,8 +187,7 @@ repl_ml_stamp_update(PG_FUNCTION_ARGS)
 	desc = RelationGetDescr(trigdata->tg_relation);
 	old = replaced_clock(trigdata, table, self);
 	clock = above_former(table, trigdata->tg_newslot, old);
-	clock = repl_ml_clock_advance(clock, self->node_id,
-								  repl_ml_ticker_next(repl_ml_clock_max_counter(clock)));
+	clock = advance_clock(clock, self);
 
 	if (key_changes(trigdata, table))
 	{
@@ -186,16 +200,19 @@ repl_ml_stamp_update(PG_FUNCTION_ARGS)
 		clock = repl_ml_clock_make(self->node_id, last_moved);
 	}
 	else if ((policy = repl_ml_policy_now(table)) != NULL && policy->merge_count > 0)
-		clock = repl_ml_share_update(policy, desc, trigdata->tg_trigtuple, trigdata->tg_newtuple, old, clock);
-	result = with_clock(table, desc, trigdata->tg_newtuple, clock);
+		clock = repl_ml_share_update(policy, desc, trigdata->tg_trigtuple, trigdata->tg_newtuple,
+									 old, clock);
+
+	/* what is not next to its clock would be another version's elsewhere */
+	result = copy_with_clock(table, desc, trigdata->tg_newtuple, clock);
 	if (HeapTupleHasExternal(result) || repl_ml_size_is_doubtful(result->t_len))
 		check_size(trigdata->tg_relation, result);
 	if (HeapTupleHasExternal(result))
-		result = with_whole_values(result, desc);
+		result = copy_with_whole_values(result, desc);
 	return PointerGetDatum(result);
 }
 
-/* An error if the row that an update makes is too long. */
+/* Raises an error if the row that an update makes is too long. */
 static void
 check_size(Relation rel, HeapTuple tuple)
 {
@@ -210,25 +227,27 @@ check_size(Relation rel, HeapTuple tuple)
 }
 
 /*
- * The clock, merged with those of tombstones that the row in "slot" has by a
- * key which the table had, or a peer has: the row may get their values by an
- * update of columns that are no key now.
+ * Returns the clock, merged with those of tombstones that the row in "slot"
+ * has by a key which the table had, or a peer has: the row may get their
+ * values by an update of columns that are no key now.
  */
 static ReplMlClock *
 above_former(ReplMlTable *table, TupleTableSlot *slot, ReplMlClock *clock)
 {
-	ReplMlClock *dead = table->former_count == 0 ? NULL : repl_ml_tombstone_find_former(table, slot, 0);
+	ReplMlClock *dead = table->former_count == 0 ? NULL :
+		repl_ml_tombstone_find_former(table, slot, 0);
 
 	return dead == NULL ? clock : repl_ml_clock_merge(clock, dead);
 }
 
-/*
- * repl_ml.moved_pending(clock) returns boolean: does a row just updated need
- * stamp_moved?  The trigger's WHEN clause, so that no event is queued for the
- * others; it names no key column, because a trigger that does could not stay
- * when the key changes.
- */
 PG_FUNCTION_INFO_V1(repl_ml_moved_pending);
+
+/*
+ * repl_ml.moved_pending(clock) returns boolean: whether a row just updated
+ * needs stamp_moved.  The trigger's WHEN clause, so that no event is queued
+ * for the others; it names no key column, because a trigger that does could
+ * not stay when the key changes.
+ */
 Datum
 repl_ml_moved_pending(PG_FUNCTION_ARGS)
 {
@@ -237,29 +256,35 @@ repl_ml_moved_pending(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(repl_ml_clock_max_counter(PG_GETARG_REPL_ML_CLOCK_P(0)) == last_moved);
 }
 
-/*
- * AFTER UPDATE ROW trigger: a row that moved to another key gets a clock above
- * that key's tombstones.
- */
 PG_FUNCTION_INFO_V1(repl_ml_stamp_moved);
+
+/*
+ * The AFTER UPDATE ROW trigger: gives a row that moved to another key a clock
+ * above that key's tombstones.
+ */
 Datum
 repl_ml_stamp_moved(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-	ReplMlTable *table = trigger_table(fcinfo, TRIGGER_EVENT_AFTER | TRIGGER_EVENT_UPDATE, "stamp_moved");
+	ReplMlTable *table = trigger_table(fcinfo, TRIGGER_EVENT_AFTER | TRIGGER_EVENT_UPDATE,
+									   "stamp_moved");
 
 	if (table != NULL && key_changes(trigdata, table))
-		settle(trigdata, table, trigdata->tg_newslot, false);
+		raise_above_tombstones(trigdata, table, trigdata->tg_newslot, false);
 	return PointerGetDatum(NULL);
 }
 
-/* BEFORE DELETE ROW trigger: leaves a tombstone with the deletion's clock. */
 PG_FUNCTION_INFO_V1(repl_ml_stamp_delete);
+
+/*
+ * The BEFORE DELETE ROW trigger: leaves a tombstone with the deletion's clock.
+ */
 Datum
 repl_ml_stamp_delete(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-	ReplMlTable *table = trigger_table(fcinfo, TRIGGER_EVENT_BEFORE | TRIGGER_EVENT_DELETE, "stamp_delete");
+	ReplMlTable *table = trigger_table(fcinfo, TRIGGER_EVENT_BEFORE | TRIGGER_EVENT_DELETE,
+									   "stamp_delete");
 	const ReplMlIdentity *self = table == NULL ? NULL : writing_member();
 	TupleDesc	desc;
 	Datum		key[INDEX_MAX_KEYS];
@@ -272,10 +297,7 @@ repl_ml_stamp_delete(PG_FUNCTION_ARGS)
 	desc = RelationGetDescr(trigdata->tg_relation);
 	old = tuple_clock(table, trigdata->tg_trigtuple, desc);
 	repl_ml_key_from_tuple(table, trigdata->tg_trigtuple, desc, key);
-	repl_ml_tombstone_insert(table, key,
-							 repl_ml_clock_advance(old, self->node_id,
-												   repl_ml_ticker_next(repl_ml_clock_max_counter(old))),
-							 NULL);
+	repl_ml_tombstone_insert(table, key, advance_clock(old, self), NULL);
 	return PointerGetDatum(trigdata->tg_trigtuple);
 }
 
@@ -291,6 +313,7 @@ bury_all_rows(Oid relid, const ReplMlIdentity *self)
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
 
+	/* row triggers, which note it otherwise, do not fire */
 	repl_ml_level_note(table->root);
 	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
@@ -304,10 +327,8 @@ bury_all_rows(Oid relid, const ReplMlIdentity *self)
 		value = slot_getattr(slot, table->clock_attnum, &isnull);
 		clock = repl_ml_table_clock(table, value, isnull);
 		repl_ml_key_from_slot(table, slot, key);
-		repl_ml_tombstone_insert(table, key,
-								 repl_ml_clock_advance(clock, self->node_id,
-													   repl_ml_ticker_next(repl_ml_clock_max_counter(clock))),
-								 NULL);
+		clock = advance_clock(clock, self);
+		repl_ml_tombstone_insert(table, key, clock, NULL);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(per_row);
 	}
@@ -318,12 +339,13 @@ bury_all_rows(Oid relid, const ReplMlIdentity *self)
 	table_close(rel, NoLock);
 }
 
+PG_FUNCTION_INFO_V1(repl_ml_stamp_truncate);
+
 /*
- * BEFORE TRUNCATE trigger: to the group a TRUNCATE is the deletion of every
- * row this node has, so that a row inserted elsewhere meanwhile survives
+ * The BEFORE TRUNCATE trigger: to the group a TRUNCATE is the deletion of
+ * every row this node has, so that a row inserted elsewhere meanwhile survives
  * everywhere.
  */
-PG_FUNCTION_INFO_V1(repl_ml_stamp_truncate);
 Datum
 repl_ml_stamp_truncate(PG_FUNCTION_ARGS)
 {
@@ -334,7 +356,9 @@ repl_ml_stamp_truncate(PG_FUNCTION_ARGS)
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" must be called as a BEFORE TRUNCATE trigger", "stamp_truncate")));
+				 errmsg("function \"%s\" must be called as a BEFORE TRUNCATE trigger",
+						"stamp_truncate"),
+				 errhint("Make the table's triggers with repl_ml.add_table.")));
 	refuse_in_apply(1);
 	if (repl_ml_applying || (self = writing_member()) == NULL)
 		return PointerGetDatum(NULL);
@@ -348,8 +372,8 @@ repl_ml_stamp_truncate(PG_FUNCTION_ARGS)
 }
 
 /*
- * Who stamps; NULL where there is no group.  An error where this node must
- * not write: a copy of a node, or one that is still joining.
+ * Returns who stamps; NULL where there is no group.  Raises an error where
+ * this node must not write: a copy of a node, or one that is still joining.
  */
 static const ReplMlIdentity *
 writing_member(void)
@@ -371,9 +395,17 @@ writing_member(void)
 	return self;
 }
 
+/* Returns the clock of a write of this node above "clock". */
+static ReplMlClock *
+advance_clock(const ReplMlClock *clock, const ReplMlIdentity *self)
+{
+	return repl_ml_clock_advance(clock, self->node_id,
+								 repl_ml_ticker_next(repl_ml_clock_max_counter(clock)));
+}
+
 /*
- * The table a trigger was fired for, checked to be the trigger it should be;
- * NULL in a process that applies.
+ * Returns the table a trigger was fired for, checked to be the trigger it
+ * should be; NULL in a process that applies.
  */
 static ReplMlTable *
 trigger_table(FunctionCallInfo fcinfo, TriggerEvent when, const char *name)
@@ -386,7 +418,9 @@ trigger_table(FunctionCallInfo fcinfo, TriggerEvent when, const char *name)
 		(trigdata->tg_event & TRIGGER_EVENT_TIMINGMASK) != (when & TRIGGER_EVENT_TIMINGMASK))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" must be called as the row trigger repl_ml.add_table makes", name)));
+				 errmsg("function \"%s\" must be called as the row trigger repl_ml.add_table makes",
+						name),
+				 errhint("Make the table's triggers with repl_ml.add_table.")));
 	refuse_in_apply(1);
 	if (repl_ml_applying)
 		return NULL;
@@ -398,26 +432,39 @@ trigger_table(FunctionCallInfo fcinfo, TriggerEvent when, const char *name)
 }
 
 /*
- * An error if this is run by a user's trigger in a process that applies: by
- * more triggers, that is, than the "own_depth" that a change itself fires.
+ * Raises an error if this is run by a user's trigger in a process that
+ * applies: by more triggers, that is, than the "own_depth" that a change
+ * itself fires.
  */
 static void
 refuse_in_apply(int own_depth)
 {
 	if (!repl_ml_applying ||
-		DatumGetInt32(DirectFunctionCall1(pg_trigger_depth, (Datum) 0)) <= repl_ml_applying_depth + own_depth)
+		DatumGetInt32(DirectFunctionCall1(pg_trigger_depth, (Datum) 0)) <=
+		repl_ml_applying_depth + own_depth)
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
 			 errmsg("a trigger wrote a replicated table while a change was applied"),
-			 errdetail("What it wrote would not reach the other nodes, where the trigger fires as well."),
-			 errhint("Run ALTER TABLE ... ENABLE TRIGGER for the trigger, so that it fires where the user writes only.")));
+			 errdetail("What it wrote would not reach the other nodes, where the trigger fires as "
+					   "well."),
+			 errhint("Run ALTER TABLE ... ENABLE TRIGGER for the trigger, so that it fires where "
+					 "the user writes only.")));
+}
+
+/* Returns a table's name as SQL takes it. */
+static char *
+qualified_name(Relation rel)
+{
+	return quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
+									  RelationGetRelationName(rel));
 }
 
 /*
- * Triggers fire in the order of their names, and ours is to see the row as it
- * will be: one behind it could keep a row whose deletion is recorded already,
- * or give it another key or clock.
+ * Raises an error if a user's trigger fires behind ours.  Triggers fire in the
+ * order of their names, and ours is to see the row as it will be: one behind
+ * it could keep a row whose deletion is recorded already, or give it another
+ * key or clock.
  */
 static void
 refuse_later_triggers(TriggerData *trigdata)
@@ -437,21 +484,22 @@ refuse_later_triggers(TriggerData *trigdata)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("trigger \"%s\" of replicated table \"%s\" fires after \"%s\"",
-							trigger->tgname, RelationGetRelationName(rel), trigdata->tg_trigger->tgname),
-					 errhint("Run ALTER TRIGGER %s ON %s RENAME TO ... with a name that sorts before \"%s\".",
-							 quote_identifier(trigger->tgname),
-							 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
-														RelationGetRelationName(rel)),
+							trigger->tgname, RelationGetRelationName(rel),
+							trigdata->tg_trigger->tgname),
+					 errhint("Run ALTER TRIGGER %s ON %s RENAME TO ... with a name that sorts "
+							 "before \"%s\".",
+							 quote_identifier(trigger->tgname), qualified_name(rel),
 							 trigdata->tg_trigger->tgname)));
 	}
 }
 
 /*
- * A copy of "tuple" with another clock.  Where the clock is the last column
- * and keeps its length, as nearly always, its bytes are at the tuple's end.
+ * Returns a copy of "tuple" with another clock.  Where the clock is the last
+ * column and keeps its length, as nearly always, its bytes are at the tuple's
+ * end.
  */
 static HeapTuple
-with_clock(ReplMlTable *table, TupleDesc desc, HeapTuple tuple, const ReplMlClock *clock)
+copy_with_clock(ReplMlTable *table, TupleDesc desc, HeapTuple tuple, const ReplMlClock *clock)
 {
 	Datum		value = PointerGetDatum(clock);
 	bool		isnull;
@@ -463,7 +511,8 @@ with_clock(ReplMlTable *table, TupleDesc desc, HeapTuple tuple, const ReplMlCloc
 		char	   *start = (char *) tuple->t_data;
 
 		if (!isnull && (char *) old > start && (char *) old < start + tuple->t_len &&
-			VARATT_IS_SHORT(old) && !VARATT_IS_EXTERNAL(old) && VARSIZE_ANY_EXHDR(old) == VARSIZE_ANY_EXHDR(clock) &&
+			VARATT_IS_SHORT(old) && !VARATT_IS_EXTERNAL(old) &&
+			VARSIZE_ANY_EXHDR(old) == VARSIZE_ANY_EXHDR(clock) &&
 			(char *) old + VARSIZE_SHORT(old) == start + tuple->t_len)
 		{
 			HeapTuple	copy = heap_copytuple(tuple);
@@ -474,16 +523,17 @@ with_clock(ReplMlTable *table, TupleDesc desc, HeapTuple tuple, const ReplMlCloc
 		}
 	}
 	isnull = false;
-	return heap_modify_tuple_by_cols(tuple, desc, 1, (int[]) {table->clock_attnum}, &value, &isnull);
+	return heap_modify_tuple_by_cols(tuple, desc, 1, (int[]) {table->clock_attnum}, &value,
+									 &isnull);
 }
 
 /*
- * A copy of "tuple" with its out-of-line values inline, so that they are
- * written anew and are in the WAL next to the clock: an unchanged one would
- * not be, and a node that has another version would mix the two.
+ * Returns a copy of "tuple" with its out-of-line values inline, so that they
+ * are written anew and are in the WAL next to the clock: an unchanged one
+ * would not be, and a node that has another version would mix the two.
  */
 static HeapTuple
-with_whole_values(HeapTuple tuple, TupleDesc desc)
+copy_with_whole_values(HeapTuple tuple, TupleDesc desc)
 {
 	Datum	   *values = palloc(desc->natts * sizeof(Datum));
 	bool	   *nulls = palloc(desc->natts * sizeof(bool));
@@ -494,7 +544,11 @@ with_whole_values(HeapTuple tuple, TupleDesc desc)
 	{
 		if (!nulls[i] && TupleDescAttr(desc, i)->attlen == -1 &&
 			VARATT_IS_EXTERNAL(DatumGetPointer(values[i])))
-			values[i] = PointerGetDatum(detoast_external_attr((struct varlena *) DatumGetPointer(values[i])));
+		{
+			struct varlena *value = (struct varlena *) DatumGetPointer(values[i]);
+
+			values[i] = PointerGetDatum(detoast_external_attr(value));
+		}
 	}
 	result = heap_form_tuple(desc, values, nulls);
 	result->t_data->t_ctid = tuple->t_data->t_ctid;
@@ -503,7 +557,7 @@ with_whole_values(HeapTuple tuple, TupleDesc desc)
 	return result;
 }
 
-/* Is there a BEFORE UPDATE row trigger besides stamp_update? */
+/* Says whether there is a BEFORE UPDATE row trigger besides stamp_update. */
 static bool
 others_may_change_row(TriggerDesc *triggers)
 {
@@ -520,9 +574,9 @@ others_may_change_row(TriggerDesc *triggers)
 }
 
 /*
- * Does this UPDATE give the row another primary key?  A key column that only
- * a user's trigger changes is refused: nobody would look at the new key's
- * tombstones.
+ * Says whether this UPDATE gives the row another primary key.  A key column
+ * that only a user's trigger changes is refused: nobody would look at the new
+ * key's tombstones.
  */
 static bool
 key_changes(TriggerData *trigdata, ReplMlTable *table)
@@ -550,6 +604,7 @@ key_changes(TriggerData *trigdata, ReplMlTable *table)
 	return true;
 }
 
+/* Returns the clock of a row. */
 static ReplMlClock *
 tuple_clock(ReplMlTable *table, HeapTuple tuple, TupleDesc desc)
 {
@@ -560,8 +615,9 @@ tuple_clock(ReplMlTable *table, HeapTuple tuple, TupleDesc desc)
 }
 
 /*
- * The clock of the row that an UPDATE replaces.  If it is NULL or damaged, SET
- * __repl_clock = DEFAULT mends it: the row begins anew, like a new one.
+ * Returns the clock of the row that an UPDATE replaces.  If it is NULL or
+ * damaged, SET __repl_clock = DEFAULT mends it: the row begins anew, like a
+ * new one.
  */
 static ReplMlClock *
 replaced_clock(TriggerData *trigdata, ReplMlTable *table, const ReplMlIdentity *self)
@@ -579,7 +635,10 @@ replaced_clock(TriggerData *trigdata, ReplMlTable *table, const ReplMlIdentity *
 	return repl_ml_table_clock(table, old, old_null);
 }
 
-/* Is this a clock that repl_ml.tick() has issued in this transaction, not one of an updated row? */
+/*
+ * Says whether this is a clock that repl_ml.tick() has issued in this
+ * transaction, not one of an updated row.
+ */
 static bool
 is_own_tick(const ReplMlClock *clock, const ReplMlIdentity *self)
 {
@@ -596,7 +655,8 @@ is_own_tick(const ReplMlClock *clock, const ReplMlIdentity *self)
  * not believed but replaced.  No trigger fires for the change.
  */
 static void
-settle(TriggerData *trigdata, ReplMlTable *table, TupleTableSlot *slot, bool only_own)
+raise_above_tombstones(TriggerData *trigdata, ReplMlTable *table, TupleTableSlot *slot,
+					   bool only_own)
 {
 	Relation	rel = trigdata->tg_relation;
 	const ReplMlIdentity *self = writing_member();
@@ -621,27 +681,28 @@ settle(TriggerData *trigdata, ReplMlTable *table, TupleTableSlot *slot, bool onl
 		return;
 
 	if (!own)
-		clock = believable(clock, self);
+		clock = trusted_clock(clock, self);
 	if (dead != NULL)
 		clock = repl_ml_clock_merge(clock, dead);
-	restamp(rel, slot, repl_ml_clock_advance(clock, self->node_id,
-											 repl_ml_ticker_next(repl_ml_clock_max_counter(clock))));
+	restamp_row(rel, slot, advance_clock(clock, self));
 }
 
 /*
- * What a fresh clock has to be above when a user supplied "clock".  Peers get
- * the row as it was inserted, too, and take no notice of it unless its clock
- * has just this node's entry (see apply/dispatch.c).
+ * Returns what a fresh clock has to be above when a user supplied "clock".
+ * Peers get the row as it was inserted, too, and take no notice of it unless
+ * its clock has just this node's entry (see apply/dispatch.c).
  */
 static ReplMlClock *
-believable(ReplMlClock *clock, const ReplMlIdentity *self)
+trusted_clock(ReplMlClock *clock, const ReplMlIdentity *self)
 {
 	if (repl_ml_clock_count(clock) != 1 || repl_ml_clock_entry(clock, 0).node != self->node_id)
 		return repl_ml_clock_empty();
-	if (repl_ml_clock_max_counter(clock) > repl_ml_ticker_now() + (uint64) repl_ml_max_clock_skew * 1000)
+	if (repl_ml_clock_max_counter(clock) >
+		repl_ml_ticker_now() + (uint64) repl_ml_max_clock_skew * 1000)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("the value of column \"%s\" is too far in the future", REPL_ML_CLOCK_COLUMN),
+				 errmsg("the value of column \"%s\" is too far in the future",
+						REPL_ML_CLOCK_COLUMN),
 				 errhint("Leave the column out: repl_ml fills it.")));
 	return clock;
 }
@@ -651,7 +712,7 @@ believable(ReplMlClock *clock, const ReplMlIdentity *self)
  * which a trigger may have changed or deleted since; fires no trigger.
  */
 static void
-restamp(Relation rel, TupleTableSlot *slot, const ReplMlClock *clock)
+restamp_row(Relation rel, TupleTableSlot *slot, const ReplMlClock *clock)
 {
 	ReplMlTarget *target = repl_ml_target_open(rel, false);
 	TupleTableSlot *stamped = table_slot_create(rel, NULL);
@@ -662,10 +723,10 @@ restamp(Relation rel, TupleTableSlot *slot, const ReplMlClock *clock)
 	{
 		bool		should_free;
 		HeapTuple	tuple = ExecFetchSlotHeapTuple(target->found, true, &should_free);
-		HeapTuple	result = with_clock(target->table, RelationGetDescr(rel), tuple, clock);
+		HeapTuple	result = copy_with_clock(target->table, RelationGetDescr(rel), tuple, clock);
 
 		if (HeapTupleHasExternal(result))
-			result = with_whole_values(result, RelationGetDescr(rel));
+			result = copy_with_whole_values(result, RelationGetDescr(rel));
 		ExecForceStoreHeapTuple(result, stamped, false);
 		repl_ml_target_update(target, stamped);
 		if (should_free)

@@ -12,6 +12,9 @@
  * Both are changes of the parsed statement, so that they cost nothing when it
  * runs: of an INSERT when it is planned, after views and rules have been
  * expanded; of a join when it is analyzed, so that views keep it so.
+ *
+ * Not here: COPY, which has no statement to change (guard.c).  Runs in backends;
+ * takes no locks.
  */
 #include "postgres.h"
 
@@ -34,43 +37,51 @@
 static planner_hook_type previous_planner = NULL;
 static post_parse_analyze_hook_type previous_analyze = NULL;
 
-static PlannedStmt *plan(Query *parse, const char *query_string, int cursor_options, ParamListInfo params);
+static PlannedStmt *plan_query(Query *parse, const char *query_string, int cursor_options,
+							   ParamListInfo params);
 static void fill_clocks(Query *query);
 static void fill_clock(List *targets, Oid relid);
-static void analyze(ParseState *pstate, Query *query, JumbleState *jumble);
+static void analyze_query(ParseState *pstate, Query *query, JumbleState *jumble);
 static bool mend_joins(Node *node, void *context);
 static bool mend_joins_of(Node *node, Query *query);
 static void leave_clock_out(JoinExpr *join, Query *query);
 
-/* Installs the hooks. */
+/* Called by _PG_init: installs the hooks. */
 void
 repl_ml_whole_row_init(void)
 {
 	previous_planner = planner_hook;
-	planner_hook = plan;
+	planner_hook = plan_query;
 	previous_analyze = post_parse_analyze_hook;
-	post_parse_analyze_hook = analyze;
+	post_parse_analyze_hook = analyze_query;
 }
 
+/* Says whether the extension is there to be looked for. */
 static bool
 is_installed(void)
 {
 	return IsTransactionState() && OidIsValid(repl_ml_schema_oid());
 }
 
+/*
+ * The planner's hook: fills clocks before a statement that may insert is
+ * planned.
+ */
 static PlannedStmt *
-plan(Query *parse, const char *query_string, int cursor_options, ParamListInfo params)
+plan_query(Query *parse, const char *query_string, int cursor_options, ParamListInfo params)
 {
 	if ((parse->commandType != CMD_SELECT || parse->hasModifyingCTE) && is_installed())
 		fill_clocks(parse);
-	return (previous_planner ? previous_planner : standard_planner) (parse, query_string, cursor_options, params);
+	return (previous_planner ? previous_planner : standard_planner) (parse, query_string,
+																	 cursor_options, params);
 }
 
 /* Lets each INSERT of the statement fill the clock where it is given NULL. */
 static void
 fill_clocks(Query *query)
 {
-	Oid			relid = query->resultRelation > 0 ? rt_fetch(query->resultRelation, query->rtable)->relid : InvalidOid;
+	Oid			relid = query->resultRelation > 0 ?
+		rt_fetch(query->resultRelation, query->rtable)->relid : InvalidOid;
 	ListCell   *lc;
 
 	if (query->commandType == CMD_INSERT)
@@ -86,7 +97,10 @@ fill_clocks(Query *query)
 		fill_clocks(castNode(Query, lfirst_node(CommonTableExpr, lc)->ctequery));
 }
 
-/* Is it the default already, as where the user leaves the column out? */
+/*
+ * Says whether the value is the default already, as where the user leaves the
+ * column out.
+ */
 static bool
 is_default(Expr *value)
 {
@@ -94,6 +108,7 @@ is_default(Expr *value)
 		get_func_namespace(((FuncExpr *) value)->funcid) == repl_ml_schema_oid();
 }
 
+/* Puts COALESCE(value, default) in the place of the value for the clock. */
 static void
 fill_clock(List *targets, Oid relid)
 {
@@ -120,8 +135,11 @@ fill_clock(List *targets, Oid relid)
 	}
 }
 
+/*
+ * The analyzer's hook: mends natural joins, also those of views that are made.
+ */
 static void
-analyze(ParseState *pstate, Query *query, JumbleState *jumble)
+analyze_query(ParseState *pstate, Query *query, JumbleState *jumble)
 {
 	if (previous_analyze)
 		previous_analyze(pstate, query, jumble);
@@ -141,6 +159,7 @@ mend_joins(Node *node, void *context)
 	return query_tree_walker((Query *) node, mend_joins, context, 0);
 }
 
+/* Mends the natural joins of one query's FROM, not those of queries in it. */
 static bool
 mend_joins_of(Node *node, Query *query)
 {
@@ -154,8 +173,8 @@ mend_joins_of(Node *node, Query *query)
 }
 
 /*
- * Takes the comparison of clocks out of a natural join.  The join still has one
- * clock column, the left table's where it can; where the clock is the last
+ * Takes the comparison of clocks out of a natural join.  The join still has
+ * one clock column, the left table's where it can; where the clock is the last
  * common column, as nearly always, it is no column of USING any more either,
  * which is how a view says what it joins by.
  */
@@ -167,7 +186,8 @@ leave_clock_out(JoinExpr *join, Query *query)
 	List	   *quals = count > 1 ? ((BoolExpr *) join->quals)->args : list_make1(join->quals);
 	int			place = 0;
 
-	while (place < count && strcmp(strVal(list_nth(join->usingClause, place)), REPL_ML_CLOCK_COLUMN) != 0)
+	while (place < count &&
+		   strcmp(strVal(list_nth(join->usingClause, place)), REPL_ML_CLOCK_COLUMN) != 0)
 		place++;
 	if (place == count || list_length(quals) != count || !IsA(list_nth(quals, place), OpExpr) ||
 		exprType(linitial(((OpExpr *) list_nth(quals, place))->args)) != repl_ml_clock_type())
@@ -177,6 +197,8 @@ leave_clock_out(JoinExpr *join, Query *query)
 		join->quals = NULL;
 	else
 		join->quals = count == 2 ? linitial(quals) : (Node *) makeBoolExpr(AND_EXPR, quals, -1);
+
+	/* from between others it cannot go without giving columns other numbers */
 	if (place == count - 1 && entry->joinmergedcols == count &&
 		(join->jointype == JOIN_INNER || join->jointype == JOIN_LEFT))
 	{
