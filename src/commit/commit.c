@@ -187,6 +187,7 @@ tell_level(ReplMlLevel level)
 static void
 begin_wait(ReplMlLevel level, TransactionId xid)
 {
+	/* nobody would end core's wait */
 	if (level == REPL_ML_ONE || repl_ml_members_is_alone())
 	{
 		if (synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH && repl_ml_quorum_owns_waits())

@@ -93,6 +93,8 @@ collect_lacking(Lacking *lacking)
 
 		if (commit_count == 0)
 			continue;
+
+		/* what has no room now is asked for when these are whole */
 		initStringInfo(&question);
 		for (int j = 0; j < commit_count; j++)
 			appendStringInfo(&question, "%c%X/%X", j == 0 ? '{' : ',', LSN_FORMAT_ARGS(commits[j]));

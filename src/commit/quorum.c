@@ -745,6 +745,7 @@ refuse_unreachable(ReplMlLevel level)
 	int			reachable;
 	bool		known;
 
+	/* all at once, so that the numbers fit each other */
 	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
 	known = database->members_known;
 	present = repl_ml_members_names(database, true);

@@ -195,6 +195,8 @@ repl_ml_token_parts(PG_FUNCTION_ARGS)
 				 errmsg("invalid transaction token"),
 				 errhint("Give the whole text that repl_ml.transaction_token() returned in the "
 						 "transaction.")));
+
+	/* there may be a node and a transaction of these numbers here, too */
 	if (token.group != compute_checksum(&self->group_id, sizeof(pg_uuid_t)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -53,6 +53,7 @@ repl_ml_write_members(PG_FUNCTION_ARGS)
 	count = repl_ml_members_states(states);
 	for (int i = 0; i < count; i++)
 	{
+		/* to commit/ this node is 0 */
 		const ReplMlMemberState *state = &states[i];
 		int			node_id = state->node_id == 0 ? repl_ml_identity()->node_id : state->node_id;
 		Datum		values[MEMBER_COLUMNS] = {Int32GetDatum(node_id),

@@ -82,6 +82,8 @@ put_worker(ReturnSetInfo *rsinfo, const ReplMlWorker *worker)
 	values[i++] = ObjectIdGetDatum(worker->copy_relation);
 	nulls[i] = !OidIsValid(worker->copy_relation);
 	values[i++] = Int64GetDatum(worker->copy_rows);
+
+	/* the rest is of the last error */
 	for (int j = i; j < STATS_COLUMNS; j++)
 		nulls[j] = worker->error_time == 0;
 	if (worker->error_time != 0)
@@ -166,8 +168,9 @@ set_pause(int peer, bool pause)
 	return state;
 }
 
-/* repl_ml.pause_apply(peer): returns when the worker has stopped applying. */
 PG_FUNCTION_INFO_V1(repl_ml_pause_apply);
+
+/* repl_ml.pause_apply(peer): returns when the worker has stopped applying. */
 Datum
 repl_ml_pause_apply(PG_FUNCTION_ARGS)
 {
@@ -423,8 +426,12 @@ give_up_waiting(Name node_name, const char *state, int sqlstate)
 					 "run SELECT repl_ml.leave_group(force => true) on that node.")));
 }
 
-/* repl_ml.wait_for_node(node_name, timeout): returns when the node is ready. */
 PG_FUNCTION_INFO_V1(repl_ml_wait_for_node);
+
+/*
+ * repl_ml.wait_for_node(node_name, timeout): returns when the node is ready;
+ * raises an error at the deadline, or as soon as it is plain what keeps it.
+ */
 Datum
 repl_ml_wait_for_node(PG_FUNCTION_ARGS)
 {

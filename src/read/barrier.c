@@ -281,6 +281,8 @@ all_dropped_are_compared(void)
 		if (compared[i] < members)
 			drops++;
 	}
+
+	/* it is not known yet who the members are, or nothing has been compared */
 	if (count > 0 && members == 0)
 		return false;
 	owners = Max((members + drops) / 2 + 1 - drops, 1);

@@ -272,6 +272,8 @@ repl_ml_wait_for_vector(PG_FUNCTION_ARGS)
 	require_fresh_snapshots("wait_for_vector");
 	wanted = PG_GETARG_REPL_ML_CLOCK_P(0);
 	deadline = repl_ml_deadline(PG_GETARG_DATUM(1));
+
+	/* looked up anew each time: what is put aside holds a position back, too */
 	while ((lacking = repl_ml_positions_lacking(wanted, repl_ml_positions())) != NULL)
 	{
 		if (!repl_ml_position_wait(deadline, "ReplMlWaitForVector"))

@@ -238,11 +238,12 @@ compare_fingerprint(Datum *values, ReplMlIdentity *identity)
 		inode_there != NULL && strcmp(inode_there, strchr(here, ':')) == 0;
 }
 
+PG_FUNCTION_INFO_V1(repl_ml_local_fingerprint);
+
 /*
  * repl_ml.local_fingerprint(OUT system_identifier, OUT timeline, OUT database,
- * OUT directory): the place this database lives in, now.
+ * OUT directory): returns the place this database lives in, now.
  */
-PG_FUNCTION_INFO_V1(repl_ml_local_fingerprint);
 Datum
 repl_ml_local_fingerprint(PG_FUNCTION_ARGS)
 {

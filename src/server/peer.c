@@ -134,6 +134,8 @@ repl_ml_peer_load(int node_id)
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("node %d is not a member of the group", node_id),
 				 errhint("See SELECT node_id, node_name, state FROM repl_ml.member.")));
+
+	/* it outlives the transaction, so the one before is freed here */
 	if (peer.node_name != NULL)
 	{
 		pfree(peer.node_name);
@@ -228,11 +230,12 @@ repl_ml_may_invite(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(answer != NULL && strcmp(answer, "t") == 0);
 }
 
+PG_FUNCTION_INFO_V1(repl_ml_hide_statement);
+
 /*
  * repl_ml.hide_statement(): the client's statement, which holds a connection
  * string, is shown neither in pg_stat_activity nor with errors in the log.
  */
-PG_FUNCTION_INFO_V1(repl_ml_hide_statement);
 Datum
 repl_ml_hide_statement(PG_FUNCTION_ARGS)
 {

@@ -120,6 +120,7 @@ create_struct(void)
 		create_segment(&segments[i]);
 	LWLockRelease(AddinShmemInitLock);
 
+	/* both read files, which must not happen under the lock */
 	if (!found)
 	{
 		repl_ml_ticker_startup();
@@ -177,6 +178,7 @@ repl_ml_shmem_take_database(Oid database)
 {
 	ReplMlDatabase *found = repl_ml_shmem_database(database);
 
+	/* looked for again: somebody may have made it, or given it free */
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < REPL_ML_MAX_DATABASES &&
 		 (found == NULL || found->database != database); i++)

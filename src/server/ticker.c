@@ -372,6 +372,8 @@ write_bound(uint64 bound)
 				(errcode_for_file_access(),
 				 errmsg("could not create file \"%s\": %m", CLOCK_FILE_TMP),
 				 errhint(CLOCK_FILE_HINT)));
+
+	/* a disk that is full need not say so */
 	errno = 0;
 	if (write(fd, &content, sizeof(content)) != sizeof(content))
 	{

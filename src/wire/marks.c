@@ -230,6 +230,8 @@ read_contributions(Input *input, ReplMlMark *mark)
 		if (!read_entry(input, &contribution->write) || !read_uint32(input, &length) ||
 			(text = take_bytes(input, length)) == NULL)
 			return false;
+
+		/* a zero byte would hide what follows it */
 		contribution->sum = pnstrdup((const char *) text, length);
 		if (strlen(contribution->sum) != length)
 			return false;

@@ -143,6 +143,7 @@ repl_ml_vclock_out(PG_FUNCTION_ARGS)
 	ReplMlMarks marks;
 	StringInfoData text;
 
+	/* a text that no receiver takes */
 	if (is_sent_damaged(clock))
 		PG_RETURN_CSTRING(pstrdup("damaged"));
 	count = repl_ml_clock_count(clock);

@@ -79,6 +79,7 @@ watch_transaction(XactEvent event, void *arg)
 	{
 		case XACT_EVENT_PRE_COMMIT:
 		case XACT_EVENT_PRE_PREPARE:
+			/* an error still takes everything back */
 			if (changed == NIL)
 				return;
 			PushActiveSnapshot(GetTransactionSnapshot());
@@ -162,6 +163,8 @@ check_key(Relation rel)
 	index = RelationIdGetRelation(key);
 	if (index == NULL)
 		elog(ERROR, "could not open index with OID %u", key);
+
+	/* what is generated does not travel */
 	for (int i = 0; i < IndexRelationGetNumberOfKeyAttributes(index); i++)
 	{
 		AttrNumber	attnum = index->rd_index->indkey.values[i];

@@ -342,6 +342,8 @@ is_our_trigger(Oid relid, const char *name)
 
 	if (!OidIsValid(trigger))
 		return false;
+
+	/* there is no cache of triggers by OID */
 	rel = table_open(TriggerRelationId, AccessShareLock);
 	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
 				ObjectIdGetDatum(trigger));
@@ -431,6 +433,7 @@ check_drop(DropStmt *stmt)
 		List	   *name = castNode(List, lfirst(lc));
 		char	   *trigger = NULL;
 
+		/* the last part of the name is the trigger's, the rest its table's */
 		if (stmt->removeType == OBJECT_TRIGGER)
 		{
 			trigger = strVal(llast(name));
@@ -624,6 +627,7 @@ has_rows(Oid root)
 	bool		found = false;
 	ListCell   *lc;
 
+	/* waits for those who write: what they have written comes along as well */
 	LockRelationOid(root, ShareLock);
 	foreach(lc, find_all_inheritors(root, ShareLock, NULL))
 	{
@@ -1049,6 +1053,8 @@ check_unpublish(Oid membership)
 	ReleaseSysCache(tuple);
 	if (publication != group_publication())
 		return;
+
+	/* our own tables are in it, too, and go with the extension */
 	if (get_rel_namespace(relid) == repl_ml_schema_oid())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

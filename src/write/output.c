@@ -365,6 +365,7 @@ read_name(Relation relation, HeapTuple tuple, ReplMlRowName *name)
 	Oid			function;
 	bool		is_varlena;
 
+	/* a tombstone or a stored version says itself of which row it is */
 	getTypeOutputInfo(TEXTARRAYOID, &function, &is_varlena);
 	if (AttributeNumberIsValid(key_attnum))
 	{

@@ -363,6 +363,7 @@ repl_ml_stamp_truncate(PG_FUNCTION_ARGS)
 	if (repl_ml_applying || (self = writing_member()) == NULL)
 		return PointerGetDatum(NULL);
 
+	/* a partitioned table's trigger stands for its partitions, locked with it */
 	foreach(lc, find_all_inheritors(RelationGetRelid(trigdata->tg_relation), NoLock, NULL))
 	{
 		if (get_rel_relkind(lfirst_oid(lc)) == RELKIND_RELATION)
@@ -471,6 +472,7 @@ refuse_later_triggers(TriggerData *trigdata)
 {
 	Relation	rel = trigdata->tg_relation;
 
+	/* from the last one down to ours */
 	for (int i = rel->trigdesc->numtriggers - 1; i >= 0; i--)
 	{
 		Trigger    *trigger = &rel->trigdesc->triggers[i];
@@ -551,6 +553,8 @@ copy_with_whole_values(HeapTuple tuple, TupleDesc desc)
 		}
 	}
 	result = heap_form_tuple(desc, values, nulls);
+
+	/* what core, which gets this one back, knows of the other */
 	result->t_data->t_ctid = tuple->t_data->t_ctid;
 	result->t_self = tuple->t_self;
 	result->t_tableOid = tuple->t_tableOid;
