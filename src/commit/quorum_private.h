@@ -100,8 +100,8 @@ typedef struct ReplMlQuorum
 extern ReplMlQuorum *repl_ml_quorum;
 
 /*
- * The link of this database that comes after one, or the first; NULL behind
- * the last.  The caller holds the lock.
+ * Returns the link of this database that comes after one, or the first; NULL
+ * behind the last.  The caller holds the lock.
  */
 static inline ReplMlLink *
 repl_ml_link_after(const ReplMlLink *link)
@@ -115,7 +115,10 @@ repl_ml_link_after(const ReplMlLink *link)
 	return next < end ? next : NULL;
 }
 
-/* The link after one, or the first, of those whose word counts; NULL behind the last. */
+/*
+ * Returns the link after one, or the first, of those whose word counts; NULL
+ * behind the last.  The caller holds the lock.
+ */
 static inline ReplMlLink *
 repl_ml_counting_link_after(const ReplMlLink *link)
 {
@@ -132,7 +135,7 @@ repl_ml_counting_link_after(const ReplMlLink *link)
 	for (ReplMlLink *link = repl_ml_counting_link_after(NULL); link != NULL; \
 		 link = repl_ml_counting_link_after(link))
 
-/* The link's place in sets of peers. */
+/* Returns the link's place in sets of peers. */
 static inline int
 repl_ml_link_index(const ReplMlLink *link)
 {

@@ -5,7 +5,7 @@
  *
  * Core's walsender reads the replies itself and has no hook there.  But after
  * it has read them, and before it waits, it always flushes its output: the
- * communication method it does that with is ours (output.c installs it).
+ * communication method it does that with is ours (server/messages.c).
  *
  * The same place decides when what output.c has written leaves: not while more
  * WAL is there to be decoded, because each packet wakes the peer.  For the same

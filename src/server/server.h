@@ -154,8 +154,8 @@ typedef struct ReplMlShared
 extern ReplMlShared *repl_ml_shared;
 
 /*
- * The worker of a database that comes after one, or the first; NULL behind the
- * last.  The caller holds the lock.
+ * Returns the worker of a database that comes after one, or the first; NULL
+ * behind the last.  The caller holds the lock.
  */
 static inline ReplMlWorker *
 repl_ml_worker_after(const ReplMlWorker *worker, Oid database)
@@ -195,7 +195,7 @@ typedef struct ReplMlWatcher
 	struct ReplMlWatcher *next; /* messages.c's */
 } ReplMlWatcher;
 
-/* Microseconds of a clock that nobody sets. */
+/* Returns the microseconds of a clock that nobody sets. */
 static inline uint64
 repl_ml_monotonic_now(void)
 {
