@@ -191,8 +191,7 @@ extern void repl_ml_unacknowledged_shmem_init(void *space, LWLock *lock);
 extern void repl_ml_unacknowledged_forget(int index, Oid database);
 extern void repl_ml_unacknowledged_forget_link(int index);
 extern void repl_ml_unacknowledged_add(ReplMlLevel level, TransactionId xid, XLogRecPtr commit,
-									   XLogRecPtr lsn,
-									   const ReplMlPeerSet *lacking);
+									   XLogRecPtr lsn, const ReplMlPeerSet *lacking);
 extern void repl_ml_unacknowledged_mark(XLogRecPtr lsn, int index);
 extern int	repl_ml_unacknowledged_lacking(int peer, XLogRecPtr *commits, int room);
 extern void repl_ml_unacknowledged_is_whole(int peer, XLogRecPtr commit);

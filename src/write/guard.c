@@ -82,8 +82,8 @@ typedef struct Utility
 static void run_utility(void *argument);
 static void run_alter_table(Utility *utility);
 static void guard_statement(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
-				  ProcessUtilityContext context, ParamListInfo params,
-				  QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc);
+							ProcessUtilityContext context, ParamListInfo params,
+							QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc);
 static void list_copy_columns(CopyStmt *stmt);
 static void check_drop_database(DropdbStmt *stmt);
 static bool is_our_trigger(Oid relid, const char *name);
@@ -137,8 +137,8 @@ repl_ml_guard_init(void)
  */
 static void
 guard_statement(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
-	  ProcessUtilityContext context, ParamListInfo params,
-	  QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc)
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc)
 {
 	Utility		utility = {pstmt, query_string, read_only_tree, context, params, query_env, dest,
 						   qc};
@@ -258,6 +258,8 @@ run_alter_table(Utility *utility)
 		run_utility(utility);
 		return;
 	}
+
+	/* before it runs, while the columns are what they were */
 	relid = repl_ml_table_root(relid);
 	foreach(lc, stmt->cmds)
 	{

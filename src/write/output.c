@@ -83,8 +83,7 @@ static void send_apology(LogicalDecodingContext *ctx, Relation relation,
 static void read_name(Relation relation, HeapTuple tuple, ReplMlRowName *name);
 static void send_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commit_lsn);
 static void send_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr lsn,
-						 bool transactional,
-						 const char *prefix, Size size, const char *message);
+						 bool transactional, const char *prefix, Size size, const char *message);
 static void hold_message(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid,
 						 bool last_write);
 static bool filter_by_origin(LogicalDecodingContext *ctx, RepOriginId origin);

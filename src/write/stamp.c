@@ -60,7 +60,7 @@ static ReplMlClock *replaced_clock(TriggerData *trigdata, ReplMlTable *table,
 								   const ReplMlIdentity *self);
 static void refuse_later_triggers(TriggerData *trigdata);
 static HeapTuple copy_with_clock(ReplMlTable *table, TupleDesc desc, HeapTuple tuple,
-							const ReplMlClock *clock);
+								 const ReplMlClock *clock);
 static HeapTuple copy_with_whole_values(HeapTuple tuple, TupleDesc desc);
 static ReplMlClock *above_former(ReplMlTable *table, TupleTableSlot *slot, ReplMlClock *clock);
 static bool was_much_written(void);
