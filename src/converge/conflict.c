@@ -6,7 +6,8 @@
  * Pure functions: no table, no globals, no node's point of view.  What remains
  * is every version that no other one seen knows of, so it does not depend on
  * the order in which they arrive, nor on how often.  What the row becomes is
- * then resolve.c's, from the set as a whole.
+ * then resolve.c's, from the set as a whole.  No locks: row.c, which calls
+ * this, holds the row's or the key's.
  *
  * A version that lost a unique key is followed by a deletion with its very
  * dot, the eviction (unique.c): it takes the version's place in the set.
@@ -25,7 +26,8 @@ static void remove_known(ReplMlVersions *versions, const ReplMlClock *clock);
  * the version, or one that knew of it, was there before.
  */
 bool
-repl_ml_conflict_add(ReplMlVersions *versions, const ReplMlClock *seen, const ReplMlVersion *arriving)
+repl_ml_conflict_add(ReplMlVersions *versions, const ReplMlClock *seen,
+					 const ReplMlVersion *arriving)
 {
 	for (int i = 0; i < versions->count; i++)
 	{
@@ -33,6 +35,10 @@ repl_ml_conflict_add(ReplMlVersions *versions, const ReplMlClock *seen, const Re
 
 		if (twin->dot.node != arriving->dot.node || twin->dot.counter != arriving->dot.counter)
 			continue;
+		/*
+		 * an eviction takes its version's place; whatever else comes twice
+		 * says nothing new
+		 */
 		if (twin->deleted || !arriving->deleted)
 			return false;
 		twin->deleted = true;
@@ -47,7 +53,7 @@ repl_ml_conflict_add(ReplMlVersions *versions, const ReplMlClock *seen, const Re
 	return true;
 }
 
-/* Takes out what a later write knew of. */
+/* Takes the versions out of the set that the later write knew of. */
 static void
 remove_known(ReplMlVersions *versions, const ReplMlClock *clock)
 {
@@ -61,7 +67,11 @@ remove_known(ReplMlVersions *versions, const ReplMlClock *clock)
 	versions->count = count;
 }
 
-/* Makes room for one more, and returns where it goes: sorted by dot.  Palloc'd. */
+/*
+ * Makes room in the set for one more version, and returns its place, by its
+ * dot: whoever reads the set finds it sorted.  The set is palloc'd, or grown
+ * where it is.
+ */
 ReplMlVersion *
 repl_ml_conflict_insert(ReplMlVersions *versions, ReplMlClockEntry dot)
 {

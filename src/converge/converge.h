@@ -1,7 +1,8 @@
 /*
  * converge.h
  *		Versions of a row become one, whoever brings them: the stream, a copy, a
- *		parked change or a person.  Nothing here knows of a stream.
+ *		parked change or a person.  Nothing here knows of a stream, and nothing
+ *		is in shared memory; what is locked is locked in the tables.
  */
 #ifndef REPL_ML_CONVERGE_H
 #define REPL_ML_CONVERGE_H
@@ -11,7 +12,10 @@
 #include "row/row.h"
 #include "wire/wire.h"
 
-/* Writes that did not know each other and wrote the same: no version lost anything by itself, an increment may have. */
+/*
+ * Writes that did not know each other and wrote the same: no version lost
+ * anything by itself, an increment may have.
+ */
 typedef struct ReplMlEqualWrites
 {
 	int64		updates;
@@ -67,7 +71,10 @@ typedef struct ReplMlConflict
 	const char *parked_because;
 } ReplMlConflict;
 
-/* A deletion on its way into the table; with "eviction" just the version with this clock is to go. */
+/*
+ * A deletion on its way into the table; with "eviction" just the version with
+ * this clock is to go.
+ */
 typedef struct ReplMlBurial
 {
 	const ReplMlClock *clock;
@@ -103,7 +110,8 @@ typedef struct ReplMlVoid
 
 /* in target.c */
 extern ReplMlTarget *repl_ml_targets_get(Oid relid);
-extern ReplMlTarget *repl_ml_targets_route(ReplMlTarget *root, TupleTableSlot *slot, TupleTableSlot **leaf_slot);
+extern ReplMlTarget *repl_ml_targets_route(ReplMlTarget *root, TupleTableSlot *slot,
+										   TupleTableSlot **leaf_slot);
 extern void repl_ml_targets_renew(void);
 extern void repl_ml_targets_close(void);
 extern void repl_ml_targets_forget(void);
@@ -111,7 +119,8 @@ extern ErrorData *repl_ml_targets_try(void (*step) (void *argument), void *argum
 extern void repl_ml_targets_in_session(void (*step) (void *argument), void *argument);
 
 /* in deletion.c */
-extern int	repl_ml_deletion_join(Oid relid, Datum columns, Datum key_array, const ReplMlClock *clock, const char *eviction,
+extern int	repl_ml_deletion_join(Oid relid, Datum columns, Datum key_array,
+								  const ReplMlClock *clock, const char *eviction,
 								  const ReplMlSource *source);
 
 /* in row.c */
@@ -120,44 +129,57 @@ extern int	repl_ml_row_bury(ReplMlTarget *root, Datum key_array, const ReplMlBur
 extern int	repl_ml_row_bury_found(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial);
 extern bool repl_ml_row_is_older(ReplMlTarget *root, Datum key_array, const ReplMlClock *clock);
 extern bool repl_ml_row_is_known(Oid relid, char **key, const ReplMlClock *clock);
-extern void repl_ml_row_resolve_again(Oid relid, Datum columns, Datum key_array, const ReplMlSource *source);
+extern void repl_ml_row_resolve_again(Oid relid, Datum columns, Datum key_array,
+									  const ReplMlSource *source);
 
 /* in unique.c */
-extern bool repl_ml_unique_make_room(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock, bool replaces_found);
+extern bool repl_ml_unique_make_room(ReplMlJoin *join, TupleTableSlot *row,
+									 const ReplMlClock *clock, bool replaces_found);
 extern void repl_ml_unique_evict(ReplMlTarget *target, Datum *key, const ReplMlClock *clock,
 								 const ReplMlVersions *versions, const char *eviction);
 extern void repl_ml_unique_announce(void);
 
 /* in conflict.c */
 extern ReplMlVersion *repl_ml_conflict_insert(ReplMlVersions *versions, ReplMlClockEntry dot);
-extern bool repl_ml_conflict_add(ReplMlVersions *versions, const ReplMlClock *seen, const ReplMlVersion *arriving);
+extern bool repl_ml_conflict_add(ReplMlVersions *versions, const ReplMlClock *seen,
+								 const ReplMlVersion *arriving);
 
 /* in resolve.c */
-extern ReplMlResolution *repl_ml_resolve(ReplMlTarget *target, const ReplMlVersions *versions, const ReplMlClock *clock);
+extern ReplMlResolution *repl_ml_resolve(ReplMlTarget *target, const ReplMlVersions *versions,
+										 const ReplMlClock *clock);
 extern char *repl_ml_resolve_name(const ReplMlPolicy *policy);
 extern bool repl_ml_rows_differ(ReplMlTarget *target, TupleTableSlot *a, TupleTableSlot *b);
-extern bool repl_ml_column_differs(ReplMlTarget *target, int i, TupleTableSlot *a, TupleTableSlot *b);
+extern bool repl_ml_column_differs(ReplMlTarget *target, int i, TupleTableSlot *a,
+								   TupleTableSlot *b);
 
 /* in merge.c */
 extern const ReplMlClock *repl_ml_merge_columns(Relation rel, const ReplMlPolicy *policy,
 												const ReplMlVersion *live, int count,
 												const ReplMlClock *clock, TupleTableSlot *result);
-extern List *repl_ml_merge_lost_columns(Relation rel, const ReplMlPolicy *policy, const ReplMlVersion *loser,
+extern List *repl_ml_merge_lost_columns(Relation rel, const ReplMlPolicy *policy,
+										const ReplMlVersion *loser,
 										TupleTableSlot *result, const ReplMlClock *result_clock);
 
 /* in history.c */
 extern ReplMlConflict *repl_ml_history_describe(ReplMlTarget *target, Datum *key,
-												const ReplMlResolution *resolution, const ReplMlVersion *loser);
+												const ReplMlResolution *resolution,
+												const ReplMlVersion *loser);
 extern ReplMlConflict *repl_ml_history_describe_eviction(ReplMlTarget *target, Datum *loser_key,
-														 TupleTableSlot *loser, const ReplMlClock *loser_clock,
-														 TupleTableSlot *winner, const ReplMlClock *winner_clock,
+														 TupleTableSlot *loser,
+														 const ReplMlClock *loser_clock,
+														 TupleTableSlot *winner,
+														 const ReplMlClock *winner_clock,
 														 const char *index);
-extern ReplMlConflict *repl_ml_history_describe_told_eviction(ReplMlTarget *target, Datum *key, TupleTableSlot *loser,
-															  const ReplMlClock *loser_clock, const char *eviction);
+extern ReplMlConflict *repl_ml_history_describe_told_eviction(ReplMlTarget *target, Datum *key,
+															  TupleTableSlot *loser,
+															  const ReplMlClock *loser_clock,
+															  const char *eviction);
 extern char *repl_ml_history_eviction_as_json(const ReplMlConflict *conflict, const char *index);
-extern ReplMlVoid *repl_ml_history_describe_void(ReplMlTable *table, Datum *key, const ReplMlClock *clock);
+extern ReplMlVoid *repl_ml_history_describe_void(ReplMlTable *table, Datum *key,
+												 const ReplMlClock *clock);
 extern int	repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *source);
-extern bool repl_ml_history_is_equal(ReplMlTarget *target, const ReplMlResolution *resolution, const ReplMlVersion *loser);
+extern bool repl_ml_history_is_equal(ReplMlTarget *target, const ReplMlResolution *resolution,
+									 const ReplMlVersion *loser);
 extern bool repl_ml_history_is_insert(const ReplMlVersion *winner, const ReplMlVersion *loser);
 extern List *repl_ml_history_find_void(ReplMlTable *table, Datum *key, const ReplMlClock *clock,
 									   const ReplMlSource *source);

@@ -4,8 +4,11 @@
  *		primary key has become another, those with its values.
  *
  * Not how a deletion is joined with a row (row.c), nor what a former key is
- * (row/shape.c).  Before this on the way of a change: dispatch.c, and sync.c for
- * copies; after it: row.c.
+ * (row/shape.c).  Before this on the way of a change: apply/dispatch.c, and
+ * copy/sync.c for copies; after it: row.c.
+ *
+ * Locks: the table and its partitions in SHARE ROW EXCLUSIVE mode until the
+ * transaction ends, for a deletion by columns that are not the present key's.
  */
 #include "postgres.h"
 
@@ -27,22 +30,27 @@
 #include "server/server.h"
 #include "wire/wire.h"
 
-static int	bury_by_columns(ReplMlTarget *root, ReplMlTable *shape, Datum key_array, const ReplMlBurial *burial);
-static int	bury_by_rest(ReplMlTarget *root, ReplMlTable *shape, Datum key_array, Datum present, const ReplMlBurial *burial);
+static int	bury_by_columns(ReplMlTarget *root, ReplMlTable *shape, Datum key_array,
+							const ReplMlBurial *burial);
+static int	bury_by_rest(ReplMlTarget *root, ReplMlTable *shape, Datum key_array, Datum present,
+						 const ReplMlBurial *burial);
 static void refuse_unknown_key(const ReplMlTable *shape);
 static void record_deletion(ReplMlTable *shape, Datum *key, const ReplMlBurial *burial);
-static List *keys_of_rows(ReplMlTarget *root, const ReplMlTable *shape, Datum key_array);
-static void read_values(const ReplMlTable *shape, TupleDesc desc, Datum key_array, Oid *types, Datum *values);
-static char *equality_of(Oid type);
+static List *find_keys(ReplMlTarget *root, const ReplMlTable *shape, Datum key_array);
+static void read_values(const ReplMlTable *shape, TupleDesc desc, Datum key_array, Oid *types,
+						Datum *values);
+static char *name_equality(Oid type);
 
 /*
- * Joins a deletion; as repl_ml_row_join.  "columns" is the shape of its key
- * (row/shape.c) and "key_array" the key, as text[]; "eviction" is not NULL if
- * just the version with this clock is to go.  A deletion by another key than
- * the table's present one is of the rows that have its values in its columns.
+ * Joins a deletion, for apply/dispatch.c and copy/sync.c; returns what
+ * repl_ml_row_join does.  "columns" is the shape of its key (row/shape.c) and
+ * "key_array" the key, as text[]; "eviction" is not NULL if just the version
+ * with this clock is to go.  A deletion by another key than the table's
+ * present one is of the rows that have its values in its columns.
  */
 int
-repl_ml_deletion_join(Oid relid, Datum columns, Datum key_array, const ReplMlClock *clock, const char *eviction, const ReplMlSource *source)
+repl_ml_deletion_join(Oid relid, Datum columns, Datum key_array, const ReplMlClock *clock,
+					  const char *eviction, const ReplMlSource *source)
 {
 	ReplMlTarget *root = repl_ml_targets_get(relid);
 	ReplMlBurial burial = {.clock = clock,.eviction = eviction,.source = source};
@@ -77,14 +85,18 @@ bury_by_columns(ReplMlTarget *root, ReplMlTable *shape, Datum key_array, const R
 	ReplMlUser	saved;
 	int			grown = 0;
 
-	if (!burial->source->late && repl_ml_tombstone_collected(repl_ml_identity()->node_id, burial->clock))
+	/* an old copy of one whose tombstone we have removed */
+	if (!burial->source->late &&
+		repl_ml_tombstone_collected(repl_ml_identity()->node_id, burial->clock))
 		return 0;
+
+	/* nobody writes a row until we commit, by way of the table or a partition */
 	(void) find_all_inheritors(RelationGetRelid(root->rel), ShareRowExclusiveLock, NULL);
 	LockRelationOid(RelationGetRelid(root->rel), ShareRowExclusiveLock);
 	repl_ml_become_owner(root->rel, &saved);
 	repl_ml_key_from_array(shape, key_array, key);
 	record_deletion(shape, key, burial);
-	rows = keys_of_rows(root, shape, key_array);
+	rows = find_keys(root, shape, key_array);
 	repl_ml_become_self(&saved);
 	foreach(lc, rows)
 		grown += repl_ml_row_bury_found(root, PointerGetDatum(lfirst(lc)), burial);
@@ -98,7 +110,8 @@ bury_by_columns(ReplMlTarget *root, ReplMlTable *shape, Datum key_array, const R
  * a row which the deletion does not know: a person has to look.
  */
 static int
-bury_by_rest(ReplMlTarget *root, ReplMlTable *shape, Datum key_array, Datum present, const ReplMlBurial *burial)
+bury_by_rest(ReplMlTarget *root, ReplMlTable *shape, Datum key_array, Datum present,
+			 const ReplMlBurial *burial)
 {
 	Datum		key[INDEX_MAX_KEYS];
 	ReplMlUser	saved;
@@ -109,6 +122,7 @@ bury_by_rest(ReplMlTarget *root, ReplMlTable *shape, Datum key_array, Datum pres
 		refuse_unknown_key(shape);
 	repl_ml_become_owner(root->rel, &saved);
 	repl_ml_key_from_array(shape, key_array, key);
+	/* who has its tombstone has joined it before */
 	known = repl_ml_tombstone_find(shape, key, 0) != NULL;
 	applies = !known && repl_ml_row_is_older(root, present, burial->clock);
 	if (!known && !applies)
@@ -118,14 +132,23 @@ bury_by_rest(ReplMlTarget *root, ReplMlTable *shape, Datum key_array, Datum pres
 	return applies ? repl_ml_row_bury(root, present, burial) : 0;
 }
 
+/*
+ * Raises the error that parks the deletion: this node cannot tell which row it
+ * is of.
+ */
 static void
 refuse_unknown_key(const ReplMlTable *shape)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_COLUMN),
-			 errmsg("column \"%s\" of the key of a deleted row of table \"%s.%s\" does not exist on this node",
-					repl_ml_shape_missing(shape), NameStr(shape->schema_name), NameStr(shape->table_name)),
-			 errhint("Make the table the same on all nodes, then run SELECT repl_ml.retry_parked(id); if the column is gone on all, delete the row where it is left and run SELECT repl_ml.discard_parked(id).")));
+			 errmsg("column \"%s\" of the key of a deleted row of table \"%s.%s\" does not exist "
+					"on this node",
+					repl_ml_shape_missing(shape), NameStr(shape->schema_name),
+					NameStr(shape->table_name)),
+			 errhint("Make the table the same on all nodes, then run SELECT "
+					 "repl_ml.retry_parked(id); if the column is gone on all,"
+					 " delete the row where it is left and run"
+					 " SELECT repl_ml.discard_parked(id).")));
 }
 
 /* Writes the tombstone of a deletion unless one that is here says as much. */
@@ -141,13 +164,20 @@ record_deletion(ReplMlTable *shape, Datum *key, const ReplMlBurial *burial)
 		repl_ml_tombstone_insert(shape, key, burial->clock, burial->eviction);
 }
 
+/* Returns a column's name as it is written in a statement. */
+static const char *
+quote_column(TupleDesc desc, AttrNumber attnum)
+{
+	return quote_identifier(NameStr(TupleDescAttr(desc, attnum - 1)->attname));
+}
+
 /*
- * The keys (text[]) of the rows here that have the values "key_array" in the
- * columns of the shape, all of which the table has.  Runs with the owner's
- * rights.  A value that the column cannot have now is an error.
+ * Returns the keys (text[]) of the rows here that have the values "key_array"
+ * in the columns of the shape, all of which the table has.  Runs with the
+ * owner's rights.  A value that the column cannot have now is an error.
  */
 static List *
-keys_of_rows(ReplMlTarget *root, const ReplMlTable *shape, Datum key_array)
+find_keys(ReplMlTarget *root, const ReplMlTable *shape, Datum key_array)
 {
 	MemoryContext context = CurrentMemoryContext;
 	TupleDesc	desc = RelationGetDescr(root->rel);
@@ -160,15 +190,19 @@ keys_of_rows(ReplMlTarget *root, const ReplMlTable *shape, Datum key_array)
 	appendStringInfoString(&sql, "SELECT ");
 	for (int i = 0; i < root->table->key_natts; i++)
 		appendStringInfo(&sql, "%s%s", i == 0 ? "" : ", ",
-						 quote_identifier(NameStr(TupleDescAttr(desc, root->table->key_attnums[i] - 1)->attname)));
+						 quote_column(desc, root->table->key_attnums[i]));
 	appendStringInfo(&sql, " FROM %s WHERE ",
-					 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(root->rel)), RelationGetRelationName(root->rel)));
+					 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(root->rel)),
+												RelationGetRelationName(root->rel)));
 	read_values(shape, desc, key_array, types, values);
 	for (int i = 0; i < shape->key_natts; i++)
 		appendStringInfo(&sql, "%s%s %s $%d", i == 0 ? "" : " AND ",
-						 quote_identifier(NameStr(TupleDescAttr(desc, shape->key_attnums[i] - 1)->attname)),
-						 equality_of(types[i]), i + 1);
+						 quote_column(desc, shape->key_attnums[i]), name_equality(types[i]), i + 1);
 
+	/*
+	 * what others have committed counts, whatever the transaction's snapshot
+	 * is
+	 */
 	SPI_connect();
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_execute_with_args(sql.data, shape->key_natts, types, values, NULL, true, 0);
@@ -179,6 +213,7 @@ keys_of_rows(ReplMlTarget *root, const ReplMlTable *shape, Datum key_array)
 		bool		isnull;
 
 		for (int i = 0; i < root->table->key_natts; i++)
+			/* outlives SPI's memory */
 			key[i] = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, i + 1, &isnull);
 		keys = lappend(keys, DatumGetPointer(repl_ml_key_to_array(root->table, key)));
 		MemoryContextSwitchTo(old);
@@ -188,7 +223,10 @@ keys_of_rows(ReplMlTarget *root, const ReplMlTable *shape, Datum key_array)
 	return keys;
 }
 
-/* The values of a key as datums of the types that its columns have now. */
+/*
+ * Reads the values of a key into datums of the types that its columns have
+ * now.
+ */
 static void
 read_values(const ReplMlTable *shape, TupleDesc desc, Datum key_array, Oid *types, Datum *values)
 {
@@ -196,7 +234,8 @@ read_values(const ReplMlTable *shape, TupleDesc desc, Datum key_array, Oid *type
 	Datum	   *texts;
 	int			count;
 
-	deconstruct_array(DatumGetArrayTypeP(key_array), TEXTOID, -1, false, TYPALIGN_INT, &texts, NULL, &count);
+	deconstruct_array(DatumGetArrayTypeP(key_array), TEXTOID, -1, false, TYPALIGN_INT, &texts, NULL,
+					  &count);
 	for (int i = 0; i < shape->key_natts; i++)
 	{
 		Oid			function;
@@ -209,9 +248,12 @@ read_values(const ReplMlTable *shape, TupleDesc desc, Datum key_array, Oid *type
 	repl_ml_session_restore(level);
 }
 
-/* The equality of a type as it is written in a statement. */
+/*
+ * Returns the equality operator of a type as it is written in a statement:
+ * whatever the search path is, it is the type's own.
+ */
 static char *
-equality_of(Oid type)
+name_equality(Oid type)
 {
 	Oid			operator = lookup_type_cache(type, TYPECACHE_EQ_OPR)->eq_opr;
 	HeapTuple	tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(operator));
@@ -221,9 +263,12 @@ equality_of(Oid type)
 	if (!HeapTupleIsValid(tuple))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("type %s has no equality operator", format_type_be(type))));
+				 errmsg("type %s has no equality operator", format_type_be(type)),
+				 errhint("Give the column a type that can be compared, then run SELECT "
+						 "repl_ml.retry_parked(id).")));
 	form = (Form_pg_operator) GETSTRUCT(tuple);
-	result = psprintf("OPERATOR(%s.%s)", quote_identifier(get_namespace_name(form->oprnamespace)), NameStr(form->oprname));
+	result = psprintf("OPERATOR(%s.%s)", quote_identifier(get_namespace_name(form->oprnamespace)),
+					  NameStr(form->oprname));
 	ReleaseSysCache(tuple);
 	return result;
 }

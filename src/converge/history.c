@@ -12,6 +12,11 @@
  * same transaction shows that there was no conflict, or has one of its own.
  * It is also taken back when the winner was overwritten by someone who did not
  * know it, so that the loser is the row now.
+ *
+ * Not which version loses (conflict.c, resolve.c, unique.c).  What runs a
+ * type's code is here apart from what writes: describing runs with the owner's
+ * rights, recording with the caller's.  No locks beyond those of the catalogs'
+ * rows; row.c, which calls this, holds the row's or the key's.
  */
 #include "postgres.h"
 
@@ -41,7 +46,8 @@
 /* the id of a conflict: arguments are those of the statements below */
 #define CONFLICT_ID(schema_name, table_name, key, loser_clock) \
 	"pg_catalog.encode(pg_catalog.substr(pg_catalog.sha256(pg_catalog.convert_to(" \
-	"  pg_catalog.format('%L %L %L %s %s', " schema_name ", " table_name ", " key ", repl_ml.last_writer(" loser_clock ")," \
+	"  pg_catalog.format('%L %L %L %s %s', " schema_name ", " table_name ", " key "," \
+	" repl_ml.last_writer(" loser_clock ")," \
 	" repl_ml.max_counter(" loser_clock ")), 'UTF8')), 1, 16), 'hex')::pg_catalog.uuid"
 
 /* What the transaction being applied has recorded for a key. */
@@ -53,7 +59,7 @@ typedef struct RecordedConflicts
 	bool		reused;			/* it has inserted the key of an evicted row */
 } RecordedConflicts;
 
-/* of the transaction recorded_for; written by remember and forget_others */
+/* of the transaction recorded_for; written by get_entry and forget_other_transactions */
 static HTAB *recorded = NULL;
 static MemoryContext recorded_context = NULL;
 static ReplMlSource recorded_for;
@@ -61,56 +67,63 @@ static ReplMlSource recorded_for;
 static ReplMlConflict *make_conflict(ReplMlTarget *target, Datum *key,
 									 TupleTableSlot *winner, const ReplMlClock *winner_clock,
 									 TupleTableSlot *loser, const ReplMlClock *loser_clock);
-static void make_eviction(ReplMlConflict *conflict, const char *index);
-static char *clock_as_text(const ReplMlClock *clock);
+static void set_eviction(ReplMlConflict *conflict, const char *index);
+static char *write_clock(const ReplMlClock *clock);
 static bool same_source(const ReplMlSource *a, const ReplMlSource *b);
 static void park_loser(const ReplMlConflict *conflict, const ReplMlSource *source);
 static void unpark_loser(const ReplMlConflict *conflict);
 static RecordedConflicts *get_entry(uint64 hash, Datum key, const ReplMlSource *source);
-static void remember(const ReplMlConflict *conflict, const ReplMlSource *source);
-static void forget_others(const ReplMlSource *source);
-static bool is_logged(ReplMlTarget *target, const ReplMlResolution *resolution, const ReplMlVersion *loser);
-static const char *conflict_type(const ReplMlVersion *winner, const ReplMlVersion *loser);
-static List *lost_columns(ReplMlTarget *target, const ReplMlResolution *resolution, const ReplMlVersion *loser);
+static void remember_loser(const ReplMlConflict *conflict, const ReplMlSource *source);
+static void forget_other_transactions(const ReplMlSource *source);
+static bool is_logged(ReplMlTarget *target, const ReplMlResolution *resolution,
+					  const ReplMlVersion *loser);
+static const char *name_conflict(const ReplMlVersion *winner, const ReplMlVersion *loser);
+static List *find_lost_columns(ReplMlTarget *target, const ReplMlResolution *resolution,
+							   const ReplMlVersion *loser);
 static void describe_row(ReplMlTarget *target, TupleTableSlot *slot, char **json, Datum *texts);
-static char *row_as_json(ReplMlTarget *target, TupleTableSlot *slot);
+static char *write_row(ReplMlTarget *target, TupleTableSlot *slot);
 static bool is_valid_jsonb(const char *json);
 
 /*
- * Describes what a version loses by a resolution; NULL if nothing, unless
- * repl_ml.log_equal_writes wants it.  Runs with the owner's rights: it calls
- * the output functions of his types.
+ * Describes, for row.c, what a version loses by a resolution; returns NULL if
+ * that is nothing, unless repl_ml.log_equal_writes wants it.  Runs with the
+ * owner's rights: it calls the output functions of his types.
  */
 ReplMlConflict *
-repl_ml_history_describe(ReplMlTarget *target, Datum *key, const ReplMlResolution *resolution, const ReplMlVersion *loser)
+repl_ml_history_describe(ReplMlTarget *target, Datum *key, const ReplMlResolution *resolution,
+						 const ReplMlVersion *loser)
 {
 	const ReplMlVersion *winner = resolution->winner;
 	ReplMlConflict *conflict;
 	List	   *lost = NIL;
 
+	/* of two deletions none takes anything from the other */
 	if (loser->deleted && resolution->deleted)
 		return NULL;
 	if (!loser->deleted && !resolution->deleted &&
-		(lost = lost_columns(target, resolution, loser)) == NIL &&
+		(lost = find_lost_columns(target, resolution, loser)) == NIL &&
 		!is_logged(target, resolution, loser))
 		return NULL;
 	conflict = make_conflict(target, key, resolution->row, winner->clock, loser->row, loser->clock);
-	conflict->type = conflict_type(winner, loser);
+	conflict->type = name_conflict(winner, loser);
 	conflict->resolution = repl_ml_resolve_name(resolution->policy);
 	conflict->result_clock = repl_ml_clock_merge(resolution->clock, resolution->clock);
 	conflict->lost_columns = lost;
+
+	/* a person has to see what the resolver has not kept */
 	if (resolution->keeps_both && loser->row != NULL && (resolution->deleted || lost != NIL))
 	{
 		conflict->parked_as = "kept";
 		conflict->parked_sqlstate = ERRCODE_T_R_SERIALIZATION_FAILURE;
-		conflict->parked_because = "the version lost to a concurrent one under the resolver keep_both";
+		conflict->parked_because = "the version lost to a concurrent one under the resolver "
+								   "keep_both";
 	}
 	return conflict;
 }
 
 /*
- * Describes that the row "loser" had to leave because "winner" has the same
- * values in the unique index.  As repl_ml_history_describe.
+ * Describes, for unique.c, that the row "loser" had to leave because "winner"
+ * has the same values in the unique index.  Runs with the owner's rights.
  */
 ReplMlConflict *
 repl_ml_history_describe_eviction(ReplMlTarget *target, Datum *loser_key,
@@ -118,13 +131,17 @@ repl_ml_history_describe_eviction(ReplMlTarget *target, Datum *loser_key,
 								  TupleTableSlot *winner, const ReplMlClock *winner_clock,
 								  const char *index)
 {
-	ReplMlConflict *conflict = make_conflict(target, loser_key, winner, winner_clock, loser, loser_clock);
+	ReplMlConflict *conflict = make_conflict(target, loser_key, winner, winner_clock, loser,
+											 loser_clock);
 
-	make_eviction(conflict, index);
+	set_eviction(conflict, index);
 	return conflict;
 }
 
-/* What other nodes are told of it: JSON, for the column "eviction" of the tombstone. */
+/*
+ * Returns what other nodes are told of an eviction: JSON, for the column
+ * "eviction" of the tombstone.
+ */
 char *
 repl_ml_history_eviction_as_json(const ReplMlConflict *conflict, const char *index)
 {
@@ -134,14 +151,16 @@ repl_ml_history_eviction_as_json(const ReplMlConflict *conflict, const char *ind
 	appendStringInfoString(&json, "{\"index\": ");
 	escape_json(&json, index);
 	appendStringInfo(&json, ", \"winner_clock\": \"%s\", \"winner_row\": %s}",
-					 clock_as_text(conflict->winner_clock),
+					 write_clock(conflict->winner_clock),
 					 conflict->winner_row != NULL ? conflict->winner_row : "null");
 	return json.data;
 }
 
-/* A field of a JSON object as text, NULL if it is not there or null. */
+/*
+ * Returns a field of a JSON object as text, NULL if it is not there or null.
+ */
 static char *
-json_field(const char *json, const char *name)
+read_field(const char *json, const char *name)
 {
 	Datum		value;
 	LOCAL_FCINFO(fcinfo, 2);
@@ -155,38 +174,51 @@ json_field(const char *json, const char *name)
 	return fcinfo->isnull ? NULL : TextDatumGetCString(value);
 }
 
-/* As describe_eviction, for one another node has told of; "eviction" is its JSON. */
+/*
+ * Describes, for row.c, an eviction that another node has told of; "eviction"
+ * is its JSON.  What the winner was comes from there, as this node may not
+ * have met it.
+ */
 ReplMlConflict *
 repl_ml_history_describe_told_eviction(ReplMlTarget *target, Datum *key, TupleTableSlot *loser,
 									   const ReplMlClock *loser_clock, const char *eviction)
 {
-	char	   *clock = json_field(eviction, "winner_clock");
-	char	   *index = json_field(eviction, "index");
+	char	   *clock = read_field(eviction, "winner_clock");
+	char	   *index = read_field(eviction, "index");
 	ReplMlConflict *conflict;
 
 	if (clock == NULL || index == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("the peer sent an eviction without a winner's clock or an index")));
+				 errmsg("the peer sent an eviction without a winner's clock or an index"),
+				 errhint("Install the same version of the extension \"repl_ml\" on all nodes, then "
+						 "run SELECT repl_ml.retry_parked(id).")));
 	conflict = make_conflict(target, key, NULL, repl_ml_clock_from_text(clock), loser, loser_clock);
-	conflict->winner_row = json_field(eviction, "winner_row");
-	make_eviction(conflict, index);
+	conflict->winner_row = read_field(eviction, "winner_row");
+	set_eviction(conflict, index);
 	return conflict;
 }
 
+/*
+ * Makes the conflict the loss of a unique key, whose loser is parked on each
+ * node that has it.
+ */
 static void
-make_eviction(ReplMlConflict *conflict, const char *index)
+set_eviction(ReplMlConflict *conflict, const char *index)
 {
-	conflict->type = repl_ml_clock_count(conflict->loser_clock) == 1 ? "insert_exists" : "update_exists";
+	conflict->type = repl_ml_clock_count(conflict->loser_clock) == 1 ? "insert_exists" :
+		"update_exists";
 	conflict->resolution = "unique_key";
 	conflict->result_clock = conflict->loser_clock;
 	conflict->parked_as = "evicted";
 	conflict->parked_sqlstate = ERRCODE_UNIQUE_VIOLATION;
-	conflict->parked_because = psprintf("another row has the same values in the unique index \"%s\", and was written later", index);
+	conflict->parked_because = psprintf("another row has the same values in the unique index "
+										"\"%s\", and was written later", index);
 }
 
+/* Returns a clock's text form. */
 static char *
-clock_as_text(const ReplMlClock *clock)
+write_clock(const ReplMlClock *clock)
 {
 	Oid			function;
 	bool		is_varlena;
@@ -195,7 +227,10 @@ clock_as_text(const ReplMlClock *clock)
 	return OidOutputFunctionCall(function, PointerGetDatum(clock));
 }
 
-/* A version whose conflict, if any was recorded, is to be taken back. */
+/*
+ * Returns, for row.c, a version whose conflict, if any was recorded, is to be
+ * taken back.
+ */
 ReplMlVoid *
 repl_ml_history_describe_void(ReplMlTable *table, Datum *key, const ReplMlClock *clock)
 {
@@ -208,7 +243,10 @@ repl_ml_history_describe_void(ReplMlTable *table, Datum *key, const ReplMlClock 
 	return version;
 }
 
-/* Everything is copied: rows and clocks may be about to change. */
+/*
+ * Returns a conflict of the two rows; NULL stands for a deletion.  Everything
+ * is copied: rows and clocks may be about to change.
+ */
 static ReplMlConflict *
 make_conflict(ReplMlTarget *target, Datum *key,
 			  TupleTableSlot *winner, const ReplMlClock *winner_clock,
@@ -228,18 +266,20 @@ make_conflict(ReplMlTarget *target, Datum *key,
 }
 
 /*
- * Did the loser write just what the winner wrote, and is that the row?  Not if
- * columns with a rule of their own made more of it, as a counter does.
+ * Says whether the loser wrote just what the winner wrote, and that is the
+ * row.  It is not if columns with a rule of their own made more of it, as a
+ * counter does.
  */
 bool
-repl_ml_history_is_equal(ReplMlTarget *target, const ReplMlResolution *resolution, const ReplMlVersion *loser)
+repl_ml_history_is_equal(ReplMlTarget *target, const ReplMlResolution *resolution,
+						 const ReplMlVersion *loser)
 {
 	return !loser->deleted && !resolution->deleted && loser->eviction == NULL &&
 		!repl_ml_rows_differ(target, resolution->row, loser->row) &&
 		!repl_ml_rows_differ(target, resolution->winner->row, loser->row);
 }
 
-/* Is a loss that took nothing away to be recorded? */
+/* Says whether a loss that took nothing away is to be recorded. */
 static bool
 is_logged(ReplMlTarget *target, const ReplMlResolution *resolution, const ReplMlVersion *loser)
 {
@@ -250,7 +290,9 @@ is_logged(ReplMlTarget *target, const ReplMlResolution *resolution, const ReplMl
 		!repl_ml_history_is_insert(resolution->winner, loser);
 }
 
-/* Were both versions, live ones, inserted: without a common past? */
+/*
+ * Says whether both versions, live ones, were inserted: without a common past.
+ */
 bool
 repl_ml_history_is_insert(const ReplMlVersion *winner, const ReplMlVersion *loser)
 {
@@ -263,11 +305,12 @@ repl_ml_history_is_insert(const ReplMlVersion *winner, const ReplMlVersion *lose
 }
 
 /*
- * The name core has for it.  Two rows without a common past were both
- * inserted; the others are named for what the loser did.
+ * Returns the name that core's conflict.c has for the conflict.  Two rows
+ * without a common past were both inserted; the others are named for what the
+ * loser did.
  */
 static const char *
-conflict_type(const ReplMlVersion *winner, const ReplMlVersion *loser)
+name_conflict(const ReplMlVersion *winner, const ReplMlVersion *loser)
 {
 	if (loser->deleted)
 		return "delete_origin_differs";
@@ -276,9 +319,13 @@ conflict_type(const ReplMlVersion *winner, const ReplMlVersion *loser)
 	return repl_ml_history_is_insert(winner, loser) ? "insert_exists" : "update_origin_differs";
 }
 
-/* Names of the columns in which the loser's values are neither there nor merged. */
+/*
+ * Returns the names of the columns in which the loser's values are neither
+ * there nor merged.
+ */
 static List *
-lost_columns(ReplMlTarget *target, const ReplMlResolution *resolution, const ReplMlVersion *loser)
+find_lost_columns(ReplMlTarget *target, const ReplMlResolution *resolution,
+				  const ReplMlVersion *loser)
 {
 	TupleDesc	desc = RelationGetDescr(target->rel);
 	List	   *names = NIL;
@@ -292,14 +339,15 @@ lost_columns(ReplMlTarget *target, const ReplMlResolution *resolution, const Rep
 			names = lappend(names, pstrdup(name));
 	}
 	if (resolution->policy->merge_count > 0)
-		names = list_concat(names, repl_ml_merge_lost_columns(target->rel, resolution->policy, loser,
+		names = list_concat(names,
+							repl_ml_merge_lost_columns(target->rel, resolution->policy, loser,
 															  resolution->row, resolution->clock));
 	return names;
 }
 
 /*
- * The row as JSON and, where jsonb cannot hold that, as names and texts; the
- * latter always, for parking it.
+ * Sets the row as JSON and, where jsonb cannot hold that, as names and texts;
+ * the latter always, for parking it.
  */
 static void
 describe_row(ReplMlTarget *target, TupleTableSlot *slot, char **json, Datum *texts)
@@ -307,14 +355,14 @@ describe_row(ReplMlTarget *target, TupleTableSlot *slot, char **json, Datum *tex
 	if (slot == NULL)
 		return;
 	*texts = repl_ml_version_from_slot(slot, target->table->clock_attnum);
-	*json = row_as_json(target, slot);
+	*json = write_row(target, slot);
 	if (!is_valid_jsonb(*json))
 		*json = NULL;
 }
 
-/* The row's content as a JSON object. */
+/* Returns the row's content as a JSON object. */
 static char *
-row_as_json(ReplMlTarget *target, TupleTableSlot *slot)
+write_row(ReplMlTarget *target, TupleTableSlot *slot)
 {
 	TupleDesc	desc = RelationGetDescr(target->rel);
 	TupleDesc	content;
@@ -327,20 +375,30 @@ row_as_json(ReplMlTarget *target, TupleTableSlot *slot)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
 
-		if (att->attisdropped || att->attgenerated != '\0' || att->attnum == target->table->clock_attnum)
+		if (att->attisdropped || att->attgenerated != '\0' ||
+			att->attnum == target->table->clock_attnum)
 			continue;
 		values[count] = slot_getattr(slot, i + 1, &nulls[count]);
 		columns[count++] = i + 1;
 	}
+
+	/*
+	 * without the columns that are not the user's, and those the row computes
+	 */
 	content = CreateTemplateTupleDesc(count);
 	for (int i = 0; i < count; i++)
 		TupleDescCopyEntry(content, i + 1, desc, columns[i]);
 	content = BlessTupleDesc(content);
 	return TextDatumGetCString(DirectFunctionCall1(row_to_json,
-												   HeapTupleGetDatum(heap_form_tuple(content, values, nulls))));
+												   HeapTupleGetDatum(heap_form_tuple(content,
+																					 values,
+																					 nulls))));
 }
 
-/* Can jsonb hold it?  json takes \u0000 and any number, jsonb does not. */
+/*
+ * Says whether jsonb can hold the text: json takes \u0000 and any number,
+ * jsonb does not.
+ */
 static bool
 is_valid_jsonb(const char *json)
 {
@@ -363,6 +421,8 @@ is_valid_jsonb(const char *json)
 		error = CopyErrorData();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
+
+		/* what is wrong otherwise, as a lack of memory, is no answer */
 		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_DATA_EXCEPTION &&
 			ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_PROGRAM_LIMIT_EXCEEDED)
 			ReThrowError(error);
@@ -374,8 +434,9 @@ is_valid_jsonb(const char *json)
 	return valid;
 }
 
+/* Returns an array of names. */
 static Datum
-name_array(List *names)
+make_name_array(List *names)
 {
 	Datum	   *datums = palloc(Max(list_length(names), 1) * sizeof(Datum));
 	int			count = 0;
@@ -388,35 +449,44 @@ name_array(List *names)
 		namestrcpy(name, lfirst(lc));
 		datums[count++] = NameGetDatum(name);
 	}
-	return PointerGetDatum(construct_array(datums, count, NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR));
+	return PointerGetDatum(construct_array(datums, count, NAMEOID, NAMEDATALEN, false,
+										   TYPALIGN_CHAR));
 }
 
 /*
- * Writes the conflict into repl_ml.conflict_history, and parks the loser where
- * that is due.  If the loser is there already, from a resolution with fewer
- * versions, the present one replaces that: so all nodes end with the same.
- * Returns the number of new rows.
+ * Writes the conflict, for row.c, into repl_ml.conflict_history, and parks the
+ * loser where that is due.  If the loser is there already, from a resolution
+ * with fewer versions, the present one replaces that: so all nodes end with
+ * the same.  Returns the number of new rows.
  */
 int
 repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *source)
 {
 	static const char *const update =
-		"UPDATE repl_ml.conflict_history SET conflict_type = $4, resolution = $5, winner_node = repl_ml.last_writer($6), winner_clock = $6,"
-		" result_clock = $8, winner_row = coalesce($9::pg_catalog.jsonb, pg_catalog.jsonb_object($10)), lost_columns = $13"
+		"UPDATE repl_ml.conflict_history SET conflict_type = $4, resolution = $5,"
+		" winner_node = repl_ml.last_writer($6), winner_clock = $6,"
+		" result_clock = $8, winner_row = coalesce($9::pg_catalog.jsonb,"
+		" pg_catalog.jsonb_object($10)), lost_columns = $13"
 		" WHERE conflict_id OPERATOR(pg_catalog.=) " CONFLICT_ID("$1", "$2", "$3", "$7")
-		" AND (resolution OPERATOR(pg_catalog.=) $5) OPERATOR(pg_catalog.=) $18 AND resolution OPERATOR(pg_catalog.<>) ALL"
-		" (CASE WHEN $18 OR $5 OPERATOR(pg_catalog.=) 'unique_key' THEN '{}' ELSE '{unique_key}' END::pg_catalog.text[])";
+		" AND (resolution OPERATOR(pg_catalog.=) $5) OPERATOR(pg_catalog.=) $18"
+		" AND resolution OPERATOR(pg_catalog.<>) ALL"
+		" (CASE WHEN $18 OR $5 OPERATOR(pg_catalog.=) 'unique_key' THEN '{}' ELSE '{unique_key}'"
+		" END::pg_catalog.text[])";
 	static const char *const insert =
-		"INSERT INTO repl_ml.conflict_history (conflict_id, schema_name, table_name, key, conflict_type, resolution,"
-		" winner_node, loser_node, winner_clock, loser_clock, result_clock, winner_row, loser_row, lost_columns,"
+		"INSERT INTO repl_ml.conflict_history (conflict_id, schema_name, table_name, key,"
+		" conflict_type, resolution,"
+		" winner_node, loser_node, winner_clock, loser_clock, result_clock, winner_row, loser_row,"
+		" lost_columns,"
 		" origin_node, origin_xid, origin_lsn, origin_time) "
 		"SELECT " CONFLICT_ID("$1", "$2", "$3", "$7") ","
 		" $1, $2, $3, $4, $5, repl_ml.last_writer($6), repl_ml.last_writer($7), $6, $7, $8,"
-		" coalesce($9::pg_catalog.jsonb, pg_catalog.jsonb_object($10)), coalesce($11::pg_catalog.jsonb, pg_catalog.jsonb_object($12)), $13,"
+		" coalesce($9::pg_catalog.jsonb, pg_catalog.jsonb_object($10)),"
+		" coalesce($11::pg_catalog.jsonb, pg_catalog.jsonb_object($12)), $13,"
 		" $14, $15, $16, $17 ON CONFLICT (conflict_id) DO NOTHING";
 	Oid			clock_type = repl_ml_clock_type();
-	Oid			types[18] = {NAMEOID, NAMEOID, TEXTARRAYOID, TEXTOID, TEXTOID, clock_type, clock_type, clock_type,
-	TEXTOID, TEXTARRAYOID, TEXTOID, TEXTARRAYOID, NAMEARRAYOID, INT4OID, XIDOID, PG_LSNOID, TIMESTAMPTZOID, BOOLOID};
+	Oid			types[18] = {NAMEOID, NAMEOID, TEXTARRAYOID, TEXTOID, TEXTOID, clock_type,
+	clock_type, clock_type, TEXTOID, TEXTARRAYOID, TEXTOID, TEXTARRAYOID, NAMEARRAYOID, INT4OID,
+	XIDOID, PG_LSNOID, TIMESTAMPTZOID, BOOLOID};
 	Datum		values[18];
 	char		nulls[19] = "                  ";
 
@@ -434,13 +504,14 @@ repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *sourc
 	values[11] = conflict->loser_content;
 	for (int i = 8; i < 12; i++)
 		nulls[i] = values[i] == (Datum) 0 ? 'n' : ' ';
-	values[12] = name_array(conflict->lost_columns);
+	values[12] = make_name_array(conflict->lost_columns);
 	values[13] = Int32GetDatum(source->node);
 	values[14] = TransactionIdGetDatum(source->xid);
 	values[15] = LSNGetDatum(source->lsn);
 	values[16] = TimestampTzGetDatum(source->commit_time);
 	nulls[16] = source->commit_time == 0 ? 'n' : ' ';
 	values[17] = BoolGetDatum(true);	/* it is there, and resolved alike */
+	/* once more, with a resolution of the same kind: nothing to park */
 	if (repl_ml_spi_execute(update, 18, types, values, nulls) > 0)
 		return 0;
 	values[17] = BoolGetDatum(false);
@@ -456,20 +527,22 @@ repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *sourc
 		return 0;
 	if (conflict->parked_as != NULL)
 		park_loser(conflict, source);
-	remember(conflict, source);
+	remember_loser(conflict, source);
 	return 1;
 }
 
-/* Keeps the losing row of a conflict for a person. */
+/* Keeps the losing row of a conflict for a person, on this node. */
 static void
 park_loser(const ReplMlConflict *conflict, const ReplMlSource *source)
 {
 	static const char *const sql =
-		"INSERT INTO repl_ml.parked_change (origin_node, origin_xid, origin_lsn, schema_name, table_name, action, change, sqlstate, message, conflict_id)"
-		" VALUES ($1, $2, $3, $4, $5, $6, pg_catalog.jsonb_object($7), $8, $9, " CONFLICT_ID("$4", "$5", "$10", "$11") ")"
+		"INSERT INTO repl_ml.parked_change (origin_node, origin_xid, origin_lsn, schema_name,"
+		" table_name, action, change, sqlstate, message, conflict_id)"
+		" VALUES ($1, $2, $3, $4, $5, $6, pg_catalog.jsonb_object($7), $8, $9, "
+		CONFLICT_ID("$4", "$5", "$10", "$11") ")"
 		" ON CONFLICT (conflict_id) DO NOTHING";
-	Oid			types[11] = {INT4OID, XIDOID, PG_LSNOID, NAMEOID, NAMEOID, TEXTOID, TEXTARRAYOID, TEXTOID, TEXTOID,
-	TEXTARRAYOID, repl_ml_clock_type()};
+	Oid			types[11] = {INT4OID, XIDOID, PG_LSNOID, NAMEOID, NAMEOID, TEXTOID, TEXTARRAYOID,
+	TEXTOID, TEXTOID, TEXTARRAYOID, repl_ml_clock_type()};
 	Datum		values[11];
 
 	values[0] = Int32GetDatum(repl_ml_clock_dot(conflict->loser_clock).node);
@@ -486,30 +559,33 @@ park_loser(const ReplMlConflict *conflict, const ReplMlSource *source)
 	(void) repl_ml_spi_execute(sql, 11, types, values, NULL);
 	ereport(LOG,
 			(errmsg("a row of table \"%s.%s\" is parked: %s",
-					NameStr(conflict->schema_name), NameStr(conflict->table_name), conflict->parked_because),
+					NameStr(conflict->schema_name), NameStr(conflict->table_name),
+					conflict->parked_because),
 			 errhint("See SELECT * FROM repl_ml.parked_changes.")));
 }
 
-/* The loser is none that a person has to decide about any more. */
+/* Removes a loser that no person has to decide about any more. */
 static void
 unpark_loser(const ReplMlConflict *conflict)
 {
 	Oid			types[4] = {NAMEOID, NAMEOID, TEXTARRAYOID, repl_ml_clock_type()};
-	Datum		values[4] = {NameGetDatum(&conflict->schema_name), NameGetDatum(&conflict->table_name),
-	conflict->key, PointerGetDatum(conflict->loser_clock)};
+	Datum		values[4] = {NameGetDatum(&conflict->schema_name),
+	NameGetDatum(&conflict->table_name), conflict->key, PointerGetDatum(conflict->loser_clock)};
 
-	(void) repl_ml_spi_execute("DELETE FROM repl_ml.parked_change WHERE conflict_id OPERATOR(pg_catalog.=) "
+	(void) repl_ml_spi_execute("DELETE FROM repl_ml.parked_change"
+							   " WHERE conflict_id OPERATOR(pg_catalog.=) "
 							   CONFLICT_ID("$1", "$2", "$3", "$4"), 4, types, values, NULL);
 }
 
 /*
- * The losers this transaction has recorded for the key that the version with
- * "clock" makes void: earlier versions of its own, and what it knew after all.
- * A list of ReplMlVoid.  Runs with the owner's rights: it calls the functions
- * of his types.
+ * Returns, as a list of ReplMlVoid, the losers this transaction has recorded
+ * for the key that the version with "clock" makes void: earlier versions of
+ * its own, and what it knew after all.  Runs with the owner's rights: it calls
+ * the functions of his types.
  */
 List *
-repl_ml_history_find_void(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const ReplMlSource *source)
+repl_ml_history_find_void(ReplMlTable *table, Datum *key, const ReplMlClock *clock,
+						  const ReplMlSource *source)
 {
 	uint64		hash = repl_ml_key_hash(table, key);
 	RecordedConflicts *found;
@@ -521,6 +597,8 @@ repl_ml_history_find_void(ReplMlTable *table, Datum *key, const ReplMlClock *clo
 	found = hash_search(recorded, &hash, HASH_FIND, NULL);
 	if (found == NULL || !datum_image_eq(found->key, repl_ml_key_to_array(table, key), false, -1))
 		return NIL;
+
+	/* what it covers its writer knew; it is told once */
 	foreach(lc, found->losers)
 	{
 		const ReplMlClock *loser = lfirst(lc);
@@ -534,9 +612,9 @@ repl_ml_history_find_void(ReplMlTable *table, Datum *key, const ReplMlClock *clo
 }
 
 /*
- * Has the transaction inserted the key of a row that was evicted?  Then it knew
- * that, and takes nothing back.  To be asked for each of its versions that
- * comes upon such a key.
+ * Says whether the transaction has inserted the key of a row that was evicted:
+ * then it knew that, and takes nothing back. row.c asks it of each of the
+ * transaction's versions that comes upon such a key.
  */
 bool
 repl_ml_history_is_reused(ReplMlTable *table, Datum *key, const ReplMlSource *source)
@@ -556,27 +634,36 @@ repl_ml_history_is_reused(ReplMlTable *table, Datum *key, const ReplMlSource *so
 	return entry != NULL && entry->reused;
 }
 
-/* Takes back what is recorded of the version; returns how many conflicts that were. */
+/*
+ * Takes back what is recorded of the version; returns how many conflicts that
+ * were.
+ */
 int
 repl_ml_history_take_back(const ReplMlVoid *version)
 {
 	Oid			types[4] = {NAMEOID, NAMEOID, TEXTARRAYOID, repl_ml_clock_type()};
-	Datum		values[4] = {NameGetDatum(&version->schema_name), NameGetDatum(&version->table_name),
-	version->key, PointerGetDatum(version->clock)};
+	Datum		values[4] = {NameGetDatum(&version->schema_name),
+	NameGetDatum(&version->table_name), version->key, PointerGetDatum(version->clock)};
 
-	(void) repl_ml_spi_execute("DELETE FROM repl_ml.parked_change WHERE conflict_id OPERATOR(pg_catalog.=) "
+	(void) repl_ml_spi_execute("DELETE FROM repl_ml.parked_change"
+							   " WHERE conflict_id OPERATOR(pg_catalog.=) "
 							   CONFLICT_ID("$1", "$2", "$3", "$4"), 4, types, values, NULL);
-	return repl_ml_spi_execute("DELETE FROM repl_ml.conflict_history WHERE conflict_id OPERATOR(pg_catalog.=) "
+	return repl_ml_spi_execute("DELETE FROM repl_ml.conflict_history"
+							   " WHERE conflict_id OPERATOR(pg_catalog.=) "
 							   CONFLICT_ID("$1", "$2", "$3", "$4"), 4, types, values, NULL);
 }
 
+/* Says whether both are of one transaction. */
 static bool
 same_source(const ReplMlSource *a, const ReplMlSource *b)
 {
 	return a->node == b->node && a->xid == b->xid && a->lsn == b->lsn;
 }
 
-/* The entry of a key, made if need be. */
+/*
+ * Returns the entry of a key, made if need be, of the transaction that is
+ * being applied.
+ */
 static RecordedConflicts *
 get_entry(uint64 hash, Datum key, const ReplMlSource *source)
 {
@@ -585,7 +672,7 @@ get_entry(uint64 hash, Datum key, const ReplMlSource *source)
 	bool		found;
 
 	if (recorded == NULL || !same_source(&recorded_for, source))
-		forget_others(source);
+		forget_other_transactions(source);
 	entry = hash_search(recorded, &hash, HASH_ENTER, &found);
 	old = MemoryContextSwitchTo(recorded_context);
 	if (!found || !datum_image_eq(entry->key, key, false, -1))
@@ -598,19 +685,27 @@ get_entry(uint64 hash, Datum key, const ReplMlSource *source)
 	return entry;
 }
 
+/*
+ * Remembers what has been recorded, for later versions of the same
+ * transaction.
+ */
 static void
-remember(const ReplMlConflict *conflict, const ReplMlSource *source)
+remember_loser(const ReplMlConflict *conflict, const ReplMlSource *source)
 {
 	RecordedConflicts *entry = get_entry(conflict->key_hash, conflict->key, source);
 	MemoryContext old = MemoryContextSwitchTo(recorded_context);
 
-	entry->losers = lappend(entry->losers, repl_ml_clock_merge(conflict->loser_clock, conflict->loser_clock));
+	entry->losers = lappend(entry->losers,
+							repl_ml_clock_merge(conflict->loser_clock, conflict->loser_clock));
 	MemoryContextSwitchTo(old);
 }
 
-/* Makes room for the conflicts of a transaction. */
+/*
+ * Forgets the conflicts of the transaction before, and makes room for those of
+ * this one.
+ */
 static void
-forget_others(const ReplMlSource *source)
+forget_other_transactions(const ReplMlSource *source)
 {
 	HASHCTL		ctl = {.keysize = sizeof(uint64),.entrysize = sizeof(RecordedConflicts)};
 
@@ -620,6 +715,7 @@ forget_others(const ReplMlSource *source)
 	recorded_context = AllocSetContextCreate(TopMemoryContext, "repl_ml recorded conflicts",
 											 ALLOCSET_DEFAULT_SIZES);
 	ctl.hcxt = recorded_context;
-	recorded = hash_create("repl_ml recorded conflicts", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	recorded = hash_create("repl_ml recorded conflicts", 64, &ctl,
+						   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	recorded_for = *source;
 }

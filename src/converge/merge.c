@@ -11,6 +11,10 @@
  *
  * Text is compared byte by byte.  Values are compared as their types do, not
  * by their bytes, which may differ between nodes.
+ *
+ * Not here: which version wins (resolve.c), who has changed which part of a
+ * value (row/share.c), how a counter is added up (row/amount.c).  No locks:
+ * row.c, which calls this by way of resolve.c, holds the row's or the key's.
  */
 #include "postgres.h"
 
@@ -78,13 +82,14 @@ typedef struct ElementOrder
 
 static const Rule *get_rule(const ReplMlRule *rule, Form_pg_attribute att);
 static const Rule *find_rule(const char *name);
-static void fill_column(Column *column, const ReplMlVersion *live, int count, Form_pg_attribute att);
+static void take_values(Column *column, const ReplMlVersion *live, int count,
+						Form_pg_attribute att);
 static bool all_equal(const Column *column);
 static int	compare_values(const TypeCacheEntry *type, Datum a, Datum b);
-static bool is_ordered(Oid base_type);
-static bool is_set(Oid base_type);
+static bool can_be_ordered(Oid base_type);
+static bool can_be_united(Oid base_type);
 static bool is_jsonb(Oid base_type);
-static bool is_any(Oid base_type);
+static bool takes_any(Oid base_type);
 static void merge_max(Column *column);
 static void merge_min(Column *column);
 static void merge_counter(Column *column);
@@ -95,23 +100,30 @@ static bool loses_jsonb(const Column *loser, const Column *result);
 static bool loses_independent(const Column *loser, const Column *result);
 
 static const Rule rules[] = {
-	{.name = "max",.types = "columns whose type can be ordered",.fits = is_ordered,.merge = merge_max},
-	{.name = "min",.types = "columns whose type can be ordered",.fits = is_ordered,.merge = merge_min},
-	{.name = "counter",.types = "smallint, integer, bigint, numeric, real, double precision and arrays of them",
+	{.name = "max",.types = "columns whose type can be ordered",
+	.fits = can_be_ordered,.merge = merge_max},
+	{.name = "min",.types = "columns whose type can be ordered",
+	.fits = can_be_ordered,.merge = merge_min},
+	{.name = "counter",
+		.types = "smallint, integer, bigint, numeric, real, double precision and arrays of them",
 	.fits = repl_ml_amount_fits,.merge = merge_counter,.has_marks = true},
-	{.name = "set_union",.types = "jsonb and arrays whose elements can be compared",.fits = is_set,.merge = merge_set_union},
-	{.name = "jsonb_merge",.types = "jsonb",.fits = is_jsonb,.merge = merge_jsonb,.loses = loses_jsonb},
-	{.name = "independent",.types = "any column",.fits = is_any,.merge = merge_independent,.has_marks = true,
-	.loses = loses_independent},
+	{.name = "set_union",.types = "jsonb and arrays whose elements can be compared",
+	.fits = can_be_united,.merge = merge_set_union},
+	{.name = "jsonb_merge",.types = "jsonb",
+	.fits = is_jsonb,.merge = merge_jsonb,.loses = loses_jsonb},
+	{.name = "independent",.types = "any column",
+	.fits = takes_any,.merge = merge_independent,.has_marks = true,.loses = loses_independent},
 };
 
 /*
- * Sets the columns that have a rule in "result", a virtual slot with the
- * resolver's row, from the "count" live ones of the concurrent versions,
- * sorted by dot.  Returns the row's clock, which is "clock" with marks.
+ * Sets, for resolve.c, the columns that have a rule in "result", a virtual
+ * slot with the resolver's row, from the "count" live ones of the concurrent
+ * versions, sorted by dot.  Returns the row's clock, which is "clock" with
+ * marks.
  */
 const ReplMlClock *
-repl_ml_merge_columns(Relation rel, const ReplMlPolicy *policy, const ReplMlVersion *live, int count,
+repl_ml_merge_columns(Relation rel, const ReplMlPolicy *policy, const ReplMlVersion *live,
+					  int count,
 					  const ReplMlClock *clock, TupleTableSlot *result)
 {
 	ReplMlMarks *marks = palloc(count * sizeof(ReplMlMarks));
@@ -119,16 +131,19 @@ repl_ml_merge_columns(Relation rel, const ReplMlPolicy *policy, const ReplMlVers
 
 	for (int i = 0; i < count; i++)
 		marks[i] = repl_ml_marks_read(live[i].clock);
+
+	/* a column that has been dropped has a rule until somebody removes it */
 	for (int i = 0; i < policy->merge_count; i++)
 	{
-		Form_pg_attribute att = repl_ml_share_attribute(RelationGetDescr(rel), NameStr(policy->merges[i]->column));
+		Form_pg_attribute att = repl_ml_share_attribute(RelationGetDescr(rel),
+														NameStr(policy->merges[i]->column));
 		Column		column = {.clock = clock,.marks = marks,.result_marks = &result_marks};
 		const Rule *rule;
 
 		if (att == NULL)
 			continue;
 		rule = get_rule(policy->merges[i], att);
-		fill_column(&column, live, count, att);
+		take_values(&column, live, count, att);
 		if (rule->has_marks || (count > 1 && !all_equal(&column)))
 			rule->merge(&column);
 		result->tts_values[att->attnum - 1] = column.value;
@@ -138,37 +153,43 @@ repl_ml_merge_columns(Relation rel, const ReplMlPolicy *policy, const ReplMlVers
 }
 
 /*
- * Names of the columns with a rule in which the version "loser" has lost what
- * it wrote: the result, with its clock as repl_ml_merge_columns returned it,
- * has something else.
+ * Returns, for the history, the names of the columns with a rule in which the
+ * version "loser" has lost what it wrote: the result, with its clock as
+ * repl_ml_merge_columns returned it, has something else.
  */
 List *
 repl_ml_merge_lost_columns(Relation rel, const ReplMlPolicy *policy, const ReplMlVersion *loser,
 						   TupleTableSlot *result, const ReplMlClock *result_clock)
 {
-	ReplMlVersion winner = {.clock = result_clock,.dot = repl_ml_clock_dot(result_clock),.row = result};
+	ReplMlVersion winner = {.clock = result_clock,.dot = repl_ml_clock_dot(result_clock),
+	.row = result};
 	ReplMlMarks loser_marks = repl_ml_marks_read(loser->clock);
 	ReplMlMarks winner_marks = repl_ml_marks_read(result_clock);
 	List	   *names = NIL;
 
 	for (int i = 0; i < policy->merge_count; i++)
 	{
-		Form_pg_attribute att = repl_ml_share_attribute(RelationGetDescr(rel), NameStr(policy->merges[i]->column));
+		Form_pg_attribute att = repl_ml_share_attribute(RelationGetDescr(rel),
+														NameStr(policy->merges[i]->column));
 		const Rule *rule = find_rule(policy->merges[i]->name);
 		Column		lost = {.marks = &loser_marks};
 		Column		kept = {.marks = &winner_marks};
 
+		/* a rule without "loses" loses nothing: it makes the value of all */
 		if (att == NULL || rule == NULL || rule->loses == NULL)
 			continue;
-		fill_column(&lost, loser, 1, att);
-		fill_column(&kept, &winner, 1, att);
+		take_values(&lost, loser, 1, att);
+		take_values(&kept, &winner, 1, att);
 		if (rule->loses(&lost, &kept))
 			names = lappend(names, pstrdup(NameStr(att->attname)));
 	}
 	return names;
 }
 
-/* The rule for a column; an error if it does not exist or does not fit. */
+/*
+ * Returns the rule for a column; raises an error, which parks the change, if
+ * it does not exist or does not fit.
+ */
 static const Rule *
 get_rule(const ReplMlRule *rule, Form_pg_attribute att)
 {
@@ -180,10 +201,12 @@ get_rule(const ReplMlRule *rule, Form_pg_attribute att)
 			(errcode(ERRCODE_DATATYPE_MISMATCH),
 			 errmsg("column \"%s\" of type %s cannot follow the merge rule \"%s\"",
 					NameStr(att->attname), format_type_be(att->atttypid), rule->name),
-			 errhint("Run SELECT repl_ml.set_column_merge(...) with another rule or \"none\", then SELECT repl_ml.retry_parked(id).")));
+			 errhint("Run SELECT repl_ml.set_column_merge(...) with another rule or \"none\", then "
+					 "SELECT repl_ml.retry_parked(id).")));
 	return NULL;				/* keep the compiler quiet */
 }
 
+/* Returns the rule of this name; NULL if there is none. */
 static const Rule *
 find_rule(const char *name)
 {
@@ -195,9 +218,12 @@ find_rule(const char *name)
 	return NULL;
 }
 
-/* Takes a column's values out of the versions. */
+/*
+ * Takes a column's values out of the versions; so far the last one's is the
+ * result.
+ */
 static void
-fill_column(Column *column, const ReplMlVersion *live, int count, Form_pg_attribute att)
+take_values(Column *column, const ReplMlVersion *live, int count, Form_pg_attribute att)
 {
 	column->att = att;
 	column->name = NameStr(att->attname);
@@ -211,14 +237,18 @@ fill_column(Column *column, const ReplMlVersion *live, int count, Form_pg_attrib
 	column->isnull = column->nulls[count - 1];
 }
 
+/* Makes the value in the i'th version the result. */
 static void
-choose(Column *column, int i)
+choose_value(Column *column, int i)
 {
 	column->value = column->values[i];
 	column->isnull = column->nulls[i];
 }
 
-/* Is the column of a result, or of one version, the same as another's? */
+/*
+ * Says whether two values of a column are equal as their type sees it, or by
+ * their bytes where it has no equality; NULL is equal to NULL.
+ */
 static bool
 values_equal(Form_pg_attribute att, Datum a, bool a_null, Datum b, bool b_null)
 {
@@ -231,26 +261,31 @@ values_equal(Form_pg_attribute att, Datum a, bool a_null, Datum b, bool b_null)
 	return DatumGetBool(FunctionCall2Coll(&type->eq_opr_finfo, C_COLLATION_OID, a, b));
 }
 
-/* Has no version changed the column, or all in the same way? */
+/*
+ * Says whether no version has changed the column, or all have in the same way.
+ */
 static bool
 all_equal(const Column *column)
 {
 	for (int i = 1; i < column->count; i++)
 	{
-		if (!values_equal(column->att, column->values[0], column->nulls[0], column->values[i], column->nulls[i]))
+		if (!values_equal(column->att, column->values[0], column->nulls[0], column->values[i],
+						  column->nulls[i]))
 			return false;
 	}
 	return true;
 }
 
+/* Says whether max and min can follow values of the type. */
 static bool
-is_ordered(Oid base_type)
+can_be_ordered(Oid base_type)
 {
 	return OidIsValid(lookup_type_cache(base_type, TYPECACHE_CMP_PROC)->cmp_proc);
 }
 
+/* Says whether set_union can compare the elements of the type's values. */
 static bool
-is_set(Oid base_type)
+can_be_united(Oid base_type)
 {
 	Oid			element = get_element_type(base_type);
 
@@ -258,25 +293,35 @@ is_set(Oid base_type)
 		(OidIsValid(element) && OidIsValid(lookup_type_cache(element, TYPECACHE_EQ_OPR)->eq_opr));
 }
 
+/* Says whether jsonb_merge fits the type. */
 static bool
 is_jsonb(Oid base_type)
 {
 	return base_type == JSONBOID;
 }
 
+/*
+ * Says that independent fits every type: it looks at the writes, not at the
+ * values.
+ */
 static bool
-is_any(Oid base_type)
+takes_any(Oid base_type)
 {
 	return true;
 }
 
+/* Orders two values as their type does, text byte by byte. */
 static int
 compare_values(const TypeCacheEntry *type, Datum a, Datum b)
 {
-	return DatumGetInt32(FunctionCall2Coll((FmgrInfo *) &type->cmp_proc_finfo, C_COLLATION_OID, a, b));
+	return DatumGetInt32(FunctionCall2Coll((FmgrInfo *) &type->cmp_proc_finfo, C_COLLATION_OID, a,
+										   b));
 }
 
-/* The greatest value, or with sign -1 the least; of equal ones the last written.  NULL is no value. */
+/*
+ * Sets the greatest value, or with sign -1 the least; of equal ones the last
+ * written.  NULL is no value.
+ */
 static void
 merge_extreme(Column *column, int sign)
 {
@@ -291,15 +336,17 @@ merge_extreme(Column *column, int sign)
 			sign * compare_values(type, column->values[i], column->values[best]) >= 0)
 			best = i;
 	}
-	choose(column, best);
+	choose_value(column, best);
 }
 
+/* Merges by the rule max. */
 static void
 merge_max(Column *column)
 {
 	merge_extreme(column, 1);
 }
 
+/* Merges by the rule min. */
 static void
 merge_min(Column *column)
 {
@@ -316,7 +363,8 @@ join_share(ReplMlShares *shares, const ReplMlShare *share)
 		place++;
 	if (place == shares->count || shares->all[place].write.node != share->write.node)
 	{
-		memmove(&shares->all[place + 1], &shares->all[place], (shares->count - place) * sizeof(ReplMlShare));
+		memmove(&shares->all[place + 1], &shares->all[place],
+				(shares->count - place) * sizeof(ReplMlShare));
 		shares->count++;
 	}
 	else if (shares->all[place].write.counter >= share->write.counter)
@@ -325,9 +373,9 @@ join_share(ReplMlShares *shares, const ReplMlShare *share)
 }
 
 /*
- * Did the version know of the share and has none of that node?  Then it was
- * made after the row had been deleted, or by somebody who set the value as a
- * whole.
+ * Says whether the version knew of the share and has none of that node: then
+ * it was made after the row had been deleted, or by somebody who set the value
+ * as a whole.
  */
 static bool
 has_dropped(const ReplMlVersion *version, const ReplMlShares *shares, ReplMlClockEntry write)
@@ -340,7 +388,10 @@ has_dropped(const ReplMlVersion *version, const ReplMlShares *shares, ReplMlCloc
 	return repl_ml_clock_covers(version->clock, write);
 }
 
-/* Of each node the latest share that any version has, without those that were dropped. */
+/*
+ * Returns of each node the latest share that any version has, without those
+ * that were dropped.
+ */
 static ReplMlShares
 join_shares(const Column *column, const ReplMlShares *shares)
 {
@@ -357,6 +408,7 @@ join_shares(const Column *column, const ReplMlShares *shares)
 			join_share(&joined, &shares[i].all[j]);
 	}
 
+	/* a version that knew of a share and has none has taken it away */
 	result.all = palloc(Max(joined.count, 1) * sizeof(ReplMlShare));
 	for (int j = 0; j < joined.count; j++)
 	{
@@ -370,7 +422,7 @@ join_shares(const Column *column, const ReplMlShares *shares)
 	return result;
 }
 
-/* The sum of what every node has added. */
+/* Merges by the rule counter: sets the sum of what every node has added. */
 static void
 merge_counter(Column *column)
 {
@@ -389,16 +441,21 @@ merge_counter(Column *column)
 	for (int i = 0; i < joined.count; i++)
 		sum = repl_ml_amount_add(sum, joined.all[i].amount);
 
+	/* no node has counted anything: NULL stays */
 	if (column->count > 1 && !(all_null && repl_ml_amount_is_zero(sum)))
 	{
 		column->value = repl_ml_amount_to_datum(sum, column->att->atttypid, column->att->atttypmod);
 		column->isnull = false;
 	}
 	repl_ml_share_mark_counter(column->result_marks, column->clock, column->name, &joined,
-							   repl_ml_amount_from_datum(column->att->atttypid, column->value, column->isnull));
+							   repl_ml_amount_from_datum(column->att->atttypid, column->value,
+														 column->isnull));
 }
 
-/* The value whose write was the last one of the column. */
+/*
+ * Merges by the rule independent: sets the value whose write was the last one
+ * of the column.
+ */
 static void
 merge_independent(Column *column)
 {
@@ -406,17 +463,21 @@ merge_independent(Column *column)
 
 	for (int i = 0; i < column->count; i++)
 	{
-		ReplMlClockEntry dot = repl_ml_share_dot(&column->marks[i], column->live[i].clock, column->name);
+		ReplMlClockEntry dot = repl_ml_share_dot(&column->marks[i], column->live[i].clock,
+												 column->name);
 
 		if (repl_ml_clock_dot_before(dot, last))
 			continue;
 		last = dot;
-		choose(column, i);
+		choose_value(column, i);
 	}
 	repl_ml_share_mark_dot(column->result_marks, column->clock, column->name, last);
 }
 
-/* Its own write changed the column, and another write of the column was kept. */
+/*
+ * Says whether the loser's own write changed the column, and another write of
+ * the column was kept.
+ */
 static bool
 loses_independent(const Column *loser, const Column *result)
 {
@@ -429,7 +490,10 @@ loses_independent(const Column *loser, const Column *result)
 		!values_equal(loser->att, loser->value, loser->isnull, result->value, result->isnull);
 }
 
-/* Orders equal elements by their places, so that the first one is first. */
+/*
+ * Orders elements, for qsort_arg, by value and equal ones by their places, so
+ * that the first one is first.
+ */
 static int
 compare_elements(const void *a, const void *b, void *argument)
 {
@@ -439,29 +503,40 @@ compare_elements(const void *a, const void *b, void *argument)
 	int			result = (int) x->isnull - (int) y->isnull;
 
 	if (result == 0 && !x->isnull)
-		result = DatumGetInt32(FunctionCall2Coll(order->function, order->collation, x->value, y->value));
+		result = DatumGetInt32(FunctionCall2Coll(order->function, order->collation, x->value,
+												 y->value));
 	return result != 0 ? result : x->place - y->place;
 }
 
+/* Orders elements, for qsort, as they stood in the versions. */
 static int
 compare_places(const void *a, const void *b)
 {
 	return ((const Element *) a)->place - ((const Element *) b)->place;
 }
 
+/*
+ * Says whether two elements are equal as their type sees it; NULL is equal to
+ * NULL.
+ */
 static bool
 same_element(const Element *a, const Element *b, TypeCacheEntry *type)
 {
 	if (a->isnull || b->isnull)
 		return a->isnull && b->isnull;
-	return DatumGetBool(FunctionCall2Coll(&type->eq_opr_finfo, C_COLLATION_OID, a->value, b->value));
+	return DatumGetBool(FunctionCall2Coll(&type->eq_opr_finfo, C_COLLATION_OID, a->value,
+										  b->value));
 }
 
-/* Removes all but the first of equal elements; returns how many are left. */
+/*
+ * Removes all but the first of equal elements, keeps the order, and returns
+ * how many are left.
+ */
 static int
 remove_repeated(Element *elements, int count, Oid element_type)
 {
-	TypeCacheEntry *type = lookup_type_cache(element_type, TYPECACHE_EQ_OPR_FINFO | TYPECACHE_CMP_PROC_FINFO);
+	TypeCacheEntry *type = lookup_type_cache(element_type,
+											 TYPECACHE_EQ_OPR_FINFO | TYPECACHE_CMP_PROC_FINFO);
 	bool		sorted = OidIsValid(type->cmp_proc_finfo.fn_oid);
 	ElementOrder order = {&type->cmp_proc_finfo, C_COLLATION_OID};
 	int			left = 0;
@@ -494,13 +569,17 @@ append_array(Element **elements, int *count, Oid element_type, Datum value)
 	int			more;
 
 	get_typlenbyvalalign(element_type, &length, &by_value, &align);
-	deconstruct_array(DatumGetArrayTypeP(value), element_type, length, by_value, align, &values, &nulls, &more);
+	deconstruct_array(DatumGetArrayTypeP(value), element_type, length, by_value, align, &values,
+					  &nulls, &more);
 	*elements = repalloc(*elements, (*count + more + 1) * sizeof(Element));
 	for (int i = 0; i < more; i++, (*count)++)
 		(*elements)[*count] = (Element) {.value = values[i],.isnull = nulls[i],.place = *count};
 }
 
-/* Appends a jsonb array's elements; an object or a scalar counts as an array of it. */
+/*
+ * Appends a jsonb array's elements; an object or a scalar counts as an array
+ * of it.
+ */
 static void
 append_jsonb(Element **elements, int *count, Datum value)
 {
@@ -517,16 +596,20 @@ append_jsonb(Element **elements, int *count, Datum value)
 		(*count)++;
 		return;
 	}
+
+	/* a scalar is stored as an array with one element */
 	iterator = JsonbIteratorInit(&jsonb->root);
 	while ((token = JsonbIteratorNext(&iterator, &element, true)) != WJB_DONE)
 	{
 		if (token != WJB_ELEM)
 			continue;
-		(*elements)[*count] = (Element) {.value = JsonbPGetDatum(JsonbValueToJsonb(&element)),.place = *count};
+		(*elements)[*count] = (Element) {.value = JsonbPGetDatum(JsonbValueToJsonb(&element)),
+		.place = *count};
 		(*count)++;
 	}
 }
 
+/* Returns an array of the elements. */
 static Datum
 build_array(const Element *elements, int count, Oid element_type)
 {
@@ -545,9 +628,11 @@ build_array(const Element *elements, int count, Oid element_type)
 		nulls[i] = elements[i].isnull;
 	}
 	get_typlenbyvalalign(element_type, &length, &by_value, &align);
-	return PointerGetDatum(construct_md_array(values, nulls, 1, &count, &lower, element_type, length, by_value, align));
+	return PointerGetDatum(construct_md_array(values, nulls, 1, &count, &lower, element_type,
+											  length, by_value, align));
 }
 
+/* Returns a jsonb array of the elements. */
 static Datum
 build_jsonb(const Element *elements, int count)
 {
@@ -570,7 +655,10 @@ build_jsonb(const Element *elements, int count)
 	return JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_ARRAY, NULL)));
 }
 
-/* Every element of every version once, in the order of the versions. */
+/*
+ * Merges by the rule set_union: sets every element of every version once, in
+ * the order of the versions.
+ */
 static void
 merge_set_union(Column *column)
 {
@@ -593,25 +681,33 @@ merge_set_union(Column *column)
 	if (column->isnull)
 		return;
 	count = remove_repeated(elements, count, element_type);
-	column->value = base == JSONBOID ? build_jsonb(elements, count) : build_array(elements, count, element_type);
+	column->value = base == JSONBOID ? build_jsonb(elements, count) :
+		build_array(elements, count, element_type);
+
+	/* the domain's own checks have not seen this value */
 	if (base != column->att->atttypid)
 		domain_check(column->value, false, column->att->atttypid, NULL, NULL);
 }
 
-/* The value of an object's key; NULL if it has none. */
+/* Returns the value of an object's key; NULL if it has none. */
 static JsonbValue *
 find_key(JsonbContainer *object, const JsonbValue *key)
 {
 	return getKeyJsonValueFromContainer(object, key->val.string.val, key->val.string.len, NULL);
 }
 
+/* Says whether a value of a jsonb object is an object itself. */
 static bool
 is_object(const JsonbValue *value)
 {
-	return value != NULL && value->type == jbvBinary && JsonContainerIsObject(value->val.binary.data);
+	return value != NULL && value->type == jbvBinary &&
+		JsonContainerIsObject(value->val.binary.data);
 }
 
-/* Pushes an object that has the keys of both: objects in both are merged, else the second one's value counts. */
+/*
+ * Pushes an object that has the keys of both: objects in both are merged, else
+ * the second one's value counts.
+ */
 static JsonbValue *
 push_merged(JsonbParseState **state, JsonbContainer *first, JsonbContainer *second)
 {
@@ -646,7 +742,10 @@ push_merged(JsonbParseState **state, JsonbContainer *first, JsonbContainer *seco
 	return pushJsonbValue(state, WJB_END_OBJECT, NULL);
 }
 
-/* All objects merged into one, key by key, in the order of the versions; anything else gives way to the next. */
+/*
+ * Merges by the rule jsonb_merge: all objects become one, key by key, in the
+ * order of the versions; anything else gives way to the next.
+ */
 static void
 merge_jsonb(Column *column)
 {
@@ -668,31 +767,39 @@ merge_jsonb(Column *column)
 	if (result == NULL)
 		return;
 	column->value = JsonbPGetDatum(result);
+
+	/* the domain's own checks have not seen this value */
 	if (column->att->atttypid != JSONBOID)
 		domain_check(column->value, false, column->att->atttypid, NULL, NULL);
 }
 
-/* Some key of it has another value now. */
+/* Says whether some key of the loser's object has another value now. */
 static bool
 loses_jsonb(const Column *loser, const Column *result)
 {
 	if (loser->isnull)
 		return false;
-	return result->isnull || !DatumGetBool(DirectFunctionCall2(jsonb_contains, result->value, loser->value));
+	return result->isnull ||
+		!DatumGetBool(DirectFunctionCall2(jsonb_contains, result->value, loser->value));
 }
 
-/* Refuses a rule for a column, with a hint. */
+/*
+ * Raises the error that refuses a rule for a column, with what to do instead.
+ */
 static void
-refuse(const char *rule, Form_pg_attribute att, const char *why, const char *hint)
+refuse_rule(const char *rule, Form_pg_attribute att, const char *why, const char *hint)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("column \"%s\" cannot follow the merge rule \"%s\"", NameStr(att->attname), rule),
+			 errmsg("column \"%s\" cannot follow the merge rule \"%s\"", NameStr(att->attname),
+					rule),
 			 errdetail_internal("%s", why),
 			 errhint("%s", hint)));
 }
 
-/* Refuses columns that no version of a row differs in, or that nodes compute. */
+/*
+ * Refuses columns that no version of a row differs in, or that nodes compute.
+ */
 static void
 check_column(Relation rel, Form_pg_attribute att, const char *rule)
 {
@@ -700,30 +807,39 @@ check_column(Relation rel, Form_pg_attribute att, const char *rule)
 	TupleDesc	desc = RelationGetDescr(rel);
 
 	if (att->attnum == table->clock_attnum)
-		refuse(rule, att, "It is the row's clock.", "Choose a column of your own.");
+		refuse_rule(rule, att, "It is the row's clock.", "Choose a column of your own.");
 	if (att->attgenerated != '\0')
-		refuse(rule, att, "It is a generated column: every node computes it from the merged row.",
-			   "Choose the columns it is computed from.");
+		refuse_rule(rule, att,
+					"It is a generated column: every node computes it from the merged row.",
+					"Choose the columns it is computed from.");
 	for (int i = 0; i < table->key_natts; i++)
 	{
 		if (table->key_attnums[i] == att->attnum)
-			refuse(rule, att, "It is part of the primary key, which all versions of a row have in common.",
-				   "Choose a column outside of the key.");
+			refuse_rule(rule, att,
+						"It is part of the primary key, which all versions of a row have in "
+						"common.",
+						"Choose a column outside of the key.");
 	}
+
+	/* marks name columns by hashes of their names (wire/marks.c) */
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute other = TupleDescAttr(desc, i);
 
 		if (!other->attisdropped && other->attnum != att->attnum &&
-			repl_ml_marks_column(NameStr(other->attname)) == repl_ml_marks_column(NameStr(att->attname)))
-			refuse(rule, att, psprintf("Its name has the same hash as that of column \"%s\".", NameStr(other->attname)),
-				   "Rename the column on every node.");
+			repl_ml_marks_column(NameStr(other->attname)) ==
+			repl_ml_marks_column(NameStr(att->attname)))
+			refuse_rule(rule, att,
+						psprintf("Its name has the same hash as that of column \"%s\".",
+								 NameStr(other->attname)),
+						"Rename the column on every node.");
 	}
 }
 
 /*
- * repl_ml.check_column_merge(relation, column_name, merge): an error if the
- * column cannot follow that rule.
+ * repl_ml.check_column_merge(relation, column_name, merge): called by
+ * repl_ml.set_column_merge, raises an error if the column cannot follow that
+ * rule.
  */
 PG_FUNCTION_INFO_V1(repl_ml_check_column_merge);
 Datum
@@ -738,7 +854,8 @@ repl_ml_check_column_merge(PG_FUNCTION_ARGS)
 	if (att == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("column \"%s\" of table \"%s\" does not exist", column, RelationGetRelationName(rel)),
+				 errmsg("column \"%s\" of table \"%s\" does not exist", column,
+						RelationGetRelationName(rel)),
 				 errhint("Name a column of the table.")));
 	if (rule == NULL && strcmp(name, "none") != 0)
 		ereport(ERROR,
@@ -749,8 +866,8 @@ repl_ml_check_column_merge(PG_FUNCTION_ARGS)
 	{
 		check_column(rel, att, name);
 		if (!rule->fits(getBaseType(att->atttypid)))
-			refuse(name, att, psprintf("Its type is %s.", format_type_be(att->atttypid)),
-				   psprintf("This rule is for %s.", rule->types));
+			refuse_rule(name, att, psprintf("Its type is %s.", format_type_be(att->atttypid)),
+						psprintf("This rule is for %s.", rule->types));
 	}
 	table_close(rel, AccessShareLock);
 	PG_RETURN_VOID();

@@ -5,6 +5,10 @@
  * A conflict is resolved by the rules in force at its greatest dot
  * (row/policy.c).  A node may have resolved one before the rule came: the
  * versions are stored beside the row, so it resolves it again.
+ *
+ * Not here: which rule is in force when (row/policy.c), how a row is resolved
+ * (resolve.c).  Locks: those of row.c, for one key after the other, until the
+ * transaction ends.
  */
 #include "postgres.h"
 
@@ -30,15 +34,16 @@ typedef struct Undecided
 	ReplMlClockEntry since;
 } Undecided;
 
-static void resolve_again(TriggerData *trigdata);
+static void reconsider_rule(TriggerData *trigdata);
 static void resolve_keys(void *argument);
-static List *keys_after(const char *schema_name, const char *table_name, ReplMlClockEntry since);
+static List *find_keys_after(const char *schema_name, const char *table_name,
+							 ReplMlClockEntry since);
 
 /*
- * AFTER INSERT OR DELETE ROW trigger of repl_ml.conflict_policy: every process
- * reads the rules again, and what the rule comes late for is resolved again.
- * Written here a rule comes late, too, for writes of a node whose counters are
- * ahead.
+ * Called by backends and apply workers as the AFTER INSERT OR DELETE ROW
+ * trigger of repl_ml.conflict_policy: every process reads the rules again, and
+ * what the rule comes late for is resolved again.  One that is written here
+ * comes late, too, for writes of a node whose counters are ahead.
  */
 PG_FUNCTION_INFO_V1(repl_ml_conflict_policy_changed);
 Datum
@@ -50,24 +55,31 @@ repl_ml_conflict_policy_changed(PG_FUNCTION_ARGS)
 		!TRIGGER_FIRED_AFTER(trigdata->tg_event))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" must be called as an AFTER ROW trigger", "conflict_policy_changed")));
+				 errmsg("function \"%s\" must be called as an AFTER ROW trigger",
+						"conflict_policy_changed")));
 	CacheInvalidateRelcache(trigdata->tg_relation);
 	if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
-		resolve_again(trigdata);
+		reconsider_rule(trigdata);
 	return PointerGetDatum(NULL);
 }
 
+/*
+ * Resolves again what the rule in the trigger's row comes late for: in an
+ * apply worker at once, in a backend as an apply worker would.
+ */
 static void
-resolve_again(TriggerData *trigdata)
+reconsider_rule(TriggerData *trigdata)
 {
 	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
 	HeapTuple	rule = trigdata->tg_trigtuple;
 	char	   *schema_name = SPI_getvalue(rule, desc, SPI_fnumber(desc, "schema_name"));
 	char	   *table_name = SPI_getvalue(rule, desc, SPI_fnumber(desc, "table_name"));
 	bool		isnull;
-	ReplMlClock *clock = DatumGetReplMlClockP(heap_getattr(rule, SPI_fnumber(desc, REPL_ML_CLOCK_COLUMN), desc, &isnull));
+	ReplMlClock *clock = DatumGetReplMlClockP(heap_getattr(rule,
+														   SPI_fnumber(desc, REPL_ML_CLOCK_COLUMN),
+														   desc, &isnull));
 	ReplMlClockEntry since = repl_ml_clock_dot(clock);
-	List	   *keys = keys_after(schema_name, table_name, since);
+	List	   *keys = find_keys_after(schema_name, table_name, since);
 	Oid			relid;
 	Undecided	undecided;
 
@@ -85,7 +97,10 @@ resolve_again(TriggerData *trigdata)
 		repl_ml_targets_in_session(resolve_keys, &undecided);
 }
 
-/* Applies although it runs in a trigger, ours. */
+/*
+ * Resolves the rows of these keys again.  It applies although it runs in a
+ * trigger: in ours, not in one that a user has hung on a table.
+ */
 static void
 resolve_keys(void *argument)
 {
@@ -108,9 +123,12 @@ resolve_keys(void *argument)
 	PG_END_TRY();
 }
 
-/* The keys of stored versions written after the rule: lists of shape (row/shape.c) and key, as text[]. */
+/*
+ * Returns the keys of the table's stored versions that were written after the
+ * rule: lists of shape (row/shape.c) and key, as text[].
+ */
 static List *
-keys_after(const char *schema_name, const char *table_name, ReplMlClockEntry since)
+find_keys_after(const char *schema_name, const char *table_name, ReplMlClockEntry since)
 {
 	MemoryContext context = CurrentMemoryContext;
 	Oid			types[4] = {TEXTOID, TEXTOID, INT8OID, INT4OID};
@@ -119,17 +137,21 @@ keys_after(const char *schema_name, const char *table_name, ReplMlClockEntry sin
 	List	   *keys = NIL;
 
 	SPI_connect();
-	SPI_execute_with_args("SELECT DISTINCT key_columns, key FROM repl_ml.concurrent_version WHERE schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
+	SPI_execute_with_args("SELECT DISTINCT key_columns, key FROM repl_ml.concurrent_version"
+						  " WHERE schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
 						  " AND table_name OPERATOR(pg_catalog.=) $2::pg_catalog.name"
-						  " AND ROW(repl_ml.max_counter(__repl_clock), repl_ml.last_writer(__repl_clock)) OPERATOR(pg_catalog.>) ROW($3, $4)",
+						  " AND ROW(repl_ml.max_counter(__repl_clock),"
+						  " repl_ml.last_writer(__repl_clock)) OPERATOR(pg_catalog.>) ROW($3, $4)",
 						  4, types, values, NULL, false, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool		isnull;
-		Datum		columns = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		Datum		columns = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1,
+											&isnull);
 		Datum		key = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull);
 		MemoryContext old = MemoryContextSwitchTo(context);
 
+		/* outlives SPI's memory */
 		keys = lappend(keys, list_make2(DatumGetPointer(datumCopy(columns, false, -1)),
 										DatumGetPointer(datumCopy(key, false, -1))));
 		MemoryContextSwitchTo(old);

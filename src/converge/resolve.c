@@ -7,6 +7,10 @@
  * row lives is decided first, by the last write or, under node_priority, by
  * the first node; then the live versions make up the row, and last the columns
  * that have a rule of their own (merge.c).
+ *
+ * Not here: which versions are concurrent (conflict.c), which policy is in
+ * force (row/policy.c), what is told of a loss (history.c).  No locks: row.c,
+ * which calls this, holds the row's or the key's.
  */
 #include "postgres.h"
 
@@ -41,37 +45,44 @@ typedef struct Contest
 typedef struct Resolver
 {
 	const char *name;			/* as in repl_ml.conflict_policy.rule */
-	/* does a lose against b?  A total order, whatever else they meet */
+	/* says whether a loses against b: a total order, whatever else they meet */
 	bool		(*loses) (const Contest *contest, const ReplMlVersion *a, const ReplMlVersion *b);
 	bool		ranks_deletions;	/* "loses" decides about deletions, too */
 	/* makes a new row of two; NULL: the winner's row stays */
-	TupleTableSlot *(*combine) (const Contest *contest, TupleTableSlot *a, const ReplMlClock *a_clock,
+	TupleTableSlot *(*combine) (const Contest *contest, TupleTableSlot *a,
+								const ReplMlClock *a_clock,
 								const ReplMlVersion *b);
 } Resolver;
 
-static bool last_write(const Contest *contest, const ReplMlVersion *a, const ReplMlVersion *b);
-static bool newest_by(const Contest *contest, const ReplMlVersion *a, const ReplMlVersion *b);
-static bool node_priority(const Contest *contest, const ReplMlVersion *a, const ReplMlVersion *b);
-static TupleTableSlot *by_function(const Contest *contest, TupleTableSlot *a, const ReplMlClock *a_clock,
-								   const ReplMlVersion *b);
+static bool loses_last_write(const Contest *contest, const ReplMlVersion *a,
+							 const ReplMlVersion *b);
+static bool loses_newest_by(const Contest *contest, const ReplMlVersion *a, const ReplMlVersion *b);
+static bool loses_node_priority(const Contest *contest, const ReplMlVersion *a,
+								const ReplMlVersion *b);
+static TupleTableSlot *combine_by_function(const Contest *contest, TupleTableSlot *a,
+										   const ReplMlClock *a_clock,
+										   const ReplMlVersion *b);
 static const Resolver *find_resolver(const ReplMlRule *rule);
 static const ReplMlVersion *find_winner(const Contest *contest, const Resolver *resolver);
 static void merge_columns(const Contest *contest, ReplMlResolution *resolution);
-static TupleTableSlot *fold(const Contest *contest, const Resolver *resolver);
-static TupleTableSlot *call_function(const Contest *contest, TupleTableSlot *a, const ReplMlClock *a_clock,
+static TupleTableSlot *combine_all(const Contest *contest, const Resolver *resolver);
+static TupleTableSlot *call_function(const Contest *contest, TupleTableSlot *a,
+									 const ReplMlClock *a_clock,
 									 TupleTableSlot *b, const ReplMlClock *b_clock);
 
 static const Resolver resolvers[] = {
-	{.name = "last_write",.loses = last_write},
-	{.name = "newest_by",.loses = newest_by},
-	{.name = "node_priority",.loses = node_priority,.ranks_deletions = true},
-	{.name = "function",.loses = last_write,.combine = by_function},
-	{.name = "keep_both",.loses = last_write},
+	{.name = "last_write",.loses = loses_last_write},
+	{.name = "newest_by",.loses = loses_newest_by},
+	{.name = "node_priority",.loses = loses_node_priority,.ranks_deletions = true},
+	{.name = "function",.loses = loses_last_write,.combine = combine_by_function},
+	{.name = "keep_both",.loses = loses_last_write},
 };
 
 /*
- * What the row of these versions is, under "clock", the merge of all that was
- * seen of it.  Palloc'd; the rows point into the versions'.
+ * Returns what the row of these versions is, under "clock", the merge of all
+ * that was seen of it.  Palloc'd; the rows point into the versions'.  The
+ * same on every node that has these versions and the policies up to the last
+ * of them.
  */
 ReplMlResolution *
 repl_ml_resolve(ReplMlTarget *target, const ReplMlVersions *versions, const ReplMlClock *clock)
@@ -90,13 +101,17 @@ repl_ml_resolve(ReplMlTarget *target, const ReplMlVersions *versions, const Repl
 	if (resolution->deleted)
 		return resolution;
 
-	resolution->row = resolver->combine == NULL ? resolution->winner->row : fold(&contest, resolver);
+	resolution->row = resolver->combine == NULL ? resolution->winner->row :
+		combine_all(&contest, resolver);
 	if (resolution->policy->merge_count > 0)
 		merge_columns(&contest, resolution);
 	return resolution;
 }
 
-/* Lets the columns that have a rule of their own follow it. */
+/*
+ * Lets the columns that have a rule of their own follow it, in a copy of the
+ * resolution's row.
+ */
 static void
 merge_columns(const Contest *contest, ReplMlResolution *resolution)
 {
@@ -115,11 +130,15 @@ merge_columns(const Contest *contest, ReplMlResolution *resolution)
 	memcpy(row->tts_values, resolution->row->tts_values, desc->natts * sizeof(Datum));
 	memcpy(row->tts_isnull, resolution->row->tts_isnull, desc->natts * sizeof(bool));
 	ExecStoreVirtualTuple(row);
-	resolution->clock = repl_ml_merge_columns(rel, resolution->policy, live, count, resolution->clock, row);
+	resolution->clock = repl_ml_merge_columns(rel, resolution->policy, live, count,
+											  resolution->clock, row);
 	resolution->row = row;
 }
 
-/* The policy's name and arguments, as repl_ml.set_resolver takes them. */
+/*
+ * Returns the policy's name and arguments, as repl_ml.set_resolver takes them,
+ * for the history.
+ */
 char *
 repl_ml_resolve_name(const ReplMlPolicy *policy)
 {
@@ -136,6 +155,11 @@ repl_ml_resolve_name(const ReplMlPolicy *policy)
 	return name.data;
 }
 
+/*
+ * Returns the resolver of a rule.  Raises an error, which parks the change,
+ * where a later release, or a person, has written one into the catalog that
+ * this one does not know.
+ */
 static const Resolver *
 find_resolver(const ReplMlRule *rule)
 {
@@ -146,18 +170,24 @@ find_resolver(const ReplMlRule *rule)
 		if (resolvers[i].combine != NULL && rule->nargs != 1)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("conflict resolver \"%s\" needs one function, not %d", rule->name, rule->nargs),
-					 errhint("Run SELECT repl_ml.set_resolver(...), then SELECT repl_ml.retry_parked(id).")));
+					 errmsg("conflict resolver \"%s\" needs one function, not %d", rule->name,
+							rule->nargs),
+					 errhint("Run SELECT repl_ml.set_resolver(...), then SELECT "
+							 "repl_ml.retry_parked(id).")));
 		return &resolvers[i];
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_OBJECT),
 			 errmsg("conflict resolver \"%s\" does not exist", rule->name),
-			 errhint("Run SELECT repl_ml.set_resolver(...), then SELECT repl_ml.retry_parked(id).")));
+			 errhint("Run SELECT repl_ml.set_resolver(...), then SELECT "
+					 "repl_ml.retry_parked(id).")));
 	return NULL;				/* keep the compiler quiet */
 }
 
-/* First whether the row lives, then which of the live versions wins. */
+/*
+ * Returns the version that wins: first it is decided whether the row lives,
+ * then which of the live versions wins.
+ */
 static const ReplMlVersion *
 find_winner(const Contest *contest, const Resolver *resolver)
 {
@@ -179,14 +209,19 @@ find_winner(const Contest *contest, const Resolver *resolver)
 	return winner;
 }
 
-/* The write with the greater counter, then the greater node id of the writer. */
+/*
+ * Prefers the write with the greater counter, then with the greater node id.
+ */
 static bool
-last_write(const Contest *contest, const ReplMlVersion *a, const ReplMlVersion *b)
+loses_last_write(const Contest *contest, const ReplMlVersion *a, const ReplMlVersion *b)
 {
 	return repl_ml_clock_dot_before(a->dot, b->dot);
 }
 
-/* Orders two values of a column as its type does, text byte by byte; NULL is least. */
+/*
+ * Orders two values of a column as its type does, text byte by byte; NULL is
+ * least.  Collations may differ between nodes, so none is asked.
+ */
 static int
 compare_column(Form_pg_attribute att, TupleTableSlot *a, TupleTableSlot *b)
 {
@@ -204,11 +239,15 @@ compare_column(Form_pg_attribute att, TupleTableSlot *a, TupleTableSlot *b)
 				 errmsg("values of column \"%s\" have no order", NameStr(att->attname)),
 				 errhint("Run SELECT repl_ml.set_resolver(...) with another column.")));
 	return DatumGetInt32(FunctionCall2Coll(&type->cmp_proc_finfo,
-										   OidIsValid(att->attcollation) ? C_COLLATION_OID : InvalidOid,
+										   OidIsValid(att->attcollation) ? C_COLLATION_OID :
+										   InvalidOid,
 										   a_value, b_value));
 }
 
-/* repl_ml.has_order(type): can newest_by compare values of it? */
+/*
+ * repl_ml.has_order(type): says, for repl_ml.set_resolver, whether newest_by
+ * can compare values of the type.
+ */
 PG_FUNCTION_INFO_V1(repl_ml_has_order);
 Datum
 repl_ml_has_order(PG_FUNCTION_ARGS)
@@ -218,9 +257,12 @@ repl_ml_has_order(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(OidIsValid(type->cmp_proc_finfo.fn_oid));
 }
 
-/* The greatest values of the columns, the first one first; then the last write. */
+/*
+ * Prefers the greatest values of the columns, the first one first; then the
+ * last write.
+ */
 static bool
-newest_by(const Contest *contest, const ReplMlVersion *a, const ReplMlVersion *b)
+loses_newest_by(const Contest *contest, const ReplMlVersion *a, const ReplMlVersion *b)
 {
 	Relation	rel = contest->target->rel;
 
@@ -234,17 +276,20 @@ newest_by(const Contest *contest, const ReplMlVersion *a, const ReplMlVersion *b
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
 					 errmsg("column \"%s\" of the resolver of table \"%s\" does not exist",
 							contest->rule->args[i], RelationGetRelationName(rel)),
-					 errhint("Run SELECT repl_ml.set_resolver(...), then SELECT repl_ml.retry_parked(id).")));
+					 errhint("Run SELECT repl_ml.set_resolver(...), then SELECT "
+							 "repl_ml.retry_parked(id).")));
 		order = compare_column(TupleDescAttr(RelationGetDescr(rel), attnum - 1), a->row, b->row);
 		if (order != 0)
 			return order < 0;
 	}
-	return last_write(contest, a, b);
+	return loses_last_write(contest, a, b);
 }
 
-/* A node's place in the list of node ids; those not listed come last. */
+/*
+ * Returns a node's place in the list of node ids; those not listed come last.
+ */
 static int
-rank(const ReplMlRule *rule, uint16 node)
+find_rank(const ReplMlRule *rule, uint16 node)
 {
 	for (int i = 0; i < rule->nargs; i++)
 	{
@@ -254,19 +299,25 @@ rank(const ReplMlRule *rule, uint16 node)
 	return rule->nargs;
 }
 
-/* The first node of the list, whatever it did; of one node, or unlisted ones, the last write. */
+/*
+ * Prefers the first node of the list, whatever it did; of one node, or of
+ * unlisted ones, the last write.
+ */
 static bool
-node_priority(const Contest *contest, const ReplMlVersion *a, const ReplMlVersion *b)
+loses_node_priority(const Contest *contest, const ReplMlVersion *a, const ReplMlVersion *b)
 {
-	int			a_rank = rank(contest->rule, a->dot.node);
-	int			b_rank = rank(contest->rule, b->dot.node);
+	int			a_rank = find_rank(contest->rule, a->dot.node);
+	int			b_rank = find_rank(contest->rule, b->dot.node);
 
-	return a_rank != b_rank ? a_rank > b_rank : last_write(contest, a, b);
+	return a_rank != b_rank ? a_rank > b_rank : loses_last_write(contest, a, b);
 }
 
-/* The live versions, combined in the order of their dots. */
+/*
+ * Returns the row that the resolver makes of the live versions, in the order
+ * of their dots.
+ */
 static TupleTableSlot *
-fold(const Contest *contest, const Resolver *resolver)
+combine_all(const Contest *contest, const Resolver *resolver)
 {
 	TupleTableSlot *result = NULL;
 	const ReplMlClock *clock = NULL;
@@ -283,7 +334,9 @@ fold(const Contest *contest, const Resolver *resolver)
 	return result;
 }
 
-/* Raises an error that parks the change: the resolver's function is at fault. */
+/*
+ * Raises the error that parks the change: the resolver's function is at fault.
+ */
 static void
 blame_function(const Contest *contest, const char *problem)
 {
@@ -291,12 +344,15 @@ blame_function(const Contest *contest, const char *problem)
 			(errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
 			 errmsg("conflict resolver function %s %s", contest->rule->args[0], problem),
 			 errdetail("Two concurrent versions of a row of table \"%s.%s\" could not be resolved.",
-					   NameStr(contest->target->table->schema_name), NameStr(contest->target->table->table_name)),
-			 errhint("Mend the function on every node, try it with SELECT * FROM repl_ml.check_resolver('%s.%s'), then run SELECT repl_ml.retry_parked(id).",
-					 NameStr(contest->target->table->schema_name), NameStr(contest->target->table->table_name))));
+					   NameStr(contest->target->table->schema_name),
+					   NameStr(contest->target->table->table_name)),
+			 errhint("Mend the function on every node, try it with SELECT * FROM "
+					 "repl_ml.check_resolver('%s.%s'), then run SELECT repl_ml.retry_parked(id).",
+					 NameStr(contest->target->table->schema_name),
+					 NameStr(contest->target->table->table_name))));
 }
 
-/* Do two rows differ in a column that is stored and replicated? */
+/* Says whether two rows differ in a column that is stored and replicated. */
 bool
 repl_ml_rows_differ(ReplMlTarget *target, TupleTableSlot *a, TupleTableSlot *b)
 {
@@ -310,7 +366,10 @@ repl_ml_rows_differ(ReplMlTarget *target, TupleTableSlot *a, TupleTableSlot *b)
 	return false;
 }
 
-/* Does a stored, replicated column, other than the clock, differ?  Binary images decide. */
+/*
+ * Says whether a stored, replicated column, other than the clock, differs.
+ * Binary images decide: what a type calls equal may still be lost.
+ */
 bool
 repl_ml_column_differs(ReplMlTarget *target, int i, TupleTableSlot *a, TupleTableSlot *b)
 {
@@ -320,7 +379,8 @@ repl_ml_column_differs(ReplMlTarget *target, int i, TupleTableSlot *a, TupleTabl
 	Datum		a_value;
 	Datum		b_value;
 
-	if (att->attisdropped || att->attgenerated != '\0' || att->attnum == target->table->clock_attnum)
+	if (att->attisdropped || att->attgenerated != '\0' ||
+		att->attnum == target->table->clock_attnum)
 		return false;
 	a_value = slot_getattr(a, i + 1, &a_null);
 	b_value = slot_getattr(b, i + 1, &b_null);
@@ -334,7 +394,8 @@ repl_ml_column_differs(ReplMlTarget *target, int i, TupleTableSlot *a, TupleTabl
  * is where.  Runs with the rights of the table's owner.
  */
 static TupleTableSlot *
-by_function(const Contest *contest, TupleTableSlot *a, const ReplMlClock *a_clock, const ReplMlVersion *b)
+combine_by_function(const Contest *contest, TupleTableSlot *a, const ReplMlClock *a_clock,
+					const ReplMlVersion *b)
 {
 	ReplMlTable *table = contest->target->table;
 	TupleTableSlot *result = call_function(contest, a, a_clock, b->row, b->clock);
@@ -345,7 +406,8 @@ by_function(const Contest *contest, TupleTableSlot *a, const ReplMlClock *a_cloc
 	if (result == NULL || mirrored == NULL)
 		blame_function(contest, "returned null");
 	if (repl_ml_rows_differ(contest->target, result, mirrored))
-		blame_function(contest, "is not symmetric: its result depends on which version is the local one");
+		blame_function(contest,
+					   "is not symmetric: its result depends on which version is the local one");
 	repl_ml_key_from_slot(table, a, key);
 	repl_ml_key_from_slot(table, result, result_key);
 	if (!repl_ml_key_equal(table, key, result_key))
@@ -354,24 +416,30 @@ by_function(const Contest *contest, TupleTableSlot *a, const ReplMlClock *a_cloc
 }
 
 /*
- * The function that resolves, as it is now: whoever owns it may have replaced
- * it since repl_ml.set_resolver looked at it.
+ * Returns the function that resolves, as it is now: whoever owns it may have
+ * replaced it since repl_ml.set_resolver looked at it.
  */
 static Oid
 find_function(const Contest *contest, Oid row_type)
 {
 	Oid			types[4] = {row_type, row_type, repl_ml_clock_type(), repl_ml_clock_type()};
-	Oid			function = LookupFuncName(stringToQualifiedNameList_compat(contest->rule->args[0]), 4, types, false);
+	Oid			function = LookupFuncName(stringToQualifiedNameList_compat(contest->rule->args[0]),
+										  4, types, false);
 
 	if (get_func_rettype(function) != row_type || get_func_retset(function) ||
 		get_func_prokind(function) != PROKIND_FUNCTION)
-		blame_function(contest, psprintf("does not return one %s any more", format_type_be(row_type)));
+		blame_function(contest,
+					   psprintf("does not return one %s any more", format_type_be(row_type)));
 	return function;
 }
 
-/* A row as a value of the row type of the enrolled table, "root". */
+/*
+ * Returns a row as a value of the row type of the enrolled table, "root",
+ * whose type the user's function takes, whichever partition the row is in.
+ */
 static Datum
-as_composite(TupleTableSlot *slot, AttrNumber clock_attnum, const ReplMlClock *clock, Relation root)
+make_composite(TupleTableSlot *slot, AttrNumber clock_attnum, const ReplMlClock *clock,
+			   Relation root)
 {
 	TupleDesc	desc = slot->tts_tupleDescriptor;
 	TupleConversionMap *map = convert_tuples_by_name(desc, RelationGetDescr(root));
@@ -390,20 +458,28 @@ as_composite(TupleTableSlot *slot, AttrNumber clock_attnum, const ReplMlClock *c
 	return heap_copy_tuple_as_datum(tuple, RelationGetDescr(root));
 }
 
-/* The reverse: a row of the target, in a slot that needs no release. */
+/*
+ * Returns a value of that row type as a row of the target, in a slot that
+ * needs no release.
+ */
 static TupleTableSlot *
-from_composite(Datum value, Relation root, Relation rel)
+read_composite(Datum value, Relation root, Relation rel)
 {
 	HeapTupleHeader header = DatumGetHeapTupleHeader(value);
 	HeapTupleData tuple = {.t_len = HeapTupleHeaderGetDatumLength(header),.t_data = header};
 	TupleConversionMap *map = convert_tuples_by_name(RelationGetDescr(root), RelationGetDescr(rel));
 	HeapTuple	result = map == NULL ? &tuple : execute_attr_map_tuple(&tuple, map);
-	TupleTableSlot *slot = MakeTupleTableSlot(CreateTupleDescCopyConstr(RelationGetDescr(rel)), &TTSOpsVirtual);
+	TupleTableSlot *slot = MakeTupleTableSlot(CreateTupleDescCopyConstr(RelationGetDescr(rel)),
+											  &TTSOpsVirtual);
 
 	heap_deform_tuple(result, RelationGetDescr(rel), slot->tts_values, slot->tts_isnull);
 	return ExecStoreVirtualTuple(slot);
 }
 
+/*
+ * Calls the user's function for two versions and their clocks.  Returns the
+ * row it returns, NULL if it returns null.
+ */
 static TupleTableSlot *
 call_function(const Contest *contest, TupleTableSlot *a, const ReplMlClock *a_clock,
 			  TupleTableSlot *b, const ReplMlClock *b_clock)
@@ -417,14 +493,14 @@ call_function(const Contest *contest, TupleTableSlot *a, const ReplMlClock *a_cl
 
 	fmgr_info(find_function(contest, root->rd_rel->reltype), &flinfo);
 	InitFunctionCallInfoData(*fcinfo, &flinfo, 4, InvalidOid, NULL, NULL);
-	fcinfo->args[0].value = as_composite(a, table->clock_attnum, a_clock, root);
-	fcinfo->args[1].value = as_composite(b, table->clock_attnum, b_clock, root);
+	fcinfo->args[0].value = make_composite(a, table->clock_attnum, a_clock, root);
+	fcinfo->args[1].value = make_composite(b, table->clock_attnum, b_clock, root);
 	fcinfo->args[2].value = PointerGetDatum(a_clock);
 	fcinfo->args[3].value = PointerGetDatum(b_clock);
 	for (int i = 0; i < 4; i++)
 		fcinfo->args[i].isnull = false;
 	value = FunctionCallInvoke(fcinfo);
-	result = fcinfo->isnull ? NULL : from_composite(value, root, contest->target->rel);
+	result = fcinfo->isnull ? NULL : read_composite(value, root, contest->target->rel);
 	RelationClose(root);
 	return result;
 }

@@ -7,8 +7,16 @@
  * clock is before what is here is dropped, one whose clock is after it is
  * taken.  Otherwise the two are concurrent: conflict.c says which versions
  * remain, resolve.c what the row becomes of them.  All of it runs with the
- * rights of the table's owner; only the history is written with the worker's
- * own.
+ * rights of the table's owner; only the history is written with the caller's
+ * own, which are the apply worker's, or those of whoever tries a change again.
+ *
+ * Not here: which rows a deletion is of (deletion.c), and how a row is found
+ * and written (row/store.c).  On the way of a change apply/dispatch.c comes
+ * before this, and copy/sync.c for copies; row/store.c after it.
+ *
+ * Locks: the row, where it is here; where it is not, or where its versions are
+ * written, its key (repl_ml_version_lock).  Both are held until the
+ * transaction ends.
  */
 #include "postgres.h"
 
@@ -22,30 +30,41 @@
 #include "server/server.h"
 #include "wire/wire.h"
 
-static void meet_former(ReplMlJoin *join, uint16 writer);
+static void join_former_deletion(ReplMlJoin *join, uint16 writer);
 static const ReplMlClock *find_deletion(ReplMlJoin *join, uint16 writer);
 static int	update_history(ReplMlJoin *join, List *no_longer);
 static void join_row(ReplMlJoin *join);
 static void join_into_row(ReplMlJoin *join);
 static void join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer);
-static void no_loser(ReplMlJoin *join, const ReplMlClock *clock);
-static bool load_versions(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here, ReplMlVersions *versions);
+static void note_no_loser(ReplMlJoin *join, const ReplMlClock *clock);
+static bool load_versions(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here,
+						  ReplMlVersions *versions);
 static void forget_evictions(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here);
-static void bury_row(ReplMlJoin *join, TupleTableSlot *searched);
-static void settle(ReplMlJoin *join, TupleTableSlot *searched);
+static int	join_deletion(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial,
+						  void (*step) (ReplMlJoin *join));
+static void bury_row(ReplMlJoin *join);
+static void bury_found_row(ReplMlJoin *join);
+static bool counts_for_found(const ReplMlJoin *join);
+static void join_deletion_with_row(ReplMlJoin *join);
 static void join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here);
 static void join_with_newcomer(ReplMlJoin *join);
 static void log_eviction(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock);
 static void log_late_eviction(ReplMlJoin *join, const ReplMlClock *here);
-static void count_equal(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution);
-static void log_losers(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution, bool again);
-static bool store(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock, bool row_is_here,
-				  const ReplMlVersions *versions);
-static TupleTableSlot *with_clock(ReplMlTarget *target, TupleTableSlot *slot, const ReplMlClock *clock);
-static const ReplMlClock *clock_of(ReplMlTarget *target, TupleTableSlot *slot);
+static void count_equal_write(ReplMlJoin *join, const ReplMlVersions *versions,
+							  const ReplMlResolution *resolution);
+static void log_losers(ReplMlJoin *join, const ReplMlVersions *versions,
+					   const ReplMlResolution *resolution, bool again);
+static bool store_row(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock,
+					  bool row_is_here, const ReplMlVersions *versions);
+static TupleTableSlot *copy_with_clock(ReplMlTarget *target, TupleTableSlot *slot,
+									   const ReplMlClock *clock);
+static const ReplMlClock *read_clock(ReplMlTarget *target, TupleTableSlot *slot);
 
+/*
+ * Says whether two clocks are of the same write, whatever else they know of.
+ */
 static bool
-same_dot(const ReplMlClock *a, const ReplMlClock *b)
+have_same_dot(const ReplMlClock *a, const ReplMlClock *b)
 {
 	ReplMlClockEntry x = repl_ml_clock_dot(a);
 	ReplMlClockEntry y = repl_ml_clock_dot(b);
@@ -54,9 +73,10 @@ same_dot(const ReplMlClock *a, const ReplMlClock *b)
 }
 
 /*
- * Joins a row (of the enrolled table "relid") into the table.  Returns by how
- * many conflicts the history has grown; it shrinks where the row shows that
- * the one its transaction had with an earlier version is none.
+ * Joins a row of the enrolled table "relid" into it, for apply/dispatch.c and
+ * copy/sync.c.  Returns by how many conflicts the history has grown; it
+ * shrinks where the row shows that the one its transaction had with an earlier
+ * version is none.
  */
 int
 repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source)
@@ -66,25 +86,31 @@ repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source
 	List	   *no_longer;
 	ReplMlUser	saved;
 
+	/* what follows may take the server down, or run code of the owner's */
 	repl_ml_crash_writes(relid);
 	repl_ml_become_owner(root->rel, &saved);
 	join.target = repl_ml_targets_route(root, incoming, &join.arriving.row);
 	repl_ml_key_from_slot(join.target->table, join.arriving.row, join.key);
 	join.searched = join.arriving.row;
-	join.arriving.clock = clock_of(join.target, join.arriving.row);
+	join.arriving.clock = read_clock(join.target, join.arriving.row);
 	join.arriving.dot = repl_ml_clock_dot(join.arriving.clock);
 	join.winner_clock = join.arriving.clock;
-	no_longer = repl_ml_history_find_void(join.target->table, join.key, join.arriving.clock, source);
+	no_longer = repl_ml_history_find_void(join.target->table, join.key, join.arriving.clock,
+										  source);
+	/* what this node writes from now on is above what it has seen */
 	repl_ml_ticker_observe(repl_ml_clock_max_counter(join.arriving.clock));
 	join_row(&join);
-	meet_former(&join, source->late ? 0 : join.arriving.dot.node);
+	join_former_deletion(&join, source->late ? 0 : join.arriving.dot.node);
 	repl_ml_become_self(&saved);
 	return update_history(&join, no_longer);
 }
 
-/* Begins the join of a deletion of the row with the key in join->key. */
+/*
+ * Begins the join of a deletion of the row with the key in join->key: sets the
+ * target, a partition perhaps, and the row to search for.
+ */
 static void
-aim(ReplMlJoin *join, ReplMlTarget *root)
+aim_at_key(ReplMlJoin *join, ReplMlTarget *root)
 {
 	TupleTableSlot *slot = root->scratch;
 
@@ -100,6 +126,10 @@ aim(ReplMlJoin *join, ReplMlTarget *root)
 	join->searched = slot;
 }
 
+/*
+ * Makes the deletion the arriving version, and lets the node's counter follow
+ * its clock.
+ */
 static void
 set_deletion(ReplMlJoin *join, const ReplMlBurial *burial)
 {
@@ -111,32 +141,32 @@ set_deletion(ReplMlJoin *join, const ReplMlBurial *burial)
 }
 
 /*
- * Joins the deletion of the row with this key, which is of the table's shape;
- * returns what repl_ml_row_join does.  For deletion.c.
+ * Joins, for deletion.c, the deletion of the row with this key, which is of
+ * the table's shape.  Returns what repl_ml_row_join does.
  */
 int
 repl_ml_row_bury(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial)
 {
-	ReplMlJoin	join = {.source = burial->source,.eviction = burial->eviction};
-	List	   *no_longer;
-	ReplMlUser	saved;
-
-	repl_ml_become_owner(root->rel, &saved);
-	repl_ml_key_from_array(root->table, key_array, join.key);
-	aim(&join, root);
-	no_longer = repl_ml_history_find_void(join.target->table, join.key, burial->clock, burial->source);
-	set_deletion(&join, burial);
-	bury_row(&join, join.searched);
-	repl_ml_become_self(&saved);
-	return update_history(&join, no_longer);
+	return join_deletion(root, key_array, burial, bury_row);
 }
 
 /*
- * Joins a deletion, which deletion.c has recorded by another key, with a row that
- * it is of; returns what repl_ml_row_join does.
+ * Joins a deletion that deletion.c has recorded by another key with a row that
+ * it is of.  Returns what repl_ml_row_join does.
  */
 int
 repl_ml_row_bury_found(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial)
+{
+	return join_deletion(root, key_array, burial, bury_found_row);
+}
+
+/*
+ * Joins a deletion of the row with this key: "step" does it, with the owner's
+ * rights, and the history is written after it with the caller's.
+ */
+static int
+join_deletion(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial,
+			  void (*step) (ReplMlJoin *join))
 {
 	ReplMlJoin	join = {.source = burial->source,.eviction = burial->eviction};
 	List	   *no_longer;
@@ -144,21 +174,18 @@ repl_ml_row_bury_found(ReplMlTarget *root, Datum key_array, const ReplMlBurial *
 
 	repl_ml_become_owner(root->rel, &saved);
 	repl_ml_key_from_array(root->table, key_array, join.key);
-	aim(&join, root);
-	repl_ml_version_lock(join.target->table, join.key);
-	no_longer = repl_ml_history_find_void(join.target->table, join.key, burial->clock, burial->source);
+	aim_at_key(&join, root);
+	no_longer = repl_ml_history_find_void(join.target->table, join.key, burial->clock,
+										  burial->source);
 	set_deletion(&join, burial);
-	if (repl_ml_target_find(join.target, join.searched) &&
-		(burial->source->late ||
-		 !repl_ml_tombstone_collected(repl_ml_clock_dot(clock_of(join.target, join.target->found)).node, burial->clock)))
-		settle(&join, join.searched);
+	step(&join);
 	repl_ml_become_self(&saved);
 	return update_history(&join, no_longer);
 }
 
 /*
- * Is the row with this key, which is locked then, part of the clock's history, or
- * not here?  For deletion.c, with the owner's rights.
+ * Says, for deletion.c and with the owner's rights, whether the row with this
+ * key is part of the clock's history, or not here.  It is locked then.
  */
 bool
 repl_ml_row_is_older(ReplMlTarget *root, Datum key_array, const ReplMlClock *clock)
@@ -166,17 +193,18 @@ repl_ml_row_is_older(ReplMlTarget *root, Datum key_array, const ReplMlClock *clo
 	ReplMlJoin	join = {0};
 
 	repl_ml_key_from_array(root->table, key_array, join.key);
-	aim(&join, root);
+	aim_at_key(&join, root);
 	return !repl_ml_target_find(join.target, join.searched) ||
-		repl_ml_clock_is_within(clock_of(join.target, join.target->found), clock);
+		repl_ml_clock_is_within(read_clock(join.target, join.target->found), clock);
 }
 
 /*
- * The row that has been joined may have the values of a deletion by another
- * key: then that is joined, too, unless the row's writer knew it.
+ * Joins the row that has just been joined with the deletions by another key
+ * whose values it has, unless its writer knew them.  "writer" is as in
+ * repl_ml_tombstone_find.
  */
 static void
-meet_former(ReplMlJoin *join, uint16 writer)
+join_former_deletion(ReplMlJoin *join, uint16 writer)
 {
 	ReplMlTable *table = join->target->table;
 	ReplMlClock *dead;
@@ -184,17 +212,19 @@ meet_former(ReplMlJoin *join, uint16 writer)
 	if (table->former_count == 0 || !repl_ml_target_find(join->target, join->searched))
 		return;
 	dead = repl_ml_tombstone_find_former(table, join->target->found, writer);
-	if (dead == NULL || repl_ml_clock_is_within(dead, clock_of(join->target, join->target->found)))
+	if (dead == NULL ||
+		repl_ml_clock_is_within(dead, read_clock(join->target, join->target->found)))
 		return;
 	repl_ml_version_lock(table, join->key);
 	join->arriving = (ReplMlVersion) {.clock = dead,.dot = repl_ml_clock_dot(dead),.deleted = true};
-	settle(join, join->searched);
+	join_deletion_with_row(join);
 }
 
 /*
- * Is the version with the key (as text, in the order of the index; NULL where
- * that is not known) and the clock here, or did something that is here know it?
- * For a parked change, before it is tried again.
+ * Says, for a parked change before it is tried again, whether the version with
+ * this key and clock is here, or something that is here knew it.  The key is
+ * text, in the order of the index; a NULL in it is not known, and the answer
+ * is no.
  */
 bool
 repl_ml_row_is_known(Oid relid, char **key, const ReplMlClock *clock)
@@ -212,17 +242,20 @@ repl_ml_row_is_known(Oid relid, char **key, const ReplMlClock *clock)
 	}
 	repl_ml_become_owner(root->rel, &saved);
 	for (int i = 0; i < table->key_natts; i++)
-		join.key[i] = InputFunctionCall(&table->key_in[i], key[i], table->key_ioparams[i], table->key_typmods[i]);
-	aim(&join, root);
-	here = repl_ml_target_find(join.target, join.searched) ? clock_of(join.target, join.target->found) :
+		join.key[i] = InputFunctionCall(&table->key_in[i], key[i], table->key_ioparams[i],
+										table->key_typmods[i]);
+	aim_at_key(&join, root);
+	here = repl_ml_target_find(join.target, join.searched) ?
+		read_clock(join.target, join.target->found) :
 		repl_ml_tombstone_find(join.target->table, join.key, 0);
 	repl_ml_become_self(&saved);
 	return here != NULL && repl_ml_clock_is_within(clock, here);
 }
 
 /*
- * Resolves the row of a key again from its stored versions: another rule is in
- * force.  Not for a key of another shape than the table has.
+ * Resolves the row of a key again from its stored versions, for reconsider.c:
+ * another rule is in force.  Leaves a key of another shape than the table has
+ * alone.
  */
 void
 repl_ml_row_resolve_again(Oid relid, Datum columns, Datum key_array, const ReplMlSource *source)
@@ -237,17 +270,22 @@ repl_ml_row_resolve_again(Oid relid, Datum columns, Datum key_array, const ReplM
 		return;
 	repl_ml_become_owner(root->rel, &saved);
 	repl_ml_key_from_array(root->table, key_array, join.key);
-	aim(&join, root);
+	aim_at_key(&join, root);
+	/* nobody adds a version meanwhile */
 	repl_ml_version_lock(join.target->table, join.key);
 	found = repl_ml_target_find(join.target, join.searched);
-	here = found ? clock_of(join.target, join.target->found) : repl_ml_tombstone_find(join.target->table, join.key, 0);
+	here = found ? read_clock(join.target, join.target->found) :
+		repl_ml_tombstone_find(join.target->table, join.key, 0);
 	if (here != NULL)
 		join_concurrent(&join, here, found);
 	repl_ml_become_self(&saved);
 	(void) update_history(&join, NIL);
 }
 
-/* Returns by how many conflicts the history has grown. */
+/*
+ * Writes what a join has noted, with the caller's rights, and takes back what
+ * is none.  Returns by how many conflicts the history has grown.
+ */
 static int
 update_history(ReplMlJoin *join, List *no_longer)
 {
@@ -261,6 +299,10 @@ update_history(ReplMlJoin *join, List *no_longer)
 	return grown;
 }
 
+/*
+ * Joins the arriving row with what is here: the row, or what is known of its
+ * deletion.
+ */
 static void
 join_row(ReplMlJoin *join)
 {
@@ -285,24 +327,31 @@ join_row(ReplMlJoin *join)
 	join_into_nothing(join, dead, writer);
 }
 
-/* The clock of what is known of the deletion of the arriving row, by its key or another; NULL if nothing is. */
+/*
+ * Returns the clock of what is known of the deletion of the arriving row, by
+ * its key or a former one; NULL if nothing is.
+ */
 static const ReplMlClock *
 find_deletion(ReplMlJoin *join, uint16 writer)
 {
 	ReplMlTable *table = join->target->table;
 	ReplMlClock *dead = repl_ml_tombstone_find(table, join->key, writer);
-	ReplMlClock *former = table->former_count == 0 ? NULL : repl_ml_tombstone_find_former(table, join->arriving.row, writer);
+	ReplMlClock *former = table->former_count == 0 ? NULL :
+		repl_ml_tombstone_find_former(table, join->arriving.row, writer);
 
 	if (dead == NULL || former == NULL)
 		return dead == NULL ? former : dead;
 	return repl_ml_clock_merge(dead, former);
 }
 
-/* The row is here, in target->found, locked. */
+/*
+ * Joins the arriving row with the one that is here, in target->found, and
+ * locked.
+ */
 static void
 join_into_row(ReplMlJoin *join)
 {
-	const ReplMlClock *here = clock_of(join->target, join->target->found);
+	const ReplMlClock *here = read_clock(join->target, join->target->found);
 
 	if (repl_ml_clock_is_within(join->arriving.clock, here))
 	{
@@ -312,7 +361,7 @@ join_into_row(ReplMlJoin *join)
 	if (repl_ml_clock_is_within(here, join->arriving.clock))
 	{
 		forget_evictions(join, here, true);
-		store(join, join->arriving.row, join->arriving.clock, true, NULL);
+		store_row(join, join->arriving.row, join->arriving.clock, true, NULL);
 	}
 	else
 		join_concurrent(join, here, true);
@@ -320,17 +369,18 @@ join_into_row(ReplMlJoin *join)
 
 /*
  * Notes that a version is no loser, whatever was recorded: it is the winner
- * now, or evicted and overwritten since.
+ * now, or was evicted and has been overwritten since.
  */
 static void
-no_loser(ReplMlJoin *join, const ReplMlClock *clock)
+note_no_loser(ReplMlJoin *join, const ReplMlClock *clock)
 {
-	join->no_losers = lappend(join->no_losers, repl_ml_history_describe_void(join->target->table, join->key, clock));
+	join->no_losers = lappend(join->no_losers,
+							  repl_ml_history_describe_void(join->target->table, join->key, clock));
 }
 
 /*
- * Takes back what is recorded of evicted versions that the arriving one knew:
- * they were overwritten, and have lost nothing.
+ * Notes that evicted versions which the arriving one knew have lost nothing,
+ * as they were overwritten: what was recorded of them is to be taken back.
  */
 static void
 forget_evictions(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
@@ -343,22 +393,26 @@ forget_evictions(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
 	(void) load_versions(join, here, row_is_here, &versions);
 	for (int i = 0; i < versions.count; i++)
 	{
-		if (versions.all[i].eviction == NULL || same_dot(versions.all[i].clock, join->arriving.clock) ||
+		if (versions.all[i].eviction == NULL ||
+			have_same_dot(versions.all[i].clock, join->arriving.clock) ||
 			repl_ml_history_is_reused(target->table, join->key, join->source))
 			continue;
 		if (repl_ml_clock_covers(join->arriving.clock, versions.all[i].dot))
-			no_loser(join, versions.all[i].clock);
+			note_no_loser(join, versions.all[i].clock);
 	}
 }
 
-/* The row is not here: it never was, or it was deleted. */
+/*
+ * Joins the arriving row where none is: there never was one, or it was
+ * deleted.  "dead" is what find_deletion returned.
+ */
 static void
 join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer)
 {
 	ReplMlTable *table = join->target->table;
 	const ReplMlClock *clock = join->arriving.clock;
 
-	if (dead != NULL && same_dot(clock, dead))
+	if (dead != NULL && have_same_dot(clock, dead))
 	{
 		/* this very version was evicted, and joined with others perhaps */
 		join->eviction = repl_ml_tombstone_eviction(table, join->key, clock);
@@ -382,31 +436,33 @@ join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer)
 		dead = repl_ml_tombstone_find(table, join->key, 0);
 	if (dead != NULL && repl_ml_clock_is_within(dead, clock))
 		forget_evictions(join, dead, false);
-	if (!store(join, join->arriving.row, clock, false, NULL))
+	if (!store_row(join, join->arriving.row, clock, false, NULL))
 		return;
 
 	/* a deletion that another worker is applying may not have seen the row */
 	dead = repl_ml_tombstone_find(table, join->key, writer);
-	if (dead != NULL && (!repl_ml_clock_is_within(dead, clock) || same_dot(dead, clock)))
+	if (dead != NULL && (!repl_ml_clock_is_within(dead, clock) || have_same_dot(dead, clock)))
 	{
-		TupleTableSlot *searched = join->arriving.row;
-
-		join->arriving = (ReplMlVersion) {.clock = dead,.dot = repl_ml_clock_dot(dead),.deleted = true};
-		settle(join, searched);
+		join->arriving = (ReplMlVersion) {.clock = dead,.dot = repl_ml_clock_dot(dead),
+		.deleted = true};
+		join_deletion_with_row(join);
 	}
 }
 
-/* Records the deletion first, then looks for the row: see tombstone.c. */
+/*
+ * Records the deletion first, and looks for the row after that: whoever
+ * inserts it meanwhile finds the tombstone (row/tombstone.c).
+ */
 static void
-bury_row(ReplMlJoin *join, TupleTableSlot *searched)
+bury_row(ReplMlJoin *join)
 {
 	ReplMlTable *table = join->target->table;
 	const ReplMlClock *clock = join->arriving.clock;
 	const ReplMlClock *dead = repl_ml_tombstone_find(table, join->key, 0);
-	bool		late = join->source->late;
 	bool		known;
 
-	if (!late && repl_ml_tombstone_collected(repl_ml_identity()->node_id, clock))
+	if (!join->source->late &&
+		repl_ml_tombstone_collected(repl_ml_identity()->node_id, clock))
 		return;					/* an old copy of one we have removed */
 	if (dead != NULL)
 	{
@@ -418,14 +474,10 @@ bury_row(ReplMlJoin *join, TupleTableSlot *searched)
 		(join->eviction != NULL && repl_ml_tombstone_eviction(table, join->key, clock) == NULL))
 		repl_ml_tombstone_insert(table, join->key, clock, join->eviction);
 
-	if (repl_ml_target_find(join->target, searched))
+	if (repl_ml_target_find(join->target, join->searched))
 	{
-		/*
-		 * as in join_row: a row written after its writer had removed the
-		 * tombstone
-		 */
-		if (late || !repl_ml_tombstone_collected(repl_ml_clock_dot(clock_of(join->target, join->target->found)).node, clock))
-			settle(join, searched);
+		if (counts_for_found(join))
+			join_deletion_with_row(join);
 		return;
 	}
 
@@ -437,21 +489,54 @@ bury_row(ReplMlJoin *join, TupleTableSlot *searched)
 		repl_ml_tombstone_find_others(table, join->key, 0, clock);
 	if (dead != NULL && !repl_ml_clock_is_within(dead, clock))
 		join_concurrent(join, dead, false);
-	else if (dead != NULL && !same_dot(dead, clock))
+	else if (dead != NULL && !have_same_dot(dead, clock))
 		forget_evictions(join, dead, false);
 }
 
-/* Lets the row, if it is here, and a deletion that is recorded decide. */
+/*
+ * Joins the deletion with the row, unless that has gone since deletion.c found
+ * it.  Its tombstone is written already, by another key.
+ */
 static void
-settle(ReplMlJoin *join, TupleTableSlot *searched)
+bury_found_row(ReplMlJoin *join)
+{
+	repl_ml_version_lock(join->target->table, join->key);
+	if (repl_ml_target_find(join->target, join->searched) && counts_for_found(join))
+		join_deletion_with_row(join);
+}
+
+/*
+ * Says whether the deletion counts for the row in target->found: it does not
+ * where the row's writer had removed the tombstone before he wrote.  One that
+ * was parked always counts: the writer may have removed the tombstone since.
+ */
+static bool
+counts_for_found(const ReplMlJoin *join)
+{
+	uint16		writer;
+
+	if (join->source->late)
+		return true;
+	writer = repl_ml_clock_dot(read_clock(join->target, join->target->found)).node;
+	return !repl_ml_tombstone_collected(writer, join->arriving.clock);
+}
+
+/*
+ * Deletes the row if the deletion knew of it; otherwise the two are concurrent,
+ * or the deletion is the eviction of just this version.  Does nothing where the
+ * row is not here: then the tombstone says all.
+ */
+static void
+join_deletion_with_row(ReplMlJoin *join)
 {
 	ReplMlTarget *target = join->target;
 	const ReplMlClock *here;
 
-	if (!repl_ml_target_find(target, searched))
+	if (!repl_ml_target_find(target, join->searched))
 		return;
-	here = clock_of(target, target->found);
-	if (repl_ml_clock_is_within(here, join->arriving.clock) && !same_dot(here, join->arriving.clock))
+	here = read_clock(target, target->found);
+	if (repl_ml_clock_is_within(here, join->arriving.clock) &&
+		!have_same_dot(here, join->arriving.clock))
 	{
 		forget_evictions(join, here, true);
 		repl_ml_target_delete(target);
@@ -461,8 +546,9 @@ settle(ReplMlJoin *join, TupleTableSlot *searched)
 }
 
 /*
- * The concurrent versions of the row that is here, in target->found, or of its
- * deletion.  True if they are stored; otherwise what is here is the only one.
+ * Loads the concurrent versions of what is here: a row in target->found, or a
+ * deletion.  Returns whether they are stored; if not, what is here is the only
+ * one.
  */
 static bool
 load_versions(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here, ReplMlVersions *versions)
@@ -470,7 +556,8 @@ load_versions(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here, ReplM
 	ReplMlTarget *target = join->target;
 	ReplMlVersion *version;
 
-	if (repl_ml_version_load(target->table, join->key, RelationGetDescr(target->rel), here, versions))
+	if (repl_ml_version_load(target->table, join->key, RelationGetDescr(target->rel), here,
+							 versions))
 		return true;
 	version = repl_ml_conflict_insert(versions, repl_ml_clock_dot(here));
 	version->clock = here;
@@ -483,9 +570,9 @@ load_versions(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here, ReplM
 }
 
 /*
- * Joins the arriving version with the concurrent ones of its row: those stored
- * or, if there are none, what is here: the row in target->found, or its
- * deletion.  Without an arriving version the row is just resolved again.
+ * Joins the arriving version with those here that did not know it, or, where
+ * none arrives, resolves those here again.  The set, the row and the history
+ * are the same on every node that has seen the same versions.
  */
 static void
 join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
@@ -498,9 +585,13 @@ join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
 
 	if (join->arriving.clock != NULL)
 	{
+		/*
+		 * the arriving deletion may be the eviction of a version that is here
+		 */
 		for (int i = 0; join->eviction != NULL && i < versions.count; i++)
 		{
-			if (!versions.all[i].deleted && same_dot(versions.all[i].clock, join->arriving.clock))
+			if (!versions.all[i].deleted &&
+				have_same_dot(versions.all[i].clock, join->arriving.clock))
 				log_eviction(join, versions.all[i].row, versions.all[i].clock);
 		}
 		forget_evictions(join, here, row_is_here);
@@ -509,16 +600,18 @@ join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
 			repl_ml_clock_compare(clock, here) == REPL_ML_CLOCK_EQUAL)
 			return;
 	}
+	/* the row and the history are made of the whole set, never of two of it */
 	resolution = repl_ml_resolve(target, &versions, clock);
 	join->winner_clock = resolution->winner->clock;
-	count_equal(join, &versions, resolution);
+	count_equal_write(join, &versions, resolution);
 	log_losers(join, &versions, resolution, loaded);
 	repl_ml_version_save(target->table, join->key, &versions);
 	if (!resolution->deleted)
 	{
-		store(join, resolution->row, resolution->clock, row_is_here, &versions);
+		store_row(join, resolution->row, resolution->clock, row_is_here, &versions);
 		return;
 	}
+	/* no row is left of the set: what stands for that stays on this node */
 	if (row_is_here)
 		repl_ml_target_delete(target);
 	here = repl_ml_tombstone_find(target->table, join->key, 0);
@@ -529,8 +622,9 @@ join_concurrent(ReplMlJoin *join, const ReplMlClock *here, bool row_is_here)
 }
 
 /*
- * A client may have inserted the key after looking for tombstones, but before
- * the one just written: then it knows what was here, but not what arrives.
+ * Joins the arriving version with a row that a client has inserted after it
+ * looked for tombstones, but before the one just written: the client knows
+ * what was here, but not what arrives.
  */
 static void
 join_with_newcomer(ReplMlJoin *join)
@@ -538,23 +632,29 @@ join_with_newcomer(ReplMlJoin *join)
 	if (!repl_ml_target_find(join->target, join->searched))
 		return;
 	if (join->arriving.deleted)
-		settle(join, join->searched);
+		join_deletion_with_row(join);
 	else
 		join_into_row(join);
 }
 
-/* Notes that the version lost a unique key, as join->eviction tells; nothing if that is NULL. */
+/*
+ * Notes that the version lost a unique key, as join->eviction tells; does
+ * nothing if that is NULL.
+ */
 static void
 log_eviction(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock)
 {
 	if (join->eviction != NULL)
 		join->conflicts = lappend(join->conflicts,
-								  repl_ml_history_describe_told_eviction(join->target, join->key, row, clock, join->eviction));
+								  repl_ml_history_describe_told_eviction(join->target, join->key,
+																		 row, clock,
+																		 join->eviction));
 }
 
 /*
- * A version arrives that the group knows to have lost a unique key, and that
- * only its eviction stood for so far, among what was resolved to "here".
+ * Notes the loss of an arriving version that the group knows to have lost a
+ * unique key.  Only its eviction stood for it so far, among what was resolved
+ * to "here".
  */
 static void
 log_late_eviction(ReplMlJoin *join, const ReplMlClock *here)
@@ -563,20 +663,25 @@ log_late_eviction(ReplMlJoin *join, const ReplMlClock *here)
 	ReplMlVersions versions = {0};
 
 	if (!repl_ml_shmem_may_have_tombstone(target->table->root) ||
-		!repl_ml_version_load(target->table, join->key, RelationGetDescr(target->rel), here, &versions))
+		!repl_ml_version_load(target->table, join->key, RelationGetDescr(target->rel), here,
+							  &versions))
 		return;
 	for (int i = 0; i < versions.count; i++)
 	{
-		if (!same_dot(versions.all[i].clock, join->arriving.clock))
+		if (!have_same_dot(versions.all[i].clock, join->arriving.clock))
 			continue;
 		join->eviction = versions.all[i].eviction;
 		log_eviction(join, join->arriving.row, join->arriving.clock);
 	}
 }
 
-/* Counts the arriving version if it, or one that it beats, wrote just what the other wrote. */
+/*
+ * Counts, for the view stat_apply, the arriving version if it, or one that it
+ * beats, wrote just what the other wrote.
+ */
 static void
-count_equal(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution)
+count_equal_write(ReplMlJoin *join, const ReplMlVersions *versions,
+				  const ReplMlResolution *resolution)
 {
 	if (join->source->equal == NULL || join->arriving.clock == NULL)
 		return;
@@ -584,8 +689,10 @@ count_equal(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolu
 	{
 		const ReplMlVersion *loser = &versions->all[i];
 
-		if (loser == resolution->winner || !repl_ml_history_is_equal(join->target, resolution, loser) ||
-			(!same_dot(loser->clock, join->arriving.clock) && !same_dot(resolution->winner->clock, join->arriving.clock)))
+		if (loser == resolution->winner ||
+			!repl_ml_history_is_equal(join->target, resolution, loser) ||
+			(!have_same_dot(loser->clock, join->arriving.clock) &&
+			 !have_same_dot(resolution->winner->clock, join->arriving.clock)))
 			continue;
 		if (repl_ml_history_is_insert(resolution->winner, loser))
 			join->source->equal->inserts++;
@@ -596,11 +703,12 @@ count_equal(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolu
 }
 
 /*
- * Notes each version that lost something.  If they were resolved before,
- * "again", one that was a loser then may be none now.
+ * Notes each version that lost something.  With "again" they had been resolved
+ * before, and one that was a loser then may be none now.
  */
 static void
-log_losers(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution, bool again)
+log_losers(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolution *resolution,
+		   bool again)
 {
 	for (int i = 0; i < versions->count; i++)
 	{
@@ -613,21 +721,21 @@ log_losers(ReplMlJoin *join, const ReplMlVersions *versions, const ReplMlResolut
 		if (conflict != NULL)
 			join->conflicts = lappend(join->conflicts, conflict);
 		else if (again && loser->eviction == NULL)
-			no_loser(join, loser->clock);
+			note_no_loser(join, loser->clock);
 	}
 }
 
 /*
  * Stores the row under "clock", in place of target->found if that is here.
- * False if another row has a unique key of it by right: then it is evicted.
- * "versions" are what it was resolved from, NULL for one alone.
+ * Returns false if another row has a unique key of it by right: then this one
+ * is evicted.  "versions" are what it was resolved from, NULL for one alone.
  */
 static bool
-store(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock, bool row_is_here,
-	  const ReplMlVersions *versions)
+store_row(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock, bool row_is_here,
+		  const ReplMlVersions *versions)
 {
 	ReplMlTarget *target = join->target;
-	TupleTableSlot *stored = with_clock(target, row, clock);
+	TupleTableSlot *stored = copy_with_clock(target, row, clock);
 
 	if (!repl_ml_unique_make_room(join, stored, clock, row_is_here))
 	{
@@ -643,9 +751,11 @@ store(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock, bool row_
 	return true;
 }
 
-/* The row in "slot" under another clock, in the target's scratch slot. */
+/*
+ * Returns the row in "slot" under another clock, in the target's scratch slot.
+ */
 static TupleTableSlot *
-with_clock(ReplMlTarget *target, TupleTableSlot *slot, const ReplMlClock *clock)
+copy_with_clock(ReplMlTarget *target, TupleTableSlot *slot, const ReplMlClock *clock)
 {
 	TupleTableSlot *result = target->scratch;
 	int			natts = result->tts_tupleDescriptor->natts;
@@ -659,9 +769,9 @@ with_clock(ReplMlTarget *target, TupleTableSlot *slot, const ReplMlClock *clock)
 	return ExecStoreVirtualTuple(result);
 }
 
-/* The clock of a version; an error if it has none. */
+/* Returns the clock of a version; raises an error if it has none. */
 static const ReplMlClock *
-clock_of(ReplMlTarget *target, TupleTableSlot *slot)
+read_clock(ReplMlTarget *target, TupleTableSlot *slot)
 {
 	bool		isnull;
 	Datum		value = slot_getattr(slot, target->table->clock_attnum, &isnull);

@@ -5,6 +5,9 @@
  * Opening a target costs more than storing a row, so targets stay open until
  * the transaction (or subtransaction) ends: repl_ml_targets_close before
  * commit, repl_ml_targets_forget after an abort, which has released them.
+ *
+ * Not how a row is found and written in a target (row/store.c).  Locks: each
+ * table, or partition, in ROW EXCLUSIVE mode until the transaction ends.
  */
 #include "postgres.h"
 
@@ -49,8 +52,9 @@ static void check_target(Relation rel);
 static void check_partitions(Relation root, Relation parent);
 
 /*
- * The open target of a table, opened if need be.  Opening runs the owner's
- * code already: core computes what is constant in an index's expressions.
+ * Returns the open target of a table, and opens it if need be.  Opening runs
+ * the owner's code already, so it happens with his rights: core computes what
+ * is constant in an index's expressions.
  */
 ReplMlTarget *
 repl_ml_targets_get(Oid relid)
@@ -68,6 +72,10 @@ repl_ml_targets_get(Oid relid)
 			return entry->target;
 	}
 
+	/*
+	 * of the subtransaction, if there is one: its abort frees what it has
+	 * opened
+	 */
 	if (open_context == NULL)
 		open_context = AllocSetContextCreate(CurTransactionContext, "repl_ml targets",
 											 ALLOCSET_DEFAULT_SIZES);
@@ -84,17 +92,24 @@ repl_ml_targets_get(Oid relid)
 	return entry->target;
 }
 
-/* What the owner may not have written is not written for him either. */
+/*
+ * Refuses tables into which the owner may not write: what is applied is
+ * written with his rights, and must be no more than he could have written
+ * himself.
+ */
 static void
 check_target(Relation rel)
 {
 	Oid			owner = rel->rd_rel->relowner;
 	AclMode		needed = ACL_INSERT | ACL_UPDATE | ACL_DELETE | ACL_SELECT;
 
+	/* a peer names the table: it must not be one of the catalogs */
 	if (rel->rd_rel->relpersistence == RELPERSISTENCE_TEMP || IsCatalogRelation(rel))
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("changes cannot be applied to table \"%s\"", RelationGetRelationName(rel))));
+				 errmsg("changes cannot be applied to table \"%s\"",
+						RelationGetRelationName(rel))));
+	/* the first right that is lacking says enough */
 	if (pg_class_aclmask(RelationGetRelid(rel), owner, needed, ACLMASK_ALL) != needed)
 	{
 		for (AclMode mode = ACL_INSERT; mode <= ACL_DELETE; mode <<= 1)
@@ -102,7 +117,8 @@ check_target(Relation rel)
 			if (pg_class_aclcheck(RelationGetRelid(rel), owner, mode) != ACLCHECK_OK)
 				ereport(ERROR,
 						(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-						 errmsg("the owner of table \"%s\" may not write it", RelationGetRelationName(rel)),
+						 errmsg("the owner of table \"%s\" may not write it",
+								RelationGetRelationName(rel)),
 						 errhint("Run GRANT ALL ON %s TO %s.", RelationGetRelationName(rel),
 								 GetUserNameFromId(owner, true))));
 		}
@@ -110,11 +126,13 @@ check_target(Relation rel)
 	if (check_enable_rls(RelationGetRelid(rel), owner, true) == RLS_ENABLED)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("row-level security of table \"%s\" applies to its owner", RelationGetRelationName(rel)),
-				 errhint("Run ALTER TABLE %s NO FORCE ROW LEVEL SECURITY.", RelationGetRelationName(rel))));
+				 errmsg("row-level security of table \"%s\" applies to its owner",
+						RelationGetRelationName(rel)),
+				 errhint("Run ALTER TABLE %s NO FORCE ROW LEVEL SECURITY.",
+						 RelationGetRelationName(rel))));
 }
 
-/* A relation's owner, InvalidOid if it is gone. */
+/* Returns a relation's owner, InvalidOid if it is gone. */
 static Oid
 get_rel_owner(Oid relid)
 {
@@ -130,9 +148,9 @@ get_rel_owner(Oid relid)
 }
 
 /*
- * Whatever hangs on a partition runs with the rights of the root's owner, as
- * routing a row runs code of both.  So a partition has to belong to somebody
- * who has these rights anyway; otherwise its owner would gain them.
+ * Refuses partitions of owners who lack the rights of the root's owner:
+ * whatever hangs on a partition runs with these rights, as routing a row runs
+ * code of both, and its owner would gain them.
  */
 static void
 check_partitions(Relation root, Relation parent)
@@ -148,11 +166,15 @@ check_partitions(Relation root, Relation parent)
 		if (OidIsValid(its_owner) && its_owner != owner && !has_privs_of_role(its_owner, owner))
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("partition \"%s\" belongs to role \"%s\", which does not have the rights of the owner of table \"%s\"",
-							get_rel_name(relid), GetUserNameFromId(its_owner, true), RelationGetRelationName(root)),
+					 errmsg("partition \"%s\" belongs to role \"%s\", which does not have the "
+							"rights of the owner of table \"%s\"",
+							get_rel_name(relid), GetUserNameFromId(its_owner, true),
+							RelationGetRelationName(root)),
 					 errhint("Run ALTER TABLE %s OWNER TO %s.",
-							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)), get_rel_name(relid)),
+							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+														get_rel_name(relid)),
 							 quote_identifier(GetUserNameFromId(owner, true)))));
+		/* a partition may have partitions of its own */
 		if (!partitions->is_leaf[i])
 		{
 			Relation	rel = table_open(relid, AccessShareLock);
@@ -164,8 +186,9 @@ check_partitions(Relation root, Relation parent)
 }
 
 /*
- * The partition the row belongs to, and the row as that partition's tuple.
- * For a table that is not partitioned the table and the row themselves.
+ * Returns the partition the row belongs to, opened, and in "leaf_slot" the row
+ * as that partition's tuple.  Of a table that is not partitioned these are the
+ * table and the row themselves.
  */
 ReplMlTarget *
 repl_ml_targets_route(ReplMlTarget *root, TupleTableSlot *slot, TupleTableSlot **leaf_slot)
@@ -187,6 +210,7 @@ repl_ml_targets_route(ReplMlTarget *root, TupleTableSlot *slot, TupleTableSlot *
 	}
 	if (entry == NULL)
 		elog(ERROR, "target of table \"%s\" is not open", RelationGetRelationName(root->rel));
+	/* the executor keeps what it has found out about partitions */
 	if (entry->router == NULL)
 	{
 		MemoryContext old = MemoryContextSwitchTo(open_context);
@@ -202,6 +226,7 @@ repl_ml_targets_route(ReplMlTarget *root, TupleTableSlot *slot, TupleTableSlot *
 	}
 	leaf = ExecFindPartition(entry->modify, root->result, entry->router, slot, root->estate);
 	target = repl_ml_targets_get(RelationGetRelid(leaf->ri_RelationDesc));
+	/* a partition may have its columns in another order */
 	map = convert_tuples_by_name(RelationGetDescr(root->rel), RelationGetDescr(target->rel));
 	if (map != NULL)
 		*leaf_slot = execute_attr_map_slot(map->attrMap, slot, target->incoming);
@@ -209,10 +234,11 @@ repl_ml_targets_route(ReplMlTarget *root, TupleTableSlot *slot, TupleTableSlot *
 }
 
 /*
- * Called before each change, when nobody uses a target: closes them all once in
- * a while.  Of each row the executor leaves some bytes in the memory of its
- * query (what it compares columns with, for triggers), which in a statement is
- * freed at its end; a transaction has no end that could be waited for.
+ * Closes all targets once in a while; callers call it before each change, when
+ * nobody uses one.  Of each row the executor leaves some bytes in the memory
+ * of its query (what it compares columns with, for triggers), which in a
+ * statement is freed at its end; a transaction has no end that could be waited
+ * for.
  */
 void
 repl_ml_targets_renew(void)
@@ -221,7 +247,7 @@ repl_ml_targets_renew(void)
 		repl_ml_targets_close();
 }
 
-/* Closes all, in a (sub)transaction that will commit. */
+/* Closes all targets, in a transaction or subtransaction that will commit. */
 void
 repl_ml_targets_close(void)
 {
@@ -242,7 +268,10 @@ repl_ml_targets_close(void)
 	repl_ml_targets_forget();
 }
 
-/* Forgets all, after the (sub)transaction they were opened in has aborted. */
+/*
+ * Forgets all targets, after the transaction or subtransaction they were
+ * opened in has aborted, and released them.
+ */
 void
 repl_ml_targets_forget(void)
 {
@@ -252,9 +281,10 @@ repl_ml_targets_forget(void)
 }
 
 /*
- * Runs "step" in this session as a worker would: no stamping, replica triggers,
- * and what it writes stays on this node: each member has the change from where
- * it was made, and resolves it from all the versions that it has.
+ * Runs "step" in a session of a user, for park.c and reconsider.c, as an apply
+ * worker would: without stamping, with replica triggers only, and so that what
+ * it writes stays on this node.  Each member has the change from where it was
+ * made, and resolves it from all the versions that it has.
  */
 void
 repl_ml_targets_in_session(void (*step) (void *argument), void *argument)
@@ -267,6 +297,7 @@ repl_ml_targets_in_session(void (*step) (void *argument), void *argument)
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	repl_ml_applying = true;
 	replorigin_session_origin = DoNotReplicateId;
+	/* what is set here must not outlive an error that the user catches */
 	PG_TRY();
 	{
 		step(argument);

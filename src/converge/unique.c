@@ -15,6 +15,10 @@
  *
  * What the worker applies travels no further, so the announcement needs a
  * transaction of its own: repl_ml.eviction keeps it until then.
+ *
+ * Not which of two versions of one row wins (conflict.c, resolve.c), nor how a
+ * row is found and written (row/store.c).  Locks: the rival's row, until the
+ * transaction ends.
  */
 #include "postgres.h"
 
@@ -54,22 +58,26 @@ enum
 	Natts_eviction = Anum_eviction_clock
 };
 
-static bool make_room_in(ReplMlJoin *join, Relation index, TupleTableSlot *row, const ReplMlClock *clock, bool replaces_found);
+static bool make_room_in(ReplMlJoin *join, Relation index, TupleTableSlot *row,
+						 const ReplMlClock *clock, bool replaces_found);
 static bool is_free(ReplMlTarget *target, Relation index, TupleTableSlot *row, ItemPointer rival);
-static bool yields(ReplMlJoin *join, Relation index, TupleTableSlot *row, const ReplMlClock *clock);
+static bool evict_rival(ReplMlJoin *join, Relation index, TupleTableSlot *row,
+						const ReplMlClock *clock);
 /* Has this process evicted something that is not announced yet? */
 static bool announcement_due = false;
 
-static void remember_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *eviction);
+static void remember_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *clock,
+							  const char *eviction);
 
 /*
  * Makes room for "row", a version with "clock", in the unique indexes of the
- * table: evicts the rows that have to yield to it.  False, and recorded, if it
- * has to yield itself.  With "replaces_found" target->found is its own former
- * version.
+ * table: evicts the rows that have to yield to it.  Returns false, and has
+ * noted the loss in the join, if it has to yield itself.  With
+ * "replaces_found" target->found is its own former version.
  */
 bool
-repl_ml_unique_make_room(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock, bool replaces_found)
+repl_ml_unique_make_room(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock,
+						 bool replaces_found)
 {
 	ReplMlTarget *target = join->target;
 	ResultRelInfo *result = target->result;
@@ -82,6 +90,8 @@ repl_ml_unique_make_room(ReplMlJoin *join, TupleTableSlot *row, const ReplMlCloc
 		if (index == NULL || RelationGetRelid(index) == target->table->key_index ||
 			!(index->rd_index->indisunique || index->rd_index->indisexclusion))
 			continue;
+
+		/* an index may be on a generated column */
 		if (!computed && RelationGetDescr(target->rel)->constr != NULL &&
 			RelationGetDescr(target->rel)->constr->has_generated_stored)
 			ExecComputeStoredGenerated(result, target->estate, row, CMD_INSERT);
@@ -92,9 +102,10 @@ repl_ml_unique_make_room(ReplMlJoin *join, TupleTableSlot *row, const ReplMlCloc
 	return true;
 }
 
-/* The same for one index; an exclusion constraint may have several rivals. */
+/* Makes room in one index; an exclusion constraint may have several rivals. */
 static bool
-make_room_in(ReplMlJoin *join, Relation index, TupleTableSlot *row, const ReplMlClock *clock, bool replaces_found)
+make_room_in(ReplMlJoin *join, Relation index, TupleTableSlot *row, const ReplMlClock *clock,
+			 bool replaces_found)
 {
 	ReplMlTarget *target = join->target;
 	TupleTableSlot *own = target->found;
@@ -115,8 +126,9 @@ make_room_in(ReplMlJoin *join, Relation index, TupleTableSlot *row, const ReplMl
 			continue;
 		ExecCopySlot(target->rival_key, target->rival);
 		target->found = target->rival;
-		if (repl_ml_target_find(target, target->rival_key) && ItemPointerEquals(&rival, &target->rival->tts_tid))
-			has_room = yields(join, index, row, clock);
+		if (repl_ml_target_find(target, target->rival_key) &&
+			ItemPointerEquals(&rival, &target->rival->tts_tid))
+			has_room = evict_rival(join, index, row, clock);
 		target->found = own;
 		if (!has_room)
 			return false;
@@ -124,9 +136,10 @@ make_room_in(ReplMlJoin *join, Relation index, TupleTableSlot *row, const ReplMl
 }
 
 /*
- * Is there no other row with the row's values in the index?  Otherwise "rival"
- * is one.  Also for deferrable constraints, which core does not ask this way:
- * their own check at the end of the transaction does not run while applying.
+ * Says whether no other row has the row's values in the index; if one has,
+ * "rival" is it.  Also for deferrable constraints, which core does not ask
+ * this way: their own check at the end of the transaction does not run while
+ * applying.
  */
 static bool
 is_free(ReplMlTarget *target, Relation index, TupleTableSlot *row, ItemPointer rival)
@@ -151,9 +164,13 @@ is_free(ReplMlTarget *target, Relation index, TupleTableSlot *row, ItemPointer r
 	return free;
 }
 
-/* Does the rival, in target->found, yield?  Then it is evicted; else the row's loss is noted. */
+/*
+ * Evicts the rival, in target->found, if it is the one to yield.  Returns
+ * false if the row is: then its loss is noted in the join.  Every node decides
+ * alike, as only the dots count.
+ */
 static bool
-yields(ReplMlJoin *join, Relation index, TupleTableSlot *row, const ReplMlClock *clock)
+evict_rival(ReplMlJoin *join, Relation index, TupleTableSlot *row, const ReplMlClock *clock)
 {
 	ReplMlTarget *target = join->target;
 	ReplMlTable *table = target->table;
@@ -169,15 +186,19 @@ yields(ReplMlJoin *join, Relation index, TupleTableSlot *row, const ReplMlClock 
 
 	if (repl_ml_clock_dot_before(repl_ml_clock_dot(clock), repl_ml_clock_dot(rival)))
 	{
-		conflict = repl_ml_history_describe_eviction(target, join->key, row, join->winner_clock, target->found, rival, index_name);
+		conflict = repl_ml_history_describe_eviction(target, join->key, row, join->winner_clock,
+													 target->found, rival, index_name);
 		join->conflicts = lappend(join->conflicts, conflict);
 		join->eviction = repl_ml_history_eviction_as_json(conflict, index_name);
 		return false;
 	}
+
+	/* what is evicted is a version, not what a node has made of several */
 	repl_ml_key_from_slot(table, target->found, key);
 	resolved = repl_ml_version_load(table, key, RelationGetDescr(target->rel), rival, &versions);
 	loser = resolved ? repl_ml_resolve(target, &versions, rival)->winner->clock : rival;
-	conflict = repl_ml_history_describe_eviction(target, key, target->found, loser, row, clock, index_name);
+	conflict = repl_ml_history_describe_eviction(target, key, target->found, loser, row, clock,
+												 index_name);
 	join->conflicts = lappend(join->conflicts, conflict);
 	repl_ml_unique_evict(target, key, rival, resolved ? &versions : NULL,
 						 repl_ml_history_eviction_as_json(conflict, index_name));
@@ -186,13 +207,14 @@ yields(ReplMlJoin *join, Relation index, TupleTableSlot *row, const ReplMlClock 
 }
 
 /*
- * Records that the version with "clock" of the row with this key is gone, and
- * orders its announcement.  "versions" are what it was resolved from, NULL for
- * one alone: each of them is evicted.  "eviction" tells for whom, as JSON.  The
- * caller removes the row.
+ * Records, for row.c and this file, that the version with "clock" of the row
+ * with this key is gone, and orders its announcement.  "versions" are what it
+ * was resolved from, NULL for one alone: each of them is evicted.  "eviction"
+ * tells for whom, as JSON.  The caller removes the row.
  */
 void
-repl_ml_unique_evict(ReplMlTarget *target, Datum *key, const ReplMlClock *clock, const ReplMlVersions *versions,
+repl_ml_unique_evict(ReplMlTarget *target, Datum *key, const ReplMlClock *clock,
+					 const ReplMlVersions *versions,
 					 const char *eviction)
 {
 	if (versions == NULL || versions->count < 2)
@@ -208,7 +230,8 @@ repl_ml_unique_evict(ReplMlTarget *target, Datum *key, const ReplMlClock *clock,
 
 		if (version->deleted)
 			continue;
-		repl_ml_tombstone_insert(target->table, key, repl_ml_clock_merge(version->clock, version->clock), eviction);
+		repl_ml_tombstone_insert(target->table, key,
+								 repl_ml_clock_merge(version->clock, version->clock), eviction);
 		remember_eviction(target->table, key, version->clock, eviction);
 		version->deleted = true;
 		version->row = NULL;
@@ -217,6 +240,10 @@ repl_ml_unique_evict(ReplMlTarget *target, Datum *key, const ReplMlClock *clock,
 	repl_ml_version_save(target->table, key, versions);
 }
 
+/*
+ * Writes the row of repl_ml.eviction that lives until the eviction is
+ * announced.
+ */
 static void
 remember_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *eviction)
 {
@@ -237,9 +264,9 @@ remember_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *clock, cons
 }
 
 /*
- * Tells the group what was evicted here, in a transaction that, other than
- * those applied, goes to all members.  What a crash leaves over is the
- * supervisor's.
+ * Tells the group what this apply worker has evicted, in a transaction that,
+ * other than those it applies, goes to all members.  The worker calls it
+ * between transactions; what a crash leaves over is the supervisor's.
  */
 void
 repl_ml_unique_announce(void)
