@@ -62,7 +62,8 @@ static void
 define_settings(void)
 {
 	DefineCustomIntVariable("repl_ml.apply_lock_timeout",
-							"How long what a peer wrote waits for a lock of this node's clients, before the change is parked and the others go on.",
+							"How long what a peer wrote waits for a lock of this node's clients, "
+							"before the change is parked and the others go on.",
 							NULL,
 							&repl_ml_apply_lock_timeout,
 							APPLY_LOCK_TIMEOUT,
