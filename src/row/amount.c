@@ -8,6 +8,9 @@
  * decimal that its text form shows.  Arrays are added element by element, a
  * shorter one as if it had zeros behind it; NULL, the column's or an
  * element's, counts as 0.  Everything is palloc'd.
+ *
+ * Not here: who has added how much (share.c), nor what versions amount to
+ * (converge/merge.c).  No locks, no catalogs but those of types, no state.
  */
 #include "postgres.h"
 
@@ -25,12 +28,13 @@
 static bool is_number(Oid type);
 static ReplMlAmount *make_amount(bool is_array, int count);
 static void read_array(ReplMlAmount **amount, Oid element_type, Datum value);
-static Numeric number_from_datum(Oid type, Datum value);
-static Numeric number_from_text(const char *text);
-static Datum number_to_datum(Numeric number, Oid type, int32 typmod);
-static ReplMlAmount *combine(const ReplMlAmount *a, const ReplMlAmount *b, PGFunction function);
+static Numeric read_number(Oid type, Datum value);
+static Numeric parse_number(const char *text);
+static Datum make_datum(Numeric number, Oid type, int32 typmod);
+static ReplMlAmount *combine_elements(const ReplMlAmount *a, const ReplMlAmount *b,
+									  PGFunction function);
 
-/* Can a column of this type be a counter? */
+/* Says whether a column of this type can be a counter. */
 bool
 repl_ml_amount_fits(Oid type)
 {
@@ -40,6 +44,7 @@ repl_ml_amount_fits(Oid type)
 	return is_number(OidIsValid(element) ? element : base);
 }
 
+/* Says whether values of the type are numbers. */
 static bool
 is_number(Oid type)
 {
@@ -57,6 +62,7 @@ is_number(Oid type)
 	}
 }
 
+/* Returns an amount with room for so many elements. */
 static ReplMlAmount *
 make_amount(bool is_array, int count)
 {
@@ -68,7 +74,7 @@ make_amount(bool is_array, int count)
 	return amount;
 }
 
-/* The amount in a column of a type that fits. */
+/* Returns the amount in a column of a type that fits. */
 ReplMlAmount *
 repl_ml_amount_from_datum(Oid type, Datum value, bool isnull)
 {
@@ -84,10 +90,11 @@ repl_ml_amount_from_datum(Oid type, Datum value, bool isnull)
 		return amount;
 	}
 	amount = make_amount(false, 1);
-	amount->elements[0] = isnull ? int64_to_numeric(0) : number_from_datum(base, value);
+	amount->elements[0] = isnull ? int64_to_numeric(0) : read_number(base, value);
 	return amount;
 }
 
+/* Sets the amount in an array of numbers. */
 static void
 read_array(ReplMlAmount **amount, Oid element_type, Datum value)
 {
@@ -104,11 +111,15 @@ read_array(ReplMlAmount **amount, Oid element_type, Datum value)
 					  &values, &nulls, &count);
 	*amount = make_amount(true, count);
 	for (int i = 0; i < count; i++)
-		(*amount)->elements[i] = nulls[i] ? int64_to_numeric(0) : number_from_datum(base, values[i]);
+		(*amount)->elements[i] = nulls[i] ? int64_to_numeric(0) :
+		read_number(base, values[i]);
 }
 
+/*
+ * Returns a value of a number's type as the decimal that its text form shows.
+ */
 static Numeric
-number_from_datum(Oid type, Datum value)
+read_number(Oid type, Datum value)
 {
 	switch (type)
 	{
@@ -121,25 +132,26 @@ number_from_datum(Oid type, Datum value)
 		case NUMERICOID:
 			return DatumGetNumericCopy(value);
 		case FLOAT4OID:
-			return number_from_text(float_to_shortest_decimal(DatumGetFloat4(value)));
+			return parse_number(float_to_shortest_decimal(DatumGetFloat4(value)));
 		case FLOAT8OID:
-			return number_from_text(double_to_shortest_decimal(DatumGetFloat8(value)));
+			return parse_number(double_to_shortest_decimal(DatumGetFloat8(value)));
 		default:
 			elog(ERROR, "type %u is no number", type);
 			return NULL;		/* keep the compiler quiet */
 	}
 }
 
+/* Returns the number that is written in a text. */
 static Numeric
-number_from_text(const char *text)
+parse_number(const char *text)
 {
 	return DatumGetNumeric(DirectFunctionCall3(numeric_in, CStringGetDatum(text),
 											   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
 }
 
 /*
- * The value of a column with this amount.  An error if the type cannot hold
- * it: a sum of what many nodes have added may be too large.
+ * Returns the value of a column with this amount.  Raises an error if the type
+ * cannot hold it: a sum of what many nodes have added may be too large.
  */
 Datum
 repl_ml_amount_to_datum(const ReplMlAmount *amount, Oid type, int32 typmod)
@@ -154,20 +166,24 @@ repl_ml_amount_to_datum(const ReplMlAmount *amount, Oid type, int32 typmod)
 	char		align;
 
 	if (!OidIsValid(element))
-		return number_to_datum(amount->elements[0], type, typmod);
+		return make_datum(amount->elements[0], type, typmod);
 
 	values = palloc(Max(amount->count, 1) * sizeof(Datum));
 	for (int i = 0; i < amount->count; i++)
-		values[i] = number_to_datum(amount->elements[i], element, base_typmod);
+		values[i] = make_datum(amount->elements[i], element, base_typmod);
 	get_typlenbyvalalign(element, &length, &by_value, &align);
-	result = PointerGetDatum(construct_array(values, amount->count, element, length, by_value, align));
+	result = PointerGetDatum(construct_array(values, amount->count, element, length, by_value,
+											 align));
+
+	/* the domain's own checks have not seen this value */
 	if (base != type)
 		domain_check(result, false, type, NULL, NULL);
 	return result;
 }
 
+/* Returns a number as a value of the type, rounded if that has no decimals. */
 static Datum
-number_to_datum(Numeric number, Oid type, int32 typmod)
+make_datum(Numeric number, Oid type, int32 typmod)
 {
 	Oid			base = getBaseType(type);
 	Datum		value = NumericGetDatum(number);
@@ -178,10 +194,14 @@ number_to_datum(Numeric number, Oid type, int32 typmod)
 	if (base == INT2OID || base == INT4OID || base == INT8OID)
 		value = DirectFunctionCall2(numeric_round, value, Int32GetDatum(0));
 	getTypeInputInfo(type, &function, &param);
-	return OidInputFunctionCall(function, DatumGetCString(DirectFunctionCall1(numeric_out, value)), param, typmod);
+	return OidInputFunctionCall(function, DatumGetCString(DirectFunctionCall1(numeric_out, value)),
+								param, typmod);
 }
 
-/* The amount that repl_ml_amount_to_text wrote; marks.c has checked the text. */
+/*
+ * Returns the amount that repl_ml_amount_to_text wrote; marks.c has checked
+ * the text.
+ */
 ReplMlAmount *
 repl_ml_amount_from_text(const char *text)
 {
@@ -193,7 +213,7 @@ repl_ml_amount_from_text(const char *text)
 	if (*text != '[')
 	{
 		amount = make_amount(false, 1);
-		amount->elements[0] = number_from_text(text);
+		amount->elements[0] = parse_number(text);
 		return amount;
 	}
 	if (text[1] == ']')
@@ -208,14 +228,14 @@ repl_ml_amount_from_text(const char *text)
 		char	   *end = next + strcspn(next, ",]");
 
 		*end = '\0';
-		amount->elements[i] = number_from_text(next);
+		amount->elements[i] = parse_number(next);
 		next = end + 1;
 	}
 	pfree(copy);
 	return amount;
 }
 
-/* The form that marks have; the amount is a finite one. */
+/* Returns the form that marks have; the amount is a finite one. */
 char *
 repl_ml_amount_to_text(const ReplMlAmount *amount)
 {
@@ -225,28 +245,37 @@ repl_ml_amount_to_text(const ReplMlAmount *amount)
 	if (amount->is_array)
 		appendStringInfoChar(&text, '[');
 	for (int i = 0; i < amount->count; i++)
+	{
+		Datum		element = NumericGetDatum(amount->elements[i]);
+
 		appendStringInfo(&text, "%s%s", i > 0 ? "," : "",
-						 DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(amount->elements[i]))));
+						 DatumGetCString(DirectFunctionCall1(numeric_out, element)));
+	}
 	if (amount->is_array)
 		appendStringInfoChar(&text, ']');
 	return text.data;
 }
 
+/* Returns the sum of two amounts. */
 ReplMlAmount *
 repl_ml_amount_add(const ReplMlAmount *a, const ReplMlAmount *b)
 {
-	return combine(a, b, numeric_add);
+	return combine_elements(a, b, numeric_add);
 }
 
+/* Returns the first amount without the second. */
 ReplMlAmount *
 repl_ml_amount_subtract(const ReplMlAmount *a, const ReplMlAmount *b)
 {
-	return combine(a, b, numeric_sub);
+	return combine_elements(a, b, numeric_sub);
 }
 
-/* Element by element, the shorter one with zeros. */
+/*
+ * Returns what the function makes of two amounts, element by element, the
+ * shorter one with zeros.
+ */
 static ReplMlAmount *
-combine(const ReplMlAmount *a, const ReplMlAmount *b, PGFunction function)
+combine_elements(const ReplMlAmount *a, const ReplMlAmount *b, PGFunction function)
 {
 	ReplMlAmount *result = make_amount(a->is_array || b->is_array, Max(a->count, b->count));
 	Numeric		zero = int64_to_numeric(0);
@@ -254,11 +283,14 @@ combine(const ReplMlAmount *a, const ReplMlAmount *b, PGFunction function)
 	for (int i = 0; i < result->count; i++)
 		result->elements[i] =
 			DatumGetNumeric(DirectFunctionCall2(function,
-												NumericGetDatum(i < a->count ? a->elements[i] : zero),
-												NumericGetDatum(i < b->count ? b->elements[i] : zero)));
+												NumericGetDatum(i < a->count ? a->elements[i] :
+																zero),
+												NumericGetDatum(i < b->count ? b->elements[i] :
+																zero)));
 	return result;
 }
 
+/* Says whether adding the amount changes nothing. */
 bool
 repl_ml_amount_is_zero(const ReplMlAmount *amount)
 {
@@ -266,13 +298,17 @@ repl_ml_amount_is_zero(const ReplMlAmount *amount)
 
 	for (int i = 0; i < amount->count; i++)
 	{
-		if (!DatumGetBool(DirectFunctionCall2(numeric_eq, NumericGetDatum(amount->elements[i]), NumericGetDatum(zero))))
+		if (!DatumGetBool(DirectFunctionCall2(numeric_eq, NumericGetDatum(amount->elements[i]),
+											  NumericGetDatum(zero))))
 			return false;
 	}
 	return true;
 }
 
-/* Neither infinite nor not a number: only such amounts can be added and taken away again. */
+/*
+ * Says whether the amount is neither infinite nor not a number: only such
+ * amounts can be added and taken away again.
+ */
 bool
 repl_ml_amount_is_finite(const ReplMlAmount *amount)
 {

@@ -21,7 +21,9 @@
  *
  * Called by backends that alter tables (write/guard.c), the walsender
  * (write/output.c), who applies what it sends (apply/relation.c), and SQL.
- * Labels are written under a lock of the table that keeps out ALTER TABLE.
+ * Labels are written under a lock of the table that keeps out ALTER TABLE
+ * (SHARE UPDATE EXCLUSIVE).  Not here: where a column is in a peer's message,
+ * and what becomes of one that does not fit (apply/relation.c).
  */
 #include "postgres.h"
 
@@ -55,8 +57,9 @@ repl_ml_column_init(void)
 	register_label_provider(PROVIDER, check_label);
 }
 
+/* Returns a column's address, as labels have it. */
 static ObjectAddress
-address_of(Oid relid, AttrNumber attnum)
+make_address(Oid relid, AttrNumber attnum)
 {
 	ObjectAddress address;
 
@@ -64,20 +67,24 @@ address_of(Oid relid, AttrNumber attnum)
 	return address;
 }
 
-/* The identities of a column, of the clock column all there have ever been in the table; empty if there are none. */
+/*
+ * Returns the identities of a column, of the clock column all there have ever
+ * been in the table; empty if there are none.
+ */
 char *
 repl_ml_column_identity(Oid relid, AttrNumber attnum)
 {
-	ObjectAddress address = address_of(relid, attnum);
+	ObjectAddress address = make_address(relid, attnum);
 	char	   *label = GetSecurityLabel(&address, PROVIDER);
 
 	return label == NULL ? pstrdup("") : label;
 }
 
+/* Sets a column's label; NULL removes it. */
 static void
 set_label(Oid relid, AttrNumber attnum, const char *label)
 {
-	ObjectAddress address = address_of(relid, attnum);
+	ObjectAddress address = make_address(relid, attnum);
 
 	SetSecurityLabel(&address, PROVIDER, label);
 }
@@ -100,9 +107,12 @@ note_seen(Oid relid, const char *identities)
 	CacheInvalidateRelcacheByRelid(relid);
 }
 
-/* A list of identities: they have all the same length, and a comma stands between two. */
+/*
+ * Says whether the text is a list of identities: they have all the same
+ * length, and a comma stands between two.
+ */
 static bool
-is_list(const char *identities)
+is_identity_list(const char *identities)
 {
 	Size		length = strlen(identities);
 
@@ -110,15 +120,17 @@ is_list(const char *identities)
 		return false;
 	for (Size i = 0; i < length; i++)
 	{
-		if (i % (IDENTITY_DIGITS + 1) == IDENTITY_DIGITS ? identities[i] != ',' : strchr("0123456789abcdef", identities[i]) == NULL)
+		if (i % (IDENTITY_DIGITS + 1) == IDENTITY_DIGITS ? identities[i] != ',' :
+			strchr("0123456789abcdef", identities[i]) == NULL)
 			return false;
 	}
 	return true;
 }
 
 /*
- * Before a statement, or the script of a dump, sets a label: only columns have
- * one, and what a column is called from now on has been seen.
+ * Called by core before a statement, or the script of a dump, sets a label:
+ * only columns have one, and what a column is called from now on has been
+ * seen.
  */
 static void
 check_label(const ObjectAddress *object, const char *label)
@@ -126,10 +138,11 @@ check_label(const ObjectAddress *object, const char *label)
 	if (object->classId != RelationRelationId || object->objectSubId <= 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("only columns have labels of the provider \"%s\"", PROVIDER)));
+				 errmsg("only columns have labels of the provider \"%s\"", PROVIDER),
+				 errhint("Leave these labels to the extension, which sets them itself.")));
 	if (label == NULL)
 		return;
-	if (!is_list(label))
+	if (!is_identity_list(label))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid identity of a column: \"%s\"", label),
@@ -138,23 +151,28 @@ check_label(const ObjectAddress *object, const char *label)
 		note_seen(object->objectId, label);
 }
 
-/* The identities in a list, as a List of char *; what is none is left out. */
+/*
+ * Returns the identities in a list, as a List of char *; of what is none, an
+ * empty one.
+ */
 static List *
 split_identities(const char *identities)
 {
 	List	   *all = NIL;
 
-	if (is_list(identities))
+	if (is_identity_list(identities))
 	{
-		for (const char *at = identities; at < identities + strlen(identities); at += IDENTITY_DIGITS + 1)
+		const char *end = identities + strlen(identities);
+
+		for (const char *at = identities; at < end; at += IDENTITY_DIGITS + 1)
 			all = lappend(all, pnstrdup(at, IDENTITY_DIGITS));
 	}
 	return all;
 }
 
-/* Is one identity in both lists? */
+/* Says whether one identity is in both lists. */
 static bool
-meet(const char *a, const char *b)
+have_common(const char *a, const char *b)
 {
 	List	   *all = split_identities(a);
 	ListCell   *lc;
@@ -166,13 +184,14 @@ meet(const char *a, const char *b)
 	return found;
 }
 
+/* Orders identities, for list_sort. */
 static int
 compare_identities(const ListCell *a, const ListCell *b)
 {
 	return strcmp(lfirst(a), lfirst(b));
 }
 
-/* What is in one of the lists, sorted. */
+/* Returns what is in one of the lists, sorted: both nodes come to the same. */
 static char *
 join_identities(const char *a, const char *b)
 {
@@ -193,19 +212,22 @@ join_identities(const char *a, const char *b)
 }
 
 /*
- * Are a column there and one here, which have one name, the same, given what
- * has been seen there and here?  See the head of this file.
+ * Says, for apply/relation.c and for copies, whether a column there and one
+ * here, which have one name, are the same, given what has been seen there and
+ * here.  See the head of this file.
  */
 bool
-repl_ml_column_is_same(const char *theirs, const char *seen_there, const char *ours, const char *seen_here)
+repl_ml_column_is_same(const char *theirs, const char *seen_there, const char *ours,
+					   const char *seen_here)
 {
 	/* tables of our own have none */
-	if ((theirs[0] == '\0' && ours[0] == '\0') || meet(theirs, ours))
+	if ((theirs[0] == '\0' && ours[0] == '\0') || have_common(theirs, ours))
 		return true;
-	return theirs[0] != '\0' && ours[0] != '\0' && !meet(theirs, seen_here) && !meet(ours, seen_there);
+	return theirs[0] != '\0' && ours[0] != '\0' && !have_common(theirs, seen_here) &&
+		!have_common(ours, seen_there);
 }
 
-/* Is the name one of those up to the NULL? */
+/* Says whether the name is one of those up to the NULL. */
 static bool
 is_one_of(const char *name, const char *const *names)
 {
@@ -218,8 +240,8 @@ is_one_of(const char *name, const char *const *names)
 }
 
 /*
- * Is every value of a column there one of the column here, the very same or
- * refused, so that nothing becomes another value on its way?
+ * Says whether every value of a column there is one of the column here, the
+ * very same or refused, so that nothing becomes another value on its way.
  */
 bool
 repl_ml_column_takes(const ReplMlColumn *theirs, const ReplMlColumn *ours)
@@ -241,12 +263,18 @@ repl_ml_column_takes(const ReplMlColumn *theirs, const ReplMlColumn *ours)
 		((theirs->typmod ^ ours->typmod) & 0xFFFF) == 0 && theirs->typmod <= ours->typmod;
 }
 
-/* What a column of a table here is; palloc'd.  Types go by their names alone: extensions may be in another schema elsewhere. */
+/*
+ * Returns what a column of a table here is; palloc'd.  Types go by their names
+ * alone: extensions may be in another schema elsewhere.
+ */
 ReplMlColumn
 repl_ml_column_describe(Oid relid, Form_pg_attribute att)
 {
-	ReplMlColumn column = {.name = pstrdup(NameStr(att->attname)),.type = "",.typmod = att->atttypmod};
-	HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(getBaseTypeAndTypmod(att->atttypid, &column.typmod)));
+	ReplMlColumn column = {.name = pstrdup(NameStr(att->attname)),.type = "",
+	.typmod = att->atttypmod};
+	HeapTuple	tuple = SearchSysCache1(TYPEOID,
+										ObjectIdGetDatum(getBaseTypeAndTypmod(att->atttypid,
+																			  &column.typmod)));
 
 	if (HeapTupleIsValid(tuple))
 	{
@@ -257,13 +285,17 @@ repl_ml_column_describe(Oid relid, Form_pg_attribute att)
 	return column;
 }
 
+/* Says whether the stream has values of the column. */
 static bool
 is_sent(Form_pg_attribute att)
 {
 	return !att->attisdropped && att->attgenerated == '\0';
 }
 
-/* Appends what the table's columns are to a message. */
+/*
+ * Appends, for the walsender and for copies, what the table's columns are to a
+ * message.
+ */
 void
 repl_ml_column_send(StringInfo message, Relation rel)
 {
@@ -287,7 +319,10 @@ repl_ml_column_send(StringInfo message, Relation rel)
 	}
 }
 
-/* Reads that: a List of ReplMlColumn *, palloc'd. */
+/*
+ * Reads what repl_ml_column_send has written: a List of ReplMlColumn *,
+ * palloc'd.
+ */
 List *
 repl_ml_column_receive(StringInfo message)
 {
@@ -307,8 +342,9 @@ repl_ml_column_receive(StringInfo message)
 	return columns;
 }
 
+/* Returns a new identity, which no other column of any node has. */
 static char *
-new_identity(void)
+make_identity(void)
 {
 	uint64		number;
 
@@ -338,10 +374,12 @@ repl_ml_column_identify(Oid relid, List *rewritten)
 		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), i);
 		char	   *identity;
 
+		/* the clock column's label is the list of what has been seen */
 		if (att->attisdropped || att->attnum == repl_ml_table_clock_attnum(relid) ||
-			(!list_member_int(rewritten, att->attnum) && repl_ml_column_identity(relid, att->attnum)[0] != '\0'))
+			(!list_member_int(rewritten, att->attnum) &&
+			 repl_ml_column_identity(relid, att->attnum)[0] != '\0'))
 			continue;
-		identity = new_identity();
+		identity = make_identity();
 		set_label(relid, att->attnum, identity);
 		added = join_identities(added, identity);
 	}
@@ -351,7 +389,10 @@ repl_ml_column_identify(Oid relid, List *rewritten)
 	CommandCounterIncrement();
 }
 
-/* repl_ml.identify_columns(relation): for a table that is being enrolled. */
+/*
+ * repl_ml.identify_columns(relation): gives identities to the columns of a
+ * table that is being enrolled.
+ */
 PG_FUNCTION_INFO_V1(repl_ml_identify_columns);
 Datum
 repl_ml_identify_columns(PG_FUNCTION_ARGS)
@@ -361,7 +402,10 @@ repl_ml_identify_columns(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* repl_ml.forget_columns(relation): takes that back, where the table is no longer replicated. */
+/*
+ * repl_ml.forget_columns(relation): takes the identities back, where the table
+ * is no longer replicated.
+ */
 PG_FUNCTION_INFO_V1(repl_ml_forget_columns);
 Datum
 repl_ml_forget_columns(PG_FUNCTION_ARGS)
@@ -375,9 +419,9 @@ repl_ml_forget_columns(PG_FUNCTION_ARGS)
 }
 
 /*
- * repl_ml.agree_on_column(relation, column, ours, theirs): the column has the
- * identities of another node's, too, if it still has just "ours"; false if the
- * table is busy, so that it is to be tried later.
+ * repl_ml.agree_on_column(relation, column, ours, theirs): gives the column
+ * the identities of another node's, too, if it still has just "ours"; returns
+ * false if the table is busy, so that the caller tries it later.
  */
 PG_FUNCTION_INFO_V1(repl_ml_agree_on_column);
 Datum
@@ -400,7 +444,10 @@ repl_ml_agree_on_column(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(true);
 }
 
-/* repl_ml.send_columns(relation): what a message of the stream says of them, for a copy. */
+/*
+ * repl_ml.send_columns(relation): returns what a message of the stream says of
+ * the columns, for a peer that copies the table.
+ */
 PG_FUNCTION_INFO_V1(repl_ml_send_columns);
 Datum
 repl_ml_send_columns(PG_FUNCTION_ARGS)

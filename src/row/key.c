@@ -7,6 +7,9 @@
  * fixed settings.  Its hash and its equality are those of the columns' types,
  * so that values which are equal without being identical (numeric 1.0 and
  * 1.00) are one key.  Key datums are arrays of key_natts values, never NULL.
+ *
+ * Not here: which columns a key has, and had (table.c, shape.c).  Called by
+ * whoever writes or joins a row.  No locks; results are palloc'd.
  */
 #include "postgres.h"
 
@@ -21,6 +24,12 @@
 #include "row/row.h"
 #include "server/server.h"
 
+#define SAME_KEY_HINT	"Make the primary key of the table the same on all nodes."
+
+/*
+ * Raises the error of a row without a key, as a peer sends whose key has other
+ * columns.
+ */
 static void
 refuse_null(ReplMlTable *table, int i, TupleDesc desc)
 {
@@ -28,10 +37,11 @@ refuse_null(ReplMlTable *table, int i, TupleDesc desc)
 			(errcode(ERRCODE_NOT_NULL_VIOLATION),
 			 errmsg("null value in key column \"%s\" of table \"%s.%s\"",
 					NameStr(TupleDescAttr(desc, table->key_attnums[i] - 1)->attname),
-					NameStr(table->schema_name), NameStr(table->table_name))));
+					NameStr(table->schema_name), NameStr(table->table_name)),
+			 errhint(SAME_KEY_HINT)));
 }
 
-/* The key's datums in "tuple"; they point into it. */
+/* Sets the key's datums in "tuple"; they point into it. */
 void
 repl_ml_key_from_tuple(ReplMlTable *table, HeapTuple tuple, TupleDesc desc, Datum *key)
 {
@@ -45,7 +55,7 @@ repl_ml_key_from_tuple(ReplMlTable *table, HeapTuple tuple, TupleDesc desc, Datu
 	}
 }
 
-/* The key's datums in "slot"; they are valid as long as the slot's. */
+/* Sets the key's datums in "slot"; they are valid as long as the slot's. */
 void
 repl_ml_key_from_slot(ReplMlTable *table, TupleTableSlot *slot, Datum *key)
 {
@@ -59,7 +69,10 @@ repl_ml_key_from_slot(ReplMlTable *table, TupleTableSlot *slot, Datum *key)
 	}
 }
 
-/* A hash that equal keys of one table share; 0 stands for unhashable columns. */
+/*
+ * Returns a hash that equal keys of one table share; columns whose type has
+ * none add nothing to it.
+ */
 uint64
 repl_ml_key_hash(ReplMlTable *table, Datum *key)
 {
@@ -76,24 +89,25 @@ repl_ml_key_hash(ReplMlTable *table, Datum *key)
 	return hash;
 }
 
-/* Do the two keys name the same row? */
+/* Says whether two keys name the same row. */
 bool
 repl_ml_key_equal(ReplMlTable *table, Datum *a, Datum *b)
 {
 	for (int i = 0; i < table->key_natts; i++)
 	{
-		if (!DatumGetBool(FunctionCall2Coll(&table->key_eq[i], table->key_collations[i], a[i], b[i])))
+		if (!DatumGetBool(FunctionCall2Coll(&table->key_eq[i], table->key_collations[i], a[i],
+											b[i])))
 			return false;
 	}
 	return true;
 }
 
 /*
- * A key column's text form.  A bytea's is hex whatever bytea_output says:
- * setting that for each row would cost more than the deletion itself.
+ * Returns a key column's text form.  A bytea's is hex whatever bytea_output
+ * says: setting that for each row would cost more than the deletion itself.
  */
 static Datum
-column_to_text(ReplMlTable *table, int i, Datum value)
+print_column(ReplMlTable *table, int i, Datum value)
 {
 	struct varlena *bytes;
 	text	   *hex;
@@ -110,7 +124,7 @@ column_to_text(ReplMlTable *table, int i, Datum value)
 	return PointerGetDatum(hex);
 }
 
-/* The key as text[], the same on every node. */
+/* Returns the key as text[], the same on every node. */
 Datum
 repl_ml_key_to_array(ReplMlTable *table, Datum *key)
 {
@@ -118,12 +132,16 @@ repl_ml_key_to_array(ReplMlTable *table, Datum *key)
 	int			level = table->key_plain ? 0 : repl_ml_session_fix_values();
 
 	for (int i = 0; i < table->key_natts; i++)
-		texts[i] = column_to_text(table, i, key[i]);
+		texts[i] = print_column(table, i, key[i]);
 	repl_ml_session_restore(level);
-	return PointerGetDatum(construct_array(texts, table->key_natts, TEXTOID, -1, false, TYPALIGN_INT));
+	return PointerGetDatum(construct_array(texts, table->key_natts, TEXTOID, -1, false,
+										   TYPALIGN_INT));
 }
 
-/* The datums of a key that came as text[]; an error if it is not one of this table. */
+/*
+ * Sets the datums of a key that came as text[]; raises an error if it is not
+ * one of this table.
+ */
 void
 repl_ml_key_from_array(ReplMlTable *table, Datum array, Datum *key)
 {
@@ -140,7 +158,7 @@ repl_ml_key_from_array(ReplMlTable *table, Datum array, Datum *key)
 				 errmsg("a deleted row of table \"%s.%s\" has %d key columns instead of %d",
 						NameStr(table->schema_name), NameStr(table->table_name),
 						count, table->key_natts),
-				 errhint("Make the primary key of the table the same on all nodes.")));
+				 errhint(SAME_KEY_HINT)));
 	level = table->key_plain ? 0 : repl_ml_session_fix_values();
 	for (int i = 0; i < count; i++)
 	{
@@ -148,7 +166,8 @@ repl_ml_key_from_array(ReplMlTable *table, Datum array, Datum *key)
 			ereport(ERROR,
 					(errcode(ERRCODE_PROTOCOL_VIOLATION),
 					 errmsg("a deleted row of table \"%s.%s\" has a null key column",
-							NameStr(table->schema_name), NameStr(table->table_name))));
+							NameStr(table->schema_name), NameStr(table->table_name)),
+					 errhint(SAME_KEY_HINT)));
 		key[i] = InputFunctionCall(&table->key_in[i], TextDatumGetCString(texts[i]),
 								   table->key_ioparams[i], table->key_typmods[i]);
 	}

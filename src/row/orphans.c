@@ -8,6 +8,9 @@
  * rows are read as the one, and looked for as the other, a batch at a time.
  * Values pass between them as text under fixed settings; they are compared by
  * the operators of the foreign key itself.
+ *
+ * Not what is done about such rows: that is for a person.  Locks: ACCESS SHARE
+ * on both tables until the transaction ends.
  */
 #include "postgres.h"
 
@@ -44,15 +47,15 @@ typedef struct Reference
 								 * lacks */
 } Reference;
 
-static void check_readable(Relation rel, const AttrNumber *columns, int count);
+static void require_readable(Relation rel, const AttrNumber *columns, int count);
 static void find_orphans(Reference *reference, ReturnSetInfo *result);
 static Portal open_children(Reference *reference);
 static void prepare_look(Reference *reference);
 static void look_for_batch(Reference *reference, ReturnSetInfo *result);
 
-/* The attribute numbers of the table's primary key, in its order. */
+/* Returns the attribute numbers of the table's primary key, in its order. */
 static List *
-primary_key(Relation rel)
+get_primary_key(Relation rel)
 {
 	Oid			index = RelationGetPrimaryKeyIndex_compat(rel);
 	Relation	index_rel;
@@ -67,13 +70,16 @@ primary_key(Relation rel)
 	return columns;
 }
 
-/* repl_ml.orphans(relation): a row for each foreign key of each row that has no counterpart. */
+/*
+ * repl_ml.orphans(relation): returns a row for each foreign key of each row
+ * that has no counterpart.
+ */
 PG_FUNCTION_INFO_V1(repl_ml_orphans);
 Datum
 repl_ml_orphans(PG_FUNCTION_ARGS)
 {
 	Relation	child = table_open(PG_GETARG_OID(0), AccessShareLock);
-	List	   *child_key = primary_key(child);
+	List	   *child_key = get_primary_key(child);
 	List	   *keys = copyObject(RelationGetFKeyList(child));
 	AttrNumber	key_columns[INDEX_MAX_KEYS];
 	ListCell   *lc;
@@ -89,9 +95,9 @@ repl_ml_orphans(PG_FUNCTION_ARGS)
 		Reference	reference = {.key = lfirst(lc),.child = child,.child_key = child_key};
 
 		reference.parent = table_open(reference.key->confrelid, AccessShareLock);
-		check_readable(child, key_columns, list_length(child_key));
-		check_readable(child, reference.key->conkey, reference.key->nkeys);
-		check_readable(reference.parent, reference.key->confkey, reference.key->nkeys);
+		require_readable(child, key_columns, list_length(child_key));
+		require_readable(child, reference.key->conkey, reference.key->nkeys);
+		require_readable(reference.parent, reference.key->confkey, reference.key->nkeys);
 		find_orphans(&reference, (ReturnSetInfo *) fcinfo->resultinfo);
 		table_close(reference.parent, NoLock);
 	}
@@ -101,13 +107,14 @@ repl_ml_orphans(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* May the caller read these columns of all rows? */
+/* Raises an error unless the caller may read these columns of all rows. */
 static void
-check_readable(Relation rel, const AttrNumber *columns, int count)
+require_readable(Relation rel, const AttrNumber *columns, int count)
 {
 	Oid			relid = RelationGetRelid(rel);
 	bool		may = pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) == ACLCHECK_OK;
 
+	/* the right to the columns that are compared is enough */
 	if (!may)
 	{
 		may = true;
@@ -120,20 +127,24 @@ check_readable(Relation rel, const AttrNumber *columns, int count)
 				 errmsg("permission denied for table %s", RelationGetRelationName(rel)),
 				 errdetail("Rows of both tables of a foreign key are compared."),
 				 errhint("Run GRANT SELECT ON %s TO %s.",
-						 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel)),
+						 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
+													RelationGetRelationName(rel)),
 						 quote_identifier(GetUserNameFromId(GetUserId(), false)))));
 	if (check_enable_rls(relid, InvalidOid, true) == RLS_ENABLED)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("row-level security hides rows of table \"%s\"", RelationGetRelationName(rel)),
+				 errmsg("row-level security hides rows of table \"%s\"",
+						RelationGetRelationName(rel)),
 				 errhint("Call repl_ml.orphans as the owner of the table.")));
 }
 
+/* Appends what one foreign key lacks to the result, batch by batch. */
 static void
 find_orphans(Reference *reference, ReturnSetInfo *result)
 {
 	Portal		children = open_children(reference);
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml orphans batch", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml orphans batch",
+												  ALLOCSET_DEFAULT_SIZES);
 	ReplMlUser	saved;
 
 	prepare_look(reference);
@@ -157,22 +168,25 @@ find_orphans(Reference *reference, ReturnSetInfo *result)
 	SPI_freeplan(reference->look);
 }
 
+/* Returns a table's name as it is written in a statement. */
 static const char *
-table_name(Relation rel)
+quote_table(Relation rel)
 {
-	return quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel));
+	return quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
+									  RelationGetRelationName(rel));
 }
 
+/* Returns a column's name as it is written in a statement. */
 static const char *
-column_name(Relation rel, AttrNumber attnum)
+quote_column(Relation rel, AttrNumber attnum)
 {
 	return quote_identifier(NameStr(TupleDescAttr(RelationGetDescr(rel), attnum - 1)->attname));
 }
 
 /*
- * The rows that refer to something: primary key and referring columns, each an
- * array.  format() asks a type's output function, where a cast might be a
- * user's own.
+ * Opens a cursor over the rows that refer to something: primary key and
+ * referring columns, each an array. format() asks a type's output function,
+ * where a cast might be a user's own.
  */
 static Portal
 open_children(Reference *reference)
@@ -186,15 +200,18 @@ open_children(Reference *reference)
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "SELECT ARRAY[");
 	foreach(lc, reference->child_key)
-		appendStringInfo(&sql, "%spg_catalog.format('%%s', c.%s)", foreach_current_index(lc) == 0 ? "" : ", ",
-						 column_name(reference->child, lfirst_int(lc)));
+		appendStringInfo(&sql, "%spg_catalog.format('%%s', c.%s)", foreach_current_index(lc) == 0 ?
+						 "" : ", ",
+						 quote_column(reference->child, lfirst_int(lc)));
 	appendStringInfoString(&sql, "]::pg_catalog.text[], ARRAY[");
 	for (int i = 0; i < reference->key->nkeys; i++)
 		appendStringInfo(&sql, "%spg_catalog.format('%%s', c.%s)", i == 0 ? "" : ", ",
-						 column_name(reference->child, reference->key->conkey[i]));
-	appendStringInfo(&sql, "]::pg_catalog.text[] FROM %s c WHERE true", table_name(reference->child));
+						 quote_column(reference->child, reference->key->conkey[i]));
+	appendStringInfo(&sql, "]::pg_catalog.text[] FROM %s c WHERE true",
+					 quote_table(reference->child));
 	for (int i = 0; i < reference->key->nkeys; i++)
-		appendStringInfo(&sql, " AND c.%s IS NOT NULL", column_name(reference->child, reference->key->conkey[i]));
+		appendStringInfo(&sql, " AND c.%s IS NOT NULL",
+						 quote_column(reference->child, reference->key->conkey[i]));
 
 	repl_ml_become_owner(reference->child, &saved);
 	plan = SPI_prepare(sql.data, 0, NULL);
@@ -205,8 +222,9 @@ open_children(Reference *reference)
 	return portal;
 }
 
+/* Returns the schema of an operator as it is written in a statement. */
 static const char *
-operator_schema(Oid op)
+quote_operator_schema(Oid op)
 {
 	HeapTuple	tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(op));
 	Oid			schema;
@@ -218,7 +236,10 @@ operator_schema(Oid op)
 	return quote_identifier(get_namespace_name(schema));
 }
 
-/* Plans the look for a batch, whose columns are as many arrays: the places of those that are not there. */
+/*
+ * Plans the look for a batch, whose columns are as many arrays: it returns the
+ * places of those that are not there.
+ */
 static void
 prepare_look(Reference *reference)
 {
@@ -238,16 +259,22 @@ prepare_look(Reference *reference)
 	appendStringInfoString(&sql, ") WITH ORDINALITY u (");
 	for (int i = 0; i < reference->key->nkeys; i++)
 		appendStringInfo(&sql, "c%d, ", i);
-	appendStringInfo(&sql, "place) WHERE NOT EXISTS (SELECT FROM %s p WHERE true", table_name(reference->parent));
+
+	/* values come as text, and are read as the referring column's type */
+	appendStringInfo(&sql, "place) WHERE NOT EXISTS (SELECT FROM %s p WHERE true",
+					 quote_table(reference->parent));
 	for (int i = 0; i < reference->key->nkeys; i++)
 	{
 		Form_pg_attribute from = TupleDescAttr(child, reference->key->conkey[i] - 1);
 		Form_pg_attribute to = TupleDescAttr(parent, reference->key->confkey[i] - 1);
 		Oid			op = reference->key->conpfeqop[i];
 
-		appendStringInfo(&sql, " AND p.%s OPERATOR(%s.%s) u.c%d::%s", quote_identifier(NameStr(to->attname)),
-						 operator_schema(op), get_opname(op), i,
-						 format_type_extended(from->atttypid, from->atttypmod, FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY));
+		appendStringInfo(&sql, " AND p.%s OPERATOR(%s.%s) u.c%d::%s",
+						 quote_identifier(NameStr(to->attname)),
+						 quote_operator_schema(op), get_opname(op), i,
+						 format_type_extended(from->atttypid, from->atttypmod,
+											  FORMAT_TYPE_TYPEMOD_GIVEN |
+											  FORMAT_TYPE_FORCE_QUALIFY));
 		if (OidIsValid(to->attcollation))
 			appendStringInfo(&sql, " COLLATE %s", generate_collation_name(to->attcollation));
 	}
@@ -260,9 +287,9 @@ prepare_look(Reference *reference)
 	repl_ml_become_self(&saved);
 }
 
-/* The values of one referring column in a batch, as text[]. */
+/* Returns the values of one referring column in a batch, as text[]. */
 static Datum
-batch_column(SPITupleTable *batch, uint64 count, int column)
+collect_column(SPITupleTable *batch, uint64 count, int column)
 {
 	Datum	   *texts = palloc(count * sizeof(Datum));
 
@@ -272,14 +299,18 @@ batch_column(SPITupleTable *batch, uint64 count, int column)
 		Datum	   *values;
 		int			nvalues;
 
-		deconstruct_array(DatumGetArrayTypeP(SPI_getbinval(batch->vals[i], batch->tupdesc, 2, &isnull)),
+		deconstruct_array(DatumGetArrayTypeP(SPI_getbinval(batch->vals[i], batch->tupdesc, 2,
+														   &isnull)),
 						  TEXTOID, -1, false, TYPALIGN_INT, &values, NULL, &nvalues);
 		texts[i] = values[column];
 	}
 	return PointerGetDatum(construct_array(texts, (int) count, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
-/* Looks, as the parent's owner, for what the rows in SPI_tuptable refer to, and returns those that refer to nothing. */
+/*
+ * Looks, as the parent's owner, for what the rows in SPI_tuptable refer to,
+ * and appends those that refer to nothing to the result.
+ */
 static void
 look_for_batch(Reference *reference, ReturnSetInfo *result)
 {
@@ -290,19 +321,22 @@ look_for_batch(Reference *reference, ReturnSetInfo *result)
 	ReplMlUser	saved;
 
 	for (int i = 0; i < reference->key->nkeys; i++)
-		columns[i] = batch_column(batch, count, i);
+		columns[i] = collect_column(batch, count, i);
 	repl_ml_become_owner(reference->parent, &saved);
 	if (SPI_execute_plan(reference->look, columns, NULL, true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "SPI failed");
 	repl_ml_become_self(&saved);
 
+	/* the places say which rows of the batch those are */
 	namestrcpy(&name, get_constraint_name(reference->key->conoid));
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool		isnull;
-		int64		place = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
+		int64		place = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i],
+														SPI_tuptable->tupdesc, 1, &isnull));
 		HeapTuple	row = batch->vals[place - 1];
-		Datum		values[4] = {NameGetDatum(&name), 0, ObjectIdGetDatum(RelationGetRelid(reference->parent)), 0};
+		Datum		values[4] = {NameGetDatum(&name), 0,
+		ObjectIdGetDatum(RelationGetRelid(reference->parent)), 0};
 		bool		nulls[4] = {false};
 
 		values[1] = SPI_getbinval(row, batch->tupdesc, 1, &nulls[1]);

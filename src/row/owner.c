@@ -8,6 +8,9 @@
  * index or of a partition key.  So whoever touches a user's table otherwise
  * than by its catalogs and its heap first becomes its owner: apply workers, and
  * backends in functions of ours that a superuser may have called.
+ *
+ * Not here: whether the owner may write the table (converge/target.c).  Locks:
+ * what repl_ml_has_rows looks at, in the mode its caller says.
  */
 #include "postgres.h"
 
@@ -37,7 +40,7 @@ static bool heap_has_rows(Relation rel);
 /*
  * Goes on with the rights of the table's owner and nothing more, under a
  * search_path that none of his objects is in, and lets no setting of his
- * outlast it.  An abort undoes it, too.
+ * outlast it.  Apply workers and backends call it; an abort undoes it, too.
  */
 void
 repl_ml_become_owner(Relation rel, ReplMlUser *saved)
@@ -48,7 +51,8 @@ repl_ml_become_owner(Relation rel, ReplMlUser *saved)
 		(void) set_config_option("search_path", SAFE_SEARCH_PATH, PGC_USERSET, PGC_S_SESSION,
 								 GUC_ACTION_SAVE, true, 0, false);
 	if (rel->rd_rel->relowner != saved->user)
-		SetUserIdAndSecContext(rel->rd_rel->relowner, saved->context | SECURITY_RESTRICTED_OPERATION);
+		SetUserIdAndSecContext(rel->rd_rel->relowner,
+							   saved->context | SECURITY_RESTRICTED_OPERATION);
 }
 
 /* Goes back to what repl_ml_become_owner found. */
@@ -60,9 +64,9 @@ repl_ml_become_self(const ReplMlUser *saved)
 }
 
 /*
- * Has the table, or one of its partitions, a row?  Looks into the heap, so it
- * runs nobody's code, which a query would.  A foreign partition counts as
- * empty.  All are locked, until the transaction ends.
+ * Says whether the table, or one of its partitions, has a row.  Looks into the
+ * heap, so it runs nobody's code, which a query would.  A foreign partition
+ * counts as empty.  All are locked, until the transaction ends.
  */
 bool
 repl_ml_has_rows(Oid relid, LOCKMODE lockmode)
@@ -84,6 +88,7 @@ repl_ml_has_rows(Oid relid, LOCKMODE lockmode)
 	return found;
 }
 
+/* Says whether a committed row, or one of ours, is in the heap. */
 static bool
 heap_has_rows(Relation rel)
 {
@@ -98,7 +103,10 @@ heap_has_rows(Relation rel)
 	return found;
 }
 
-/* repl_ml.lock_table(relation), for repl_ml.adopt: locks it against everybody, and says whether it has rows. */
+/*
+ * repl_ml.lock_table(relation), for repl_ml.adopt: locks it against everybody,
+ * and says whether it has rows.
+ */
 PG_FUNCTION_INFO_V1(repl_ml_lock_table);
 Datum
 repl_ml_lock_table(PG_FUNCTION_ARGS)
@@ -106,9 +114,9 @@ repl_ml_lock_table(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(repl_ml_has_rows(PG_GETARG_OID(0), AccessExclusiveLock));
 }
 
-/* One row of SPI's result as text[]. */
+/* Returns one row of SPI's result as text[]. */
 static Datum
-row_as_array(HeapTuple tuple, TupleDesc desc)
+make_row_array(HeapTuple tuple, TupleDesc desc)
 {
 	Datum	   *texts = palloc(desc->natts * sizeof(Datum));
 	bool	   *nulls = palloc(desc->natts * sizeof(bool));
@@ -122,13 +130,15 @@ row_as_array(HeapTuple tuple, TupleDesc desc)
 		nulls[i] = text == NULL;
 		texts[i] = text == NULL ? (Datum) 0 : CStringGetTextDatum(text);
 	}
-	return PointerGetDatum(construct_md_array(texts, nulls, 1, dims, lower, TEXTOID, -1, false, TYPALIGN_INT));
+	return PointerGetDatum(construct_md_array(texts, nulls, 1, dims, lower, TEXTOID, -1, false,
+											  TYPALIGN_INT));
 }
 
 /*
- * repl_ml.query_as_owner(relation, statement, arguments): the rows of a query,
- * each as text[], run as the owner of the table.  For our own functions that
- * superusers call: for anybody else it would be a way to become somebody else.
+ * repl_ml.query_as_owner(relation, statement, arguments): returns the rows of
+ * a query, each as text[], run as the owner of the table.  For our own
+ * functions that superusers call: for anybody else it would be a way to become
+ * somebody else.
  */
 PG_FUNCTION_INFO_V1(repl_ml_query_as_owner);
 Datum
@@ -145,7 +155,8 @@ repl_ml_query_as_owner(PG_FUNCTION_ARGS)
 	ReplMlUser	saved;
 
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
-	deconstruct_array(PG_GETARG_ARRAYTYPE_P(2), TEXTOID, -1, false, TYPALIGN_INT, &values, &nulls, &count);
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(2), TEXTOID, -1, false, TYPALIGN_INT, &values, &nulls,
+					  &count);
 	types = palloc(Max(count, 1) * sizeof(Oid));
 	flags = palloc(Max(count, 1));
 	for (int i = 0; i < count; i++)
@@ -160,7 +171,7 @@ repl_ml_query_as_owner(PG_FUNCTION_ARGS)
 		elog(ERROR, "query_as_owner is for queries");
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		Datum		row[1] = {row_as_array(SPI_tuptable->vals[i], SPI_tuptable->tupdesc)};
+		Datum		row[1] = {make_row_array(SPI_tuptable->vals[i], SPI_tuptable->tupdesc)};
 		bool		null[1] = {false};
 
 		tuplestore_putvalues(result->setResult, result->setDesc, row, null);

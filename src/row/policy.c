@@ -10,6 +10,9 @@
  *
  * Each process keeps the rules of the tables it has met until the catalog
  * changes.
+ *
+ * Not what a rule does: converge/resolve.c and merge.c know the rules' names,
+ * this file does not.  Locks: ACCESS SHARE on the catalog while it is read.
  */
 #include "postgres.h"
 
@@ -51,7 +54,7 @@ typedef struct TableRules
 	ReplMlPolicy *now;			/* NULL: no rule */
 } TableRules;
 
-/* Written by get_rules; thrown away by invalidate. */
+/* Written by get_rules; thrown away by invalidate_policies. */
 static HTAB *rules_by_table = NULL;
 static MemoryContext rules_context = NULL;
 static bool rules_valid = false;
@@ -62,11 +65,11 @@ static void load_rules(ReplMlTable *table, TableRules *entry);
 static void read_rule(Relation rel, HeapTuple tuple, ReplMlRule *rule);
 static int	compare_rules(const void *a, const void *b);
 static ReplMlPolicy *make_policy(const TableRules *rules, int count);
-static void invalidate(Datum arg, Oid relid);
+static void invalidate_policies(Datum arg, Oid relid);
 
 /*
- * The latest rules known here, or NULL if the table never had one.  Valid
- * until the next call in this process.
+ * Returns, for the writing backend, the latest rules known here, or NULL if
+ * the table never had one.  Valid until the next call in this process.
  */
 const ReplMlPolicy *
 repl_ml_policy_now(ReplMlTable *table)
@@ -75,8 +78,9 @@ repl_ml_policy_now(ReplMlTable *table)
 }
 
 /*
- * The rules in force at the write "dot": of each column the latest one before
- * it.  Palloc'd; the rules it points to are valid until the next call.
+ * Returns, for who resolves a conflict, the rules in force at the write "dot":
+ * of each column the latest one before it.  Palloc'd; the rules it points to
+ * are valid until the next call.
  */
 const ReplMlPolicy *
 repl_ml_policy_at(ReplMlTable *table, ReplMlClockEntry dot)
@@ -89,7 +93,7 @@ repl_ml_policy_at(ReplMlTable *table, ReplMlClockEntry dot)
 	return make_policy(rules, count);
 }
 
-/* The rule of a column, NULL if it follows the row. */
+/* Returns the rule of a column, NULL if it follows the row. */
 const ReplMlRule *
 repl_ml_policy_merge(const ReplMlPolicy *policy, const char *column)
 {
@@ -101,6 +105,7 @@ repl_ml_policy_merge(const ReplMlPolicy *policy, const char *column)
 	return NULL;
 }
 
+/* Returns the rules of a table, read once until the catalog changes. */
 static TableRules *
 get_rules(ReplMlTable *table)
 {
@@ -111,20 +116,24 @@ get_rules(ReplMlTable *table)
 	{
 		rules_context = AllocSetContextCreate(CacheMemoryContext, "repl_ml policies",
 											  ALLOCSET_SMALL_SIZES);
-		CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
+		CacheRegisterRelcacheCallback(invalidate_policies, (Datum) 0);
 	}
 	if (!rules_valid)
 	{
-		HASHCTL		ctl = {.keysize = sizeof(Oid),.entrysize = sizeof(TableRules),.hcxt = rules_context};
+		HASHCTL		ctl = {.keysize = sizeof(Oid),.entrysize = sizeof(TableRules),
+		.hcxt = rules_context};
 
 		rules_by_table = NULL;
 		MemoryContextReset(rules_context);
-		rules_by_table = hash_create("repl_ml policies", 16, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		rules_by_table = hash_create("repl_ml policies", 16, &ctl,
+									 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 		policy_relid = repl_ml_catalog_oid(POLICY_TABLE);
 		/* before anything is read: what changes meanwhile must count */
 		rules_valid = true;
 	}
 	entry = hash_search(rules_by_table, &table->root, HASH_ENTER, &found);
+
+	/* an entry that could not be filled must not stay */
 	if (!found)
 	{
 		Oid			root = entry->root;
@@ -145,13 +154,18 @@ get_rules(ReplMlTable *table)
 	return entry;
 }
 
+/*
+ * Called by core when a relation has changed: the rules are to be read again
+ * if that was the catalog, or may have been.
+ */
 static void
-invalidate(Datum arg, Oid relid)
+invalidate_policies(Datum arg, Oid relid)
 {
 	if (relid == InvalidOid || relid == policy_relid)
 		rules_valid = false;
 }
 
+/* Reads the rules of a table, oldest first, into the memory of all rules. */
 static void
 load_rules(ReplMlTable *table, TableRules *entry)
 {
@@ -166,11 +180,15 @@ load_rules(ReplMlTable *table, TableRules *entry)
 	{
 		bool		isnull;
 
-		if (strcmp(NameStr(*DatumGetName(heap_getattr(tuple, Anum_policy_table_name, RelationGetDescr(rel), &isnull))),
+		if (strcmp(NameStr(*DatumGetName(heap_getattr(tuple, Anum_policy_table_name,
+													  RelationGetDescr(rel), &isnull))),
 				   NameStr(table->table_name)) != 0 ||
-			strcmp(NameStr(*DatumGetName(heap_getattr(tuple, Anum_policy_schema_name, RelationGetDescr(rel), &isnull))),
+			strcmp(NameStr(*DatumGetName(heap_getattr(tuple, Anum_policy_schema_name,
+													  RelationGetDescr(rel), &isnull))),
 				   NameStr(table->schema_name)) != 0)
 			continue;
+
+		/* few tables have more than a handful */
 		if (entry->count == room)
 		{
 			room = Max(8, 2 * room);
@@ -190,6 +208,7 @@ load_rules(ReplMlTable *table, TableRules *entry)
 	table_close(rel, AccessShareLock);
 }
 
+/* Reads one rule. */
 static void
 read_rule(Relation rel, HeapTuple tuple, ReplMlRule *rule)
 {
@@ -197,7 +216,8 @@ read_rule(Relation rel, HeapTuple tuple, ReplMlRule *rule)
 	bool		isnull;
 	Datum	   *arguments;
 
-	rule->since = repl_ml_clock_dot(DatumGetReplMlClockP(heap_getattr(tuple, Anum_policy_clock, desc, &isnull)));
+	rule->since = repl_ml_clock_dot(DatumGetReplMlClockP(heap_getattr(tuple, Anum_policy_clock,
+																	  desc, &isnull)));
 	rule->column = *DatumGetName(heap_getattr(tuple, Anum_policy_column_name, desc, &isnull));
 	rule->name = TextDatumGetCString(heap_getattr(tuple, Anum_policy_rule, desc, &isnull));
 	deconstruct_array(DatumGetArrayTypeP(heap_getattr(tuple, Anum_policy_arguments, desc, &isnull)),
@@ -207,6 +227,7 @@ read_rule(Relation rel, HeapTuple tuple, ReplMlRule *rule)
 		rule->args[i] = TextDatumGetCString(arguments[i]);
 }
 
+/* Orders rules, for qsort, by the event from which on they are in force. */
 static int
 compare_rules(const void *a, const void *b)
 {
@@ -218,7 +239,9 @@ compare_rules(const void *a, const void *b)
 	return repl_ml_clock_dot_before(right->since, left->since) ? 1 : 0;
 }
 
-/* What the first "count" rules amount to: of each column the last one. */
+/*
+ * Returns what the first "count" rules amount to: of each column the last one.
+ */
 static ReplMlPolicy *
 make_policy(const TableRules *rules, int count)
 {
@@ -235,7 +258,8 @@ make_policy(const TableRules *rules, int count)
 			policy->resolver = rule;
 			continue;
 		}
-		while (place < policy->merge_count && strcmp(NameStr(policy->merges[place]->column), NameStr(rule->column)) != 0)
+		while (place < policy->merge_count &&
+			   strcmp(NameStr(policy->merges[place]->column), NameStr(rule->column)) != 0)
 			place++;
 		policy->merges[place] = rule;
 		policy->merge_count = Max(policy->merge_count, place + 1);

@@ -63,7 +63,8 @@ typedef struct ReplMlTarget
 	TupleTableSlot *incoming;	/* for the caller: a row to store */
 	TupleTableSlot *scratch;	/* ... and one to build another from it */
 	TupleTableSlot *stored;		/* a row as it is stored; store.c's */
-	TupleTableSlot *rival;		/* another row, locked: see apply/unique.c */
+	TupleTableSlot *rival;		/* another row, locked: see
+								 * converge/unique.c */
 	TupleTableSlot *rival_key;
 	MemoryContext context;		/* dies with the target */
 } ReplMlTarget;
@@ -124,7 +125,7 @@ typedef struct ReplMlVersion
 	bool		deleted;
 	TupleTableSlot *row;		/* NULL for a deletion */
 	const char *eviction;		/* JSON, if the deletion is the loss of a unique
-								 * key; see apply/unique.c */
+								 * key; see converge/unique.c */
 } ReplMlVersion;
 
 /* Concurrent versions of one row, sorted by dot. */
@@ -179,7 +180,8 @@ typedef struct ReplMlColumn
 extern void repl_ml_column_init(void);
 extern char *repl_ml_column_identity(Oid relid, AttrNumber attnum);
 extern ReplMlColumn repl_ml_column_describe(Oid relid, Form_pg_attribute att);
-extern bool repl_ml_column_is_same(const char *theirs, const char *seen_there, const char *ours, const char *seen_here);
+extern bool repl_ml_column_is_same(const char *theirs, const char *seen_there, const char *ours,
+								   const char *seen_here);
 extern bool repl_ml_column_takes(const ReplMlColumn *theirs, const ReplMlColumn *ours);
 extern void repl_ml_column_send(StringInfo message, Relation rel);
 extern List *repl_ml_column_receive(StringInfo message);
@@ -193,11 +195,16 @@ extern void repl_ml_size_check(Relation rel, const Datum *values, const bool *nu
 /* in tombstone.c */
 extern ReplMlClock *repl_ml_tombstone_find(ReplMlTable *table, Datum *key, uint16 writer);
 extern bool repl_ml_tombstone_collected(uint16 node, const ReplMlClock *clock);
-extern void repl_ml_tombstone_insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *eviction);
-extern void repl_ml_tombstone_insert_merged(ReplMlTable *table, Datum *key, const ReplMlClock *clock);
-extern ReplMlClock *repl_ml_tombstone_find_former(ReplMlTable *table, TupleTableSlot *row, uint16 writer);
-extern void repl_ml_tombstone_keep(ReplMlTable *table, Datum columns, Datum array, const ReplMlClock *clock, const char *eviction);
-extern ReplMlClock *repl_ml_tombstone_find_others(ReplMlTable *table, Datum *key, uint16 writer, const ReplMlClock *except);
+extern void repl_ml_tombstone_insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock,
+									 const char *eviction);
+extern void repl_ml_tombstone_insert_merged(ReplMlTable *table, Datum *key,
+											const ReplMlClock *clock);
+extern ReplMlClock *repl_ml_tombstone_find_former(ReplMlTable *table, TupleTableSlot *row,
+												  uint16 writer);
+extern void repl_ml_tombstone_keep(ReplMlTable *table, Datum columns, Datum array,
+								   const ReplMlClock *clock, const char *eviction);
+extern ReplMlClock *repl_ml_tombstone_find_others(ReplMlTable *table, Datum *key, uint16 writer,
+												  const ReplMlClock *except);
 extern char *repl_ml_tombstone_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *evicted);
 
 /* in version.c */
@@ -216,14 +223,17 @@ extern const ReplMlRule *repl_ml_policy_merge(const ReplMlPolicy *policy, const 
 
 /* in share.c */
 extern Form_pg_attribute repl_ml_share_attribute(TupleDesc desc, const char *column);
-extern ReplMlClockEntry repl_ml_share_dot(const ReplMlMarks *marks, const ReplMlClock *clock, const char *column);
+extern ReplMlClockEntry repl_ml_share_dot(const ReplMlMarks *marks, const ReplMlClock *clock,
+										  const char *column);
 extern ReplMlShares repl_ml_share_counter(const ReplMlMarks *marks, const ReplMlClock *clock,
 										  Form_pg_attribute att, Datum value, bool isnull);
 extern void repl_ml_share_mark_dot(ReplMlMarks *marks, const ReplMlClock *clock, const char *column,
 								   ReplMlClockEntry dot);
-extern void repl_ml_share_mark_counter(ReplMlMarks *marks, const ReplMlClock *clock, const char *column,
+extern void repl_ml_share_mark_counter(ReplMlMarks *marks, const ReplMlClock *clock,
+									   const char *column,
 									   const ReplMlShares *shares, const ReplMlAmount *value);
-extern ReplMlClock *repl_ml_share_update(const ReplMlPolicy *policy, TupleDesc desc, HeapTuple old, HeapTuple new,
+extern ReplMlClock *repl_ml_share_update(const ReplMlPolicy *policy, TupleDesc desc, HeapTuple old,
+										 HeapTuple new,
 										 const ReplMlClock *old_clock, const ReplMlClock *clock);
 
 /* in amount.c */

@@ -16,9 +16,10 @@
  * that was renamed is found.  Columns are those of a key if they are still
  * there; a value is read as the type it had.
  *
- * Called by table.c, tombstone.c and those who write rows: stamp.c, row.c.
- * Writing to the list takes SHARE ROW EXCLUSIVE on it until the transaction
- * ends; it happens once for a shape.
+ * Called by table.c, tombstone.c and those who write rows: write/stamp.c,
+ * converge/row.c and deletion.c.  Not here: a key's values (key.c).  Writing to
+ * the list takes SHARE ROW EXCLUSIVE on it until the transaction ends; it
+ * happens once for a shape.
  */
 #include "postgres.h"
 
@@ -59,7 +60,7 @@ enum
 	Natts_shape = Anum_shape_in_use
 };
 
-/* The list, known to invalidations; written by scan. */
+/* The list, known to invalidations; written by scan_list. */
 static Oid	list_relid = InvalidOid;
 
 typedef void (*ShapeVisitor) (Relation list, HeapTuple tuple, Datum *values, void *argument);
@@ -79,22 +80,31 @@ typedef struct FindState
 } FindState;
 
 static Datum describe_key(const ReplMlTable *table, TupleDesc desc);
-static void scan(const ReplMlTable *table, Relation list, ShapeVisitor visitor, void *argument);
-static void fill_one(Relation list, HeapTuple tuple, Datum *values, void *argument);
-static void find_one(Relation list, HeapTuple tuple, Datum *values, void *argument);
-static ReplMlTable *resolve(const ReplMlTable *table, TupleDesc desc, Datum columns, Datum attnums, MemoryContext context);
-static AttrNumber column_now(const ReplMlTable *table, const char *name, AttrNumber listed);
-static Oid	type_named(const char *name);
-static bool convert(const ReplMlTable *shape, int i, Oid type, Datum value, Datum *converted);
+static void scan_list(const ReplMlTable *table, Relation list, ShapeVisitor visitor,
+					  void *argument);
+static void add_former_shape(Relation list, HeapTuple tuple, Datum *values, void *argument);
+static void find_shape(Relation list, HeapTuple tuple, Datum *values, void *argument);
+static ReplMlTable *resolve_shape(const ReplMlTable *table, TupleDesc desc, Datum columns,
+								  Datum attnums,
+								  MemoryContext context);
+static AttrNumber find_column(const ReplMlTable *table, const char *name, AttrNumber listed);
+static Oid	find_type(const char *name);
+static bool convert_value(const ReplMlTable *shape, int i, Oid type, Datum value, Datum *converted);
 
-/* Is this the list?  A change of it makes every table entry invalid. */
+/*
+ * Says whether this relation is the list: a change of it makes every table
+ * entry invalid.
+ */
 bool
 repl_ml_shape_is_list(Oid relid)
 {
 	return relid == list_relid;
 }
 
-/* Sets what a table entry says of its key's shape and of the former ones; called by table.c when it fills one. */
+/*
+ * Sets what a table entry says of its key's shape and of the former ones;
+ * called by table.c when it fills one.
+ */
 void
 repl_ml_shape_fill(ReplMlTable *table, Relation rel)
 {
@@ -110,10 +120,13 @@ repl_ml_shape_fill(ReplMlTable *table, Relation rel)
 	/* the group's own tables have no tombstones */
 	if (!OidIsValid(list) || RelationGetNamespace(rel) == repl_ml_schema_oid())
 		return;
-	scan(table, NULL, fill_one, &state);
+	scan_list(table, NULL, add_former_shape, &state);
 }
 
-/* The shape of the table's key: for each column its name and its type's, as text[]. */
+/*
+ * Returns the shape of the table's key: for each column its name and its
+ * type's, as text[].
+ */
 static Datum
 describe_key(const ReplMlTable *table, TupleDesc desc)
 {
@@ -121,32 +134,43 @@ describe_key(const ReplMlTable *table, TupleDesc desc)
 
 	for (int i = 0; i < table->key_natts; i++)
 	{
-		texts[2 * i] = CStringGetTextDatum(NameStr(TupleDescAttr(desc, table->key_attnums[i] - 1)->attname));
-		texts[2 * i + 1] = CStringGetTextDatum(format_type_be_qualified(getBaseType(table->key_types[i])));
+		Form_pg_attribute att = TupleDescAttr(desc, table->key_attnums[i] - 1);
+
+		texts[2 * i] = CStringGetTextDatum(NameStr(att->attname));
+		texts[2 * i + 1] =
+			CStringGetTextDatum(format_type_be_qualified(getBaseType(table->key_types[i])));
 	}
-	return PointerGetDatum(construct_array(texts, 2 * table->key_natts, TEXTOID, -1, false, TYPALIGN_INT));
+	return PointerGetDatum(construct_array(texts, 2 * table->key_natts, TEXTOID, -1, false,
+										   TYPALIGN_INT));
 }
 
-/* Is the key of just this shape? */
+/* Says whether the key is of just this shape. */
 bool
 repl_ml_shape_is(const ReplMlTable *table, Datum columns)
 {
 	return datum_image_eq(table->key_columns, columns, false, -1);
 }
 
-/* Visits what is listed of the table, in "list" if that is open; also what this transaction has listed. */
+/*
+ * Calls the visitor for each shape that is listed of the table, in "list" if
+ * that is open; also for what this transaction has listed.
+ */
 static void
-scan(const ReplMlTable *table, Relation list, ShapeVisitor visitor, void *argument)
+scan_list(const ReplMlTable *table, Relation list, ShapeVisitor visitor, void *argument)
 {
-	Relation	rel = list != NULL ? list : table_open(repl_ml_catalog_oid(SHAPE_TABLE), AccessShareLock);
+	Relation	rel = list != NULL ? list :
+		table_open(repl_ml_catalog_oid(SHAPE_TABLE), AccessShareLock);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	ScanKeyData keys[2];
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
+	/* from now on a change of it is noticed */
 	list_relid = RelationGetRelid(rel);
-	ScanKeyInit(&keys[0], Anum_shape_schema_name, BTEqualStrategyNumber, F_NAMEEQ, NameGetDatum(&table->schema_name));
-	ScanKeyInit(&keys[1], Anum_shape_table_name, BTEqualStrategyNumber, F_NAMEEQ, NameGetDatum(&table->table_name));
+	ScanKeyInit(&keys[0], Anum_shape_schema_name, BTEqualStrategyNumber, F_NAMEEQ,
+				NameGetDatum(&table->schema_name));
+	ScanKeyInit(&keys[1], Anum_shape_table_name, BTEqualStrategyNumber, F_NAMEEQ,
+				NameGetDatum(&table->table_name));
 	scan = systable_beginscan(rel, repl_ml_catalog_oid(SHAPE_INDEX), true, snapshot, 2, keys);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
@@ -163,9 +187,12 @@ scan(const ReplMlTable *table, Relation list, ShapeVisitor visitor, void *argume
 		table_close(rel, AccessShareLock);
 }
 
-/* Adds one shape to a table entry, if tombstones may have it and its columns are there. */
+/*
+ * Visitor: adds a shape to a table entry, if tombstones may have it and its
+ * columns are there.
+ */
 static void
-fill_one(Relation list, HeapTuple tuple, Datum *values, void *argument)
+add_former_shape(Relation list, HeapTuple tuple, Datum *values, void *argument)
 {
 	FillState  *state = argument;
 	ReplMlTable *table = state->table;
@@ -179,10 +206,12 @@ fill_one(Relation list, HeapTuple tuple, Datum *values, void *argument)
 		table->key_listed = true;
 		return;
 	}
-	shape = resolve(table, RelationGetDescr(state->rel), values[Anum_shape_columns - 1],
-					values[Anum_shape_attnums - 1], table->functions);
+	shape = resolve_shape(table, RelationGetDescr(state->rel), values[Anum_shape_columns - 1],
+						  values[Anum_shape_attnums - 1], table->functions);
 	if (repl_ml_shape_missing(shape) != NULL)
 		return;
+
+	/* lives as long as the entry is valid */
 	old = MemoryContextSwitchTo(table->functions);
 	if (table->former == NULL)
 		table->former = palloc(sizeof(ReplMlTable *));
@@ -192,12 +221,14 @@ fill_one(Relation list, HeapTuple tuple, Datum *values, void *argument)
 	MemoryContextSwitchTo(old);
 }
 
+/* Visitor: takes the shape with these columns. */
 static void
-find_one(Relation list, HeapTuple tuple, Datum *values, void *argument)
+find_shape(Relation list, HeapTuple tuple, Datum *values, void *argument)
 {
 	FindState  *state = argument;
 
-	if (state->tuple != NULL || !datum_image_eq(state->columns, values[Anum_shape_columns - 1], false, -1))
+	if (state->tuple != NULL ||
+		!datum_image_eq(state->columns, values[Anum_shape_columns - 1], false, -1))
 		return;
 	state->tuple = heap_copytuple(tuple);
 	state->attnums = datumCopy(values[Anum_shape_attnums - 1], false, -1);
@@ -205,8 +236,9 @@ find_one(Relation list, HeapTuple tuple, Datum *values, void *argument)
 }
 
 /*
- * A shape that a peer has named, as it is found in this table.  Columns that
- * are not here have no attribute number (repl_ml_shape_missing).  Palloc'd.
+ * Returns, for who applies a deletion, a shape that a peer has named, as it is
+ * found in this table.  Columns that are not here have no attribute number
+ * (repl_ml_shape_missing).  Palloc'd.
  */
 ReplMlTable *
 repl_ml_shape_get(Relation rel, Datum columns)
@@ -214,13 +246,18 @@ repl_ml_shape_get(Relation rel, Datum columns)
 	ReplMlTable *table = repl_ml_table_get(rel);
 	FindState	state = {.columns = columns};
 
-	scan(table, NULL, find_one, &state);
-	return resolve(table, RelationGetDescr(rel), columns, state.attnums, CurrentMemoryContext);
+	scan_list(table, NULL, find_shape, &state);
+	return resolve_shape(table, RelationGetDescr(rel), columns, state.attnums,
+						 CurrentMemoryContext);
 }
 
-/* "attnums" are what the list says of the columns, 0 if it says nothing. */
+/*
+ * Returns a shape as it is found in this table.  "attnums" are what the list
+ * says of the columns, 0 if it says nothing.  Allocated in "context".
+ */
 static ReplMlTable *
-resolve(const ReplMlTable *table, TupleDesc desc, Datum columns, Datum attnums, MemoryContext context)
+resolve_shape(const ReplMlTable *table, TupleDesc desc, Datum columns, Datum attnums,
+			  MemoryContext context)
 {
 	MemoryContext old = MemoryContextSwitchTo(context);
 	ReplMlTable *shape = palloc0(sizeof(ReplMlTable));
@@ -237,7 +274,8 @@ resolve(const ReplMlTable *table, TupleDesc desc, Datum columns, Datum attnums, 
 	shape->functions = context;
 	shape->key_plain = true;
 	shape->key_columns = datumCopy(columns, false, -1);
-	deconstruct_array(DatumGetArrayTypeP(columns), TEXTOID, -1, false, TYPALIGN_INT, &texts, NULL, &count);
+	deconstruct_array(DatumGetArrayTypeP(columns), TEXTOID, -1, false, TYPALIGN_INT, &texts, NULL,
+					  &count);
 	if (attnums != (Datum) 0)
 		deconstruct_array(DatumGetArrayTypeP(attnums), INT2OID, sizeof(int16), true, TYPALIGN_SHORT,
 						  &listed, NULL, &listed_count);
@@ -245,15 +283,22 @@ resolve(const ReplMlTable *table, TupleDesc desc, Datum columns, Datum attnums, 
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("a deleted row of table \"%s.%s\" came without its key's columns",
-						NameStr(table->schema_name), NameStr(table->table_name))));
+						NameStr(table->schema_name), NameStr(table->table_name)),
+				 errhint("Install the same version of the extension \"repl_ml\" on all nodes.")));
 	shape->key_natts = count / 2;
 	for (int i = 0; i < shape->key_natts; i++)
 	{
-		AttrNumber	attnum = column_now(table, TextDatumGetCString(texts[2 * i]),
-										i < listed_count ? DatumGetInt16(listed[i]) : InvalidAttrNumber);
-		Form_pg_attribute att = attnum == InvalidAttrNumber ? NULL : TupleDescAttr(desc, attnum - 1);
-		Oid			type = type_named(TextDatumGetCString(texts[2 * i + 1]));
+		AttrNumber	attnum = find_column(table, TextDatumGetCString(texts[2 * i]),
+										 i < listed_count ? DatumGetInt16(listed[i]) :
+										 InvalidAttrNumber);
+		Form_pg_attribute att = attnum == InvalidAttrNumber ? NULL :
+			TupleDescAttr(desc, attnum - 1);
+		Oid			type = find_type(TextDatumGetCString(texts[2 * i + 1]));
 
+		/*
+		 * a type that is not here: the values are read as the column's present
+		 * one
+		 */
 		if (!OidIsValid(type))
 			type = att != NULL ? getBaseType(att->atttypid) : TEXTOID;
 		shape->key_attnums[i] = attnum;
@@ -265,11 +310,12 @@ resolve(const ReplMlTable *table, TupleDesc desc, Datum columns, Datum attnums, 
 }
 
 /*
- * Where a key's column is in the table (or partition) now: the one that the
- * list says it was, whatever that is called, or else the one of its name.
+ * Returns where a key's column is in the table (or partition) now: the one
+ * that the list says it was, whatever that is called, or else the one of its
+ * name.
  */
 static AttrNumber
-column_now(const ReplMlTable *table, const char *name, AttrNumber listed)
+find_column(const ReplMlTable *table, const char *name, AttrNumber listed)
 {
 	char	   *now = listed > 0 ? get_attname(table->root, listed, true) : NULL;
 	AttrNumber	attnum = get_attnum(table->relid, now != NULL ? now : name);
@@ -278,9 +324,12 @@ column_now(const ReplMlTable *table, const char *name, AttrNumber listed)
 	return attnum > 0 ? attnum : InvalidAttrNumber;
 }
 
-/* The type of a name that format_type wrote; invalid if it is not here. */
+/*
+ * Returns the type of a name that format_type wrote; InvalidOid if it is not
+ * here.
+ */
 static Oid
-type_named(const char *name)
+find_type(const char *name)
 {
 	LOCAL_FCINFO(fcinfo, 1);
 	Datum		type;
@@ -292,7 +341,10 @@ type_named(const char *name)
 	return fcinfo->isnull ? InvalidOid : DatumGetObjectId(type);
 }
 
-/* The name of a column of the shape that the table does not have; NULL if it has all. */
+/*
+ * Returns the name of a column of the shape that the table does not have; NULL
+ * if it has all.
+ */
 const char *
 repl_ml_shape_missing(const ReplMlTable *shape)
 {
@@ -303,15 +355,16 @@ repl_ml_shape_missing(const ReplMlTable *shape)
 	{
 		if (shape->key_attnums[i] != InvalidAttrNumber)
 			continue;
-		deconstruct_array(DatumGetArrayTypeP(shape->key_columns), TEXTOID, -1, false, TYPALIGN_INT, &texts, NULL, &count);
+		deconstruct_array(DatumGetArrayTypeP(shape->key_columns), TEXTOID, -1, false, TYPALIGN_INT,
+						  &texts, NULL, &count);
 		return TextDatumGetCString(texts[2 * i]);
 	}
 	return NULL;
 }
 
 /*
- * Sees to it that the key's shape is listed as one that tombstones have; to be
- * called before one is written.
+ * Sees to it, before a tombstone is written, that the key's shape is listed as
+ * one that tombstones have.  One that was listed before keeps its columns.
  */
 void
 repl_ml_shape_list(ReplMlTable *shape)
@@ -325,26 +378,30 @@ repl_ml_shape_list(ReplMlTable *shape)
 	if (shape->key_listed)
 		return;
 	list = table_open(repl_ml_catalog_oid(SHAPE_TABLE), ShareRowExclusiveLock);
-	scan(shape, list, find_one, &state);
+	scan_list(shape, list, find_shape, &state);
 	if (!state.in_use)
 	{
+		/* as numbers of the root, which a renamed column keeps */
 		for (int i = 0; i < shape->key_natts; i++)
 		{
 			char	   *name = shape->key_attnums[i] == InvalidAttrNumber ? NULL :
 				get_attname(shape->relid, shape->key_attnums[i], true);
 
-			attnums[i] = Int16GetDatum(name == NULL ? InvalidAttrNumber : get_attnum(shape->root, name));
+			attnums[i] = Int16GetDatum(name == NULL ? InvalidAttrNumber :
+									   get_attnum(shape->root, name));
 		}
 		values[Anum_shape_schema_name - 1] = NameGetDatum(&shape->schema_name);
 		values[Anum_shape_table_name - 1] = NameGetDatum(&shape->table_name);
 		values[Anum_shape_columns - 1] = shape->key_columns;
 		values[Anum_shape_attnums - 1] = state.tuple != NULL ? state.attnums :
-			PointerGetDatum(construct_array(attnums, shape->key_natts, INT2OID, sizeof(int16), true, TYPALIGN_SHORT));
+			PointerGetDatum(construct_array(attnums, shape->key_natts, INT2OID, sizeof(int16), true,
+											TYPALIGN_SHORT));
 		values[Anum_shape_in_use - 1] = BoolGetDatum(true);
 		if (state.tuple == NULL)
 			CatalogTupleInsert(list, heap_form_tuple(RelationGetDescr(list), values, nulls));
 		else
-			CatalogTupleUpdate(list, &state.tuple->t_self, heap_form_tuple(RelationGetDescr(list), values, nulls));
+			CatalogTupleUpdate(list, &state.tuple->t_self,
+							   heap_form_tuple(RelationGetDescr(list), values, nulls));
 		CacheInvalidateRelcache(list);
 		CommandCounterIncrement();
 	}
@@ -352,28 +409,33 @@ repl_ml_shape_list(ReplMlTable *shape)
 }
 
 /*
- * The key that the row in "slot" has by the shape's columns, as datums of the
- * types these had; false if there is none of them, because a value is null or
- * none of that type.
+ * Sets the key that the row in "slot" has by the shape's columns, as datums of
+ * the types these had; returns false if there is none, because a value is null
+ * or none of that type.
  */
 bool
 repl_ml_shape_key(const ReplMlTable *shape, TupleTableSlot *slot, Datum *key)
 {
 	for (int i = 0; i < shape->key_natts; i++)
 	{
-		Oid			type = getBaseType(TupleDescAttr(slot->tts_tupleDescriptor, shape->key_attnums[i] - 1)->atttypid);
+		Oid			type = getBaseType(TupleDescAttr(slot->tts_tupleDescriptor,
+													 shape->key_attnums[i] - 1)->atttypid);
 		bool		isnull;
 
 		key[i] = slot_getattr(slot, shape->key_attnums[i], &isnull);
-		if (isnull || (type != shape->key_types[i] && !convert(shape, i, type, key[i], &key[i])))
+		if (isnull ||
+			(type != shape->key_types[i] && !convert_value(shape, i, type, key[i], &key[i])))
 			return false;
 	}
 	return true;
 }
 
-/* A value as one of the type that the shape's column had, by way of its text; false if that type does not read it. */
+/*
+ * Sets a value as one of the type that the shape's column had, by way of its
+ * text; returns false if that type does not read it.
+ */
 static bool
-convert(const ReplMlTable *shape, int i, Oid type, Datum value, Datum *converted)
+convert_value(const ReplMlTable *shape, int i, Oid type, Datum value, Datum *converted)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -388,7 +450,8 @@ convert(const ReplMlTable *shape, int i, Oid type, Datum value, Datum *converted
 	{
 		int			level = repl_ml_session_fix_values();
 
-		*converted = OidInputFunctionCall(shape->key_in[i].fn_oid, OidOutputFunctionCall(output, value),
+		*converted = OidInputFunctionCall(shape->key_in[i].fn_oid,
+										  OidOutputFunctionCall(output, value),
 										  shape->key_ioparams[i], -1);
 		repl_ml_session_restore(level);
 		ReleaseCurrentSubTransaction();
@@ -412,9 +475,9 @@ convert(const ReplMlTable *shape, int i, Oid type, Datum value, Datum *converted
 }
 
 /*
- * The values of a key of that shape in the order of the table's key; 0 if the
- * shape has not all columns of the key.  Values of further columns are left
- * out.
+ * Returns the values of a key of that shape in the order of the table's key; 0
+ * if the shape has not all columns of the key.  Values of further columns are
+ * left out.
  */
 Datum
 repl_ml_shape_reorder(const ReplMlTable *shape, Datum array, const ReplMlTable *table)
@@ -423,7 +486,8 @@ repl_ml_shape_reorder(const ReplMlTable *shape, Datum array, const ReplMlTable *
 	Datum	   *texts;
 	int			count;
 
-	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false, TYPALIGN_INT, &texts, NULL, &count);
+	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false, TYPALIGN_INT, &texts, NULL,
+					  &count);
 	if (count != shape->key_natts)
 		return (Datum) 0;
 	for (int i = 0; i < table->key_natts; i++)
@@ -436,7 +500,8 @@ repl_ml_shape_reorder(const ReplMlTable *shape, Datum array, const ReplMlTable *
 			return (Datum) 0;
 		ordered[i] = texts[j];
 	}
-	return PointerGetDatum(construct_array(ordered, table->key_natts, TEXTOID, -1, false, TYPALIGN_INT));
+	return PointerGetDatum(construct_array(ordered, table->key_natts, TEXTOID, -1, false,
+										   TYPALIGN_INT));
 }
 
 /*
@@ -458,7 +523,10 @@ repl_ml_key_columns(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(columns);
 }
 
-/* repl_ml.list_key(relation): repl_ml_shape_list for a table that is being enrolled. */
+/*
+ * repl_ml.list_key(relation): lists the key's shape, in the backend that
+ * enrols the table.
+ */
 PG_FUNCTION_INFO_V1(repl_ml_list_key);
 Datum
 repl_ml_list_key(PG_FUNCTION_ARGS)
@@ -470,7 +538,10 @@ repl_ml_list_key(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* AFTER STATEMENT trigger of repl_ml.key_shape: table entries are to be filled anew. */
+/*
+ * AFTER STATEMENT trigger of repl_ml.key_shape: table entries are to be filled
+ * anew, in every process.
+ */
 PG_FUNCTION_INFO_V1(repl_ml_key_shape_changed);
 Datum
 repl_ml_key_shape_changed(PG_FUNCTION_ARGS)

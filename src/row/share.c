@@ -10,6 +10,9 @@
  *
  * A mark that says no more than its absence is left out.  Infinite numbers and
  * NaN have no shares: who wrote one is taken to have set the whole value.
+ *
+ * Not what versions amount to together (converge/merge.c), nor a mark's bytes
+ * (wire/marks.c).  No locks, no catalogs, no state; results are palloc'd.
  */
 #include "postgres.h"
 
@@ -21,13 +24,15 @@
 #include "wire/wire.h"
 
 static ReplMlMark *add_mark(ReplMlMarks *marks, const char *column);
-static void mark_column(ReplMlMarks *marks, const ReplMlRule *rule, TupleDesc desc, HeapTuple old, HeapTuple new,
-						const ReplMlMarks *old_marks, const ReplMlClock *old_clock, const ReplMlClock *clock);
+static void mark_column(ReplMlMarks *marks, const ReplMlRule *rule, TupleDesc desc, HeapTuple old,
+						HeapTuple new,
+						const ReplMlMarks *old_marks, const ReplMlClock *old_clock,
+						const ReplMlClock *clock);
 static void add_share(ReplMlShares *shares, ReplMlClockEntry dot, const ReplMlAmount *delta);
 static bool same_write(ReplMlClockEntry a, ReplMlClockEntry b);
 static bool is_unchanged(Form_pg_attribute att, Datum old, bool old_null, Datum new, bool new_null);
 
-/* A column by its name; NULL if there is none. */
+/* Returns a column by its name; NULL if there is none. */
 Form_pg_attribute
 repl_ml_share_attribute(TupleDesc desc, const char *column)
 {
@@ -41,7 +46,10 @@ repl_ml_share_attribute(TupleDesc desc, const char *column)
 	return NULL;
 }
 
-/* The write that last changed the column, in a row with this clock and its marks. */
+/*
+ * Returns the write that last changed the column, in a row with this clock and
+ * its marks.
+ */
 ReplMlClockEntry
 repl_ml_share_dot(const ReplMlMarks *marks, const ReplMlClock *clock, const char *column)
 {
@@ -50,7 +58,10 @@ repl_ml_share_dot(const ReplMlMarks *marks, const ReplMlClock *clock, const char
 	return mark != NULL && !mark->is_counter ? mark->dot : repl_ml_clock_dot(clock);
 }
 
-/* What each node has added to a counter, in a row with this clock and its marks. */
+/*
+ * Returns what each node has added to a counter, in a row with this clock and
+ * its marks.  Without a mark the last writer has set the whole value.
+ */
 ReplMlShares
 repl_ml_share_counter(const ReplMlMarks *marks, const ReplMlClock *clock,
 					  Form_pg_attribute att, Datum value, bool isnull)
@@ -66,7 +77,8 @@ repl_ml_share_counter(const ReplMlMarks *marks, const ReplMlClock *clock,
 		for (shares.count = 0; shares.count < mark->count; shares.count++)
 		{
 			shares.all[shares.count].write = mark->contributions[shares.count].write;
-			shares.all[shares.count].amount = repl_ml_amount_from_text(mark->contributions[shares.count].sum);
+			shares.all[shares.count].amount =
+				repl_ml_amount_from_text(mark->contributions[shares.count].sum);
 		}
 		return shares;
 	}
@@ -78,15 +90,21 @@ repl_ml_share_counter(const ReplMlMarks *marks, const ReplMlClock *clock,
 	return shares;
 }
 
-/* Marks that "dot" last changed the column, unless the clock says so itself. */
+/*
+ * Marks that "dot" last changed the column, unless the clock says so itself.
+ */
 void
-repl_ml_share_mark_dot(ReplMlMarks *marks, const ReplMlClock *clock, const char *column, ReplMlClockEntry dot)
+repl_ml_share_mark_dot(ReplMlMarks *marks, const ReplMlClock *clock, const char *column,
+					   ReplMlClockEntry dot)
 {
 	if (dot.counter != 0 && !same_write(dot, repl_ml_clock_dot(clock)))
 		add_mark(marks, column)->dot = dot;
 }
 
-/* Marks what each node has added to the counter's value, unless the clock says so itself. */
+/*
+ * Marks what each node has added to the counter's value, unless the clock says
+ * so itself.
+ */
 void
 repl_ml_share_mark_counter(ReplMlMarks *marks, const ReplMlClock *clock, const char *column,
 						   const ReplMlShares *shares, const ReplMlAmount *value)
@@ -98,6 +116,8 @@ repl_ml_share_mark_counter(ReplMlMarks *marks, const ReplMlClock *clock, const c
 		if (!repl_ml_amount_is_finite(shares->all[i].amount))
 			return;
 	}
+
+	/* a mark that says no more than the clock is left out */
 	if (!repl_ml_amount_is_finite(value) ||
 		(shares->count == 1 && same_write(shares->all[0].write, repl_ml_clock_dot(clock)) &&
 		 repl_ml_amount_is_zero(repl_ml_amount_subtract(shares->all[0].amount, value))))
@@ -114,6 +134,7 @@ repl_ml_share_mark_counter(ReplMlMarks *marks, const ReplMlClock *clock, const c
 	}
 }
 
+/* Adds an empty mark of a column. */
 static ReplMlMark *
 add_mark(ReplMlMarks *marks, const char *column)
 {
@@ -130,8 +151,8 @@ add_mark(ReplMlMarks *marks, const char *column)
 }
 
 /*
- * The clock, with its marks, of a row that an update by the clock's dot has
- * made of an older version.
+ * Returns, for the backend that stamps an update, the clock, with its marks,
+ * of the row that the update by the clock's dot has made of an older version.
  */
 ReplMlClock *
 repl_ml_share_update(const ReplMlPolicy *policy, TupleDesc desc, HeapTuple old, HeapTuple new,
@@ -147,7 +168,8 @@ repl_ml_share_update(const ReplMlPolicy *policy, TupleDesc desc, HeapTuple old, 
 
 /* Adds the mark of a column, if it needs one. */
 static void
-mark_column(ReplMlMarks *marks, const ReplMlRule *rule, TupleDesc desc, HeapTuple old, HeapTuple new,
+mark_column(ReplMlMarks *marks, const ReplMlRule *rule, TupleDesc desc, HeapTuple old,
+			HeapTuple new,
 			const ReplMlMarks *old_marks, const ReplMlClock *old_clock, const ReplMlClock *clock)
 {
 	bool		is_counter = strcmp(rule->name, "counter") == 0;
@@ -165,6 +187,10 @@ mark_column(ReplMlMarks *marks, const ReplMlRule *rule, TupleDesc desc, HeapTupl
 	new_value = heap_getattr(new, att->attnum, desc, &new_null);
 	unchanged = is_unchanged(att, old_value, old_null, new_value, new_null);
 
+	/*
+	 * a counter's mark has to be renewed also where it is not changed: the
+	 * clock has moved on
+	 */
 	if (is_counter)
 	{
 		ReplMlShares shares = repl_ml_share_counter(old_marks, old_clock, att, old_value, old_null);
@@ -172,7 +198,9 @@ mark_column(ReplMlMarks *marks, const ReplMlRule *rule, TupleDesc desc, HeapTupl
 
 		if (!unchanged)
 			add_share(&shares, repl_ml_clock_dot(clock),
-					  repl_ml_amount_subtract(value, repl_ml_amount_from_datum(att->atttypid, old_value, old_null)));
+					  repl_ml_amount_subtract(value,
+											  repl_ml_amount_from_datum(att->atttypid, old_value,
+																		old_null)));
 		repl_ml_share_mark_counter(marks, clock, NameStr(att->attname), &shares, value);
 	}
 	else if (unchanged)
@@ -180,7 +208,10 @@ mark_column(ReplMlMarks *marks, const ReplMlRule *rule, TupleDesc desc, HeapTupl
 							   repl_ml_share_dot(old_marks, old_clock, NameStr(att->attname)));
 }
 
-/* Adds what the write "dot" has added; there is room for one more share. */
+/*
+ * Adds what the write "dot" has added to the shares; there is room for one
+ * more.
+ */
 static void
 add_share(ReplMlShares *shares, ReplMlClockEntry dot, const ReplMlAmount *delta)
 {
@@ -192,7 +223,8 @@ add_share(ReplMlShares *shares, ReplMlClockEntry dot, const ReplMlAmount *delta)
 		place++;
 	if (place == shares->count || shares->all[place].write.node != dot.node)
 	{
-		memmove(&shares->all[place + 1], &shares->all[place], (shares->count - place) * sizeof(ReplMlShare));
+		memmove(&shares->all[place + 1], &shares->all[place],
+				(shares->count - place) * sizeof(ReplMlShare));
 		shares->all[place].amount = repl_ml_amount_subtract(delta, delta);
 		shares->count++;
 	}
@@ -200,13 +232,17 @@ add_share(ReplMlShares *shares, ReplMlClockEntry dot, const ReplMlAmount *delta)
 	shares->all[place].amount = repl_ml_amount_add(shares->all[place].amount, delta);
 }
 
+/* Says whether both are the same write. */
 static bool
 same_write(ReplMlClockEntry a, ReplMlClockEntry b)
 {
 	return a.node == b.node && a.counter == b.counter;
 }
 
-/* Has an update left the column alone?  Binary images decide. */
+/*
+ * Says whether the update has left the column's value alone.  Of values out of
+ * line that are the same bytes on disk nothing is read.
+ */
 static bool
 is_unchanged(Form_pg_attribute att, Datum old, bool old_null, Datum new, bool new_null)
 {
@@ -214,7 +250,8 @@ is_unchanged(Form_pg_attribute att, Datum old, bool old_null, Datum new, bool ne
 		return old_null && new_null;
 	if (att->attlen == -1 && VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(old)) &&
 		VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(new)) &&
-		memcmp(DatumGetPointer(old), DatumGetPointer(new), VARSIZE_EXTERNAL(DatumGetPointer(old))) == 0)
+		memcmp(DatumGetPointer(old), DatumGetPointer(new),
+			   VARSIZE_EXTERNAL(DatumGetPointer(old))) == 0)
 		return true;
 	return datum_image_eq(old, new, att->attbyval, att->attlen);
 }

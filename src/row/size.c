@@ -8,6 +8,9 @@
  * written: by stamp.c, which looks only where a row may be near it.  What was
  * there before, or has come to be longer by a type that prints much for few
  * bytes, is met by who sends it: write/output.c.
+ *
+ * Not what becomes of a row that cannot be sent (copy/donor.c,
+ * apply/unsent.c).  No locks, no shared memory.
  */
 #include "postgres.h"
 
@@ -20,7 +23,10 @@
 #include "compat.h"
 #include "row/row.h"
 
-/* repl_ml.max_row_size: default, minimum, maximum, kB; twice the maximum, as COPY may write it, is below 1 GB */
+/*
+ * repl_ml.max_row_size: default, minimum, maximum, kB; twice the maximum, as
+ * COPY may write it, is below 1 GB
+ */
 #define MAX_ROW_SIZE		(255 * 1024), 64, (500 * 1024)
 
 #define LONGEST_TEXT		8	/* bytes of text for one of a value, as of bit strings */
@@ -28,16 +34,17 @@
 
 static int	max_row_size;
 
-static int64 row_length(int count, const Oid *types, const Datum *values, const bool *nulls);
-static int64 text_length(Oid type, Datum value);
+static int64 measure_row(int count, const Oid *types, const Datum *values, const bool *nulls);
+static int64 measure_text(Oid type, Datum value);
 
-/* Defines the setting. */
+/* Defines the setting; called when the library is loaded. */
 void
 repl_ml_size_init(void)
 {
 	DefineCustomIntVariable("repl_ml.max_row_size",
 							"Longest row, as text, that a replicated table takes.",
-							"Above 255 MB a row may be too long to be kept as a conflict or a parked change.",
+							"Above 255 MB a row may be too long to be kept as a conflict or a "
+							"parked change.",
 							&max_row_size,
 							MAX_ROW_SIZE,
 							PGC_SIGHUP,
@@ -47,14 +54,19 @@ repl_ml_size_init(void)
 							NULL);
 }
 
-/* May a row that took so many bytes, compressed perhaps, be longer than allowed? */
+/*
+ * Says whether a row that took so many bytes, compressed perhaps, may be
+ * longer than allowed.
+ */
 bool
 repl_ml_size_is_doubtful(uint64 bytes)
 {
 	return bytes > (uint64) max_row_size * 1024 / (LONGEST_TEXT * TIGHTEST_PACKING);
 }
 
-/* In the writer's backend: an error if the row is longer than allowed. */
+/*
+ * Raises an error, in the writer's backend, if the row is longer than allowed.
+ */
 void
 repl_ml_size_check(Relation rel, const Datum *values, const bool *nulls)
 {
@@ -66,24 +78,27 @@ repl_ml_size_check(Relation rel, const Datum *values, const bool *nulls)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
 
-		types[i] = att->attlen == -1 && !att->attisdropped && att->attgenerated == '\0' ? att->atttypid : InvalidOid;
+		types[i] = att->attlen == -1 && !att->attisdropped && att->attgenerated == '\0' ?
+			att->atttypid : InvalidOid;
 	}
-	length = row_length(desc->natts, types, values, nulls);
+	length = measure_row(desc->natts, types, values, nulls);
 	pfree(types);
 	if (length > (int64) max_row_size * 1024)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("row of replicated table \"%s\" is too long", RelationGetRelationName(rel)),
-				 errdetail("As text it takes %lld kB, and \"%s\" is %d kB.", (long long) (length / 1024), "repl_ml.max_row_size", max_row_size),
-				 errhint("Divide it among several rows, or raise \"%s\" on all nodes.", "repl_ml.max_row_size")));
+				 errdetail("As text it takes %lld kB, and \"%s\" is %d kB.",
+						   (long long) (length / 1024), "repl_ml.max_row_size", max_row_size),
+				 errhint("Divide it among several rows, or raise \"%s\" on all nodes.",
+						 "repl_ml.max_row_size")));
 }
 
 /*
- * The length of these values as text, those of invalid types left out; not
- * exact where it is far from the limit.
+ * Returns the length of these values as text, those of invalid types left out;
+ * it is not exact where it is far from the limit.
  */
 static int64
-row_length(int count, const Oid *types, const Datum *values, const bool *nulls)
+measure_row(int count, const Oid *types, const Datum *values, const bool *nulls)
 {
 	int64		limit = (int64) max_row_size * 1024;
 	int64		length = 0;
@@ -93,26 +108,32 @@ row_length(int count, const Oid *types, const Datum *values, const bool *nulls)
 		if (OidIsValid(types[i]) && !nulls[i])
 			length += toast_raw_datum_size(values[i]);
 	}
+
+	/* most rows need not be printed */
 	if (length * LONGEST_TEXT <= limit)
 		return length;
 	length = 0;
 	for (int i = 0; i < count && length <= limit; i++)
 	{
 		if (OidIsValid(types[i]) && !nulls[i])
-			length += text_length(types[i], values[i]);
+			length += measure_text(types[i], values[i]);
 	}
 	return length;
 }
 
-/* The length of a varlena value's text, without printing it where that is known. */
+/*
+ * Returns the length of a varlena value's text, without printing it where that
+ * is known.
+ */
 static int64
-text_length(Oid type, Datum value)
+measure_text(Oid type, Datum value)
 {
 	int64		raw = toast_raw_datum_size(value) - VARHDRSZ;
 	Oid			function;
 	bool		is_varlena;
 	char	   *printed;
 
+	/* these print just what they hold */
 	switch (getBaseType(type))
 	{
 		case TEXTOID:

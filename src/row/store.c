@@ -13,6 +13,9 @@
  * What the row should become is decided by the caller.  Constraints are checked
  * and generated columns computed; foreign keys are left to the origin, because
  * the apply worker runs in replica mode.
+ *
+ * Which targets are open when is converge/target.c's.  Locks: the row that is
+ * found, until the transaction ends; the caller has locked the table.
  */
 #include "postgres.h"
 
@@ -33,7 +36,7 @@
 #include "row/row.h"
 
 static EState *make_estate(Relation rel);
-static void defer_nothing(ResultRelInfo *result);
+static void undefer_triggers(ResultRelInfo *result);
 static void exempt_old_rows(ReplMlTarget *target);
 static MemoryContext begin_change(ReplMlTarget *target);
 static void end_change(ReplMlTarget *target, MemoryContext caller);
@@ -59,20 +62,23 @@ repl_ml_target_open(Relation rel, bool fire_triggers)
 	if (!fire_triggers)
 		target->result->ri_TrigDesc = NULL;
 	else
-		defer_nothing(target->result);
+		undefer_triggers(target->result);
 	/* "speculative": so that unique indexes can be asked without inserting */
 	ExecOpenIndices(target->result, fire_triggers);
 	EvalPlanQualInit_compat(&target->epqstate, target->estate);
 	target->found = table_slot_create(rel, &target->estate->es_tupleTable);
-	target->incoming = ExecInitExtraTupleSlot(target->estate, RelationGetDescr(rel), &TTSOpsVirtual);
+	target->incoming = ExecInitExtraTupleSlot(target->estate, RelationGetDescr(rel),
+											  &TTSOpsVirtual);
 	target->scratch = ExecInitExtraTupleSlot(target->estate, RelationGetDescr(rel), &TTSOpsVirtual);
 	target->rival = table_slot_create(rel, &target->estate->es_tupleTable);
 	target->stored = table_slot_create(rel, &target->estate->es_tupleTable);
-	target->rival_key = ExecInitExtraTupleSlot(target->estate, RelationGetDescr(rel), &TTSOpsVirtual);
+	target->rival_key = ExecInitExtraTupleSlot(target->estate, RelationGetDescr(rel),
+											   &TTSOpsVirtual);
 	MemoryContextSwitchTo(old);
 	return target;
 }
 
+/* Returns an executor state with the relation as its only one. */
 static EState *
 make_estate(Relation rel)
 {
@@ -88,7 +94,7 @@ make_estate(Relation rel)
 	return estate;
 }
 
-/* Is the index that of an exclusion constraint? */
+/* Says whether the index is that of an exclusion constraint. */
 static bool
 is_exclusion(Oid index)
 {
@@ -105,11 +111,12 @@ is_exclusion(Oid index)
 
 /*
  * Lets deferred triggers run with their change: at commit they would run with
- * the worker's rights instead of the table owner's.  Only the check of a
- * unique constraint stays at the commit; it runs no code but that of its types.
+ * the apply worker's rights instead of the table owner's.  Only the check of a
+ * unique constraint stays at the commit; it runs no code but that of its
+ * types.
  */
 static void
-defer_nothing(ResultRelInfo *result)
+undefer_triggers(ResultRelInfo *result)
 {
 	TriggerDesc *triggers = result->ri_TrigDesc;	/* a copy of our own */
 
@@ -139,6 +146,7 @@ repl_ml_target_close(ReplMlTarget *target)
 /*
  * Finds the row with the primary key of "searched", waits for whoever is
  * changing it and locks it; its latest version is then in target->found.
+ * Returns false if there is none.
  */
 bool
 repl_ml_target_find(ReplMlTarget *target, TupleTableSlot *searched)
@@ -153,11 +161,11 @@ repl_ml_target_find(ReplMlTarget *target, TupleTableSlot *searched)
 }
 
 /*
- * The row in the table's own form: what triggers and storage would else each
- * make of a virtual row is not freed before the target is.
+ * Returns the row in the table's own form: what triggers and storage would
+ * else each make of a virtual row is not freed before the target is.
  */
 static TupleTableSlot *
-in_stored_form(ReplMlTarget *target, TupleTableSlot *slot)
+copy_to_stored(ReplMlTarget *target, TupleTableSlot *slot)
 {
 	return ExecCopySlot(target->stored, slot);
 }
@@ -168,7 +176,7 @@ repl_ml_target_insert(ReplMlTarget *target, TupleTableSlot *slot)
 {
 	MemoryContext caller = begin_change(target);
 
-	ExecSimpleRelationInsert(target->result, target->estate, in_stored_form(target, slot));
+	ExecSimpleRelationInsert(target->result, target->estate, copy_to_stored(target, slot));
 	end_change(target, caller);
 }
 
@@ -178,7 +186,7 @@ repl_ml_target_update(ReplMlTarget *target, TupleTableSlot *slot)
 {
 	MemoryContext caller = begin_change(target);
 
-	slot = in_stored_form(target, slot);
+	slot = copy_to_stored(target, slot);
 	EvalPlanQualSetSlot(&target->epqstate, slot);
 	ExecSimpleRelationUpdate(target->result, target->estate, &target->epqstate,
 							 target->found, slot);
@@ -198,9 +206,10 @@ repl_ml_target_delete(ReplMlTarget *target)
 }
 
 /*
- * A CHECK constraint that is NOT VALID does not hold for rows that were there
- * before it, and such a row may be the one that comes: it is left to the node
- * that wrote the row.  With the owner's rights, as it plans his expressions.
+ * Exempts the target from CHECK constraints that are NOT VALID: these do not
+ * hold for rows that were there before them, and such a row may be the one
+ * that comes, so it is left to the node that wrote the row.  Runs with the
+ * owner's rights, as it plans his expressions.
  */
 static void
 exempt_old_rows(ReplMlTarget *target)
@@ -212,7 +221,8 @@ exempt_old_rows(ReplMlTarget *target)
 	for (int i = 0; i < count && checks == NULL; i++)
 	{
 		if (!constraints->check[i].ccvalid)
-			checks = MemoryContextAllocZero(target->estate->es_query_cxt, count * sizeof(ExprState *));
+			checks = MemoryContextAllocZero(target->estate->es_query_cxt,
+											count * sizeof(ExprState *));
 	}
 	if (checks == NULL)
 		return;
@@ -220,14 +230,17 @@ exempt_old_rows(ReplMlTarget *target)
 	for (int i = 0; i < count; i++)
 	{
 		if (constraints->check[i].ccvalid)
-			checks[i] = ExecPrepareExpr(check_expression_compat(target->rel, constraints->check[i].ccbin), target->estate);
+			checks[i] = ExecPrepareExpr(check_expression_compat(target->rel,
+																constraints->check[i].ccbin),
+																target->estate);
 	}
 	*check_states_compat(target->result) = checks;
 }
 
 /*
  * Begins a change, in the target's query context; returns the context to go
- * back to.  Not in the caller's, which is the message's: the target outlives it.
+ * back to.  Not in the caller's, which is the message's: the target outlives
+ * it.
  */
 static MemoryContext
 begin_change(ReplMlTarget *target)
@@ -241,7 +254,9 @@ begin_change(ReplMlTarget *target)
 	return MemoryContextSwitchTo(target->estate->es_query_cxt);
 }
 
-/* Runs what triggers the change queued and makes it visible to the next one. */
+/*
+ * Runs what triggers the change queued and makes it visible to the next one.
+ */
 static void
 end_change(ReplMlTarget *target, MemoryContext caller)
 {

@@ -11,6 +11,10 @@
  * The functions of a key's types may be a user's, and may run when the entry is
  * rebuilt (they, too, can write rows): what they remember lives until the end of
  * that transaction.
+ *
+ * Not a key's values (key.c), nor former keys (shape.c).  Locks:
+ * repl_ml_table_local takes ROW EXCLUSIVE on the table until the transaction
+ * ends; for the others the caller has the relation open.
  */
 #include "postgres.h"
 
@@ -33,23 +37,29 @@
 
 static HTAB *tables = NULL;
 
-static void refill(ReplMlTable *table, Relation rel);
-static void fill(ReplMlTable *table, Relation rel);
+static void refill_table(ReplMlTable *table, Relation rel);
+static void fill_table(ReplMlTable *table, Relation rel);
 static void fill_key(ReplMlTable *table, Relation rel);
-static bool plain_text_type(Oid type);
-static void invalidate(Datum arg, Oid relid);
+static bool is_plain_type(Oid type);
+static char *quote_name(const ReplMlTable *table);
+static void invalidate_tables(Datum arg, Oid relid);
 
+/* Makes the cache, at the first table that this process asks for. */
 static void
 create_cache(void)
 {
 	HASHCTL		ctl = {.keysize = sizeof(Oid),.entrysize = sizeof(ReplMlTable)};
 
 	tables = hash_create("repl_ml tables", 64, &ctl, HASH_ELEM | HASH_BLOBS);
-	CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
+	CacheRegisterRelcacheCallback(invalidate_tables, (Datum) 0);
 }
 
+/*
+ * Called by core when a relation has changed: its entry, or where that is not
+ * known every entry, is to be filled anew.
+ */
 static void
-invalidate(Datum arg, Oid relid)
+invalidate_tables(Datum arg, Oid relid)
 {
 	HASH_SEQ_STATUS scan;
 	ReplMlTable *table;
@@ -67,8 +77,8 @@ invalidate(Datum arg, Oid relid)
 }
 
 /*
- * What is to be known about the rows of "rel", or an error that says why its
- * rows cannot be replicated.
+ * Returns what is to be known about the rows of "rel"; raises an error that
+ * says why if its rows cannot be replicated.
  */
 ReplMlTable *
 repl_ml_table_get(Relation rel)
@@ -86,25 +96,26 @@ repl_ml_table_get(Relation rel)
 		table->functions = NULL;
 	}
 	if (!table->valid)
-		refill(table, rel);
+		refill_table(table, rel);
 	return table;
 }
 
 /*
  * Fills the entry anew, with a context of its own for what its functions
- * remember; invalid again if that fails.
+ * remember; the entry is invalid again if that fails.
  */
 static void
-refill(ReplMlTable *table, Relation rel)
+refill_table(ReplMlTable *table, Relation rel)
 {
 	if (table->functions != NULL)
 		MemoryContextSetParent(table->functions, TopTransactionContext);
-	table->functions = AllocSetContextCreate(CacheMemoryContext, "repl_ml table", ALLOCSET_SMALL_SIZES);
+	table->functions = AllocSetContextCreate(CacheMemoryContext, "repl_ml table",
+											 ALLOCSET_SMALL_SIZES);
 	/* before anything is read: what changes meanwhile must count */
 	table->valid = true;
 	PG_TRY();
 	{
-		fill(table, rel);
+		fill_table(table, rel);
 	}
 	PG_CATCH();
 	{
@@ -114,8 +125,9 @@ refill(ReplMlTable *table, Relation rel)
 	PG_END_TRY();
 }
 
+/* Fills the entry from the catalogs. */
 static void
-fill(ReplMlTable *table, Relation rel)
+fill_table(ReplMlTable *table, Relation rel)
 {
 	table->relid = RelationGetRelid(rel);
 	table->root = repl_ml_table_root(table->relid);
@@ -129,13 +141,13 @@ fill(ReplMlTable *table, Relation rel)
 				 errmsg("table \"%s\" is not replicated by repl_ml",
 						RelationGetRelationName(rel)),
 				 errhint("Run SELECT repl_ml.add_table(%s).",
-						 quote_literal_cstr(quote_qualified_identifier(NameStr(table->schema_name),
-																	   NameStr(table->table_name))))));
+						 quote_literal_cstr(quote_name(table)))));
 	table->clock_is_last = table->clock_attnum == RelationGetNumberOfAttributes(rel);
 	fill_key(table, rel);
 	repl_ml_shape_fill(table, rel);
 }
 
+/* Fills in the primary key, which an enrolled table has to have. */
 static void
 fill_key(ReplMlTable *table, Relation rel)
 {
@@ -147,27 +159,32 @@ fill_key(ReplMlTable *table, Relation rel)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"%s\" has no primary key", RelationGetRelationName(rel)),
 				 errhint("Run ALTER TABLE %s ADD PRIMARY KEY (...).",
-						 quote_qualified_identifier(NameStr(table->schema_name),
-													NameStr(table->table_name)))));
+						 quote_name(table))));
 
 	index = RelationIdGetRelation(table->key_index);
 	if (index == NULL)
 		elog(ERROR, "could not open index with OID %u", table->key_index);
 	table->key_natts = IndexRelationGetNumberOfKeyAttributes(index);
 	table->key_plain = true;
+
+	/* in the order of the index: a key's datums are everywhere */
 	for (int i = 0; i < table->key_natts; i++)
 	{
 		AttrNumber	attnum = index->rd_index->indkey.values[i];
 
 		table->key_attnums[i] = attnum;
 		table->key_collations[i] = index->rd_indcollation[i];
-		repl_ml_table_fill_key_column(table, i, TupleDescAttr(RelationGetDescr(rel), attnum - 1)->atttypid,
+		repl_ml_table_fill_key_column(table, i,
+									  TupleDescAttr(RelationGetDescr(rel), attnum - 1)->atttypid,
 									  TupleDescAttr(RelationGetDescr(rel), attnum - 1)->atttypmod);
 	}
 	RelationClose(index);
 }
 
-/* Fills in what is to be known of column "i" of the key, which has this type; table->functions lives as long. */
+/*
+ * Fills in, for this file and shape.c, what is to be known of column "i" of
+ * the key, which has this type; table->functions lives as long.
+ */
 void
 repl_ml_table_fill_key_column(ReplMlTable *table, int i, Oid type_id, int32 typmod)
 {
@@ -179,7 +196,7 @@ repl_ml_table_fill_key_column(ReplMlTable *table, int i, Oid type_id, int32 typm
 
 	table->key_types[i] = type_id;
 	table->key_typmods[i] = typmod;
-	if (!plain_text_type(getBaseType(type_id)))
+	if (!is_plain_type(getBaseType(type_id)))
 		table->key_plain = false;
 	getTypeOutputInfo(type_id, &function, &is_varlena);
 	fmgr_info_cxt(function, &table->key_out[i], table->functions);
@@ -191,9 +208,12 @@ repl_ml_table_fill_key_column(ReplMlTable *table, int i, Oid type_id, int32 typm
 		fmgr_info_copy(&table->key_hash[i], &type->hash_extended_proc_finfo, table->functions);
 }
 
-/* Types whose output no setting changes: the common ones, for speed only. */
+/*
+ * Says whether no setting changes the type's output: of the common types only,
+ * and for speed only.
+ */
 static bool
-plain_text_type(Oid type)
+is_plain_type(Oid type)
 {
 	switch (type)
 	{
@@ -215,9 +235,16 @@ plain_text_type(Oid type)
 	}
 }
 
+/* Returns the table's name in the group as it is written in a statement. */
+static char *
+quote_name(const ReplMlTable *table)
+{
+	return quote_qualified_identifier(NameStr(table->schema_name), NameStr(table->table_name));
+}
+
 /*
- * The clock of a row, the clock column's value; an error if the row has none,
- * as after somebody has taken the column's NOT NULL away.
+ * Returns the clock of a row, the clock column's value; raises an error if the
+ * row has none, as after somebody has taken the column's NOT NULL away.
  */
 ReplMlClock *
 repl_ml_table_clock(const ReplMlTable *table, Datum value, bool isnull)
@@ -227,15 +254,17 @@ repl_ml_table_clock(const ReplMlTable *table, Datum value, bool isnull)
 				(errcode(ERRCODE_NOT_NULL_VIOLATION),
 				 errmsg("a row of replicated table \"%s.%s\" has no clock",
 						NameStr(table->schema_name), NameStr(table->table_name)),
-				 errhint("Run UPDATE %s SET %s = DEFAULT WHERE %s IS NULL where the row was written, then ALTER TABLE ... ALTER %s SET NOT NULL.",
-						 quote_qualified_identifier(NameStr(table->schema_name), NameStr(table->table_name)),
+				 errhint("Run UPDATE %s SET %s = DEFAULT WHERE %s IS NULL where the row was "
+						 "written, then ALTER TABLE ... ALTER %s SET NOT NULL.",
+						 quote_name(table),
 						 REPL_ML_CLOCK_COLUMN, REPL_ML_CLOCK_COLUMN, REPL_ML_CLOCK_COLUMN)));
 	return DatumGetReplMlClockP(value);
 }
 
 /*
- * The table that a partition belongs to in the end; any other table is its own.
- * So is a partition that is just being detached, which has no ancestors any more.
+ * Returns the table that a partition belongs to in the end; any other table is
+ * its own.  So is a partition that is just being detached, which has no
+ * ancestors any more.
  */
 Oid
 repl_ml_table_root(Oid relid)
@@ -245,7 +274,10 @@ repl_ml_table_root(Oid relid)
 	return ancestors == NIL ? relid : llast_oid(ancestors);
 }
 
-/* The clock column of a relation, InvalidAttrNumber if it has none of our type. */
+/*
+ * Returns the clock column of a relation, InvalidAttrNumber if it has none of
+ * our type.
+ */
 AttrNumber
 repl_ml_table_clock_attnum(Oid relid)
 {
@@ -263,22 +295,24 @@ repl_ml_table_clock_attnum(Oid relid)
 	return attnum;
 }
 
-/* Has the group stopped replicating the table of this name? */
+/* Says whether the group has stopped replicating the table of this name. */
 static bool
 is_removed(const char *schema_name, const char *table_name)
 {
 	Oid			types[2] = {TEXTOID, TEXTOID};
 	Datum		values[2] = {CStringGetTextDatum(schema_name), CStringGetTextDatum(table_name)};
 
-	return repl_ml_spi_execute("SELECT FROM repl_ml.replicated_table WHERE schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
+	return repl_ml_spi_execute("SELECT FROM repl_ml.replicated_table"
+							   " WHERE schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
 							   " AND table_name OPERATOR(pg_catalog.=) $2::pg_catalog.name"
 							   " AND state OPERATOR(pg_catalog.=) 'removed'",
 							   2, types, values, NULL) > 0;
 }
 
 /*
- * Has a joining node made the table from its donor's definition, with the clock
- * column, and not enrolled it yet?  It has to stay empty until it is.
+ * Says whether a joining node has made the table from its donor's definition,
+ * with the clock column, and has not enrolled it yet: it has to stay empty
+ * until it is.
  */
 static bool
 is_to_be_enrolled(const char *schema_name, Oid relid)
@@ -288,8 +322,9 @@ is_to_be_enrolled(const char *schema_name, Oid relid)
 }
 
 /*
- * The local table of that name, locked for the transaction; InvalidOid if the
- * group has removed it, an error if it should be here and is not.
+ * Returns the local table of that name, locked until the transaction ends, for
+ * who applies or copies rows; InvalidOid if the group has removed it.  Raises
+ * an error if it should be here and is not.
  */
 Oid
 repl_ml_table_local(const char *schema_name, const char *table_name)

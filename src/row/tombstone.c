@@ -19,7 +19,12 @@
  * A tombstone names the columns of its key.  One of another key than the table
  * has now counts for the rows that have its values in those columns (shape.c).
  * Such rows cannot be kept apart by order: who writes such a tombstone beside
- * the present key locks out all writers of the table (converge/row.c).
+ * the present key locks out all writers of the table (converge/deletion.c).
+ *
+ * Called by the writing backend (write/stamp.c) and by who joins versions
+ * (converge/row.c, deletion.c).  Not here: what a deletion does to a row
+ * (converge/row.c), when tombstones go (group/supervisor.c).  Locks: none but
+ * the catalog's, until the transaction ends where it is written.
  */
 #include "postgres.h"
 
@@ -67,19 +72,24 @@ enum
 	Natts_tombstone = Anum_tombstone_clock
 };
 
-static ReplMlClock *scan_once(ReplMlTable *table, Datum *key, uint16 writer, const ReplMlClock *except, Relation rel, Oid index,
-							  uint64 hash, TransactionId *wait_for);
-static void insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *eviction, bool merged);
-static void insert_row(ReplMlTable *table, Datum array, uint64 hash, const ReplMlClock *clock, const char *eviction, bool merged);
+static ReplMlClock *join_tombstones(ReplMlTable *table, Datum *key, uint16 writer,
+									const ReplMlClock *except, Relation rel, Oid index,
+									uint64 hash, TransactionId *wait_for);
+static void insert_tombstone(ReplMlTable *table, Datum *key, const ReplMlClock *clock,
+							 const char *eviction,
+							 bool merged);
+static void write_tombstone(ReplMlTable *table, Datum array, uint64 hash, const ReplMlClock *clock,
+							const char *eviction, bool merged);
 static bool is_kept(Datum array, uint64 hash, const ReplMlClock *clock);
-static bool is_for(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple, ReplMlClock **clock);
+static bool is_tombstone_of(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple,
+							ReplMlClock **clock);
 
 /*
- * The joined clock of the key's tombstones, palloc'd, or NULL if it has none.
- * Those that the node "writer" had removed when it wrote do not count; 0 is
- * for a row written here, which has to know all.
- * Sees what is committed now, whatever the transaction's snapshot, and waits
- * for a transaction that is writing one.
+ * Returns the joined clock of the key's tombstones, palloc'd, or NULL if it
+ * has none.  Those that the node "writer" had removed when it wrote do not
+ * count; 0 is for a row written here, which has to know all.  Sees what is
+ * committed now, whatever the transaction's snapshot, and waits for a
+ * transaction that is writing one.
  */
 ReplMlClock *
 repl_ml_tombstone_find(ReplMlTable *table, Datum *key, uint16 writer)
@@ -87,9 +97,13 @@ repl_ml_tombstone_find(ReplMlTable *table, Datum *key, uint16 writer)
 	return repl_ml_tombstone_find_others(table, key, writer, NULL);
 }
 
-/* The same without those that have just the clock "except". */
+/*
+ * Returns what repl_ml_tombstone_find does, without those that have just the
+ * clock "except".
+ */
 ReplMlClock *
-repl_ml_tombstone_find_others(ReplMlTable *table, Datum *key, uint16 writer, const ReplMlClock *except)
+repl_ml_tombstone_find_others(ReplMlTable *table, Datum *key, uint16 writer,
+							  const ReplMlClock *except)
 {
 	Relation	rel;
 	Oid			index;
@@ -101,10 +115,12 @@ repl_ml_tombstone_find_others(ReplMlTable *table, Datum *key, uint16 writer, con
 	hash = repl_ml_key_hash(table, key);
 	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), AccessShareLock);
 	index = repl_ml_catalog_oid(TOMBSTONE_INDEX);
+
+	/* a wait may have been for one that rolls back: then look again */
 	for (;;)
 	{
 		TransactionId busy = InvalidTransactionId;
-		ReplMlClock *clock = scan_once(table, key, writer, except, rel, index, hash, &busy);
+		ReplMlClock *clock = join_tombstones(table, key, writer, except, rel, index, hash, &busy);
 
 		if (!TransactionIdIsValid(busy))
 		{
@@ -117,9 +133,9 @@ repl_ml_tombstone_find_others(ReplMlTable *table, Datum *key, uint16 writer, con
 }
 
 /*
- * The joined clock, palloc'd, of the tombstones that the row in "slot" has by
- * other keys than the table's present one; NULL if it has none.  Of "writer" as
- * repl_ml_tombstone_find.
+ * Returns the joined clock, palloc'd, of the tombstones that the row in "slot"
+ * has by other keys than the table's present one; NULL if it has none.
+ * "writer" is as in repl_ml_tombstone_find.
  */
 ReplMlClock *
 repl_ml_tombstone_find_former(ReplMlTable *table, TupleTableSlot *row, uint16 writer)
@@ -142,9 +158,16 @@ repl_ml_tombstone_find_former(ReplMlTable *table, TupleTableSlot *row, uint16 wr
 	return joined;
 }
 
+/*
+ * Looks through the key's tombstones once and returns their joined clock.
+ * Where a transaction in progress has written one it sets "wait_for", and the
+ * result says nothing.
+ */
 static ReplMlClock *
-scan_once(ReplMlTable *table, Datum *key, uint16 writer, const ReplMlClock *except, Relation rel, Oid index,
-		  uint64 hash, TransactionId *wait_for)
+join_tombstones(ReplMlTable *table, Datum *key, uint16 writer, const ReplMlClock *except,
+				Relation rel,
+				Oid index,
+				uint64 hash, TransactionId *wait_for)
 {
 	ReplMlClock *joined = NULL;
 	SnapshotData dirty;
@@ -160,13 +183,13 @@ scan_once(ReplMlTable *table, Datum *key, uint16 writer, const ReplMlClock *exce
 	{
 		ReplMlClock *clock;
 
-		/* a writer or remover in progress: its outcome decides */
+		/* a writer in progress: its outcome decides; what is being removed counts */
 		if (TransactionIdIsValid(dirty.xmin))
 		{
 			*wait_for = dirty.xmin;
 			break;
 		}
-		if (is_for(table, key, rel, tuple, &clock) &&
+		if (is_tombstone_of(table, key, rel, tuple, &clock) &&
 			(except == NULL || repl_ml_clock_compare(clock, except) != REPL_ML_CLOCK_EQUAL) &&
 			(writer == 0 || !repl_ml_tombstone_collected(writer, clock)))
 			joined = joined == NULL ? clock : repl_ml_clock_merge(joined, clock);
@@ -175,7 +198,10 @@ scan_once(ReplMlTable *table, Datum *key, uint16 writer, const ReplMlClock *exce
 	return joined;
 }
 
-/* Has the node, as far as its stream has told us, removed a tombstone with this clock? */
+/*
+ * Says whether the node, as far as its stream has told us, has removed a
+ * tombstone with this clock.
+ */
 bool
 repl_ml_tombstone_collected(uint16 node, const ReplMlClock *clock)
 {
@@ -189,9 +215,13 @@ repl_ml_tombstone_collected(uint16 node, const ReplMlClock *clock)
 		bool		isnull;
 		ReplMlClock *floor;
 
-		if (DatumGetInt32(heap_getattr(tuple, Anum_collection_node_id, RelationGetDescr(rel), &isnull)) != node)
+		if (DatumGetInt32(heap_getattr(tuple, Anum_collection_node_id, RelationGetDescr(rel),
+									   &isnull)) != node)
 			continue;
-		floor = DatumGetReplMlClockP(heap_getattr(tuple, Anum_collection_floor, RelationGetDescr(rel), &isnull));
+		floor = DatumGetReplMlClockP(heap_getattr(tuple, Anum_collection_floor,
+												  RelationGetDescr(rel), &isnull));
+
+		/* the floor is the clock up to which it has removed them */
 		switch (repl_ml_clock_compare(clock, floor))
 		{
 			case REPL_ML_CLOCK_BEFORE:
@@ -207,9 +237,12 @@ repl_ml_tombstone_collected(uint16 node, const ReplMlClock *clock)
 	return collected;
 }
 
-/* Is this tombstone the key's?  Hashes may collide.  Returns a copy of its clock. */
+/*
+ * Says whether this tombstone is the key's, as hashes may collide, and sets a
+ * copy of its clock.
+ */
 static bool
-is_for(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple, ReplMlClock **clock)
+is_tombstone_of(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple, ReplMlClock **clock)
 {
 	Datum		values[Natts_tombstone];
 	bool		nulls[Natts_tombstone];
@@ -231,8 +264,8 @@ is_for(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple, ReplMlCloc
 }
 
 /*
- * What is recorded, as JSON, of the eviction of the version that is the last one
- * in this clock; NULL if it was not evicted.
+ * Returns what is recorded, as JSON, of the eviction of the version that is
+ * the last one in this clock; NULL if it was not evicted.
  */
 char *
 repl_ml_tombstone_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *evicted)
@@ -249,16 +282,20 @@ repl_ml_tombstone_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *ev
 	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), AccessShareLock);
 	ScanKeyInit(&scankey, Anum_tombstone_key_hash, BTEqualStrategyNumber,
 				F_INT8EQ, Int64GetDatum((int64) repl_ml_key_hash(table, key)));
-	scan = systable_beginscan(rel, repl_ml_catalog_oid(TOMBSTONE_INDEX), true, SnapshotSelf, 1, &scankey);
+	scan = systable_beginscan(rel, repl_ml_catalog_oid(TOMBSTONE_INDEX), true, SnapshotSelf, 1,
+							  &scankey);
 	while (result == NULL && HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		ReplMlClock *clock;
 		ReplMlClockEntry dot;
 		bool		isnull;
-		Datum		eviction = heap_getattr(tuple, Anum_tombstone_eviction, RelationGetDescr(rel), &isnull);
+		Datum		eviction = heap_getattr(tuple, Anum_tombstone_eviction, RelationGetDescr(rel),
+											&isnull);
 
-		if (isnull || !is_for(table, key, rel, tuple, &clock))
+		if (isnull || !is_tombstone_of(table, key, rel, tuple, &clock))
 			continue;
+
+		/* several versions of a row may have been evicted */
 		dot = repl_ml_clock_dot(clock);
 		if (dot.node == wanted.node && dot.counter == wanted.counter)
 			result = DatumGetCString(DirectFunctionCall1(jsonb_out, eviction));
@@ -275,9 +312,10 @@ repl_ml_tombstone_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *ev
  * may do this.
  */
 void
-repl_ml_tombstone_insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *eviction)
+repl_ml_tombstone_insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock,
+						 const char *eviction)
 {
-	insert(table, key, clock, eviction, false);
+	insert_tombstone(table, key, clock, eviction, false);
 }
 
 /*
@@ -287,18 +325,26 @@ repl_ml_tombstone_insert(ReplMlTable *table, Datum *key, const ReplMlClock *cloc
 void
 repl_ml_tombstone_insert_merged(ReplMlTable *table, Datum *key, const ReplMlClock *clock)
 {
-	insert(table, key, clock, NULL, true);
+	insert_tombstone(table, key, clock, NULL, true);
 }
 
+/*
+ * Writes the tombstone after its key's shape has been listed, so that who
+ * writes a row knows where to look.
+ */
 static void
-insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *eviction, bool merged)
+insert_tombstone(ReplMlTable *table, Datum *key, const ReplMlClock *clock, const char *eviction,
+				 bool merged)
 {
 	repl_ml_shape_list(table);
-	insert_row(table, repl_ml_key_to_array(table, key), repl_ml_key_hash(table, key), clock, eviction, merged);
+	write_tombstone(table, repl_ml_key_to_array(table, key), repl_ml_key_hash(table, key), clock,
+					eviction, merged);
 }
 
+/* Writes the row of repl_ml.tombstone. */
 static void
-insert_row(ReplMlTable *table, Datum array, uint64 hash, const ReplMlClock *clock, const char *eviction, bool merged)
+write_tombstone(ReplMlTable *table, Datum array, uint64 hash, const ReplMlClock *clock,
+				const char *eviction, bool merged)
 {
 	Relation	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), RowExclusiveLock);
 	Datum		values[Natts_tombstone];
@@ -310,11 +356,13 @@ insert_row(ReplMlTable *table, Datum array, uint64 hash, const ReplMlClock *cloc
 	values[Anum_tombstone_key - 1] = array;
 	values[Anum_tombstone_key_columns - 1] = table->key_columns;
 	values[Anum_tombstone_key_hash - 1] = Int64GetDatum((int64) hash);
-	values[Anum_tombstone_deleted_at - 1] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
+	values[Anum_tombstone_deleted_at - 1] =
+		TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 	values[Anum_tombstone_eviction - 1] = (Datum) 0;
 	nulls[Anum_tombstone_eviction - 1] = eviction == NULL;
 	if (eviction != NULL)
-		values[Anum_tombstone_eviction - 1] = DirectFunctionCall1(jsonb_in, CStringGetDatum(eviction));
+		values[Anum_tombstone_eviction - 1] = DirectFunctionCall1(jsonb_in,
+																  CStringGetDatum(eviction));
 	values[Anum_tombstone_merged - 1] = BoolGetDatum(merged);
 	values[Anum_tombstone_clock - 1] = PointerGetDatum(clock);
 	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
@@ -327,23 +375,25 @@ insert_row(ReplMlTable *table, Datum array, uint64 hash, const ReplMlClock *cloc
 }
 
 /*
- * Keeps a tombstone that a copy has brought and whose key cannot be read here,
- * as it came: it is part of what the next one copies from here, and goes like
- * the others.
+ * Keeps, for copy/sync.c, a tombstone that a copy has brought and whose key
+ * cannot be read here, as it came: it is part of what the next one copies from
+ * here, and goes like the others.
  */
 void
-repl_ml_tombstone_keep(ReplMlTable *table, Datum columns, Datum array, const ReplMlClock *clock, const char *eviction)
+repl_ml_tombstone_keep(ReplMlTable *table, Datum columns, Datum array, const ReplMlClock *clock,
+					   const char *eviction)
 {
 	ReplMlTable as_it_came = *table;
 	struct varlena *bytes = PG_DETOAST_DATUM_PACKED(array);
-	uint64		hash = hash_bytes_extended((unsigned char *) VARDATA_ANY(bytes), VARSIZE_ANY_EXHDR(bytes), table->root);
+	uint64		hash = hash_bytes_extended((unsigned char *) VARDATA_ANY(bytes),
+										   VARSIZE_ANY_EXHDR(bytes), table->root);
 
 	as_it_came.key_columns = columns;
 	if (!is_kept(array, hash, clock))
-		insert_row(&as_it_came, array, hash, clock, eviction, false);
+		write_tombstone(&as_it_came, array, hash, clock, eviction, false);
 }
 
-/* Is there this very tombstone already? */
+/* Says whether this very tombstone is there already. */
 static bool
 is_kept(Datum array, uint64 hash, const ReplMlClock *clock)
 {
@@ -353,14 +403,20 @@ is_kept(Datum array, uint64 hash, const ReplMlClock *clock)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
-	ScanKeyInit(&scankey, Anum_tombstone_key_hash, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum((int64) hash));
-	scan = systable_beginscan(rel, repl_ml_catalog_oid(TOMBSTONE_INDEX), true, SnapshotSelf, 1, &scankey);
+	ScanKeyInit(&scankey, Anum_tombstone_key_hash, BTEqualStrategyNumber, F_INT8EQ,
+				Int64GetDatum((int64) hash));
+	scan = systable_beginscan(rel, repl_ml_catalog_oid(TOMBSTONE_INDEX), true, SnapshotSelf, 1,
+							  &scankey);
 	while (!found && HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		bool		isnull;
+		Datum		its_key = heap_getattr(tuple, Anum_tombstone_key, RelationGetDescr(rel),
+										   &isnull);
+		Datum		its_clock = heap_getattr(tuple, Anum_tombstone_clock, RelationGetDescr(rel),
+											 &isnull);
 
-		found = datum_image_eq(array, heap_getattr(tuple, Anum_tombstone_key, RelationGetDescr(rel), &isnull), false, -1) &&
-			repl_ml_clock_compare(clock, DatumGetReplMlClockP(heap_getattr(tuple, Anum_tombstone_clock, RelationGetDescr(rel), &isnull))) == REPL_ML_CLOCK_EQUAL;
+		found = datum_image_eq(array, its_key, false, -1) &&
+			repl_ml_clock_compare(clock, DatumGetReplMlClockP(its_clock)) == REPL_ML_CLOCK_EQUAL;
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);

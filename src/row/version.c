@@ -13,7 +13,11 @@
  * stale.
  * Stale ones are replaced when the key has a conflict again, and go like the
  * others when no member can write without knowing them (group/supervisor.c).
- * Callers hold the key's lock (repl_ml_version_lock).
+ *
+ * Not here: which versions are concurrent (converge/conflict.c), what the row
+ * becomes of them (converge/resolve.c).  Locks: callers hold the key's lock
+ * (repl_ml_version_lock), which is an advisory one of a kind that users cannot
+ * take; it is held until the transaction ends.
  */
 #include "postgres.h"
 
@@ -59,15 +63,20 @@ enum
 	Natts_version = Anum_version_clock
 };
 
-typedef bool (*VersionVisitor) (Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument);
+typedef bool (*VersionVisitor) (Relation rel, HeapTuple tuple, Datum *values, bool *nulls,
+								void *argument);
 
 static int	compare_versions(const void *a, const void *b);
-static void visit(ReplMlTable *table, Datum *key, LOCKMODE lockmode, VersionVisitor visitor, void *argument);
-static bool is_of(ReplMlTable *table, Datum *values);
-static bool is_for(ReplMlTable *table, Datum *key, Datum *values);
-static bool load_one(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument);
-static bool remove_one(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument);
-static void insert_one(ReplMlTable *table, Datum *key, Relation rel, const ReplMlVersion *version);
+static void visit_versions(ReplMlTable *table, Datum *key, LOCKMODE lockmode,
+						   VersionVisitor visitor,
+						   void *argument);
+static bool is_of_table(ReplMlTable *table, Datum *values);
+static bool is_of_key(ReplMlTable *table, Datum *key, Datum *values);
+static bool load_version(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument);
+static bool remove_version(Relation rel, HeapTuple tuple, Datum *values, bool *nulls,
+						   void *argument);
+static void insert_version(ReplMlTable *table, Datum *key, Relation rel,
+						   const ReplMlVersion *version);
 
 /* A version under a key that the table no longer has. */
 typedef struct StoredVersion
@@ -80,7 +89,8 @@ typedef struct StoredVersion
 
 static void rekey_row(ReplMlTable *table, TupleDesc desc, Relation rel, List *stale, int first);
 static bool is_of_row(const StoredVersion *stored, const StoredVersion *of);
-static bool present_key(ReplMlTable *table, TupleDesc desc, List *stale, int first, Datum *key);
+static bool find_present_key(ReplMlTable *table, TupleDesc desc, List *stale, int first,
+							 Datum *key);
 
 typedef struct LoadState
 {
@@ -103,18 +113,19 @@ repl_ml_version_lock(ReplMlTable *table, Datum *key)
 }
 
 /*
- * The versions the row under this key, with clock "clock", was resolved from;
- * false if there are none: then the row is the only version.  "desc" describes
- * the rows.  Sorted by dot; everything is palloc'd.
+ * Loads the versions that the row under this key, with clock "clock", was
+ * resolved from; returns false if there are none: then the row is the only
+ * version.  "desc" describes the rows.  Sorted by dot; everything is palloc'd.
  */
 bool
-repl_ml_version_load(ReplMlTable *table, Datum *key, TupleDesc desc, const ReplMlClock *clock, ReplMlVersions *versions)
+repl_ml_version_load(ReplMlTable *table, Datum *key, TupleDesc desc, const ReplMlClock *clock,
+					 ReplMlVersions *versions)
 {
 	LoadState	state = {.desc = desc,.versions = versions};
 	ReplMlClockEntry last = repl_ml_clock_dot(clock);
 
 	versions->count = 0;
-	visit(table, key, AccessShareLock, load_one, &state);
+	visit_versions(table, key, AccessShareLock, load_version, &state);
 	if (versions->count > 1)
 		qsort(versions->all, versions->count, sizeof(ReplMlVersion), compare_versions);
 	if (versions->count > 0 && versions->all[versions->count - 1].dot.node == last.node &&
@@ -124,6 +135,7 @@ repl_ml_version_load(ReplMlTable *table, Datum *key, TupleDesc desc, const ReplM
 	return false;
 }
 
+/* Orders versions, for qsort, by dot. */
 static int
 compare_versions(const void *a, const void *b)
 {
@@ -141,15 +153,20 @@ repl_ml_version_save(ReplMlTable *table, Datum *key, const ReplMlVersions *versi
 {
 	Relation	rel = table_open(repl_ml_catalog_oid(VERSION_TABLE), RowExclusiveLock);
 
-	visit(table, key, RowExclusiveLock, remove_one, NULL);
+	visit_versions(table, key, RowExclusiveLock, remove_version, NULL);
 	for (int i = 0; versions->count > 1 && i < versions->count; i++)
-		insert_one(table, key, rel, &versions->all[i]);
+		insert_version(table, key, rel, &versions->all[i]);
 	table_close(rel, RowExclusiveLock);
 	CommandCounterIncrement();
 }
 
+/*
+ * Calls the visitor for each stored version of the key, until it returns
+ * false.  Sees what is committed now: the key's lock says who may write.
+ */
 static void
-visit(ReplMlTable *table, Datum *key, LOCKMODE lockmode, VersionVisitor visitor, void *argument)
+visit_versions(ReplMlTable *table, Datum *key, LOCKMODE lockmode, VersionVisitor visitor,
+			   void *argument)
 {
 	Relation	rel = table_open(repl_ml_catalog_oid(VERSION_TABLE), lockmode);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
@@ -167,7 +184,7 @@ visit(ReplMlTable *table, Datum *key, LOCKMODE lockmode, VersionVisitor visitor,
 
 		Assert(RelationGetNumberOfAttributes(rel) == Natts_version);
 		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
-		if (is_for(table, key, values) && !visitor(rel, tuple, values, nulls, argument))
+		if (is_of_key(table, key, values) && !visitor(rel, tuple, values, nulls, argument))
 			break;
 	}
 	systable_endscan(scan);
@@ -175,28 +192,32 @@ visit(ReplMlTable *table, Datum *key, LOCKMODE lockmode, VersionVisitor visitor,
 	table_close(rel, NoLock);
 }
 
-/* Is it one of this table? */
+/* Says whether the stored version is one of this table. */
 static bool
-is_of(ReplMlTable *table, Datum *values)
+is_of_table(ReplMlTable *table, Datum *values)
 {
-	return strcmp(NameStr(*DatumGetName(values[Anum_version_table_name - 1])), NameStr(table->table_name)) == 0 &&
-		strcmp(NameStr(*DatumGetName(values[Anum_version_schema_name - 1])), NameStr(table->schema_name)) == 0;
+	return strcmp(NameStr(*DatumGetName(values[Anum_version_table_name - 1])),
+				  NameStr(table->table_name)) == 0 &&
+		strcmp(NameStr(*DatumGetName(values[Anum_version_schema_name - 1])),
+			   NameStr(table->schema_name)) == 0;
 }
 
-/* Is it this key's?  Hashes may collide. */
+/* Says whether the stored version is this key's; hashes may collide. */
 static bool
-is_for(ReplMlTable *table, Datum *key, Datum *values)
+is_of_key(ReplMlTable *table, Datum *key, Datum *values)
 {
 	Datum		its_key[INDEX_MAX_KEYS];
 
-	if (!is_of(table, values) || !repl_ml_shape_is(table, values[Anum_version_key_columns - 1]))
+	if (!is_of_table(table, values) ||
+		!repl_ml_shape_is(table, values[Anum_version_key_columns - 1]))
 		return false;
 	repl_ml_key_from_array(table, values[Anum_version_key - 1], its_key);
 	return repl_ml_key_equal(table, key, its_key);
 }
 
+/* Visitor: adds a stored version to the set. */
 static bool
-load_one(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument)
+load_version(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument)
 {
 	LoadState  *state = argument;
 	ReplMlClock *clock = (ReplMlClock *) PG_DETOAST_DATUM_COPY(values[Anum_version_clock - 1]);
@@ -221,8 +242,9 @@ load_one(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argume
 	return true;
 }
 
+/* Visitor: removes a stored version. */
 static bool
-remove_one(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument)
+remove_version(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument)
 {
 	TM_FailureData failure;
 
@@ -232,8 +254,9 @@ remove_one(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argu
 	return true;
 }
 
+/* Stores one version, as its writer left it. */
 static void
-insert_one(ReplMlTable *table, Datum *key, Relation rel, const ReplMlVersion *version)
+insert_version(ReplMlTable *table, Datum *key, Relation rel, const ReplMlVersion *version)
 {
 	Datum		values[Natts_version];
 	bool		nulls[Natts_version] = {false};
@@ -246,10 +269,12 @@ insert_one(ReplMlTable *table, Datum *key, Relation rel, const ReplMlVersion *ve
 	values[Anum_version_key_hash - 1] = Int64GetDatum((int64) repl_ml_key_hash(table, key));
 	nulls[Anum_version_content - 1] = version->deleted;
 	if (!version->deleted)
-		values[Anum_version_content - 1] = repl_ml_version_from_slot(version->row, table->clock_attnum);
+		values[Anum_version_content - 1] = repl_ml_version_from_slot(version->row,
+																	 table->clock_attnum);
 	nulls[Anum_version_eviction - 1] = version->eviction == NULL;
 	if (version->eviction != NULL)
-		values[Anum_version_eviction - 1] = DirectFunctionCall1(jsonb_in, CStringGetDatum(version->eviction));
+		values[Anum_version_eviction - 1] = DirectFunctionCall1(jsonb_in,
+																CStringGetDatum(version->eviction));
 	values[Anum_version_clock - 1] = PointerGetDatum(version->clock);
 	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
 	CatalogTupleInsert(rel, tuple);
@@ -276,8 +301,11 @@ repl_ml_version_rekey(ReplMlTable *table, TupleDesc desc)
 		StoredVersion *stored = palloc0(sizeof(StoredVersion));
 
 		heap_deform_tuple(tuple, RelationGetDescr(rel), stored->values, stored->nulls);
-		if (!is_of(table, stored->values) || repl_ml_shape_is(table, stored->values[Anum_version_key_columns - 1]))
+		if (!is_of_table(table, stored->values) ||
+			repl_ml_shape_is(table, stored->values[Anum_version_key_columns - 1]))
 			continue;
+
+		/* what it points to has to outlive the scan */
 		stored->tuple = heap_copytuple(tuple);
 		heap_deform_tuple(stored->tuple, RelationGetDescr(rel), stored->values, stored->nulls);
 		stale = lappend(stale, stored);
@@ -289,7 +317,10 @@ repl_ml_version_rekey(ReplMlTable *table, TupleDesc desc)
 	table_close(rel, NoLock);
 }
 
-/* The same for the versions of one row: those from number "first" on with its former key. */
+/*
+ * Brings the versions of one row under the present key: those from number
+ * "first" on with its former key.  They go where they do not agree on one.
+ */
 static void
 rekey_row(ReplMlTable *table, TupleDesc desc, Relation rel, List *stale, int first)
 {
@@ -299,7 +330,7 @@ rekey_row(ReplMlTable *table, TupleDesc desc, Relation rel, List *stale, int fir
 
 	if (of->done)
 		return;
-	agree = present_key(table, desc, stale, first, key);
+	agree = find_present_key(table, desc, stale, first, key);
 	for (int i = first; i < list_length(stale); i++)
 	{
 		StoredVersion *stored = list_nth(stale, i);
@@ -309,26 +340,35 @@ rekey_row(ReplMlTable *table, TupleDesc desc, Relation rel, List *stale, int fir
 			continue;
 		stored->done = true;
 		/* the supervisor may be removing it, too; then it is gone */
-		if (table_tuple_delete(rel, &stored->tuple->t_self, GetCurrentCommandId(true), GetLatestSnapshot(),
+		if (table_tuple_delete(rel, &stored->tuple->t_self, GetCurrentCommandId(true),
+							   GetLatestSnapshot(),
 							   InvalidSnapshot, true, &failure, false) != TM_Ok || !agree)
 			continue;
 		stored->values[Anum_version_key - 1] = repl_ml_key_to_array(table, key);
 		stored->values[Anum_version_key_columns - 1] = table->key_columns;
-		stored->values[Anum_version_key_hash - 1] = Int64GetDatum((int64) repl_ml_key_hash(table, key));
-		CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), stored->values, stored->nulls));
+		stored->values[Anum_version_key_hash - 1] = Int64GetDatum((int64) repl_ml_key_hash(table,
+																						   key));
+		CatalogTupleInsert(rel,
+						   heap_form_tuple(RelationGetDescr(rel), stored->values, stored->nulls));
 	}
 }
 
+/* Says whether two versions are stored under the same former key. */
 static bool
 is_of_row(const StoredVersion *stored, const StoredVersion *of)
 {
-	return datum_image_eq(stored->values[Anum_version_key - 1], of->values[Anum_version_key - 1], false, -1) &&
-		datum_image_eq(stored->values[Anum_version_key_columns - 1], of->values[Anum_version_key_columns - 1], false, -1);
+	return datum_image_eq(stored->values[Anum_version_key - 1], of->values[Anum_version_key - 1],
+						  false, -1) &&
+		datum_image_eq(stored->values[Anum_version_key_columns - 1],
+					   of->values[Anum_version_key_columns - 1], false, -1);
 }
 
-/* The present key of those versions; false if they do not agree, or cannot be read any more. */
+/*
+ * Sets the present key of those versions; returns false if they do not agree,
+ * or cannot be read any more.
+ */
 static bool
-present_key(ReplMlTable *table, TupleDesc desc, List *stale, int first, Datum *key)
+find_present_key(ReplMlTable *table, TupleDesc desc, List *stale, int first, Datum *key)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -344,9 +384,12 @@ present_key(ReplMlTable *table, TupleDesc desc, List *stale, int first, Datum *k
 			StoredVersion *stored = list_nth(stale, i);
 			Datum		own_key[INDEX_MAX_KEYS];
 
-			if (!is_of_row(stored, list_nth(stale, first)) || stored->nulls[Anum_version_content - 1])
+			if (!is_of_row(stored, list_nth(stale, first)) ||
+				stored->nulls[Anum_version_content - 1])
 				continue;
-			repl_ml_key_from_slot(table, repl_ml_version_to_slot(stored->values[Anum_version_content - 1], desc),
+			repl_ml_key_from_slot(table,
+								  repl_ml_version_to_slot(stored->values[Anum_version_content - 1],
+														  desc),
 								  found ? own_key : key);
 			agree &= !found || repl_ml_key_equal(table, key, own_key);
 			found = true;
@@ -361,6 +404,8 @@ present_key(ReplMlTable *table, TupleDesc desc, List *stale, int first, Datum *k
 		error = CopyErrorData();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
+
+		/* what the types refuse is an answer, being cancelled is none */
 		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
 			ReThrowError(error);
 		agree = false;
@@ -371,7 +416,10 @@ present_key(ReplMlTable *table, TupleDesc desc, List *stale, int first, Datum *k
 	return found && agree;
 }
 
-/* The columns of a row but its clock, as text[]: name, value, name, value, ... */
+/*
+ * Returns the columns of a row but its clock, as text[]: name, value, name,
+ * value, ...
+ */
 Datum
 repl_ml_version_from_slot(TupleTableSlot *slot, AttrNumber clock_attnum)
 {
@@ -390,6 +438,7 @@ repl_ml_version_from_slot(TupleTableSlot *slot, AttrNumber clock_attnum)
 		Oid			function;
 		bool		is_varlena;
 
+		/* every node computes generated columns itself */
 		if (att->attisdropped || att->attgenerated != '\0' || att->attnum == clock_attnum)
 			continue;
 		texts[count++] = CStringGetTextDatum(NameStr(att->attname));
@@ -397,19 +446,21 @@ repl_ml_version_from_slot(TupleTableSlot *slot, AttrNumber clock_attnum)
 		if (!slot->tts_isnull[i])
 		{
 			getTypeOutputInfo(att->atttypid, &function, &is_varlena);
-			texts[count] = CStringGetTextDatum(OidOutputFunctionCall(function, slot->tts_values[i]));
+			texts[count] = CStringGetTextDatum(OidOutputFunctionCall(function,
+																	 slot->tts_values[i]));
 		}
 		count++;
 	}
 	repl_ml_session_restore(level);
 	dims[0] = count;
-	return PointerGetDatum(construct_md_array(texts, nulls, 1, dims, lower, TEXTOID, -1, false, TYPALIGN_INT));
+	return PointerGetDatum(construct_md_array(texts, nulls, 1, dims, lower, TEXTOID, -1, false,
+											  TYPALIGN_INT));
 }
 
 /*
- * The row that repl_ml_version_from_slot wrote, in a slot that needs no
- * release.  A column that the table has got since has what rows from before it
- * have, one it has lost is left out.  The clock is not set.
+ * Returns the row that repl_ml_version_from_slot wrote, in a slot that needs
+ * no release.  A column that the table has got since has what rows from before
+ * it have, one it has lost is left out.  The clock is not set.
  */
 TupleTableSlot *
 repl_ml_version_to_slot(Datum content, TupleDesc desc)
@@ -420,7 +471,8 @@ repl_ml_version_to_slot(Datum content, TupleDesc desc)
 	bool	   *nulls;
 	int			count;
 
-	deconstruct_array(DatumGetArrayTypePCopy(content), TEXTOID, -1, false, TYPALIGN_INT, &texts, &nulls, &count);
+	deconstruct_array(DatumGetArrayTypePCopy(content), TEXTOID, -1, false, TYPALIGN_INT, &texts,
+					  &nulls, &count);
 	ExecStoreAllNullTuple(slot);
 	for (int i = 0; i < desc->natts; i++)
 	{
@@ -431,14 +483,18 @@ repl_ml_version_to_slot(Datum content, TupleDesc desc)
 
 		if (att->attisdropped || att->attgenerated != '\0')
 			continue;
+
+		/* by name: columns may have moved since it was stored */
 		while (j + 1 < count && strcmp(TextDatumGetCString(texts[j]), NameStr(att->attname)) != 0)
 			j += 2;
 		if (j + 1 >= count)
-			slot->tts_values[i] = getmissingattr(slot->tts_tupleDescriptor, i + 1, &slot->tts_isnull[i]);
+			slot->tts_values[i] = getmissingattr(slot->tts_tupleDescriptor, i + 1,
+												 &slot->tts_isnull[i]);
 		else if (!nulls[j + 1])
 		{
 			getTypeInputInfo(att->atttypid, &function, &param);
-			slot->tts_values[i] = OidInputFunctionCall(function, TextDatumGetCString(texts[j + 1]), param, att->atttypmod);
+			slot->tts_values[i] = OidInputFunctionCall(function, TextDatumGetCString(texts[j + 1]),
+													   param, att->atttypmod);
 			slot->tts_isnull[i] = false;
 		}
 	}
