@@ -1,10 +1,12 @@
 /*
  * admission.c
- *		Does this database fit the group?  Asked of the donor before anything is
- *		written anywhere, so that a join that cannot end well does not begin.
+ *		Whether this database fits the group: the donor is asked before anything
+ *		is written anywhere, so that a join that cannot end well does not begin.
  *
  * Called by join.c.  What changes after these checks makes the workers of the
- * joining node fail, with the error in repl_ml.stat_apply.
+ * joining node fail, with the error in repl_ml.stat_apply.  Not here: whether
+ * the group lets this node in (repl_ml.admit_node on the donor).  Locks: ACCESS
+ * SHARE on tables that are here already.
  */
 #include "postgres.h"
 
@@ -26,26 +28,30 @@ typedef struct Row
 	char	   *fields[3];
 } Row;
 
-static void check_version(void);
+static void check_own_version(void);
 static void check_encoding(WalReceiverConn *donor);
 static void check_tables(WalReceiverConn *donor, bool copy_data);
 static void check_roles(WalReceiverConn *donor, bool everything);
-static void check_readable(WalReceiverConn *donor);
-static List *ask(WalReceiverConn *donor, int ncolumns, const char *sql);
+static void check_donor_readable(WalReceiverConn *donor);
+static List *query_donor(WalReceiverConn *donor, int ncolumns, const char *sql);
 
 /* The enrolled tables of the donor, as they are in its catalogs. */
 #define ENROLLED_TABLES \
-	" FROM repl_ml.replicated_table t JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) t.schema_name" \
-	" JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid AND c.relname OPERATOR(pg_catalog.=) t.table_name" \
+	" FROM repl_ml.replicated_table t" \
+	" JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) t.schema_name" \
+	" JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid" \
+	" AND c.relname OPERATOR(pg_catalog.=) t.table_name" \
 	" WHERE t.state OPERATOR(pg_catalog.=) 'enrolled'"
 
-/* Raises an error that says what to do first, or returns. */
+/*
+ * Raises, in the join worker, an error that says what to do first, or returns.
+ */
 void
 repl_ml_admission_check(WalReceiverConn *donor, bool copy_data)
 {
 	bool		everything;
 
-	check_version();
+	check_own_version();
 	check_encoding(donor);
 	repl_ml_begin();
 	everything = repl_ml_schema_is_empty();
@@ -53,14 +59,19 @@ repl_ml_admission_check(WalReceiverConn *donor, bool copy_data)
 	check_tables(donor, copy_data);
 	check_roles(donor, everything);
 	if (everything)
-		check_readable(donor);
+		check_donor_readable(donor);
 }
 
+/*
+ * Refuses a database whose SQL objects are of another version than the
+ * library.
+ */
 static void
-check_version(void)
+check_own_version(void)
 {
 	repl_ml_begin();
-	SPI_execute("SELECT extversion FROM pg_catalog.pg_extension WHERE extname OPERATOR(pg_catalog.=) 'repl_ml'", true, 1);
+	SPI_execute("SELECT extversion FROM pg_catalog.pg_extension"
+				" WHERE extname OPERATOR(pg_catalog.=) 'repl_ml'", true, 1);
 	if (strcmp(repl_ml_spi_text(0, 0), REPL_ML_VERSION) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -71,24 +82,31 @@ check_version(void)
 }
 
 /*
- * Text that one database can hold and another cannot would stop at the border;
- * which character is the first to, nobody knows.
+ * Refuses another encoding than the group's: text that one database can hold
+ * and another cannot would stop at the border, and which character is the
+ * first to, nobody knows.
  */
 static void
 check_encoding(WalReceiverConn *donor)
 {
-	List	   *rows = ask(donor, 1, "SELECT pg_catalog.getdatabaseencoding()::pg_catalog.text");
+	List	   *rows = query_donor(donor, 1,
+								   "SELECT pg_catalog.getdatabaseencoding()::pg_catalog.text");
 	char	   *theirs = rows == NIL ? "" : ((Row *) linitial(rows))->fields[0];
 
 	if (strcmp(theirs, GetDatabaseEncodingName()) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the encoding of this database is %s, that of the group is %s", GetDatabaseEncodingName(), theirs),
+				 errmsg("the encoding of this database is %s, that of the group is %s",
+						GetDatabaseEncodingName(), theirs),
 				 errdetail("A character that one of them does not have could not be replicated."),
-				 errhint("Run CREATE DATABASE ... ENCODING %s TEMPLATE template0, and join with that database.", quote_literal_cstr(theirs))));
+				 errhint("Run CREATE DATABASE ... ENCODING %s TEMPLATE template0, and join with "
+						 "that database.", quote_literal_cstr(theirs))));
 }
 
-/* A table that is here already has to be one that can be enrolled, and empty if rows are to come. */
+/*
+ * Refuses a table that is here already unless it can be enrolled, and is empty
+ * if rows are to come.
+ */
 static void
 check_table(const Row *table, bool copy_data)
 {
@@ -96,29 +114,36 @@ check_table(const Row *table, bool copy_data)
 	Oid			types[1] = {TEXTOID};
 	Datum		values[1] = {CStringGetTextDatum(name)};
 
-	if (SPI_execute_with_args("SELECT o.message, o.hint FROM repl_ml.enrol_obstacle(pg_catalog.to_regclass($1)) o"
-							  " WHERE pg_catalog.to_regclass($1) IS NOT NULL", 1, types, values, NULL, true, 1) == SPI_OK_SELECT &&
+	if (SPI_execute_with_args("SELECT o.message, o.hint"
+							  " FROM repl_ml.enrol_obstacle(pg_catalog.to_regclass($1)) o"
+							  " WHERE pg_catalog.to_regclass($1) IS NOT NULL", 1, types, values,
+							  NULL, true, 1) == SPI_OK_SELECT &&
 		SPI_processed > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("%s", repl_ml_spi_text(0, 0)),
 				 errdetail("The group replicates a table of that name."),
 				 errhint("%s", repl_ml_spi_text(0, 1))));
-	SPI_execute_with_args("SELECT pg_catalog.to_regclass($1)::pg_catalog.oid WHERE pg_catalog.to_regclass($1) IS NOT NULL",
+	SPI_execute_with_args("SELECT pg_catalog.to_regclass($1)::pg_catalog.oid"
+						  " WHERE pg_catalog.to_regclass($1) IS NOT NULL",
 						  1, types, values, NULL, true, 1);
 	if (copy_data && SPI_processed > 0 &&
 		repl_ml_has_rows(strtoul(repl_ml_spi_text(0, 0), NULL, 10), AccessShareLock))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table %s of the joining database is not empty", name),
-				 errhint("Run TRUNCATE %s or drop it, and join again; or join with copy_data => false if it holds the group's rows already.", name)));
+				 errhint("Run TRUNCATE %s or drop it, and join again; or join with copy_data => "
+						 "false if it holds the group's rows already.", name)));
 }
 
+/* Checks the tables that are here already and the group replicates. */
 static void
 check_tables(WalReceiverConn *donor, bool copy_data)
 {
 	ListCell   *lc;
-	List	   *tables = ask(donor, 2, "SELECT t.schema_name::pg_catalog.text, t.table_name::pg_catalog.text" ENROLLED_TABLES);
+	List	   *tables = query_donor(donor, 2,
+									 "SELECT t.schema_name::pg_catalog.text,"
+									 " t.table_name::pg_catalog.text" ENROLLED_TABLES);
 
 	repl_ml_begin();
 	foreach(lc, tables)
@@ -126,58 +151,94 @@ check_tables(WalReceiverConn *donor, bool copy_data)
 	repl_ml_commit();
 }
 
-/* Owners and grantees have to be here: of the tables, or of all the donor has. */
+/*
+ * Requires the owners and grantees here: of the tables, or of all the donor
+ * has.
+ */
 static void
 check_roles(WalReceiverConn *donor, bool everything)
 {
 	ListCell   *lc;
-	List	   *roles = ask(donor, 1, psprintf("SELECT pg_catalog.pg_get_userbyid(c.relowner)::pg_catalog.text" ENROLLED_TABLES
-											   " UNION SELECT r.rolname FROM pg_catalog.pg_shdepend d JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) d.refobjid"
-											   " JOIN pg_catalog.pg_database b ON b.oid OPERATOR(pg_catalog.=) d.dbid AND b.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()"
-											   " WHERE d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_authid'::pg_catalog.regclass AND d.deptype IN ('o', 'a')"
-											   " AND (%s OR (d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid IN (SELECT c.oid" ENROLLED_TABLES ")))",
-											   everything ? "true" : "false"));
+	List	   *roles;
 
+	roles = query_donor(donor, 1,
+						psprintf("SELECT pg_catalog.pg_get_userbyid(c.relowner)::pg_catalog.text"
+								 ENROLLED_TABLES
+								 " UNION SELECT r.rolname FROM pg_catalog.pg_shdepend d"
+								 " JOIN pg_catalog.pg_roles r"
+								 " ON r.oid OPERATOR(pg_catalog.=) d.refobjid"
+								 " JOIN pg_catalog.pg_database b"
+								 " ON b.oid OPERATOR(pg_catalog.=) d.dbid"
+								 " AND b.datname OPERATOR(pg_catalog.=)"
+								 " pg_catalog.current_database()"
+								 " WHERE d.refclassid OPERATOR(pg_catalog.=)"
+								 " 'pg_catalog.pg_authid'::pg_catalog.regclass"
+								 " AND d.deptype IN ('o', 'a')"
+								 " AND (%s OR (d.classid OPERATOR(pg_catalog.=)"
+								 " 'pg_catalog.pg_class'::pg_catalog.regclass"
+								 " AND d.objid IN (SELECT c.oid" ENROLLED_TABLES ")))",
+								 everything ? "true" : "false"));
 	repl_ml_begin();
+
+	/* the definitions that are copied name them */
 	foreach(lc, roles)
 	{
 		char	   *role = ((Row *) lfirst(lc))->fields[0];
 		Oid			types[1] = {TEXTOID};
 		Datum		values[1] = {CStringGetTextDatum(role)};
 
-		SPI_execute_with_args("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) $1::pg_catalog.name",
+		SPI_execute_with_args("SELECT 1 FROM pg_catalog.pg_roles"
+							  " WHERE rolname OPERATOR(pg_catalog.=) $1::pg_catalog.name",
 							  1, types, values, NULL, true, 1);
 		if (SPI_processed == 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_OBJECT),
 					 errmsg("role \"%s\" does not exist on this server", role),
 					 errdetail("Tables of the group belong to it or are granted to it."),
-					 errhint("Run CREATE ROLE %s, or copy all roles with pg_dumpall --roles-only.", quote_identifier(role))));
+					 errhint("Run CREATE ROLE %s, or copy all roles with pg_dumpall --roles-only.",
+							 quote_identifier(role))));
 	}
 	repl_ml_commit();
 }
 
-/* pg_dump of everything locks every table, which takes the right to read it. */
+/*
+ * Requires that the role of the members' connection string may read every
+ * table of the donor: pg_dump of everything locks each, which takes that
+ * right.
+ */
 static void
-check_readable(WalReceiverConn *donor)
+check_donor_readable(WalReceiverConn *donor)
 {
-	List	   *tables = ask(donor, 2, "SELECT c.oid::pg_catalog.regclass::pg_catalog.text, CURRENT_USER::pg_catalog.text FROM pg_catalog.pg_class c"
-							 " JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
-							 " WHERE c.relkind IN ('r', 'p') AND c.relpersistence OPERATOR(pg_catalog.<>) 't' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'repl_ml')"
-							 " AND NOT (pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT')) LIMIT 1");
+	List	   *tables = query_donor(donor, 2,
+									 "SELECT c.oid::pg_catalog.regclass::pg_catalog.text,"
+									 " CURRENT_USER::pg_catalog.text FROM pg_catalog.pg_class c"
+									 " JOIN pg_catalog.pg_namespace n"
+									 " ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
+									 " WHERE c.relkind IN ('r', 'p')"
+									 " AND c.relpersistence OPERATOR(pg_catalog.<>) 't'"
+									 " AND n.nspname NOT IN ('pg_catalog', 'information_schema',"
+									 " 'repl_ml')"
+									 " AND NOT (pg_catalog.has_schema_privilege(n.oid, 'USAGE')"
+									 " AND pg_catalog.has_table_privilege(c.oid, 'SELECT'))"
+									 " LIMIT 1");
 	Row		   *row = tables == NIL ? NULL : linitial(tables);
 
 	if (row != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("role \"%s\", with which members connect to the donor, may not read table %s there", row->fields[1], row->fields[0]),
+				 errmsg("role \"%s\", with which members connect to the donor, may not read table "
+						"%s there", row->fields[1], row->fields[0]),
 				 errdetail("The definitions of all its tables are copied with pg_dump."),
-				 errhint("On that server run GRANT pg_read_all_data TO %s.", quote_identifier(row->fields[1]))));
+				 errhint("On that server run GRANT pg_read_all_data TO %s.",
+						 quote_identifier(row->fields[1]))));
 }
 
-/* The rows of a query to the donor, in the caller's memory; none of the values is null. */
+/*
+ * Returns the rows of a query to the donor, in the caller's memory; none of
+ * the values is null.
+ */
 static List *
-ask(WalReceiverConn *donor, int ncolumns, const char *sql)
+query_donor(WalReceiverConn *donor, int ncolumns, const char *sql)
 {
 	static const Oid types[3] = {TEXTOID, TEXTOID, TEXTOID};
 	MemoryContext context = CurrentMemoryContext;

@@ -1,7 +1,8 @@
 /*
  * group.h
  *		The processes of a member and its membership: launcher, supervisor, apply
- *		workers, joining.
+ *		workers, joining.  The last room but one: whatever these processes do to
+ *		rows, streams and commits is in the rooms before it.
  */
 #ifndef REPL_ML_GROUP_H
 #define REPL_ML_GROUP_H

@@ -7,6 +7,10 @@
  * background worker does it, for a request in shared memory; the caller waits
  * and gets the worker's error as its own.  What follows (links, schema, rows)
  * is done by the workers of the new member and goes on after a crash.
+ *
+ * Not here: what has to fit (admission.c), when a joining node is ready
+ * (supervisor.c).  Locks: repl_ml_shared->lock, for the request.  No lock is
+ * held while a member is asked.
  */
 #include "postgres.h"
 
@@ -43,6 +47,8 @@
 #define INVITATION_MS	5000	/* ... and to hear from the donor that we are
 								 * invited */
 #define POLL_MS			100
+
+#define SAME_VERSION_HINT	"Install the same version of the extension \"repl_ml\" on both nodes."
 
 /* The columns of repl_ml.member, in the order of Member.row. */
 enum
@@ -84,8 +90,8 @@ typedef struct Member
 
 static void file_request(FunctionCallInfo fcinfo);
 static void await_answer(TimestampTz deadline, BackgroundWorkerHandle *handle);
-static void join(ReplMlJoinRequest *request);
-static char *be_admitted(ReplMlJoinRequest *request, Candidate *candidate);
+static void join_group(ReplMlJoinRequest *request);
+static char *ask_for_admission(ReplMlJoinRequest *request, Candidate *candidate);
 static void ask_donor(ReplMlJoinRequest *request, WalReceiverConn *donor, Candidate *candidate);
 static void load_members(WalReceiverConn *donor, Candidate *candidate);
 static void describe_self(ReplMlJoinRequest *request, Candidate *candidate);
@@ -94,6 +100,10 @@ static bool register_everywhere(Candidate *candidate);
 static void unregister(Candidate *candidate);
 static void become_member(ReplMlJoinRequest *request, Candidate *candidate);
 
+/*
+ * Frees the place of the request, also after an error, so that another
+ * database can join.
+ */
 static void
 withdraw_request(int code, Datum arg)
 {
@@ -128,7 +138,8 @@ launch_worker(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("out of background worker slots"),
-				 errhint("Raise max_worker_processes; SELECT * FROM repl_ml.check_setup() says how far.")));
+				 errhint("Raise max_worker_processes; SELECT * FROM repl_ml.check_setup() says how "
+						 "far.")));
 	return handle;
 }
 
@@ -156,14 +167,15 @@ await_worker(TimestampTz deadline, BackgroundWorkerHandle *handle)
  * repl_ml.start_joining(node_name, dsn, join_dsn, copy_data, timeout) returns
  * the node id.  When it returns this database is a joining member, whatever
  * becomes of the caller's transaction; when it raises an error nothing is left
- * behind, here or on the members, but perhaps a node id that is not used again.
+ * behind, here or on the members, but perhaps a node id that is not used
+ * again.
  */
 PG_FUNCTION_INFO_V1(repl_ml_start_joining);
 Datum
 repl_ml_start_joining(PG_FUNCTION_ARGS)
 {
-	TimestampTz deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-																   TimestampTzGetDatum(GetCurrentTimestamp()),
+	Datum		now = TimestampTzGetDatum(GetCurrentTimestamp());
+	TimestampTz deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval, now,
 																   PG_GETARG_DATUM(4)));
 	int			node_id;
 
@@ -180,6 +192,7 @@ repl_ml_start_joining(PG_FUNCTION_ARGS)
 	PG_RETURN_INT32(node_id);
 }
 
+/* Copies an argument into the request, which has room for so many bytes. */
 static void
 copy_dsn(char *into, text *dsn, const char *argument)
 {
@@ -188,11 +201,15 @@ copy_dsn(char *into, text *dsn, const char *argument)
 	if (strlen(value) >= REPL_ML_DSN_LENGTH)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"%s\" is longer than %d bytes", argument, REPL_ML_DSN_LENGTH - 1),
+				 errmsg("argument \"%s\" is longer than %d bytes", argument,
+						REPL_ML_DSN_LENGTH - 1),
 				 errhint("Move parts of it into a service file or a password file.")));
 	strlcpy(into, value, REPL_ML_DSN_LENGTH);
 }
 
+/*
+ * Puts the backend's request into shared memory, where there is place for one.
+ */
 static void
 file_request(FunctionCallInfo fcinfo)
 {
@@ -223,7 +240,7 @@ file_request(FunctionCallInfo fcinfo)
 				 errhint("Try again when it has joined.")));
 }
 
-/* Raises the worker's error as ours. */
+/* Raises the worker's error as the backend's. */
 static void
 raise_answer(const ReplMlJoinRequest *answer)
 {
@@ -234,6 +251,10 @@ raise_answer(const ReplMlJoinRequest *answer)
 			 answer->error_hint[0] != '\0' ? errhint("%s", answer->error_hint) : 0));
 }
 
+/*
+ * Waits for the worker's answer; returns when this database has become a
+ * member, and raises an error otherwise.
+ */
 static void
 await_answer(TimestampTz deadline, BackgroundWorkerHandle *handle)
 {
@@ -268,8 +289,9 @@ await_answer(TimestampTz deadline, BackgroundWorkerHandle *handle)
 	}
 }
 
+/* Tells the backend, if it still waits, what has become of its request. */
 static void
-answer(const ReplMlJoinRequest *asked, ReplMlJoinState state, const ErrorData *error)
+answer_request(const ReplMlJoinRequest *asked, ReplMlJoinState state, const ErrorData *error)
 {
 	ReplMlJoinRequest *request = &repl_ml_shared->join;
 
@@ -280,7 +302,8 @@ answer(const ReplMlJoinRequest *asked, ReplMlJoinState state, const ErrorData *e
 		{
 			request->error_sqlstate = error->sqlerrcode;
 			strlcpy(request->error_message, error->message, REPL_ML_ERROR_LENGTH);
-			strlcpy(request->error_detail, error->detail ? error->detail : "", REPL_ML_ERROR_LENGTH);
+			strlcpy(request->error_detail, error->detail ? error->detail : "",
+					REPL_ML_ERROR_LENGTH);
 			strlcpy(request->error_hint, error->hint ? error->hint : "", REPL_ML_ERROR_LENGTH);
 		}
 		request->state = state;
@@ -290,7 +313,7 @@ answer(const ReplMlJoinRequest *asked, ReplMlJoinState state, const ErrorData *e
 	LWLockRelease(repl_ml_shared->lock);
 }
 
-/* Entry point of the join worker. */
+/* The join worker, which the backend that called join_group has started. */
 void
 repl_ml_join_main(Datum arg)
 {
@@ -301,6 +324,8 @@ repl_ml_join_main(Datum arg)
 	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
 	request = repl_ml_shared->join;
 	LWLockRelease(repl_ml_shared->lock);
+
+	/* the backend has given up before we began */
 	if (request.state != REPL_ML_JOIN_REQUESTED)
 		proc_exit(0);
 	BackgroundWorkerInitializeConnectionByOid(request.database, InvalidOid, 0);
@@ -310,8 +335,8 @@ repl_ml_join_main(Datum arg)
 	PG_TRY();
 	{
 		MemoryContextSwitchTo(TopMemoryContext);
-		join(&request);
-		answer(&request, REPL_ML_JOIN_DONE, NULL);
+		join_group(&request);
+		answer_request(&request, REPL_ML_JOIN_DONE, NULL);
 	}
 	PG_CATCH();
 	{
@@ -321,17 +346,21 @@ repl_ml_join_main(Datum arg)
 		error = CopyErrorData();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
-		answer(&request, REPL_ML_JOIN_FAILED, error);
+		answer_request(&request, REPL_ML_JOIN_FAILED, error);
 	}
 	PG_END_TRY();
 	proc_exit(0);
 }
 
+/*
+ * Does what has been asked for.  What members have been told is taken back if
+ * it fails.
+ */
 static void
-join(ReplMlJoinRequest *request)
+join_group(ReplMlJoinRequest *request)
 {
 	Candidate	candidate = {0};
-	char	   *dsn = be_admitted(request, &candidate);
+	char	   *dsn = ask_for_admission(request, &candidate);
 	WalReceiverConn *donor = repl_ml_stream_connect(dsn, "join");
 
 	ask_donor(request, donor, &candidate);
@@ -361,47 +390,56 @@ join(ReplMlJoinRequest *request)
 	repl_ml_shmem_wake_launcher();
 }
 
+/* Returns a value of the row, NULL for null. */
 static char *
-field(ReplMlResult *result, int column)
+get_text(ReplMlResult *result, int column)
 {
 	return result->slot->tts_isnull[column] ? NULL :
 		TextDatumGetCString(result->slot->tts_values[column]);
 }
 
-/* A value the peer has to give. */
+/* Returns a value that the peer has to give. */
 static char *
-required_field(ReplMlResult *result, int column)
+get_required_text(ReplMlResult *result, int column)
 {
-	char	   *value = field(result, column);
+	char	   *value = get_text(result, column);
 
 	if (value == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("the peer described itself without \"%s\"",
-						NameStr(TupleDescAttr(result->slot->tts_tupleDescriptor, column)->attname))));
+						NameStr(TupleDescAttr(result->slot->tts_tupleDescriptor,
+											  column)->attname)),
+				 errhint(SAME_VERSION_HINT)));
 	return value;
 }
 
-/* When whoever is asked now has to have answered. */
+/* Returns when whoever is asked now has to have answered. */
 static TimestampTz
-deadline(int milliseconds)
+deadline_after(int milliseconds)
 {
 	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), milliseconds);
 }
 
-/* Does join_dsn lead to a database of the group, with this version of ours? */
+/*
+ * Refuses a join_dsn that does not lead to a database with this version of the
+ * extension.
+ */
 static void
-check_version(ReplMlJoinRequest *request)
+check_group_version(ReplMlJoinRequest *request)
 {
 	char	   *version = repl_ml_ask_one(request->join_dsn,
-										  "SELECT pg_catalog.max(extversion) FROM pg_catalog.pg_extension WHERE extname OPERATOR(pg_catalog.=) 'repl_ml'",
-										  0, NULL, deadline(ANSWER_MS));
+										  "SELECT pg_catalog.max(extversion)"
+										  " FROM pg_catalog.pg_extension"
+										  " WHERE extname OPERATOR(pg_catalog.=) 'repl_ml'",
+										  0, NULL, deadline_after(ANSWER_MS));
 
 	if (version == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the extension repl_ml is not installed in the database join_dsn leads to"),
-				 errhint("Run CREATE EXTENSION repl_ml and SELECT repl_ml.create_group(...) there first.")));
+				 errhint("Run CREATE EXTENSION repl_ml and SELECT repl_ml.create_group(...) there "
+						 "first.")));
 	if (strcmp(version, REPL_ML_VERSION) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -415,13 +453,13 @@ check_version(ReplMlJoinRequest *request)
  * as they do.
  */
 static char *
-be_admitted(ReplMlJoinRequest *request, Candidate *candidate)
+ask_for_admission(ReplMlJoinRequest *request, Candidate *candidate)
 {
 	const char *params[2];
 	char	   *dsn;
 	pg_uuid_t	secret;
 
-	check_version(request);
+	check_group_version(request);
 	if (!pg_strong_random(secret.data, UUID_LEN))
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
@@ -429,7 +467,8 @@ be_admitted(ReplMlJoinRequest *request, Candidate *candidate)
 	candidate->secret = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&secret)));
 	params[0] = NameStr(request->node_name);
 	params[1] = candidate->secret;
-	dsn = repl_ml_ask_one(request->join_dsn, "SELECT repl_ml.admit_node($1, $2)", 2, params, deadline(ANSWER_MS));
+	dsn = repl_ml_ask_one(request->join_dsn, "SELECT repl_ml.admit_node($1, $2)", 2, params,
+						  deadline_after(ANSWER_MS));
 	if (dsn == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -438,47 +477,66 @@ be_admitted(ReplMlJoinRequest *request, Candidate *candidate)
 	return dsn;
 }
 
-/* Is the donor a member that can take us in? */
+/*
+ * Takes from the donor which group it is of; raises an error unless it is a
+ * member that can take us in.
+ */
 static void
 ask_donor(ReplMlJoinRequest *request, WalReceiverConn *donor, Candidate *candidate)
 {
 	static const Oid types[6] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID};
 	ReplMlResult *result;
+	Datum		group_id;
 
-	result = repl_ml_stream_query(donor, "SELECT group_id::pg_catalog.text, group_name::pg_catalog.text, node_id::pg_catalog.text, node_name::pg_catalog.text, state, fenced FROM repl_ml.local_info()", 6, types);
+	result = repl_ml_stream_query(donor,
+								  "SELECT group_id::pg_catalog.text, group_name::pg_catalog.text,"
+								  " node_id::pg_catalog.text, node_name::pg_catalog.text, state,"
+								  " fenced FROM repl_ml.local_info()", 6, types);
 	if (!repl_ml_stream_next(result))
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("the peer returned no row for repl_ml.local_info()")));
+				 errmsg("the peer returned no row for repl_ml.local_info()"),
+				 errhint(SAME_VERSION_HINT)));
 	slot_getallattrs(result->slot);
-	if (field(result, 0) == NULL)
+	if (get_text(result, 0) == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the database join_dsn leads to is not a member of a repl_ml group"),
 				 errhint("Run SELECT repl_ml.create_group(...) there first.")));
 	/* only what is a uuid */
-	candidate->group_id = DatumGetCString(DirectFunctionCall1(uuid_out,
-															  DirectFunctionCall1(uuid_in, CStringGetDatum(required_field(result, 0)))));
-	candidate->group_name = required_field(result, 1);
-	candidate->donor = atoi(required_field(result, 2));
-	if (strcmp(required_field(result, 4), "ready") != 0 || DatumGetBool(result->slot->tts_values[5]))
+	group_id = CStringGetDatum(get_required_text(result, 0));
+	group_id = DirectFunctionCall1(uuid_in, group_id);
+	candidate->group_id = DatumGetCString(DirectFunctionCall1(uuid_out, group_id));
+	candidate->group_name = get_required_text(result, 1);
+	candidate->donor = atoi(get_required_text(result, 2));
+	if (strcmp(get_required_text(result, 4), "ready") != 0 ||
+		DatumGetBool(result->slot->tts_values[5]))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("node \"%s\" is not ready to take in another node", required_field(result, 3)),
-				 errhint("Wait for it with SELECT repl_ml.wait_for_node(%s) there, or join through another member.",
-						 quote_literal_cstr(required_field(result, 3)))));
+				 errmsg("node \"%s\" is not ready to take in another node",
+						get_required_text(result, 3)),
+				 errhint("Wait for it with SELECT repl_ml.wait_for_node(%s) there, or join through "
+						 "another member.",
+						 quote_literal_cstr(get_required_text(result, 3)))));
 	repl_ml_stream_free(result);
 }
 
-/* The donor's list of members.  What it says is used as values only. */
+/* Takes the donor's list of members.  What it says is used as values only. */
 static void
 load_members(WalReceiverConn *donor, Candidate *candidate)
 {
-	static const Oid types[MEMBER_COLUMNS] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+	static const Oid types[MEMBER_COLUMNS] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
+	TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
 	ReplMlResult *result = repl_ml_stream_query(donor,
-												"SELECT node_id::pg_catalog.text, node_name::pg_catalog.text, dsn, host, port::pg_catalog.text, dbname,"
-												" system_identifier::pg_catalog.text, joined_at::pg_catalog.text, state, incarnation::pg_catalog.text, __repl_clock::pg_catalog.text"
-												" FROM repl_ml.member ORDER BY node_id", MEMBER_COLUMNS, types);
+												"SELECT node_id::pg_catalog.text,"
+												" node_name::pg_catalog.text, dsn, host,"
+												" port::pg_catalog.text, dbname,"
+												" system_identifier::pg_catalog.text,"
+												" joined_at::pg_catalog.text, state,"
+												" incarnation::pg_catalog.text,"
+												" __repl_clock::pg_catalog.text"
+												" FROM repl_ml.member ORDER BY node_id",
+												MEMBER_COLUMNS, types);
 
 	while (repl_ml_stream_next(result))
 	{
@@ -486,7 +544,8 @@ load_members(WalReceiverConn *donor, Candidate *candidate)
 
 		slot_getallattrs(result->slot);
 		for (int i = 0; i < MEMBER_COLUMNS; i++)
-			member->row[i] = i == MEMBER_HOST || i == MEMBER_PORT || i == MEMBER_DBNAME ? field(result, i) : required_field(result, i);
+			member->row[i] = i == MEMBER_HOST || i == MEMBER_PORT || i == MEMBER_DBNAME ?
+				get_text(result, i) : get_required_text(result, i);
 		member->node_id = pg_strtoint32(member->row[MEMBER_NODE_ID]);
 		candidate->members = lappend(candidate->members, member);
 		candidate->node_id = Max(candidate->node_id, member->node_id);
@@ -494,8 +553,9 @@ load_members(WalReceiverConn *donor, Candidate *candidate)
 	repl_ml_stream_free(result);
 }
 
+/* Returns how many members are not dropped. */
 static int
-live_members(Candidate *candidate)
+count_live_members(Candidate *candidate)
 {
 	int			count = 0;
 	ListCell   *lc;
@@ -508,15 +568,19 @@ live_members(Candidate *candidate)
 	return count;
 }
 
-/* What every member is told of us; our own settings must do for one more member. */
+/*
+ * Sets what every member is told of us; raises an error unless our own
+ * settings do for one more member.
+ */
 static void
 describe_self(ReplMlJoinRequest *request, Candidate *candidate)
 {
 	Oid			types[1] = {INT4OID};
 	Oid			texts[1] = {TEXTOID};
-	Datum		members[1] = {Int32GetDatum(live_members(candidate) + 1)};
+	Datum		members[1] = {Int32GetDatum(count_live_members(candidate) + 1)};
 	Datum		dsn[1] = {CStringGetTextDatum(request->dsn)};
-	static const int columns[] = {MEMBER_HOST, MEMBER_PORT, MEMBER_DBNAME, MEMBER_SYSTEM_IDENTIFIER, MEMBER_JOINED_AT};
+	static const int columns[] = {MEMBER_HOST, MEMBER_PORT, MEMBER_DBNAME, MEMBER_SYSTEM_IDENTIFIER,
+	MEMBER_JOINED_AT};
 
 	candidate->own[MEMBER_NODE_NAME] = pstrdup(NameStr(request->node_name));
 	candidate->own[MEMBER_DSN] = pstrdup(request->dsn);
@@ -524,14 +588,18 @@ describe_self(ReplMlJoinRequest *request, Candidate *candidate)
 	candidate->own[MEMBER_INCARNATION] = "1";
 	candidate->own[MEMBER_CLOCK] = "{}";
 	repl_ml_begin();
+
+	/* where a member reaches us is tried out from here */
 	SPI_execute_with_args("SELECT repl_ml.require_setup($1)", 1, types, members, NULL, true, 0);
-	SPI_execute_with_args("SELECT p.host, p.port, p.dbname, p.system_identifier, pg_catalog.now() FROM repl_ml.probe($1) p",
+	SPI_execute_with_args("SELECT p.host, p.port, p.dbname, p.system_identifier, pg_catalog.now()"
+						  " FROM repl_ml.probe($1) p",
 						  1, texts, dsn, NULL, false, 1);
 	for (int i = 0; i < lengthof(columns); i++)
 	{
 		char	   *value = repl_ml_spi_text(0, i);
 
-		candidate->own[columns[i]] = value == NULL ? NULL : MemoryContextStrdup(TopMemoryContext, value);
+		candidate->own[columns[i]] = value == NULL ? NULL :
+			MemoryContextStrdup(TopMemoryContext, value);
 	}
 	repl_ml_commit();
 	MemoryContextSwitchTo(TopMemoryContext);
@@ -551,28 +619,33 @@ agree_on_id(Candidate *candidate)
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-			 errmsg("no node id is free in group \"%s\"", candidate->group_name)));
+			 errmsg("no node id is free in group \"%s\"", candidate->group_name),
+			 errhint("Try again when no other node is joining.")));
 }
 
 /*
- * Registers with one member; false if the id is taken there.  That we are
- * invited it hears from the donor, which may take a moment; one that does not
- * hear it counts as down, and learns of us from the others.
+ * Registers with one member; returns false if the id is taken there.  That we
+ * are invited it hears from the donor, which may take a moment; one that does
+ * not hear it counts as down, and learns of us from the others.
  */
 static bool
 register_with(Candidate *candidate, Member *member)
 {
 	TimestampTz start = GetCurrentTimestamp();
-	const char *params[] = {candidate->group_id, psprintf("%d", candidate->node_id), candidate->own[MEMBER_NODE_NAME],
-		candidate->own[MEMBER_DSN], candidate->own[MEMBER_HOST], candidate->own[MEMBER_PORT], candidate->own[MEMBER_DBNAME],
+	const char *params[] = {candidate->group_id, psprintf("%d", candidate->node_id),
+		candidate->own[MEMBER_NODE_NAME], candidate->own[MEMBER_DSN], candidate->own[MEMBER_HOST],
+		candidate->own[MEMBER_PORT], candidate->own[MEMBER_DBNAME],
 	candidate->own[MEMBER_SYSTEM_IDENTIFIER], candidate->own[MEMBER_JOINED_AT], candidate->secret};
 	char	   *answer;
 
 	for (;;)
 	{
+		/* from now on it may have us, whatever we hear */
 		member->asked = true;
-		answer = repl_ml_ask_one(member->row[MEMBER_DSN], "SELECT repl_ml.register_node($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-								 lengthof(params), params, deadline(ANSWER_MS));
+		answer = repl_ml_ask_one(member->row[MEMBER_DSN],
+								 "SELECT repl_ml.register_node($1, $2, $3, $4, $5, $6, $7, $8, $9,"
+								 " $10)",
+								 lengthof(params), params, deadline_after(ANSWER_MS));
 		if (answer != NULL)
 			return strcmp(answer, "t") == 0;
 		if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(), INVITATION_MS))
@@ -590,8 +663,8 @@ register_with(Candidate *candidate, Member *member)
 
 /*
  * Registers with every member that is up, in the order of their ids, so that
- * of two nodes that join at once one is first everywhere.  False if the id is
- * taken.  A member that is down learns of us from the others.
+ * of two nodes that join at once one is first everywhere.  Returns false if
+ * the id is taken.  A member that is down learns of us from the others.
  */
 static bool
 register_everywhere(Candidate *candidate)
@@ -630,8 +703,10 @@ register_everywhere(Candidate *candidate)
 	if (reached * 2 <= members)
 		ereport(ERROR,
 				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
-				 errmsg("only %d of %d members of group \"%s\" can be reached from here", reached, members, candidate->group_name),
-				 errhint("Join when a majority is up, or remove dead nodes with SELECT repl_ml.drop_node(...).")));
+				 errmsg("only %d of %d members of group \"%s\" can be reached from here", reached,
+						members, candidate->group_name),
+				 errhint("Join when a majority is up, or remove dead nodes with SELECT "
+						 "repl_ml.drop_node(...).")));
 	return true;
 }
 
@@ -647,14 +722,18 @@ unregister(Candidate *candidate)
 	foreach(lc, candidate->members)
 	{
 		Member	   *member = lfirst(lc);
-		const char *params[] = {candidate->group_id, psprintf("%d", candidate->node_id), candidate->own[MEMBER_JOINED_AT]};
+		const char *params[] = {candidate->group_id, psprintf("%d", candidate->node_id),
+		candidate->own[MEMBER_JOINED_AT]};
 
 		if (!member->asked)
 			continue;
+
+		/* one that cannot be told must not keep us from telling the others */
 		PG_TRY();
 		{
-			(void) repl_ml_ask_one(member->row[MEMBER_DSN], "SELECT repl_ml.forget_node($1, $2, $3)",
-								   lengthof(params), params, deadline(FORGET_MS));
+			(void) repl_ml_ask_one(member->row[MEMBER_DSN],
+								   "SELECT repl_ml.forget_node($1, $2, $3)",
+								   lengthof(params), params, deadline_after(FORGET_MS));
 		}
 		PG_CATCH();
 		{
@@ -680,13 +759,16 @@ insert_member(char *const *row)
 		nulls[i] = row[i] == NULL ? 'n' : ' ';
 		values[i] = row[i] == NULL ? (Datum) 0 : CStringGetTextDatum(row[i]);
 	}
-	SPI_execute_with_args("INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname, system_identifier, joined_at, state, incarnation, __repl_clock)"
-						  " VALUES ($1::pg_catalog.int4, $2::pg_catalog.name, $3, $4, $5::pg_catalog.int4, $6, $7::pg_catalog.int8,"
-						  " $8::pg_catalog.timestamptz, $9, $10::pg_catalog.int4, $11::repl_ml.vclock)",
+	SPI_execute_with_args("INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname,"
+						  " system_identifier, joined_at, state, incarnation, __repl_clock)"
+						  " VALUES ($1::pg_catalog.int4, $2::pg_catalog.name, $3, $4,"
+						  " $5::pg_catalog.int4, $6, $7::pg_catalog.int8,"
+						  " $8::pg_catalog.timestamptz, $9, $10::pg_catalog.int4,"
+						  " $11::repl_ml.vclock)",
 						  MEMBER_COLUMNS, types, values, nulls, false, 0);
 }
 
-/* From here on this database is a member, and its workers do the rest. */
+/* Makes this database a member; from here on its workers do the rest. */
 static void
 become_member(ReplMlJoinRequest *request, Candidate *candidate)
 {
@@ -701,12 +783,15 @@ become_member(ReplMlJoinRequest *request, Candidate *candidate)
 	values[4] = CStringGetTextDatum("joining");
 	values[5] = Int32GetDatum(candidate->donor);
 	values[6] = BoolGetDatum(request->copy_data);
+
+	/* the list is the donor's: what a former group has left is none of it */
 	repl_ml_begin();
 	SPI_execute("DELETE FROM repl_ml.member", false, 0);
 	SPI_execute("DELETE FROM repl_ml.replicated_table", false, 0);
 	foreach(lc, candidate->members)
 		insert_member(((Member *) lfirst(lc))->row);
-	SPI_execute_with_args("SELECT repl_ml.become_member($1::pg_catalog.name, $2::pg_catalog.uuid, $3, $4::pg_catalog.name, $5, $6, $7)",
+	SPI_execute_with_args("SELECT repl_ml.become_member($1::pg_catalog.name, $2::pg_catalog.uuid,"
+						  " $3, $4::pg_catalog.name, $5, $6, $7)",
 						  7, types, values, NULL, false, 0);
 	candidate->own[MEMBER_NODE_ID] = psprintf("%d", candidate->node_id);
 	insert_member(candidate->own);

@@ -8,6 +8,9 @@
  * After a start it probes them, one at a time: it starts a supervisor, which
  * ends at once where there is nothing to do.  Later a database says itself
  * that it wants one (ReplMlDatabase.member).
+ *
+ * Not what a supervisor does (supervisor.c).  Locks: repl_ml_shared->lock, for
+ * the slots of workers and for its own pid.
  */
 #include "postgres.h"
 
@@ -39,12 +42,15 @@
 #define START_PATIENCE_MS		5000	/* a worker that was asked for shows
 										 * up by then */
 
-static void detach(int code, Datum arg);
-static List *all_databases(List **closed);
+static void detach_launcher(int code, Datum arg);
+static List *list_databases(List **closed);
 static bool probe_next(List **unprobed);
 static void start_supervisors(void);
 
-/* Makes the postmaster start the launcher with the server. */
+/*
+ * Makes the postmaster start the launcher with the server; called when the
+ * library is loaded at server start.
+ */
 void
 repl_ml_launcher_register(void)
 {
@@ -60,7 +66,7 @@ repl_ml_launcher_register(void)
 	RegisterBackgroundWorker(&worker);
 }
 
-/* Entry point. */
+/* The launcher.  The postmaster starts it again whenever it ends. */
 void
 repl_ml_launcher_main(Datum arg)
 {
@@ -78,9 +84,9 @@ repl_ml_launcher_main(Datum arg)
 	repl_ml_shared->launcher_pid = MyProcPid;
 	repl_ml_shared->launcher_latch = MyLatch;
 	LWLockRelease(repl_ml_shared->lock);
-	before_shmem_exit(detach, (Datum) 0);
+	before_shmem_exit(detach_launcher, (Datum) 0);
 
-	unprobed = all_databases(&closed);
+	unprobed = list_databases(&closed);
 	while (!ShutdownRequestPending)
 	{
 		bool		probing = probe_next(&unprobed);
@@ -108,8 +114,9 @@ repl_ml_launcher_main(Datum arg)
 	proc_exit(1);
 }
 
+/* Takes the launcher's latch away from those who wake it, when it ends. */
 static void
-detach(int code, Datum arg)
+detach_launcher(int code, Datum arg)
 {
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	repl_ml_shared->launcher_pid = 0;
@@ -117,9 +124,12 @@ detach(int code, Datum arg)
 	LWLockRelease(repl_ml_shared->lock);
 }
 
-/* All databases, in the caller's memory: those that can be connected to, and "closed" ones. */
+/*
+ * Returns all databases, in the caller's memory: those that can be connected
+ * to, and in "closed" the others.
+ */
 static List *
-all_databases(List **closed)
+list_databases(List **closed)
 {
 	MemoryContext context = CurrentMemoryContext;
 	List	   *databases = NIL;
@@ -136,6 +146,7 @@ all_databases(List **closed)
 		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
 		MemoryContext old = MemoryContextSwitchTo(context);
 
+		/* outlives the transaction */
 		if (database->datallowconn && !database->datistemplate)
 			databases = lappend_oid(databases, database->oid);
 		else
@@ -149,7 +160,10 @@ all_databases(List **closed)
 	return databases;
 }
 
-/* Has the supervisor started for a probe ended, or found a member? */
+/*
+ * Says whether the supervisor started for a probe has ended, or found a
+ * member.
+ */
 static bool
 probe_is_over(Oid database)
 {
@@ -160,14 +174,18 @@ probe_is_over(Oid database)
 	{
 		if (worker->peer == 0 &&
 			worker->state != REPL_ML_WORKER_STREAMING &&
-			!TimestampDifferenceExceeds(worker->launch_time, GetCurrentTimestamp(), START_PATIENCE_MS))
+			!TimestampDifferenceExceeds(worker->launch_time, GetCurrentTimestamp(),
+										START_PATIENCE_MS))
 			over = false;
 	}
 	LWLockRelease(repl_ml_shared->lock);
 	return over;
 }
 
-/* Goes on with the probes; true while there are more. */
+/*
+ * Starts the next probe if the one before is over; returns true while there
+ * are more.
+ */
 static bool
 probe_next(List **unprobed)
 {
@@ -183,6 +201,7 @@ probe_next(List **unprobed)
 	return true;
 }
 
+/* Says whether a supervisor of the database runs. */
 static bool
 has_supervisor(Oid database)
 {
@@ -199,9 +218,9 @@ has_supervisor(Oid database)
 }
 
 /*
- * A supervisor for each database that wants one.  Before it is started we look
- * whether the database is still there, and lets itself be connected to: nobody
- * tells us when it is dropped.
+ * Starts a supervisor for each database that wants one.  Before it is started
+ * we look whether the database is still there, and lets itself be connected
+ * to: nobody tells us when it is dropped.
  */
 static void
 start_supervisors(void)
@@ -217,9 +236,11 @@ start_supervisors(void)
 		if (!OidIsValid(database) || (entry->member && has_supervisor(database)))
 			continue;
 		if (entry->member && open == NIL)
-			open = all_databases(&closed);
+			open = list_databases(&closed);
 		if (entry->member && list_member_oid(open, database))
 			(void) repl_ml_worker_start(database, 0);
+
+		/* gone, or no member any more: the entry is for another one */
 		else if (!entry->member || !list_member_oid(closed, database))
 		{
 			entry->member = false;
@@ -234,7 +255,10 @@ start_supervisors(void)
 #define SLOT_IN_USE			(-1)
 #define SLOTS_EXHAUSTED		(-2)
 
-/* Takes the slot if its worker neither runs nor is being started. */
+/*
+ * Takes the slot of a worker that neither runs nor is being started, so that
+ * of two who start it one does.
+ */
 static int
 claim_slot(Oid database, int peer)
 {
@@ -248,7 +272,8 @@ claim_slot(Oid database, int peer)
 	else if (worker->pid == 0 && !worker->stop &&
 			 (worker->launch_time > GetCurrentTimestamp() ||	/* the clock was set
 																 * back */
-			  TimestampDifferenceExceeds(worker->launch_time, GetCurrentTimestamp(), START_PATIENCE_MS)))
+			  TimestampDifferenceExceeds(worker->launch_time, GetCurrentTimestamp(),
+										 START_PATIENCE_MS)))
 	{
 		worker->launch_time = GetCurrentTimestamp();
 		slot = worker - repl_ml_shared->workers;
@@ -258,9 +283,9 @@ claim_slot(Oid database, int peer)
 }
 
 /*
- * Starts the supervisor (peer 0) or an apply worker of a database, unless it
- * runs or is being started.  False, with a warning, if the server has no
- * room for it.
+ * Starts the supervisor (peer 0) or an apply worker of a database, for
+ * launcher and supervisor, unless it runs or is being started.  Returns false,
+ * with a warning, if the server has no room for it.
  */
 bool
 repl_ml_worker_start(Oid database, int peer)
@@ -277,6 +302,8 @@ repl_ml_worker_start(Oid database, int peer)
 				 errmsg("repl_ml runs at most %d workers on a server", REPL_ML_MAX_WORKERS)));
 		return false;
 	}
+
+	/* not the postmaster but who has asked for it starts it again */
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
@@ -285,9 +312,11 @@ repl_ml_worker_start(Oid database, int peer)
 	snprintf(worker.bgw_function_name, sizeof(worker.bgw_function_name), "%s",
 			 peer == 0 ? "repl_ml_supervisor_main" : "repl_ml_apply_main");
 	if (peer == 0)
-		snprintf(worker.bgw_name, sizeof(worker.bgw_name), "repl_ml supervisor of database %u", database);
+		snprintf(worker.bgw_name, sizeof(worker.bgw_name), "repl_ml supervisor of database %u",
+				 database);
 	else
-		snprintf(worker.bgw_name, sizeof(worker.bgw_name), "repl_ml apply of node %d in database %u", peer, database);
+		snprintf(worker.bgw_name, sizeof(worker.bgw_name),
+				 "repl_ml apply of node %d in database %u", peer, database);
 	snprintf(worker.bgw_type, sizeof(worker.bgw_type), "%s",
 			 peer == 0 ? "repl_ml supervisor" : "repl_ml apply");
 	if (RegisterDynamicBackgroundWorker(&worker, NULL))
@@ -295,6 +324,7 @@ repl_ml_worker_start(Oid database, int peer)
 	ereport(WARNING,
 			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 			 errmsg("out of background worker slots"),
-			 errhint("Raise max_worker_processes; SELECT * FROM repl_ml.check_setup() says how far.")));
+			 errhint("Raise max_worker_processes; SELECT * FROM repl_ml.check_setup() says how "
+					 "far.")));
 	return false;
 }

@@ -7,6 +7,9 @@
  * when the catalogs may have changed, as invalidations tell: at once for the
  * replicated tables themselves, after a while for types, which also come and go
  * with every temporary table.
+ *
+ * Not the shape of a key (row/shape.c).  No locks but those of the catalogs,
+ * until the transaction ends.
  */
 #include "postgres.h"
 
@@ -25,34 +28,42 @@
 #define TYPES_INTERVAL_MS	5000	/* between two looks because of types */
 #define RETRY_MS			5000	/* after an error */
 
-static bool tables_changed = true;	/* set by invalidations, cleared by tell */
+static bool tables_changed = true;	/* set by invalidations, cleared by repl_ml_shape_tell */
 static bool types_changed = false;	/* the same */
-static TimestampTz last_look = 0;	/* when tell last ran */
+static TimestampTz last_look = 0;	/* when describe_tables last ran */
 static TimestampTz failed_at = 0;	/* when it last failed; 0: it worked */
 
-/* What is watched: replicated tables and their partitions, sorted; all tables while one is missing. */
+/*
+ * What is watched: replicated tables and their partitions, sorted; all tables
+ * while one is missing.
+ */
 static Oid *watched = NULL;
 static int	watched_count = 0;
 static bool watch_all = true;
 
-static void watch(void);
-static void load_watched(void);
+static void watch_catalogs(void);
+static void find_watched(void);
 static int	compare_oids(const void *a, const void *b);
 static void table_invalidated(Datum arg, Oid relid);
 static void type_invalidated(Datum arg, int cache, uint32 hash);
-static void tell(void);
+static void describe_tables(void);
 
-/* Tells the group what the tables are, if that may have changed; "called" says that the group's list may have. */
+/*
+ * Tells the group, in the supervisor, what the tables are, if that may have
+ * changed; "called" says that the group's list may have.  An error is logged
+ * once and tried again; the supervisor goes on.
+ */
 void
 repl_ml_shape_tell(bool called)
 {
 	MemoryContext context = CurrentMemoryContext;
 	TimestampTz now = GetCurrentTimestamp();
 
-	watch();
+	watch_catalogs();
 	if (called)
 		tables_changed = true;
-	if (!tables_changed && !(types_changed && TimestampDifferenceExceeds(last_look, now, TYPES_INTERVAL_MS)))
+	if (!tables_changed &&
+		!(types_changed && TimestampDifferenceExceeds(last_look, now, TYPES_INTERVAL_MS)))
 		return;
 	if (failed_at != 0 && !TimestampDifferenceExceeds(failed_at, now, RETRY_MS))
 		return;
@@ -60,7 +71,7 @@ repl_ml_shape_tell(bool called)
 	last_look = now;
 	PG_TRY();
 	{
-		tell();
+		describe_tables();
 		failed_at = 0;
 	}
 	PG_CATCH();
@@ -78,8 +89,9 @@ repl_ml_shape_tell(bool called)
 	MemoryContextSwitchTo(context);
 }
 
+/* Makes core tell of changes, once. */
 static void
-watch(void)
+watch_catalogs(void)
 {
 	static bool registered = false;
 
@@ -92,6 +104,7 @@ watch(void)
 	registered = true;
 }
 
+/* Called by core when a relation has changed. */
 static void
 table_invalidated(Datum arg, Oid relid)
 {
@@ -100,12 +113,14 @@ table_invalidated(Datum arg, Oid relid)
 		tables_changed = true;
 }
 
+/* Called by core when a type, an enum or a constraint has changed. */
 static void
 type_invalidated(Datum arg, int cache, uint32 hash)
 {
 	types_changed = true;
 }
 
+/* Orders OIDs, for qsort and bsearch. */
 static int
 compare_oids(const void *a, const void *b)
 {
@@ -115,12 +130,15 @@ compare_oids(const void *a, const void *b)
 	return left < right ? -1 : left > right;
 }
 
-/* First what to watch, then the description: what changes in between is looked at again. */
+/*
+ * Finds what to watch first, then describes the tables: what changes in
+ * between is looked at again.
+ */
 static void
-tell(void)
+describe_tables(void)
 {
 	repl_ml_begin();
-	load_watched();
+	find_watched();
 	SPI_execute("SELECT repl_ml.tell_shapes()", false, 0);
 	/* what it changes we tell next time; where a table is locked we try again then */
 	SPI_execute("SELECT repl_ml.agree_on_columns()", false, 0);
@@ -128,16 +146,23 @@ tell(void)
 	repl_ml_commit();
 }
 
+/*
+ * Finds the tables to watch.  Where one is not here yet all are watched:
+ * nobody knows which it will be.
+ */
 static void
-load_watched(void)
+find_watched(void)
 {
 	Oid		   *tables;
 	bool		missing = false;
 
 	SPI_execute("SELECT p.relid FROM repl_ml.replicated_table t"
-				" LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace)"
-				" ON n.nspname OPERATOR(pg_catalog.=) t.schema_name AND c.relname OPERATOR(pg_catalog.=) t.table_name"
-				" LEFT JOIN LATERAL (SELECT c.oid UNION SELECT x.relid FROM repl_ml.partitions(c.oid) x) p (relid) ON true"
+				" LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n"
+				" ON n.oid OPERATOR(pg_catalog.=) c.relnamespace)"
+				" ON n.nspname OPERATOR(pg_catalog.=) t.schema_name"
+				" AND c.relname OPERATOR(pg_catalog.=) t.table_name"
+				" LEFT JOIN LATERAL (SELECT c.oid UNION SELECT x.relid"
+				" FROM repl_ml.partitions(c.oid) x) p (relid) ON true"
 				" WHERE t.state OPERATOR(pg_catalog.=) 'enrolled' ORDER BY 1", true, 0);
 	tables = MemoryContextAlloc(TopMemoryContext, Max(SPI_processed, 1) * sizeof(Oid));
 	for (uint64 i = 0; i < SPI_processed; i++)

@@ -6,6 +6,10 @@
  *
  * All of it is driven by the catalogs' state, again and again, so that nothing
  * is lost by a crash in between.
+ *
+ * Not what an apply worker does (worker.c), nor which tombstones may go as SQL
+ * has it (repl_ml.collect_tombstones).  Locks: repl_ml_shared->lock, for the
+ * slots of workers; in the catalogs those of the SQL functions it calls.
  */
 #include "postgres.h"
 
@@ -41,23 +45,26 @@ static ReplMlWorker *me = NULL; /* our slot; set once at start */
 static MemoryContext work_context = NULL;	/* reset each round */
 static bool release_slot = false;	/* at exit: nothing to do in this database */
 
-static void detach(int code, Datum arg);
-static bool start_up(void);
+static void detach_supervisor(int code, Datum arg);
+static bool prepare_supervisor(void);
 static void end_for_good(void);
 static bool round_of_work(bool called);
 static bool tend_peers(bool joining);
 static void bury_peer(int node_id);
 static void order_comparisons(void);
 static void show_fence(const ReplMlIdentity *self);
-static void end_workers(void);
+static void end_apply_workers(void);
 static ReplMlClock *compare_clocks(void);
-static void beat(uint16 self);
+static void write_heartbeat(uint16 self);
 static void finish_join(uint16 self);
 static void collect_tombstones(void);
 static void mend_publication(void);
 static void collect_garbage(void);
 
-/* Entry point; the argument is the slot in shared memory. */
+/*
+ * The supervisor; the argument is its slot in shared memory.  The launcher
+ * starts it again as long as the database is a member.
+ */
 void
 repl_ml_supervisor_main(Datum arg)
 {
@@ -73,10 +80,10 @@ repl_ml_supervisor_main(Datum arg)
 	me->start_time = GetCurrentTimestamp();
 	me->state = REPL_ML_WORKER_STARTING;
 	LWLockRelease(repl_ml_shared->lock);
-	before_shmem_exit(detach, (Datum) 0);
+	before_shmem_exit(detach_supervisor, (Datum) 0);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(me->database, InvalidOid, 0);
-	if (!start_up())
+	if (!prepare_supervisor())
 		end_for_good();
 
 	for (;;)
@@ -90,6 +97,7 @@ repl_ml_supervisor_main(Datum arg)
 		repl_ml_shmem_set_member(MyDatabaseId, true);
 		me->state = REPL_ML_WORKER_STREAMING;
 
+		/* a heartbeat each interval, and a round whenever somebody calls */
 		next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), repl_ml_heartbeat_interval);
 		wait = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next);
 		called = (WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, wait,
@@ -104,7 +112,9 @@ repl_ml_supervisor_main(Datum arg)
 	}
 }
 
-/* The database is no member: nobody starts us again. */
+/*
+ * Ends the supervisor of a database that is no member: nobody starts it again.
+ */
 static void
 end_for_good(void)
 {
@@ -113,8 +123,12 @@ end_for_good(void)
 	proc_exit(0);
 }
 
+/*
+ * Gives the slot back when the supervisor ends, so that the launcher starts
+ * another one.
+ */
 static void
-detach(int code, Datum arg)
+detach_supervisor(int code, Datum arg)
 {
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	me->pid = 0;
@@ -127,11 +141,12 @@ detach(int code, Datum arg)
 }
 
 /*
- * Settings, and which tables have deleted rows; false if this database is no
- * member, as most that the launcher probes are not: these take no entry.
+ * Makes the settings, and finds which tables have deleted rows; returns false
+ * if this database is no member, as most that the launcher probes are not:
+ * these take no entry.
  */
 static bool
-start_up(void)
+prepare_supervisor(void)
 {
 	ReplMlDatabase *database;
 	XLogRecPtr	end;
@@ -141,7 +156,8 @@ start_up(void)
 	repl_ml_session_settle();
 	/* what it writes is known to be lost by a crash, or written again */
 	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
-	work_context = AllocSetContextCreate(TopMemoryContext, "repl_ml supervisor", ALLOCSET_DEFAULT_SIZES);
+	work_context = AllocSetContextCreate(TopMemoryContext, "repl_ml supervisor",
+										 ALLOCSET_DEFAULT_SIZES);
 
 	repl_ml_begin();
 	member = repl_ml_identity()->member;
@@ -152,7 +168,9 @@ start_up(void)
 	if (database == NULL)
 		ereport(FATAL,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("repl_ml serves at most %d databases of a server", REPL_ML_MAX_DATABASES)));
+				 errmsg("repl_ml serves at most %d databases of a server", REPL_ML_MAX_DATABASES),
+				 errhint("Run SELECT repl_ml.leave_group() in a database that need not be a "
+						 "member.")));
 	/* before the members are known, and commits can wait for them */
 	(void) repl_ml_unacknowledged_recall_begin(&end);
 	if (database->tombstones_known)
@@ -160,8 +178,10 @@ start_up(void)
 	repl_ml_begin();
 	if (OidIsValid(repl_ml_schema_oid()))
 	{
-		SPI_execute("SELECT DISTINCT c.oid FROM repl_ml.tombstone t JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) t.schema_name"
-					" JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid AND c.relname OPERATOR(pg_catalog.=) t.table_name", true, 0);
+		SPI_execute("SELECT DISTINCT c.oid FROM repl_ml.tombstone t JOIN pg_catalog.pg_namespace n"
+					" ON n.nspname OPERATOR(pg_catalog.=) t.schema_name"
+					" JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid"
+					" AND c.relname OPERATOR(pg_catalog.=) t.table_name", true, 0);
 		for (uint64 i = 0; i < SPI_processed; i++)
 			repl_ml_shmem_mark_tombstone(strtoul(repl_ml_spi_text(i, 0), NULL, 10));
 	}
@@ -172,8 +192,8 @@ start_up(void)
 }
 
 /*
- * One look at everything; false if this database is no longer a member.  The
- * catalogs change, and workers end, only with a call.
+ * Looks at everything once; returns false if this database is no longer a
+ * member.  The catalogs change, and workers end, only with a call.
  */
 static bool
 round_of_work(bool called)
@@ -192,19 +212,23 @@ round_of_work(bool called)
 	MemoryContextSwitchTo(work_context);
 	if (!copy.member)
 		return false;
+
+	/* it must not touch what is the node's, which may be running elsewhere */
 	if (copy.fenced || copy.dropped)
 	{
-		end_workers();
+		end_apply_workers();
 		show_fence(&copy);
 		return true;
 	}
 
 	if (called || unfinished || copy.joining || beats % HOUSEKEEPING_BEATS == 0)
 		unfinished = tend_peers(copy.joining);
+
+	/* what commits of before the start are unacknowledged, a piece a round */
 	if (repl_ml_recall())
 		SetLatch(MyLatch);
 	MemoryContextSwitchTo(work_context);
-	beat(copy.node_id);
+	write_heartbeat(copy.node_id);
 	if (copy.joining)
 		finish_join(copy.node_id);
 	else
@@ -221,8 +245,9 @@ round_of_work(bool called)
 }
 
 /*
- * Says once why the node takes no part in its group.  Of one that may just have
- * been moved the other members are asked, in each round, until they agree.
+ * Says once why the node takes no part in its group.  Of one that may just
+ * have been moved the other members are asked, in each round, until they
+ * agree.
  */
 static void
 show_fence(const ReplMlIdentity *self)
@@ -238,19 +263,24 @@ show_fence(const ReplMlIdentity *self)
 	}
 	if (reason == NULL)
 		ereport(LOG,
-				(errmsg("node \"%s\" goes on in another place: the other members agree", NameStr(self->node_name))));
+				(errmsg("node \"%s\" goes on in another place: the other members agree",
+						NameStr(self->node_name))));
 	else if (strncmp(told, reason, sizeof(told) - 1) != 0)
 		ereport(LOG,
-				(errmsg("node \"%s\" does not take part in its group: %s", NameStr(self->node_name), reason),
+				(errmsg("node \"%s\" does not take part in its group: %s", NameStr(self->node_name),
+						reason),
 				 errhint("See the hint of SELECT repl_ml.barrier('1 s').")));
 	strlcpy(told, reason == NULL ? "" : reason, sizeof(told));
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 }
 
-/* Who is fenced, perhaps while it ran, reads nothing from peers: their slots are the node's. */
+/*
+ * Ends the apply workers of a node that is fenced, perhaps while they ran: it
+ * reads nothing from peers, whose slots are the node's.
+ */
 static void
-end_workers(void)
+end_apply_workers(void)
 {
 	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
 	foreach_worker(worker, MyDatabaseId)
@@ -262,8 +292,9 @@ end_workers(void)
 }
 
 /*
- * A worker for each peer, and none for one that was dropped; who counts for
- * commits.  True if there are dropped ones, which take several rounds.
+ * Keeps an apply worker for each peer, and none for one that was dropped, and
+ * says who counts for commits.  Returns true if there are dropped ones, which
+ * take several rounds.
  */
 static bool
 tend_peers(bool joining)
@@ -274,7 +305,8 @@ tend_peers(bool joining)
 	ListCell   *lc;
 
 	repl_ml_begin();
-	SPI_execute("SELECT m.node_id, m.state, m.node_name, m.node_id OPERATOR(pg_catalog.=) l.node_id FROM repl_ml.member m, repl_ml.local_node l", true, 0);
+	SPI_execute("SELECT m.node_id, m.state, m.node_name, m.node_id OPERATOR(pg_catalog.=) l.node_id"
+				" FROM repl_ml.member m, repl_ml.local_node l", true, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(work_context);
@@ -299,6 +331,8 @@ tend_peers(bool joining)
 	}
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
+
+	/* as long as we are joining nobody counts for our commits */
 	repl_ml_members_set(joining ? NIL : ready);
 
 	foreach(lc, alive)
@@ -311,8 +345,8 @@ tend_peers(bool joining)
 }
 
 /*
- * Makes the workers reconnect, and so compare with their peers what these had
- * of a dropped node, until all have.
+ * Makes the apply workers reconnect, and so compare with their peers what
+ * these had of a dropped node, until all have.
  */
 static void
 order_comparisons(void)
@@ -322,16 +356,22 @@ order_comparisons(void)
 	if (!TimestampDifferenceExceeds(last, GetCurrentTimestamp(), COMPARISON_INTERVAL_MS))
 		return;
 	repl_ml_begin();
-	SPI_execute("SELECT pg_catalog.pg_terminate_backend(w.pid) FROM repl_ml.worker_stats() w JOIN repl_ml.member m ON m.node_id OPERATOR(pg_catalog.=) w.peer"
-				" WHERE m.state OPERATOR(pg_catalog.=) 'ready' AND w.state OPERATOR(pg_catalog.=) 'streaming'"
-				" AND EXISTS (SELECT FROM repl_ml.dropped_node d WHERE m.node_id OPERATOR(pg_catalog.<>) ALL (d.compared))", false, 0);
+	SPI_execute("SELECT pg_catalog.pg_terminate_backend(w.pid) FROM repl_ml.worker_stats() w"
+				" JOIN repl_ml.member m ON m.node_id OPERATOR(pg_catalog.=) w.peer"
+				" WHERE m.state OPERATOR(pg_catalog.=) 'ready'"
+				" AND w.state OPERATOR(pg_catalog.=) 'streaming'"
+				" AND EXISTS (SELECT FROM repl_ml.dropped_node d"
+				" WHERE m.node_id OPERATOR(pg_catalog.<>) ALL (d.compared))", false, 0);
 	if (SPI_processed > 0)
 		last = GetCurrentTimestamp();
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 }
 
-/* Ends a dropped peer's worker, then forgets its slot here and its origin. */
+/*
+ * Ends a dropped peer's apply worker, then forgets its slot here and its
+ * origin.
+ */
 static void
 bury_peer(int node_id)
 {
@@ -359,22 +399,31 @@ bury_peer(int node_id)
 	 * for good now: what a peer has beyond it is copied from there, see
 	 * copy/sync.c
 	 */
-	SPI_execute(psprintf("INSERT INTO repl_ml.dropped_node (node_id, applied_lsn) VALUES (%d, repl_ml.received_lsn(%d))"
+	SPI_execute(psprintf("INSERT INTO repl_ml.dropped_node (node_id, applied_lsn)"
+						 " VALUES (%d, repl_ml.received_lsn(%d))"
 						 " ON CONFLICT (node_id) DO NOTHING", node_id, node_id), false, 0);
-	SPI_execute(psprintf("SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots"
-						 " WHERE slot_name OPERATOR(pg_catalog.=) '%s' AND active_pid IS NOT NULL", origin), false, 0);
-	SPI_execute(psprintf("SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots"
-						 " WHERE slot_name OPERATOR(pg_catalog.=) '%s' AND active_pid IS NULL", origin), false, 0);
-	SPI_execute(psprintf("SELECT pg_catalog.pg_replication_origin_drop(roname) FROM pg_catalog.pg_replication_origin"
+	SPI_execute(psprintf("SELECT pg_catalog.pg_terminate_backend(active_pid)"
+						 " FROM pg_catalog.pg_replication_slots"
+						 " WHERE slot_name OPERATOR(pg_catalog.=) '%s' AND active_pid IS NOT NULL",
+						 origin), false, 0);
+	SPI_execute(psprintf("SELECT pg_catalog.pg_drop_replication_slot(slot_name)"
+						 " FROM pg_catalog.pg_replication_slots"
+						 " WHERE slot_name OPERATOR(pg_catalog.=) '%s' AND active_pid IS NULL",
+						 origin), false, 0);
+	SPI_execute(psprintf("SELECT pg_catalog.pg_replication_origin_drop(roname)"
+						 " FROM pg_catalog.pg_replication_origin"
 						 " WHERE roname OPERATOR(pg_catalog.=) '%s'", origin), false, 0);
-	SPI_execute(psprintf("DELETE FROM repl_ml.table_sync WHERE node_id OPERATOR(pg_catalog.=) %d", node_id), false, 0);
-	SPI_execute(psprintf("DELETE FROM repl_ml.unsent WHERE node_id OPERATOR(pg_catalog.=) %d", node_id), false, 0);
+	SPI_execute(psprintf("DELETE FROM repl_ml.table_sync WHERE node_id OPERATOR(pg_catalog.=) %d",
+						 node_id), false, 0);
+	SPI_execute(psprintf("DELETE FROM repl_ml.unsent WHERE node_id OPERATOR(pg_catalog.=) %d",
+						 node_id), false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 }
 
+/* Orders clocks, for qsort: the latest one first. */
 static int
-later_first(const void *a, const void *b)
+compare_later_first(const void *a, const void *b)
 {
 	int64		x = *(const int64 *) a;
 	int64		y = *(const int64 *) b;
@@ -408,6 +457,7 @@ compare_clocks(void)
 	}
 	LWLockRelease(repl_ml_shared->lock);
 
+	/* what the heartbeat tells: others' clocks that are ahead of ours */
 	for (int i = 1; i < count; i++)
 	{
 		ReplMlClockEntry entry = {.node = nodes[i],.counter = (uint64) (clocks[i] - own)};
@@ -415,7 +465,9 @@ compare_clocks(void)
 		if (clocks[i] > own)
 			behind = repl_ml_clock_merge(behind, repl_ml_clock_from_entries(&entry, 1));
 	}
-	qsort(clocks, count, sizeof(int64), later_first);
+
+	/* more than half are at least so far */
+	qsort(clocks, count, sizeof(int64), compare_later_first);
 	majority = clocks[count / 2];
 	repl_ml_ticker_follow(majority > own ? majority : 0);
 	return behind;
@@ -423,10 +475,11 @@ compare_clocks(void)
 
 /*
  * Writes this node's heartbeat: below safe_counter everything of ours comes
- * before it in the WAL.  A prepared transaction holds the counter where it was.
+ * before it in the WAL.  A prepared transaction holds the counter where it
+ * was.
  */
 static void
-beat(uint16 self)
+write_heartbeat(uint16 self)
 {
 	static SPIPlanPtr look = NULL;
 	static SPIPlanPtr write = NULL;
@@ -437,9 +490,12 @@ beat(uint16 self)
 	uint64		now = repl_ml_ticker_safe();
 
 	repl_ml_begin();
-	SPI_execute_plan(repl_ml_spi_plan(&look, "SELECT EXISTS (SELECT FROM repl_ml.eviction),"
-							   " EXISTS (SELECT FROM pg_catalog.pg_prepared_xacts WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database())",
-							   0, NULL), NULL, NULL, true, 1);
+	SPI_execute_plan(repl_ml_spi_plan(&look,
+									  "SELECT EXISTS (SELECT FROM repl_ml.eviction),"
+									  " EXISTS (SELECT FROM pg_catalog.pg_prepared_xacts"
+									  " WHERE database OPERATOR(pg_catalog.=)"
+									  " pg_catalog.current_database())",
+									  0, NULL), NULL, NULL, true, 1);
 	if (strcmp(repl_ml_spi_text(0, 1), "f") == 0)
 		safe = Max(safe, now);
 	/* left over by a worker that ended before it told the group */
@@ -449,21 +505,40 @@ beat(uint16 self)
 	values[1] = Int64GetDatum((int64) safe);
 	types[2] = repl_ml_clock_type();
 	values[2] = PointerGetDatum(behind);
-	/* applied: what the others' heartbeats say and the present counter; parked is as repl_ml.holds_late_changes() */
-	SPI_execute_plan(repl_ml_spi_plan(&write, "INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at, safe_counter, applied, parked, behind, lacks)"
-							   " SELECT $1, pg_catalog.clock_timestamp(), $2,"
-							   " coalesce((SELECT repl_ml.merge_agg(pg_catalog.format('{%s:%s}', o.node_id, o.safe_counter)::repl_ml.vclock)"
-							   " FROM repl_ml.heartbeat o WHERE o.node_id OPERATOR(pg_catalog.<>) $1), '{}')"
-							   " OPERATOR(repl_ml.||) pg_catalog.format('{%s:%s}', $1, $2)::repl_ml.vclock,"
-							   " EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.action OPERATOR(pg_catalog.<>) ALL ('{evicted,kept}'))"
-							   " OR EXISTS (SELECT FROM repl_ml.eviction), $3, repl_ml.lacking()"
-							   " ON CONFLICT (node_id) DO UPDATE SET sent_at = excluded.sent_at, safe_counter = excluded.safe_counter, applied = excluded.applied, parked = excluded.parked, behind = excluded.behind, lacks = excluded.lacks",
-							   3, types), values, NULL, false, 0);
+	/*
+	 * applied: what the others' heartbeats say and the present counter; parked
+	 * is as repl_ml.holds_late_changes()
+	 */
+	SPI_execute_plan(repl_ml_spi_plan(&write,
+									  "INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at,"
+									  " safe_counter, applied, parked, behind, lacks)"
+									  " SELECT $1, pg_catalog.clock_timestamp(), $2,"
+									  " coalesce((SELECT repl_ml.merge_agg(pg_catalog.format("
+									  "'{%s:%s}', o.node_id, o.safe_counter)::repl_ml.vclock)"
+									  " FROM repl_ml.heartbeat o"
+									  " WHERE o.node_id OPERATOR(pg_catalog.<>) $1), '{}')"
+									  " OPERATOR(repl_ml.||)"
+									  " pg_catalog.format('{%s:%s}', $1, $2)::repl_ml.vclock,"
+									  " EXISTS (SELECT FROM repl_ml.parked_change p"
+									  " WHERE p.action OPERATOR(pg_catalog.<>) ALL"
+									  " ('{evicted,kept}'))"
+									  " OR EXISTS (SELECT FROM repl_ml.eviction), $3,"
+									  " repl_ml.lacking()"
+									  " ON CONFLICT (node_id) DO UPDATE"
+									  " SET sent_at = excluded.sent_at,"
+									  " safe_counter = excluded.safe_counter, applied = "
+									  "excluded.applied,"
+									  " parked = excluded.parked, behind = excluded.behind,"
+									  " lacks = excluded.lacks",
+									  3, types), values, NULL, false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 }
 
-/* Have all our streams reached what the peers had when we connected? */
+/*
+ * Says whether all our streams have reached what the peers had when we
+ * connected.
+ */
 static bool
 streams_are_current(void)
 {
@@ -474,7 +549,8 @@ streams_are_current(void)
 	{
 		if (worker->peer != 0 && worker->pid != 0 &&
 			worker->errors == 0 &&
-			(worker->state != REPL_ML_WORKER_STREAMING || worker->received_lsn < worker->target_lsn))
+			(worker->state != REPL_ML_WORKER_STREAMING ||
+			 worker->received_lsn < worker->target_lsn))
 			current = false;
 	}
 	LWLockRelease(repl_ml_shared->lock);
@@ -482,7 +558,7 @@ streams_are_current(void)
 }
 
 /*
- * A joining node becomes ready when everything is copied, the streams have
+ * Makes a joining node ready when everything is copied, the streams have
  * caught up, and every member that is up reads from us: so whatever users
  * write from then on reaches all.
  */
@@ -492,14 +568,22 @@ finish_join(uint16 self)
 	bool		done;
 
 	repl_ml_begin();
-	done = repl_ml_query_int("SELECT 1 FROM repl_ml.local_node WHERE state OPERATOR(pg_catalog.=) 'copying'") != 0 &&
-		repl_ml_query_int("SELECT pg_catalog.count(*) FROM repl_ml.table_sync y, repl_ml.local_node l"
-						  " WHERE y.state OPERATOR(pg_catalog.=) 'pending' AND y.node_id OPERATOR(pg_catalog.=) l.donor") == 0 &&
+	done = repl_ml_query_int("SELECT 1 FROM repl_ml.local_node"
+							 " WHERE state OPERATOR(pg_catalog.=) 'copying'") != 0 &&
+		repl_ml_query_int("SELECT pg_catalog.count(*)"
+						  " FROM repl_ml.table_sync y, repl_ml.local_node l"
+						  " WHERE y.state OPERATOR(pg_catalog.=) 'pending'"
+						  " AND y.node_id OPERATOR(pg_catalog.=) l.donor") == 0 &&
 		repl_ml_query_int("SELECT pg_catalog.count(*) FROM repl_ml.pending_tables()") == 0 &&
 		repl_ml_query_int("SELECT pg_catalog.count(*) FROM repl_ml.member m, repl_ml.local_node l"
-						  " WHERE m.state OPERATOR(pg_catalog.=) 'ready' AND m.node_id OPERATOR(pg_catalog.<>) l.node_id"
-						  " AND EXISTS (SELECT FROM repl_ml.worker_stats() w WHERE w.peer OPERATOR(pg_catalog.=) m.node_id AND w.state OPERATOR(pg_catalog.=) 'streaming')"
-						  " AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name OPERATOR(pg_catalog.=) repl_ml.link_name(m.node_id)::pg_catalog.name"
+						  " WHERE m.state OPERATOR(pg_catalog.=) 'ready'"
+						  " AND m.node_id OPERATOR(pg_catalog.<>) l.node_id"
+						  " AND EXISTS (SELECT FROM repl_ml.worker_stats() w"
+						  " WHERE w.peer OPERATOR(pg_catalog.=) m.node_id"
+						  " AND w.state OPERATOR(pg_catalog.=) 'streaming')"
+						  " AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s"
+						  " WHERE s.slot_name OPERATOR(pg_catalog.=)"
+						  " repl_ml.link_name(m.node_id)::pg_catalog.name"
 						  /* one that is still being made keeps nothing yet */
 						  " AND s.confirmed_flush_lsn IS NOT NULL)") == 0 &&
 		streams_are_current();
@@ -507,9 +591,13 @@ finish_join(uint16 self)
 	{
 		SPI_execute("UPDATE repl_ml.local_node SET state = 'ready'", false, 0);
 		/* an invitation is for one node */
-		SPI_execute("UPDATE repl_ml.invitation i SET valid_until = pg_catalog.now() FROM repl_ml.local_node l"
-					" WHERE i.node_name OPERATOR(pg_catalog.=) l.node_name AND i.valid_until OPERATOR(pg_catalog.>) pg_catalog.now()", false, 0);
-		SPI_execute(psprintf("UPDATE repl_ml.member SET state = 'ready' WHERE node_id OPERATOR(pg_catalog.=) %d AND state OPERATOR(pg_catalog.=) 'joining'", self), false, 0);
+		SPI_execute("UPDATE repl_ml.invitation i SET valid_until = pg_catalog.now()"
+					" FROM repl_ml.local_node l"
+					" WHERE i.node_name OPERATOR(pg_catalog.=) l.node_name"
+					" AND i.valid_until OPERATOR(pg_catalog.>) pg_catalog.now()", false, 0);
+		SPI_execute(psprintf("UPDATE repl_ml.member SET state = 'ready'"
+							 " WHERE node_id OPERATOR(pg_catalog.=) %d"
+							 " AND state OPERATOR(pg_catalog.=) 'joining'", self), false, 0);
 	}
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
@@ -540,21 +628,29 @@ collect_tombstones(void)
 	static char proof[8192] = "";
 	char	   *text;
 
-	if (repl_ml_query_int("SELECT 1 FROM repl_ml.member m LEFT JOIN repl_ml.heartbeat h ON h.node_id OPERATOR(pg_catalog.=) m.node_id"
-						  " WHERE m.state OPERATOR(pg_catalog.=) 'joining' OR (m.state OPERATOR(pg_catalog.=) 'ready' AND h.parked)"
+	if (repl_ml_query_int("SELECT 1 FROM repl_ml.member m LEFT JOIN repl_ml.heartbeat h"
+						  " ON h.node_id OPERATOR(pg_catalog.=) m.node_id"
+						  " WHERE m.state OPERATOR(pg_catalog.=) 'joining'"
+						  " OR (m.state OPERATOR(pg_catalog.=) 'ready' AND h.parked)"
 						  " UNION ALL SELECT 1 WHERE repl_ml.holds_late_changes() LIMIT 1") != 0)
 	{
 		candidate[0] = '\0';
 		return;
 	}
+
+	/* round two: the proof has come */
 	if (candidate[0] != '\0' &&
-		repl_ml_query_int(psprintf("SELECT 1 WHERE '%s'::repl_ml.vclock OPERATOR(repl_ml.<@) repl_ml.stable_vector()", proof)) != 0)
+		repl_ml_query_int(psprintf("SELECT 1"
+								   " WHERE '%s'::repl_ml.vclock OPERATOR(repl_ml.<@)"
+								   " repl_ml.stable_vector()", proof)) != 0)
 	{
 		SPI_execute(psprintf("SELECT repl_ml.collect_tombstones('%s')", candidate), false, 0);
 		SPI_execute(psprintf("SELECT repl_ml.collect_versions('%s')", candidate), false, 0);
 		SPI_execute("SELECT repl_ml.retire_key_shapes()", false, 0);
 		candidate[0] = '\0';
 	}
+
+	/* round one */
 	if (candidate[0] == '\0')
 	{
 		SPI_execute("SELECT repl_ml.stable_vector(), repl_ml.next_heartbeats()", true, 1);
@@ -568,7 +664,10 @@ collect_tombstones(void)
 	}
 }
 
-/* What peers read must be what it was, also where it was changed while this library was not loaded. */
+/*
+ * Makes what peers read what it was, also where it was changed while this
+ * library was not loaded.
+ */
 static void
 mend_publication(void)
 {
@@ -578,20 +677,29 @@ mend_publication(void)
 	MemoryContextSwitchTo(work_context);
 }
 
-/* Removes what has served its time: tombstones, conflicts and records of transactions past their retention. */
+/*
+ * Removes what has served its time: tombstones, conflicts and records of
+ * transactions past their retention.
+ */
 static void
 collect_garbage(void)
 {
 	repl_ml_begin();
 	collect_tombstones();
 	if (repl_ml_conflict_retention >= 0)
-		SPI_execute(psprintf("DELETE FROM repl_ml.conflict_history WHERE detected_at OPERATOR(pg_catalog.<)"
-							 " (pg_catalog.now() OPERATOR(pg_catalog.-) '%d min'::pg_catalog.interval)", repl_ml_conflict_retention), false, 0);
-	SPI_execute("DELETE FROM repl_ml.discarded_transaction WHERE discarded_at OPERATOR(pg_catalog.<)"
-				" (pg_catalog.now() OPERATOR(pg_catalog.-) '2 days'::pg_catalog.interval)", false, 0);
+		SPI_execute(psprintf("DELETE FROM repl_ml.conflict_history"
+							 " WHERE detected_at OPERATOR(pg_catalog.<)"
+							 " (pg_catalog.now()"
+							 " OPERATOR(pg_catalog.-) '%d min'::pg_catalog.interval)",
+							 repl_ml_conflict_retention), false, 0);
+	SPI_execute("DELETE FROM repl_ml.discarded_transaction"
+				" WHERE discarded_at OPERATOR(pg_catalog.<)"
+				" (pg_catalog.now() OPERATOR(pg_catalog.-) '2 days'::pg_catalog.interval)",
+				false, 0);
 	/* twice as long as transaction_status relies on them */
 	SPI_execute("DELETE FROM repl_ml.transaction_record WHERE recorded_at OPERATOR(pg_catalog.<)"
-				" (pg_catalog.now() OPERATOR(pg_catalog.-) '2 days'::pg_catalog.interval)", false, 0);
+				" (pg_catalog.now() OPERATOR(pg_catalog.-) '2 days'::pg_catalog.interval)",
+				false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 }

@@ -8,6 +8,10 @@
  * off and reconnects, from the position its replication origin holds.  It ends
  * when the supervisor ends it.  Three memory contexts: the process's, the
  * message's (reset here, after each message) and the executor's per row.
+ *
+ * Not here: what a message does (apply/dispatch.c), what is kept of it for
+ * another try (apply/replay.c), how a link is prepared (copy/link.c).  Locks:
+ * repl_ml_shared->lock, for what the worker shows of itself.
  */
 #include "postgres.h"
 
@@ -58,17 +62,17 @@ static WaitEventSet *wait_set = NULL;	/* of the connection; made by
 										 * wait_for_stream, freed by
 										 * disconnect */
 
-static void attach(int slot);
-static void detach(int code, Datum arg);
+static void attach_slot(int slot);
+static void detach_worker(int code, Datum arg);
 static void forget_commit(int code, Datum arg);
 static void show_crash(char *message);
 static void prepare_session(void);
 static bool run_and_recover(void);
-static void run(void);
-static void stream(XLogRecPtr from);
+static void run_connection(void);
+static void read_stream(XLogRecPtr from);
 static void reload_if_asked(void);
 static void receive_all(void);
-static void handle_message(char *data, int length);
+static void handle_stream_message(char *data, int length);
 static void measure_clock(int64 sent);
 static void follow_catalogs(void);
 static bool is_at_rest(void);
@@ -81,10 +85,13 @@ static void wait_for_data(pgsocket fd);
 static void count_race(void);
 static int	race_delay(void);
 static void give_way(void);
-static bool recover(void);
+static bool recover_from_error(void);
 static void add_context(void *arg);
 
-/* Entry point; the argument is the worker's slot in shared memory. */
+/*
+ * The apply worker; the argument is its slot in shared memory.  The supervisor
+ * starts it again as long as its peer is a member.
+ */
 void
 repl_ml_apply_main(Datum arg)
 {
@@ -92,7 +99,7 @@ repl_ml_apply_main(Datum arg)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
-	attach(DatumGetInt32(arg));
+	attach_slot(DatumGetInt32(arg));
 	show_crash(repl_ml_crash_attach(DatumGetInt32(arg)));
 	apply.aside = true;			/* perhaps: of a former process */
 	BackgroundWorkerUnblockSignals();
@@ -105,6 +112,7 @@ repl_ml_apply_main(Datum arg)
 	{
 		bool		again_at_once = run_and_recover();
 
+		/* the longer nothing gets better, the longer we wait */
 		if (again_at_once)
 			delay = race_delay();
 		else if (delay == 0 || apply.progressed)
@@ -123,7 +131,7 @@ repl_ml_apply_main(Datum arg)
 	}
 }
 
-/* One connection; true if the next one may follow at once. */
+/* Runs one connection; returns true if the next one may follow at once. */
 static bool
 run_and_recover(void)
 {
@@ -132,18 +140,19 @@ run_and_recover(void)
 	apply.progressed = false;
 	PG_TRY();
 	{
-		run();
+		run_connection();
 	}
 	PG_CATCH();
 	{
-		at_once = recover();
+		at_once = recover_from_error();
 	}
 	PG_END_TRY();
 	return at_once;
 }
 
+/* Shows in the worker's slot that this process is it. */
 static void
-attach(int slot)
+attach_slot(int slot)
 {
 	apply.worker = &repl_ml_shared->workers[slot];
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
@@ -152,9 +161,10 @@ attach(int slot)
 	apply.worker->start_time = GetCurrentTimestamp();
 	apply.worker->state = REPL_ML_WORKER_STARTING;
 	LWLockRelease(repl_ml_shared->lock);
-	before_shmem_exit(detach, (Datum) 0);
+	before_shmem_exit(detach_worker, (Datum) 0);
 }
 
+/* Closes both connections to the peer. */
 static void
 disconnect(void)
 {
@@ -167,8 +177,12 @@ disconnect(void)
 	apply.copy_conn = NULL;
 }
 
+/*
+ * Gives the slot back when the worker ends, and wakes the supervisor, which
+ * starts another one.
+ */
 static void
-detach(int code, Datum arg)
+detach_worker(int code, Datum arg)
 {
 	disconnect();
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
@@ -181,8 +195,9 @@ detach(int code, Datum arg)
 }
 
 /*
- * Before an abort: from 16 on that moves the origin, too, and past a commit
- * that failed it would be lost.
+ * Forgets, before an abort, how far the transaction would have moved the
+ * origin: from 16 on an abort moves it, too, and past a commit that failed
+ * what was in it would be lost.
  */
 static void
 forget_commit(int code, Datum arg)
@@ -191,7 +206,10 @@ forget_commit(int code, Datum arg)
 	replorigin_session_origin_timestamp = 0;
 }
 
-/* Says, in the log and in repl_ml.stat_apply, what the last process of this worker died of; NULL: of nothing. */
+/*
+ * Says, in the log and in repl_ml.stat_apply, what the last process of this
+ * worker died of; NULL: of nothing.
+ */
 static void
 show_crash(char *message)
 {
@@ -208,17 +226,18 @@ show_crash(char *message)
 	repl_ml_apply_show_error(&apply, &error);
 }
 
-/* Settings that hold for all that is applied. */
+/* Makes the settings that hold for all that is applied, and the contexts. */
 static void
 prepare_session(void)
 {
-	ErrorContextCallback *context = MemoryContextAlloc(TopMemoryContext, sizeof(ErrorContextCallback));
+	ErrorContextCallback *context = MemoryContextAlloc(TopMemoryContext,
+													   sizeof(ErrorContextCallback));
 
 	repl_ml_applying = true;
 	repl_ml_internal_write = true;
 	repl_ml_session_settle();
 	SetConfigOption("session_replication_role", "replica", PGC_SUSET, PGC_S_OVERRIDE);
-	/* what is applied is flushed when somebody waits for it, see settle */
+	/* what is applied is flushed when somebody waits for it, see settle_received */
 	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
 	apply.give_way = give_way;
 	repl_ml_locked_settle();
@@ -235,21 +254,24 @@ prepare_session(void)
 	error_context_stack = context;
 }
 
-/* Says in each error's context what was being applied. */
+/*
+ * Called by core with each error: says in its context what was being applied.
+ */
 static void
 add_context(void *arg)
 {
 	if (apply.doing == NULL || apply.peer == NULL)
 		return;
 	if (apply.table != NULL)
-		errcontext("applying %s on table \"%s\" from node \"%s\", transaction %u that ends at %X/%X",
+		errcontext("applying %s on table \"%s\" from node \"%s\", transaction %u that ends at "
+				   "%X/%X",
 				   apply.doing, apply.table, apply.peer->node_name,
 				   apply.transaction.xid, LSN_FORMAT_ARGS(apply.transaction.final_lsn));
 	else
 		errcontext("reading %s from node \"%s\"", apply.doing, apply.peer->node_name);
 }
 
-/* Between connections: stays here as long as somebody wants us to pause. */
+/* Stays here, between connections, as long as somebody wants us to pause. */
 static void
 wait_while_paused(void)
 {
@@ -263,9 +285,12 @@ wait_while_paused(void)
 	}
 }
 
-/* How far this node was with the peer, from the origin; 0/0 before there is a link. */
+/*
+ * Returns how far this node was with the peer, from the origin; 0/0 before
+ * there is a link.
+ */
 static XLogRecPtr
-applied_before(void)
+find_applied(void)
 {
 	XLogRecPtr	lsn = InvalidXLogRecPtr;
 	RepOriginId origin;
@@ -279,9 +304,9 @@ applied_before(void)
 	return lsn;
 }
 
-/* One connection, from connecting to the error or pause that ends it. */
+/* Runs one connection, from connecting to the error or pause that ends it. */
 static void
-run(void)
+run_connection(void)
 {
 	XLogRecPtr	from;
 	const ReplMlIdentity *self;
@@ -297,14 +322,21 @@ run(void)
 	name = MemoryContextStrdup(apply.message_context, NameStr(self->node_name));
 	apply.peer = repl_ml_peer_load(apply.worker->peer);
 	repl_ml_commit();
-	show_covered(applied_before());
+	show_covered(find_applied());
 	repl_ml_relation_forget_all();
+
+	/* what can be tried again without the peer, while it is perhaps down */
 	repl_ml_aside_retry(&apply);
 	repl_ml_retry_step(&apply);
 
 	MemoryContextSwitchTo(apply.message_context);
 	apply.conn = repl_ml_stream_connect(apply.peer->dsn, name);
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_PREPARING);
+
+	/*
+	 * what the stream relies on comes first: the link, the group's list, the
+	 * tables
+	 */
 	from = repl_ml_link_prepare(&apply);
 	repl_ml_sync_catalogs(&apply, apply.conn);
 	apply.catalogs_behind = false;
@@ -314,17 +346,18 @@ run(void)
 	repl_ml_sync_tables(&apply);
 	repl_ml_unique_announce();
 
+	/* all before it is here, and durable: it is sent no more */
 	apply.received = apply.applied = apply.durable = from;
 	apply.volatile_since = 0;
 	apply.urgency = REPL_ML_WHENEVER;
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
-	stream(from);
+	read_stream(from);
 	disconnect();
 }
 
 /* Reads and applies until a pause is asked for. */
 static void
-stream(XLogRecPtr from)
+read_stream(XLogRecPtr from)
 {
 	char	   *slot = repl_ml_origin_name(apply.peer_database, apply.self);
 
@@ -340,6 +373,7 @@ stream(XLogRecPtr from)
 	}
 }
 
+/* Reads the configuration again after SIGHUP. */
 static void
 reload_if_asked(void)
 {
@@ -350,14 +384,14 @@ reload_if_asked(void)
 	repl_ml_locked_settle();
 }
 
-/* Often enough for the peer to know that we are there. */
+/* Returns how often the peer has to hear that we are there, ms. */
 static int
 status_interval(void)
 {
 	return Min(STATUS_INTERVAL_MS, repl_ml_heartbeat_interval);
 }
 
-/* Is no transaction open, neither the peer's nor ours? */
+/* Says whether no transaction is open, neither the peer's nor ours. */
 static bool
 is_at_rest(void)
 {
@@ -372,11 +406,15 @@ finish_batch(void)
 		repl_ml_replay_finish(&apply, apply.urgency == REPL_ML_NOW);
 }
 
-/* How long what has been applied may stay volatile while more comes, ms. */
+/*
+ * Returns how long what has been applied may stay volatile while more comes,
+ * ms.
+ */
 static int
 flush_delay(void)
 {
-	return apply.urgency == REPL_ML_NOW ? LONGEST_BATCH_MS : apply.urgency == REPL_ML_SOON ? SOON_MS : FLUSH_DELAY_MS;
+	return apply.urgency == REPL_ML_NOW ? LONGEST_BATCH_MS : apply.urgency == REPL_ML_SOON ?
+		SOON_MS : FLUSH_DELAY_MS;
 }
 
 /* Handles what has arrived; then acknowledges and waits for more. */
@@ -395,14 +433,17 @@ receive_all(void)
 		if (length < 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_CONNECTION_FAILURE),
-					 errmsg("node \"%s\" ended the stream", apply.peer->node_name)));
-		handle_message(data, length);
+					 errmsg("node \"%s\" ended the stream", apply.peer->node_name),
+					 errhint("The apply worker connects again by itself; if that goes on, see the "
+							 "server log of that node.")));
+		handle_stream_message(data, length);
 		now = apply.last_message_time = GetCurrentTimestamp();
 		repl_ml_members_alive(apply.peer->node_id);
 		if (is_at_rest())
 			repl_ml_unique_announce();
 		if (TimestampDifferenceExceeds(apply.told_at, now, status_interval()) ||
-			(apply.urgency != REPL_ML_WHENEVER && TimestampDifferenceExceeds(apply.waited_since, now, flush_delay())))
+			(apply.urgency != REPL_ML_WHENEVER &&
+			 TimestampDifferenceExceeds(apply.waited_since, now, flush_delay())))
 		{
 			finish_batch();
 			acknowledge(false);
@@ -415,6 +456,8 @@ receive_all(void)
 	}
 	finish_batch();
 	acknowledge_news();
+
+	/* nothing more is here: now there is time for the others */
 	if (apply.asked && is_at_rest())
 	{
 		apply.asked = false;
@@ -431,8 +474,12 @@ receive_all(void)
 	wait_for_data(fd);
 }
 
+/*
+ * Handles one message of the streaming protocol, and forgets what was
+ * allocated for it.
+ */
 static void
-handle_message(char *data, int length)
+handle_stream_message(char *data, int length)
 {
 	StringInfoData message = {.data = data,.len = length,.maxlen = -1};
 	XLogRecPtr	start;
@@ -461,10 +508,14 @@ handle_message(char *data, int length)
 	else
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("the peer sent a replication message of the unknown type %d", (unsigned char) type)));
+				 errmsg("the peer sent a replication message of the unknown type %d",
+						(unsigned char) type),
+				 errhint("Check that the connection string of that node leads to the PostgreSQL "
+						 "server itself, and not to a connection pooler.")));
 
 	MemoryContextReset(apply.message_context);
 
+	/* what has come may be a table, a member, a rule */
 	if (is_at_rest() && apply.transaction.catalogs_changed)
 	{
 		apply.transaction.catalogs_changed = false;
@@ -473,7 +524,10 @@ handle_message(char *data, int length)
 	}
 }
 
-/* Brings our tables in line with the group's list, between transactions of the stream. */
+/*
+ * Brings our tables in line with the group's list, between transactions of the
+ * stream.
+ */
 static void
 follow_catalogs(void)
 {
@@ -492,9 +546,9 @@ follow_catalogs(void)
 }
 
 /*
- * What the peer's wall clock said when it sent a message says something of it
- * now: as messages take their time, it is at least so far ahead of our
- * monotonic clock.  The fastest message of the last windows tells most.
+ * Takes the peer's wall clock when it sent a message as a measure of it now:
+ * as messages take their time, it is at least so far ahead of our monotonic
+ * clock.  The fastest message of the last windows tells most.
  */
 static void
 measure_clock(int64 sent)
@@ -543,12 +597,12 @@ show_covered(XLogRecPtr lsn)
 }
 
 /*
- * Outside transactions everything received counts as applied: what is not ours
- * to apply needs no keeping.  It is made durable if somebody waits for it, or
- * if it has not been for a while: one flush for all that has come.
+ * Makes everything received count as applied, outside transactions: what is
+ * not ours to apply needs no keeping.  It is made durable if somebody waits
+ * for it, or if it has not been for a while: one flush for all that has come.
  */
 static void
-settle(bool at_once)
+settle_received(bool at_once)
 {
 	show_received();
 	if (!is_at_rest())
@@ -573,6 +627,7 @@ settle(bool at_once)
 	show_covered(apply.applied);
 }
 
+/* Sends the peer how far we are, as it is noted. */
 static void
 send_status(bool reply_wanted)
 {
@@ -582,35 +637,37 @@ send_status(bool reply_wanted)
 	apply.committed = false;
 }
 
-/* Tells the peer how far we are. */
+/*
+ * Tells the peer how far we are, and asks for an answer where that is wanted.
+ */
 static void
 acknowledge(bool reply_wanted)
 {
-	settle(reply_wanted);
+	settle_received(reply_wanted);
 	send_status(reply_wanted);
 }
 
 /*
- * The same, if there is something to tell: transactions that are durable now,
- * or that we are still there.  That the peer's WAL has gone on without any for
- * us, as it does with every change of ours that it has applied, or what nobody
- * waits for, can wait a moment.
+ * Tells the peer how far we are, if there is something to tell: transactions
+ * that are durable now, or that we are still there.  That the peer's WAL has
+ * gone on without any for us, as it does with every change of ours that it has
+ * applied, or what nobody waits for, can wait a moment.
  */
 static void
 acknowledge_news(void)
 {
 	int			patience = apply.told < apply.received ? QUIET_STATUS_MS : status_interval();
 
-	settle(false);
+	settle_received(false);
 	if ((apply.committed && apply.told < apply.durable) ||
 		TimestampDifferenceExceeds(apply.told_at, GetCurrentTimestamp(), patience))
 		send_status(false);
 	repl_ml_news_settle();
 }
 
-/* When there is something to do again, if nothing comes, ms. */
+/* Returns when there is something to do again, if nothing comes, ms. */
 static int
-longest_wait(void)
+find_longest_wait(void)
 {
 	int			wait = apply.told < apply.received ? QUIET_STATUS_MS : status_interval();
 
@@ -623,13 +680,13 @@ longest_wait(void)
 }
 
 /*
- * How long more may come before what is here is looked after, ms: where nobody
- * waits for it just now, many small transactions cost as much as one.  Never
- * twice in a row without anything having come or become due: what looks after
- * a silent peer is the wait for the stream.
+ * Returns how long more may come before what is here is looked after, ms:
+ * where nobody waits for it just now, many small transactions cost as much as
+ * one.  Never twice in a row without anything having come or become due: what
+ * looks after a silent peer is the wait for the stream.
  */
 static int
-leisure(void)
+find_leisure(void)
 {
 	/* what is volatile at rest is flushed soon, and that ends it */
 	if (apply.volatile_since == 0 || !is_at_rest() || apply.urgency == REPL_ML_NOW ||
@@ -649,7 +706,10 @@ let_more_come(int wait)
 	ResetLatch(MyLatch);
 }
 
-/* Waits for the stream, the latch or longest_wait(); returns what has happened. */
+/*
+ * Waits for the stream, the latch or as long as nothing is due; returns what
+ * has happened.
+ */
 static int
 wait_for_stream(pgsocket fd)
 {
@@ -665,12 +725,17 @@ wait_for_stream(pgsocket fd)
 		AddWaitEventToSet(wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
 		AddWaitEventToSet(wait_set, WL_SOCKET_READABLE, fd, NULL, NULL);
 	}
-	count = WaitEventSetWait(wait_set, longest_wait(), occurred, lengthof(occurred), wait_event_compat("ReplMlApplyMain"));
+	count = WaitEventSetWait(wait_set, find_longest_wait(), occurred, lengthof(occurred),
+							 wait_event_compat("ReplMlApplyMain"));
 	for (int i = 0; i < count; i++)
 		events |= occurred[i].events;
 	return events;
 }
 
+/*
+ * Waits for more, and looks after a silent peer: asks it once whether it is
+ * there, and ends the connection if it does not answer.
+ */
 static void
 wait_for_data(pgsocket fd)
 {
@@ -679,9 +744,9 @@ wait_for_data(pgsocket fd)
 	TimestampTz last;
 	int			events;
 
-	if (leisure() > 0)
+	if (find_leisure() > 0)
 	{
-		let_more_come(leisure());
+		let_more_come(find_leisure());
 		apply.seen = apply.batch_end;
 		return;
 	}
@@ -692,12 +757,18 @@ wait_for_data(pgsocket fd)
 	if (events & WL_SOCKET_READABLE || wal_receiver_timeout <= 0)
 		return;
 	last = apply.last_message_time;
-	if (TimestampDifferenceExceeds(last, GetCurrentTimestamp(), wal_receiver_timeout) && asked == last)
+
+	/* asked, and no answer */
+	if (TimestampDifferenceExceeds(last, GetCurrentTimestamp(), wal_receiver_timeout) &&
+		asked == last)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONNECTION_FAILURE),
 				 errmsg("node \"%s\" has been silent for more than %d ms",
-						apply.peer->node_name, wal_receiver_timeout)));
-	if (asked != last && TimestampDifferenceExceeds(last, GetCurrentTimestamp(), wal_receiver_timeout / 2))
+						apply.peer->node_name, wal_receiver_timeout),
+				 errhint("Check the network to that node, or raise \"%s\".",
+						 "wal_receiver_timeout")));
+	if (asked != last &&
+		TimestampDifferenceExceeds(last, GetCurrentTimestamp(), wal_receiver_timeout / 2))
 	{
 		acknowledge(true);
 		asked = last;
@@ -714,7 +785,7 @@ count_race(void)
 	LWLockRelease(repl_ml_shared->lock);
 }
 
-/* How long the others then have before it is tried again, ms. */
+/* Returns how long the others then have before it is tried again, ms. */
 static int
 race_delay(void)
 {
@@ -722,7 +793,7 @@ race_delay(void)
 }
 
 /*
- * replay.c calls it, outside a transaction, before what met others' locks is
+ * Called by replay.c, outside a transaction, before what met others' locks is
  * applied again: tells the peer what has been committed before it, and that we
  * are there, and lets the others go on.
  */
@@ -751,14 +822,15 @@ give_way(void)
 }
 
 /*
- * After an error: shows it, gives everything back, remembers which transaction
- * it hit.  True if the same may be tried again at once.
+ * Shows an error, gives everything back and remembers which transaction it
+ * hit.  Returns true if the same may be tried again at once.
  */
 static bool
-recover(void)
+recover_from_error(void)
 {
 	ErrorData  *error;
-	XLogRecPtr	hit = apply.transaction.open && apply.blame_transaction ? apply.transaction.final_lsn : InvalidXLogRecPtr;
+	XLogRecPtr	hit = apply.transaction.open && apply.blame_transaction ?
+		apply.transaction.final_lsn : InvalidXLogRecPtr;
 	bool		impatient = apply.transaction.impatient;
 	bool		race;
 	bool		blocked;
@@ -793,7 +865,8 @@ recover(void)
 	if (hit != InvalidXLogRecPtr && locked)
 		repl_ml_dispatch_locked(&apply, hit, error->sqlerrcode);
 	repl_ml_locked_unwatch();
-	if (hit != InvalidXLogRecPtr && (locked ? impatient : repl_ml_dispatch_is_permanent(error->sqlerrcode)))
+	if (hit != InvalidXLogRecPtr &&
+		(locked ? impatient : repl_ml_dispatch_is_permanent(error->sqlerrcode)))
 		repl_ml_dispatch_blame(&apply, hit, error);
 
 	if (race)
