@@ -55,6 +55,9 @@ typedef struct ReplMlRemoteTable
 	Oid			local;			/* InvalidOid: dropped from the group, ignore */
 	int			natts;			/* of the local table */
 	int		   *remote_column;	/* local attribute - 1 -> remote column or -1 */
+	int			other_key_count;	/* of columns of the peer's key, if that is
+									 * another than ours */
+	AttrNumber	other_key[INDEX_MAX_KEYS];
 	FmgrInfo   *input;
 	Oid		   *input_param;
 	FmgrInfo   *receive;		/* fn_oid is invalid where the two types are

@@ -696,6 +696,10 @@ repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, Log
 	if (is_catalog && strcmp(table->remote.relname, "replicated_table") == 0)
 		repl_ml_relation_meet(target->incoming);
 	source.inserted = action == 'I';
+	if (action == 'U' && table->other_key_count > 0)
+		apply->transaction.conflicts +=
+			repl_ml_deletion_supersede(table->local, table->other_key, table->other_key_count,
+									   target->incoming, &source);
 	apply->transaction.conflicts += repl_ml_row_join(table->local, target->incoming, &source);
 	if (apply->late)
 		repl_ml_crash_pardon(table->local);

@@ -41,6 +41,7 @@ static void resolve(ReplMlRemoteTable *table);
 static void remember_misfit(ReplMlRemoteTable *table);
 static ReplMlColumn *copy_columns(LogicalRepRelation *remote, List *columns);
 static void require_same_columns(ReplMlRemoteTable *table, Relation rel);
+static void note_other_key(ReplMlRemoteTable *table, Relation rel);
 static void map_columns(ReplMlRemoteTable *table, Relation rel);
 static void invalidate(Datum arg, Oid relid);
 
@@ -105,6 +106,7 @@ copy_columns(LogicalRepRelation *remote, List *columns)
 		copied[i].identity = pstrdup(column.identity);
 		copied[i].type = pstrdup(column.type);
 		copied[i].typmod = column.typmod;
+		copied[i].in_key = column.in_key;
 	}
 	return copied;
 }
@@ -310,6 +312,37 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 	}
 	if (table->described != NULL)
 		require_same_columns(table, rel);
+	note_other_key(table, rel);
+}
+
+/*
+ * Notes which columns here are the peer's key, where that is not ours: an UPDATE
+ * there may change what is the key here (see repl_ml_deletion_supersede).
+ */
+static void
+note_other_key(ReplMlRemoteTable *table, Relation rel)
+{
+	ReplMlTable *ours;
+	int			shared = 0;
+	int			count = 0;
+
+	table->other_key_count = 0;
+	/* our own tables are the same everywhere, and some have no key */
+	if (strcmp(table->remote.nspname, REPL_ML_SCHEMA) == 0)
+		return;
+	ours = repl_ml_table_get(rel);
+	for (int i = 0; i < table->natts && table->described != NULL; i++)
+	{
+		int			j = table->remote_column[i];
+
+		if (j < 0 || !table->described[j].in_key)
+			continue;
+		table->other_key[count++] = i + 1;
+		for (int k = 0; k < ours->key_natts; k++)
+			shared += ours->key_attnums[k] == i + 1;
+	}
+	if (shared < count || count < ours->key_natts)
+		table->other_key_count = count;
 }
 
 /* All identities that there have been in the table on the peer. */

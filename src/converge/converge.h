@@ -122,6 +122,8 @@ extern void repl_ml_targets_in_session(void (*step) (void *argument), void *argu
 extern int	repl_ml_deletion_join(Oid relid, Datum columns, Datum key_array,
 								  const ReplMlClock *clock, const char *eviction,
 								  const ReplMlSource *source);
+extern int	repl_ml_deletion_supersede(Oid relid, const AttrNumber *key, int count,
+									   TupleTableSlot *row, const ReplMlSource *source);
 
 /* in row.c */
 extern int	repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source);

@@ -72,6 +72,45 @@ repl_ml_deletion_join(Oid relid, Datum columns, Datum key_array, const ReplMlClo
 }
 
 /*
+ * Called for an UPDATE by a node whose key is another: these columns, of which
+ * the row has the values it had before.  What is the key here may have changed
+ * by it; then the row that was here under the former one is the same row, is
+ * known to the update, and goes.  Returns what repl_ml_row_join does.
+ */
+int
+repl_ml_deletion_supersede(Oid relid, const AttrNumber *key, int count, TupleTableSlot *row,
+						   const ReplMlSource *source)
+{
+	ReplMlTarget *root = repl_ml_targets_get(relid);
+	ReplMlTable *shape = repl_ml_shape_make(root->rel, key, count);
+	ReplMlBurial burial = {.source = source};
+	Datum		theirs[INDEX_MAX_KEYS];
+	Datum		ours[INDEX_MAX_KEYS];
+	List	   *rows = NIL;
+	ListCell   *lc;
+	bool		isnull;
+	ReplMlUser	saved;
+	int			grown = 0;
+
+	burial.clock = DatumGetReplMlClockP(slot_getattr(row, root->table->clock_attnum, &isnull));
+	repl_ml_become_owner(root->rel, &saved);
+	repl_ml_key_from_slot(root->table, row, ours);
+	if (repl_ml_shape_key(shape, row, theirs))
+		rows = find_keys(root, shape, repl_ml_key_to_array(shape, theirs));
+	foreach(lc, rows)
+	{
+		repl_ml_key_from_array(root->table, PointerGetDatum(lfirst(lc)), theirs);
+		if (repl_ml_key_equal(root->table, theirs, ours) ||
+			!repl_ml_row_is_older(root, PointerGetDatum(lfirst(lc)), burial.clock))
+			rows = foreach_delete_current(rows, lc);
+	}
+	repl_ml_become_self(&saved);
+	foreach(lc, rows)
+		grown += repl_ml_row_bury(root, PointerGetDatum(lfirst(lc)), &burial);
+	return grown;
+}
+
+/*
  * Joins a deletion by other columns than the present key's: it is kept as it
  * is, for rows that have yet to come, and joined with the rows that are here.
  * Nobody writes the table meanwhile, so each row is seen by one of the two.

@@ -292,6 +292,22 @@ is_sent(Form_pg_attribute att)
 	return !att->attisdropped && att->attgenerated == '\0';
 }
 
+/* For repl_ml_column_send: the attribute numbers of the table's primary key; NULL if it has none. */
+static Bitmapset *
+key_of(Relation rel)
+{
+	Oid			index_id = RelationGetPrimaryKeyIndex_compat(rel);
+	Relation	index = OidIsValid(index_id) ? RelationIdGetRelation(index_id) : NULL;
+	Bitmapset  *key = NULL;
+
+	if (index == NULL)
+		return NULL;
+	for (int i = 0; i < IndexRelationGetNumberOfKeyAttributes(index); i++)
+		key = bms_add_member(key, index->rd_index->indkey.values[i]);
+	RelationClose(index);
+	return key;
+}
+
 /*
  * Appends, for the walsender and for copies, what the table's columns are to a
  * message.
@@ -300,6 +316,7 @@ void
 repl_ml_column_send(StringInfo message, Relation rel)
 {
 	TupleDesc	desc = RelationGetDescr(rel);
+	Bitmapset  *key = key_of(rel);
 	int			count = 0;
 
 	for (int i = 0; i < desc->natts; i++)
@@ -316,6 +333,7 @@ repl_ml_column_send(StringInfo message, Relation rel)
 		pq_sendstring(message, column.identity);
 		pq_sendstring(message, column.type);
 		pq_sendint32(message, column.typmod);
+		pq_sendbyte(message, bms_is_member(TupleDescAttr(desc, i)->attnum, key));
 	}
 }
 
@@ -337,6 +355,7 @@ repl_ml_column_receive(StringInfo message)
 		column->identity = pstrdup(pq_getmsgstring(message));
 		column->type = pstrdup(pq_getmsgstring(message));
 		column->typmod = (int32) pq_getmsgint(message, 4);
+		column->in_key = pq_getmsgbyte(message) != 0;
 		columns = lappend(columns, column);
 	}
 	return columns;

@@ -160,6 +160,7 @@ extern void repl_ml_key_from_slot(ReplMlTable *table, TupleTableSlot *slot, Datu
 /* in shape.c */
 extern void repl_ml_shape_fill(ReplMlTable *table, Relation rel);
 extern ReplMlTable *repl_ml_shape_get(Relation rel, Datum columns);
+extern ReplMlTable *repl_ml_shape_make(Relation rel, const AttrNumber *attnums, int count);
 extern bool repl_ml_shape_is(const ReplMlTable *table, Datum columns);
 extern void repl_ml_shape_list(ReplMlTable *table);
 extern bool repl_ml_shape_key(const ReplMlTable *shape, TupleTableSlot *slot, Datum *key);
@@ -174,6 +175,7 @@ typedef struct ReplMlColumn
 	const char *identity;		/* of the clock column all there have been; empty: none */
 	const char *type;			/* a domain's is that below it */
 	int32		typmod;
+	bool		in_key;			/* of the primary key, as far as is known */
 } ReplMlColumn;
 
 /* in column.c */

@@ -144,6 +144,20 @@ describe_key(const ReplMlTable *table, TupleDesc desc)
 										   TYPALIGN_INT));
 }
 
+/* A shape of these columns of the table, as a peer may have it for its key.  Palloc'd. */
+ReplMlTable *
+repl_ml_shape_make(Relation rel, const AttrNumber *attnums, int count)
+{
+	ReplMlTable key = {.key_natts = count};
+
+	for (int i = 0; i < count; i++)
+	{
+		key.key_attnums[i] = attnums[i];
+		key.key_types[i] = TupleDescAttr(RelationGetDescr(rel), attnums[i] - 1)->atttypid;
+	}
+	return repl_ml_shape_get(rel, describe_key(&key, RelationGetDescr(rel)));
+}
+
 /* Says whether the key is of just this shape. */
 bool
 repl_ml_shape_is(const ReplMlTable *table, Datum columns)
