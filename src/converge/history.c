@@ -341,7 +341,7 @@ find_lost_columns(ReplMlTarget *target, const ReplMlResolution *resolution,
 	if (resolution->policy->merge_count > 0)
 		names = list_concat(names,
 							repl_ml_merge_lost_columns(target->rel, resolution->policy, loser,
-															  resolution->row, resolution->clock));
+													   resolution->row, resolution->clock));
 	return names;
 }
 

@@ -23,7 +23,8 @@ extern void repl_ml_sync_tables(ReplMlApply *apply);
 /* in enrol.c */
 extern void repl_ml_enrol_pending(ReplMlApply *apply);
 extern void repl_ml_enrol_unlock(void);
-extern void repl_ml_table_failed(ReplMlApply *apply, const char *schema_name, const char *table_name, const char *action, ErrorData *error);
+extern void repl_ml_table_failed(ReplMlApply *apply, const char *schema_name,
+								 const char *table_name, const char *action, ErrorData *error);
 
 /* in schema.c */
 extern bool repl_ml_schema_is_empty(void);

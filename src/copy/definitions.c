@@ -8,6 +8,9 @@
  * definitions of the tables that are to be created; and, when they are there,
  * whether one of them would run code of others with the rights of a superuser.
  * (A joining node restores all that its donor has; see schema.c.)
+ *
+ * Called by schema.c.  No locks; the second look runs as SQL, in the
+ * transaction that has created the tables.
  */
 #include "postgres.h"
 
@@ -35,8 +38,8 @@ static bool alters_table(Script *script, AlterTableStmt *statement);
 static bool alters_allowed(Script *script, AlterTableCmd *command);
 
 /*
- * An error if the script holds more than definitions of these tables (quoted,
- * qualified names), or would touch anything that it does not create.
+ * Raises an error if the script holds more than definitions of these tables
+ * (quoted, qualified names), or would touch anything that it does not create.
  */
 void
 repl_ml_definitions_check(const char *text, List *tables)
@@ -51,40 +54,50 @@ repl_ml_definitions_check(const char *text, List *tables)
 		if (!is_allowed(&script, statement))
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("the definitions of the peer's tables hold a statement %s that is not run here",
+					 errmsg("the definitions of the peer's tables hold a statement %s that is not "
+							"run here",
 							GetCommandTagName(CreateCommandTag(statement))),
-					 errdetail("Of what another member has, only definitions of the tables that it has added are created."),
+					 errdetail("Of what another member has, only definitions of the tables that it "
+							   "has added are created."),
 					 errhint("Create the table on this node.")));
 	}
 }
 
+/* Returns a name as it stands in the lists. */
 static char *
-qualified_name(const char *schema, const char *name)
+qualify_name(const char *schema, const char *name)
 {
 	return quote_qualified_identifier(schema, name);
 }
 
+/* Notes that the script creates this. */
 static void
 note_created(Script *script, const char *schema, const char *name)
 {
-	script->created = lappend(script->created, makeString(qualified_name(schema, name)));
+	script->created = lappend(script->created, makeString(qualify_name(schema, name)));
 }
 
-/* Does an earlier statement create it?  pg_dump qualifies all names. */
+/*
+ * Says whether an earlier statement creates it. pg_dump qualifies all names.
+ */
 static bool
 is_created(Script *script, const char *schema, const char *name)
 {
 	return schema != NULL && name != NULL &&
-		list_member(script->created, makeString(qualified_name(schema, name)));
+		list_member(script->created, makeString(qualify_name(schema, name)));
 }
 
+/* Says whether an earlier statement creates the relation. */
 static bool
 is_created_relation(Script *script, RangeVar *relation)
 {
 	return relation != NULL && is_created(script, relation->schemaname, relation->relname);
 }
 
-/* Are all relations of a list created by the script, and is there one? */
+/*
+ * Says whether all relations of a list are created by the script, and there is
+ * one.
+ */
 static bool
 are_created(Script *script, List *relations)
 {
@@ -98,12 +111,17 @@ are_created(Script *script, List *relations)
 	return relations != NIL;
 }
 
-/* Only a session's form, which is put back at the end. */
+/*
+ * Says whether it is one of a session's settings of form, which are put back
+ * at the end.
+ */
 static bool
 is_harmless_setting(const VariableSetStmt *statement)
 {
-	static const char *const names[] = {"statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout",
-		"transaction_timeout", "client_encoding", "standard_conforming_strings", "check_function_bodies", "xmloption",
+	static const char *const names[] = {"statement_timeout", "lock_timeout",
+	"idle_in_transaction_session_timeout",
+		"transaction_timeout", "client_encoding", "standard_conforming_strings",
+		"check_function_bodies", "xmloption",
 	"client_min_messages", "row_security", "default_tablespace", "default_table_access_method"};
 
 	for (int i = 0; i < lengthof(names); i++)
@@ -114,22 +132,30 @@ is_harmless_setting(const VariableSetStmt *statement)
 	return false;
 }
 
-/* SELECT pg_catalog.set_config('search_path', '', false) is the only one of its kind. */
+/*
+ * Says whether it is SELECT pg_catalog.set_config('search_path', '', false),
+ * the only one of its kind.
+ */
 static bool
 is_empty_search_path(const SelectStmt *statement)
 {
 	FuncCall   *call;
 	List	   *arguments;
 
-	if (statement->op != SETOP_NONE || list_length(statement->targetList) != 1 || statement->fromClause != NIL ||
-		statement->whereClause != NULL || statement->valuesLists != NIL || statement->withClause != NULL ||
-		statement->intoClause != NULL || statement->sortClause != NIL || statement->limitCount != NULL ||
-		statement->limitOffset != NULL || statement->groupClause != NIL || statement->havingClause != NULL)
+	if (statement->op != SETOP_NONE || list_length(statement->targetList) != 1 ||
+		statement->fromClause != NIL ||
+		statement->whereClause != NULL || statement->valuesLists != NIL ||
+		statement->withClause != NULL ||
+		statement->intoClause != NULL || statement->sortClause != NIL ||
+		statement->limitCount != NULL ||
+		statement->limitOffset != NULL || statement->groupClause != NIL ||
+		statement->havingClause != NULL)
 		return false;
 	call = (FuncCall *) linitial_node(ResTarget, statement->targetList)->val;
 	if (!IsA(call, FuncCall) || list_length(call->funcname) != 2 || list_length(call->args) != 3 ||
 		call->agg_order != NIL || call->agg_filter != NULL || call->over != NULL ||
-		strcmp(strVal(linitial(call->funcname)), "pg_catalog") != 0 || strcmp(strVal(lsecond(call->funcname)), "set_config") != 0)
+		strcmp(strVal(linitial(call->funcname)), "pg_catalog") != 0 ||
+		strcmp(strVal(lsecond(call->funcname)), "set_config") != 0)
 		return false;
 	arguments = call->args;
 	return IsA(linitial(arguments), A_Const) && IsA(lsecond(arguments), A_Const) &&
@@ -138,20 +164,28 @@ is_empty_search_path(const SelectStmt *statement)
 		!IsA(lthird(arguments), FuncCall);
 }
 
-/* A table that is wanted; its rows' places come with ATTACH PARTITION. */
+/*
+ * Says whether the statement creates a table that is wanted; its rows' places
+ * come with ATTACH PARTITION.
+ */
 static bool
 creates_table(Script *script, CreateStmt *statement)
 {
 	RangeVar   *relation = statement->relation;
 
-	if (relation->schemaname == NULL || statement->inhRelations != NIL || statement->partbound != NULL || statement->ofTypename != NULL ||
-		!list_member(script->tables, makeString(qualified_name(relation->schemaname, relation->relname))))
+	if (relation->schemaname == NULL || statement->inhRelations != NIL ||
+		statement->partbound != NULL || statement->ofTypename != NULL ||
+		!list_member(script->tables,
+					 makeString(qualify_name(relation->schemaname, relation->relname))))
 		return false;
 	note_created(script, relation->schemaname, relation->relname);
 	return true;
 }
 
-/* The table (or other object) a comment is about: the name without what is in the table. */
+/*
+ * Says whether the comment is about a table that the script creates, or
+ * something of it: that has the table's name in front.
+ */
 static bool
 comments_created(Script *script, CommentStmt *statement)
 {
@@ -179,17 +213,21 @@ comments_created(Script *script, CommentStmt *statement)
 		is_created(script, strVal(linitial(name)), strVal(lsecond(name)));
 }
 
-/* Is it the identity of a column (row/column.c)? */
+/*
+ * Says whether it is the identity of a column (row/column.c) of a table that
+ * the script creates.
+ */
 static bool
 labels_created(Script *script, SecLabelStmt *statement)
 {
 	List	   *name = (List *) statement->object;
 
-	return statement->objtype == OBJECT_COLUMN && statement->provider != NULL && strcmp(statement->provider, "repl_ml") == 0 &&
+	return statement->objtype == OBJECT_COLUMN && statement->provider != NULL &&
+		strcmp(statement->provider, "repl_ml") == 0 &&
 		list_length(name) == 3 && is_created(script, strVal(linitial(name)), strVal(lsecond(name)));
 }
 
-/* May the statement be run?  Notes what it creates. */
+/* Says whether the statement may be run, and notes what it creates. */
 static bool
 is_allowed(Script *script, Node *statement)
 {
@@ -233,9 +271,11 @@ is_allowed(Script *script, Node *statement)
 			{
 				CreateStatsStmt *statistics = (CreateStatsStmt *) statement;
 
-				if (!are_created(script, statistics->relations) || list_length(statistics->defnames) != 2)
+				if (!are_created(script, statistics->relations) ||
+					list_length(statistics->defnames) != 2)
 					return false;
-				note_created(script, strVal(linitial(statistics->defnames)), strVal(lsecond(statistics->defnames)));
+				note_created(script, strVal(linitial(statistics->defnames)),
+							 strVal(lsecond(statistics->defnames)));
 				return true;
 			}
 		case T_AlterOwnerStmt:
@@ -250,7 +290,8 @@ is_allowed(Script *script, Node *statement)
 			{
 				List	   *name = ((AlterStatsStmt *) statement)->defnames;
 
-				return list_length(name) == 2 && is_created(script, strVal(linitial(name)), strVal(lsecond(name)));
+				return list_length(name) == 2 &&
+					is_created(script, strVal(linitial(name)), strVal(lsecond(name)));
 			}
 		case T_CommentStmt:
 			return comments_created(script, (CommentStmt *) statement);
@@ -260,7 +301,8 @@ is_allowed(Script *script, Node *statement)
 			{
 				GrantStmt  *grant = (GrantStmt *) statement;
 
-				return grant->targtype == ACL_TARGET_OBJECT && (grant->objtype == OBJECT_TABLE || grant->objtype == OBJECT_SEQUENCE) &&
+				return grant->targtype == ACL_TARGET_OBJECT &&
+					(grant->objtype == OBJECT_TABLE || grant->objtype == OBJECT_SEQUENCE) &&
 					are_created(script, grant->objects);
 			}
 		default:
@@ -268,6 +310,10 @@ is_allowed(Script *script, Node *statement)
 	}
 }
 
+/*
+ * Says whether the statement alters only what the script creates, in ways that
+ * are allowed.
+ */
 static bool
 alters_table(Script *script, AlterTableStmt *statement)
 {
@@ -282,13 +328,18 @@ alters_table(Script *script, AlterTableStmt *statement)
 		if (!alters_allowed(script, command))
 			return false;
 		/* the index of a key has the constraint's name */
-		if (command->subtype == AT_AddConstraint && IsA(command->def, Constraint) && ((Constraint *) command->def)->conname != NULL)
-			note_created(script, statement->relation->schemaname, ((Constraint *) command->def)->conname);
+		if (command->subtype == AT_AddConstraint && IsA(command->def, Constraint) &&
+			((Constraint *) command->def)->conname != NULL)
+			note_created(script, statement->relation->schemaname,
+						 ((Constraint *) command->def)->conname);
 	}
 	return true;
 }
 
-/* Are the bounds of a partition constants?  Anything else would be computed, by us. */
+/*
+ * Says whether the bounds of a partition are constants: anything else would be
+ * computed, by us.
+ */
 static bool
 has_constant_bounds(PartitionCmd *command)
 {
@@ -297,7 +348,8 @@ has_constant_bounds(PartitionCmd *command)
 
 	if (command->bound == NULL)
 		return true;
-	values = list_concat(list_concat(list_copy(command->bound->listdatums), command->bound->lowerdatums), command->bound->upperdatums);
+	values = list_concat(list_concat(list_copy(command->bound->listdatums),
+									 command->bound->lowerdatums), command->bound->upperdatums);
 	foreach(lc, values)
 	{
 		Node	   *value = lfirst(lc);
@@ -311,6 +363,10 @@ has_constant_bounds(PartitionCmd *command)
 	return true;
 }
 
+/*
+ * Says whether the command defines the table, as those of pg_dump do, and runs
+ * nothing.
+ */
 static bool
 alters_allowed(Script *script, AlterTableCmd *command)
 {
@@ -348,9 +404,9 @@ alters_allowed(Script *script, AlterTableCmd *command)
 }
 
 /*
- * An error if one of these tables, which have just been created, belongs to a
- * superuser and would run what nobody with such rights has put here.  Between
- * repl_ml_begin and repl_ml_commit.
+ * Raises an error if one of these tables, which have just been created,
+ * belongs to a superuser and would run what nobody with such rights has put
+ * here.  Between repl_ml_begin and repl_ml_commit.
  */
 void
 repl_ml_definitions_check_code(List *tables)
@@ -362,14 +418,18 @@ repl_ml_definitions_check_code(List *tables)
 		Oid			types[1] = {TEXTOID};
 		Datum		values[1] = {CStringGetTextDatum(strVal(lfirst(lc)))};
 
-		SPI_execute_with_args("SELECT c.code, pg_catalog.pg_get_userbyid(t.relowner) FROM pg_catalog.pg_class t, repl_ml.code_of_others(t.oid) c(code)"
-							  " WHERE t.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass($1) AND c.code IS NOT NULL",
+		SPI_execute_with_args("SELECT c.code, pg_catalog.pg_get_userbyid(t.relowner)"
+							  " FROM pg_catalog.pg_class t, repl_ml.code_of_others(t.oid) c(code)"
+							  " WHERE t.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass($1)"
+							  " AND c.code IS NOT NULL",
 							  1, types, values, NULL, false, 1);
 		if (SPI_processed > 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("table %s would run %s with the rights of role \"%s\"", strVal(lfirst(lc)), repl_ml_spi_text(0, 0), repl_ml_spi_text(0, 1)),
+					 errmsg("table %s would run %s with the rights of role \"%s\"",
+							strVal(lfirst(lc)), repl_ml_spi_text(0, 0), repl_ml_spi_text(0, 1)),
 					 errdetail("So another member has defined it."),
-					 errhint("Create the table on this node, or give it on the other one to a role that is no superuser.")));
+					 errhint("Create the table on this node, or give it on the other one to a role "
+							 "that is no superuser.")));
 	}
 }

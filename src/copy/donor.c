@@ -12,6 +12,9 @@
  * written into an index.
  *
  * Runs in a backend, in the peer's session and with the rights of its role.
+ *
+ * Not which rows are copied, and when (sync.c).  Locks: ACCESS SHARE on the
+ * table until the transaction ends.
  */
 #include "postgres.h"
 
@@ -65,15 +68,15 @@ static CopyScan *begin_scan(FunctionCallInfo fcinfo);
 static int	choose_rows(Relation rel, FunctionCallInfo fcinfo, ScanKeyData *keys);
 static void end_scan(Datum argument);
 static void require_right(Relation rel);
-static text *next_line(CopyScan *scan, MemoryContext result_context);
-static text *line_of(CopyScan *scan, MemoryContext result_context);
+static text *find_next_line(CopyScan *scan, MemoryContext result_context);
+static text *make_line(CopyScan *scan, MemoryContext result_context);
 static void append_value(StringInfo line, const char *value);
-static void leave_out(CopyScan *scan, const ErrorData *error);
+static void note_left_out(CopyScan *scan, const ErrorData *error);
 
 /*
  * repl_ml.require_copyable(relation, columns): raises what rows_to_copy would
- * before the first row.  Asked for by itself, as an error in the middle of a COPY
- * reaches the peer without its SQLSTATE.
+ * before the first row.  The peer asks for it by itself, as an error in the
+ * middle of a COPY reaches it without its SQLSTATE.
  */
 PG_FUNCTION_INFO_V1(repl_ml_require_copyable);
 Datum
@@ -114,7 +117,7 @@ repl_ml_rows_to_copy(PG_FUNCTION_ARGS)
 		RegisterExprContextCallback(econtext, end_scan, PointerGetDatum(call->user_fctx));
 	}
 	call = SRF_PERCALL_SETUP();
-	line = next_line(call->user_fctx, CurrentMemoryContext);
+	line = find_next_line(call->user_fctx, CurrentMemoryContext);
 	if (line != NULL)
 		SRF_RETURN_NEXT(call, PointerGetDatum(line));
 	UnregisterExprContextCallback(econtext, end_scan, PointerGetDatum(call->user_fctx));
@@ -139,18 +142,24 @@ begin_scan(FunctionCallInfo fcinfo)
 	require_right(scan->rel);
 	find_columns(scan->rel, PG_GETARG_ARRAYTYPE_P(1), scan);
 	nkeys = choose_rows(scan->rel, fcinfo, keys);
-	scan->row_context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml row to copy", ALLOCSET_DEFAULT_SIZES);
-	scan->slot = MakeSingleTupleTableSlot(RelationGetDescr(scan->rel), table_slot_callbacks(scan->rel));
+	scan->row_context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml row to copy",
+											  ALLOCSET_DEFAULT_SIZES);
+	scan->slot = MakeSingleTupleTableSlot(RelationGetDescr(scan->rel),
+										  table_slot_callbacks(scan->rel));
 	scan->scan = table_beginscan(scan->rel, GetActiveSnapshot(), nkeys, keys);
 
 	if (left_out_context == NULL)
-		left_out_context = AllocSetContextCreate(TopMemoryContext, "repl_ml rows left out", ALLOCSET_SMALL_SIZES);
+		left_out_context = AllocSetContextCreate(TopMemoryContext, "repl_ml rows left out",
+												 ALLOCSET_SMALL_SIZES);
 	MemoryContextReset(left_out_context);
 	left_out = NIL;
 	return scan;
 }
 
-/* At the end of the query, also before the last row. */
+/*
+ * Closes the table at the end of the query, also where that ends before the
+ * last row.
+ */
 static void
 end_scan(Datum argument)
 {
@@ -161,7 +170,10 @@ end_scan(Datum argument)
 	table_close(scan->rel, NoLock);
 }
 
-/* As COPY would: only an ordinary table, all of whose rows the role may read. */
+/*
+ * Raises an error unless this is an ordinary table, all of whose rows the role
+ * may read, as COPY would.
+ */
 static void
 require_right(Relation rel)
 {
@@ -175,18 +187,24 @@ require_right(Relation rel)
 	if (check_enable_rls(RelationGetRelid(rel), InvalidOid, false) == RLS_ENABLED)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("a policy hides rows of table \"%s\" from role \"%s\"", RelationGetRelationName(rel), GetUserNameFromId(GetUserId(), false)),
-				 errhint("Run ALTER ROLE %s BYPASSRLS.", quote_identifier(GetUserNameFromId(GetUserId(), false)))));
+				 errmsg("a policy hides rows of table \"%s\" from role \"%s\"",
+						RelationGetRelationName(rel), GetUserNameFromId(GetUserId(), false)),
+				 errhint("Run ALTER ROLE %s BYPASSRLS.",
+						 quote_identifier(GetUserNameFromId(GetUserId(), false)))));
 }
 
-/* The columns of these names; an error if one is missing.  "scan" is filled. */
+/*
+ * Fills "scan" with the columns of these names; raises an error if one is
+ * missing.
+ */
 static void
 find_columns(Relation rel, ArrayType *names, CopyScan *scan)
 {
 	Datum	   *elements;
 	bool	   *nulls;
 
-	deconstruct_array(names, NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR, &elements, &nulls, &scan->ncolumns);
+	deconstruct_array(names, NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR, &elements, &nulls,
+					  &scan->ncolumns);
 	scan->columns = palloc(Max(scan->ncolumns, 1) * sizeof(AttrNumber));
 	scan->output = palloc(Max(scan->ncolumns, 1) * sizeof(FmgrInfo));
 	for (int i = 0; i < scan->ncolumns; i++)
@@ -199,15 +217,20 @@ find_columns(Relation rel, ArrayType *names, CopyScan *scan)
 		if (attnum <= 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
-					 errmsg("column \"%s\" of relation \"%s\" does not exist", name, RelationGetRelationName(rel)),
+					 errmsg("column \"%s\" of relation \"%s\" does not exist", name,
+							RelationGetRelationName(rel)),
 					 errhint("Give the table the same columns on all nodes.")));
 		scan->columns[i] = attnum;
-		getTypeOutputInfo(TupleDescAttr(RelationGetDescr(rel), attnum - 1)->atttypid, &function, &is_varlena);
+		getTypeOutputInfo(TupleDescAttr(RelationGetDescr(rel), attnum - 1)->atttypid, &function,
+						  &is_varlena);
 		fmgr_info(function, &scan->output[i]);
 	}
 }
 
-/* What is asked of a table of ours, as scan keys; their number. */
+/*
+ * Sets, as scan keys, which rows of a table of ours are asked for; returns
+ * their number.
+ */
 static int
 choose_rows(Relation rel, FunctionCallInfo fcinfo, ScanKeyData *keys)
 {
@@ -217,17 +240,23 @@ choose_rows(Relation rel, FunctionCallInfo fcinfo, ScanKeyData *keys)
 		return 0;
 	if (!PG_ARGISNULL(2) && !PG_ARGISNULL(3))
 	{
-		ScanKeyInit(&keys[nkeys++], get_attnum(RelationGetRelid(rel), "schema_name"), BTEqualStrategyNumber, F_NAMEEQ, PG_GETARG_DATUM(2));
-		ScanKeyInit(&keys[nkeys++], get_attnum(RelationGetRelid(rel), "table_name"), BTEqualStrategyNumber, F_NAMEEQ, PG_GETARG_DATUM(3));
+		ScanKeyInit(&keys[nkeys++], get_attnum(RelationGetRelid(rel), "schema_name"),
+					BTEqualStrategyNumber, F_NAMEEQ, PG_GETARG_DATUM(2));
+		ScanKeyInit(&keys[nkeys++], get_attnum(RelationGetRelid(rel), "table_name"),
+					BTEqualStrategyNumber, F_NAMEEQ, PG_GETARG_DATUM(3));
 	}
 	if (RelationGetRelid(rel) == repl_ml_catalog_oid("tombstone"))
-		ScanKeyInit(&keys[nkeys++], get_attnum(RelationGetRelid(rel), "merged"), BTEqualStrategyNumber, F_BOOLEQ, BoolGetDatum(false));
+		ScanKeyInit(&keys[nkeys++], get_attnum(RelationGetRelid(rel), "merged"),
+					BTEqualStrategyNumber, F_BOOLEQ, BoolGetDatum(false));
 	return nkeys;
 }
 
-/* The next row that can be sent, or NULL; those before it that cannot are noted. */
+/*
+ * Returns the next row that can be sent, or NULL; those before it that cannot
+ * are noted.
+ */
 static text *
-next_line(CopyScan *scan, MemoryContext result_context)
+find_next_line(CopyScan *scan, MemoryContext result_context)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -242,7 +271,7 @@ next_line(CopyScan *scan, MemoryContext result_context)
 		MemoryContextSwitchTo(scan->row_context);
 		PG_TRY();
 		{
-			line = line_of(scan, result_context);
+			line = make_line(scan, result_context);
 			ReleaseCurrentSubTransaction();
 		}
 		PG_CATCH();
@@ -254,9 +283,13 @@ next_line(CopyScan *scan, MemoryContext result_context)
 			FlushErrorState();
 			RollbackAndReleaseCurrentSubTransaction();
 			CurrentResourceOwner = owner;
+
+			/*
+			 * what is wrong with the server, or with the session, is no row's
+			 */
 			if (!repl_ml_output_is_of_the_row(error->sqlerrcode))
 				ReThrowError(error);
-			leave_out(scan, error);
+			note_left_out(scan, error);
 		}
 		PG_END_TRY();
 		MemoryContextSwitchTo(context);
@@ -267,9 +300,12 @@ next_line(CopyScan *scan, MemoryContext result_context)
 	return NULL;
 }
 
-/* The row as the peer will read it; an error if it could not be sent, or not be read there. */
+/*
+ * Returns the row as the peer will read it; raises an error if it could not be
+ * sent, or not be read there.
+ */
 static text *
-line_of(CopyScan *scan, MemoryContext result_context)
+make_line(CopyScan *scan, MemoryContext result_context)
 {
 	StringInfoData line;
 	Size		sent;
@@ -286,7 +322,8 @@ line_of(CopyScan *scan, MemoryContext result_context)
 		if (scan->slot->tts_isnull[attnum - 1])
 			appendStringInfoString(&line, "\\N");
 		else
-			append_value(&line, OutputFunctionCall(&scan->output[i], scan->slot->tts_values[attnum - 1]));
+			append_value(&line,
+						 OutputFunctionCall(&scan->output[i], scan->slot->tts_values[attnum - 1]));
 	}
 	(void) pg_verify_mbstr(GetDatabaseEncoding(), line.data, line.len, false);
 	sent = strlen(pg_server_to_client(line.data, line.len));
@@ -300,7 +337,7 @@ line_of(CopyScan *scan, MemoryContext result_context)
 	return result;
 }
 
-/* A value as COPY writes it into a line of text. */
+/* Appends a value as COPY writes it into a line of text. */
 static void
 append_value(StringInfo line, const char *value)
 {
@@ -331,11 +368,12 @@ append_value(StringInfo line, const char *value)
 	}
 }
 
-/* Notes the row that the scan is at. */
+/* Notes the row that the scan is at, for repl_ml.rows_left_out. */
 static void
-leave_out(CopyScan *scan, const ErrorData *error)
+note_left_out(CopyScan *scan, const ErrorData *error)
 {
-	ReplMlRowName *name = repl_ml_output_name(scan->rel, ExecFetchSlotHeapTuple(scan->slot, false, NULL));
+	ReplMlRowName *name = repl_ml_output_name(scan->rel,
+											  ExecFetchSlotHeapTuple(scan->slot, false, NULL));
 	MemoryContext old = MemoryContextSwitchTo(left_out_context);
 	ReplMlRowName *kept = palloc(sizeof(ReplMlRowName));
 
@@ -347,11 +385,15 @@ leave_out(CopyScan *scan, const ErrorData *error)
 	left_out = lappend(left_out, kept);
 	MemoryContextSwitchTo(old);
 	ereport(LOG,
-			(errmsg("a row of table \"%s\" cannot be copied and is left out: %s", name->table_name, error->message),
+			(errmsg("a row of table \"%s\" cannot be copied and is left out: %s", name->table_name,
+					error->message),
 			 errdetail("Its key is %s.", name->key)));
 }
 
-/* repl_ml.rows_left_out(): what the last repl_ml.rows_to_copy of this session has left out, and why. */
+/*
+ * repl_ml.rows_left_out(): returns what the last repl_ml.rows_to_copy of this
+ * session has left out, and why.
+ */
 PG_FUNCTION_INFO_V1(repl_ml_rows_left_out);
 Datum
 repl_ml_rows_left_out(PG_FUNCTION_ARGS)
@@ -363,14 +405,16 @@ repl_ml_rows_left_out(PG_FUNCTION_ARGS)
 	foreach(lc, left_out)
 	{
 		ReplMlRowName *name = lfirst(lc);
-		const char *texts[5] = {name->schema_name, name->table_name, name->key, name->clock, name->error};
+		const char *texts[5] = {name->schema_name, name->table_name, name->key, name->clock,
+		name->error};
 		Datum		values[5];
 		bool		nulls[5];
 
 		for (int i = 0; i < lengthof(texts); i++)
 		{
 			nulls[i] = texts[i] == NULL;
-			values[i] = nulls[i] ? (Datum) 0 : CStringGetTextDatum(repl_ml_output_legible(texts[i]));
+			values[i] = nulls[i] ? (Datum) 0 :
+				CStringGetTextDatum(repl_ml_output_legible(texts[i]));
 		}
 		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 	}

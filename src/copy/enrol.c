@@ -6,6 +6,10 @@
  * Run by an apply worker between transactions, after the list has changed and
  * at each connection; an advisory lock lets one worker at a time do it.  What
  * it writes is this node's own doing, so it runs without the session's origin.
+ *
+ * Not what enrolling is (repl_ml.adopt in SQL), nor where definitions come
+ * from (schema.c).  Locks: the advisory lock, over all of it; in each
+ * transaction those of the tables.
  */
 #include "postgres.h"
 
@@ -43,7 +47,7 @@ typedef void (*EnrolStep) (ReplMlApply *apply, List *tables);
 
 static void enrol_all(ReplMlApply *apply);
 static void create_missing(ReplMlApply *apply, bool joining, List *pending);
-static ErrorData *attempt(bool joining, EnrolStep step, ReplMlApply *apply, List *tables);
+static ErrorData *run_step(bool joining, EnrolStep step, ReplMlApply *apply, List *tables);
 static void note_failure(ReplMlApply *apply, PendingTable *table, ErrorData *error);
 static List *load_pending(ReplMlApply *apply);
 static void create_tables(ReplMlApply *apply, List *tables);
@@ -51,7 +55,10 @@ static void enrol_table(ReplMlApply *apply, List *tables);
 static void write_anew(PendingTable *table);
 static void run_for(const char *sql, const char *relation);
 
-/* Does what is pending and due; cheap when nothing is. */
+/*
+ * Does what is pending and due; called by the apply worker, cheap when nothing
+ * is.
+ */
 void
 repl_ml_enrol_pending(ReplMlApply *apply)
 {
@@ -83,9 +90,9 @@ repl_ml_enrol_pending(ReplMlApply *apply)
 }
 
 /*
- * A failure is the joining node's, as long as it joins; later it is that
- * table's alone: it is shown and tried again after a while (worker.c), and
- * changes of the table are parked meanwhile.
+ * Does all that is due.  A failure is the joining node's, as long as it joins;
+ * later it is that table's alone: it is shown and tried again after a while
+ * (group/worker.c), and changes of the table are parked meanwhile.
  */
 static void
 enrol_all(ReplMlApply *apply)
@@ -114,7 +121,7 @@ enrol_all(ReplMlApply *apply)
 		ErrorData  *error = NULL;
 
 		if (strcmp(table->action, "create") != 0)
-			error = attempt(joining, enrol_table, apply, list_make1(table));
+			error = run_step(joining, enrol_table, apply, list_make1(table));
 		if (error != NULL)
 			note_failure(apply, table, error);
 	}
@@ -140,7 +147,7 @@ create_missing(ReplMlApply *apply, bool joining, List *pending)
 	if (missing == NIL)
 		return;
 	repl_ml_apply_set_state(apply, REPL_ML_WORKER_PREPARING);
-	if (list_length(missing) > 1 && attempt(joining, create_tables, apply, missing) == NULL)
+	if (list_length(missing) > 1 && run_step(joining, create_tables, apply, missing) == NULL)
 		return;
 	while (progress)
 	{
@@ -149,7 +156,7 @@ create_missing(ReplMlApply *apply, bool joining, List *pending)
 		{
 			PendingTable *table = lfirst(lc);
 
-			table->error = attempt(joining, create_tables, apply, list_make1(table));
+			table->error = run_step(joining, create_tables, apply, list_make1(table));
 			if (table->error != NULL)
 				continue;
 			progress = true;
@@ -162,11 +169,12 @@ create_missing(ReplMlApply *apply, bool joining, List *pending)
 }
 
 /*
- * Runs one step; returns its error, or NULL.  While the node joins the error is
- * the caller's, and so is always that of a connection: it is not the table's.
+ * Runs one step; returns its error, or NULL.  While the node joins the error
+ * is the caller's, and so is always that of a connection: it is not the
+ * table's.
  */
 static ErrorData *
-attempt(bool joining, EnrolStep step, ReplMlApply *apply, List *tables)
+run_step(bool joining, EnrolStep step, ReplMlApply *apply, List *tables)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ErrorData  *volatile error = NULL;
@@ -189,6 +197,7 @@ attempt(bool joining, EnrolStep step, ReplMlApply *apply, List *tables)
 	return error;
 }
 
+/* Notes that the table's action has failed. */
 static void
 note_failure(ReplMlApply *apply, PendingTable *table, ErrorData *error)
 {
@@ -196,12 +205,13 @@ note_failure(ReplMlApply *apply, PendingTable *table, ErrorData *error)
 }
 
 /*
- * Notes that something could not be done with a table, when it is to be tried
- * again, and shows it; the log hears of it when it is news.  For enrol.c and
- * sync.c, outside transactions.
+ * Notes, for this file and sync.c, outside transactions, that something could
+ * not be done with a table, when it is to be tried again, and shows it; the
+ * log hears of it when it is news.
  */
 void
-repl_ml_table_failed(ReplMlApply *apply, const char *schema_name, const char *table_name, const char *action, ErrorData *error)
+repl_ml_table_failed(ReplMlApply *apply, const char *schema_name, const char *table_name,
+					 const char *action, ErrorData *error)
 {
 	Oid			types[8] = {INT4OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
 	Datum		values[8];
@@ -221,7 +231,8 @@ repl_ml_table_failed(ReplMlApply *apply, const char *schema_name, const char *ta
 	values[6] = error->detail == NULL ? (Datum) 0 : CStringGetTextDatum(error->detail);
 	nulls[7] = error->hint == NULL ? 'n' : ' ';
 	values[7] = error->hint == NULL ? (Datum) 0 : CStringGetTextDatum(error->hint);
-	if (SPI_execute_with_args("SELECT repl_ml.note_failure($1, $2::pg_catalog.name, $3::pg_catalog.name, $4, $5, $6, $7, $8)",
+	if (SPI_execute_with_args("SELECT repl_ml.note_failure($1, $2::pg_catalog.name,"
+							  " $3::pg_catalog.name, $4, $5, $6, $7, $8)",
 							  8, types, values, nulls, false, 1) < 0)
 		elog(ERROR, "SPI failed");
 	news = strcmp(repl_ml_spi_text(0, 0), "t") == 0;
@@ -230,26 +241,33 @@ repl_ml_table_failed(ReplMlApply *apply, const char *schema_name, const char *ta
 	if (news)
 		ereport(WARNING,
 				(errcode(error->sqlerrcode),
-				 errmsg("could not %s replicated table %s: %s", action, quote_qualified_identifier(schema_name, table_name), error->message),
+				 errmsg("action \"%s\" failed for replicated table %s: %s", action,
+						quote_qualified_identifier(schema_name, table_name), error->message),
 				 error->detail != NULL ? errdetail_internal("%s", error->detail) : 0,
-				 errhint("It is tried again by itself; see the column problem of repl_ml.tables.")));
+				 errhint("It is tried again by itself; see the column problem of "
+						 "repl_ml.tables.")));
 }
 
-/* Gives the lock back, also after an error. */
+/* Gives the lock back; the apply worker calls it also after an error. */
 void
 repl_ml_enrol_unlock(void)
 {
 	LockReleaseSession(USER_LOCKMETHOD);
 }
 
-/* List of PendingTable that are due, in the message context, which outlives our transactions. */
+/*
+ * Returns a List of PendingTable that are due, in the message context, which
+ * outlives our transactions.
+ */
 static List *
 load_pending(ReplMlApply *apply)
 {
 	List	   *pending = NIL;
 
-	SPI_execute(psprintf("SELECT schema_name, table_name, relation::pg_catalog.text, action FROM repl_ml.pending_tables() p"
-						 " WHERE NOT repl_ml.waits_to_retry(%d, p.schema_name, p.table_name, p.action)", apply->peer->node_id), true, 0);
+	SPI_execute(psprintf("SELECT schema_name, table_name, relation::pg_catalog.text, action"
+						 " FROM repl_ml.pending_tables() p"
+						 " WHERE NOT repl_ml.waits_to_retry(%d, p.schema_name, p.table_name,"
+						 " p.action)", apply->peer->node_id), true, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(apply->message_context);
@@ -266,7 +284,10 @@ load_pending(ReplMlApply *apply)
 	return pending;
 }
 
-/* Creates tables from the peer's definitions; a joining database without tables gets all the peer has. */
+/*
+ * Creates tables from the peer's definitions; a joining database without
+ * tables gets all the peer has.
+ */
 static void
 create_tables(ReplMlApply *apply, List *tables)
 {
@@ -311,32 +332,42 @@ enrol_table(ReplMlApply *apply, List *tables)
 	else if (strcmp(table->action, "write") == 0)
 	{
 		write_anew(table);
-		run_for("UPDATE repl_ml.table_sync y SET state = 'copied' FROM repl_ml.local_node l, pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
-				" WHERE c.oid OPERATOR(pg_catalog.=) $1::pg_catalog.regclass AND y.node_id OPERATOR(pg_catalog.=) l.node_id"
-				" AND y.schema_name OPERATOR(pg_catalog.=) n.nspname AND y.table_name OPERATOR(pg_catalog.=) c.relname", table->relation);
+		run_for("UPDATE repl_ml.table_sync y SET state = 'copied'"
+				" FROM repl_ml.local_node l, pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n"
+				" ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
+				" WHERE c.oid OPERATOR(pg_catalog.=) $1::pg_catalog.regclass"
+				" AND y.node_id OPERATOR(pg_catalog.=) l.node_id"
+				" AND y.schema_name OPERATOR(pg_catalog.=) n.nspname"
+				" AND y.table_name OPERATOR(pg_catalog.=) c.relname", table->relation);
 	}
 	else if (strcmp(table->action, "remove") == 0 && table->relation != NULL)
 		run_for("SELECT repl_ml.disenrol($1::pg_catalog.regclass)", table->relation);
 	repl_ml_commit();
 }
 
-/* Stamps the rows that were here, so that the others get them; the owner's triggers see it. */
+/*
+ * Stamps the rows that were here, so that the others get them; the owner's
+ * triggers see it.
+ */
 static void
 write_anew(PendingTable *table)
 {
-	Relation	rel = table_open(repl_ml_table_local(table->schema_name, table->table_name), RowExclusiveLock);
+	Relation	rel = table_open(repl_ml_table_local(table->schema_name, table->table_name),
+								 RowExclusiveLock);
 	ReplMlUser	saved;
 
 	/* deferred triggers are not for what runs as somebody else */
 	SPI_execute("SET CONSTRAINTS ALL IMMEDIATE", false, 0);
 	repl_ml_become_owner(rel, &saved);
 	if (SPI_execute(psprintf("UPDATE %s SET __repl_clock = __repl_clock",
-							 quote_qualified_identifier(table->schema_name, table->table_name)), false, 0) < 0)
+							 quote_qualified_identifier(table->schema_name, table->table_name)),
+					false, 0) < 0)
 		elog(ERROR, "SPI failed");
 	repl_ml_become_self(&saved);
 	table_close(rel, NoLock);
 }
 
+/* Runs a statement about one table. */
 static void
 run_for(const char *sql, const char *relation)
 {

@@ -6,6 +6,10 @@
  * Slot and origin belong together.  Where one of them is missing the link is
  * made anew from the peer's present position, and what the slot did not keep
  * is copied (sync.c): a join may repeat rows, so nothing has to fit exactly.
+ *
+ * Called by the apply worker before it streams (group/worker.c).  Not what is
+ * copied (sync.c).  Locks: none while the peer is asked; core's on the catalog
+ * of origins.
  */
 #include "postgres.h"
 
@@ -48,9 +52,9 @@ typedef struct PeerInfo
 	XLogRecPtr	flush_lsn;
 } PeerInfo;
 
-static PeerInfo ask(ReplMlApply *apply);
+static PeerInfo ask_peer(ReplMlApply *apply);
 static void check_progress(ReplMlApply *apply, XLogRecPtr applied, XLogRecPtr end);
-static void check(ReplMlApply *apply, const PeerInfo *info);
+static void check_peer(ReplMlApply *apply, const PeerInfo *info);
 static bool slot_is_usable(ReplMlApply *apply, const char *slot);
 static XLogRecPtr make_slot(ReplMlApply *apply, const char *slot);
 static void make_origin(const char *origin, XLogRecPtr from);
@@ -63,7 +67,7 @@ static void order_copies(ReplMlApply *apply, const PeerInfo *info, bool rebuilt)
 XLogRecPtr
 repl_ml_link_prepare(ReplMlApply *apply)
 {
-	PeerInfo	info = ask(apply);
+	PeerInfo	info = ask_peer(apply);
 	TimestampTz start = GetCurrentTimestamp();
 	char	   *origin;
 	char	   *slot;
@@ -79,9 +83,9 @@ repl_ml_link_prepare(ReplMlApply *apply)
 						 wait_event_compat("ReplMlPeerJoining"));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
-		info = ask(apply);
+		info = ask_peer(apply);
 	}
-	check(apply, &info);
+	check_peer(apply, &info);
 	apply->peer_database = info.database;
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	apply->worker->target_lsn = info.flush_lsn;
@@ -89,7 +93,8 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	LWLockRelease(repl_ml_shared->lock);
 
 	StartTransactionCommand();
-	origin = MemoryContextStrdup(TopMemoryContext, repl_ml_origin_name(MyDatabaseId, apply->peer->node_id));
+	origin = MemoryContextStrdup(TopMemoryContext,
+								 repl_ml_origin_name(MyDatabaseId, apply->peer->node_id));
 	slot = MemoryContextStrdup(TopMemoryContext, repl_ml_origin_name(info.database, apply->self));
 	id = replorigin_by_name(origin, true);
 	if (id != InvalidRepOriginId && !repl_ml_origin_is_ours(id))
@@ -127,6 +132,8 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	}
 
 	StartTransactionCommand();
+
+	/* what is applied moves the origin in the same transaction */
 	apply->origin = replorigin_by_name(origin, false);
 	if (replorigin_session_origin == InvalidRepOriginId)
 		replorigin_session_setup_compat(apply->origin);
@@ -136,7 +143,10 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	return from;
 }
 
-/* A peer cannot have less than we have applied from it, unless it was set back. */
+/*
+ * Raises an error where the peer has less than we have applied from it: then
+ * it was set back.
+ */
 static void
 check_progress(ReplMlApply *apply, XLogRecPtr applied, XLogRecPtr end)
 {
@@ -147,28 +157,42 @@ check_progress(ReplMlApply *apply, XLogRecPtr applied, XLogRecPtr end)
 			 errmsg("node \"%s\" has been set back to an older state", apply->peer->node_name),
 			 errdetail("Changes up to %X/%X have been applied from it, but its WAL ends at %X/%X.",
 					   LSN_FORMAT_ARGS(applied), LSN_FORMAT_ARGS(end)),
-			 errhint("Run SELECT repl_ml.leave_group(force => true) there, SELECT repl_ml.drop_node(%s) here, and join it again.",
+			 errhint("Run SELECT repl_ml.leave_group(force => true) there, SELECT "
+					 "repl_ml.drop_node(%s) here, and join it again.",
 					 quote_literal_cstr(apply->peer->node_name))));
 }
 
+/* Returns what the peer says of itself. */
 static PeerInfo
-ask(ReplMlApply *apply)
+ask_peer(ReplMlApply *apply)
 {
-	static const Oid types[11] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, OIDOID, PG_LSNOID, BOOLOID, INT4OID, INT4OID};
+	static const Oid types[11] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, OIDOID,
+	PG_LSNOID, BOOLOID, INT4OID, INT4OID};
 	PeerInfo	info = {0};
 	char	   *fields[5];
 	ReplMlResult *result = repl_ml_stream_query(apply->conn,
-												psprintf("SELECT version, group_id::pg_catalog.text, node_id::pg_catalog.text, node_name::pg_catalog.text, state, fenced, database, flush_lsn, asker_dropped, incarnation, asker_incarnation"
-														 " FROM repl_ml.local_info(%d)", apply->self), 11, types);
+												psprintf("SELECT version,"
+														 " group_id::pg_catalog.text,"
+														 " node_id::pg_catalog.text,"
+														 " node_name::pg_catalog.text, state,"
+														 " fenced, database, flush_lsn,"
+														 " asker_dropped, incarnation,"
+														 " asker_incarnation"
+														 " FROM repl_ml.local_info(%d)",
+														 apply->self), 11, types);
 
 	if (!repl_ml_stream_next(result))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the extension repl_ml is not installed on node \"%s\"", apply->peer->node_name)));
+				 errmsg("the extension repl_ml is not installed on node \"%s\"",
+						apply->peer->node_name),
+				 errhint("If it left for good, run SELECT repl_ml.drop_node(%s).",
+						 quote_literal_cstr(apply->peer->node_name))));
 	slot_getallattrs(result->slot);
 	for (int i = 0; i < 5; i++)
 		fields[i] = result->slot->tts_isnull[i] ? NULL :
-			MemoryContextStrdup(apply->message_context, TextDatumGetCString(result->slot->tts_values[i]));
+			MemoryContextStrdup(apply->message_context,
+								TextDatumGetCString(result->slot->tts_values[i]));
 	info.version = fields[0];
 	info.group_id = fields[1];
 	info.node_id = fields[2] == NULL ? 0 : atoi(fields[2]);
@@ -179,14 +203,18 @@ ask(ReplMlApply *apply)
 	info.flush_lsn = DatumGetLSN(result->slot->tts_values[7]);
 	info.we_are_dropped = DatumGetBool(result->slot->tts_values[8]);
 	info.incarnation = result->slot->tts_isnull[9] ? 0 : DatumGetInt32(result->slot->tts_values[9]);
-	info.our_incarnation = result->slot->tts_isnull[10] ? 0 : DatumGetInt32(result->slot->tts_values[10]);
+	info.our_incarnation = result->slot->tts_isnull[10] ? 0 :
+		DatumGetInt32(result->slot->tts_values[10]);
 	repl_ml_stream_free(result);
 	return info;
 }
 
-/* Is this the node the catalog means, and may it act? */
+/*
+ * Raises an error unless this is the node the catalog means, and it may act.
+ * Where the peer knows better whether we may, that is written down first.
+ */
 static void
-check(ReplMlApply *apply, const PeerInfo *info)
+check_peer(ReplMlApply *apply, const PeerInfo *info)
 {
 	const char *name = apply->peer->node_name;
 	const ReplMlIdentity *self;
@@ -196,19 +224,26 @@ check(ReplMlApply *apply, const PeerInfo *info)
 	StartTransactionCommand();
 	self = repl_ml_identity_require();
 	incarnation = self->incarnation;
-	group_id = MemoryContextStrdup(apply->message_context,
-								   DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&self->group_id))));
+	group_id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&self->group_id)));
+	group_id = MemoryContextStrdup(apply->message_context, group_id);
 	CommitTransactionCommand();
 
 	if (info->node_id == 0 || strcmp(info->group_id, group_id) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("node \"%s\" is not a member of this group", name),
-				 errhint("If it left for good, run SELECT repl_ml.drop_node(%s).", quote_literal_cstr(name))));
+				 errhint("If it left for good, run SELECT repl_ml.drop_node(%s).",
+						 quote_literal_cstr(name))));
 	if (info->node_id != apply->peer->node_id)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the connection string of node \"%s\" leads to node \"%s\"", name, info->node_name)));
+				 errmsg("the connection string of node \"%s\" leads to node \"%s\"", name,
+						info->node_name)));
+
+	/*
+	 * from here on this node is not to write: who asks for its identity raises
+	 * the error
+	 */
 	if (info->we_are_dropped)
 	{
 		repl_ml_begin();
@@ -230,30 +265,36 @@ check(ReplMlApply *apply, const PeerInfo *info)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the server found as node \"%s\" is a copy of it", name),
-				 errhint("If it is the node itself, moved, run SELECT repl_ml.confirm_identity() there; else SELECT repl_ml.leave_group(force => true), and join it anew.")));
+				 errhint("If it is the node itself, moved, run SELECT repl_ml.confirm_identity() "
+						 "there; else SELECT repl_ml.leave_group(force => true),"
+						 " and join it anew.")));
 	if (info->incarnation < apply->peer->incarnation)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the server found as node \"%s\" is what it was before it moved", name),
-				 errhint("Stop that server, or run SELECT repl_ml.leave_group(force => true) there.")));
+				 errhint("Stop that server, or run SELECT repl_ml.leave_group(force => true) "
+						 "there.")));
 	if (strcmp(info->version, REPL_ML_VERSION) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("node \"%s\" runs repl_ml %s, this node %s", name, info->version, REPL_ML_VERSION),
+				 errmsg("node \"%s\" runs repl_ml %s, this node %s", name, info->version,
+						REPL_ML_VERSION),
 				 errhint("Run ALTER EXTENSION repl_ml UPDATE where the version is older.")));
 }
 
 /*
- * Is the slot there, and has it kept everything?  One that is ahead of the
- * peer's WAL was told so by mistake, and would leave out what comes up to
- * there.
+ * Says whether the slot is there, and has kept everything.  One that is ahead
+ * of the peer's WAL was told so by mistake, and would leave out what comes up
+ * to there.
  */
 static bool
 slot_is_usable(ReplMlApply *apply, const char *slot)
 {
 	static const Oid types[1] = {TEXTOID};
-	char	   *sql = psprintf("SELECT wal_status FROM pg_catalog.pg_replication_slots WHERE slot_name OPERATOR(pg_catalog.=) %s"
-							   " AND confirmed_flush_lsn OPERATOR(pg_catalog.<=) pg_catalog.pg_current_wal_flush_lsn()",
+	char	   *sql = psprintf("SELECT wal_status FROM pg_catalog.pg_replication_slots"
+							   " WHERE slot_name OPERATOR(pg_catalog.=) %s"
+							   " AND confirmed_flush_lsn OPERATOR(pg_catalog.<=)"
+							   " pg_catalog.pg_current_wal_flush_lsn()",
 							   quote_literal_cstr(slot));
 	ReplMlResult *result = repl_ml_stream_query(apply->conn, sql, 1, types);
 	bool		usable = false;
@@ -269,17 +310,28 @@ slot_is_usable(ReplMlApply *apply, const char *slot)
 }
 
 /*
- * Is a transaction of the peer's server prepared for longer than a slot should
- * take?  Then the slot waits until somebody ends it: says so, in stat_apply.
+ * Says whether a transaction of the peer's server is prepared for longer than
+ * a slot should take: then the slot waits until somebody ends it, and
+ * stat_apply says so.
  */
 static bool
 shows_prepared(ReplMlApply *apply)
 {
 	static const Oid types[3] = {TEXTOID, TEXTOID, TEXTOID};
-	ReplMlResult *result = repl_ml_stream_query(apply->conn, psprintf("SELECT pg_catalog.quote_literal(gid), pg_catalog.format('role \"%%s\" in database \"%%s\"', owner, database),"
-																	  " pg_catalog.date_trunc('second', prepared)::pg_catalog.text FROM pg_catalog.pg_prepared_xacts"
-																	  " WHERE pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) prepared OPERATOR(pg_catalog.>) '%d ms'::pg_catalog.interval"
-																	  " ORDER BY prepared LIMIT 1", SLOT_PATIENCE_MS), 3, types);
+	ReplMlResult *result = repl_ml_stream_query(apply->conn,
+												psprintf("SELECT pg_catalog.quote_literal(gid),"
+														 " pg_catalog.format("
+														 "'role \"%%s\" in database \"%%s\"',"
+														 " owner, database),"
+														 " pg_catalog.date_trunc('second',"
+														 " prepared)::pg_catalog.text"
+														 " FROM pg_catalog.pg_prepared_xacts"
+														 " WHERE pg_catalog.clock_timestamp()"
+														 " OPERATOR(pg_catalog.-) prepared"
+														 " OPERATOR(pg_catalog.>)"
+														 " '%d ms'::pg_catalog.interval"
+														 " ORDER BY prepared LIMIT 1",
+														 SLOT_PATIENCE_MS), 3, types);
 	bool		found = repl_ml_stream_next(result);
 
 	if (found)
@@ -288,16 +340,23 @@ shows_prepared(ReplMlApply *apply)
 
 		slot_getallattrs(result->slot);
 		gid = TextDatumGetCString(result->slot->tts_values[0]);
-		repl_ml_apply_show_wait(apply, psprintf("the slot on node \"%s\" waits for the prepared transaction %s of %s, prepared at %s",
-												apply->peer->node_name, gid, TextDatumGetCString(result->slot->tts_values[1]),
-												TextDatumGetCString(result->slot->tts_values[2])),
-								psprintf("Run COMMIT PREPARED %s or ROLLBACK PREPARED %s on that server.", gid, gid));
+		repl_ml_apply_show_wait(apply,
+								psprintf("the slot on node \"%s\" waits for the prepared "
+										 "transaction %s of %s, prepared at %s",
+										 apply->peer->node_name, gid,
+										 TextDatumGetCString(result->slot->tts_values[1]),
+										 TextDatumGetCString(result->slot->tts_values[2])),
+								psprintf("Run COMMIT PREPARED %s or ROLLBACK PREPARED %s on that "
+										 "server.", gid, gid));
 	}
 	repl_ml_stream_free(result);
 	return found;
 }
 
-/* Comes back when no transaction of the peer's server has been prepared for long. */
+/*
+ * Comes back when no transaction of the peer's server has been prepared for
+ * long.
+ */
 static void
 await_prepared(ReplMlApply *apply)
 {
@@ -319,7 +378,10 @@ await_prepared(ReplMlApply *apply)
 		repl_ml_apply_set_state(apply, REPL_ML_WORKER_PREPARING);
 }
 
-/* Makes the slot; false if a transaction there has kept it from that for so long, ms. */
+/*
+ * Makes the slot; returns false if a transaction there has kept it from that
+ * for so long, ms.
+ */
 static bool
 try_slot(ReplMlApply *apply, const char *name, int patience, XLogRecPtr *start)
 {
@@ -327,18 +389,23 @@ try_slot(ReplMlApply *apply, const char *name, int patience, XLogRecPtr *start)
 	MemoryContext context = CurrentMemoryContext;
 	ReplMlResult *volatile result = NULL;
 
-	repl_ml_stream_command(apply->conn, psprintf("SELECT pg_catalog.set_config('lock_timeout', '%d', false)", patience));
+	repl_ml_stream_command(apply->conn,
+						   psprintf("SELECT pg_catalog.set_config('lock_timeout', '%d', false)",
+									patience));
 	PG_TRY();
 	{
 		result = repl_ml_stream_query(apply->conn,
-									  psprintf("SELECT lsn FROM pg_catalog.pg_create_logical_replication_slot(%s, '%s')",
+									  psprintf("SELECT lsn FROM"
+											   " pg_catalog.pg_create_logical_replication_slot(%s,"
+											   " '%s')",
 											   name, REPL_ML_PLUGIN), 1, types);
 	}
 	PG_CATCH();
 	{
 		if (geterrcode() != ERRCODE_LOCK_NOT_AVAILABLE)
 		{
-			errhint("On node \"%s\" run SELECT * FROM repl_ml.check_setup().", apply->peer->node_name);
+			errhint("On node \"%s\" run SELECT * FROM repl_ml.check_setup().",
+					apply->peer->node_name);
 			PG_RE_THROW();
 		}
 		MemoryContextSwitchTo(context);
@@ -371,7 +438,8 @@ make_slot(ReplMlApply *apply, const char *slot)
 	XLogRecPtr	start;
 
 	repl_ml_stream_command(apply->conn,
-						   psprintf("SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots"
+						   psprintf("SELECT pg_catalog.pg_drop_replication_slot(slot_name)"
+									" FROM pg_catalog.pg_replication_slots"
 									" WHERE slot_name OPERATOR(pg_catalog.=) %s", name));
 	await_prepared(apply);
 	while (!try_slot(apply, name, patience, &start))
@@ -383,6 +451,7 @@ make_slot(ReplMlApply *apply, const char *slot)
 	return start;
 }
 
+/* Makes the origin, or sets it back, to where the new slot begins. */
 static void
 make_origin(const char *origin, XLogRecPtr from)
 {
@@ -401,10 +470,10 @@ make_origin(const char *origin, XLogRecPtr from)
 }
 
 /*
- * What the peer wrote before its slot existed has to be copied.  Not while we
- * join and the copy from the donor is still to come (it waits for the donor
- * to have everything up to the slots), unless this is the donor; and not from
- * a node that joins itself, which has nothing of its own.
+ * Orders copies of what the peer wrote before its slot existed.  Not while we
+ * join and the copy from the donor is still to come (it waits for the donor to
+ * have everything up to the slots), unless this is the donor; and not from a
+ * node that joins itself, which has nothing of its own.
  */
 static void
 order_copies(ReplMlApply *apply, const PeerInfo *info, bool rebuilt)
@@ -416,6 +485,7 @@ order_copies(ReplMlApply *apply, const PeerInfo *info, bool rebuilt)
 		return;
 	repl_ml_spi_execute("SELECT repl_ml.order_copies($1) FROM repl_ml.local_node l"
 						" WHERE (l.copy_data OR l.state OPERATOR(pg_catalog.=) 'ready')"
-						"   AND (l.donor OPERATOR(pg_catalog.=) $1 OR l.state OPERATOR(pg_catalog.<>) 'joining')",
+						"   AND (l.donor OPERATOR(pg_catalog.=) $1"
+						" OR l.state OPERATOR(pg_catalog.<>) 'joining')",
 						1, types, values, NULL);
 }

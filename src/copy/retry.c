@@ -20,7 +20,9 @@
  * clears what was parked (sync.c).  One that only lacks columns gets their
  * defaults then.
  *
- * Called by worker.c; uses park.c.
+ * Called by the apply worker (group/worker.c); uses apply/park.c.  Not what is
+ * parked when (apply/dispatch.c).  Locks: repl_ml_shared->lock for what the
+ * worker is asked; those of a change it waits for a moment only.
  */
 #include "postgres.h"
 
@@ -58,17 +60,22 @@
 #define LOCKED_DELAY_MS		100 /* after something has met a lock, and at least ... */
 #define LONGEST_LOCKED_DELAY_MS 1000	/* ... that often as long as it does */
 
-/* Of one peer, as the same text on both nodes if the table is the same. */
+/* A table's columns, as the same text on both nodes if the table is the same. */
 #define COLUMNS_OF_TABLE \
-	"SELECT coalesce(pg_catalog.string_agg(pg_catalog.format('%%I %%s %%s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), l.label), ', '" \
+	"SELECT coalesce(pg_catalog.string_agg(pg_catalog.format('%%I %%s %%s', a.attname," \
+	" pg_catalog.format_type(a.atttypid, a.atttypmod), l.label), ', '" \
 	" ORDER BY a.attname COLLATE pg_catalog.\"C\"), '')" \
-	" FROM pg_catalog.pg_attribute a LEFT JOIN pg_catalog.pg_seclabel l ON l.provider OPERATOR(pg_catalog.=) 'repl_ml'" \
-	" AND l.classoid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass AND l.objoid OPERATOR(pg_catalog.=) a.attrelid" \
-	" AND l.objsubid OPERATOR(pg_catalog.=) a.attnum AND a.attname OPERATOR(pg_catalog.<>) '__repl_clock'" \
+	" FROM pg_catalog.pg_attribute a LEFT JOIN pg_catalog.pg_seclabel l" \
+	" ON l.provider OPERATOR(pg_catalog.=) 'repl_ml'" \
+	" AND l.classoid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass" \
+	" AND l.objoid OPERATOR(pg_catalog.=) a.attrelid" \
+	" AND l.objsubid OPERATOR(pg_catalog.=) a.attnum" \
+	" AND a.attname OPERATOR(pg_catalog.<>) '__repl_clock'" \
 	" JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) a.attrelid" \
 	" JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace" \
-	" WHERE n.nspname OPERATOR(pg_catalog.=) %s AND c.relname OPERATOR(pg_catalog.=) %s AND a.attnum OPERATOR(pg_catalog.>) 0" \
-	" AND NOT a.attisdropped AND a.attgenerated OPERATOR(pg_catalog.=) ''"
+	" WHERE n.nspname OPERATOR(pg_catalog.=) %s AND c.relname OPERATOR(pg_catalog.=) %s" \
+	" AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped" \
+	" AND a.attgenerated OPERATOR(pg_catalog.=) ''"
 
 /* A parked change, or what stands for those that were only counted. */
 typedef struct Parked
@@ -108,14 +115,17 @@ static int	locked_delay = LOCKED_DELAY_MS;
 static bool changed = false;	/* catalogs, since the last round began */
 
 static void listen_to_catalogs(void);
-static List *next_changes(ReplMlApply *apply);
+static List *load_next_changes(ReplMlApply *apply);
 static void try_change(ReplMlApply *apply, Parked *change);
 static void begin_pass(TimestampTz now);
-static void rest(TimestampTz now);
+static void plan_next_pass(TimestampTz now);
 static void finish_pass(ReplMlApply *apply);
-static void heal(ReplMlApply *apply, Parked *table);
+static void heal_table(ReplMlApply *apply, Parked *table);
 
-/* Milliseconds until there is something to do. */
+/*
+ * Returns, for the apply worker's wait, after how many milliseconds there is
+ * something to do.
+ */
 int
 repl_ml_retry_due(void)
 {
@@ -124,36 +134,44 @@ repl_ml_retry_due(void)
 	return (int) Min(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), due), LONGEST_DELAY_MS);
 }
 
+/* Called by core when a relation has changed. */
 static void
 catalogs_have_changed(Datum arg, Oid relid)
 {
 	changed = true;
 }
 
+/* Called by core when one of the other catalogs has changed. */
 static void
 syscache_has_changed(Datum arg, int cache, uint32 hash)
 {
 	changed = true;
 }
 
-/* Whatever a change may have failed for: tables, and what they are made of. */
+/*
+ * Makes core tell, once, of whatever a change may have failed for: tables, and
+ * what they are made of.
+ */
 static void
 listen_to_catalogs(void)
 {
 	static bool listening = false;
-	static const int caches[] = {PROCOID, TYPEOID, CONSTROID, ENUMOID, NAMESPACEOID, OPEROID, COLLOID, AUTHOID};
+	static const int caches[] = {PROCOID, TYPEOID, CONSTROID, ENUMOID, NAMESPACEOID, OPEROID,
+	COLLOID, AUTHOID};
 
 	if (listening)
 		return;
 	listening = true;
-	pass_context = AllocSetContextCreate(TopMemoryContext, "repl_ml tables to heal", ALLOCSET_SMALL_SIZES);
-	trusted_context = AllocSetContextCreate(TopMemoryContext, "repl_ml tables that fit", ALLOCSET_SMALL_SIZES);
+	pass_context = AllocSetContextCreate(TopMemoryContext, "repl_ml tables to heal",
+										 ALLOCSET_SMALL_SIZES);
+	trusted_context = AllocSetContextCreate(TopMemoryContext, "repl_ml tables that fit",
+											ALLOCSET_SMALL_SIZES);
 	CacheRegisterRelcacheCallback(catalogs_have_changed, (Datum) 0);
 	for (int i = 0; i < lengthof(caches); i++)
 		CacheRegisterSyscacheCallback(caches[i], syscache_has_changed, (Datum) 0);
 }
 
-/* Does somebody want us to try at once? */
+/* Says whether somebody wants us to try at once, and forgets that. */
 static bool
 is_asked(ReplMlApply *apply)
 {
@@ -166,7 +184,10 @@ is_asked(ReplMlApply *apply)
 	return asked;
 }
 
-/* Is this node still joining?  Then tables may be there that are not enrolled yet, and have to stay empty until they are. */
+/*
+ * Says whether this node is still joining: then tables may be there that are
+ * not enrolled yet, and have to stay empty until they are.
+ */
 static bool
 is_joining(ReplMlApply *apply)
 {
@@ -179,7 +200,10 @@ is_joining(ReplMlApply *apply)
 	return joining;
 }
 
-/* Goes on with the round, if it is time; outside transactions of the stream. */
+/*
+ * Goes on with the round, if it is time; called by the apply worker outside
+ * transactions of the stream.
+ */
 void
 repl_ml_retry_step(ReplMlApply *apply)
 {
@@ -188,6 +212,11 @@ repl_ml_retry_step(ReplMlApply *apply)
 	bool		idle = apply->received == received;
 
 	listen_to_catalogs();
+
+	/*
+	 * why it may be time: something was parked, met a lock, was asked for, or
+	 * a catalog has changed
+	 */
 	if (repl_ml_apply_retry_is_wanted())
 	{
 		delay = FIRST_DELAY_MS;
@@ -204,7 +233,8 @@ repl_ml_retry_step(ReplMlApply *apply)
 	else if (changed && pass.any && !pass.running)
 	{
 		delay = FIRST_DELAY_MS;
-		next_try = Min(next_try, Max(rest_until, TimestampTzPlusMilliseconds(start, FIRST_DELAY_MS)));
+		next_try = Min(next_try,
+					   Max(rest_until, TimestampTzPlusMilliseconds(start, FIRST_DELAY_MS)));
 	}
 	if (repl_ml_retry_due() > 0)
 		return;
@@ -216,9 +246,11 @@ repl_ml_retry_step(ReplMlApply *apply)
 	}
 	if (!pass.running)
 		begin_pass(start);
+
+	/* a slice, so that the stream is not held up */
 	while (pass.running && !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), SLICE_MS))
 	{
-		List	   *changes = next_changes(apply);
+		List	   *changes = load_next_changes(apply);
 		ListCell   *lc;
 
 		foreach(lc, changes)
@@ -238,10 +270,12 @@ repl_ml_retry_step(ReplMlApply *apply)
 	else if (pass.running)
 		next_try = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), idle ? 0 : REST_MS);
 	else
-		rest(GetCurrentTimestamp());
+		plan_next_pass(GetCurrentTimestamp());
 }
 
-/* Begins a round: of all, if it is time for that, or of what has met a lock. */
+/*
+ * Begins a round: of all, if it is time for that, or of what has met a lock.
+ */
 static void
 begin_pass(TimestampTz now)
 {
@@ -257,16 +291,22 @@ begin_pass(TimestampTz now)
 }
 
 /*
- * Says when the next round begins: the longer one takes, and the less it brings,
- * the later.  A lock is looked after often, as long as anything meets one.
+ * Says when the next round begins: the longer one takes, and the less it
+ * brings, the later.  A lock is looked after often, as long as anything meets
+ * one.
  */
 static void
-rest(TimestampTz now)
+plan_next_pass(TimestampTz now)
 {
-	int			pause = pass.progressed ? pass.spent / SHORT_REST : Min(pass.spent, INT_MAX / MOST_REST) * MOST_REST;
+	int			pause = pass.progressed ? pass.spent / SHORT_REST :
+		Min(pass.spent, INT_MAX / MOST_REST) * MOST_REST;
 
-	locked_delay = pass.progressed ? LOCKED_DELAY_MS : Min(locked_delay * 2, LONGEST_LOCKED_DELAY_MS);
-	next_locked = pass.met_lock ? TimestampTzPlusMilliseconds(now, Max(locked_delay, Min(pass.spent, LONGEST_LOCKED_DELAY_MS))) : 0;
+	locked_delay = pass.progressed ? LOCKED_DELAY_MS :
+		Min(locked_delay * 2, LONGEST_LOCKED_DELAY_MS);
+	next_locked = pass.met_lock ?
+		TimestampTzPlusMilliseconds(now,
+									Max(locked_delay, Min(pass.spent, LONGEST_LOCKED_DELAY_MS))) :
+									0;
 	if (pass.only_locked)
 		return;
 	/* one may have waited for another that has been applied now */
@@ -275,9 +315,12 @@ rest(TimestampTz now)
 	rest_until = TimestampTzPlusMilliseconds(now, pass.spent / SHORT_REST);
 }
 
-/* The next parked changes behind where the round is, which are this worker's to try. */
+/*
+ * Returns the next parked changes behind where the round is, which are this
+ * worker's to try.
+ */
 static List *
-next_changes(ReplMlApply *apply)
+load_next_changes(ReplMlApply *apply)
 {
 	static SPIPlanPtr plan = NULL;
 	List	   *changes = NIL;
@@ -286,16 +329,33 @@ next_changes(ReplMlApply *apply)
 	NameGetDatum(&pass.table_name), Int64GetDatum(pass.id), BoolGetDatum(pass.only_locked)};
 
 	repl_ml_begin();
-	SPI_execute_plan(repl_ml_spi_plan(&plan, "SELECT p.schema_name, p.table_name, p.id, p.action OPERATOR(pg_catalog.=) 'counted', p.sqlstate OPERATOR(pg_catalog.=) '38000'"
+	SPI_execute_plan(repl_ml_spi_plan(&plan,
+									  "SELECT p.schema_name, p.table_name, p.id,"
+									  " p.action OPERATOR(pg_catalog.=) 'counted',"
+									  " p.sqlstate OPERATOR(pg_catalog.=) '38000'"
 									  " FROM repl_ml.parked_change p"
-									  " WHERE ROW(p.schema_name, p.table_name, p.id) OPERATOR(pg_catalog.>) ROW($2, $3, $4)"
-									  " AND NOT p.put_aside AND (NOT $5 OR p.sqlstate OPERATOR(pg_catalog.=) '55P03') AND p.action OPERATOR(pg_catalog.=) ANY ('{insert,update,delete,counted}')"
-									  " AND (p.sqlstate OPERATOR(pg_catalog.<>) '38000' OR (p.parked_at OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) " CRASH_REST "::pg_catalog.interval)"
-									  " AND NOT EXISTS (SELECT FROM repl_ml.parked_change f WHERE f.schema_name OPERATOR(pg_catalog.=) p.schema_name AND f.table_name OPERATOR(pg_catalog.=) p.table_name"
-									  " AND f.sqlstate OPERATOR(pg_catalog.=) '38000' AND f.message OPERATOR(pg_catalog.=) '" REPL_ML_CRASHED_AGAIN "')))"
-									  " AND (p.origin_node OPERATOR(pg_catalog.=) $1 OR NOT EXISTS (SELECT FROM repl_ml.member m"
-									  " WHERE m.node_id OPERATOR(pg_catalog.=) p.origin_node AND m.state OPERATOR(pg_catalog.<>) 'dropped'))"
-									  " ORDER BY p.schema_name, p.table_name, p.id LIMIT " BATCH, 5, types), values, NULL, true, 0);
+									  " WHERE ROW(p.schema_name, p.table_name, p.id)"
+									  " OPERATOR(pg_catalog.>) ROW($2, $3, $4)"
+									  " AND NOT p.put_aside"
+									  " AND (NOT $5 OR p.sqlstate OPERATOR(pg_catalog.=) '55P03')"
+									  " AND p.action OPERATOR(pg_catalog.=) ANY"
+									  " ('{insert,update,delete,counted}')"
+									  " AND (p.sqlstate OPERATOR(pg_catalog.<>) '38000'"
+									  " OR (p.parked_at OPERATOR(pg_catalog.<)"
+									  " (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-)"
+									  " " CRASH_REST "::pg_catalog.interval)"
+									  " AND NOT EXISTS (SELECT FROM repl_ml.parked_change f"
+									  " WHERE f.schema_name OPERATOR(pg_catalog.=) p.schema_name"
+									  " AND f.table_name OPERATOR(pg_catalog.=) p.table_name"
+									  " AND f.sqlstate OPERATOR(pg_catalog.=) '38000'"
+									  " AND f.message OPERATOR(pg_catalog.=)"
+									  " '" REPL_ML_CRASHED_AGAIN "')))"
+									  " AND (p.origin_node OPERATOR(pg_catalog.=) $1"
+									  " OR NOT EXISTS (SELECT FROM repl_ml.member m"
+									  " WHERE m.node_id OPERATOR(pg_catalog.=) p.origin_node"
+									  " AND m.state OPERATOR(pg_catalog.<>) 'dropped'))"
+									  " ORDER BY p.schema_name, p.table_name, p.id LIMIT " BATCH, 5,
+									  types), values, NULL, true, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(apply->message_context);
@@ -314,7 +374,7 @@ next_changes(ReplMlApply *apply)
 	return changes;
 }
 
-/* The entry of the change's table in the list, or NULL. */
+/* Returns the entry of the change's table in the list, or NULL. */
 static Parked *
 find_table(List *tables, const Parked *change)
 {
@@ -324,7 +384,8 @@ find_table(List *tables, const Parked *change)
 	{
 		Parked	   *other = lfirst(lc);
 
-		if (strcmp(other->schema_name, change->schema_name) == 0 && strcmp(other->table_name, change->table_name) == 0)
+		if (strcmp(other->schema_name, change->schema_name) == 0 &&
+			strcmp(other->table_name, change->table_name) == 0)
 			return other;
 	}
 	return NULL;
@@ -359,7 +420,9 @@ note_unfit(const Parked *change, bool only_lacks)
 	table->only_lacks &= only_lacks;
 }
 
-/* Goes on behind the change, or, with "whole_table", behind all of its table. */
+/*
+ * Goes on behind the change, or, with "whole_table", behind all of its table.
+ */
 static void
 go_on_behind(const Parked *change, bool whole_table)
 {
@@ -368,7 +431,7 @@ go_on_behind(const Parked *change, bool whole_table)
 	pass.id = whole_table ? PG_INT64_MAX : change->id;
 }
 
-/* Was it the whole table that the change found locked? */
+/* Says whether it was the whole table that the change found locked. */
 static bool
 is_table_locked(const Parked *change)
 {
@@ -380,11 +443,15 @@ is_table_locked(const Parked *change)
 	return whole;
 }
 
-/* Tries one parked change, unless what stands before it of its table has shown that it is no use. */
+/*
+ * Tries one parked change, unless what stands before it of its table has shown
+ * that it is no use.
+ */
 static void
 try_change(ReplMlApply *apply, Parked *change)
 {
-	ReplMlParkedTry try = {.id = change->id,.crashed = change->crashed,.with_defaults = find_table(trusted, change) != NULL,.state = REPL_ML_PARKED_UNFIT};
+	ReplMlParkedTry try = {.id = change->id,.crashed = change->crashed,
+	.with_defaults = find_table(trusted, change) != NULL,.state = REPL_ML_PARKED_UNFIT};
 	ErrorData  *error = NULL;
 	bool		locked;
 
@@ -399,7 +466,8 @@ try_change(ReplMlApply *apply, Parked *change)
 		try.state = REPL_ML_PARKED_UNFIT;
 	else if (error != NULL)
 		try.state = REPL_ML_PARKED_GONE;
-	if (!pass.only_locked && (try.state == REPL_ML_PARKED_UNFIT || try.state == REPL_ML_PARKED_LACKS))
+	if (!pass.only_locked &&
+		(try.state == REPL_ML_PARKED_UNFIT || try.state == REPL_ML_PARKED_LACKS))
 		note_unfit(change, try.state == REPL_ML_PARKED_LACKS);
 	locked = error != NULL && error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE;
 	pass.met_lock |= locked;
@@ -414,7 +482,7 @@ try_change(ReplMlApply *apply, Parked *change)
 		repl_ml_park_note(change->id, error);
 }
 
-/* At the end of a round: heals what it could not apply. */
+/* Heals, at the end of a round, what it could not apply. */
 static void
 finish_pass(ReplMlApply *apply)
 {
@@ -428,7 +496,7 @@ finish_pass(ReplMlApply *apply)
 	if (pass.unfit != NIL && apply->conn != NULL)
 	{
 		foreach(lc, pass.unfit)
-			heal(apply, lfirst(lc));
+			heal_table(apply, lfirst(lc));
 		repl_ml_sync_tables(apply);
 		repl_ml_apply_set_state(apply, REPL_ML_WORKER_STREAMING);
 	}
@@ -437,14 +505,15 @@ finish_pass(ReplMlApply *apply)
 }
 
 /*
- * If the table has the same columns on the peer as here, orders a copy of it, or
- * has its changes tried again with defaults for what they lack.
+ * Orders a copy of the table, or has its changes tried again with defaults for
+ * what they lack, if it has the same columns on the peer as here.
  */
 static void
-heal(ReplMlApply *apply, Parked *table)
+heal_table(ReplMlApply *apply, Parked *table)
 {
 	static const Oid types[1] = {TEXTOID};
-	char	   *question = psprintf(COLUMNS_OF_TABLE, quote_literal_cstr(table->schema_name), quote_literal_cstr(table->table_name));
+	char	   *question = psprintf(COLUMNS_OF_TABLE, quote_literal_cstr(table->schema_name),
+									quote_literal_cstr(table->table_name));
 	ReplMlResult *result;
 	char	   *theirs = NULL;
 	bool		same;
@@ -452,10 +521,13 @@ heal(ReplMlApply *apply, Parked *table)
 	if (apply->copy_conn == NULL)
 		apply->copy_conn = repl_ml_stream_connect(apply->peer->dsn, "copy");
 	result = repl_ml_stream_query(apply->copy_conn, question, 1, types);
-	if (repl_ml_stream_next(result) && (slot_getallattrs(result->slot), !result->slot->tts_isnull[0]))
-		theirs = MemoryContextStrdup(apply->message_context, TextDatumGetCString(result->slot->tts_values[0]));
+	if (repl_ml_stream_next(result) &&
+		(slot_getallattrs(result->slot), !result->slot->tts_isnull[0]))
+		theirs = MemoryContextStrdup(apply->message_context,
+									 TextDatumGetCString(result->slot->tts_values[0]));
 	repl_ml_stream_free(result);
 
+	/* the same text means the same columns, with the same identities */
 	repl_ml_begin();
 	SPI_execute(question, true, 1);
 	same = theirs != NULL && strcmp(theirs, repl_ml_spi_text(0, 0)) == 0;
@@ -466,7 +538,8 @@ heal(ReplMlApply *apply, Parked *table)
 	}
 	else if (same)
 		SPI_execute(psprintf("SELECT repl_ml.order_copy(%d, %s, %s)", apply->peer->node_id,
-							 quote_literal_cstr(table->schema_name), quote_literal_cstr(table->table_name)), false, 0);
+							 quote_literal_cstr(table->schema_name),
+							 quote_literal_cstr(table->table_name)), false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(apply->message_context);
 }

@@ -7,6 +7,10 @@
  * prints is one script of SQL statements, executed in this process as one
  * transaction: all objects come, or none.  Types, functions and the like that
  * are here already are left as they are.
+ *
+ * Not which statements of the script may run (definitions.c).  Locks: those of
+ * the objects that are created, until the transaction ends; none while pg_dump
+ * runs.
  */
 #include "postgres.h"
 
@@ -47,20 +51,21 @@ typedef struct Dump
 	int			err;
 } Dump;
 
-static void copy_tables(WalReceiverConn *conn, const char *dsn, List *schemas, List *tables, bool joining);
-static List *existing_tables(WalReceiverConn *conn, List *tables);
+static void copy_tables(WalReceiverConn *conn, const char *dsn, List *schemas, List *tables,
+						bool joining);
+static List *find_existing(WalReceiverConn *conn, List *tables);
 static List *load_partitions(WalReceiverConn *conn, const char *table, List **schemas);
 static void create_schemas(WalReceiverConn *conn, List *schemas);
 static char *dump_schema(const char *dsn, List *tables);
 static char **build_arguments(const char *conninfo, List *tables);
-static void start(Dump *dump, char **arguments, const char *password);
+static void start_dump(Dump *dump, char **arguments, const char *password);
 static char *read_script(Dump *dump);
 static void run_script(char *script, List *only);
 static void run_statement(const char *sql, NodeTag kind);
 
 /*
- * Creates all that the peer has, called for a database that joins and has no
- * table of its own: types, functions and views come with the tables.
+ * Creates all that the peer has, for enrol.c, in a database that joins and has
+ * no table of its own: types, functions and views come with the tables.
  */
 void
 repl_ml_schema_copy_all(const char *dsn)
@@ -69,11 +74,11 @@ repl_ml_schema_copy_all(const char *dsn)
 }
 
 /*
- * Creates the tables (quoted, qualified names; of these schemas) from the
- * definitions on the server "dsn" leads to: just the tables, their partitions
- * and the schemas of both, in one transaction.  What the peer does not have is
- * left out.  A member runs nothing else that the peer may have put into them; a
- * joining node trusts its donor.
+ * Creates the tables (quoted, qualified names; of these schemas), for enrol.c,
+ * from the definitions on the server "dsn" leads to: just the tables, their
+ * partitions and the schemas of both, in one transaction.  What the peer does
+ * not have is left out.  A member runs nothing else that the peer may have put
+ * into them; a joining node trusts its donor.
  */
 void
 repl_ml_schema_copy(const char *dsn, List *schemas, List *tables)
@@ -99,6 +104,7 @@ repl_ml_schema_copy(const char *dsn, List *schemas, List *tables)
 	PG_END_TRY();
 }
 
+/* Creates the tables, with the connection at hand. */
 static void
 copy_tables(WalReceiverConn *conn, const char *dsn, List *schemas, List *tables, bool joining)
 {
@@ -107,7 +113,7 @@ copy_tables(WalReceiverConn *conn, const char *dsn, List *schemas, List *tables,
 	char	   *script;
 	ListCell   *lc;
 
-	tables = existing_tables(conn, tables);
+	tables = find_existing(conn, tables);
 	if (tables == NIL)
 		return;
 	foreach(lc, tables)
@@ -120,9 +126,12 @@ copy_tables(WalReceiverConn *conn, const char *dsn, List *schemas, List *tables,
 	run_script(script, joining ? NIL : only);
 }
 
-/* Those of the names that mean a table on the peer: it may be behind with the group's list itself. */
+/*
+ * Returns those of the names that mean a table on the peer: it may be behind
+ * with the group's list itself.
+ */
 static List *
-existing_tables(WalReceiverConn *conn, List *tables)
+find_existing(WalReceiverConn *conn, List *tables)
 {
 	static const Oid types[1] = {BOOLOID};
 	List	   *existing = NIL;
@@ -130,7 +139,11 @@ existing_tables(WalReceiverConn *conn, List *tables)
 
 	foreach(lc, tables)
 	{
-		ReplMlResult *result = repl_ml_stream_query(conn, psprintf("SELECT pg_catalog.to_regclass(%s) IS NOT NULL", quote_literal_cstr(lfirst(lc))), 1, types);
+		ReplMlResult *result = repl_ml_stream_query(conn,
+													psprintf("SELECT pg_catalog.to_regclass(%s) IS"
+															 " NOT NULL",
+															 quote_literal_cstr(lfirst(lc))), 1,
+													types);
 
 		if (repl_ml_stream_next(result))
 		{
@@ -143,7 +156,10 @@ existing_tables(WalReceiverConn *conn, List *tables)
 	return existing;
 }
 
-/* The names of a table's partitions on the peer; adds their schemas to the list. */
+/*
+ * Returns the names of a table's partitions on the peer; adds their schemas to
+ * the list.
+ */
 static List *
 load_partitions(WalReceiverConn *conn, const char *table, List **schemas)
 {
@@ -151,11 +167,17 @@ load_partitions(WalReceiverConn *conn, const char *table, List **schemas)
 	char	   *root = quote_literal_cstr(table);
 	List	   *names = NIL;
 	ReplMlResult *result = repl_ml_stream_query(conn,
-												psprintf("SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text"
-														 " FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass(%s)) t"
-														 " JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.relid"
-														 " JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
-														 " WHERE t.level OPERATOR(pg_catalog.>) 0", root), 2, types);
+												psprintf("SELECT n.nspname::pg_catalog.text,"
+														 " c.relname::pg_catalog.text"
+														 " FROM pg_catalog.pg_partition_tree("
+														 "pg_catalog.to_regclass(%s)) t"
+														 " JOIN pg_catalog.pg_class c"
+														 " ON c.oid OPERATOR(pg_catalog.=) t.relid"
+														 " JOIN pg_catalog.pg_namespace n"
+														 " ON n.oid OPERATOR(pg_catalog.=)"
+														 " c.relnamespace"
+														 " WHERE t.level OPERATOR(pg_catalog.>) 0",
+														 root), 2, types);
 
 	while (repl_ml_stream_next(result))
 	{
@@ -172,14 +194,22 @@ load_partitions(WalReceiverConn *conn, const char *table, List **schemas)
 	return names;
 }
 
-/* The role here that has the name of a schema's owner on the peer; InvalidOid where the peer has no such schema. */
+/*
+ * Returns the role here that has the name of a schema's owner on the peer;
+ * InvalidOid where the peer has no such schema.
+ */
 static Oid
-schema_owner(WalReceiverConn *conn, const char *schema)
+find_schema_owner(WalReceiverConn *conn, const char *schema)
 {
 	static const Oid types[1] = {TEXTOID};
-	ReplMlResult *result = repl_ml_stream_query(conn, psprintf("SELECT pg_catalog.pg_get_userbyid(nspowner)::pg_catalog.text"
-															   " FROM pg_catalog.pg_namespace WHERE nspname OPERATOR(pg_catalog.=) %s",
-															   quote_literal_cstr(schema)), 1, types);
+	ReplMlResult *result = repl_ml_stream_query(conn,
+												psprintf("SELECT pg_catalog.pg_get_userbyid("
+														 "nspowner)::pg_catalog.text"
+														 " FROM pg_catalog.pg_namespace"
+														 " WHERE nspname"
+														 " OPERATOR(pg_catalog.=) %s",
+														 quote_literal_cstr(schema)), 1,
+												types);
 	char	   *name = NULL;
 	Oid			owner = InvalidOid;
 
@@ -222,8 +252,9 @@ create_schemas(WalReceiverConn *conn, List *schemas)
 				ereport(ERROR,
 						(errcode(ERRCODE_RESERVED_NAME),
 						 errmsg("unacceptable schema name \"%s\"", name),
-						 errdetail("The prefix \"pg_\" is reserved for system schemas.")));
-			owner = schema_owner(conn, name);
+						 errdetail("The prefix \"pg_\" is reserved for system schemas."),
+						 errhint("Rename the schema on the other nodes.")));
+			owner = find_schema_owner(conn, name);
 			if (OidIsValid(owner))
 				(void) NamespaceCreate(name, owner, false);
 		}
@@ -231,18 +262,30 @@ create_schemas(WalReceiverConn *conn, List *schemas)
 	}
 }
 
-/* Has this database no table of its own?  Between repl_ml_begin and repl_ml_commit. */
+/*
+ * Says whether this database has no table of its own.  Between repl_ml_begin
+ * and repl_ml_commit.
+ */
 bool
 repl_ml_schema_is_empty(void)
 {
-	return repl_ml_query_int("SELECT 1 FROM pg_catalog.pg_class c WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')"
-							 " AND c.relnamespace OPERATOR(pg_catalog.<>) ALL (ARRAY['pg_catalog', 'information_schema', 'repl_ml']::pg_catalog.regnamespace[])"
-							 " AND c.relnamespace::pg_catalog.regnamespace::pg_catalog.text !~ '^pg_(toast|temp)'"
-							 " AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass"
-							 "                    AND d.objid OPERATOR(pg_catalog.=) c.oid AND d.deptype OPERATOR(pg_catalog.=) 'e') LIMIT 1") == 0;
+	return repl_ml_query_int("SELECT 1 FROM pg_catalog.pg_class c"
+							 " WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')"
+							 " AND c.relnamespace OPERATOR(pg_catalog.<>) ALL (ARRAY['pg_catalog',"
+							 " 'information_schema', 'repl_ml']::pg_catalog.regnamespace[])"
+							 " AND c.relnamespace::pg_catalog.regnamespace::pg_catalog.text !~"
+							 " '^pg_(toast|temp)'"
+							 " AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d"
+							 " WHERE d.classid OPERATOR(pg_catalog.=)"
+							 " 'pg_catalog.pg_class'::pg_catalog.regclass"
+							 "                    AND d.objid OPERATOR(pg_catalog.=) c.oid"
+							 " AND d.deptype OPERATOR(pg_catalog.=) 'e') LIMIT 1") == 0;
 }
 
-/* pg_dump's script of the tables, or of everything but ourselves if there are none. */
+/*
+ * Returns pg_dump's script of the tables, or of everything but ourselves if
+ * there are none.
+ */
 static char *
 dump_schema(const char *dsn, List *tables)
 {
@@ -250,10 +293,14 @@ dump_schema(const char *dsn, List *tables)
 	char	   *conninfo = repl_ml_stream_conninfo(dsn, "schema", &password);
 	Dump		process;
 
-	start(&process, build_arguments(conninfo, tables), password);
+	start_dump(&process, build_arguments(conninfo, tables), password);
 	return read_script(&process);
 }
 
+/*
+ * Returns the arguments of pg_dump.  The password is none of them: every user
+ * of the machine can read them.
+ */
 static char **
 build_arguments(const char *conninfo, List *tables)
 {
@@ -279,8 +326,9 @@ build_arguments(const char *conninfo, List *tables)
 	return arguments;
 }
 
+/* Starts pg_dump, without a shell, and opens pipes to what it prints. */
 static void
-start(Dump *dump, char **arguments, const char *password)
+start_dump(Dump *dump, char **arguments, const char *password)
 {
 	int			out[2];
 	int			err[2];
@@ -321,9 +369,9 @@ start(Dump *dump, char **arguments, const char *password)
 	}
 }
 
-/* Reads what is there; false at the end of the pipe. */
+/* Reads what is there; returns false at the end of the pipe. */
 static bool
-drain(int fd, StringInfo into, int limit)
+drain_pipe(int fd, StringInfo into, int limit)
 {
 	char		buffer[8192];
 	ssize_t		got = read(fd, buffer, sizeof(buffer));
@@ -337,11 +385,16 @@ drain(int fd, StringInfo into, int limit)
 	return true;
 }
 
-/* Waits a while until the pipe has something, and says whether it has; ends pg_dump when we are to end. */
+/*
+ * Waits a while until the pipe has something, and says whether it has; ends
+ * pg_dump when we are to end.
+ */
 static bool
 wait_for_output(Dump *dump, int fd)
 {
-	int			events = WaitLatchOrSocket(MyLatch, WL_SOCKET_READABLE | WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+	int			events = WaitLatchOrSocket(MyLatch,
+										   WL_SOCKET_READABLE | WL_LATCH_SET | WL_TIMEOUT |
+										   WL_EXIT_ON_PM_DEATH,
 										   fd, 1000, wait_event_compat("ReplMlSchemaDump"));
 
 	if (events & WL_LATCH_SET)
@@ -351,6 +404,10 @@ wait_for_output(Dump *dump, int fd)
 	return (events & WL_SOCKET_READABLE) != 0;
 }
 
+/*
+ * Returns what pg_dump has printed; raises an error with what it said if it
+ * failed.
+ */
 static char *
 read_script(Dump *dump)
 {
@@ -362,26 +419,30 @@ read_script(Dump *dump)
 	initStringInfo(&errors);
 	for (;;)
 	{
-		if (wait_for_output(dump, dump->out) && !drain(dump->out, &script, DUMP_LIMIT))
+		if (wait_for_output(dump, dump->out) && !drain_pipe(dump->out, &script, DUMP_LIMIT))
 			break;
 	}
-	while (drain(dump->err, &errors, 4096))
+	while (drain_pipe(dump->err, &errors, 4096))
 		;
 	close(dump->out);
 	close(dump->err);
 	while (waitpid(dump->pid, &status, 0) < 0 && errno == EINTR)
 		;
+
+	/* only now: no process and no pipe may be left behind */
 	CHECK_FOR_INTERRUPTS();
 	if (status != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
 				 errmsg("could not read the table definitions of the peer"),
-				 errdetail_internal("%s", errors.len > 0 ? pchomp(errors.data) : wait_result_to_str(status)),
-				 errhint("The role of the connection string must be able to run pg_dump --schema-only there: GRANT pg_read_all_data TO it.")));
+				 errdetail_internal("%s", errors.len > 0 ? pchomp(errors.data) :
+									wait_result_to_str(status)),
+				 errhint("The role of the connection string must be able to run pg_dump "
+						 "--schema-only there: GRANT pg_read_all_data TO it.")));
 	return script.data;
 }
 
-/* pg_dump's script has commands for psql, which are not for us. */
+/* Blanks pg_dump's commands for psql, which are not for us. */
 static void
 blank_psql_commands(char *script)
 {
@@ -402,8 +463,8 @@ blank_psql_commands(char *script)
 
 /*
  * Runs the script as one transaction, statement by statement, so that an error
- * names the one it is about and not the whole script; its settings end with it.
- * With "only" it may define nothing but these tables (strings: quoted,
+ * names the one it is about and not the whole script; its settings end with
+ * it.  With "only" it may define nothing but these tables (strings: quoted,
  * qualified names).
  */
 static void
@@ -415,10 +476,14 @@ run_script(char *script, List *only)
 	blank_psql_commands(script);
 	repl_ml_begin();
 	level = NewGUCNestLevel();
-	(void) set_config_option("session_replication_role", "origin", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("repl_ml.guard_off", "on", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("client_min_messages", "error", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("standard_conforming_strings", "on", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("session_replication_role", "origin", PGC_SUSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("repl_ml.guard_off", "on", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+							 true, 0, false);
+	(void) set_config_option("client_min_messages", "error", PGC_SUSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("standard_conforming_strings", "on", PGC_SUSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
 	if (only != NIL)
 		repl_ml_definitions_check(script, only);
 	foreach(lc, raw_parser(script, RAW_PARSE_DEFAULT))
@@ -427,7 +492,8 @@ run_script(char *script, List *only)
 		const char *start = script + statement->stmt_location;
 
 		CHECK_FOR_INTERRUPTS();
-		run_statement(statement->stmt_len > 0 ? pnstrdup(start, statement->stmt_len) : start, nodeTag(statement->stmt));
+		run_statement(statement->stmt_len > 0 ? pnstrdup(start, statement->stmt_len) : start,
+					  nodeTag(statement->stmt));
 	}
 
 	/*
@@ -439,7 +505,10 @@ run_script(char *script, List *only)
 	repl_ml_commit();
 }
 
-/* What may be here before the tables are: the statement that makes it. */
+/*
+ * Says whether the statement makes something that may be here before the
+ * tables are.
+ */
 static bool
 makes_no_table(NodeTag kind)
 {
@@ -469,7 +538,10 @@ makes_no_table(NodeTag kind)
 	}
 }
 
-/* One statement of a script; what it would make and is here already stays as it is. */
+/*
+ * Runs one statement of a script; what it would make and is here already stays
+ * as it is.
+ */
 static void
 run_statement(const char *sql, NodeTag kind)
 {
@@ -494,7 +566,8 @@ run_statement(const char *sql, NodeTag kind)
 	{
 		int			sqlstate = geterrcode();
 
-		if (sqlstate != ERRCODE_DUPLICATE_OBJECT && sqlstate != ERRCODE_DUPLICATE_FUNCTION && sqlstate != ERRCODE_DUPLICATE_SCHEMA)
+		if (sqlstate != ERRCODE_DUPLICATE_OBJECT && sqlstate != ERRCODE_DUPLICATE_FUNCTION &&
+			sqlstate != ERRCODE_DUPLICATE_SCHEMA)
 			PG_RE_THROW();
 		MemoryContextSwitchTo(context);
 		FlushErrorState();

@@ -6,6 +6,11 @@
  * The group's catalogs are copied at each connection, over it, before it
  * streams; enrolled tables when repl_ml.table_sync says so, over a connection
  * of their own beside the stream's.
+ *
+ * Not which tables are due (repl_ml.table_sync, written by link.c, enrol.c and
+ * SQL), nor which rows a donor leaves out (donor.c).  Locks: ACCESS SHARE on
+ * the donor's table; here ROW EXCLUSIVE on the table and what joining rows
+ * takes (converge/), until the copy's transaction ends.
  */
 #include "postgres.h"
 
@@ -84,27 +89,36 @@ typedef struct CopiedVersion
 
 static void note_open_tables(ReplMlApply *apply);
 static void set_progress(ReplMlApply *apply, Oid relid, int64 rows);
-static void copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, const char *table_name);
+static void copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name,
+					   const char *table_name);
 static int64 copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, bool careful);
-static int64 copy_rows_about(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *schema_name, const char *table_name, bool careful);
-static int64 copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *name, const char *schema_name, const char *table_name, bool careful);
+static int64 copy_rows_about(ReplMlApply *apply, WalReceiverConn *conn, Oid relid,
+							 const char *schema_name, const char *table_name, bool careful);
+static int64 copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, Relation rel,
+						   const char *name, const char *schema_name, const char *table_name,
+						   bool careful);
 static int64 copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, bool careful);
-static char *quoted_name(Relation rel);
-static int64 copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *command, bool careful);
+static char *quote_table(Relation rel);
+static int64 copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *command,
+					   bool careful);
 static int64 join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy, bool careful);
 static void join_one(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
 static void forget_chunk(void);
 static void add_to_chunk(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
 static void join_chunk(ReplMlApply *apply, Relation rel);
-static void join_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
+static void join_copied_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
 static void join_tombstone(ReplMlApply *apply, Datum *values, bool *nulls);
 static void join_version(ReplMlApply *apply, Datum *values, bool *nulls);
-static void bury_copied(void *argument);
-static void join_copied(void *argument);
-static bool attempt(void (*step) (void *argument), CopiedVersion *copied);
+static void join_copied_deletion(void *argument);
+static void join_copied_version(void *argument);
+static bool try_copied(void (*step) (void *argument), CopiedVersion *copied);
 static int	read_copy(void *out, int min, int max);
 
-/* Joins the peer's list of members and of tables into ours, over whatever connection. */
+/*
+ * Joins the peer's list of members and of tables into ours, over whatever
+ * connection; called by the apply worker before it streams and where it has
+ * missed something.
+ */
 void
 repl_ml_sync_catalogs(ReplMlApply *apply, WalReceiverConn *conn)
 {
@@ -118,10 +132,10 @@ repl_ml_sync_catalogs(ReplMlApply *apply, WalReceiverConn *conn)
 }
 
 /*
- * The next table to be copied from the peer, or false.  One that could not be
- * enrolled here is left for later (enrol.c), unless this node joins, and so is
- * one whose copy failed lately: it must not keep all others from being streamed.
- * So is one whose rows take the server down.
+ * Sets the next table to be copied from the peer, or returns false.  One that
+ * could not be enrolled here is left for later (enrol.c), unless this node
+ * joins, and so is one whose copy failed lately: it must not keep all others
+ * from being streamed.  So is one whose rows take the server down.
  */
 static bool
 next_pending(ReplMlApply *apply, char **schema_name, char **table_name)
@@ -132,12 +146,18 @@ next_pending(ReplMlApply *apply, char **schema_name, char **table_name)
 
 	repl_ml_begin();
 	if (!repl_ml_identity_require()->joining)
-		without = " AND NOT EXISTS (SELECT FROM repl_ml.pending_tables() p WHERE p.schema_name OPERATOR(pg_catalog.=) y.schema_name"
-			" AND p.table_name OPERATOR(pg_catalog.=) y.table_name AND p.action OPERATOR(pg_catalog.<>) 'remove')"
+		without = " AND NOT EXISTS (SELECT FROM repl_ml.pending_tables() p"
+			" WHERE p.schema_name OPERATOR(pg_catalog.=) y.schema_name"
+			" AND p.table_name OPERATOR(pg_catalog.=) y.table_name"
+			" AND p.action OPERATOR(pg_catalog.<>) 'remove')"
 			" AND NOT repl_ml.waits_to_retry(y.node_id, y.schema_name, y.table_name, 'copy')";
-	SPI_execute(psprintf("SELECT schema_name, table_name FROM repl_ml.table_sync y WHERE node_id OPERATOR(pg_catalog.=) %d"
+	SPI_execute(psprintf("SELECT schema_name, table_name FROM repl_ml.table_sync y"
+						 " WHERE node_id OPERATOR(pg_catalog.=) %d"
 						 " AND state OPERATOR(pg_catalog.=) 'pending'%s"
-						 " AND coalesce(pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', schema_name, table_name))::pg_catalog.oid, 0) OPERATOR(pg_catalog.<>) ALL ('%s'::pg_catalog.oid[])"
+						 " AND coalesce(pg_catalog.to_regclass("
+						 "pg_catalog.format('%%I.%%I', schema_name, table_name))"
+						 "::pg_catalog.oid, 0)"
+						 " OPERATOR(pg_catalog.<>) ALL ('%s'::pg_catalog.oid[])"
 						 " ORDER BY schema_name OPERATOR(pg_catalog.<>) 'repl_ml', 1, 2",
 						 apply->peer->node_id, without, banned), true, 1);
 	found = SPI_processed > 0;
@@ -151,12 +171,16 @@ next_pending(ReplMlApply *apply, char **schema_name, char **table_name)
 	return found;
 }
 
-/* Is the error that of the table, and not of the connection, the server or a lost race for a key? */
+/*
+ * Says whether the error is that of the table, and not of the connection, the
+ * server or a lost race for a key.
+ */
 static bool
-is_the_tables(ReplMlApply *apply, int sqlstate)
+is_of_the_table(ReplMlApply *apply, int sqlstate)
 {
 	return repl_ml_locked_is_race(sqlstate) ||
-		(repl_ml_dispatch_is_permanent(sqlstate) && ERRCODE_TO_CATEGORY(sqlstate) != ERRCODE_CONNECTION_EXCEPTION &&
+		(repl_ml_dispatch_is_permanent(sqlstate) &&
+		 ERRCODE_TO_CATEGORY(sqlstate) != ERRCODE_CONNECTION_EXCEPTION &&
 	/* a key may have been inserted since we looked, see worker.c */
 		 (sqlstate != ERRCODE_UNIQUE_VIOLATION || apply->races > 0));
 }
@@ -191,7 +215,7 @@ copy_or_note(ReplMlApply *apply, bool joining, const char *schema_name, const ch
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(apply->message_context);
-		if (joining || !is_the_tables(apply, geterrcode()))
+		if (joining || !is_of_the_table(apply, geterrcode()))
 			PG_RE_THROW();
 		error = CopyErrorData();
 		FlushErrorState();
@@ -214,7 +238,10 @@ copy_or_note(ReplMlApply *apply, bool joining, const char *schema_name, const ch
 	repl_ml_table_failed(apply, schema_name, table_name, "copy", error);
 }
 
-/* Copies the tables that are due from this peer, over a connection of its own. */
+/*
+ * Copies the tables that are due from this peer, over a connection of its own;
+ * called by the apply worker between transactions of the stream.
+ */
 void
 repl_ml_sync_tables(ReplMlApply *apply)
 {
@@ -239,18 +266,25 @@ repl_ml_sync_tables(ReplMlApply *apply)
 	apply->tables_pending |= repl_ml_unsent_order_copies(apply);
 }
 
-/* Forgets failures that are over, and whether anything is left to be tried again. */
+/*
+ * Forgets failures that are over, and whether anything is left to be tried
+ * again.
+ */
 static void
 note_open_tables(ReplMlApply *apply)
 {
 	repl_ml_begin();
 	SPI_execute("SELECT repl_ml.forget_failures()", false, 1);
-	apply->tables_pending = repl_ml_query_int(psprintf("SELECT 1 FROM repl_ml.table_failure WHERE node_id OPERATOR(pg_catalog.=) %d"
-													   " UNION ALL SELECT 1 FROM repl_ml.pending_tables() LIMIT 1", apply->peer->node_id)) != 0;
+	apply->tables_pending = repl_ml_query_int(psprintf("SELECT 1 FROM repl_ml.table_failure"
+													   " WHERE node_id OPERATOR(pg_catalog.=) %d"
+													   " UNION ALL SELECT 1"
+													   " FROM repl_ml.pending_tables() LIMIT 1",
+													   apply->peer->node_id)) != 0;
 	repl_ml_commit();
 	MemoryContextSwitchTo(apply->message_context);
 }
 
+/* Shows in repl_ml.stat_apply how far a copy is. */
 static void
 set_progress(ReplMlApply *apply, Oid relid, int64 rows)
 {
@@ -260,9 +294,9 @@ set_progress(ReplMlApply *apply, Oid relid, int64 rows)
 	LWLockRelease(repl_ml_shared->lock);
 }
 
-/* Names of all columns that are stored, also as a list for SQL. */
+/* Returns the names of all columns that are stored, also as a list for SQL. */
 static List *
-stored_columns(Relation rel, StringInfo list)
+list_columns(Relation rel, StringInfo list)
 {
 	List	   *names = NIL;
 
@@ -272,30 +306,38 @@ stored_columns(Relation rel, StringInfo list)
 
 		if (att->attisdropped || att->attgenerated != '\0')
 			continue;
-		appendStringInfo(list, "%s%s", names == NIL ? "" : ", ", quote_identifier(NameStr(att->attname)));
+		appendStringInfo(list, "%s%s", names == NIL ? "" : ", ",
+						 quote_identifier(NameStr(att->attname)));
 		names = lappend(names, makeString(pstrdup(NameStr(att->attname))));
 	}
 	return names;
 }
 
-/* An error if the table is not the same on the peer; until the copy ends it stays as it is there. */
+/*
+ * Raises an error if the table is not the same on the peer; until the copy
+ * ends it stays as it is there.
+ */
 static void
 require_same_table(WalReceiverConn *conn, const char *schema_name, const char *table_name)
 {
 	static const Oid types[1] = {BYTEAOID};
 	char	   *name = quote_qualified_identifier(schema_name, table_name);
-	LogicalRepRelation remote = {.remoteid = COPIED_TABLE_ID,.nspname = pstrdup(schema_name),.relname = pstrdup(table_name)};
+	LogicalRepRelation remote = {.remoteid = COPIED_TABLE_ID,.nspname = pstrdup(schema_name),
+	.relname = pstrdup(table_name)};
 	ReplMlResult *result;
 	StringInfoData message;
 	List	   *columns;
 	ListCell   *lc;
 
 	repl_ml_stream_utility(conn, psprintf("LOCK TABLE %s IN ACCESS SHARE MODE", name));
-	result = repl_ml_stream_query(conn, psprintf("SELECT repl_ml.send_columns(%s)", quote_literal_cstr(name)), 1, types);
+	result = repl_ml_stream_query(conn,
+								  psprintf("SELECT repl_ml.send_columns(%s)",
+										   quote_literal_cstr(name)), 1, types);
 	if (!repl_ml_stream_next(result))
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("the peer does not say what table %s is", name)));
+				 errmsg("the peer does not say what table %s is", name),
+				 errhint("Install the same version of the extension \"repl_ml\" on all nodes.")));
 	slot_getallattrs(result->slot);
 	initStringInfo(&message);
 	if (!result->slot->tts_isnull[0])
@@ -305,6 +347,8 @@ require_same_table(WalReceiverConn *conn, const char *schema_name, const char *t
 		appendBinaryStringInfo(&message, VARDATA_ANY(sent), VARSIZE_ANY_EXHDR(sent));
 	}
 	repl_ml_stream_free(result);
+
+	/* what the stream would be asked, too: each column has to be the same */
 	columns = repl_ml_column_receive(&message);
 	remote.attnames = palloc(Max(list_length(columns), 1) * sizeof(char *));
 	foreach(lc, columns)
@@ -314,12 +358,13 @@ require_same_table(WalReceiverConn *conn, const char *schema_name, const char *t
 }
 
 /*
- * The rows of a table, of one moment, in the order they must come.  What was
- * parked of the peer's changes of it comes with them; what fails is parked, but
- * not while this node joins.
+ * Joins the rows of a table, of one moment, in the order they must come.  What
+ * was parked of the peer's changes of it comes with them; what fails is
+ * parked, but not while this node joins.
  */
 static int64
-copy_content(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *schema_name, const char *table_name)
+copy_content(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *schema_name,
+			 const char *table_name)
 {
 	bool		is_catalog = strcmp(schema_name, REPL_ML_SCHEMA) == 0;
 	bool		is_tombstone = is_catalog && strcmp(table_name, "tombstone") == 0;
@@ -334,12 +379,14 @@ copy_content(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *s
 	if (is_catalog)
 		return copy_rows(apply, conn, relid, false);
 	require_same_table(conn, schema_name, table_name);
-	(void) copy_rows_about(apply, conn, repl_ml_catalog_oid(VERSION_TABLE), schema_name, table_name, false);
+	(void) copy_rows_about(apply, conn, repl_ml_catalog_oid(VERSION_TABLE), schema_name, table_name,
+						   false);
 	/* deletions are parked, too, perhaps */
 	if (repl_ml_park_has(apply->peer->node_id, schema_name, table_name))
 	{
 		repl_ml_park_forget_copied(apply->peer->node_id, schema_name, table_name);
-		(void) copy_rows_about(apply, conn, repl_ml_catalog_oid("tombstone"), schema_name, table_name, careful);
+		(void) copy_rows_about(apply, conn, repl_ml_catalog_oid("tombstone"), schema_name,
+							   table_name, careful);
 	}
 	return copy_rows(apply, conn, relid, careful);
 }
@@ -351,7 +398,8 @@ copy_content(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *s
  * same moment.
  */
 static void
-copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, const char *table_name)
+copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name,
+		   const char *table_name)
 {
 	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
 	Datum		values[3];
@@ -375,9 +423,12 @@ copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, c
 	values[0] = Int32GetDatum(apply->peer->node_id);
 	values[1] = CStringGetTextDatum(schema_name);
 	values[2] = CStringGetTextDatum(table_name);
-	repl_ml_spi_execute(psprintf("UPDATE repl_ml.table_sync SET state = 'copied', rows = " INT64_FORMAT
-								 " WHERE node_id OPERATOR(pg_catalog.=) $1 AND schema_name OPERATOR(pg_catalog.=) $2::pg_catalog.name"
-								 " AND table_name OPERATOR(pg_catalog.=) $3::pg_catalog.name", rows),
+	repl_ml_spi_execute(psprintf("UPDATE repl_ml.table_sync"
+								 " SET state = 'copied', rows = " INT64_FORMAT
+								 " WHERE node_id OPERATOR(pg_catalog.=) $1"
+								 " AND schema_name OPERATOR(pg_catalog.=) $2::pg_catalog.name"
+								 " AND table_name OPERATOR(pg_catalog.=) $3::pg_catalog.name",
+								 rows),
 						3, types, values, NULL);
 	PopActiveSnapshot();
 	replorigin_session_origin_lsn = InvalidXLogRecPtr;
@@ -387,7 +438,7 @@ copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name, c
 	set_progress(apply, InvalidOid, 0);
 }
 
-/* Joins the rows of one of the peer's tables, see join_rows; returns their number. */
+/* Joins all rows of a table; returns their number. */
 static int64
 copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, bool careful)
 {
@@ -395,15 +446,16 @@ copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, bool careful)
 }
 
 /*
- * The same of one of our own tables, only those about another table, if it is
- * named.  The group's list and the like are copied as they are: without one of
- * these rows nothing is right.
+ * Joins the rows of one of our own tables, only those about another table, if
+ * it is named.  The group's list and the like are copied as they are: without
+ * one of these rows nothing is right.
  */
 static int64
-copy_rows_about(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *schema_name, const char *table_name, bool careful)
+copy_rows_about(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *schema_name,
+				const char *table_name, bool careful)
 {
 	Relation	rel = table_open(relid, RowExclusiveLock);
-	char	   *name = quoted_name(rel);
+	char	   *name = quote_table(rel);
 	bool		is_whole = RelationGetNamespace(rel) == repl_ml_schema_oid() &&
 		relid != repl_ml_catalog_oid("tombstone") && relid != repl_ml_catalog_oid(VERSION_TABLE);
 	StringInfoData columns;
@@ -412,11 +464,12 @@ copy_rows_about(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char
 	set_progress(apply, relid, 0);
 	repl_ml_crash_writes(relid);
 	initStringInfo(&columns);
-	(void) stored_columns(rel, &columns);
+	(void) list_columns(rel, &columns);
 	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
 		rows = copy_partitions(apply, conn, rel, careful);
 	else if (is_whole)
-		rows = copy_from(apply, conn, rel, psprintf("COPY %s (%s) TO STDOUT", name, columns.data), careful);
+		rows = copy_from(apply, conn, rel, psprintf("COPY %s (%s) TO STDOUT", name, columns.data),
+						 careful);
 	else
 		rows = copy_sendable(apply, conn, rel, name, schema_name, table_name, careful);
 	table_close(rel, NoLock);
@@ -425,11 +478,12 @@ copy_rows_about(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char
 
 /*
  * Joins the rows of the table of that name on the peer that can be sent, and
- * notes the others.  The lines are escaped so that this CSV is what COPY of the
- * table would send, see copy/donor.c.
+ * notes the others.  The lines are escaped so that this CSV is what COPY of
+ * the table would send, see donor.c.
  */
 static int64
-copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *name, const char *schema_name, const char *table_name, bool careful)
+copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *name,
+			  const char *schema_name, const char *table_name, bool careful)
 {
 	static const Oid types[1] = {BOOLOID};
 	StringInfoData arguments;
@@ -440,37 +494,50 @@ copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const cha
 
 	initStringInfo(&arguments);
 	appendStringInfo(&arguments, "%s::pg_catalog.regclass, ARRAY[", quote_literal_cstr(name));
-	foreach(lc, stored_columns(rel, makeStringInfo()))
-		appendStringInfo(&arguments, "%s%s", foreach_current_index(lc) > 0 ? ", " : "", quote_literal_cstr(strVal(lfirst(lc))));
+	foreach(lc, list_columns(rel, makeStringInfo()))
+		appendStringInfo(&arguments, "%s%s", foreach_current_index(lc) > 0 ? ", " : "",
+						 quote_literal_cstr(strVal(lfirst(lc))));
 	appendStringInfoString(&arguments, "]::pg_catalog.name[]");
-	repl_ml_stream_free(repl_ml_stream_query(conn, psprintf("SELECT repl_ml.require_copyable(%s)", arguments.data), 1, types));
+	repl_ml_stream_free(repl_ml_stream_query(conn,
+											 psprintf("SELECT repl_ml.require_copyable(%s)",
+													  arguments.data), 1, types));
 	rows = copy_from(apply, conn, rel,
-					 psprintf("COPY (SELECT repl_ml.rows_to_copy(%s, %s, %s)) TO STDOUT (FORMAT csv, DELIMITER E'\\x01', QUOTE E'\\x02', NULL E'\\x03')",
+					 psprintf("COPY (SELECT repl_ml.rows_to_copy(%s, %s, %s)) TO STDOUT"
+							  " (FORMAT csv, DELIMITER E'\\x01', QUOTE E'\\x02', NULL E'\\x03')",
 							  arguments.data, of_schema, of_table), careful);
 	repl_ml_unsent_ask(apply, conn);
 	return rows;
 }
 
-/* The same of a partitioned table, which is copied by its partitions. */
+/* Joins the rows of a partitioned table, which is copied by its partitions. */
 static int64
 copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, bool careful)
 {
 	static const Oid types[2] = {TEXTOID, TEXTOID};
 	ReplMlResult *result;
+	char	   *schema_name;
+	char	   *table_name;
 	List	   *names = NIL;
 	ListCell   *lc;
 	int64		rows = 0;
 
-	result = repl_ml_stream_query(conn, psprintf("SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text"
-												 " FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass(%s)) t"
-												 " JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.relid"
-												 " JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
-												 " WHERE c.relkind OPERATOR(pg_catalog.=) 'r'", quote_literal_cstr(quoted_name(rel))), 2, types);
+	result = repl_ml_stream_query(conn,
+								  psprintf("SELECT n.nspname::pg_catalog.text,"
+										   " c.relname::pg_catalog.text"
+										   " FROM pg_catalog.pg_partition_tree("
+										   "pg_catalog.to_regclass(%s)) t"
+										   " JOIN pg_catalog.pg_class c"
+										   " ON c.oid OPERATOR(pg_catalog.=) t.relid"
+										   " JOIN pg_catalog.pg_namespace n"
+										   " ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
+										   " WHERE c.relkind OPERATOR(pg_catalog.=) 'r'",
+										   quote_literal_cstr(quote_table(rel))), 2, types);
 	while (repl_ml_stream_next(result))
 	{
 		slot_getallattrs(result->slot);
-		names = lappend(names, quote_qualified_identifier(TextDatumGetCString(result->slot->tts_values[0]),
-														  TextDatumGetCString(result->slot->tts_values[1])));
+		schema_name = TextDatumGetCString(result->slot->tts_values[0]);
+		table_name = TextDatumGetCString(result->slot->tts_values[1]);
+		names = lappend(names, quote_qualified_identifier(schema_name, table_name));
 	}
 	repl_ml_stream_free(result);
 	foreach(lc, names)
@@ -478,16 +545,21 @@ copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, bool ca
 	return rows;
 }
 
-/* The table's name as SQL has it, here and on the peer. */
+/* Returns the table's name as SQL has it, here and on the peer. */
 static char *
-quoted_name(Relation rel)
+quote_table(Relation rel)
 {
-	return quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel));
+	return quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
+									  RelationGetRelationName(rel));
 }
 
-/* Joins what the peer's COPY yields, all stored columns of rows of the table; returns their number. */
+/*
+ * Joins what the peer's COPY yields, all stored columns of rows of the table;
+ * returns their number.
+ */
 static int64
-copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *command, bool careful)
+copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *command,
+		  bool careful)
 {
 	ParseState *pstate = make_parsestate(NULL);
 	StringInfoData columns;
@@ -499,9 +571,15 @@ copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *c
 	repl_ml_stream_copy_out(conn, command);
 	copy_source = conn;
 	copy_left = 0;
+
+	/*
+	 * opening runs the owner's code: column defaults, input functions of
+	 * domains
+	 */
 	(void) addRangeTableEntryForRelation(pstate, rel, AccessShareLock, NULL, false, false);
 	repl_ml_become_owner(rel, &saved);
-	copy = BeginCopyFrom(pstate, rel, NULL, NULL, false, read_copy, stored_columns(rel, &columns), NIL);
+	copy = BeginCopyFrom(pstate, rel, NULL, NULL, false, read_copy, list_columns(rel, &columns),
+						 NIL);
 	repl_ml_become_self(&saved);
 	forget_chunk();
 	chunk.failures = 0;
@@ -510,7 +588,10 @@ copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *c
 	return rows;
 }
 
-/* What COPY reads into a table of ours is as yet what the peer says, not what the table allows. */
+/*
+ * Refuses a row of a table of ours that lacks a value: what COPY reads is as
+ * yet what the peer says, not what the table allows.
+ */
 static void
 refuse_nulls(Relation rel, const bool *nulls)
 {
@@ -527,7 +608,10 @@ refuse_nulls(Relation rel, const bool *nulls)
 	}
 }
 
-/* With "careful" a row that fails is parked, and the others are joined. */
+/*
+ * Joins the rows as they come.  With "careful" one that fails is parked, and
+ * the others are joined.
+ */
 static int64
 join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy, bool careful)
 {
@@ -556,6 +640,10 @@ join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy, bool careful)
 		if (!more)
 			break;
 		repl_ml_targets_renew();
+
+		/*
+		 * users' tables have their own constraints, which the executor checks
+		 */
 		if (RelationGetNamespace(rel) == repl_ml_schema_oid())
 			refuse_nulls(rel, nulls);
 		if (careful)
@@ -573,7 +661,7 @@ join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy, bool careful)
 	return rows;
 }
 
-/* A row of whatever table is copied. */
+/* Joins a row of whatever table is copied. */
 static void
 join_one(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
 {
@@ -582,19 +670,22 @@ join_one(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
 	else if (RelationGetRelid(rel) == repl_ml_catalog_oid(VERSION_TABLE))
 		join_version(apply, values, nulls);
 	else
-		join_row(apply, rel, values, nulls);
+		join_copied_row(apply, rel, values, nulls);
 }
 
+/* Forgets the rows that have been gathered. */
 static void
 forget_chunk(void)
 {
 	if (chunk.context == NULL)
-		chunk.context = AllocSetContextCreate(TopMemoryContext, "repl_ml copied rows", ALLOCSET_DEFAULT_SIZES);
+		chunk.context = AllocSetContextCreate(TopMemoryContext, "repl_ml copied rows",
+											  ALLOCSET_DEFAULT_SIZES);
 	MemoryContextReset(chunk.context);
 	chunk.tuples = NIL;
 	chunk.size = 0;
 }
 
+/* Gathers a row, and joins the gathered ones when they are enough. */
 static void
 add_to_chunk(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
 {
@@ -616,6 +707,7 @@ typedef struct RowsToJoin
 	List	   *tuples;
 } RowsToJoin;
 
+/* Joins some rows, as the step of try_to_join. */
 static void
 join_tuples(void *argument)
 {
@@ -636,8 +728,8 @@ join_tuples(void *argument)
 }
 
 /*
- * Joins some rows in a subtransaction; returns the error that it failed with for
- * good, or NULL.  For a lock it waits once: the copy holds others' up.
+ * Joins some rows in a subtransaction; returns the error that it failed with
+ * for good, or NULL.  For a lock it waits once: the copy holds others' up.
  */
 static ErrorData *
 try_to_join(ReplMlApply *apply, Relation rel, List *tuples)
@@ -683,6 +775,7 @@ park_row(ReplMlApply *apply, Relation rel, HeapTuple tuple, ErrorData *error)
 		Datum		value = heap_getattr(tuple, i + 1, desc, &isnull);
 		ReplMlColumn *column;
 
+		/* as the stream would have brought it */
 		if (att->attisdropped || att->attgenerated != '\0')
 			continue;
 		remote.attnames[row.ncols] = NameStr(att->attname);
@@ -692,7 +785,8 @@ park_row(ReplMlApply *apply, Relation rel, HeapTuple tuple, ErrorData *error)
 		if (!isnull)
 		{
 			getTypeOutputInfo(att->atttypid, &function, &is_varlena);
-			appendStringInfoString(&row.colvalues[row.ncols], OidOutputFunctionCall(function, value));
+			appendStringInfoString(&row.colvalues[row.ncols],
+								   OidOutputFunctionCall(function, value));
 		}
 		row.ncols++;
 		column = palloc(sizeof(ReplMlColumn));
@@ -733,8 +827,9 @@ join_chunk(ReplMlApply *apply, Relation rel)
 	forget_chunk();
 }
 
+/* Joins a row of a user's table, or of one of our lists. */
 static void
-join_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
+join_copied_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
 {
 	ReplMlSource source = {.node = apply->peer->node_id};
 	TupleTableSlot *slot = repl_ml_targets_get(RelationGetRelid(rel))->incoming;
@@ -757,14 +852,15 @@ join_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
 }
 
 /*
- * A row of repl_ml.tombstone.  One whose key cannot be looked for here, because
- * the table has other columns now, is kept as it came.
+ * Joins a row of repl_ml.tombstone.  One whose key cannot be looked for here,
+ * because the table has other columns now, is kept as it came.
  */
 static void
 join_tombstone(ReplMlApply *apply, Datum *values, bool *nulls)
 {
 	CopiedVersion copied = {
-		.relid = repl_ml_table_local(NameStr(*DatumGetName(values[0])), NameStr(*DatumGetName(values[1]))),
+		.relid = repl_ml_table_local(NameStr(*DatumGetName(values[0])),
+									 NameStr(*DatumGetName(values[1]))),
 		.key = values[2],.columns = values[3],
 		.eviction = nulls[6] ? NULL : DatumGetCString(DirectFunctionCall1(jsonb_out, values[6])),
 		.clock = DatumGetReplMlClockP(values[8]),
@@ -776,21 +872,23 @@ join_tombstone(ReplMlApply *apply, Datum *values, bool *nulls)
 		return;
 	table = repl_ml_targets_get(copied.relid)->table;
 	if (repl_ml_shape_is(table, copied.columns))
-		bury_copied(&copied);
-	else if (!attempt(bury_copied, &copied))
-		repl_ml_tombstone_keep(repl_ml_targets_get(copied.relid)->table, copied.columns, copied.key, copied.clock, copied.eviction);
+		join_copied_deletion(&copied);
+	else if (!try_copied(join_copied_deletion, &copied))
+		repl_ml_tombstone_keep(repl_ml_targets_get(copied.relid)->table, copied.columns, copied.key,
+							   copied.clock, copied.eviction);
 }
 
 /*
- * A row of repl_ml.concurrent_version: what one of the copied rows was
- * resolved from.  Joined by itself, so that it is resolved here as well; of one
- * that does not fit the table as it is now there is the row only.
+ * Joins a row of repl_ml.concurrent_version: what one of the copied rows was
+ * resolved from.  Joined by itself, so that it is resolved here as well; of
+ * one that does not fit the table as it is now there is the row only.
  */
 static void
 join_version(ReplMlApply *apply, Datum *values, bool *nulls)
 {
 	CopiedVersion copied = {
-		.relid = repl_ml_table_local(NameStr(*DatumGetName(values[0])), NameStr(*DatumGetName(values[1]))),
+		.relid = repl_ml_table_local(NameStr(*DatumGetName(values[0])),
+									 NameStr(*DatumGetName(values[1]))),
 		.key = values[2],.columns = values[3],.content = nulls[5] ? (Datum) 0 : values[5],
 		.eviction = nulls[6] ? NULL : DatumGetCString(DirectFunctionCall1(jsonb_out, values[6])),
 		.clock = DatumGetReplMlClockP(values[7]),
@@ -798,19 +896,22 @@ join_version(ReplMlApply *apply, Datum *values, bool *nulls)
 	};
 
 	if (OidIsValid(copied.relid))
-		(void) attempt(nulls[5] ? bury_copied : join_copied, &copied);
+		(void) try_copied(nulls[5] ? join_copied_deletion : join_copied_version, &copied);
 }
 
+/* Joins a deletion, as a step of try_copied. */
 static void
-bury_copied(void *argument)
+join_copied_deletion(void *argument)
 {
 	CopiedVersion *copied = argument;
 
-	repl_ml_deletion_join(copied->relid, copied->columns, copied->key, copied->clock, copied->eviction, &copied->source);
+	repl_ml_deletion_join(copied->relid, copied->columns, copied->key, copied->clock,
+						  copied->eviction, &copied->source);
 }
 
+/* Joins a live version, as a step of try_copied. */
 static void
-join_copied(void *argument)
+join_copied_version(void *argument)
 {
 	CopiedVersion *copied = argument;
 	ReplMlTarget *target = repl_ml_targets_get(copied->relid);
@@ -826,9 +927,12 @@ join_copied(void *argument)
 	repl_ml_row_join(copied->relid, target->incoming, &copied->source);
 }
 
-/* Does a step in a subtransaction; false if it fails in a way that trying again would not mend. */
+/*
+ * Does a step in a subtransaction; returns false if it fails in a way that
+ * trying again would not mend.
+ */
 static bool
-attempt(void (*step) (void *argument), CopiedVersion *copied)
+try_copied(void (*step) (void *argument), CopiedVersion *copied)
 {
 	ErrorData  *error = repl_ml_targets_try(step, copied);
 
@@ -837,7 +941,10 @@ attempt(void (*step) (void *argument), CopiedVersion *copied)
 	return error == NULL;
 }
 
-/* NextCopyFrom's source: waits for the peer, but not longer than its timeout. */
+/*
+ * Gives core's COPY the bytes it asks for: waits for the peer, but not longer
+ * than its timeout.
+ */
 static int
 read_copy(void *out, int min, int max)
 {
@@ -865,12 +972,17 @@ read_copy(void *out, int min, int max)
 			return got;
 		else
 		{
-			if ((WaitLatchOrSocket(MyLatch, WL_SOCKET_READABLE | WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-								   fd, Max(wal_receiver_timeout, 1000), wait_event_compat("ReplMlCopy")) & WL_TIMEOUT) &&
+			if ((WaitLatchOrSocket(MyLatch,
+								   WL_SOCKET_READABLE | WL_LATCH_SET | WL_TIMEOUT |
+								   WL_EXIT_ON_PM_DEATH,
+								   fd, Max(wal_receiver_timeout, 1000),
+								   wait_event_compat("ReplMlCopy")) & WL_TIMEOUT) &&
 				wal_receiver_timeout > 0)
 				ereport(ERROR,
 						(errcode(ERRCODE_CONNECTION_FAILURE),
-						 errmsg("the peer sends no rows of a copy")));
+						 errmsg("the peer sends no rows of a copy"),
+						 errhint("Check the network to that node, or raise \"%s\".",
+								 "wal_receiver_timeout")));
 			ResetLatch(MyLatch);
 		}
 	}
@@ -878,14 +990,16 @@ read_copy(void *out, int min, int max)
 }
 
 /*
- * How far the peer had applied a dropped node: 0/0 if it came later.  False
- * while it may still go on.
+ * Sets how far the peer had applied a dropped node: 0/0 if it came later.
+ * Returns false while it may still go on.
  */
 static bool
-peer_final_lsn(ReplMlApply *apply, int node_id, XLogRecPtr *lsn)
+ask_final_lsn(ReplMlApply *apply, int node_id, XLogRecPtr *lsn)
 {
 	static const Oid types[1] = {PG_LSNOID};
-	ReplMlResult *result = repl_ml_stream_query(apply->conn, psprintf("SELECT repl_ml.final_lsn(%d)", node_id), 1, types);
+	ReplMlResult *result = repl_ml_stream_query(apply->conn,
+												psprintf("SELECT repl_ml.final_lsn(%d)", node_id),
+												1, types);
 	bool		known = false;
 
 	if (repl_ml_stream_next(result))
@@ -899,22 +1013,29 @@ peer_final_lsn(ReplMlApply *apply, int node_id, XLogRecPtr *lsn)
 	return known;
 }
 
-/* Notes that the peer's part of a dropped node is known; orders a copy if it has more. */
+/*
+ * Notes that the peer's part of a dropped node is known; orders a copy if it
+ * has more.
+ */
 static void
 settle_dropped(ReplMlApply *apply, int node_id, XLogRecPtr theirs)
 {
 	repl_ml_begin();
 	SPI_execute(psprintf("SELECT repl_ml.order_copies(%d) FROM repl_ml.dropped_node d"
-						 " WHERE d.node_id OPERATOR(pg_catalog.=) %d AND d.applied_lsn OPERATOR(pg_catalog.<) '%X/%X'::pg_catalog.pg_lsn",
+						 " WHERE d.node_id OPERATOR(pg_catalog.=) %d"
+						 " AND d.applied_lsn OPERATOR(pg_catalog.<) '%X/%X'::pg_catalog.pg_lsn",
 						 apply->peer->node_id, node_id, LSN_FORMAT_ARGS(theirs)), false, 0);
-	SPI_execute(psprintf("UPDATE repl_ml.dropped_node SET compared = compared OPERATOR(pg_catalog.||) %d"
-						 " WHERE node_id OPERATOR(pg_catalog.=) %d", apply->peer->node_id, node_id), false, 0);
+	SPI_execute(psprintf("UPDATE repl_ml.dropped_node"
+						 " SET compared = compared OPERATOR(pg_catalog.||) %d"
+						 " WHERE node_id OPERATOR(pg_catalog.=) %d", apply->peer->node_id, node_id),
+				false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(apply->message_context);
 }
 
 /*
- * A dropped node may have reached one member and not another before it died.
+ * Compares with the peer, before it streams, how much each has of dropped
+ * nodes: one may have reached one member and not another before it died.
  * Whoever has less of it copies all tables from the peer that has more.
  */
 void
@@ -924,7 +1045,9 @@ repl_ml_sync_dropped(ReplMlApply *apply)
 	ListCell   *lc;
 
 	repl_ml_begin();
-	SPI_execute(psprintf("SELECT node_id FROM repl_ml.dropped_node WHERE %d OPERATOR(pg_catalog.<>) ALL (compared)", apply->peer->node_id), true, 0);
+	SPI_execute(psprintf("SELECT node_id FROM repl_ml.dropped_node"
+						 " WHERE %d OPERATOR(pg_catalog.<>) ALL (compared)", apply->peer->node_id),
+				true, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(apply->message_context);
@@ -938,21 +1061,26 @@ repl_ml_sync_dropped(ReplMlApply *apply)
 	{
 		XLogRecPtr	theirs;
 
-		if (peer_final_lsn(apply, lfirst_int(lc), &theirs))
+		if (ask_final_lsn(apply, lfirst_int(lc), &theirs))
 			settle_dropped(apply, lfirst_int(lc), theirs);
 	}
 }
 
-/* The other members, our link to each, and whether it fails. */
+/* Returns the other members, our link to each, and whether it fails. */
 static List *
 load_others(ReplMlApply *apply)
 {
 	List	   *others = NIL;
 
-	SPI_execute(psprintf("SELECT m.node_id, pg_catalog.pg_replication_origin_progress(o.roname, false), w.errors OPERATOR(pg_catalog.>) 0"
-						 " FROM repl_ml.member m LEFT JOIN pg_catalog.pg_replication_origin o ON o.roname OPERATOR(pg_catalog.=) repl_ml.link_name(m.node_id)"
-						 " LEFT JOIN repl_ml.worker_stats() w ON w.peer OPERATOR(pg_catalog.=) m.node_id"
-						 " WHERE m.state OPERATOR(pg_catalog.=) 'ready' AND m.node_id OPERATOR(pg_catalog.<>) %d AND m.node_id OPERATOR(pg_catalog.<>) %d",
+	SPI_execute(psprintf("SELECT m.node_id, pg_catalog.pg_replication_origin_progress(o.roname,"
+						 " false), w.errors OPERATOR(pg_catalog.>) 0"
+						 " FROM repl_ml.member m LEFT JOIN pg_catalog.pg_replication_origin o"
+						 " ON o.roname OPERATOR(pg_catalog.=) repl_ml.link_name(m.node_id)"
+						 " LEFT JOIN repl_ml.worker_stats() w"
+						 " ON w.peer OPERATOR(pg_catalog.=) m.node_id"
+						 " WHERE m.state OPERATOR(pg_catalog.=) 'ready'"
+						 " AND m.node_id OPERATOR(pg_catalog.<>) %d"
+						 " AND m.node_id OPERATOR(pg_catalog.<>) %d",
 						 apply->peer->node_id, apply->self), true, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -962,7 +1090,8 @@ load_others(ReplMlApply *apply)
 		OtherMember *other = palloc0(sizeof(OtherMember));
 
 		other->node_id = atoi(repl_ml_spi_text(i, 0));
-		other->from = lsn == NULL ? InvalidXLogRecPtr : DatumGetLSN(DirectFunctionCall1(pg_lsn_in, CStringGetDatum(lsn)));
+		other->from = lsn == NULL ? InvalidXLogRecPtr :
+			DatumGetLSN(DirectFunctionCall1(pg_lsn_in, CStringGetDatum(lsn)));
 		other->fails = fails != NULL && strcmp(fails, "t") == 0;
 		others = lappend(others, other);
 		MemoryContextSwitchTo(old);
@@ -970,7 +1099,10 @@ load_others(ReplMlApply *apply)
 	return others;
 }
 
-/* Has the donor everything that the other member wrote before we linked to it? */
+/*
+ * Says whether the donor has everything that the other member wrote before we
+ * linked to it.
+ */
 static bool
 donor_has(ReplMlApply *apply, OtherMember *other)
 {
@@ -981,14 +1113,19 @@ donor_has(ReplMlApply *apply, OtherMember *other)
 	if (other->from == InvalidXLogRecPtr)
 		return false;
 	result = repl_ml_stream_query(apply->conn,
-								  psprintf("SELECT repl_ml.applied_lsn(%d) OPERATOR(pg_catalog.>=) '%X/%X'::pg_catalog.pg_lsn",
+								  psprintf("SELECT repl_ml.applied_lsn(%d) OPERATOR(pg_catalog.>=)"
+										   " '%X/%X'::pg_catalog.pg_lsn",
 										   other->node_id, LSN_FORMAT_ARGS(other->from)), 1, types);
-	has = repl_ml_stream_next(result) && (slot_getallattrs(result->slot), DatumGetBool(result->slot->tts_values[0]));
+	has = repl_ml_stream_next(result) &&
+		(slot_getallattrs(result->slot), DatumGetBool(result->slot->tts_values[0]));
 	repl_ml_stream_free(result);
 	return has;
 }
 
-/* One look at all others; false while it is worth waiting for one of them. */
+/*
+ * Looks at all others once; returns false while it is worth waiting for one of
+ * them.
+ */
 static bool
 donor_is_settled(ReplMlApply *apply, List *others)
 {
@@ -1007,7 +1144,10 @@ donor_is_settled(ReplMlApply *apply, List *others)
 	return settled;
 }
 
-/* From here on what the donor lacks of a member is copied from that member. */
+/*
+ * Orders what the donor lacks of a member from that member, and begins to
+ * copy.
+ */
 static void
 stop_waiting(List *others)
 {
@@ -1021,42 +1161,52 @@ stop_waiting(List *others)
 		if (!other->donor_has_it)
 			SPI_execute(psprintf("SELECT repl_ml.order_copies(%d)", other->node_id), false, 0);
 	}
-	SPI_execute("UPDATE repl_ml.local_node SET state = 'copying' WHERE state OPERATOR(pg_catalog.=) 'joining'", false, 0);
+	SPI_execute("UPDATE repl_ml.local_node SET state = 'copying'"
+				" WHERE state OPERATOR(pg_catalog.=) 'joining'", false, 0);
 	repl_ml_commit();
 }
 
 /*
- * What the donor has parked, or put aside, will not be in the copy, nor come in
- * our streams: for us it is as if it had been counted here, so the tables are
- * copied from where it comes, as soon as they fit (retry.c).
+ * Notes what the donor has parked, or put aside: it will not be in the copy,
+ * nor come in our streams, so for us it is as if it had been counted here, and
+ * the tables are copied from where it comes, as soon as they fit (retry.c).
  */
 static void
 note_parked_there(ReplMlApply *apply)
 {
 	static const Oid result_types[1] = {TEXTOID};
-	ReplMlResult *result = repl_ml_stream_query(apply->conn, "SELECT coalesce(pg_catalog.jsonb_agg(p), '[]')::pg_catalog.text FROM repl_ml.parked_tables() p",
+	ReplMlResult *result = repl_ml_stream_query(apply->conn,
+												"SELECT coalesce(pg_catalog.jsonb_agg(p),"
+												" '[]')::pg_catalog.text"
+												" FROM repl_ml.parked_tables() p",
 												1, result_types);
 	Oid			types[1] = {TEXTOID};
 	Datum		values[1] = {CStringGetTextDatum("[]")};
 
-	if (repl_ml_stream_next(result) && (slot_getallattrs(result->slot), !result->slot->tts_isnull[0]))
+	if (repl_ml_stream_next(result) &&
+		(slot_getallattrs(result->slot), !result->slot->tts_isnull[0]))
 	{
 		MemoryContextSwitchTo(apply->message_context);
 		values[0] = CStringGetTextDatum(TextDatumGetCString(result->slot->tts_values[0]));
 	}
 	repl_ml_stream_free(result);
 	StartTransactionCommand();
-	repl_ml_spi_execute("INSERT INTO repl_ml.parked_change (origin_node, origin_xid, origin_lsn, schema_name, table_name, action, change, sqlstate, message)"
-						" SELECT p.origin_node, p.origin_xid, p.origin_lsn, p.schema_name, p.table_name, 'counted', '{\"changes\": 1}', '55000', 'the node that this one was copied from had not applied it yet'"
-						" FROM pg_catalog.jsonb_to_recordset($1::pg_catalog.jsonb) p (origin_node int, origin_xid xid, origin_lsn pg_lsn, schema_name name, table_name name)"
+	repl_ml_spi_execute("INSERT INTO repl_ml.parked_change (origin_node, origin_xid, origin_lsn,"
+						" schema_name, table_name, action, change, sqlstate, message)"
+						" SELECT p.origin_node, p.origin_xid, p.origin_lsn, p.schema_name,"
+						" p.table_name, 'counted', '{\"changes\": 1}', '55000',"
+						" 'the node that this one was copied from had not applied it yet'"
+						" FROM pg_catalog.jsonb_to_recordset($1::pg_catalog.jsonb) p"
+						" (origin_node int, origin_xid xid, origin_lsn pg_lsn,"
+						" schema_name name, table_name name)"
 						" ON CONFLICT DO NOTHING", 1, types, values, NULL);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(apply->message_context);
 }
 
 /*
- * Between the slots and the copy, while this node joins and this peer is the
- * donor: waits until the donor has what the slots of the others do not keep
+ * Waits, between the slots and the copy, while this node joins and this peer
+ * is the donor, until the donor has what the slots of the others do not keep
  * for us.  A member that cannot be reached is not waited for; it is copied
  * from when it is back (link.c), as is one the donor does not catch up with.
  */
@@ -1068,7 +1218,9 @@ repl_ml_sync_await_donor(ReplMlApply *apply)
 	List	   *others;
 
 	repl_ml_begin();
-	concerned = repl_ml_query_int(psprintf("SELECT 1 FROM repl_ml.local_node WHERE state OPERATOR(pg_catalog.=) 'joining' AND donor OPERATOR(pg_catalog.=) %d",
+	concerned = repl_ml_query_int(psprintf("SELECT 1 FROM repl_ml.local_node"
+										   " WHERE state OPERATOR(pg_catalog.=) 'joining'"
+										   " AND donor OPERATOR(pg_catalog.=) %d",
 										   apply->peer->node_id)) != 0;
 	repl_ml_commit();
 	if (!concerned)

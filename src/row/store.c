@@ -232,7 +232,7 @@ exempt_old_rows(ReplMlTarget *target)
 		if (constraints->check[i].ccvalid)
 			checks[i] = ExecPrepareExpr(check_expression_compat(target->rel,
 																constraints->check[i].ccbin),
-																target->estate);
+										target->estate);
 	}
 	*check_states_compat(target->result) = checks;
 }
