@@ -195,11 +195,16 @@ repl_ml_barrier_run(TimestampTz deadline)
 	while (!repl_ml_members_answered(node_id, question, &wanted))
 	{
 		if (!repl_ml_position_wait(deadline, "ReplMlBarrierAnswers"))
+		{
+			char	   *silent = repl_ml_members_silent(node_id, question);
+
 			ereport(ERROR,
 					(errcode(ERRCODE_QUERY_CANCELED),
 					 errmsg("too few members have answered to read what has been acknowledged"),
-					 errdetail("No answer from: %s.", repl_ml_members_silent(node_id, question)),
+					 silent[0] != '\0' ? errdetail("No answer from: %s.", silent) :
+					 errdetail("It is not known yet who the members are."),
 					 errhint("See SELECT * FROM repl_ml.health.")));
+		}
 	}
 
 	/* what some member has, this one must show */
