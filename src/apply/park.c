@@ -707,7 +707,7 @@ defer_nothing(void)
 static ReplMlColumn *
 load_column(int i, const char *name)
 {
-	ReplMlColumn *column = palloc(sizeof(ReplMlColumn));
+	ReplMlColumn *column = palloc0(sizeof(ReplMlColumn));
 
 	column->name = name;
 	column->type = pstrdup(repl_ml_spi_text(i, 8));

@@ -349,7 +349,7 @@ repl_ml_column_receive(StringInfo message)
 
 	for (int i = 0; i < count; i++)
 	{
-		ReplMlColumn *column = palloc(sizeof(ReplMlColumn));
+		ReplMlColumn *column = palloc0(sizeof(ReplMlColumn));
 
 		column->name = pstrdup(pq_getmsgstring(message));
 		column->identity = pstrdup(pq_getmsgstring(message));
