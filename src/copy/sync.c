@@ -789,7 +789,7 @@ park_row(ReplMlApply *apply, Relation rel, HeapTuple tuple, ErrorData *error)
 								   OidOutputFunctionCall(function, value));
 		}
 		row.ncols++;
-		column = palloc(sizeof(ReplMlColumn));
+		column = palloc0(sizeof(ReplMlColumn));
 		*column = repl_ml_column_describe(RelationGetRelid(rel), att);
 		columns = lappend(columns, column);
 	}
