@@ -599,9 +599,10 @@ ALTER TABLE repl_ml.local_node ENABLE ALWAYS TRIGGER local_node_changed;
 CREATE TABLE repl_ml.dropped_node (
     node_id     integer PRIMARY KEY,
     applied_lsn pg_lsn NOT NULL,
-    compared    integer[] NOT NULL DEFAULT '{}'
+    compared    integer[] NOT NULL DEFAULT '{}',
+    acknowledged_lsn pg_lsn
 );
-COMMENT ON TABLE repl_ml.dropped_node IS 'nodes dropped from the group: how far this node had their changes, and the peers known to have no more of them, or copied from';
+COMMENT ON TABLE repl_ml.dropped_node IS 'nodes dropped from the group: how far this node had their changes, and the peers known to have no more of them, or copied from; and up to where a quorum, with them, had this node''s changes';
 
 -- Transactions of others that somebody may ask about; commit_lsn is set when they are applied here
 CREATE TABLE repl_ml.transaction_record (
@@ -876,17 +877,17 @@ CREATE FUNCTION repl_ml.final_lsn(of_node integer) RETURNS pg_lsn
     $$;
 COMMENT ON FUNCTION repl_ml.final_lsn(integer) IS 'up to which WAL position of a dropped node this node had applied its changes; NULL before it has let go of it, and while some of it is put aside';
 
--- Which commits of a peer this node has by now, of those it had parked something of
-CREATE FUNCTION repl_ml.whole_commits(of_node integer, commits pg_lsn[]) RETURNS text
+-- Which commits of a peer this node has by now, or never will have, of those it had parked something of
+CREATE FUNCTION repl_ml.decided_commits(of_node integer, commits pg_lsn[]) RETURNS text
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT coalesce(pg_catalog.array_agg(c), '{}')::text FROM pg_catalog.unnest(commits) c
-     WHERE c < repl_ml.received_lsn(of_node)
+    SELECT coalesce(pg_catalog.array_agg(CASE WHEN d.node_id IS NULL THEN c::text ELSE '-' || c END), '{}')::text
+      FROM pg_catalog.unnest(commits) c LEFT JOIN repl_ml.discarded_transaction d ON d.node_id = of_node AND d.commit_lsn = c
+     WHERE d.node_id IS NOT NULL OR (c < repl_ml.received_lsn(of_node)
        AND NOT EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.origin_node = of_node AND p.origin_lsn = c AND p.action NOT IN ('evicted', 'kept'))
-       AND NOT EXISTS (SELECT FROM repl_ml.unsent u WHERE u.node_id = of_node AND u.origin_lsn = c)
-       AND NOT EXISTS (SELECT FROM repl_ml.discarded_transaction d WHERE d.node_id = of_node AND d.commit_lsn = c)
+       AND NOT EXISTS (SELECT FROM repl_ml.unsent u WHERE u.node_id = of_node AND u.origin_lsn = c))
     $$;
-COMMENT ON FUNCTION repl_ml.whole_commits(integer, pg_lsn[]) IS 'of these commits of a peer those that are applied here, with nothing parked or discarded: asked by that peer, which does not count this node for the others';
+COMMENT ON FUNCTION repl_ml.decided_commits(integer, pg_lsn[]) IS 'of these commits of a peer those that are applied here, with nothing parked, and with a minus those of which something was discarded here: asked by that peer, which does not count this node for these and for what is not decided';
 
 -- What became of a transaction of this node
 CREATE FUNCTION repl_ml.local_transaction(xid xid8, OUT state text, OUT level text, OUT past boolean)
@@ -2918,15 +2919,21 @@ CREATE FUNCTION repl_ml.judge_transaction(facts jsonb[], origin integer, issued_
                       -- who has not answered, or cannot be compared with, may have acknowledged it
                       count(*) FILTER (WHERE m.state = 'ready' AND m.node_id <> origin AND NOT m.lacks AND NOT coalesce(m.has, false)
                                              AND (m.applied_lsn IS NULL OR e.lsn IS NULL)) AS may_have,
-                      bool_and(m.node_id <> origin AND coalesce(m.has_not, false)) AS nobody FROM m, e)
+                      bool_and(m.node_id <> origin AND coalesce(m.has_not, false)) AS nobody FROM m, e),
+         -- who has left the group since then may have had it, and its node had; what all have acknowledged they still have
+         g AS (SELECT count(*) AS gone, count(*) FILTER (WHERE m.node_id = origin) AS its_node FROM repl_ml.member m, e
+                WHERE e.level = 'quorum' AND m.state = 'dropped'
+                  AND repl_ml.max_counter(m.__repl_clock) >= EXTRACT(epoch FROM issued_at - '2000-01-01 00:00:00+00') * 1000000)
     SELECT CASE WHEN e.lsn IS NOT NULL OR e.committed THEN
-                CASE WHEN c.have >= n.needed THEN 'acknowledged'
-                     WHEN e.is_sure OR c.have + c.may_have < n.needed THEN 'committed'
+                -- before its node says so, the next one to be asked may say otherwise
+                CASE WHEN e.is_sure THEN 'committed'
+                     WHEN c.have >= n.needed OR (g.gone > 0 AND c.have + g.its_node > (c.ready + g.gone) / 2) THEN 'acknowledged'
+                     WHEN c.have + c.may_have + g.gone < n.needed THEN 'committed'
                      ELSE 'unknown' END
                 -- records are kept for longer than that
                 WHEN c.nobody AND issued_at > pg_catalog.clock_timestamp() - '1 day'::interval THEN 'aborted'
                 ELSE 'unknown' END
-      FROM e, c, LATERAL (SELECT CASE e.level WHEN 'one' THEN 0 WHEN 'quorum' THEN c.ready / 2 + 1 ELSE c.ready END AS needed) n
+      FROM e, c, g, LATERAL (SELECT CASE e.level WHEN 'one' THEN 0 WHEN 'quorum' THEN c.ready / 2 + 1 ELSE c.ready END AS needed) n
     $$;
 COMMENT ON FUNCTION repl_ml.judge_transaction(jsonb[], integer, timestamptz) IS 'what became of a transaction, from what the members know of it (repl_ml.transaction_facts)';
 
@@ -2974,7 +2981,7 @@ COMMENT ON FUNCTION repl_ml.transaction_status(text) IS
 
 CREATE FUNCTION repl_ml.unacknowledged(OUT level text, OUT transactions bigint) RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'repl_ml_unacknowledged' LANGUAGE C VOLATILE STRICT;
-COMMENT ON FUNCTION repl_ml.unacknowledged() IS 'for each level above one, how many transactions are visible on this node though the level has not acknowledged them, since their wait was given up or the server ended during it; null for a while after a server start, if that is not known';
+COMMENT ON FUNCTION repl_ml.unacknowledged() IS 'for each level above one, how many transactions are visible on this node though the level has not acknowledged them, but may do so, since their wait was given up or the server ended during it; null for a while after a server start, if that is not known';
 
 --
 -- Views
@@ -3271,7 +3278,8 @@ CREATE VIEW repl_ml.health AS
                      || CASE WHEN c.counted IS NULL THEN '' ELSE pg_catalog.format(' Because of repl_ml.parked_limit they are no longer kept for %s.', c.counted) END
                 WHEN c.failed > 0 THEN pg_catalog.format('Changes that wait for locks of this node''s transactions: %s. %s', c.failed, c.locks)
                 WHEN c.lost > 0 THEN pg_catalog.format('Rows that lost a conflict and wait for a decision: %s.', c.lost)
-                ELSE 'None.' END,
+                ELSE 'None.' END
+           || CASE WHEN c.discarded > 0 THEN pg_catalog.format(' Transactions of which something was discarded here in the last two days: %s.', c.discarded) ELSE '' END,
            CASE WHEN c.failed > c.locked THEN 'This node lacks them. Mend the cause: they are then tried again by themselves, or at once by SELECT repl_ml.retry_parked(id) FROM repl_ml.parked_changes.'
                 WHEN c.failed > 0 THEN 'They are applied as soon as the lock is gone. See SELECT * FROM pg_stat_activity or pg_prepared_xacts for who holds it.'
                 WHEN c.lost > 0 THEN 'See SELECT * FROM repl_ml.parked_changes; retry_parked(id) writes a row again, discard_parked(id) forgets it.' END
@@ -3280,6 +3288,7 @@ CREATE VIEW repl_ml.health AS
                    pg_catalog.count(*) FILTER (WHERE p.action IN ('insert', 'update', 'delete') AND NOT p.put_aside AND p.sqlstate = '55P03') AS locked,
                    pg_catalog.string_agg(pg_catalog.format('%I.%I', p.schema_name, p.table_name), ', ') FILTER (WHERE p.action = 'counted') AS counted,
                    pg_catalog.count(*) FILTER (WHERE p.action IN ('evicted', 'kept')) AS lost,
+                   (SELECT pg_catalog.count(*) FROM repl_ml.discarded_transaction) AS discarded,
                    (pg_catalog.array_agg(p.message ORDER BY p.id DESC) FILTER (WHERE p.action NOT IN ('evicted', 'kept') AND NOT p.put_aside AND p.sqlstate <> '55P03'))[1] AS problem,
                    (SELECT pg_catalog.string_agg(l.of_table, ' ' ORDER BY l.of_table)
                       FROM (SELECT pg_catalog.format('Of table "%s.%s": %s.', x.schema_name, x.table_name, pg_catalog.rtrim((pg_catalog.array_agg(x.message ORDER BY x.id))[1], '.')) AS of_table
@@ -3464,7 +3473,7 @@ GRANT EXECUTE ON FUNCTION repl_ml.pause_apply(name), repl_ml.resume_apply(name),
 
 -- Replicating: what a peer asks and copies; the stream itself needs the role attribute
 GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.concurrent_version, repl_ml.transaction_record, repl_ml.record_floor TO repl_ml_replication;
-GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, integer, integer, pg_lsn, bigint, text), repl_ml.applied_lsn(integer), repl_ml.whole_commits(integer, pg_lsn[]), repl_ml.final_lsn(integer), repl_ml.transaction_facts(uuid, integer, xid8),
+GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, integer, integer, pg_lsn, bigint, text), repl_ml.applied_lsn(integer), repl_ml.decided_commits(integer, pg_lsn[]), repl_ml.final_lsn(integer), repl_ml.transaction_facts(uuid, integer, xid8),
     repl_ml.admit_node(name, text), repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text),
     repl_ml.forget_node(uuid, integer, timestamptz), repl_ml.cannot_create(jsonb),
     repl_ml.rows_to_copy(regclass, name[], name, name), repl_ml.rows_left_out(), repl_ml.require_copyable(regclass, name[]), repl_ml.send_columns(regclass), repl_ml.parked_tables() TO repl_ml_replication;

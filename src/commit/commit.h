@@ -177,6 +177,7 @@ extern ReplMlOutcome repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise,
 extern void repl_ml_quorum_sent(TransactionId xid, XLogRecPtr commit, XLogRecPtr lsn);
 extern void repl_ml_quorum_parked(int peer, XLogRecPtr lsn);
 extern bool repl_ml_quorum_has(ReplMlLevel level, XLogRecPtr lsn, const ReplMlPeerSet *lacking);
+extern bool repl_ml_quorum_may_have(ReplMlLevel level, const ReplMlPeerSet *without);
 extern XLogRecPtr repl_ml_quorum_acknowledged(ReplMlLevel level);
 extern bool repl_ml_quorum_is_waiting(TransactionId xid, ReplMlLevel *level);
 extern ReplMlUrgency repl_ml_quorum_urgency(int peer);
@@ -190,11 +191,13 @@ extern Size repl_ml_unacknowledged_shmem_size(void);
 extern void repl_ml_unacknowledged_shmem_init(void *space, LWLock *lock);
 extern void repl_ml_unacknowledged_forget(int index, Oid database);
 extern void repl_ml_unacknowledged_forget_link(int index);
+extern void repl_ml_unacknowledged_settle(void);
 extern void repl_ml_unacknowledged_add(ReplMlLevel level, TransactionId xid, XLogRecPtr commit,
 									   XLogRecPtr lsn, const ReplMlPeerSet *lacking);
 extern void repl_ml_unacknowledged_mark(XLogRecPtr lsn, int index);
 extern int	repl_ml_unacknowledged_lacking(int peer, XLogRecPtr *commits, int room);
-extern void repl_ml_unacknowledged_is_whole(int peer, XLogRecPtr commit);
+extern void repl_ml_unacknowledged_is_decided(int peer, XLogRecPtr commit, bool discarded);
+extern XLogRecPtr repl_ml_unacknowledged_position(ReplMlLevel level);
 extern int64 repl_ml_unacknowledged_count(ReplMlLevel level);
 extern ReplMlFate repl_ml_unacknowledged_find(TransactionId xid, ReplMlLevel *level);
 extern bool repl_ml_unacknowledged_is_past(FullTransactionId xid);

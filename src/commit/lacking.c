@@ -6,7 +6,7 @@
  * If somebody mends the cause there, and the change is applied, the peer counts
  * again; it does not tell by itself, so the supervisor asks now and then, as long
  * as unacknowledged.c lists such a commit.  A change that is discarded is never
- * applied: the commit stays on the list, as long as the server runs.
+ * applied: the peer says so once, and is not asked about that commit again.
  *
  * Not here: the list itself, whose lock unacknowledged.c takes.  No lock is held
  * while a peer is asked.
@@ -65,7 +65,7 @@ repl_ml_lacking_ask(void)
 
 		/* the peer ends by itself what we do not wait for */
 		repl_ml_ask(1, &dsn, psprintf("SET statement_timeout = '1s';"
-									  " SELECT repl_ml.whole_commits(%d, '%s')",
+									  " SELECT repl_ml.decided_commits(%d, '%s')",
 									  self, lacking[i].question),
 					TimestampTzPlusMilliseconds(GetCurrentTimestamp(), PATIENCE_MS), &answer);
 		if (answer != NULL)
@@ -127,8 +127,9 @@ load_dsn(int peer, int *self)
 }
 
 /*
- * Notes the commits that the peer says it has, "{0/1234,0/5678}".  What is no
- * such list is not believed.
+ * Notes the commits that the peer says it has, and those of which it has
+ * discarded something, "{0/1234,-0/5678}".  What is no such list is not
+ * believed.
  */
 static void
 note_answer(int peer, const char *answer)
@@ -140,9 +141,10 @@ note_answer(int peer, const char *answer)
 		 item = strtok_r(NULL, "{},", &position))
 	{
 		bool		error = false;
-		XLogRecPtr	commit = pg_lsn_in_internal(item, &error);
+		bool		discarded = item[0] == '-';
+		XLogRecPtr	commit = pg_lsn_in_internal(item + discarded, &error);
 
 		if (!error)
-			repl_ml_unacknowledged_is_whole(peer, commit);
+			repl_ml_unacknowledged_is_decided(peer, commit, discarded);
 	}
 }

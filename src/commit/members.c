@@ -86,6 +86,8 @@ repl_ml_members_set(List *members)
 	if (database == NULL)
 		return;
 	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	/* what the members until now have acknowledged is, whoever has left */
+	repl_ml_unacknowledged_settle();
 	foreach_link(link)
 		link->counts = false;
 	database->members = list_length(members);

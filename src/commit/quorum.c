@@ -337,7 +337,21 @@ repl_ml_quorum_has(ReplMlLevel level, XLogRecPtr lsn, const ReplMlPeerSet *lacki
 	if (database == NULL || lsn > database->acknowledged[level])
 		return false;
 	return repl_ml_peer_set_is_empty(lacking) ||
-		count_members(lsn, lacking) >= repl_ml_quorum_required(database, level);
+		(database->members_known &&
+		 count_members(lsn, lacking) >= repl_ml_quorum_required(database, level));
+}
+
+/*
+ * Says whether a transaction of this database may still come to be acknowledged
+ * if these peers never have it.  The caller holds the lock.
+ */
+bool
+repl_ml_quorum_may_have(ReplMlLevel level, const ReplMlPeerSet *without)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+
+	return database == NULL || repl_ml_peer_set_is_empty(without) ||
+		count_members(InvalidXLogRecPtr, without) >= repl_ml_quorum_required(database, level);
 }
 
 /*

@@ -58,7 +58,7 @@ static XLogRecPtr acknowledged[REPL_ML_LEVELS]; /* at least so much was */
 static bool lost[REPL_ML_LEVELS];
 
 static XLogRecPtr look_at_peers(XLogRecPtr end);
-static int	load_peers(Peer *peers, int *self);
+static int	load_peers(Peer *peers, int *self, XLogRecPtr *with_dropped);
 static void ask_peers(Peer *peers, int count, int self, XLogRecPtr end);
 static void open_reader(XLogRecPtr from);
 static bool read_bit(XLogRecPtr end);
@@ -131,8 +131,9 @@ look_at_peers(XLogRecPtr end)
 {
 	Peer		peers[REPL_ML_MAX_WORKERS];
 	XLogRecPtr	from = end;
+	XLogRecPtr	with_dropped;
 	int			self;
-	int			count = load_peers(peers, &self);
+	int			count = load_peers(peers, &self, &with_dropped);
 
 	ask_peers(peers, count, self, end);
 	qsort(peers, count, sizeof(Peer), compare_confirmed);
@@ -142,6 +143,8 @@ look_at_peers(XLogRecPtr end)
 		const Peer *peer = &peers[Max(needed, 1) - 1];
 
 		acknowledged[level] = needed == 0 ? end : peer->confirmed;
+		if (level == REPL_ML_QUORUM && with_dropped <= end)
+			acknowledged[level] = Max(acknowledged[level], with_dropped);
 		if (acknowledged[level] >= end)
 			continue;
 		/* of a peer without a slot nothing is kept */
@@ -153,14 +156,15 @@ look_at_peers(XLogRecPtr end)
 }
 
 /*
- * Reads the ready peers and what their slots say, and this node's id; returns
- * how many.
+ * Reads the ready peers and what their slots say, this node's id, and what a
+ * quorum had while it had members that have left since; returns how many peers.
  */
 static int
-load_peers(Peer *peers, int *self)
+load_peers(Peer *peers, int *self, XLogRecPtr *with_dropped)
 {
 	MemoryContext context = CurrentMemoryContext;
 	int			count;
+	bool		none;
 
 	repl_ml_begin();
 	*self = repl_ml_identity_require()->node_id;
@@ -175,7 +179,6 @@ load_peers(Peer *peers, int *self)
 	/* a peer without a slot counts as one that has nothing */
 	for (int i = 0; i < count; i++)
 	{
-		bool		none;
 		Datum		value = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &none);
 
 		peers[i].confirmed = none ? InvalidXLogRecPtr : DatumGetLSN(value);
@@ -183,6 +186,10 @@ load_peers(Peer *peers, int *self)
 		peers[i].restart = none ? InvalidXLogRecPtr : DatumGetLSN(value);
 		peers[i].dsn = MemoryContextStrdup(context, repl_ml_spi_text(i, 2));
 	}
+	SPI_execute("SELECT coalesce(pg_catalog.max(acknowledged_lsn), '0/0') FROM repl_ml.dropped_node",
+				true, 1);
+	*with_dropped = DatumGetLSN(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+											  &none));
 	repl_ml_commit();
 	MemoryContextSwitchTo(context);
 	return count;

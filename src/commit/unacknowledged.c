@@ -4,11 +4,15 @@
  *		level has not acknowledged them: since their wait was given up, or since
  *		the server ended during it.
  *
- * A list in shared memory, of which a transaction leaves by itself: it counts
- * only as long as the level's acknowledged position (quorum.c) is before it.
- * The list is never forgotten for want of room: two transactions of a database
- * and level become one entry that counts as both, until the later one is
- * acknowledged.
+ * A list in shared memory, of which a transaction leaves by itself, when the
+ * level has acknowledged it (quorum.c): for good, so before anybody is told, and
+ * before the members become others.  The list is never forgotten for want of
+ * room: two transactions of a database and level become one entry that counts
+ * as both, until the later one is acknowledged.
+ *
+ * A transaction of which so many peers have discarded something that it can
+ * never be acknowledged stays on the list, for whoever asks what became of it,
+ * but is not counted: nothing can be done for it.
  *
  * What was committed before the server started comes from the WAL, see
  * recall.c.  Until that is read, and where it cannot be read until the level
@@ -43,6 +47,7 @@ typedef struct Entry
 								 * or more than one */
 	XLogRecPtr	lsn;			/* where the (last) commit ends */
 	ReplMlPeerSet lacking;		/* peers that have parked something of it */
+	ReplMlPeerSet discarded;	/* of these: have discarded that */
 	int64		transactions;
 } Entry;
 
@@ -125,11 +130,26 @@ is_acknowledged(const Entry *entry)
 		repl_ml_quorum_has(entry->level, entry->lsn, &entry->lacking);
 }
 
-/* Says whether one entry can stand for both. */
-static bool
-are_mergeable(const Entry *a, const Entry *b)
+/*
+ * Takes those off the list that are acknowledged by now, whoever leaves the
+ * group or parks something later.  The caller holds the lock exclusively.
+ */
+void
+repl_ml_unacknowledged_settle(void)
 {
-	return OidIsValid(a->database) && a->database == b->database && a->level == b->level;
+	for (int i = 0; i < ROOM; i++)
+	{
+		if (is_acknowledged(&unacknowledged->entries[i]))
+			unacknowledged->entries[i].database = InvalidOid;
+	}
+}
+
+/* Says whether one entry can stand for both; "alike": also as to who discarded them. */
+static bool
+are_mergeable(const Entry *a, const Entry *b, bool alike)
+{
+	return OidIsValid(a->database) && a->database == b->database && a->level == b->level &&
+		(!alike || memcmp(&a->discarded, &b->discarded, sizeof(ReplMlPeerSet)) == 0);
 }
 
 /*
@@ -142,7 +162,11 @@ merge_entries(Entry *into, const Entry *entry)
 	into->xid = InvalidTransactionId;
 	into->commit = InvalidXLogRecPtr;
 	for (int i = 0; i < REPL_ML_PEER_WORDS; i++)
+	{
 		into->lacking.bits[i] |= entry->lacking.bits[i];
+		/* where they differ both are counted rather than neither */
+		into->discarded.bits[i] &= entry->discarded.bits[i];
+	}
 	into->lsn = Max(into->lsn, entry->lsn);
 	into->transactions += entry->transactions;
 }
@@ -159,14 +183,19 @@ make_room(void)
 		if (!OidIsValid(unacknowledged->entries[i].database))
 			return &unacknowledged->entries[i];
 	}
-	for (int i = 0; i < ROOM; i++)
+	for (int unlike = 0; unlike <= 1; unlike++)
 	{
-		for (int j = 0; j < i; j++)
+		for (int i = 0; i < ROOM; i++)
 		{
-			if (!are_mergeable(&unacknowledged->entries[i], &unacknowledged->entries[j]))
-				continue;
-			merge_entries(&unacknowledged->entries[j], &unacknowledged->entries[i]);
-			return &unacknowledged->entries[i];
+			for (int j = 0; j < i; j++)
+			{
+				Entry	   *into = &unacknowledged->entries[j];
+
+				if (!are_mergeable(&unacknowledged->entries[i], into, unlike == 0))
+					continue;
+				merge_entries(into, &unacknowledged->entries[i]);
+				return &unacknowledged->entries[i];
+			}
 		}
 	}
 	return NULL;				/* not reached */
@@ -186,13 +215,12 @@ repl_ml_unacknowledged_add(ReplMlLevel level, TransactionId xid, XLogRecPtr comm
 	};
 
 	StaticAssertStmt(ROOM > REPL_ML_MAX_DATABASES * REPL_ML_LEVELS, "entries must be mergeable");
+	repl_ml_unacknowledged_settle();
 	for (int i = 0; i < ROOM; i++)
 	{
-		Entry	   *other = &unacknowledged->entries[i];
+		const Entry *other = &unacknowledged->entries[i];
 
-		if (is_acknowledged(other))
-			other->database = InvalidOid;
-		else if (other->database == MyDatabaseId && other->level == level && other->lsn == lsn)
+		if (other->database == MyDatabaseId && other->level == level && other->lsn == lsn)
 			return;
 	}
 	*make_room() = entry;
@@ -220,6 +248,7 @@ repl_ml_unacknowledged_forget(int index, Oid database)
 void
 repl_ml_unacknowledged_mark(XLogRecPtr lsn, int index)
 {
+	repl_ml_unacknowledged_settle();
 	for (int i = 0; i < ROOM; i++)
 	{
 		if (unacknowledged->entries[i].database == MyDatabaseId &&
@@ -236,12 +265,15 @@ void
 repl_ml_unacknowledged_forget_link(int index)
 {
 	for (int i = 0; i < ROOM; i++)
+	{
 		repl_ml_peer_set_remove(&unacknowledged->entries[i].lacking, index);
+		repl_ml_peer_set_remove(&unacknowledged->entries[i].discarded, index);
+	}
 }
 
 /*
  * Called by the supervisor: writes the commits of this database that a peer
- * lacks, as far as there is room; returns how many.
+ * lacks and has not discarded, as far as there is room; returns how many.
  */
 int
 repl_ml_unacknowledged_lacking(int peer, XLogRecPtr *commits, int room)
@@ -256,16 +288,20 @@ repl_ml_unacknowledged_lacking(int peer, XLogRecPtr *commits, int room)
 		const Entry *entry = &unacknowledged->entries[i];
 
 		if (entry->database == MyDatabaseId && entry->commit != InvalidXLogRecPtr &&
-			repl_ml_peer_set_has(&entry->lacking, index))
+			repl_ml_peer_set_has(&entry->lacking, index) &&
+			!repl_ml_peer_set_has(&entry->discarded, index))
 			commits[count++] = entry->commit;
 	}
 	LWLockRelease(unacknowledged->lock);
 	return count;
 }
 
-/* Called by the supervisor: the peer has that commit by now, whole. */
+/*
+ * Called by the supervisor: the peer has that commit by now, whole; or has
+ * discarded something of it.
+ */
 void
-repl_ml_unacknowledged_is_whole(int peer, XLogRecPtr commit)
+repl_ml_unacknowledged_is_decided(int peer, XLogRecPtr commit, bool discarded)
 {
 	int			index;
 
@@ -273,26 +309,51 @@ repl_ml_unacknowledged_is_whole(int peer, XLogRecPtr commit)
 	index = repl_ml_members_index(peer);
 	for (int i = 0; i < ROOM && index >= 0; i++)
 	{
-		if (unacknowledged->entries[i].database == MyDatabaseId &&
-			unacknowledged->entries[i].commit == commit)
-			repl_ml_peer_set_remove(&unacknowledged->entries[i].lacking, index);
+		Entry	   *entry = &unacknowledged->entries[i];
+
+		if (entry->database != MyDatabaseId || entry->commit != commit)
+			continue;
+		if (discarded)
+			repl_ml_peer_set_add(&entry->discarded, index);
+		else
+			repl_ml_peer_set_remove(&entry->lacking, index);
 	}
 	LWLockRelease(unacknowledged->lock);
 }
 
-/* Returns how many there are of a level in this database; -1: nobody knows. */
+/*
+ * Called by the supervisor: returns up to where a level has acknowledged this
+ * database's WAL, but for what peers lack of it.
+ */
+XLogRecPtr
+repl_ml_unacknowledged_position(ReplMlLevel level)
+{
+	XLogRecPtr	position;
+
+	LWLockAcquire(unacknowledged->lock, LW_SHARED);
+	position = repl_ml_quorum_acknowledged(level);
+	LWLockRelease(unacknowledged->lock);
+	return position;
+}
+
+/*
+ * Returns how many there are of a level in this database that may still be
+ * acknowledged; -1: nobody knows.
+ */
 int64
 repl_ml_unacknowledged_count(ReplMlLevel level)
 {
 	Past	   *past = past_of_database();
 	int64		count = 0;
 
-	LWLockAcquire(unacknowledged->lock, LW_SHARED);
+	LWLockAcquire(unacknowledged->lock, LW_EXCLUSIVE);
+	repl_ml_unacknowledged_settle();
 	for (int i = 0; i < ROOM; i++)
 	{
 		const Entry *entry = &unacknowledged->entries[i];
 
-		if (entry->database == MyDatabaseId && entry->level == level && !is_acknowledged(entry))
+		if (entry->database == MyDatabaseId && entry->level == level &&
+			repl_ml_quorum_may_have(level, &entry->discarded))
 			count += entry->transactions;
 	}
 	if (!is_known(past, level))
@@ -313,14 +374,15 @@ repl_ml_unacknowledged_find(TransactionId xid, ReplMlLevel *level)
 	ReplMlFate	fate = REPL_ML_FATE_ACKNOWLEDGED;
 
 	*level = REPL_ML_ONE;
-	LWLockAcquire(unacknowledged->lock, LW_SHARED);
+	LWLockAcquire(unacknowledged->lock, LW_EXCLUSIVE);
+	repl_ml_unacknowledged_settle();
 	if (!is_known(past, REPL_ML_QUORUM) || !is_known(past, REPL_ML_ALL))
 		fate = REPL_ML_FATE_UNKNOWN;
 	for (int i = 0; i < ROOM; i++)
 	{
 		const Entry *entry = &unacknowledged->entries[i];
 
-		if (entry->database != MyDatabaseId || is_acknowledged(entry))
+		if (entry->database != MyDatabaseId)
 			continue;
 		if (entry->xid == xid)
 		{

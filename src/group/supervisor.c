@@ -376,6 +376,7 @@ static void
 bury_peer(int node_id)
 {
 	char	   *origin = repl_ml_origin_name(MyDatabaseId, node_id);
+	XLogRecPtr	acknowledged = repl_ml_unacknowledged_position(REPL_ML_QUORUM);
 	bool		running = false;
 
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
@@ -399,9 +400,10 @@ bury_peer(int node_id)
 	 * for good now: what a peer has beyond it is copied from there, see
 	 * copy/sync.c
 	 */
-	SPI_execute(psprintf("INSERT INTO repl_ml.dropped_node (node_id, applied_lsn)"
-						 " VALUES (%d, repl_ml.received_lsn(%d))"
-						 " ON CONFLICT (node_id) DO NOTHING", node_id, node_id), false, 0);
+	SPI_execute(psprintf("INSERT INTO repl_ml.dropped_node (node_id, applied_lsn, acknowledged_lsn)"
+						 " VALUES (%d, repl_ml.received_lsn(%d), '%X/%X')"
+						 " ON CONFLICT (node_id) DO NOTHING",
+						 node_id, node_id, LSN_FORMAT_ARGS(acknowledged)), false, 0);
 	SPI_execute(psprintf("SELECT pg_catalog.pg_terminate_backend(active_pid)"
 						 " FROM pg_catalog.pg_replication_slots"
 						 " WHERE slot_name OPERATOR(pg_catalog.=) '%s' AND active_pid IS NOT NULL",
