@@ -1,7 +1,8 @@
 /*
  * apply.h
  *		The stream of one peer: from its messages to changes of rows, and what becomes
- *		of those that fail.
+ *		of those that fail.  All of it is the apply worker's, but for parked
+ *		changes that a person tries again (park.c).
  */
 #ifndef REPL_ML_APPLY_H
 #define REPL_ML_APPLY_H
@@ -198,7 +199,8 @@ extern void repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error)
 
 /* in dispatch.c */
 extern void repl_ml_dispatch(ReplMlApply *apply, StringInfo message);
-extern void repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
+extern void repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action,
+									LogicalRepTupleData *tuple);
 extern void repl_ml_dispatch_finish(ReplMlApply *apply, bool durable);
 extern bool repl_ml_dispatch_is_permanent(int sqlstate);
 extern void repl_ml_dispatch_reset(ReplMlApply *apply);
@@ -218,10 +220,13 @@ extern void repl_ml_relation_forget_all(void);
 extern void repl_ml_relation_remember(LogicalRepRelation *remote, List *columns, bool late);
 extern char *repl_ml_relation_unfit(LogicalRepRelId id, bool *lacks);
 extern ReplMlRemoteTable *repl_ml_relation_get(LogicalRepRelId id);
-extern void repl_ml_relation_fill_slot(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, TupleTableSlot *slot);
+extern void repl_ml_relation_fill_slot(ReplMlRemoteTable *table, LogicalRepTupleData *tuple,
+									   TupleTableSlot *slot);
 extern ReplMlRemoteTable *repl_ml_relation_find(LogicalRepRelId id);
-extern char *repl_ml_relation_column(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column);
-extern char *repl_ml_relation_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, const char *column);
+extern char *repl_ml_relation_column(ReplMlRemoteTable *table, LogicalRepTupleData *tuple,
+									 int column);
+extern char *repl_ml_relation_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple,
+								   const char *column);
 
 /* in locked.c */
 extern void repl_ml_locked_settle(void);
@@ -237,15 +242,18 @@ extern bool repl_ml_locked_describe(ErrorData *error);
 /* in aside.c */
 extern void repl_ml_aside_begin(void);
 extern bool repl_ml_aside_is_keeping(void);
-extern void repl_ml_aside_put(const ReplMlSource *source, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
+extern void repl_ml_aside_put(const ReplMlSource *source, LogicalRepRelId id, char action,
+							  LogicalRepTupleData *tuple);
 extern void repl_ml_aside_retry(ReplMlApply *apply);
 
 /* in park.c */
 extern void repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 						 LogicalRepTupleData *tuple, ErrorData *error, bool put_aside);
-extern void repl_ml_park_forget_copied(int node_id, const char *schema_name, const char *table_name);
+extern void repl_ml_park_forget_copied(int node_id, const char *schema_name,
+									   const char *table_name);
 extern ErrorData *repl_ml_park_attempt(ReplMlApply *apply, ReplMlParkedTry *try,
-									   void (*step) (ReplMlApply *apply, ReplMlParkedTry *try), int patience);
+									   void (*step) (ReplMlApply *apply, ReplMlParkedTry *try),
+									   int patience);
 extern void repl_ml_park_try(ReplMlApply *apply, ReplMlParkedTry *try);
 extern void repl_ml_park_retry(ReplMlApply *apply, ReplMlParkedTry *try);
 extern bool repl_ml_park_has(int node_id, const char *schema_name, const char *table_name);
@@ -263,8 +271,11 @@ extern bool repl_ml_unsent_order_copies(ReplMlApply *apply);
 extern bool repl_ml_unsent_is_meant(const char *content);
 extern void repl_ml_unsent_ask(ReplMlApply *apply, WalReceiverConn *conn);
 extern void repl_ml_unsent_note(ReplMlApply *apply, char *content);
-extern void repl_ml_unsent_arrived(const ReplMlApply *apply, const char *schema_name, const char *table_name, Datum key, const ReplMlClock *clock);
-extern void repl_ml_unsent_row_arrived(const ReplMlApply *apply, ReplMlTable *table, TupleTableSlot *slot);
-extern void repl_ml_unsent_copied(const ReplMlApply *apply, const char *schema_name, const char *table_name);
+extern void repl_ml_unsent_arrived(const ReplMlApply *apply, const char *schema_name,
+								   const char *table_name, Datum key, const ReplMlClock *clock);
+extern void repl_ml_unsent_row_arrived(const ReplMlApply *apply, ReplMlTable *table,
+									   TupleTableSlot *slot);
+extern void repl_ml_unsent_copied(const ReplMlApply *apply, const char *schema_name,
+								  const char *table_name);
 
 #endif							/* REPL_ML_APPLY_H */

@@ -15,7 +15,8 @@
  * The transaction that met the commit is rolled back, and its messages, which
  * replay.c has kept, are put aside one by one.
  *
- * Called by worker.c, replay.c and dispatch.c; uses park.c.
+ * Called by group/worker.c, replay.c and dispatch.c; uses park.c.  Locks: those
+ * of the changes it tries, for a moment; none between two tries.
  */
 #include "postgres.h"
 
@@ -42,27 +43,34 @@
 static bool keeping = false;
 
 static bool try_again(ReplMlApply *apply, int64 id);
-static ErrorData *attempt(ReplMlApply *apply, int64 id, bool whole);
+static ErrorData *try_change(ReplMlApply *apply, int64 id, bool whole);
 static void hand_over_crashed(ReplMlApply *apply);
 static void hand_over(int64 id, ErrorData *error);
 
-/* Before a transaction of the stream is applied: is there any commit it may have to be put aside for? */
+/*
+ * Finds out, before a transaction of the stream is applied, whether there is
+ * any commit it may have to be put aside for.
+ */
 void
 repl_ml_aside_begin(void)
 {
 	keeping = repl_ml_quorum_in_use();
 }
 
-/* May the transaction being applied have to be put aside? */
+/* Says whether the transaction being applied may have to be put aside. */
 bool
 repl_ml_aside_is_keeping(void)
 {
 	return keeping;
 }
 
-/* Keeps a change of a transaction that is put aside, in the caller's transaction. */
+/*
+ * Keeps a change of a transaction that is put aside, in the caller's
+ * transaction.
+ */
 void
-repl_ml_aside_put(const ReplMlSource *source, LogicalRepRelId id, char action, LogicalRepTupleData *tuple)
+repl_ml_aside_put(const ReplMlSource *source, LogicalRepRelId id, char action,
+				  LogicalRepTupleData *tuple)
 {
 	ErrorData	error = {
 		.sqlerrcode = ERRCODE_LOCK_NOT_AVAILABLE,
@@ -74,11 +82,12 @@ repl_ml_aside_put(const ReplMlSource *source, LogicalRepRelId id, char action, L
 }
 
 /*
- * The first changes of transactions put aside behind one of them, oldest
- * first, as a list of palloc'd int64; or of one transaction all changes.
+ * Returns the first changes of transactions put aside behind one of them,
+ * oldest first, as a list of palloc'd int64; or of one transaction all
+ * changes.
  */
 static List *
-waiting_changes(int64 id, bool of_its_transaction, MemoryContext context)
+find_waiting(int64 id, bool of_its_transaction, MemoryContext context)
 {
 	List	   *ids = NIL;
 	Oid			types[1] = {INT8OID};
@@ -86,10 +95,14 @@ waiting_changes(int64 id, bool of_its_transaction, MemoryContext context)
 
 	repl_ml_begin();
 	SPI_execute_with_args(of_its_transaction ?
-						  "SELECT p.id FROM repl_ml.parked_change p JOIN repl_ml.parked_change f USING (origin_node, origin_lsn)"
-						  " WHERE p.put_aside AND f.put_aside AND f.id OPERATOR(pg_catalog.=) $1 ORDER BY p.id" :
-						  "SELECT pg_catalog.min(id) FROM repl_ml.parked_change WHERE put_aside GROUP BY origin_node, origin_lsn"
-						  " HAVING pg_catalog.min(id) OPERATOR(pg_catalog.>) $1 ORDER BY 1 LIMIT " RETRY_BATCH,
+						  "SELECT p.id FROM repl_ml.parked_change p"
+						  " JOIN repl_ml.parked_change f USING (origin_node, origin_lsn)"
+						  " WHERE p.put_aside AND f.put_aside AND f.id OPERATOR(pg_catalog.=) $1"
+						  " ORDER BY p.id" :
+						  "SELECT pg_catalog.min(id) FROM repl_ml.parked_change WHERE put_aside"
+						  " GROUP BY origin_node, origin_lsn"
+						  " HAVING pg_catalog.min(id) OPERATOR(pg_catalog.>) $1 ORDER BY 1"
+						  " LIMIT " RETRY_BATCH,
 						  1, types, values, NULL, true, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -106,10 +119,10 @@ waiting_changes(int64 id, bool of_its_transaction, MemoryContext context)
 }
 
 /*
- * Tries the transactions put aside again, whichever peer's, outside a
- * transaction of the stream.  Ends at the first one that is still blocked,
- * because the stream must not wait, and goes on behind it the next time;
- * apply->aside tells whether some are left.
+ * Tries the transactions put aside again, whichever peer's, for the apply
+ * worker outside a transaction of the stream.  Ends at the first one that is
+ * still blocked, because the stream must not wait, and goes on behind it the
+ * next time; apply->aside tells whether some are left.
  */
 void
 repl_ml_aside_retry(ReplMlApply *apply)
@@ -123,7 +136,7 @@ repl_ml_aside_retry(ReplMlApply *apply)
 		!TimestampDifferenceExceeds(last, GetCurrentTimestamp(), RETRY_INTERVAL_MS))
 		return;
 	hand_over_crashed(apply);
-	ids = waiting_changes(behind, false, apply->message_context);
+	ids = find_waiting(behind, false, apply->message_context);
 	apply->aside = ids != NIL || behind != 0;
 	behind = 0;
 	foreach(lc, ids)
@@ -141,14 +154,14 @@ repl_ml_aside_retry(ReplMlApply *apply)
 }
 
 /*
- * The transaction whose first change this is.  False if somebody is still in
- * its way.  One that fails for good is applied change by change, and what
- * fails of it becomes a person's.
+ * Tries the transaction whose first change this is.  Returns false if somebody
+ * is still in its way.  One that fails for good is applied change by change,
+ * and what fails of it becomes a person's.
  */
 static bool
 try_again(ReplMlApply *apply, int64 id)
 {
-	ErrorData  *error = attempt(apply, id, true);
+	ErrorData  *error = try_change(apply, id, true);
 	bool		done = true;
 	ListCell   *lc;
 
@@ -156,11 +169,11 @@ try_again(ReplMlApply *apply, int64 id)
 		return true;
 	if (!repl_ml_dispatch_is_permanent(error->sqlerrcode))
 		return false;
-	foreach(lc, waiting_changes(id, true, apply->message_context))
+	foreach(lc, find_waiting(id, true, apply->message_context))
 	{
 		int64		change = *(int64 *) lfirst(lc);
 
-		error = attempt(apply, change, false);
+		error = try_change(apply, change, false);
 		if (error != NULL && repl_ml_dispatch_is_permanent(error->sqlerrcode))
 			hand_over(change, error);
 		else if (error != NULL)
@@ -169,17 +182,24 @@ try_again(ReplMlApply *apply, int64 id)
 	return done;
 }
 
-/* Applies one change put aside, or its whole transaction; the error it failed with, or NULL. */
+/*
+ * Applies one change put aside, or its whole transaction; returns the error it
+ * failed with, or NULL.  Its patience is random, so that two nodes do not let
+ * go at the same moment again and again.
+ */
 static ErrorData *
-attempt(ReplMlApply *apply, int64 id, bool whole)
+try_change(ReplMlApply *apply, int64 id, bool whole)
 {
 	ReplMlParkedTry try = {.id = id,.whole = whole};
+	int			more = (int) pg_prng_uint64_range(&pg_global_prng_state, 0, RETRY_PATIENCE_MS);
 
-	return repl_ml_park_attempt(apply, &try, repl_ml_park_retry,
-								RETRY_PATIENCE_MS + (int) pg_prng_uint64_range(&pg_global_prng_state, 0, RETRY_PATIENCE_MS));
+	return repl_ml_park_attempt(apply, &try, repl_ml_park_retry, RETRY_PATIENCE_MS + more);
 }
 
-/* The change, and with it its transaction, that was being tried when the server went down. */
+/*
+ * Makes the change, and with it its transaction, that was being tried when the
+ * server went down a person's.
+ */
 static void
 hand_over_crashed(ReplMlApply *apply)
 {
@@ -192,12 +212,15 @@ hand_over_crashed(ReplMlApply *apply)
 
 	if (id == 0)
 		return;
-	foreach(lc, waiting_changes(id, true, apply->message_context))
+	foreach(lc, find_waiting(id, true, apply->message_context))
 		hand_over(*(int64 *) lfirst(lc), &error);
 	repl_ml_park_ban(id, &error);
 }
 
-/* Makes the change one that a person has to look at: trying again will not help. */
+/*
+ * Makes the change one that a person has to look at: trying again will not
+ * help.
+ */
 static void
 hand_over(int64 id, ErrorData *error)
 {
@@ -207,7 +230,8 @@ hand_over(int64 id, ErrorData *error)
 	CStringGetTextDatum(error->message)};
 
 	StartTransactionCommand();
-	repl_ml_spi_execute("UPDATE repl_ml.parked_change SET put_aside = false, sqlstate = $2, message = $3"
+	repl_ml_spi_execute("UPDATE repl_ml.parked_change"
+						" SET put_aside = false, sqlstate = $2, message = $3"
 						" WHERE id OPERATOR(pg_catalog.=) $1", 3, types, values, NULL);
 	CommitTransactionCommand();
 	ereport(LOG,

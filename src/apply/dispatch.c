@@ -7,7 +7,11 @@
  * straight, or in a subtransaction that parks it when it fails: see
  * ReplMlApplyMode.  One of a table that does not fit the peer's is parked at
  * once.  Before this on the way of a change: replay.c; after it: relation.c
- * and row.c.
+ * and converge/row.c.
+ *
+ * Not here: what is tried when again (replay.c, copy/retry.c), nor how a change
+ * is kept (park.c).  Locks: the tables' and rows' that converge/ takes, until
+ * the transaction ends; repl_ml_shared->lock for what the worker shows.
  */
 #include "postgres.h"
 
@@ -63,35 +67,48 @@ static void handle_commit(ReplMlApply *apply, StringInfo message);
 static void handle_origin(ReplMlApply *apply, StringInfo message);
 static void handle_relation(ReplMlApply *apply, StringInfo message);
 static void handle_type(ReplMlApply *apply, StringInfo message);
-static void handle_message(ReplMlApply *apply, StringInfo message);
+static void handle_logical_message(ReplMlApply *apply, StringInfo message);
 static void handle_insert(ReplMlApply *apply, StringInfo message);
 static void handle_update(ReplMlApply *apply, StringInfo message);
 static void mind_crashes(ReplMlApply *apply);
 static void mind_locks(ReplMlApply *apply);
 static void start_transaction(ReplMlApply *apply);
-static void change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple);
-static void change_watched(void *argument);
-static void change_carefully(OneChange *one);
+static void handle_change(ReplMlApply *apply, LogicalRepRelId id, char action,
+						  LogicalRepTupleData *tuple);
+static void apply_watched(void *argument);
+static void apply_carefully(OneChange *one);
 static void note_lock(ReplMlApply *apply, ReplMlRemoteTable *table, ErrorData *error);
 static bool is_still_locked(ReplMlRemoteTable *table);
-static void park(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple, ErrorData *error);
-static void show_tally(ReplMlApply *apply);
+static void park_change(ReplMlApply *apply, LogicalRepRelId id, char action,
+						LogicalRepTupleData *tuple,
+						ErrorData *error);
+static void show_progress(ReplMlApply *apply);
 static bool may_batch(ReplMlApply *apply);
 static bool is_stamped_by(uint16 node, ReplMlTarget *target);
-static void apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleData *tuple);
+static void apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table,
+							LogicalRepTupleData *tuple);
 
 static const MessageKind kinds[] = {
 	{.type = LOGICAL_REP_MSG_BEGIN,.name = "BEGIN",.handle = handle_begin},
-	{.type = LOGICAL_REP_MSG_COMMIT,.name = "COMMIT",.in_transaction = true,.handle = handle_commit},
-	{.type = LOGICAL_REP_MSG_ORIGIN,.name = "ORIGIN",.in_transaction = true,.handle = handle_origin},
-	{.type = LOGICAL_REP_MSG_RELATION,.name = "RELATION",.anywhere = true,.handle = handle_relation},
+	{.type = LOGICAL_REP_MSG_COMMIT,.name = "COMMIT",.in_transaction = true,
+	.handle = handle_commit},
+	{.type = LOGICAL_REP_MSG_ORIGIN,.name = "ORIGIN",.in_transaction = true,
+	.handle = handle_origin},
+	{.type = LOGICAL_REP_MSG_RELATION,.name = "RELATION",.anywhere = true,
+	.handle = handle_relation},
 	{.type = LOGICAL_REP_MSG_TYPE,.name = "TYPE",.anywhere = true,.handle = handle_type},
-	{.type = LOGICAL_REP_MSG_MESSAGE,.name = "MESSAGE",.anywhere = true,.handle = handle_message},
-	{.type = LOGICAL_REP_MSG_INSERT,.name = "INSERT",.in_transaction = true,.handle = handle_insert},
-	{.type = LOGICAL_REP_MSG_UPDATE,.name = "UPDATE",.in_transaction = true,.handle = handle_update},
+	{.type = LOGICAL_REP_MSG_MESSAGE,.name = "MESSAGE",.anywhere = true,
+	.handle = handle_logical_message},
+	{.type = LOGICAL_REP_MSG_INSERT,.name = "INSERT",.in_transaction = true,
+	.handle = handle_insert},
+	{.type = LOGICAL_REP_MSG_UPDATE,.name = "UPDATE",.in_transaction = true,
+	.handle = handle_update},
 };
 
-/* Handles one message of the stream. */
+/*
+ * Handles one message of the stream, for replay.c.  One that is not welcome
+ * where it comes is an error, never a crash.
+ */
 void
 repl_ml_dispatch(ReplMlApply *apply, StringInfo message)
 {
@@ -106,8 +123,10 @@ repl_ml_dispatch(ReplMlApply *apply, StringInfo message)
 		if (!kind->anywhere && kind->in_transaction != apply->transaction.open)
 			ereport(ERROR,
 					(errcode(ERRCODE_PROTOCOL_VIOLATION),
-					 errmsg("the peer sent the message %s %s a transaction", kind->name,
-							apply->transaction.open ? "inside" : "outside")));
+					 apply->transaction.open ?
+					 errmsg("the peer sent the message %s inside a transaction", kind->name) :
+					 errmsg("the peer sent the message %s outside a transaction", kind->name),
+					 errhint(REPL_ML_SAME_VERSION_HINT)));
 		apply->doing = kind->name;
 		apply->table = NULL;
 		kind->handle(apply, message);
@@ -118,10 +137,14 @@ repl_ml_dispatch(ReplMlApply *apply, StringInfo message)
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_PROTOCOL_VIOLATION),
-			 errmsg("the peer sent a message of the unknown type %d", (unsigned char) type)));
+			 errmsg("the peer sent a message of the unknown type %d", (unsigned char) type),
+			 errhint(REPL_ML_SAME_VERSION_HINT)));
 }
 
-/* Forgets the transaction, after it has been aborted. */
+/*
+ * Forgets the transaction, for the apply worker and replay.c, after it has
+ * been aborted.
+ */
 void
 repl_ml_dispatch_reset(ReplMlApply *apply)
 {
@@ -137,12 +160,18 @@ repl_ml_dispatch_reset(ReplMlApply *apply)
 	repl_ml_targets_forget();
 }
 
-/* Notes that the transaction failed for good: how it is applied next depends on how often it has. */
+/*
+ * Notes that the transaction failed for good: how it is applied next depends
+ * on how often it has.  Keeps the error.
+ */
 void
 repl_ml_dispatch_blame(ReplMlApply *apply, XLogRecPtr final_lsn, ErrorData *error)
 {
 	apply->failures = final_lsn == apply->failed_lsn ? apply->failures + 1 : 1;
-	/* each of its changes has been tried by itself, so the lock is that of the whole, as at its commit */
+	/*
+	 * each of its changes has been tried by itself, so the lock is that of the
+	 * whole, as at its commit
+	 */
 	if (repl_ml_locked_is_race(error->sqlerrcode))
 	{
 		apply->failures = Max(apply->failures, FAILURES_TO_PARK);
@@ -155,9 +184,9 @@ repl_ml_dispatch_blame(ReplMlApply *apply, XLogRecPtr final_lsn, ErrorData *erro
 }
 
 /*
- * Notes that the transaction, which has been aborted, met others' locks, with an
- * error of repl_ml_locked_is_race.  When it has been tried for long enough, what
- * is locked of it is parked.
+ * Notes that the transaction, which has been aborted, met others' locks, with
+ * an error of repl_ml_locked_is_race.  When it has been tried for long enough,
+ * what is locked of it is parked.
  */
 void
 repl_ml_dispatch_locked(ReplMlApply *apply, XLogRecPtr final_lsn, int sqlstate)
@@ -168,10 +197,15 @@ repl_ml_dispatch_locked(ReplMlApply *apply, XLogRecPtr final_lsn, int sqlstate)
 		apply->locked_since = now;
 	apply->locked_lsn = final_lsn;
 	if (repl_ml_locked_for_long(sqlstate))
-		apply->locked_since = Min(apply->locked_since, TimestampTzPlusMilliseconds(now, -repl_ml_apply_lock_timeout));
+		apply->locked_since = Min(apply->locked_since,
+								  TimestampTzPlusMilliseconds(now, -repl_ml_apply_lock_timeout));
 	repl_ml_locked_note(now);
 }
 
+/*
+ * Begins the peer's transaction; a local one begins with its first change.
+ * How it is applied depends on what has become of it before.
+ */
 static void
 handle_begin(ReplMlApply *apply, StringInfo message)
 {
@@ -187,7 +221,8 @@ handle_begin(ReplMlApply *apply, StringInfo message)
 	apply->transaction.final_lsn = begin.final_lsn;
 	apply->transaction.commit_time = begin.committime;
 	if (begin.final_lsn == apply->failed_lsn && apply->failures > 0)
-		apply->transaction.mode = apply->failures < FAILURES_TO_PARK ? REPL_ML_APPLY_CAREFUL : REPL_ML_APPLY_PARK;
+		apply->transaction.mode = apply->failures < FAILURES_TO_PARK ? REPL_ML_APPLY_CAREFUL :
+		REPL_ML_APPLY_PARK;
 	mind_crashes(apply);
 	if (begin.final_lsn == apply->locked_lsn)
 		mind_locks(apply);
@@ -195,14 +230,21 @@ handle_begin(ReplMlApply *apply, StringInfo message)
 		apply->transaction.mode = REPL_ML_APPLY_ASIDE;
 }
 
-/* Has the transaction that met others' locks been tried for long enough? */
+/*
+ * Says whether the transaction that met others' locks has been tried for long
+ * enough.
+ */
 bool
 repl_ml_dispatch_is_impatient(const ReplMlApply *apply)
 {
-	return TimestampDifferenceExceeds(apply->locked_since, GetCurrentTimestamp(), repl_ml_apply_lock_timeout);
+	return TimestampDifferenceExceeds(apply->locked_since, GetCurrentTimestamp(),
+									  repl_ml_apply_lock_timeout);
 }
 
-/* What others' locks have held up for long enough is applied row by row, and what is still locked of it parked. */
+/*
+ * Applies what others' locks have held up for long enough row by row: what is
+ * still locked of it is parked.
+ */
 static void
 mind_locks(ReplMlApply *apply)
 {
@@ -213,7 +255,10 @@ mind_locks(ReplMlApply *apply)
 		transaction->mode = REPL_ML_APPLY_CAREFUL;
 }
 
-/* A transaction that took the server down is applied row by row; one that did so even then is parked. */
+/*
+ * Applies a transaction that took the server down row by row, and parks one
+ * that did so even then.
+ */
 static void
 mind_crashes(ReplMlApply *apply)
 {
@@ -228,10 +273,16 @@ mind_crashes(ReplMlApply *apply)
 		FreeErrorData(apply->failure);
 	apply->failure = MemoryContextAllocZero(TopMemoryContext, sizeof(ErrorData));
 	apply->failure->sqlerrcode = ERRCODE_EXTERNAL_ROUTINE_EXCEPTION;
-	apply->failure->message = MemoryContextStrdup(TopMemoryContext, "applying the transaction took the server down again and again");
+	apply->failure->message = MemoryContextStrdup(TopMemoryContext,
+												  "applying the transaction took the server down "
+												  "again and again");
 	apply->failure->detail = MemoryContextStrdup(TopMemoryContext, "It does so also row by row.");
 }
 
+/*
+ * Ends the peer's transaction: it is in the batch now, and committed with it,
+ * at once where it may not share it.
+ */
 static void
 handle_commit(ReplMlApply *apply, StringInfo message)
 {
@@ -243,13 +294,16 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("the peer sent a COMMIT at %X/%X for the transaction that ends at %X/%X",
-						LSN_FORMAT_ARGS(commit.commit_lsn), LSN_FORMAT_ARGS(transaction->final_lsn))));
+						LSN_FORMAT_ARGS(commit.commit_lsn),
+						LSN_FORMAT_ARGS(transaction->final_lsn)),
+				 errhint(REPL_ML_SAME_VERSION_HINT)));
 	/* the origin's progress, which must not run ahead of the peer's WAL */
 	if (commit.end_lsn != apply->message_lsn)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("the peer sent a COMMIT that ends at %X/%X in a message of %X/%X",
-						LSN_FORMAT_ARGS(commit.end_lsn), LSN_FORMAT_ARGS(apply->message_lsn))));
+						LSN_FORMAT_ARGS(commit.end_lsn), LSN_FORMAT_ARGS(apply->message_lsn)),
+				 errhint(REPL_ML_SAME_VERSION_HINT)));
 	apply->blame_transaction = true;
 	if (transaction->started)
 		apply->batch++;
@@ -257,12 +311,16 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 		apply->batch_matters = true;
 	apply->batch_end = commit.end_lsn;
 	apply->batch_time = commit.committime;
+
+	/* shown when it is committed */
 	apply->tally.transactions++;
 	apply->tally.changes += transaction->changes;
 	apply->tally.conflicts += transaction->conflicts;
 	apply->tally.equal.updates += transaction->equal.updates;
 	apply->tally.equal.inserts += transaction->equal.inserts;
 	apply->tally.parked += transaction->parked;
+
+	/* before anything behind it is acknowledged */
 	if (transaction->parked > 0 || transaction->lacks)
 		repl_ml_apply_tell_parked(apply, commit.end_lsn);
 	if (!may_batch(apply))
@@ -287,10 +345,11 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 }
 
 /*
- * May the transaction that ends share its local one with those that follow?
- * Not if it did anything out of the ordinary, or may have to be rolled back on
- * its own; and not where an error lately showed that some transaction fails.
- * Of one that is parked somebody may be told who waits for it.
+ * Says whether the transaction that ends may share its local one with those
+ * that follow.  It may not if it did anything out of the ordinary, or may have
+ * to be rolled back on its own; and not where an error lately showed that some
+ * transaction fails.  Of one that is parked somebody may be told who waits for
+ * it.
  */
 static bool
 may_batch(ReplMlApply *apply)
@@ -300,7 +359,8 @@ may_batch(ReplMlApply *apply)
 	return apply->batch > 0 && apply->batch < LARGEST_BATCH &&
 		transaction->mode == REPL_ML_APPLY_NORMAL && !transaction->catalogs_changed &&
 		transaction->conflicts == 0 &&
-		((transaction->parked == 0 && !transaction->lacks) || transaction->urgency == REPL_ML_WHENEVER) &&
+		((transaction->parked == 0 && !transaction->lacks) ||
+		 transaction->urgency == REPL_ML_WHENEVER) &&
 		transaction->changes <= SMALL_TRANSACTION &&
 		apply->batch_end > apply->unbatched_until && !repl_ml_aside_is_keeping() &&
 		repl_ml_crash_count(transaction->final_lsn) == 0;
@@ -308,7 +368,7 @@ may_batch(ReplMlApply *apply)
 
 /*
  * Commits what has been applied of the transactions that have ended, if
- * anything has; durably, or so that group/worker.c will flush it.
+ * anything has; durably, or so that the apply worker will flush it.
  */
 void
 repl_ml_dispatch_finish(ReplMlApply *apply, bool durable)
@@ -336,12 +396,12 @@ repl_ml_dispatch_finish(ReplMlApply *apply, bool durable)
 	apply->committed = true;
 	apply->progressed = true;
 	repl_ml_replay_committed();
-	show_tally(apply);
+	show_progress(apply);
 }
 
 /* Adds what has been committed to repl_ml.stat_apply. */
 static void
-show_tally(ReplMlApply *apply)
+show_progress(ReplMlApply *apply)
 {
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	apply->worker->applied_lsn = apply->batch_end;
@@ -356,7 +416,10 @@ show_tally(ReplMlApply *apply)
 	memset(&apply->tally, 0, sizeof(apply->tally));
 }
 
-/* Where the peer had the transaction from: a foreign origin; it is all the same to us. */
+/*
+ * Passes over where the peer had the transaction from: a foreign origin; it is
+ * all the same to us.
+ */
 static void
 handle_origin(ReplMlApply *apply, StringInfo message)
 {
@@ -365,6 +428,7 @@ handle_origin(ReplMlApply *apply, StringInfo message)
 	(void) logicalrep_read_origin(message, &origin_lsn);
 }
 
+/* Remembers what the peer's table is, with the identities of its columns. */
 static void
 handle_relation(ReplMlApply *apply, StringInfo message)
 {
@@ -373,7 +437,10 @@ handle_relation(ReplMlApply *apply, StringInfo message)
 	repl_ml_relation_remember(remote, repl_ml_column_receive(message), false);
 }
 
-/* Types go by name of the column's type here, so what the peer calls them is unused. */
+/*
+ * Passes over a type: types go by the name of the column's type here, so what
+ * the peer calls them is unused.
+ */
 static void
 handle_type(ReplMlApply *apply, StringInfo message)
 {
@@ -383,12 +450,13 @@ handle_type(ReplMlApply *apply, StringInfo message)
 }
 
 /*
- * A message in the WAL of the peer, or one that its walsender added.  In a
- * transaction it says that somebody waits for it, or will ask for it; outside it
- * is that of a prepared one, or a question how far we are, or an answer.
+ * Handles a message in the WAL of the peer, or one that its walsender added.
+ * In a transaction it says that somebody waits for it, or will ask for it;
+ * outside it is that of a prepared one, or a question how far we are, or an
+ * answer.
  */
 static void
-handle_message(ReplMlApply *apply, StringInfo message)
+handle_logical_message(ReplMlApply *apply, StringInfo message)
 {
 	char	   *content;
 	int			length;
@@ -428,16 +496,20 @@ handle_message(ReplMlApply *apply, StringInfo message)
 		apply->asked = true;
 }
 
+/* Handles a row that was inserted. */
 static void
 handle_insert(ReplMlApply *apply, StringInfo message)
 {
 	LogicalRepTupleData tuple;
 	LogicalRepRelId id = logicalrep_read_insert(message, &tuple);
 
-	change(apply, id, 'I', &tuple);
+	handle_change(apply, id, 'I', &tuple);
 }
 
-/* The new version is whole, so what it replaced does not matter. */
+/*
+ * Handles a row that was updated.  The new version is whole, so what it
+ * replaced does not matter.
+ */
 static void
 handle_update(ReplMlApply *apply, StringInfo message)
 {
@@ -446,12 +518,12 @@ handle_update(ReplMlApply *apply, StringInfo message)
 	bool		has_old;
 	LogicalRepRelId id = logicalrep_read_update(message, &has_old, &old, &new);
 
-	change(apply, id, 'U', &new);
+	handle_change(apply, id, 'U', &new);
 }
 
-/* Where the change being handled comes from. */
+/* Returns where the change being handled comes from. */
 static ReplMlSource
-source_of(ReplMlApply *apply)
+get_source(ReplMlApply *apply)
 {
 	ReplMlSource source = {
 		.node = apply->peer->node_id,
@@ -465,7 +537,10 @@ source_of(ReplMlApply *apply)
 	return source;
 }
 
-/* The first thing in the peer's transaction that leads to something here. */
+/*
+ * Begins the local transaction, unless it is running, at the first thing in
+ * the peer's that leads to something here.
+ */
 static void
 start_transaction(ReplMlApply *apply)
 {
@@ -477,12 +552,13 @@ start_transaction(ReplMlApply *apply)
 		MemoryContextSwitchTo(apply->message_context);
 	}
 	apply->transaction.started = true;
-	repl_ml_crash_applies(apply->transaction.final_lsn, apply->transaction.mode != REPL_ML_APPLY_NORMAL);
+	repl_ml_crash_applies(apply->transaction.final_lsn,
+						  apply->transaction.mode != REPL_ML_APPLY_NORMAL);
 }
 
 /* Applies one change in the way of its transaction, and of its table. */
 static void
-change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple)
+handle_change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple)
 {
 	ReplMlRemoteTable *table = repl_ml_relation_find(id);
 	OneChange	one = {.apply = apply,.id = id,.action = action,.tuple = tuple};
@@ -500,42 +576,49 @@ change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData 
 	}
 	if (apply->transaction.mode == REPL_ML_APPLY_ASIDE)
 	{
-		ReplMlSource source = source_of(apply);
+		ReplMlSource source = get_source(apply);
 
 		repl_ml_aside_put(&source, id, action, tuple);
 		apply->transaction.put_aside = true;
 	}
 	else if (apply->transaction.mode == REPL_ML_APPLY_PARK)
-		park(apply, id, action, tuple, apply->failure);
+		park_change(apply, id, action, tuple, apply->failure);
 	else if (table->misfit != NULL && GetCurrentTimestamp() < table->misfit_until)
-		park(apply, id, action, tuple, table->misfit);
+		park_change(apply, id, action, tuple, table->misfit);
 	else if (is_still_locked(table))
-		park(apply, id, action, tuple, table->locked);
+		park_change(apply, id, action, tuple, table->locked);
 	else if (apply->transaction.mode == REPL_ML_APPLY_NORMAL && table->careful == 0)
-		change_watched(&one);
+		apply_watched(&one);
 	else
-		change_carefully(&one);
+		apply_carefully(&one);
 	repl_ml_crash_writes(InvalidOid);
 }
 
 /*
  * Notes that a row of the table is about to be written, by whatever code its
- * owner has put there; an error if that has taken the server down before.
+ * owner has put there; raises an error if that has taken the server down
+ * before.
  */
 static void
-begin_row(Oid relid, const char *schema_name, const char *table_name)
+note_table_written(Oid relid, const char *schema_name, const char *table_name)
 {
 	repl_ml_crash_writes(relid);
 	if (repl_ml_crash_is_banned(relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
-				 errmsg("applying a change of table \"%s.%s\" took the server down", schema_name, table_name),
+				 errmsg("applying a change of table \"%s.%s\" took the server down", schema_name,
+						table_name),
 				 errdetail("So changes of the table are parked."),
-				 errhint("Mend or disable what runs for its rows (triggers, constraints, functions of indexes and types),"
-						 " then run SELECT repl_ml.retry_parked(id); after one of them the others are applied again.")));
+				 errhint("Mend or disable what runs for its rows (triggers, constraints, functions "
+						 "of indexes and types),"
+						 " then run SELECT repl_ml.retry_parked(id); after one of them the others"
+						 " are applied again.")));
 }
 
-/* Will the change fail again, however often it is simply tried again? */
+/*
+ * Says whether the change will fail again, however often it is simply tried
+ * again.
+ */
 bool
 repl_ml_dispatch_is_permanent(int sqlstate)
 {
@@ -551,13 +634,17 @@ repl_ml_dispatch_is_permanent(int sqlstate)
 			 * other errors of class 40 do not arise by themselves: triggers
 			 * raise them
 			 */
-			return sqlstate != ERRCODE_LOCK_NOT_AVAILABLE && sqlstate != ERRCODE_T_R_DEADLOCK_DETECTED;
+			return sqlstate != ERRCODE_LOCK_NOT_AVAILABLE &&
+				sqlstate != ERRCODE_T_R_DEADLOCK_DETECTED;
 	}
 }
 
-/* Applies one change; what it waits for is looked after, until its error has been, too. */
+/*
+ * Applies one change; what it waits for is looked after, until its error has
+ * been, too.
+ */
 static void
-change_watched(void *argument)
+apply_watched(void *argument)
 {
 	OneChange  *one = argument;
 
@@ -567,19 +654,19 @@ change_watched(void *argument)
 }
 
 /*
- * One change in a subtransaction; if it fails for good, or the stream has waited
- * long enough for what is locked, it is parked with its error, and the rest of
- * the transaction goes on.
+ * Applies one change in a subtransaction; if it fails for good, or the stream
+ * has waited long enough for what is locked, it is parked with its error, and
+ * the rest of the transaction goes on.
  */
 static void
-change_carefully(OneChange *one)
+apply_carefully(OneChange *one)
 {
 	ReplMlRemoteTable *table = repl_ml_relation_find(one->id);
 	ErrorData  *error;
 
 	for (int tries = TRIES_ON_UNIQUE_VIOLATION; tries > 0; tries--)
 	{
-		error = repl_ml_targets_try(change_watched, one);
+		error = repl_ml_targets_try(apply_watched, one);
 		if (error == NULL)
 		{
 			table->careful = Max(table->careful - 1, 0);
@@ -598,12 +685,13 @@ change_carefully(OneChange *one)
 			break;
 	}
 	table->careful = CAREFUL_CHANGES;
-	park(one->apply, one->id, one->action, one->tuple, error);
+	park_change(one->apply, one->id, one->action, one->tuple, error);
 }
 
 /*
  * Makes of the error that a lock was in the way what is shown of the parked
- * change.  If it is one of the whole table, the following changes need not try.
+ * change.  If it is one of the whole table, the following changes need not
+ * try.
  */
 static void
 note_lock(ReplMlApply *apply, ReplMlRemoteTable *table, ErrorData *error)
@@ -626,7 +714,10 @@ note_lock(ReplMlApply *apply, ReplMlRemoteTable *table, ErrorData *error)
 	MemoryContextSwitchTo(old);
 }
 
-/* Was the whole table found locked, and is it still?  If not it is now, by our transaction. */
+/*
+ * Says whether the whole table was found locked, and still is.  If not it is
+ * now, by our transaction.
+ */
 static bool
 is_still_locked(ReplMlRemoteTable *table)
 {
@@ -641,9 +732,10 @@ is_still_locked(ReplMlRemoteTable *table)
 
 /* Parks one change with the error that keeps it from being applied. */
 static void
-park(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple, ErrorData *error)
+park_change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple,
+			ErrorData *error)
 {
-	ReplMlSource source = source_of(apply);
+	ReplMlSource source = get_source(apply);
 
 	/* perhaps it is to be made here; between transactions, see worker.c */
 	if (error->sqlerrcode == ERRCODE_UNDEFINED_TABLE)
@@ -654,14 +746,15 @@ park(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *t
 }
 
 /*
- * Joins one change into the local table, in the caller's transaction.  Also
- * for a parked change that is tried again.
+ * Joins one change into the local table, in the caller's transaction; park.c
+ * calls it, too, for a parked change that is tried again.
  */
 void
-repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTupleData *tuple)
+repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action,
+						LogicalRepTupleData *tuple)
 {
 	ReplMlRemoteTable *table = repl_ml_relation_get(id);
-	ReplMlSource source = source_of(apply);
+	ReplMlSource source = get_source(apply);
 	ReplMlTarget *target;
 	ReplMlUser	saved;
 	bool		is_catalog;
@@ -687,7 +780,7 @@ repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, Log
 		if (!OidIsValid(table->local))
 			return;
 	}
-	begin_row(table->local, table->remote.nspname, table->remote.relname);
+	note_table_written(table->local, table->remote.nspname, table->remote.relname);
 	repl_ml_become_owner(target->rel, &saved);
 	repl_ml_relation_fill_slot(table, tuple, target->incoming);
 	repl_ml_become_self(&saved);
@@ -705,6 +798,8 @@ repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, Log
 		repl_ml_crash_pardon(table->local);
 	if (!is_catalog)
 		repl_ml_unsent_row_arrived(apply, target->table, target->incoming);
+
+	/* what the worker does between transactions depends on our own tables */
 	if (is_catalog && strcmp(table->remote.relname, "heartbeat") == 0)
 		apply->transaction.heartbeats++;
 	else if (is_catalog && strcmp(table->remote.relname, "table_shape") == 0)
@@ -718,8 +813,8 @@ repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action, Log
 }
 
 /*
- * Did the node stamp the row it inserted?  Otherwise a user of it supplied the
- * clock, and the trigger's update with the real one follows.
+ * Says whether the node stamped the row it inserted.  Otherwise a user of it
+ * supplied the clock, and the trigger's update with the real one follows.
  */
 static bool
 is_stamped_by(uint16 node, ReplMlTarget *target)
@@ -732,11 +827,14 @@ is_stamped_by(uint16 node, ReplMlTarget *target)
 		repl_ml_clock_entry(clock, 0).node == node;
 }
 
-/* A row of the peer's repl_ml.tombstone: the deletion of a row of another table. */
+/*
+ * Joins a row of the peer's repl_ml.tombstone: the deletion of a row of
+ * another table.
+ */
 static void
 apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleData *tuple)
 {
-	ReplMlSource source = source_of(apply);
+	ReplMlSource source = get_source(apply);
 	char	   *schema_name = repl_ml_relation_text(table, tuple, "schema_name");
 	char	   *table_name = repl_ml_relation_text(table, tuple, "table_name");
 	char	   *key = repl_ml_relation_text(table, tuple, "key");
@@ -746,23 +844,25 @@ apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleDat
 	Datum		deleted;
 	ReplMlClock *deletion;
 
-	if (schema_name == NULL || table_name == NULL || key == NULL || columns == NULL || clock == NULL)
+	if (schema_name == NULL || table_name == NULL || key == NULL || columns == NULL ||
+		clock == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("the peer sent a deletion without table, key or clock")));
+				 errmsg("the peer sent a deletion without table, key or clock"),
+				 errhint(REPL_ML_SAME_VERSION_HINT)));
 	relid = repl_ml_table_local(schema_name, table_name);
 	if (!OidIsValid(relid))
 		return;					/* no longer replicated */
-	begin_row(relid, schema_name, table_name);
+	note_table_written(relid, schema_name, table_name);
 	deleted = OidInputFunctionCall(F_ARRAY_IN, key, TEXTOID, -1);
 	deletion = repl_ml_clock_from_text(clock);
 	repl_ml_unsent_arrived(apply, schema_name, table_name, deleted, deletion);
 	apply->transaction.conflicts +=
 		repl_ml_deletion_join(relid,
-						 OidInputFunctionCall(F_ARRAY_IN, columns, TEXTOID, -1),
-						 deleted,
-						 deletion,
-						 repl_ml_relation_text(table, tuple, "eviction"), &source);
+							  OidInputFunctionCall(F_ARRAY_IN, columns, TEXTOID, -1),
+							  deleted,
+							  deletion,
+							  repl_ml_relation_text(table, tuple, "eviction"), &source);
 	if (apply->late)
 		repl_ml_crash_pardon(relid);
 }

@@ -13,8 +13,8 @@
  * Locks are known by their tags: a row's is that of the transaction that holds
  * it.  What nobody has met for a while is forgotten.
  *
- * Called by dispatch.c, replay.c, worker.c, sync.c and park.c, in apply workers; takes
- * LWLocks of the lock table only outside the timer's handler.
+ * Called in apply workers by dispatch.c, replay.c, park.c, group/worker.c and
+ * copy/sync.c; takes LWLocks of the lock table only outside the timer's handler.
  */
 #include "postgres.h"
 
@@ -74,21 +74,25 @@ static bool watching = false;
 static bool mind_commits = false;
 static TimeoutId timeout_id = MAX_TIMEOUTS;
 
-static void look(void);
+static void look_at_lock(void);
 static MetLock *find_met(const LOCKTAG *tag, TimestampTz now);
 static bool is_stuck(const MetLock *lock, TimestampTz now);
 static bool waits_for_commit(PGPROC *proc, int depth);
 static char *describe_object(void);
 static char *describe_holder(void);
 
-/* Sets how long one wait for a lock may be; before the first change, and when settings have changed. */
+/*
+ * Sets how long one wait for a lock may be; the apply worker calls it before
+ * the first change, and when settings have changed.
+ */
 void
 repl_ml_locked_settle(void)
 {
 	char		value[32];
 
 	/* give up before a client that waits for us is told of a deadlock ... */
-	snprintf(value, sizeof(value), "%d", Max(Min(DeadlockTimeout * 3 / 4, repl_ml_apply_lock_timeout), 10));
+	snprintf(value, sizeof(value), "%d",
+			 Max(Min(DeadlockTimeout * 3 / 4, repl_ml_apply_lock_timeout), 10));
 	SetConfigOption("lock_timeout", value, PGC_SUSET, PGC_S_OVERRIDE);
 }
 
@@ -104,7 +108,7 @@ repl_ml_locked_watch(bool commits)
 	int			interval;
 
 	if (timeout_id == MAX_TIMEOUTS)
-		timeout_id = RegisterTimeout(USER_TIMEOUT, look);
+		timeout_id = RegisterTimeout(USER_TIMEOUT, look_at_lock);
 	for (int i = 0; i < MOST_LOCKS && !any; i++)
 		any = met[i].last != 0 && now - met[i].last <= FORGET_MS * INT64CONST(1000);
 	interval = any || commits ? SHORT_INTERVAL_MS : LOOK_INTERVAL_MS;
@@ -115,7 +119,9 @@ repl_ml_locked_watch(bool commits)
 	enable_timeout_every(timeout_id, now + (any ? STUCK_LOOK_US : interval * 1000), interval);
 }
 
-/* Ends watching; what the timer asked for and nobody has noticed is forgotten. */
+/*
+ * Ends watching; what the timer asked for and nobody has noticed is forgotten.
+ */
 void
 repl_ml_locked_unwatch(void)
 {
@@ -128,21 +134,31 @@ repl_ml_locked_unwatch(void)
 	watching = false;
 }
 
-/* Was the change with that error interrupted because of a waiting commit?  Until repl_ml_locked_unwatch. */
+/*
+ * Says, until repl_ml_locked_unwatch, whether the change with that error was
+ * interrupted because of a waiting commit.
+ */
 bool
 repl_ml_locked_by_commit(int sqlstate)
 {
 	return obstacle == WAITING_COMMIT && sqlstate == ERRCODE_QUERY_CANCELED;
 }
 
-/* ... because a lock was in its way that the stream waits for no longer? */
+/*
+ * Says, until repl_ml_locked_unwatch, whether the change with that error was
+ * interrupted because a lock was in its way that the stream waits for no
+ * longer.
+ */
 bool
 repl_ml_locked_for_long(int sqlstate)
 {
 	return obstacle == STUCK_LOCK && sqlstate == ERRCODE_QUERY_CANCELED;
 }
 
-/* Is it the fate of a change that met others' locks, not an error? */
+/*
+ * Says whether the error is the fate of a change that met others' locks, not
+ * one of its own.
+ */
 bool
 repl_ml_locked_is_race(int sqlstate)
 {
@@ -151,11 +167,11 @@ repl_ml_locked_is_race(int sqlstate)
 }
 
 /*
- * The timer's handler, which may also run while the process ends: interrupts the
- * change if it waits for what is not to be waited for.
+ * The timer's handler, which may also run while the process ends: interrupts
+ * the change if it waits for what is not to be waited for.
  */
 static void
-look(void)
+look_at_lock(void)
 {
 	LOCK	   *lock = MyProc == NULL || proc_exit_inprogress ? NULL : MyProc->waitLock;
 	TimestampTz now;
@@ -177,12 +193,14 @@ look(void)
 	}
 	else
 		return;
+
+	/* as a cancel by a person would */
 	InterruptPending = true;
 	QueryCancelPending = true;
 	SetLatch(MyLatch);
 }
 
-/* The entry of a lock, if it has been met lately; NULL if not. */
+/* Returns the entry of a lock, if it has been met lately; NULL if not. */
 static MetLock *
 find_met(const LOCKTAG *tag, TimestampTz now)
 {
@@ -194,16 +212,19 @@ find_met(const LOCKTAG *tag, TimestampTz now)
 	return NULL;
 }
 
-/* Has the stream waited for it as long as it may? */
+/* Says whether the stream has waited for the lock as long as it may. */
 static bool
 is_stuck(const MetLock *lock, TimestampTz now)
 {
 	return now - lock->since >= repl_ml_apply_lock_timeout * INT64CONST(1000);
 }
 
-/* Who holds the lock that was awaited, or another lock in its way; invalid if nobody does any more. */
+/*
+ * Returns who holds the lock that was awaited, or another lock in its way;
+ * invalid if nobody does any more.
+ */
 static VirtualTransactionId
-holder_of_awaited(void)
+find_awaited_holder(void)
 {
 	VirtualTransactionId holder;
 
@@ -214,9 +235,9 @@ holder_of_awaited(void)
 }
 
 /*
- * After an error of repl_ml_locked_is_race: notes the lock that was in the way.
- * "waited" says since when its transaction is known to be in the way, 0: for too
- * long.
+ * Notes, after an error of repl_ml_locked_is_race, the lock that was in the
+ * way.  "waited" says since when its transaction is known to be in the way, 0:
+ * for too long.
  */
 void
 repl_ml_locked_note(TimestampTz waited)
@@ -227,7 +248,9 @@ repl_ml_locked_note(TimestampTz waited)
 
 	if (!awaits)
 		return;
-	holder = holder_of_awaited();
+	holder = find_awaited_holder();
+
+	/* in place of the one that was met longest ago */
 	if (entry == NULL)
 	{
 		entry = &met[0];
@@ -250,7 +273,10 @@ repl_ml_locked_note(TimestampTz waited)
 	entry->last = now;
 }
 
-/* The table of that name, if it was what the last change awaited, as a whole; else InvalidOid.  In a transaction. */
+/*
+ * Returns the table of that name, if it was what the last change awaited, as a
+ * whole; else InvalidOid.  In a transaction.
+ */
 Oid
 repl_ml_locked_table(const char *schema_name, const char *table_name)
 {
@@ -265,9 +291,9 @@ repl_ml_locked_table(const char *schema_name, const char *table_name)
 }
 
 /*
- * Makes of an error of repl_ml_locked_is_race what is shown of the parked change:
- * what is locked, and by whom; false if nobody knows.  In a transaction, and in
- * the current context.
+ * Makes of an error of repl_ml_locked_is_race what is shown of the parked
+ * change: what is locked, and by whom; returns false if nobody knows.  In a
+ * transaction, and in the current context.
  */
 bool
 repl_ml_locked_describe(ErrorData *error)
@@ -281,6 +307,7 @@ repl_ml_locked_describe(ErrorData *error)
 	return awaits;
 }
 
+/* Returns what is locked, as a person would say it. */
 static char *
 describe_object(void)
 {
@@ -294,7 +321,8 @@ describe_object(void)
 			if (get_rel_name(relid) == NULL)
 				return pstrdup("something it needs");
 			return psprintf("%s \"%s.%s\"",
-							get_rel_relkind(relid) == RELKIND_INDEX || get_rel_relkind(relid) == RELKIND_PARTITIONED_INDEX ? "index" : "table",
+							get_rel_relkind(relid) == RELKIND_INDEX ||
+							get_rel_relkind(relid) == RELKIND_PARTITIONED_INDEX ? "index" : "table",
 							get_namespace_name(get_rel_namespace(relid)), get_rel_name(relid));
 		case LOCKTAG_TRANSACTION:
 		case LOCKTAG_TUPLE:
@@ -304,9 +332,9 @@ describe_object(void)
 	}
 }
 
-/* The name of a prepared transaction; NULL if it has been finished. */
+/* Returns the name of a prepared transaction; NULL if it has been finished. */
 static char *
-gid_of(TransactionId xid)
+find_gid(TransactionId xid)
 {
 	Oid			types[1] = {TEXTOID};
 	Datum		values[1] = {CStringGetTextDatum(psprintf("%u", xid))};
@@ -315,7 +343,8 @@ gid_of(TransactionId xid)
 
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
-	SPI_execute_with_args("SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE transaction::pg_catalog.text OPERATOR(pg_catalog.=) $1",
+	SPI_execute_with_args("SELECT gid FROM pg_catalog.pg_prepared_xacts"
+						  " WHERE transaction::pg_catalog.text OPERATOR(pg_catalog.=) $1",
 						  1, types, values, NULL, true, 1);
 	if (SPI_processed > 0)
 		name = MemoryContextStrdup(context, repl_ml_spi_text(0, 0));
@@ -324,11 +353,11 @@ gid_of(TransactionId xid)
 	return name;
 }
 
-/* Who holds the lock: a process or a prepared transaction. */
+/* Returns who holds the lock: a process or a prepared transaction. */
 static char *
 describe_holder(void)
 {
-	VirtualTransactionId holder = holder_of_awaited();
+	VirtualTransactionId holder = find_awaited_holder();
 	int			count = ProcGlobal->allProcCount + max_prepared_xacts;	/* it excludes these */
 
 	for (int i = 0; VirtualTransactionIdIsValid(holder) && i < count; i++)
@@ -342,16 +371,19 @@ describe_holder(void)
 			continue;
 		if (proc->pid != 0)
 			return psprintf("process %d", proc->pid);
-		gid = gid_of(proc->xid);
+		gid = find_gid(proc->xid);
 		if (gid != NULL)
 			return psprintf("the prepared transaction \"%s\"", gid);
 	}
 	return pstrdup("another transaction");
 }
 
-/* The process that runs the transaction, or of which it is a part; NULL if none does. */
+/*
+ * Returns the process that runs the transaction, or of which it is a part;
+ * NULL if none does.
+ */
 static PGPROC *
-holder_of(TransactionId xid)
+find_holder(TransactionId xid)
 {
 	for (int i = 0; i < MaxBackends; i++)
 	{
@@ -368,7 +400,7 @@ holder_of(TransactionId xid)
 	return NULL;
 }
 
-/* Does any process wait for a commit that waits? */
+/* Says whether any process waits for a commit that waits. */
 static bool
 anybody_waits_for_commit(int depth)
 {
@@ -383,7 +415,7 @@ anybody_waits_for_commit(int depth)
 	return false;
 }
 
-/* Does any commit wait? */
+/* Says whether any commit waits. */
 static bool
 any_commit_waits(void)
 {
@@ -396,9 +428,9 @@ any_commit_waits(void)
 }
 
 /*
- * Does the process wait for a commit that waits, for somebody who does, or,
- * in the line for a row, behind somebody who does?  Looks at others' locks
- * without locks of its own: a wrong answer costs a repetition.
+ * Says whether the process waits for a commit that waits, for somebody who
+ * does, or, in the line for a row, behind somebody who does.  Looks at others'
+ * locks without locks of its own: a wrong answer costs a repetition.
  */
 static bool
 waits_for_commit(PGPROC *proc, int depth)
@@ -411,7 +443,7 @@ waits_for_commit(PGPROC *proc, int depth)
 	switch (lock->tag.locktag_type)
 	{
 		case LOCKTAG_TRANSACTION:
-			holder = holder_of(lock->tag.locktag_field1);
+			holder = find_holder(lock->tag.locktag_field1);
 			return holder != NULL && holder != proc &&
 				(holder->syncRepState == SYNC_REP_WAITING || waits_for_commit(holder, depth + 1));
 		case LOCKTAG_TUPLE:

@@ -4,7 +4,10 @@
  *
  * A change is kept as it came, values by the names of their columns, with what
  * those columns were.  Beyond repl_ml.parked_limit changes of a table are
- * counted only.  When they are tried again is up to retry.c, and to people.
+ * counted only.  When they are tried again is up to copy/retry.c, and to people.
+ *
+ * Not here: when a change is parked (dispatch.c, aside.c, copy/sync.c).  Locks:
+ * the row of a parked change while it is tried, so that one process does.
  */
 #include "postgres.h"
 
@@ -46,30 +49,33 @@ typedef struct ParkedChange
 	LogicalRepTupleData tuple;
 } ParkedChange;
 
-static void log_parked(ReplMlRemoteTable *table, const char *action, const char *schema_name, const char *table_name,
+static void log_parked(ReplMlRemoteTable *table, const char *action, const char *schema_name,
+					   const char *table_name,
 					   const ErrorData *error);
-static bool is_tombstone(ReplMlRemoteTable *table);
+static bool is_of_tombstones(ReplMlRemoteTable *table);
 static bool is_too_much(LogicalRepTupleData *tuple);
-static void write_parked(const ReplMlSource *source, const char *schema_name, const char *table_name, const char *action,
-						 const char *change, const char *columns, const ErrorData *error, bool put_aside);
-static char *columns_as_json(ReplMlRemoteTable *table);
-static char *unfit_column(ParkedChange *change, bool *lacks);
+static void write_parked(const ReplMlSource *source, const char *schema_name,
+						 const char *table_name, const char *action,
+						 const char *change, const char *columns, const ErrorData *error,
+						 bool put_aside);
+static char *write_columns(ReplMlRemoteTable *table);
+static char *find_unfit_column(ParkedChange *change, bool *lacks);
 static bool is_counted(int64 id);
 static void require_fit(int64 id, ParkedChange *change);
-static char *tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple);
+static char *write_values(ReplMlRemoteTable *table, LogicalRepTupleData *tuple);
 static bool write_loser(int64 id);
-static void defer_nothing(void);
+static void run_deferred_triggers(void);
 static void require_was_parked(int64 id);
 static bool load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple);
 static void apply_change(void *argument);
 static ReplMlColumn *load_column(int i, const char *name);
-static void forget(int64 id);
+static void delete_parked(int64 id);
 
 /*
  * Keeps a change, as it came, with the error it failed with; a deletion under
- * its table.  One put aside (aside.c) is tried again without a person.  What
- * would fill the disk is counted only: the table is copied when it fits again
- * (retry.c).
+ * its table.  For dispatch.c and copies, in their transaction.  One put aside
+ * (aside.c) is tried again without a person.  What would fill the disk is
+ * counted only: the table is copied when it fits again (copy/retry.c).
  */
 void
 repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
@@ -79,7 +85,7 @@ repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 	const char *table_name = table->remote.relname;
 	const char *action_name = action == 'I' ? "insert" : "update";
 
-	if (is_tombstone(table))
+	if (is_of_tombstones(table))
 	{
 		schema_name = repl_ml_relation_text(table, tuple, "schema_name");
 		table_name = repl_ml_relation_text(table, tuple, "table_name");
@@ -88,8 +94,9 @@ repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 	if (!put_aside && strcmp(schema_name, REPL_ML_SCHEMA) != 0 && is_too_much(tuple))
 		action_name = "counted";
 	write_parked(source, schema_name, table_name, action_name,
-				 strcmp(action_name, "counted") == 0 ? "{\"changes\": 1}" : tuple_as_json(table, tuple),
-				 is_tombstone(table) ? NULL : columns_as_json(table), error, put_aside);
+				 strcmp(action_name, "counted") == 0 ? "{\"changes\": 1}" :
+				 write_values(table, tuple),
+				 is_of_tombstones(table) ? NULL : write_columns(table), error, put_aside);
 	if (put_aside)
 		return;
 	if (error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE)
@@ -99,7 +106,10 @@ repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 	log_parked(table, action_name, schema_name, table_name, error);
 }
 
-/* Would keeping the change take more of the disk than parked changes may have? */
+/*
+ * Says whether keeping the change would take more of the disk than parked
+ * changes may have.
+ */
 static bool
 is_too_much(LogicalRepTupleData *tuple)
 {
@@ -116,7 +126,8 @@ is_too_much(LogicalRepTupleData *tuple)
 	table_close(rel, NoLock);
 	for (int i = 0; i < tuple->ncols; i++)
 	{
-		if (tuple->colstatus[i] == LOGICALREP_COLUMN_TEXT || tuple->colstatus[i] == LOGICALREP_COLUMN_BINARY)
+		if (tuple->colstatus[i] == LOGICALREP_COLUMN_TEXT ||
+			tuple->colstatus[i] == LOGICALREP_COLUMN_BINARY)
 		{
 			size += tuple->colvalues[i].len;
 			/* jsonb would not take it either */
@@ -127,13 +138,15 @@ is_too_much(LogicalRepTupleData *tuple)
 	return size >= (uint64) repl_ml_parked_limit * 1024 * 1024;
 }
 
-/* One row, or one more in that of the changes that are only counted. */
+/* Writes one row, or one more in that of the changes that are only counted. */
 static void
-write_parked(const ReplMlSource *source, const char *schema_name, const char *table_name, const char *action,
+write_parked(const ReplMlSource *source, const char *schema_name, const char *table_name,
+			 const char *action,
 			 const char *change, const char *columns, const ErrorData *error, bool put_aside)
 {
 	static SPIPlanPtr insert = NULL;
-	Oid			types[12] = {INT4OID, XIDOID, PG_LSNOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, TEXTOID};
+	Oid			types[12] = {INT4OID, XIDOID, PG_LSNOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
+	TEXTOID, TEXTOID, TEXTOID, BOOLOID, TEXTOID};
 	Datum		values[12];
 	char		nulls[13] = "            ";
 
@@ -155,12 +168,27 @@ write_parked(const ReplMlSource *source, const char *schema_name, const char *ta
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
 	if (SPI_execute_plan(repl_ml_spi_plan(&insert, "INSERT INTO repl_ml.parked_change AS p"
-										  " (origin_node, origin_xid, origin_lsn, schema_name, table_name, action, change, sqlstate, message, detail, put_aside, columns)"
-										  " VALUES ($1, $2, $3, $4::pg_catalog.name, $5::pg_catalog.name, $6, $7::pg_catalog.jsonb, $8, $9, $10, $11, $12::pg_catalog.jsonb)"
-										  " ON CONFLICT (origin_node, schema_name, table_name) WHERE action OPERATOR(pg_catalog.=) 'counted'"
-										  " DO UPDATE SET change = pg_catalog.jsonb_build_object('changes', (p.change OPERATOR(pg_catalog.->>) 'changes')::bigint OPERATOR(pg_catalog.+) 1),"
-										  " origin_xid = excluded.origin_xid, origin_lsn = excluded.origin_lsn,"
-										  " sqlstate = excluded.sqlstate, message = excluded.message, detail = excluded.detail",
+										  " (origin_node, origin_xid, origin_lsn, "
+										  "schema_name,"
+										  " table_name, action, change, sqlstate, message,"
+										  " detail, put_aside, columns)"
+										  " VALUES ($1, $2, $3, $4::pg_catalog.name,"
+										  " $5::pg_catalog.name, $6, $7::pg_catalog.jsonb,"
+										  " $8, $9,"
+										  " $10, $11, $12::pg_catalog.jsonb)"
+										  " ON CONFLICT (origin_node, schema_name, "
+										  "table_name)"
+										  " WHERE action OPERATOR(pg_catalog.=) 'counted'"
+										  " DO UPDATE SET change ="
+										  " pg_catalog.jsonb_build_object('changes',"
+										  " (p.change OPERATOR(pg_catalog.->>)"
+										  " 'changes')::bigint"
+										  " OPERATOR(pg_catalog.+) 1),"
+										  " origin_xid = excluded.origin_xid,"
+										  " origin_lsn = excluded.origin_lsn,"
+										  " sqlstate = excluded.sqlstate,"
+										  " message = excluded.message, detail = "
+										  "excluded.detail",
 										  12, types), values, nulls, false, 0) < 0)
 		elog(ERROR, "SPI failed");
 	SPI_finish();
@@ -168,13 +196,13 @@ write_parked(const ReplMlSource *source, const char *schema_name, const char *ta
 }
 
 /*
- * What the columns of the change are where it comes from: of each the type, its
- * modifier, and the identity (row/column.c).  So it can be told later whether a
- * column of that name is the same.  Kept with the table until something changes;
- * NULL if it is not known.
+ * Returns what the columns of the change are where it comes from: of each the
+ * type, its modifier, and the identity (row/column.c).  So it can be told
+ * later whether a column of that name is the same.  Kept with the table until
+ * something changes; NULL if it is not known.
  */
 static char *
-columns_as_json(ReplMlRemoteTable *table)
+write_columns(ReplMlRemoteTable *table)
 {
 	StringInfoData json;
 
@@ -200,7 +228,8 @@ columns_as_json(ReplMlRemoteTable *table)
 
 /* Tells the server's log, but not of each of many changes. */
 static void
-log_parked(ReplMlRemoteTable *table, const char *action, const char *schema_name, const char *table_name,
+log_parked(ReplMlRemoteTable *table, const char *action, const char *schema_name,
+		   const char *table_name,
 		   const ErrorData *error)
 {
 	TimestampTz now = GetCurrentTimestamp();
@@ -209,23 +238,24 @@ log_parked(ReplMlRemoteTable *table, const char *action, const char *schema_name
 		return;
 	table->logged_at = now;
 	ereport(LOG,
-			(errmsg("%s of a row of table \"%s.%s\" is parked: %s",
+			(errmsg("a change (\"%s\") of table \"%s.%s\" is parked: %s",
 					action, schema_name, table_name, error->message),
-			 errdetail("Further changes of the table that are parked within a minute are not logged."),
+			 errdetail("Further changes of the table that are parked within a minute are not "
+					   "logged."),
 			 errhint("See SELECT * FROM repl_ml.parked_changes.")));
 }
 
-/* Do the table's rows stand for deletions? */
+/* Says whether the table's rows stand for deletions. */
 static bool
-is_tombstone(ReplMlRemoteTable *table)
+is_of_tombstones(ReplMlRemoteTable *table)
 {
 	return strcmp(table->remote.nspname, REPL_ML_SCHEMA) == 0 &&
 		strcmp(table->remote.relname, "tombstone") == 0;
 }
 
-/* The bytes as two digits each, after \x. */
+/* Returns the bytes as two digits each, after \x. */
 static char *
-as_digits(const StringInfoData *value)
+write_digits(const StringInfoData *value)
 {
 	char	   *digits = palloc(value->len * 2 + 3);
 
@@ -234,9 +264,12 @@ as_digits(const StringInfoData *value)
 	return digits;
 }
 
-/* A value that came in binary form: as text, or its bytes if its type does not read them. */
+/*
+ * Returns a value that came in binary form as text, or its bytes if its type
+ * does not read them.
+ */
 static char *
-binary_as_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column)
+write_binary(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -254,7 +287,7 @@ binary_as_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column)
 		MemoryContextSwitchTo(context);
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
-		text = as_digits(&tuple->colvalues[column]);
+		text = write_digits(&tuple->colvalues[column]);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -262,16 +295,19 @@ binary_as_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column)
 	return text;
 }
 
-/* A value that came as text; its bytes if they are none. */
+/* Returns a value that came as text; its bytes if they are none. */
 static char *
-text_as_text(const StringInfoData *value)
+write_text(const StringInfoData *value)
 {
-	return pg_verifymbstr(value->data, value->len, true) ? value->data : as_digits(value);
+	return pg_verifymbstr(value->data, value->len, true) ? value->data : write_digits(value);
 }
 
-/* The received columns as a JSON object of strings; one that was not sent is not in it. */
+/*
+ * Returns the received columns as a JSON object of strings; one that was not
+ * sent is not in it.
+ */
 static char *
-tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple)
+write_values(ReplMlRemoteTable *table, LogicalRepTupleData *tuple)
 {
 	StringInfoData json;
 	bool		first = true;
@@ -288,9 +324,9 @@ tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple)
 		escape_json(&json, table->remote.attnames[i]);
 		appendStringInfoChar(&json, ':');
 		if (tuple->colstatus[i] == LOGICALREP_COLUMN_TEXT)
-			escape_json(&json, text_as_text(&tuple->colvalues[i]));
+			escape_json(&json, write_text(&tuple->colvalues[i]));
 		else if (tuple->colstatus[i] == LOGICALREP_COLUMN_BINARY)
-			escape_json(&json, binary_as_text(table, tuple, i));
+			escape_json(&json, write_binary(table, tuple, i));
 		else
 			appendStringInfoString(&json, "null");
 	}
@@ -299,10 +335,10 @@ tuple_as_json(ReplMlRemoteTable *table, LogicalRepTupleData *tuple)
 }
 
 /*
- * repl_ml.retry_parked(id): joins a parked change again and forgets it; of the
- * loser of a conflict it makes a new write, as its values.  What fails is
- * raised, and the change stays.  Does nothing where the worker's own retry
- * came first.
+ * repl_ml.retry_parked(id): joins a parked change again and forgets it, in the
+ * backend of who calls it; of the loser of a conflict it makes a new write, as
+ * its values.  What fails is raised, and the change stays.  Does nothing where
+ * the apply worker's own retry came first.
  */
 PG_FUNCTION_INFO_V1(repl_ml_retry_parked);
 Datum
@@ -331,13 +367,14 @@ repl_ml_retry_parked(PG_FUNCTION_ARGS)
 		require_fit(id, &change);
 		repl_ml_targets_in_session(apply_change, &change);
 	}
-	forget(id);
+	delete_parked(id);
 	PG_RETURN_VOID();
 }
 
 /*
- * An error unless the change was parked when the caller's statement began: that
- * has found it in the view, and a worker has retried it since.
+ * Raises an error unless the change was parked when the caller's statement
+ * began: that has found it in the view, and an apply worker has retried it
+ * since.
  */
 static void
 require_was_parked(int64 id)
@@ -357,29 +394,32 @@ require_was_parked(int64 id)
 	SPI_finish();
 }
 
-/* Does it stand for changes that were counted and not kept? */
+/* Says whether it stands for changes that were counted and not kept. */
 static bool
 is_counted(int64 id)
 {
 	Oid			types[1] = {INT8OID};
 	Datum		values[1] = {Int64GetDatum(id)};
 
-	return repl_ml_spi_execute("SELECT FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1 AND action OPERATOR(pg_catalog.=) 'counted'",
+	return repl_ml_spi_execute("SELECT FROM repl_ml.parked_change"
+							   " WHERE id OPERATOR(pg_catalog.=) $1"
+							   " AND action OPERATOR(pg_catalog.=) 'counted'",
 							   1, types, values, NULL) > 0;
 }
 
 /*
- * A column of the parked change that was loaded which is none of the table now:
- * renamed, dropped, of another type, or not sent at all.  NULL if there is none;
- * then "lacks" says whether the table has columns that the change has not.
+ * Returns a column of the parked change that was loaded which is none of the
+ * table now: renamed, dropped, of another type, or not sent at all.  NULL if
+ * there is none; then "lacks" says whether the table has columns that the
+ * change has not.
  */
 static char *
-unfit_column(ParkedChange *change, bool *lacks)
+find_unfit_column(ParkedChange *change, bool *lacks)
 {
 	ReplMlRemoteTable *remote = repl_ml_relation_find(PARKED_TABLE_ID);
 
 	*lacks = false;
-	if (is_tombstone(remote))
+	if (is_of_tombstones(remote))
 		return NULL;
 	for (int i = 0; i < change->tuple.ncols; i++)
 	{
@@ -389,24 +429,30 @@ unfit_column(ParkedChange *change, bool *lacks)
 	return repl_ml_relation_unfit(PARKED_TABLE_ID, lacks);
 }
 
-/* An error if the parked change cannot be applied to what the table is now; then it is healed otherwise. */
+/*
+ * Raises an error if the parked change cannot be applied to what the table is
+ * now; then it is healed otherwise.
+ */
 static void
 require_fit(int64 id, ParkedChange *change)
 {
 	bool		lacks;
-	char	   *column = unfit_column(change, &lacks);
+	char	   *column = find_unfit_column(change, &lacks);
 
 	if (column == NULL)
 		return;
 	repl_ml_shmem_retry_parked(MyDatabaseId);
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("column \"%s\" of parked change " INT64_FORMAT " is not the column of the table it was", column, id),
-			 errdetail("It has been renamed, dropped or given another type since, or its value was not sent."),
-			 errhint("As soon as the table has the same columns on the node the change comes from, it is copied from there by itself, and the change is no longer parked.")));
+			 errmsg("column \"%s\" of parked change " INT64_FORMAT
+					" is not the column of the table it was", column, id),
+			 errdetail("It has been renamed, dropped or given another type since, or its value was "
+					   "not sent."),
+			 errhint("As soon as the table has the same columns on the node the change comes from, "
+					 "it is copied from there by itself, and the change is no longer parked.")));
 }
 
-/* Is the parked version, or one that knew it, in the table? */
+/* Says whether the parked version, or one that knew it, is in the table. */
 static bool
 is_superfluous(ParkedChange *change)
 {
@@ -416,7 +462,7 @@ is_superfluous(ParkedChange *change)
 	char	   *key[INDEX_MAX_KEYS];
 	char	   *clock = NULL;
 
-	if (is_tombstone(remote))
+	if (is_of_tombstones(remote))
 		return false;
 	relid = repl_ml_table_local(remote->remote.nspname, remote->remote.relname);
 	if (!OidIsValid(relid))
@@ -431,7 +477,8 @@ is_superfluous(ParkedChange *change)
 			clock = repl_ml_relation_column(remote, &change->tuple, j);
 		for (int i = 0; i < target->table->key_natts; i++)
 		{
-			if (namestrcmp(&TupleDescAttr(RelationGetDescr(target->rel), target->table->key_attnums[i] - 1)->attname, name) == 0)
+			if (namestrcmp(&TupleDescAttr(RelationGetDescr(target->rel),
+										  target->table->key_attnums[i] - 1)->attname, name) == 0)
 				key[i] = repl_ml_relation_column(remote, &change->tuple, j);
 		}
 	}
@@ -439,9 +486,9 @@ is_superfluous(ParkedChange *change)
 }
 
 /*
- * An apply worker tries something parked again, by "step", in a transaction of
- * its own, outside those of the stream, which must not wait: for a lock at most
- * "patience", ms.  The error it failed with, or NULL.
+ * Tries something parked again in an apply worker, by "step", in a transaction
+ * of its own, outside those of the stream, which must not wait: for a lock at
+ * most "patience", ms.  Returns the error it failed with, or NULL.
  */
 ErrorData *
 repl_ml_park_attempt(ReplMlApply *apply, ReplMlParkedTry *try,
@@ -471,6 +518,8 @@ repl_ml_park_attempt(ReplMlApply *apply, ReplMlParkedTry *try,
 		AtEOXact_GUC(true, level);
 		replorigin_session_origin_lsn = InvalidXLogRecPtr;
 		CommitTransactionCommand();
+
+		/* a peer's commit may wait for it: it is flushed soon */
 		if (try->state == REPL_ML_PARKED_DONE && apply->volatile_since == 0)
 			apply->volatile_since = GetCurrentTimestamp();
 	}
@@ -497,8 +546,8 @@ repl_ml_park_attempt(ReplMlApply *apply, ReplMlParkedTry *try,
 }
 
 /*
- * A step of repl_ml_park_attempt: applies a parked change and forgets it if that
- * works.  Columns that it lacks are filled with their defaults only
+ * A step of repl_ml_park_attempt: applies a parked change and forgets it if
+ * that works.  Columns that it lacks are filled with their defaults only
  * "with_defaults": when the node it comes from has them, too.
  */
 void
@@ -506,21 +555,25 @@ repl_ml_park_try(ReplMlApply *apply, ReplMlParkedTry *try)
 {
 	Oid			types[1] = {INT8OID};
 	Datum		values[1] = {Int64GetDatum(try->id)};
-	ParkedChange change = {.apply = {.late = true,.self = apply->self,.message_context = CurrentMemoryContext}};
+	ParkedChange change = {.apply = {.late = true,.self = apply->self,
+	.message_context = CurrentMemoryContext}};
 	ReplMlPeer	peer = {0};
 	bool		lacks;
 
 	try->state = REPL_ML_PARKED_GONE;
 
-	if (repl_ml_spi_execute("SELECT FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1 AND NOT put_aside FOR UPDATE SKIP LOCKED",
+	if (repl_ml_spi_execute("SELECT FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1"
+							" AND NOT put_aside FOR UPDATE SKIP LOCKED",
 							1, types, values, NULL) == 0)
 		return;
+
+	/* as dispatch.c has it, with the node it came from */
 	change.apply.peer = &peer;
 	if (!load_change(try->id, &change.apply, &change.tuple))
 		return;
 	if (!is_superfluous(&change))
 	{
-		if (unfit_column(&change, &lacks) != NULL)
+		if (find_unfit_column(&change, &lacks) != NULL)
 			try->state = REPL_ML_PARKED_UNFIT;
 		else if (lacks && !try->with_defaults)
 			try->state = REPL_ML_PARKED_LACKS;
@@ -528,12 +581,15 @@ repl_ml_park_try(ReplMlApply *apply, ReplMlParkedTry *try)
 			return;
 		apply_change(&change);
 	}
-	forget(try->id);
+	delete_parked(try->id);
 	try->state = REPL_ML_PARKED_DONE;
 	apply->transaction.catalogs_changed |= change.apply.transaction.catalogs_changed;
 }
 
-/* Notes what a parked change failed for now, where that is something else than before. */
+/*
+ * Notes what a parked change failed for now, where that is something else than
+ * before.
+ */
 void
 repl_ml_park_note(int64 id, ErrorData *error)
 {
@@ -551,47 +607,57 @@ repl_ml_park_note(int64 id, ErrorData *error)
 	values[2] = CStringGetTextDatum(error->message);
 	values[3] = error->detail == NULL ? (Datum) 0 : CStringGetTextDatum(error->detail);
 	repl_ml_spi_execute("UPDATE repl_ml.parked_change SET sqlstate = $2, message = $3, detail = $4"
-						" WHERE id OPERATOR(pg_catalog.=) $1 AND (sqlstate OPERATOR(pg_catalog.<>) $2 OR message OPERATOR(pg_catalog.<>) $3)",
+						" WHERE id OPERATOR(pg_catalog.=) $1"
+						" AND (sqlstate OPERATOR(pg_catalog.<>) $2"
+						" OR message OPERATOR(pg_catalog.<>) $3)",
 						4, types, values, error->detail == NULL ? "   n" : NULL);
 	CommitTransactionCommand();
 }
 
 /*
- * Makes a parked change and all others of its table a person's, after trying it
- * again took the server down: see retry.c, which leaves alone what has this
+ * Makes a parked change and all others of its table a person's, after trying
+ * it again took the server down: copy/retry.c leaves alone what has this
  * SQLSTATE.
  */
 void
 repl_ml_park_ban(int64 id, const ErrorData *error)
 {
 	Oid			types[3] = {INT8OID, TEXTOID, TEXTOID};
-	Datum		values[3] = {Int64GetDatum(id), CStringGetTextDatum(unpack_sql_state(error->sqlerrcode)),
+	Datum		values[3] = {Int64GetDatum(id),
+	CStringGetTextDatum(unpack_sql_state(error->sqlerrcode)),
 	CStringGetTextDatum(error->message)};
 
 	StartTransactionCommand();
-	repl_ml_spi_execute("UPDATE repl_ml.parked_change p SET sqlstate = $2, message = $3, detail = NULL FROM repl_ml.parked_change f"
+	repl_ml_spi_execute("UPDATE repl_ml.parked_change p"
+						" SET sqlstate = $2, message = $3, detail = NULL"
+						" FROM repl_ml.parked_change f"
 						" WHERE f.id OPERATOR(pg_catalog.=) $1 AND NOT p.put_aside"
 						" AND p.action OPERATOR(pg_catalog.=) ANY ('{insert,update,delete}')"
-						" AND p.schema_name OPERATOR(pg_catalog.=) f.schema_name AND p.table_name OPERATOR(pg_catalog.=) f.table_name",
+						" AND p.schema_name OPERATOR(pg_catalog.=) f.schema_name"
+						" AND p.table_name OPERATOR(pg_catalog.=) f.table_name",
 						3, types, values, NULL);
 	CommitTransactionCommand();
 }
 
-/* Is anything of a node's rows of a table parked? */
+/* Says whether anything of a node's rows of a table is parked. */
 bool
 repl_ml_park_has(int node_id, const char *schema_name, const char *table_name)
 {
 	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
-	Datum		values[3] = {Int32GetDatum(node_id), CStringGetTextDatum(schema_name), CStringGetTextDatum(table_name)};
+	Datum		values[3] = {Int32GetDatum(node_id), CStringGetTextDatum(schema_name),
+	CStringGetTextDatum(table_name)};
 
-	return repl_ml_spi_execute("SELECT FROM repl_ml.parked_change WHERE origin_node OPERATOR(pg_catalog.=) $1"
-							   " AND schema_name OPERATOR(pg_catalog.=) $2::pg_catalog.name AND table_name OPERATOR(pg_catalog.=) $3::pg_catalog.name"
+	return repl_ml_spi_execute("SELECT FROM repl_ml.parked_change"
+							   " WHERE origin_node OPERATOR(pg_catalog.=) $1"
+							   " AND schema_name OPERATOR(pg_catalog.=) $2::pg_catalog.name"
+							   " AND table_name OPERATOR(pg_catalog.=) $3::pg_catalog.name"
 							   " AND NOT put_aside LIMIT 1", 3, types, values, NULL) > 0;
 }
 
 /*
- * The same for a change put aside, or "whole" for all of its transaction; nothing
- * if another worker has been or is at it.
+ * A step of repl_ml_park_attempt: applies a change put aside, or "whole" all
+ * of its transaction, and forgets it; does nothing if another apply worker has
+ * been or is at it.
  */
 void
 repl_ml_park_retry(ReplMlApply *apply, ReplMlParkedTry *try)
@@ -602,12 +668,15 @@ repl_ml_park_retry(ReplMlApply *apply, ReplMlParkedTry *try)
 	int64	   *ids;
 	int			count;
 
-	if (repl_ml_spi_execute("SELECT FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1 AND put_aside FOR UPDATE SKIP LOCKED",
+	if (repl_ml_spi_execute("SELECT FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1"
+							" AND put_aside FOR UPDATE SKIP LOCKED",
 							1, types, values, NULL) == 0)
 		return;
 	SPI_connect();
-	SPI_execute_with_args("SELECT p.id FROM repl_ml.parked_change p JOIN repl_ml.parked_change f USING (origin_node, origin_lsn)"
-						  " WHERE f.id OPERATOR(pg_catalog.=) $1 AND p.put_aside AND ($2 OR p.id OPERATOR(pg_catalog.=) f.id) ORDER BY p.id",
+	SPI_execute_with_args("SELECT p.id FROM repl_ml.parked_change p"
+						  " JOIN repl_ml.parked_change f USING (origin_node, origin_lsn)"
+						  " WHERE f.id OPERATOR(pg_catalog.=) $1 AND p.put_aside AND ($2"
+						  " OR p.id OPERATOR(pg_catalog.=) f.id) ORDER BY p.id",
 						  2, types, values, NULL, false, 0);
 	count = (int) SPI_processed;
 	ids = MemoryContextAlloc(context, Max(count, 1) * sizeof(int64));
@@ -616,48 +685,55 @@ repl_ml_park_retry(ReplMlApply *apply, ReplMlParkedTry *try)
 	SPI_finish();
 	for (int i = 0; i < count; i++)
 	{
-		ParkedChange change = {.apply = {.late = true,.self = apply->self,.message_context = context}};
+		ParkedChange change = {.apply = {.late = true,.self = apply->self,
+		.message_context = context}};
 		ReplMlPeer	peer = {0};
 
 		change.apply.peer = &peer;
 		if (!load_change(ids[i], &change.apply, &change.tuple))
 			continue;
 		apply_change(&change);
-		forget(ids[i]);
+		delete_parked(ids[i]);
 		apply->transaction.catalogs_changed |= change.apply.transaction.catalogs_changed;
 	}
 }
 
 /*
  * Forgets the parked changes of a node's rows of a table, after the table has
- * been copied from that node, with its tombstones: the copy has brought them or
- * what became of them.
+ * been copied from that node, with its tombstones: the copy has brought them
+ * or what became of them.
  */
 void
 repl_ml_park_forget_copied(int node_id, const char *schema_name, const char *table_name)
 {
 	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
-	Datum		values[3] = {Int32GetDatum(node_id), CStringGetTextDatum(schema_name), CStringGetTextDatum(table_name)};
+	Datum		values[3] = {Int32GetDatum(node_id), CStringGetTextDatum(schema_name),
+	CStringGetTextDatum(table_name)};
 
-	repl_ml_spi_execute("DELETE FROM repl_ml.parked_change WHERE origin_node OPERATOR(pg_catalog.=) $1"
-						" AND schema_name OPERATOR(pg_catalog.=) $2::pg_catalog.name AND table_name OPERATOR(pg_catalog.=) $3::pg_catalog.name"
-						" AND action OPERATOR(pg_catalog.=) ANY ('{insert,update,delete,counted}') AND NOT put_aside",
+	repl_ml_spi_execute("DELETE FROM repl_ml.parked_change"
+						" WHERE origin_node OPERATOR(pg_catalog.=) $1"
+						" AND schema_name OPERATOR(pg_catalog.=) $2::pg_catalog.name"
+						" AND table_name OPERATOR(pg_catalog.=) $3::pg_catalog.name"
+						" AND action OPERATOR(pg_catalog.=) ANY ('{insert,update,delete,counted}')"
+						" AND NOT put_aside",
 						3, types, values, NULL);
 }
 
+/* Removes a change from what is parked. */
 static void
-forget(int64 id)
+delete_parked(int64 id)
 {
 	Oid			types[1] = {INT8OID};
 	Datum		values[1] = {Int64GetDatum(id)};
 
-	repl_ml_spi_execute("DELETE FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1", 1, types, values, NULL);
+	repl_ml_spi_execute("DELETE FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1", 1,
+						types, values, NULL);
 }
 
 /*
  * Writes the losing version of a conflict as a user would, with the rights of
  * the table's owner: so it gets a clock of its own and goes to all nodes.
- * False if the parked change is not one.
+ * Returns false if the parked change is not one.
  */
 static bool
 write_loser(int64 id)
@@ -667,7 +743,8 @@ write_loser(int64 id)
 	bool		is_loser;
 
 	SPI_connect();
-	SPI_execute_with_args("SELECT s.relation::pg_catalog.oid, s.statement FROM repl_ml.parked_loser_statement($1) s WHERE s.relation IS NOT NULL",
+	SPI_execute_with_args("SELECT s.relation::pg_catalog.oid, s.statement"
+						  " FROM repl_ml.parked_loser_statement($1) s WHERE s.relation IS NOT NULL",
 						  1, types, values, NULL, false, 1);
 	is_loser = SPI_processed == 1;
 	if (is_loser)
@@ -676,7 +753,7 @@ write_loser(int64 id)
 		char	   *statement = repl_ml_spi_text(0, 1);
 		ReplMlUser	saved;
 
-		defer_nothing();
+		run_deferred_triggers();
 		repl_ml_become_owner(rel, &saved);
 		SPI_execute(statement, false, 0);
 		repl_ml_become_self(&saved);
@@ -687,12 +764,12 @@ write_loser(int64 id)
 }
 
 /*
- * Deferred triggers cannot run as the table's owner at commit, so constraints
- * are checked at once for the rest of the transaction.  What the caller has
+ * Checks constraints at once for the rest of the transaction, as deferred
+ * triggers cannot run as the table's owner at commit.  What the caller has
  * deferred so far runs now, with his rights as it would at his commit.
  */
 static void
-defer_nothing(void)
+run_deferred_triggers(void)
 {
 	Oid			user;
 	int			context;
@@ -703,7 +780,7 @@ defer_nothing(void)
 	SetUserIdAndSecContext(user, context);
 }
 
-/* What was kept of a column, from row i of what load_change reads. */
+/* Returns what was kept of a column, from row i of what load_change reads. */
 static ReplMlColumn *
 load_column(int i, const char *name)
 {
@@ -716,7 +793,10 @@ load_column(int i, const char *name)
 	return column;
 }
 
-/* Reads the parked change back into the form it came in; false if it is parked no more. */
+/*
+ * Reads the parked change back into the form it came in; returns false if it
+ * is parked no more.
+ */
 static bool
 load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple)
 {
@@ -725,15 +805,25 @@ load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple)
 	MemoryContext context = CurrentMemoryContext;
 	LogicalRepRelation remote = {.remoteid = PARKED_TABLE_ID};
 	List	   *columns = NIL;
+	Datum		lsn;
 	int			count;
 
 	SPI_connect();
-	SPI_execute_with_args("SELECT CASE p.action WHEN 'delete' THEN 'repl_ml' ELSE p.schema_name END,"
-						  " CASE p.action WHEN 'delete' THEN 'tombstone' ELSE p.table_name END, p.origin_node, p.origin_xid, p.origin_lsn,"
-						  " x.name, x.value, x.is_missing, x.described OPERATOR(pg_catalog.->>) 0, x.described OPERATOR(pg_catalog.->>) 1, x.described OPERATOR(pg_catalog.->>) 2"
-						  " FROM repl_ml.parked_change p CROSS JOIN LATERAL (SELECT coalesce(c.key, d.key), c.value, c.key IS NULL, d.value"
-						  " FROM pg_catalog.jsonb_each_text(p.change) c FULL JOIN pg_catalog.jsonb_each(p.columns) d ON c.key OPERATOR(pg_catalog.=) d.key) x (name, value, is_missing, described)"
-						  " WHERE p.id OPERATOR(pg_catalog.=) $1", 1, types, values, NULL, false, 0);
+	SPI_execute_with_args("SELECT CASE p.action WHEN 'delete' THEN 'repl_ml' ELSE p.schema_name"
+						  " END,"
+						  " CASE p.action WHEN 'delete' THEN 'tombstone' ELSE p.table_name END,"
+						  " p.origin_node, p.origin_xid, p.origin_lsn,"
+						  " x.name, x.value, x.is_missing, x.described OPERATOR(pg_catalog.->>) 0,"
+						  " x.described OPERATOR(pg_catalog.->>) 1,"
+						  " x.described OPERATOR(pg_catalog.->>) 2"
+						  " FROM repl_ml.parked_change p CROSS JOIN LATERAL"
+						  " (SELECT coalesce(c.key, d.key), c.value, c.key IS NULL, d.value"
+						  " FROM pg_catalog.jsonb_each_text(p.change) c"
+						  " FULL JOIN pg_catalog.jsonb_each(p.columns) d"
+						  " ON c.key OPERATOR(pg_catalog.=) d.key)"
+						  " x (name, value, is_missing, described)"
+						  " WHERE p.id OPERATOR(pg_catalog.=) $1", 1, types, values, NULL, false,
+						  0);
 	count = (int) SPI_processed;
 	if (count == 0)
 	{
@@ -746,7 +836,8 @@ load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple)
 	remote.relname = pstrdup(repl_ml_spi_text(0, 1));
 	apply->peer->node_id = atoi(repl_ml_spi_text(0, 2));
 	apply->transaction.xid = strtoul(repl_ml_spi_text(0, 3), NULL, 10);
-	apply->transaction.final_lsn = DatumGetLSN(DirectFunctionCall1(pg_lsn_in, CStringGetDatum(repl_ml_spi_text(0, 4))));
+	lsn = CStringGetDatum(repl_ml_spi_text(0, 4));
+	apply->transaction.final_lsn = DatumGetLSN(DirectFunctionCall1(pg_lsn_in, lsn));
 	remote.natts = tuple->ncols = count;
 	remote.attnames = palloc(count * sizeof(char *));
 	tuple->colvalues = palloc0(count * sizeof(StringInfoData));
@@ -757,7 +848,8 @@ load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple)
 		bool		is_missing = strcmp(repl_ml_spi_text(i, 7), "t") == 0;
 
 		remote.attnames[i] = pstrdup(repl_ml_spi_text(i, 5));
-		tuple->colstatus[i] = is_missing ? LOGICALREP_COLUMN_UNCHANGED : value == NULL ? LOGICALREP_COLUMN_NULL : LOGICALREP_COLUMN_TEXT;
+		tuple->colstatus[i] = is_missing ? LOGICALREP_COLUMN_UNCHANGED : value == NULL ?
+			LOGICALREP_COLUMN_NULL : LOGICALREP_COLUMN_TEXT;
 		if (repl_ml_spi_text(i, 8) != NULL)
 			columns = lappend(columns, load_column(i, remote.attnames[i]));
 		initStringInfo(&tuple->colvalues[i]);
@@ -769,6 +861,7 @@ load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple)
 	return true;
 }
 
+/* Joins the parked change that was loaded. */
 static void
 apply_change(void *argument)
 {

@@ -1,6 +1,9 @@
 /*
  * progress.c
  *		What the apply worker shows of itself in shared memory, and tells its peer.
+ *
+ * Not how far it is (group/worker.c), nor how that is read (monitor/stats.c).
+ * Locks: repl_ml_shared->lock.
  */
 #include "postgres.h"
 
@@ -33,8 +36,10 @@ repl_ml_apply_show_error(ReplMlApply *worker, const ErrorData *error)
 	shown->error_time = GetCurrentTimestamp();
 	shown->error_sqlstate = error->sqlerrcode;
 	strlcpy(shown->error_message, error->message, REPL_ML_ERROR_LENGTH);
-	if (error->detail != NULL && error->sqlerrcode == ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION)
-		snprintf(shown->error_message, REPL_ML_ERROR_LENGTH, "%s: %s", error->message, error->detail);
+	if (error->detail != NULL &&
+		error->sqlerrcode == ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION)
+		snprintf(shown->error_message, REPL_ML_ERROR_LENGTH, "%s: %s", error->message,
+				 error->detail);
 	strlcpy(shown->error_hint, error->hint ? error->hint : "", REPL_ML_ERROR_LENGTH);
 	LWLockRelease(repl_ml_shared->lock);
 }
@@ -69,6 +74,7 @@ repl_ml_apply_tell_parked(ReplMlApply *worker, XLogRecPtr end)
 	repl_ml_stream_status(worker->conn, worker->told, end, worker->told, true);
 }
 
+/* Set by those who park, cleared when copy/retry.c has seen them; this file only. */
 static bool retry_wanted = false;
 static bool locked_wanted = false;
 
@@ -83,7 +89,10 @@ repl_ml_apply_retry_soon(void)
 	retry_wanted = true;
 }
 
-/* Called by copy/retry.c: has somebody said so since the last call? */
+/*
+ * Says, for copy/retry.c, whether somebody has called repl_ml_apply_retry_soon
+ * since the last call.
+ */
 bool
 repl_ml_apply_retry_is_wanted(void)
 {
@@ -93,14 +102,20 @@ repl_ml_apply_retry_is_wanted(void)
 	return wanted;
 }
 
-/* Called in the apply worker by park.c: something has been parked that met a lock, which may be gone at any moment. */
+/*
+ * Called in the apply worker by park.c: something has been parked that met a
+ * lock, which may be gone at any moment.
+ */
 void
 repl_ml_apply_retry_locked(void)
 {
 	locked_wanted = true;
 }
 
-/* Called by copy/retry.c: has somebody said so since the last call? */
+/*
+ * Says, for copy/retry.c, whether somebody has called
+ * repl_ml_apply_retry_locked since the last call.
+ */
 bool
 repl_ml_apply_retry_is_locked(void)
 {
@@ -110,7 +125,7 @@ repl_ml_apply_retry_is_locked(void)
 	return wanted;
 }
 
-/* Does somebody want the worker to pause? */
+/* Says whether somebody wants the worker to pause. */
 bool
 repl_ml_apply_is_to_pause(const ReplMlApply *worker)
 {

@@ -7,6 +7,9 @@
  * about, so it is there if and only if that is applied.  The level of a
  * prepared transaction comes in a message of its own before it.  See
  * commit/status.c for what the rows are for; the supervisor removes old ones.
+ *
+ * Called by dispatch.c for the stream and by copy/sync.c for copies.  No locks
+ * but those of the records' rows.
  */
 #include "postgres.h"
 
@@ -27,17 +30,19 @@
 #include "server/server.h"
 #include "wire/wire.h"
 
-static void store(int node, Datum xid, const char *level, XLogRecPtr lsn);
+static void store_record(int node, Datum xid, const char *level, XLogRecPtr lsn);
 
 /*
- * Is the message of our group, and, in a transaction, about that one?  Anybody
- * may write messages into the WAL.
+ * Says whether the message is of our group, and, in a transaction, about that
+ * one.  Anybody may write messages into the WAL.
  */
 bool
 repl_ml_record_is_wanted(const ReplMlApply *apply, const ReplMlRecord *record)
 {
 	if (!FullTransactionIdIsValid(record->xid) || record->of_prepared == apply->transaction.open ||
-		strcmp(record->group_id, DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&apply->group_id)))) != 0)
+		strcmp(record->group_id,
+			   DatumGetCString(DirectFunctionCall1(uuid_out,
+												   UUIDPGetDatum(&apply->group_id)))) != 0)
 		return false;
 	return record->of_prepared || XidFromFullTransactionId(record->xid) == apply->transaction.xid;
 }
@@ -46,17 +51,22 @@ repl_ml_record_is_wanted(const ReplMlApply *apply, const ReplMlRecord *record)
 void
 repl_ml_record_transaction(const ReplMlApply *apply, const ReplMlRecord *record)
 {
-	store(apply->peer->node_id, FullTransactionIdGetDatum(record->xid), repl_ml_level_name(record->level),
-		  apply->transaction.final_lsn);
+	store_record(apply->peer->node_id, FullTransactionIdGetDatum(record->xid),
+				 repl_ml_level_name(record->level),
+				 apply->transaction.final_lsn);
 }
 
-/* Remembers, durably, the level of a prepared transaction that is about to be committed. */
+/*
+ * Remembers, durably, the level of a prepared transaction that is about to be
+ * committed.
+ */
 void
 repl_ml_record_prepared(const ReplMlApply *apply, const ReplMlRecord *record)
 {
 	StartTransactionCommand();
-	store(apply->peer->node_id, FullTransactionIdGetDatum(record->xid), repl_ml_level_name(record->level),
-		  InvalidXLogRecPtr);
+	store_record(apply->peer->node_id, FullTransactionIdGetDatum(record->xid),
+				 repl_ml_level_name(record->level),
+				 InvalidXLogRecPtr);
 	replorigin_session_origin_lsn = InvalidXLogRecPtr;
 	replorigin_session_origin_timestamp = 0;
 	CommitTransactionCommand();
@@ -64,31 +74,40 @@ repl_ml_record_prepared(const ReplMlApply *apply, const ReplMlRecord *record)
 	MemoryContextSwitchTo(apply->message_context);
 }
 
-/* A row, or what is new of it: "lsn" is where the commit is, invalid as long as it is not applied. */
+/*
+ * Writes a row, or what is new of it: "lsn" is where the commit is, invalid as
+ * long as it is not applied.
+ */
 static void
-store(int node, Datum xid, const char *level, XLogRecPtr lsn)
+store_record(int node, Datum xid, const char *level, XLogRecPtr lsn)
 {
 	Oid			types[4] = {INT4OID, XID8OID, TEXTOID, PG_LSNOID};
-	Datum		values[4] = {Int32GetDatum(node), xid, CStringGetTextDatum(level), LSNGetDatum(lsn)};
+	Datum		values[4] = {Int32GetDatum(node), xid, CStringGetTextDatum(level),
+	LSNGetDatum(lsn)};
 
-	repl_ml_spi_execute("INSERT INTO repl_ml.transaction_record AS r (node_id, xid, level, commit_lsn) VALUES ($1, $2, $3, $4)"
-						" ON CONFLICT (node_id, xid) DO UPDATE SET commit_lsn = greatest(r.commit_lsn, excluded.commit_lsn),"
+	repl_ml_spi_execute("INSERT INTO repl_ml.transaction_record AS r (node_id, xid, level,"
+						" commit_lsn) VALUES ($1, $2, $3, $4)"
+						" ON CONFLICT (node_id, xid) DO UPDATE"
+						" SET commit_lsn = greatest(r.commit_lsn, excluded.commit_lsn),"
 						" level = CASE WHEN 'all' IN (r.level, excluded.level) THEN 'all'"
 						" WHEN 'quorum' IN (r.level, excluded.level) THEN 'quorum' ELSE 'one' END",
 						4, types, values, XLogRecPtrIsInvalid(lsn) ? "   n" : NULL);
 }
 
 /*
- * Rows of the peer's transactions up to now may come in a copy, and so may those
- * of other nodes' that came to the peer in one: no records tell of them.
+ * Copies up to where there are no records: rows of the peer's transactions up
+ * to now may come in a copy, and so may those of other nodes' that came to the
+ * peer in one.
  */
 static void
 copy_floors(const ReplMlApply *apply, WalReceiverConn *conn)
 {
 	static const Oid types[2] = {INT4OID, XID8OID};
-	ReplMlResult *result = repl_ml_stream_query(conn, psprintf("SELECT node_id, xid FROM repl_ml.record_floor UNION ALL"
-															   " SELECT %d, pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())",
-															   apply->peer->node_id), 2, types);
+	char	   *sql = psprintf("SELECT node_id, xid FROM repl_ml.record_floor UNION ALL"
+							   " SELECT %d, pg_catalog.pg_snapshot_xmax("
+							   "pg_catalog.pg_current_snapshot())",
+							   apply->peer->node_id);
+	ReplMlResult *result = repl_ml_stream_query(conn, sql, 2, types);
 
 	while (repl_ml_stream_next(result))
 	{
@@ -98,7 +117,8 @@ copy_floors(const ReplMlApply *apply, WalReceiverConn *conn)
 		if (DatumGetInt32(result->slot->tts_values[0]) == apply->self)
 			continue;
 		repl_ml_spi_execute("INSERT INTO repl_ml.record_floor AS f (node_id, xid) VALUES ($1, $2)"
-							" ON CONFLICT (node_id) DO UPDATE SET xid = greatest(f.xid, excluded.xid)",
+							" ON CONFLICT (node_id) DO UPDATE"
+							" SET xid = greatest(f.xid, excluded.xid)",
 							2, own_types, result->slot->tts_values, NULL);
 	}
 	repl_ml_stream_free(result);
@@ -113,7 +133,9 @@ void
 repl_ml_record_copy(const ReplMlApply *apply, WalReceiverConn *conn)
 {
 	static const Oid types[4] = {INT4OID, XID8OID, TEXTOID, PG_LSNOID};
-	ReplMlResult *result = repl_ml_stream_query(conn, "SELECT node_id, xid, level, commit_lsn FROM repl_ml.transaction_record"
+	ReplMlResult *result = repl_ml_stream_query(conn,
+												"SELECT node_id, xid, level, commit_lsn"
+												" FROM repl_ml.transaction_record"
 												" WHERE commit_lsn IS NOT NULL", 4, types);
 
 	while (repl_ml_stream_next(result))
@@ -121,8 +143,9 @@ repl_ml_record_copy(const ReplMlApply *apply, WalReceiverConn *conn)
 		slot_getallattrs(result->slot);
 		if (DatumGetInt32(result->slot->tts_values[0]) == apply->self)
 			continue;
-		store(DatumGetInt32(result->slot->tts_values[0]), result->slot->tts_values[1],
-			  TextDatumGetCString(result->slot->tts_values[2]), DatumGetLSN(result->slot->tts_values[3]));
+		store_record(DatumGetInt32(result->slot->tts_values[0]), result->slot->tts_values[1],
+					 TextDatumGetCString(result->slot->tts_values[2]),
+					 DatumGetLSN(result->slot->tts_values[3]));
 	}
 	repl_ml_stream_free(result);
 	copy_floors(apply, conn);

@@ -7,6 +7,10 @@
  * a RELATION message and resolved by name at its first use; a change of the
  * local catalogs makes it resolve again.  A table that is not here, or has
  * other columns, is an error that names the difference.
+ *
+ * Not here: which column is which (row/column.c), what becomes of a change that
+ * does not fit (dispatch.c, park.c).  Locks: ROW EXCLUSIVE on the local table,
+ * until the transaction ends.
  */
 #include "postgres.h"
 
@@ -37,15 +41,19 @@ static HTAB *remote_tables = NULL;
 static MemoryContext relation_context = NULL;	/* lives as long as a
 												 * connection */
 
-static void resolve(ReplMlRemoteTable *table);
+static void resolve_table(ReplMlRemoteTable *table);
 static void remember_misfit(ReplMlRemoteTable *table);
 static ReplMlColumn *copy_columns(LogicalRepRelation *remote, List *columns);
 static void require_same_columns(ReplMlRemoteTable *table, Relation rel);
 static void note_other_key(ReplMlRemoteTable *table, Relation rel);
 static void map_columns(ReplMlRemoteTable *table, Relation rel);
-static void invalidate(Datum arg, Oid relid);
+static void invalidate_remote(Datum arg, Oid relid);
 
-/* Forgets all: the ids of a new connection may mean other tables. */
+/*
+ * Forgets all tables: the ids of a new connection may mean other ones.  Called
+ * by the apply worker before it connects, and by backends that try parked
+ * changes.
+ */
 void
 repl_ml_relation_forget_all(void)
 {
@@ -54,7 +62,7 @@ repl_ml_relation_forget_all(void)
 
 	if (!registered)
 	{
-		CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
+		CacheRegisterRelcacheCallback(invalidate_remote, (Datum) 0);
 		registered = true;
 	}
 	remote_tables = NULL;
@@ -67,8 +75,12 @@ repl_ml_relation_forget_all(void)
 								HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
+/*
+ * Called by core when a relation has changed: what is here of the peer's
+ * tables is to be looked up again.
+ */
 static void
-invalidate(Datum arg, Oid relid)
+invalidate_remote(Datum arg, Oid relid)
 {
 	HASH_SEQ_STATUS scan;
 	ReplMlRemoteTable *table;
@@ -86,7 +98,7 @@ invalidate(Datum arg, Oid relid)
 	}
 }
 
-/* The columns in the order they are sent in; palloc'd. */
+/* Returns the columns in the order they are sent in; palloc'd. */
 static ReplMlColumn *
 copy_columns(LogicalRepRelation *remote, List *columns)
 {
@@ -113,8 +125,8 @@ copy_columns(LogicalRepRelation *remote, List *columns)
 
 /*
  * Keeps what a RELATION message says; replaces what an earlier one said.
- * "columns" are those of the table, of ReplMlColumn *, NIL if that is not known;
- * "late" is for the table of a parked change.
+ * "columns" are those of the table, of ReplMlColumn *, NIL if that is not
+ * known; "late" is for the table of a parked change.
  */
 void
 repl_ml_relation_remember(LogicalRepRelation *remote, List *columns, bool late)
@@ -131,6 +143,8 @@ repl_ml_relation_remember(LogicalRepRelation *remote, List *columns, bool late)
 		table->careful = 0;
 		table->logged_at = 0;
 	}
+
+	/* all of it was said about another description */
 	table->misfit = table->locked = NULL;
 	table->misfit_until = 0;
 	table->columns = NULL;
@@ -156,7 +170,9 @@ repl_ml_relation_remember(LogicalRepRelation *remote, List *columns, bool late)
 	MemoryContextSwitchTo(old);
 }
 
-/* The table with the peer's id, as it was described, resolved or not. */
+/*
+ * Returns the table with the peer's id, as it was described, resolved or not.
+ */
 ReplMlRemoteTable *
 repl_ml_relation_find(LogicalRepRelId id)
 {
@@ -165,13 +181,14 @@ repl_ml_relation_find(LogicalRepRelId id)
 	if (table == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("the peer sent a change of table %u without describing the table", id)));
+				 errmsg("the peer sent a change of table %u without describing the table", id),
+				 errhint(REPL_ML_SAME_VERSION_HINT)));
 	return table;
 }
 
 /*
- * The table with the peer's id, resolved; its local table may be InvalidOid
- * when the group has removed it and its changes are to be dropped.
+ * Returns the table with the peer's id, resolved; its local table may be
+ * InvalidOid when the group has removed it and its changes are to be dropped.
  */
 ReplMlRemoteTable *
 repl_ml_relation_get(LogicalRepRelId id)
@@ -179,12 +196,16 @@ repl_ml_relation_get(LogicalRepRelId id)
 	ReplMlRemoteTable *table = repl_ml_relation_find(id);
 
 	if (!table->valid)
-		resolve(table);
+		resolve_table(table);
 	return table;
 }
 
+/*
+ * Finds the table of that name here, and where its columns are; raises an
+ * error if it does not fit.
+ */
 static void
-resolve(ReplMlRemoteTable *table)
+resolve_table(ReplMlRemoteTable *table)
 {
 	Oid			relid;
 	Relation	rel;
@@ -198,11 +219,14 @@ resolve(ReplMlRemoteTable *table)
 		if (OidIsValid(relid))
 		{
 			rel = table_open(relid, NoLock);
-			if (rel->rd_rel->relkind != RELKIND_RELATION && rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+			if (rel->rd_rel->relkind != RELKIND_RELATION &&
+				rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
 				ereport(ERROR,
 						(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 						 errmsg("\"%s.%s\" is not a table on this node",
-								table->remote.nspname, table->remote.relname)));
+								table->remote.nspname, table->remote.relname),
+						 errhint("Make it a table, as on the other nodes, then run SELECT "
+								 "repl_ml.retry_parked(id).")));
 			map_columns(table, rel);
 			table->local = relid;
 			table_close(rel, NoLock);
@@ -219,8 +243,8 @@ resolve(ReplMlRemoteTable *table)
 }
 
 /*
- * After an error of resolve: until something changes, each change of the table
- * would meet the same one.
+ * Keeps an error of resolve_table: until something changes, each change of the
+ * table would meet the same one.
  */
 static void
 remember_misfit(ReplMlRemoteTable *table)
@@ -237,9 +261,12 @@ remember_misfit(ReplMlRemoteTable *table)
 	table->misfit_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_AGAIN_MS);
 }
 
-/* The type here of what the peer sends of a column in binary form; InvalidOid if it should not. */
+/*
+ * Returns the type here of what the peer sends of a column in binary form;
+ * InvalidOid if it should not.
+ */
 static Oid
-type_of_binary(ReplMlRemoteTable *table, int column)
+find_binary_type(ReplMlRemoteTable *table, int column)
 {
 	Oid			type = table->remote.atttyps[column];
 
@@ -248,7 +275,10 @@ type_of_binary(ReplMlRemoteTable *table, int column)
 	return repl_ml_binary_is_portable(type) ? type : InvalidOid;
 }
 
-/* Remote column of each local attribute; an error where the two differ. */
+/*
+ * Notes which column of the peer's each one here is; raises an error where the
+ * two differ.
+ */
 static void
 map_columns(ReplMlRemoteTable *table, Relation rel)
 {
@@ -279,6 +309,8 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 			if (strcmp(table->remote.attnames[j], NameStr(att->attname)) == 0)
 				table->remote_column[i] = j;
 		}
+
+		/* a parked change may be from before the column */
 		if (table->remote_column[i] < 0 && table->late)
 			continue;
 		if (table->remote_column[i] < 0)
@@ -286,11 +318,12 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
 					 errmsg("column \"%s\" of table \"%s.%s\" does not exist on the peer",
 							NameStr(att->attname), table->remote.nspname, table->remote.relname),
-					 errhint("Make the table the same on all nodes, then run SELECT repl_ml.retry_parked(id).")));
+					 errhint("Make the table the same on all nodes, then run SELECT "
+							 "repl_ml.retry_parked(id).")));
 		matched++;
 		getTypeInputInfo(att->atttypid, &function, &table->input_param[i]);
 		fmgr_info(function, &table->input[i]);
-		if (type_of_binary(table, table->remote_column[i]) == att->atttypid)
+		if (find_binary_type(table, table->remote_column[i]) == att->atttypid)
 		{
 			getTypeBinaryInputInfo(att->atttypid, &function, &table->input_param[i]);
 			fmgr_info(function, &table->receive[i]);
@@ -307,8 +340,10 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
 					 errmsg("column \"%s\" of table \"%s.%s\" does not exist on this node",
-							table->remote.attnames[j], table->remote.nspname, table->remote.relname),
-					 errhint("Make the table the same on all nodes, then run SELECT repl_ml.retry_parked(id).")));
+							table->remote.attnames[j], table->remote.nspname,
+							table->remote.relname),
+					 errhint("Make the table the same on all nodes, then run SELECT "
+							 "repl_ml.retry_parked(id).")));
 	}
 	if (table->described != NULL)
 		require_same_columns(table, rel);
@@ -316,8 +351,9 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 }
 
 /*
- * Notes which columns here are the peer's key, where that is not ours: an UPDATE
- * there may change what is the key here (see repl_ml_deletion_supersede).
+ * Notes which columns here are the peer's key, where that is not ours: an
+ * UPDATE there may change what is the key here (see
+ * repl_ml_deletion_supersede).
  */
 static void
 note_other_key(ReplMlRemoteTable *table, Relation rel)
@@ -345,9 +381,9 @@ note_other_key(ReplMlRemoteTable *table, Relation rel)
 		table->other_key_count = count;
 }
 
-/* All identities that there have been in the table on the peer. */
+/* Returns all identities that there have been in the table on the peer. */
 static const char *
-seen_there(ReplMlRemoteTable *table)
+get_seen_there(ReplMlRemoteTable *table)
 {
 	for (int j = 0; j < table->remote.natts; j++)
 	{
@@ -364,61 +400,79 @@ typedef enum ColumnFit
 	IS_OF_ANOTHER_TYPE
 } ColumnFit;
 
-/* Is the peer's column j the column "att" here, and are its values? */
+/*
+ * Says whether the peer's column j is the column "att" here, and its values
+ * are.
+ */
 static ColumnFit
-fit_of(ReplMlRemoteTable *table, int j, Relation rel, Form_pg_attribute att, const char *seen_here)
+find_fit(ReplMlRemoteTable *table, int j, Relation rel, Form_pg_attribute att,
+		 const char *seen_here)
 {
 	ReplMlColumn ours;
 
 	if (table->described == NULL || strcmp(NameStr(att->attname), REPL_ML_CLOCK_COLUMN) == 0)
 		return FITS;
 	ours = repl_ml_column_describe(RelationGetRelid(rel), att);
-	if (!repl_ml_column_is_same(table->described[j].identity, seen_there(table), ours.identity, seen_here))
+	if (!repl_ml_column_is_same(table->described[j].identity, get_seen_there(table), ours.identity,
+								seen_here))
 		return IS_ANOTHER;
 	return repl_ml_column_takes(&table->described[j], &ours) ? FITS : IS_OF_ANOTHER_TYPE;
 }
 
-/* An error where a column of the peer's is not the one here that has its name, or its values might become others here. */
+/*
+ * Raises an error where a column of the peer's is not the one here that has
+ * its name, or its values might become others here.
+ */
 static void
 require_same_columns(ReplMlRemoteTable *table, Relation rel)
 {
-	char	   *seen_here = repl_ml_column_identity(RelationGetRelid(rel), repl_ml_table_clock_attnum(RelationGetRelid(rel)));
+	Oid			relid = RelationGetRelid(rel);
+	char	   *seen_here = repl_ml_column_identity(relid, repl_ml_table_clock_attnum(relid));
 
 	for (int i = 0; i < table->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), i);
 		int			j = table->remote_column[i];
-		ColumnFit	fit = j < 0 ? FITS : fit_of(table, j, rel, att, seen_here);
+		ColumnFit	fit = j < 0 ? FITS : find_fit(table, j, rel, att, seen_here);
 
 		if (fit == IS_ANOTHER)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
 					 errmsg("column \"%s\" of table \"%s.%s\" is another one than on the peer",
 							NameStr(att->attname), table->remote.nspname, table->remote.relname),
-					 errdetail("It was added, or all its values were computed anew, on one of the nodes and not on the other; or columns were renamed."),
-					 errhint("Alter the table on all nodes in the same way. If it is the same column after all, run SECURITY LABEL FOR repl_ml ON COLUMN %s.%s IS %s.",
-							 quote_qualified_identifier(table->remote.nspname, table->remote.relname),
-							 quote_identifier(NameStr(att->attname)), quote_literal_cstr(table->described[j].identity))));
+					 errdetail("It was added, or all its values were computed anew, on one of the "
+							   "nodes and not on the other; or columns were renamed."),
+					 errhint("Alter the table on all nodes in the same way. If it is the same "
+							 "column after all, run SECURITY LABEL FOR repl_ml ON COLUMN %s.%s IS "
+							 "%s.",
+							 quote_qualified_identifier(table->remote.nspname,
+														table->remote.relname),
+							 quote_identifier(NameStr(att->attname)),
+							 quote_literal_cstr(table->described[j].identity))));
 		if (fit == IS_OF_ANOTHER_TYPE)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
-					 errmsg("column \"%s\" of table \"%s.%s\" is of type %s here and of another one, %s, on the peer",
+					 errmsg("column \"%s\" of table \"%s.%s\" is of type %s here and of another "
+							"one, %s, on the peer",
 							NameStr(att->attname), table->remote.nspname, table->remote.relname,
-							format_type_with_typemod(att->atttypid, att->atttypmod), table->described[j].type),
-					 errhint("Make the table the same on all nodes; then its changes are applied.")));
+							format_type_with_typemod(att->atttypid, att->atttypmod),
+							table->described[j].type),
+					 errhint("Make the table the same on all nodes; then its changes are "
+							 "applied.")));
 	}
 }
 
 /*
- * The name of a column of the peer's that is not one of the table here (any
- * more), or NULL; then "lacks" says whether the table has columns that the peer's
- * has not.  For a parked change; takes no lock.
+ * Returns, for a parked change, the name of a column of the peer's that is not
+ * one of the table here (any more), or NULL; then "lacks" says whether the
+ * table has columns that the peer's has not.
  */
 char *
 repl_ml_relation_unfit(LogicalRepRelId id, bool *lacks)
 {
 	ReplMlRemoteTable *table = repl_ml_relation_find(id);
-	Oid			relid = RangeVarGetRelid(makeRangeVar(table->remote.nspname, table->remote.relname, -1), AccessShareLock, true);
+	Oid			relid = RangeVarGetRelid(makeRangeVar(table->remote.nspname, table->remote.relname,
+													  -1), AccessShareLock, true);
 	Relation	rel;
 	char	   *seen_here;
 	int			matched = 0;
@@ -430,13 +484,16 @@ repl_ml_relation_unfit(LogicalRepRelId id, bool *lacks)
 	rel = table_open(relid, NoLock);
 	seen_here = repl_ml_column_identity(relid, repl_ml_table_clock_attnum(relid));
 	for (int i = 0; i < RelationGetNumberOfAttributes(rel); i++)
-		here += !TupleDescAttr(RelationGetDescr(rel), i)->attisdropped && TupleDescAttr(RelationGetDescr(rel), i)->attgenerated == '\0';
+		here += !TupleDescAttr(RelationGetDescr(rel), i)->attisdropped &&
+		TupleDescAttr(RelationGetDescr(rel), i)->attgenerated == '\0';
 	for (int j = 0; j < table->remote.natts; j++)
 	{
 		AttrNumber	attnum = get_attnum(relid, table->remote.attnames[j]);
-		Form_pg_attribute att = attnum <= InvalidAttrNumber ? NULL : TupleDescAttr(RelationGetDescr(rel), attnum - 1);
+		Form_pg_attribute att = attnum <= InvalidAttrNumber ? NULL :
+			TupleDescAttr(RelationGetDescr(rel), attnum - 1);
 
-		if (att == NULL || att->attgenerated != '\0' || fit_of(table, j, rel, att, seen_here) != FITS)
+		if (att == NULL || att->attgenerated != '\0' ||
+			find_fit(table, j, rel, att, seen_here) != FITS)
 			break;
 		matched++;
 	}
@@ -445,22 +502,27 @@ repl_ml_relation_unfit(LogicalRepRelId id, bool *lacks)
 	return matched < table->remote.natts ? table->remote.attnames[matched] : NULL;
 }
 
-/* A value that came in binary form, as text. */
+/* Returns a value that came in binary form, as text. */
 static char *
-binary_as_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column)
+print_binary(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column)
 {
-	Oid			type = type_of_binary(table, column);
+	Oid			type = find_binary_type(table, column);
 
 	if (!OidIsValid(type))
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("the peer sent column \"%s\" of table \"%s.%s\" in binary form, which its type %u may not have",
+				 errmsg("the peer sent column \"%s\" of table \"%s.%s\" in binary form, which its "
+						"type %u may not have",
 						table->remote.attnames[column], table->remote.nspname,
-						table->remote.relname, table->remote.atttyps[column])));
+						table->remote.relname, table->remote.atttyps[column]),
+				 errhint(REPL_ML_SAME_VERSION_HINT)));
 	return repl_ml_binary_as_text(type, &tuple->colvalues[column]);
 }
 
-/* A received value as text, NULL for null; an error if it is not in the message. */
+/*
+ * Returns a received value as text, NULL for null; raises an error if it is
+ * not in the message.
+ */
 char *
 repl_ml_relation_column(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column)
 {
@@ -469,7 +531,8 @@ repl_ml_relation_column(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, in
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("a row of table \"%s.%s\" has %d columns instead of %d",
 						table->remote.nspname, table->remote.relname,
-						tuple->ncols, table->remote.natts)));
+						tuple->ncols, table->remote.natts),
+				 errhint(REPL_ML_SAME_VERSION_HINT)));
 	switch (tuple->colstatus[column])
 	{
 		case LOGICALREP_COLUMN_NULL:
@@ -480,34 +543,39 @@ repl_ml_relation_column(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, in
 			 * nobody has looked at it yet, and what is stored must be
 			 * readable
 			 */
-			(void) pg_verifymbstr(tuple->colvalues[column].data, tuple->colvalues[column].len, false);
+			(void) pg_verifymbstr(tuple->colvalues[column].data, tuple->colvalues[column].len,
+								  false);
 			return tuple->colvalues[column].data;
 		case LOGICALREP_COLUMN_BINARY:
-			return binary_as_text(table, tuple, column);
+			return print_binary(table, tuple, column);
 		case LOGICALREP_COLUMN_UNCHANGED:
 			ereport(ERROR,
 					(errcode(ERRCODE_PROTOCOL_VIOLATION),
 					 errmsg("the peer did not send the value of column \"%s\" of table \"%s.%s\"",
-							table->remote.attnames[column], table->remote.nspname, table->remote.relname),
-					 errdetail("An unchanged out-of-line value was updated around the trigger \"zz_repl_ml_update\"."),
+							table->remote.attnames[column], table->remote.nspname,
+							table->remote.relname),
+					 errdetail("An unchanged out-of-line value was updated around the trigger "
+							   "\"zz_repl_ml_update\"."),
 					 errhint("Update the row again on the peer.")));
 			break;
 		default:
 			ereport(ERROR,
 					(errcode(ERRCODE_PROTOCOL_VIOLATION),
-					 errmsg("the peer sent column \"%s\" of table \"%s.%s\" in the unknown format \"%c\"",
+					 errmsg("the peer sent column \"%s\" of table \"%s.%s\" in the unknown format "
+							"\"%c\"",
 							table->remote.attnames[column], table->remote.nspname,
-							table->remote.relname, tuple->colstatus[column])));
+							table->remote.relname, tuple->colstatus[column]),
+					 errhint(REPL_ML_SAME_VERSION_HINT)));
 	}
 	return NULL;				/* keep the compiler quiet */
 }
 
 /*
- * What a column has in a row that was written before there was the column: as
- * ALTER TABLE ADD COLUMN, its default.
+ * Sets what a column has in a row that was written before there was the
+ * column: as ALTER TABLE ADD COLUMN, its default.
  */
 static void
-fill_default(ReplMlRemoteTable *table, int i, TupleTableSlot *slot)
+set_default(ReplMlRemoteTable *table, int i, TupleTableSlot *slot)
 {
 	Relation	rel = table_open(table->local, NoLock);
 	Node	   *expression = build_column_default(rel, i + 1);
@@ -515,13 +583,15 @@ fill_default(ReplMlRemoteTable *table, int i, TupleTableSlot *slot)
 	table_close(rel, NoLock);
 	if (expression == NULL)
 		return;
-	slot->tts_values[i] = ExecEvalExprSwitchContext(ExecInitExpr(expression_planner((Expr *) expression), NULL),
-													CreateStandaloneExprContext(), &slot->tts_isnull[i]);
+	slot->tts_values[i] =
+		ExecEvalExprSwitchContext(ExecInitExpr(expression_planner((Expr *) expression), NULL),
+								  CreateStandaloneExprContext(),
+								  &slot->tts_isnull[i]);
 }
 
 /* Sets one column of the local table's tuple from the received row. */
 static void
-fill_column(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, TupleTableSlot *slot, int i)
+set_column(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, TupleTableSlot *slot, int i)
 {
 	int32		typmod = TupleDescAttr(slot->tts_tupleDescriptor, i)->atttypmod;
 	int			column = table->remote_column[i];
@@ -538,12 +608,17 @@ fill_column(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, TupleTableSlot
 	text = repl_ml_relation_column(table, tuple, column);
 	slot->tts_isnull[i] = text == NULL;
 	if (text != NULL)
-		slot->tts_values[i] = InputFunctionCall(&table->input[i], text, table->input_param[i], typmod);
+		slot->tts_values[i] = InputFunctionCall(&table->input[i], text, table->input_param[i],
+												typmod);
 }
 
-/* The received row as a tuple of the local table, in "slot". */
+/*
+ * Sets the received row as a tuple of the local table, in "slot"; with the
+ * owner's rights, whose types read it.
+ */
 void
-repl_ml_relation_fill_slot(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, TupleTableSlot *slot)
+repl_ml_relation_fill_slot(ReplMlRemoteTable *table, LogicalRepTupleData *tuple,
+						   TupleTableSlot *slot)
 {
 	TupleDesc	desc = slot->tts_tupleDescriptor;
 
@@ -553,15 +628,15 @@ repl_ml_relation_fill_slot(ReplMlRemoteTable *table, LogicalRepTupleData *tuple,
 		slot->tts_values[i] = (Datum) 0;
 		slot->tts_isnull[i] = true;
 		if (table->remote_column[i] >= 0)
-			fill_column(table, tuple, slot, i);
+			set_column(table, tuple, slot, i);
 		else if (table->late && !TupleDescAttr(desc, i)->attisdropped &&
 				 TupleDescAttr(desc, i)->attgenerated == '\0')
-			fill_default(table, i, slot);
+			set_default(table, i, slot);
 	}
 	ExecStoreVirtualTuple(slot);
 }
 
-/* One column of a received row by name, as text; NULL for null. */
+/* Returns one column of a received row by name, as text; NULL for null. */
 char *
 repl_ml_relation_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, const char *column)
 {
@@ -573,16 +648,18 @@ repl_ml_relation_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, cons
 	ereport(ERROR,
 			(errcode(ERRCODE_PROTOCOL_VIOLATION),
 			 errmsg("the peer sent table \"%s.%s\" without column \"%s\"",
-					table->remote.nspname, table->remote.relname, column)));
+					table->remote.nspname, table->remote.relname, column),
+			 errhint(REPL_ML_SAME_VERSION_HINT)));
 	return NULL;				/* keep the compiler quiet */
 }
 
 /*
- * Called with each row of the group's list of tables that comes from a peer,
- * before it is joined.  If it says that another node has added a table which this
- * one has added by itself, neither has copied from the other: rows that were in
- * it before are then written anew here, once, as pending_tables() says, and the
- * other node does the same, so that all meet.
+ * Called by dispatch.c and copy/sync.c with each row of the group's list of
+ * tables that comes from a peer, before it is joined.  If it says that another
+ * node has added a table which this one has added by itself, neither has
+ * copied from the other: rows that were in it before are then written anew
+ * here, once, as pending_tables() says, and the other node does the same, so
+ * that all meet.
  */
 void
 repl_ml_relation_meet(TupleTableSlot *listed)
@@ -600,8 +677,13 @@ repl_ml_relation_meet(TupleTableSlot *listed)
 	}
 	repl_ml_spi_execute("INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name)"
 						" SELECT l.node_id, t.schema_name, t.table_name FROM repl_ml.local_node l"
-						" JOIN repl_ml.replicated_table t ON t.enrolled_by OPERATOR(pg_catalog.=) l.node_id AND t.state OPERATOR(pg_catalog.=) 'enrolled'"
-						" WHERE t.schema_name OPERATOR(pg_catalog.=) $1 AND t.table_name OPERATOR(pg_catalog.=) $2"
-						" AND $3 OPERATOR(pg_catalog.=) 'enrolled' AND $4 OPERATOR(pg_catalog.<>) l.node_id"
-						" ON CONFLICT ON CONSTRAINT table_sync_pkey DO NOTHING", 4, types, values, NULL);
+						" JOIN repl_ml.replicated_table t"
+						" ON t.enrolled_by OPERATOR(pg_catalog.=) l.node_id"
+						" AND t.state OPERATOR(pg_catalog.=) 'enrolled'"
+						" WHERE t.schema_name OPERATOR(pg_catalog.=) $1"
+						" AND t.table_name OPERATOR(pg_catalog.=) $2"
+						" AND $3 OPERATOR(pg_catalog.=) 'enrolled'"
+						" AND $4 OPERATOR(pg_catalog.<>) l.node_id"
+						" ON CONFLICT ON CONSTRAINT table_sync_pkey DO NOTHING", 4, types, values,
+						NULL);
 }

@@ -11,8 +11,10 @@
  * (aside.c).  So a row that cannot be applied costs its own time and no other
  * table's.  A transaction too large to be kept is sent again by the peer.
  *
- * The apply worker's alone.  Called by worker.c with each message of the
- * stream and by dispatch.c when it commits; next on the way: dispatch.c.
+ * The apply worker's alone.  Called by group/worker.c with each message of the
+ * stream and by dispatch.c when it commits; next on the way: dispatch.c.  Not
+ * here: what an error means for a connection (group/worker.c).  No locks:
+ * those of what failed are let go before it is applied again.
  */
 #include "postgres.h"
 
@@ -44,12 +46,13 @@ static int	handled = 0;		/* up to here, the one being handled included
 								 * unless it is a BEGIN */
 static int	committed = 0;		/* up to here it is done with */
 
-static void keep(ReplMlApply *apply, StringInfo message);
+static void keep_message(ReplMlApply *apply, StringInfo message);
 static void note_handled(int end, StringInfo message);
-static bool succeeds(ReplMlApply *apply, void (*step) (ReplMlApply *apply, void *argument), void *argument);
+static bool succeeds(ReplMlApply *apply, void (*step) (ReplMlApply *apply, void *argument),
+					 void *argument);
 static void dispatch_message(ReplMlApply *apply, void *message);
-static void finish(ReplMlApply *apply, void *durable);
-static void replay(ReplMlApply *apply, void *nothing);
+static void finish_batch(ReplMlApply *apply, void *durable);
+static void replay_kept(ReplMlApply *apply, void *nothing);
 static bool may_replay(ReplMlApply *apply);
 static void prepare_replay(ReplMlApply *apply);
 
@@ -63,7 +66,10 @@ repl_ml_replay_forget(void)
 	complete = true;
 }
 
-/* Handles one message of the stream; see the head of the file. */
+/*
+ * Handles one message of the stream, and applies again what its error has
+ * undone; see the head of the file.
+ */
 void
 repl_ml_replay_dispatch(ReplMlApply *apply, StringInfo message)
 {
@@ -71,32 +77,36 @@ repl_ml_replay_dispatch(ReplMlApply *apply, StringInfo message)
 	{
 		repl_ml_aside_begin();
 		/* one that may be put aside has none before it to take along */
-		if (apply->batch > 0 && (repl_ml_aside_is_keeping() || (kept != NULL && kept->len > FULL_ENOUGH)))
+		if (apply->batch > 0 &&
+			(repl_ml_aside_is_keeping() || (kept != NULL && kept->len > FULL_ENOUGH)))
 			repl_ml_dispatch_finish(apply, false);
 	}
-	keep(apply, message);
+	keep_message(apply, message);
 	if (!succeeds(apply, dispatch_message, message))
 	{
-		while (!succeeds(apply, replay, NULL))
-			;
-	}
-}
-
-/* Commits the batch; what that fails for is applied again, each transaction by itself. */
-void
-repl_ml_replay_finish(ReplMlApply *apply, bool durable)
-{
-	if (!succeeds(apply, finish, &durable))
-	{
-		while (!succeeds(apply, replay, NULL))
+		while (!succeeds(apply, replay_kept, NULL))
 			;
 	}
 }
 
 /*
- * Does a step.  False if that failed, and what is kept and not committed has to
- * be applied again: everything is given back then, and how is noted.  Other
- * errors are raised.
+ * Commits the batch; what that fails for is applied again, each transaction by
+ * itself.
+ */
+void
+repl_ml_replay_finish(ReplMlApply *apply, bool durable)
+{
+	if (!succeeds(apply, finish_batch, &durable))
+	{
+		while (!succeeds(apply, replay_kept, NULL))
+			;
+	}
+}
+
+/*
+ * Does a step; returns false if that failed, and what is kept and not
+ * committed has to be applied again: everything is given back then, and how is
+ * noted.  Other errors are raised.
  */
 static bool
 succeeds(ReplMlApply *apply, void (*step) (ReplMlApply *apply, void *argument), void *argument)
@@ -119,19 +129,21 @@ succeeds(ReplMlApply *apply, void (*step) (ReplMlApply *apply, void *argument), 
 	return done;
 }
 
+/* Handles a message, as a step of succeeds. */
 static void
 dispatch_message(ReplMlApply *apply, void *message)
 {
 	repl_ml_dispatch(apply, message);
 }
 
+/* Commits the batch, as a step of succeeds. */
 static void
-finish(ReplMlApply *apply, void *durable)
+finish_batch(ReplMlApply *apply, void *durable)
 {
 	repl_ml_dispatch_finish(apply, *(bool *) durable);
 }
 
-/* What has been handled so far is committed; dispatch.c calls it. */
+/* Notes, for dispatch.c, that what has been handled so far is committed. */
 void
 repl_ml_replay_committed(void)
 {
@@ -140,9 +152,11 @@ repl_ml_replay_committed(void)
 		repl_ml_replay_forget();
 }
 
-/* Keeps a message of a transaction, or of what lies between those of a batch. */
+/*
+ * Keeps a message of a transaction, or of what lies between those of a batch.
+ */
 static void
-keep(ReplMlApply *apply, StringInfo message)
+keep_message(ReplMlApply *apply, StringInfo message)
 {
 	KeptHeader	header = {.length = message->len - message->cursor,.lsn = apply->message_lsn};
 
@@ -155,6 +169,8 @@ keep(ReplMlApply *apply, StringInfo message)
 	}
 	if (!apply->transaction.open && apply->batch == 0)
 		repl_ml_replay_forget();
+
+	/* too large to be kept: the peer sends it again */
 	if (!complete)
 		return;
 	if (header.length > KEPT_BYTES - kept->len)
@@ -167,7 +183,10 @@ keep(ReplMlApply *apply, StringInfo message)
 	note_handled(kept->len, message);
 }
 
-/* The message that ends at "end" is being handled.  Before a BEGIN may be a commit of what came before. */
+/*
+ * Notes that the message that ends at "end" is being handled.  Before a BEGIN
+ * may be a commit of what came before.
+ */
 static void
 note_handled(int end, StringInfo message)
 {
@@ -176,9 +195,9 @@ note_handled(int end, StringInfo message)
 }
 
 /*
- * May what is kept be applied again in another way, after the error being
- * handled?  Not if the error will go away by itself, or is the stream's; but a
- * lock that somebody holds is waited for here, too.
+ * Says whether what is kept may be applied again in another way, after the
+ * error being handled.  It may not if the error will go away by itself, or is
+ * the stream's; but a lock that somebody holds is waited for here, too.
  */
 static bool
 may_replay(ReplMlApply *apply)
@@ -192,15 +211,20 @@ may_replay(ReplMlApply *apply)
 	if (!repl_ml_dispatch_is_permanent(geterrcode()) || apply->failures >= MOST_FAILURES)
 		return false;
 	/* at the end of a batch nobody knows whose error it is; alone, they will tell */
-	return apply->transaction.open ? apply->blame_transaction : apply->message_lsn > apply->unbatched_until;
+	return apply->transaction.open ? apply->blame_transaction :
+		apply->message_lsn > apply->unbatched_until;
 }
 
-/* Gives everything back after the error, and notes how what it hit is to be applied now. */
+/*
+ * Gives everything back after the error, and notes how what it hit is to be
+ * applied now.
+ */
 static void
 prepare_replay(ReplMlApply *apply)
 {
 	bool		crowded = apply->crowded;
-	XLogRecPtr	hit = apply->transaction.open && apply->blame_transaction ? apply->transaction.final_lsn : InvalidXLogRecPtr;
+	XLogRecPtr	hit = apply->transaction.open && apply->blame_transaction ?
+		apply->transaction.final_lsn : InvalidXLogRecPtr;
 	bool		impatient = apply->transaction.impatient;
 	ErrorData  *error;
 	bool		blocked;
@@ -241,7 +265,7 @@ prepare_replay(ReplMlApply *apply)
 
 /* Applies what is kept and not committed. */
 static void
-replay(ReplMlApply *apply, void *nothing)
+replay_kept(ReplMlApply *apply, void *nothing)
 {
 	for (int at = committed; kept->len > 0 && at < kept->len;)
 	{

@@ -337,7 +337,7 @@ require_same_table(WalReceiverConn *conn, const char *schema_name, const char *t
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("the peer does not say what table %s is", name),
-				 errhint("Install the same version of the extension \"repl_ml\" on all nodes.")));
+				 errhint(REPL_ML_SAME_VERSION_HINT)));
 	slot_getallattrs(result->slot);
 	initStringInfo(&message);
 	if (!result->slot->tts_isnull[0])

@@ -48,8 +48,6 @@
 								 * invited */
 #define POLL_MS			100
 
-#define SAME_VERSION_HINT	"Install the same version of the extension \"repl_ml\" on both nodes."
-
 /* The columns of repl_ml.member, in the order of Member.row. */
 enum
 {
@@ -410,7 +408,7 @@ get_required_text(ReplMlResult *result, int column)
 				 errmsg("the peer described itself without \"%s\"",
 						NameStr(TupleDescAttr(result->slot->tts_tupleDescriptor,
 											  column)->attname)),
-				 errhint(SAME_VERSION_HINT)));
+				 errhint(REPL_ML_SAME_VERSION_HINT)));
 	return value;
 }
 
@@ -496,7 +494,7 @@ ask_donor(ReplMlJoinRequest *request, WalReceiverConn *donor, Candidate *candida
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("the peer returned no row for repl_ml.local_info()"),
-				 errhint(SAME_VERSION_HINT)));
+				 errhint(REPL_ML_SAME_VERSION_HINT)));
 	slot_getallattrs(result->slot);
 	if (get_text(result, 0) == NULL)
 		ereport(ERROR,

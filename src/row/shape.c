@@ -298,7 +298,7 @@ resolve_shape(const ReplMlTable *table, TupleDesc desc, Datum columns, Datum att
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("a deleted row of table \"%s.%s\" came without its key's columns",
 						NameStr(table->schema_name), NameStr(table->table_name)),
-				 errhint("Install the same version of the extension \"repl_ml\" on all nodes.")));
+				 errhint(REPL_ML_SAME_VERSION_HINT)));
 	shape->key_natts = count / 2;
 	for (int i = 0; i < shape->key_natts; i++)
 	{

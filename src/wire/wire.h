@@ -52,6 +52,10 @@ typedef struct ReplMlClockEntry
 #define REPL_ML_DAMAGED_HINT \
 	"Run UPDATE ... SET __repl_clock = DEFAULT for the row where it was written: it begins anew."
 
+/* What to do about a peer that says what it should not, or not all */
+#define REPL_ML_SAME_VERSION_HINT \
+	"Install the same version of the extension \"repl_ml\" on all nodes."
+
 #define DatumGetReplMlClockP(d)		((ReplMlClock *) PG_DETOAST_DATUM_PACKED(d))
 #define PG_GETARG_REPL_ML_CLOCK_P(n) DatumGetReplMlClockP(PG_GETARG_DATUM(n))
 
