@@ -43,7 +43,7 @@
 static bool keeping = false;
 
 static bool try_again(ReplMlApply *apply, int64 id);
-static ErrorData *try_change(ReplMlApply *apply, int64 id, bool whole);
+static ErrorData *try_aside(ReplMlApply *apply, int64 id, bool whole);
 static void hand_over_crashed(ReplMlApply *apply);
 static void hand_over(int64 id, ErrorData *error);
 
@@ -137,6 +137,8 @@ repl_ml_aside_retry(ReplMlApply *apply)
 		return;
 	hand_over_crashed(apply);
 	ids = find_waiting(behind, false, apply->message_context);
+
+	/* behind the last one it begins with the first again */
 	apply->aside = ids != NIL || behind != 0;
 	behind = 0;
 	foreach(lc, ids)
@@ -161,7 +163,7 @@ repl_ml_aside_retry(ReplMlApply *apply)
 static bool
 try_again(ReplMlApply *apply, int64 id)
 {
-	ErrorData  *error = try_change(apply, id, true);
+	ErrorData  *error = try_aside(apply, id, true);
 	bool		done = true;
 	ListCell   *lc;
 
@@ -173,7 +175,7 @@ try_again(ReplMlApply *apply, int64 id)
 	{
 		int64		change = *(int64 *) lfirst(lc);
 
-		error = try_change(apply, change, false);
+		error = try_aside(apply, change, false);
 		if (error != NULL && repl_ml_dispatch_is_permanent(error->sqlerrcode))
 			hand_over(change, error);
 		else if (error != NULL)
@@ -188,7 +190,7 @@ try_again(ReplMlApply *apply, int64 id)
  * go at the same moment again and again.
  */
 static ErrorData *
-try_change(ReplMlApply *apply, int64 id, bool whole)
+try_aside(ReplMlApply *apply, int64 id, bool whole)
 {
 	ReplMlParkedTry try = {.id = id,.whole = whole};
 	int			more = (int) pg_prng_uint64_range(&pg_global_prng_state, 0, RETRY_PATIENCE_MS);

@@ -127,6 +127,8 @@ repl_ml_dispatch(ReplMlApply *apply, StringInfo message)
 					 errmsg("the peer sent the message %s inside a transaction", kind->name) :
 					 errmsg("the peer sent the message %s outside a transaction", kind->name),
 					 errhint(REPL_ML_SAME_VERSION_HINT)));
+
+		/* for the context of errors */
 		apply->doing = kind->name;
 		apply->table = NULL;
 		kind->handle(apply, message);

@@ -91,6 +91,8 @@ repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 		table_name = repl_ml_relation_text(table, tuple, "table_name");
 		action_name = "delete";
 	}
+
+	/* what is put aside counts as applied, so it is kept whatever it takes */
 	if (!put_aside && strcmp(schema_name, REPL_ML_SCHEMA) != 0 && is_too_much(tuple))
 		action_name = "counted";
 	write_parked(source, schema_name, table_name, action_name,
@@ -672,6 +674,8 @@ repl_ml_park_retry(ReplMlApply *apply, ReplMlParkedTry *try)
 							" AND put_aside FOR UPDATE SKIP LOCKED",
 							1, types, values, NULL) == 0)
 		return;
+
+	/* the lock on this row keeps other workers from the whole transaction */
 	SPI_connect();
 	SPI_execute_with_args("SELECT p.id FROM repl_ml.parked_change p"
 						  " JOIN repl_ml.parked_change f USING (origin_node, origin_lsn)"
@@ -831,6 +835,7 @@ load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple)
 		return false;
 	}
 
+	/* a deletion is a row of repl_ml.tombstone, as in the stream */
 	MemoryContextSwitchTo(context);
 	remote.nspname = pstrdup(repl_ml_spi_text(0, 0));
 	remote.relname = pstrdup(repl_ml_spi_text(0, 1));

@@ -51,7 +51,7 @@ static void note_handled(int end, StringInfo message);
 static bool succeeds(ReplMlApply *apply, void (*step) (ReplMlApply *apply, void *argument),
 					 void *argument);
 static void dispatch_message(ReplMlApply *apply, void *message);
-static void finish_batch(ReplMlApply *apply, void *durable);
+static void commit_batch(ReplMlApply *apply, void *durable);
 static void replay_kept(ReplMlApply *apply, void *nothing);
 static bool may_replay(ReplMlApply *apply);
 static void prepare_replay(ReplMlApply *apply);
@@ -96,7 +96,7 @@ repl_ml_replay_dispatch(ReplMlApply *apply, StringInfo message)
 void
 repl_ml_replay_finish(ReplMlApply *apply, bool durable)
 {
-	if (!succeeds(apply, finish_batch, &durable))
+	if (!succeeds(apply, commit_batch, &durable))
 	{
 		while (!succeeds(apply, replay_kept, NULL))
 			;
@@ -138,7 +138,7 @@ dispatch_message(ReplMlApply *apply, void *message)
 
 /* Commits the batch, as a step of succeeds. */
 static void
-finish_batch(ReplMlApply *apply, void *durable)
+commit_batch(ReplMlApply *apply, void *durable)
 {
 	repl_ml_dispatch_finish(apply, *(bool *) durable);
 }

@@ -52,6 +52,8 @@ repl_ml_unsent_order_copies(ReplMlApply *apply)
 		repl_ml_shmem_mark_unsent();
 	any = repl_ml_spi_execute("SELECT FROM repl_ml.unsent WHERE node_id OPERATOR(pg_catalog.=) $1"
 							  " LIMIT 1", 1, types, values, NULL) > 0;
+
+	/* as long again as it has been missed, but ten minutes to a day */
 	if (any)
 		repl_ml_spi_execute("WITH due AS (UPDATE repl_ml.unsent"
 							" SET tried_at = pg_catalog.clock_timestamp()"

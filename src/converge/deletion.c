@@ -72,10 +72,11 @@ repl_ml_deletion_join(Oid relid, Datum columns, Datum key_array, const ReplMlClo
 }
 
 /*
- * Called for an UPDATE by a node whose key is another: these columns, of which
- * the row has the values it had before.  What is the key here may have changed
- * by it; then the row that was here under the former one is the same row, is
- * known to the update, and goes.  Returns what repl_ml_row_join does.
+ * Called by apply/dispatch.c for an UPDATE by a node whose key is another:
+ * these columns, of which the row has the values it had before.  What is the
+ * key here may have changed by it; then the row that was here under the former
+ * one is the same row, is known to the update, and goes.  Returns what
+ * repl_ml_row_join does.
  */
 int
 repl_ml_deletion_supersede(Oid relid, const AttrNumber *key, int count, TupleTableSlot *row,

@@ -56,7 +56,7 @@ static void log_losers(ReplMlJoin *join, const ReplMlVersions *versions,
 					   const ReplMlResolution *resolution, bool again);
 static bool store_row(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock,
 					  bool row_is_here, const ReplMlVersions *versions);
-static TupleTableSlot *copy_with_clock(ReplMlTarget *target, TupleTableSlot *slot,
+static TupleTableSlot *put_under_clock(ReplMlTarget *target, TupleTableSlot *slot,
 									   const ReplMlClock *clock);
 static const ReplMlClock *read_clock(ReplMlTarget *target, TupleTableSlot *slot);
 
@@ -244,6 +244,8 @@ repl_ml_row_is_known(Oid relid, char **key, const ReplMlClock *clock)
 	for (int i = 0; i < table->key_natts; i++)
 		join.key[i] = InputFunctionCall(&table->key_in[i], key[i], table->key_ioparams[i],
 										table->key_typmods[i]);
+
+	/* the row's clock, or its deletion's, knows all that came before */
 	aim_at_key(&join, root);
 	here = repl_ml_target_find(join.target, join.searched) ?
 		read_clock(join.target, join.target->found) :
@@ -735,7 +737,7 @@ store_row(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock, bool 
 		  const ReplMlVersions *versions)
 {
 	ReplMlTarget *target = join->target;
-	TupleTableSlot *stored = copy_with_clock(target, row, clock);
+	TupleTableSlot *stored = put_under_clock(target, row, clock);
 
 	if (!repl_ml_unique_make_room(join, stored, clock, row_is_here))
 	{
@@ -755,7 +757,7 @@ store_row(ReplMlJoin *join, TupleTableSlot *row, const ReplMlClock *clock, bool 
  * Returns the row in "slot" under another clock, in the target's scratch slot.
  */
 static TupleTableSlot *
-copy_with_clock(ReplMlTarget *target, TupleTableSlot *slot, const ReplMlClock *clock)
+put_under_clock(ReplMlTarget *target, TupleTableSlot *slot, const ReplMlClock *clock)
 {
 	TupleTableSlot *result = target->scratch;
 	int			natts = result->tts_tupleDescriptor->natts;

@@ -162,6 +162,7 @@ check_partitions(Relation root, Relation parent)
 	{
 		Oid			relid = partitions->oids[i];
 		Oid			its_owner = get_rel_owner(relid);
+		Oid			schema = get_rel_namespace(relid);
 
 		if (OidIsValid(its_owner) && its_owner != owner && !has_privs_of_role(its_owner, owner))
 			ereport(ERROR,
@@ -171,7 +172,7 @@ check_partitions(Relation root, Relation parent)
 							get_rel_name(relid), GetUserNameFromId(its_owner, true),
 							RelationGetRelationName(root)),
 					 errhint("Run ALTER TABLE %s OWNER TO %s.",
-							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+							 quote_qualified_identifier(get_namespace_name(schema),
 														get_rel_name(relid)),
 							 quote_identifier(GetUserNameFromId(owner, true)))));
 		/* a partition may have partitions of its own */
@@ -315,8 +316,9 @@ repl_ml_targets_in_session(void (*step) (void *argument), void *argument)
 }
 
 /*
- * Does a step in a subtransaction with targets of its own; the error that it
- * failed with, in the caller's context, or NULL.
+ * Does a step in a subtransaction with targets of its own, for dispatch.c and
+ * copies; returns the error that it failed with, in the caller's context, or
+ * NULL.
  */
 ErrorData *
 repl_ml_targets_try(void (*step) (void *argument), void *argument)

@@ -223,6 +223,11 @@ repl_ml_unique_evict(ReplMlTarget *target, Datum *key, const ReplMlClock *clock,
 		remember_eviction(target->table, key, clock, eviction);
 		return;
 	}
+
+	/*
+	 * other nodes have the versions it was resolved from: each is evicted
+	 * under its own clock
+	 */
 	repl_ml_tombstone_insert_merged(target->table, key, repl_ml_clock_merge(clock, clock));
 	for (int i = 0; i < versions->count; i++)
 	{

@@ -231,6 +231,7 @@ labels_created(Script *script, SecLabelStmt *statement)
 static bool
 is_allowed(Script *script, Node *statement)
 {
+	/* what creates something notes it, what is about something asks for it */
 	switch (nodeTag(statement))
 	{
 		case T_VariableSetStmt:

@@ -325,6 +325,11 @@ make_line(CopyScan *scan, MemoryContext result_context)
 			append_value(&line,
 						 OutputFunctionCall(&scan->output[i], scan->slot->tts_values[attnum - 1]));
 	}
+
+	/*
+	 * in a COPY the peer, or core on the way, would stop at it with all rows
+	 * behind
+	 */
 	(void) pg_verify_mbstr(GetDatabaseEncoding(), line.data, line.len, false);
 	sent = strlen(pg_server_to_client(line.data, line.len));
 	if (Max(sent, line.len) > LONGEST_LINE)

@@ -149,6 +149,8 @@ create_missing(ReplMlApply *apply, bool joining, List *pending)
 	repl_ml_apply_set_state(apply, REPL_ML_WORKER_PREPARING);
 	if (list_length(missing) > 1 && run_step(joining, create_tables, apply, missing) == NULL)
 		return;
+
+	/* one that refers to another comes after it */
 	while (progress)
 	{
 		progress = false;

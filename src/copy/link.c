@@ -392,6 +392,11 @@ try_slot(ReplMlApply *apply, const char *name, int patience, XLogRecPtr *start)
 	repl_ml_stream_command(apply->conn,
 						   psprintf("SELECT pg_catalog.set_config('lock_timeout', '%d', false)",
 									patience));
+
+	/*
+	 * making a slot waits for transactions as for locks, so this timeout ends
+	 * it
+	 */
 	PG_TRY();
 	{
 		result = repl_ml_stream_query(apply->conn,

@@ -329,6 +329,11 @@ load_next_changes(ReplMlApply *apply)
 	NameGetDatum(&pass.table_name), Int64GetDatum(pass.id), BoolGetDatum(pass.only_locked)};
 
 	repl_ml_begin();
+
+	/*
+	 * what took the server down rests first; what a node has left behind is
+	 * anybody's
+	 */
 	SPI_execute_plan(repl_ml_spi_plan(&plan,
 									  "SELECT p.schema_name, p.table_name, p.id,"
 									  " p.action OPERATOR(pg_catalog.=) 'counted',"

@@ -554,6 +554,8 @@ run_statement(const char *sql, NodeTag kind)
 			elog(ERROR, "SPI failed");
 		return;
 	}
+
+	/* it may be here already */
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
 	PG_TRY();

@@ -151,6 +151,8 @@ next_pending(ReplMlApply *apply, char **schema_name, char **table_name)
 			" AND p.table_name OPERATOR(pg_catalog.=) y.table_name"
 			" AND p.action OPERATOR(pg_catalog.<>) 'remove')"
 			" AND NOT repl_ml.waits_to_retry(y.node_id, y.schema_name, y.table_name, 'copy')";
+
+	/* our own tables first: tombstones before the rows they are of */
 	SPI_execute(psprintf("SELECT schema_name, table_name FROM repl_ml.table_sync y"
 						 " WHERE node_id OPERATOR(pg_catalog.=) %d"
 						 " AND state OPERATOR(pg_catalog.=) 'pending'%s"
@@ -420,6 +422,8 @@ copy_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name,
 	else
 		repl_ml_park_forget_copied(apply->peer->node_id, schema_name, table_name);
 	repl_ml_unsent_copied(apply, schema_name, table_name);
+
+	/* in the same transaction: after a crash it is copied again */
 	values[0] = Int32GetDatum(apply->peer->node_id);
 	values[1] = CStringGetTextDatum(schema_name);
 	values[2] = CStringGetTextDatum(table_name);

@@ -108,7 +108,7 @@ check_encoding(WalReceiverConn *donor)
  * if rows are to come.
  */
 static void
-check_table(const Row *table, bool copy_data)
+check_existing_table(const Row *table, bool copy_data)
 {
 	char	   *name = quote_qualified_identifier(table->fields[0], table->fields[1]);
 	Oid			types[1] = {TEXTOID};
@@ -147,7 +147,7 @@ check_tables(WalReceiverConn *donor, bool copy_data)
 
 	repl_ml_begin();
 	foreach(lc, tables)
-		check_table(lfirst(lc), copy_data);
+		check_existing_table(lfirst(lc), copy_data);
 	repl_ml_commit();
 }
 

@@ -223,6 +223,7 @@ file_request(FunctionCallInfo fcinfo)
 	copy_dsn(request.dsn, PG_GETARG_TEXT_PP(1), "dsn");
 	copy_dsn(request.join_dsn, PG_GETARG_TEXT_PP(2), "join_dsn");
 
+	/* there is place for one */
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	busy = repl_ml_shared->join.state != REPL_ML_JOIN_FREE;
 	if (!busy)
@@ -261,6 +262,7 @@ await_answer(TimestampTz deadline, BackgroundWorkerHandle *handle)
 
 	for (;;)
 	{
+		/* before the answer is looked at, which it may have written last */
 		bool		gone = GetBackgroundWorkerPid(handle, &pid) == BGWH_STOPPED;
 
 		LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
@@ -366,6 +368,8 @@ join_group(ReplMlJoinRequest *request)
 	repl_ml_admission_check(donor, request->copy_data);
 	repl_ml_stream_disconnect(donor);
 	describe_self(request, &candidate);
+
+	/* from here on the members may have something to take back */
 	PG_TRY();
 	{
 		agree_on_id(&candidate);
@@ -463,6 +467,8 @@ ask_for_admission(ReplMlJoinRequest *request, Candidate *candidate)
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("could not generate random values")));
 	candidate->secret = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&secret)));
+
+	/* with the secret we show the members later that we are who was let in */
 	params[0] = NameStr(request->node_name);
 	params[1] = candidate->secret;
 	dsn = repl_ml_ask_one(request->join_dsn, "SELECT repl_ml.admit_node($1, $2)", 2, params,

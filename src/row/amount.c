@@ -28,7 +28,7 @@
 static bool is_number(Oid type);
 static ReplMlAmount *make_amount(bool is_array, int count);
 static void read_array(ReplMlAmount **amount, Oid element_type, Datum value);
-static Numeric read_number(Oid type, Datum value);
+static Numeric make_decimal(Oid type, Datum value);
 static Numeric parse_number(const char *text);
 static Datum make_datum(Numeric number, Oid type, int32 typmod);
 static ReplMlAmount *combine_elements(const ReplMlAmount *a, const ReplMlAmount *b,
@@ -90,7 +90,7 @@ repl_ml_amount_from_datum(Oid type, Datum value, bool isnull)
 		return amount;
 	}
 	amount = make_amount(false, 1);
-	amount->elements[0] = isnull ? int64_to_numeric(0) : read_number(base, value);
+	amount->elements[0] = isnull ? int64_to_numeric(0) : make_decimal(base, value);
 	return amount;
 }
 
@@ -112,14 +112,14 @@ read_array(ReplMlAmount **amount, Oid element_type, Datum value)
 	*amount = make_amount(true, count);
 	for (int i = 0; i < count; i++)
 		(*amount)->elements[i] = nulls[i] ? int64_to_numeric(0) :
-		read_number(base, values[i]);
+		make_decimal(base, values[i]);
 }
 
 /*
  * Returns a value of a number's type as the decimal that its text form shows.
  */
 static Numeric
-read_number(Oid type, Datum value)
+make_decimal(Oid type, Datum value)
 {
 	switch (type)
 	{
@@ -219,6 +219,7 @@ repl_ml_amount_from_text(const char *text)
 	if (text[1] == ']')
 		return make_amount(true, 0);
 
+	/* an array: one element more than commas */
 	for (const char *c = text; *c != '\0'; c++)
 		count += *c == ',';
 	amount = make_amount(true, count);

@@ -292,9 +292,12 @@ is_sent(Form_pg_attribute att)
 	return !att->attisdropped && att->attgenerated == '\0';
 }
 
-/* For repl_ml_column_send: the attribute numbers of the table's primary key; NULL if it has none. */
+/*
+ * Returns the attribute numbers of the table's primary key; NULL if it has
+ * none.
+ */
 static Bitmapset *
-key_of(Relation rel)
+find_key_columns(Relation rel)
 {
 	Oid			index_id = RelationGetPrimaryKeyIndex_compat(rel);
 	Relation	index = OidIsValid(index_id) ? RelationIdGetRelation(index_id) : NULL;
@@ -316,7 +319,7 @@ void
 repl_ml_column_send(StringInfo message, Relation rel)
 {
 	TupleDesc	desc = RelationGetDescr(rel);
-	Bitmapset  *key = key_of(rel);
+	Bitmapset  *key = find_key_columns(rel);
 	int			count = 0;
 
 	for (int i = 0; i < desc->natts; i++)

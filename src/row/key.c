@@ -159,6 +159,8 @@ repl_ml_key_from_array(ReplMlTable *table, Datum array, Datum *key)
 						NameStr(table->schema_name), NameStr(table->table_name),
 						count, table->key_natts),
 				 errhint(SAME_KEY_HINT)));
+
+	/* under the settings they were written with */
 	level = table->key_plain ? 0 : repl_ml_session_fix_values();
 	for (int i = 0; i < count; i++)
 	{

@@ -147,6 +147,7 @@ find_orphans(Reference *reference, ReturnSetInfo *result)
 												  ALLOCSET_DEFAULT_SIZES);
 	ReplMlUser	saved;
 
+	/* a table may be large: what a batch takes goes with it */
 	prepare_look(reference);
 	for (;;)
 	{
@@ -213,6 +214,7 @@ open_children(Reference *reference)
 		appendStringInfo(&sql, " AND c.%s IS NOT NULL",
 						 quote_column(reference->child, reference->key->conkey[i]));
 
+	/* planning runs the owner's code, as reading the rows does */
 	repl_ml_become_owner(reference->child, &saved);
 	plan = SPI_prepare(sql.data, 0, NULL);
 	if (plan == NULL)

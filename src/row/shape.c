@@ -144,7 +144,10 @@ describe_key(const ReplMlTable *table, TupleDesc desc)
 										   TYPALIGN_INT));
 }
 
-/* A shape of these columns of the table, as a peer may have it for its key.  Palloc'd. */
+/*
+ * Returns, for converge/deletion.c, a shape of these columns of the table, as
+ * a peer may have it for its key.  Palloc'd.
+ */
 ReplMlTable *
 repl_ml_shape_make(Relation rel, const AttrNumber *attnums, int count)
 {
@@ -478,6 +481,8 @@ convert_value(const ReplMlTable *shape, int i, Oid type, Datum value, Datum *con
 		error = CopyErrorData();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
+
+		/* what is wrong otherwise, as a lack of memory, is no answer */
 		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_DATA_EXCEPTION)
 			ReThrowError(error);
 		fits = false;
@@ -504,6 +509,8 @@ repl_ml_shape_reorder(const ReplMlTable *shape, Datum array, const ReplMlTable *
 					  &count);
 	if (count != shape->key_natts)
 		return (Datum) 0;
+
+	/* by columns: their order and their names may have changed */
 	for (int i = 0; i < table->key_natts; i++)
 	{
 		int			j = 0;

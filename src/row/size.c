@@ -74,6 +74,7 @@ repl_ml_size_check(Relation rel, const Datum *values, const bool *nulls)
 	Oid		   *types = palloc(desc->natts * sizeof(Oid));
 	int64		length;
 
+	/* what has a fixed length is short as text, too */
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
