@@ -380,27 +380,31 @@ make_identity(void)
 /*
  * Gives an identity to each column that has none, and another one to those
  * "rewritten" (attribute numbers); in the transaction that altered the table.
+ * Returns the names of those that had none, palloc'd.
  */
-void
+List *
 repl_ml_column_identify(Oid relid, List *rewritten)
 {
 	Relation	rel;
 	char	   *added = "";
+	List	   *names = NIL;
 
 	CommandCounterIncrement();
 	rel = try_relation_open(relid, NoLock);
 	if (rel == NULL)
-		return;
+		return NIL;
 	for (int i = 0; i < RelationGetNumberOfAttributes(rel); i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), i);
 		char	   *identity;
+		bool		is_new = repl_ml_column_identity(relid, att->attnum)[0] == '\0';
 
 		/* the clock column's label is the list of what has been seen */
 		if (att->attisdropped || att->attnum == repl_ml_table_clock_attnum(relid) ||
-			(!list_member_int(rewritten, att->attnum) &&
-			 repl_ml_column_identity(relid, att->attnum)[0] != '\0'))
+			(!list_member_int(rewritten, att->attnum) && !is_new))
 			continue;
+		if (is_new)
+			names = lappend(names, pstrdup(NameStr(att->attname)));
 		identity = make_identity();
 		set_label(relid, att->attnum, identity);
 		added = join_identities(added, identity);
@@ -409,6 +413,7 @@ repl_ml_column_identify(Oid relid, List *rewritten)
 		note_seen(relid, added);
 	relation_close(rel, NoLock);
 	CommandCounterIncrement();
+	return names;
 }
 
 /*
@@ -420,7 +425,7 @@ Datum
 repl_ml_identify_columns(PG_FUNCTION_ARGS)
 {
 	LockRelationOid(PG_GETARG_OID(0), ShareUpdateExclusiveLock);
-	repl_ml_column_identify(PG_GETARG_OID(0), NIL);
+	(void) repl_ml_column_identify(PG_GETARG_OID(0), NIL);
 	PG_RETURN_VOID();
 }
 

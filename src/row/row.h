@@ -187,7 +187,7 @@ extern bool repl_ml_column_is_same(const char *theirs, const char *seen_there, c
 extern bool repl_ml_column_takes(const ReplMlColumn *theirs, const ReplMlColumn *ours);
 extern void repl_ml_column_send(StringInfo message, Relation rel);
 extern List *repl_ml_column_receive(StringInfo message);
-extern void repl_ml_column_identify(Oid relid, List *rewritten);
+extern List *repl_ml_column_identify(Oid relid, List *rewritten);
 
 /* in size.c */
 extern void repl_ml_size_init(void);
@@ -215,6 +215,8 @@ extern bool repl_ml_version_load(ReplMlTable *table, Datum *key, TupleDesc desc,
 								 const ReplMlClock *clock, ReplMlVersions *versions);
 extern void repl_ml_version_save(ReplMlTable *table, Datum *key, const ReplMlVersions *versions);
 extern void repl_ml_version_rekey(ReplMlTable *table, TupleDesc desc);
+extern void repl_ml_version_rename(Oid relid, List *forgotten, const char *from, const char *to);
+extern void repl_ml_version_forget(Oid relid);
 extern Datum repl_ml_version_from_slot(TupleTableSlot *slot, AttrNumber clock_attnum);
 extern TupleTableSlot *repl_ml_version_to_slot(Datum content, TupleDesc desc);
 

@@ -14,10 +14,15 @@
  * Stale ones are replaced when the key has a conflict again, and go like the
  * others when no member can write without knowing them (group/supervisor.c).
  *
+ * Columns go by their names, so versions follow when those of their table
+ * become others (write/guard.c): renamed, without the values of dropped ones,
+ * and removed where ALTER TABLE has computed the values of rows anew.
+ *
  * Not here: which versions are concurrent (converge/conflict.c), what the row
  * becomes of them (converge/resolve.c).  Locks: callers hold the key's lock
  * (repl_ml_version_lock), which is an advisory one of a kind that users cannot
- * take; it is held until the transaction ends.
+ * take; it is held until the transaction ends.  Who alters a table has that to
+ * itself.
  */
 #include "postgres.h"
 
@@ -70,6 +75,7 @@ static int	compare_versions(const void *a, const void *b);
 static void visit_versions(ReplMlTable *table, Datum *key, LOCKMODE lockmode,
 						   VersionVisitor visitor,
 						   void *argument);
+static bool is_named(const char *schema_name, const char *table_name, Datum *values);
 static bool is_of_table(ReplMlTable *table, Datum *values);
 static bool is_of_key(ReplMlTable *table, Datum *key, Datum *values);
 static bool load_version(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument);
@@ -87,6 +93,10 @@ typedef struct StoredVersion
 	bool		done;
 } StoredVersion;
 
+static void replace_content(Relation rel, HeapTuple tuple, Datum *values, bool *nulls,
+							Datum content);
+static Datum rename_in_content(Datum content, List *forgotten, const char *from,
+							   const char *to);
 static void rekey_row(ReplMlTable *table, TupleDesc desc, Relation rel, List *stale, int first);
 static bool is_of_row(const StoredVersion *stored, const StoredVersion *of);
 static bool find_present_key(ReplMlTable *table, TupleDesc desc, List *stale, int first,
@@ -192,14 +202,19 @@ visit_versions(ReplMlTable *table, Datum *key, LOCKMODE lockmode, VersionVisitor
 	table_close(rel, NoLock);
 }
 
+/* Says whether the stored version is one of the table of this name. */
+static bool
+is_named(const char *schema_name, const char *table_name, Datum *values)
+{
+	return strcmp(NameStr(*DatumGetName(values[Anum_version_table_name - 1])), table_name) == 0 &&
+		strcmp(NameStr(*DatumGetName(values[Anum_version_schema_name - 1])), schema_name) == 0;
+}
+
 /* Says whether the stored version is one of this table. */
 static bool
 is_of_table(ReplMlTable *table, Datum *values)
 {
-	return strcmp(NameStr(*DatumGetName(values[Anum_version_table_name - 1])),
-				  NameStr(table->table_name)) == 0 &&
-		strcmp(NameStr(*DatumGetName(values[Anum_version_schema_name - 1])),
-			   NameStr(table->schema_name)) == 0;
+	return is_named(NameStr(table->schema_name), NameStr(table->table_name), values);
 }
 
 /* Says whether the stored version is this key's; hashes may collide. */
@@ -414,6 +429,126 @@ find_present_key(ReplMlTable *table, TupleDesc desc, List *stale, int first, Dat
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
 	return found && agree;
+}
+
+/*
+ * Makes the table's versions follow its columns: values of the columns
+ * "forgotten" (names) are gone, those of "from" are of "to" from now on, each of
+ * them if it is not NULL.  Called by the backend that altered the table, which
+ * has it locked.
+ */
+void
+repl_ml_version_rename(Oid relid, List *forgotten, const char *from, const char *to)
+{
+	char	   *schema_name = get_namespace_name(get_rel_namespace(relid));
+	char	   *table_name = get_rel_name(relid);
+	Relation	rel = table_open(repl_ml_catalog_oid(VERSION_TABLE), RowExclusiveLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
+	HeapTuple	tuple;
+
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Datum		values[Natts_version];
+		bool		nulls[Natts_version];
+		Datum		content;
+
+		CHECK_FOR_INTERRUPTS();
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		if (!is_named(schema_name, table_name, values) || nulls[Anum_version_content - 1])
+			continue;
+		content = rename_in_content(values[Anum_version_content - 1], forgotten, from, to);
+		if (content != (Datum) 0)
+			replace_content(rel, tuple, values, nulls, content);
+	}
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
+}
+
+/* Returns the content with that done, palloc'd; 0 if there is nothing to do. */
+static Datum
+rename_in_content(Datum content, List *forgotten, const char *from, const char *to)
+{
+	Datum	   *texts;
+	bool	   *nulls;
+	int			count;
+	int			kept = 0;
+	bool		renamed = false;
+	int			lower = 1;
+
+	deconstruct_array(DatumGetArrayTypePCopy(content), TEXTOID, -1, false, TYPALIGN_INT, &texts,
+					  &nulls, &count);
+	for (int i = 0; i + 1 < count; i += 2)
+	{
+		char	   *name = TextDatumGetCString(texts[i]);
+		ListCell   *lc;
+		bool		gone = false;
+
+		foreach(lc, forgotten)
+			gone |= strcmp(name, lfirst(lc)) == 0;
+		if (gone)
+			continue;
+		if (from != NULL && strcmp(name, from) == 0)
+		{
+			texts[i] = CStringGetTextDatum(to);
+			renamed = true;
+		}
+		texts[kept] = texts[i];
+		texts[kept + 1] = texts[i + 1];
+		nulls[kept + 1] = nulls[i + 1];
+		kept += 2;
+	}
+	if (kept == count && !renamed)
+		return (Datum) 0;
+	return PointerGetDatum(construct_md_array(texts, nulls, 1, &kept, &lower, TEXTOID, -1, false,
+											  TYPALIGN_INT));
+}
+
+/* Stores that content in the place of a version's. */
+static void
+replace_content(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, Datum content)
+{
+	TM_FailureData failure;
+
+	/* the supervisor may be removing it, too; then it is gone */
+	if (table_tuple_delete(rel, &tuple->t_self, GetCurrentCommandId(true), GetLatestSnapshot(),
+						   InvalidSnapshot, true, &failure, false) != TM_Ok)
+		return;
+	values[Anum_version_content - 1] = content;
+	CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values, nulls));
+}
+
+/*
+ * Removes the table's versions, whose values are no longer of its columns'
+ * types: its rows are the only ones then.  Called by the backend that altered
+ * the table.
+ */
+void
+repl_ml_version_forget(Oid relid)
+{
+	char	   *schema_name = get_namespace_name(get_rel_namespace(relid));
+	char	   *table_name = get_rel_name(relid);
+	Relation	rel = table_open(repl_ml_catalog_oid(VERSION_TABLE), RowExclusiveLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
+	HeapTuple	tuple;
+
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Datum		values[Natts_version];
+		bool		nulls[Natts_version];
+
+		CHECK_FOR_INTERRUPTS();
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		if (is_named(schema_name, table_name, values))
+			(void) remove_version(rel, tuple, values, nulls, NULL);
+	}
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
 }
 
 /*

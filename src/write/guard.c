@@ -80,6 +80,9 @@ typedef struct Utility
 } Utility;
 
 static void run_utility(void *argument);
+static ReplMlColumn *describe_column(Oid relid, const char *name);
+static bool takes_all(Oid relid, List *former);
+static void run_rename(Utility *utility);
 static void run_alter_table(Utility *utility);
 static void guard_statement(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 							ProcessUtilityContext context, ParamListInfo params,
@@ -217,6 +220,8 @@ guard_statement(PlannedStmt *pstmt, const char *query_string, bool read_only_tre
 	}
 	if (IsA(pstmt->utilityStmt, AlterTableStmt))
 		run_alter_table(&utility);
+	else if (IsA(pstmt->utilityStmt, RenameStmt))
+		run_rename(&utility);
 	else
 		run_utility(&utility);
 }
@@ -242,13 +247,17 @@ is_computed(AlterTableCmd *cmd)
 
 /*
  * Runs ALTER TABLE; columns of a replicated table that are others after it
- * than before get identities of their own.
+ * than before get identities of their own, and concurrent versions of its rows
+ * follow.  Versions of which only ALTER TABLE could compute the values are
+ * removed: as it has with the rows, with code that cannot be run for others.
  */
 static void
 run_alter_table(Utility *utility)
 {
 	AlterTableStmt *stmt = castNode(AlterTableStmt, utility->pstmt->utilityStmt);
 	List	   *computed = NIL;
+	List	   *retyped = NIL;
+	List	   *added;
 	Oid			relid;
 	ListCell   *lc;
 
@@ -267,9 +276,71 @@ run_alter_table(Utility *utility)
 
 		if (is_computed(cmd))
 			computed = lappend_int(computed, get_attnum(relid, cmd->name));
+		else if (cmd->subtype == AT_AlterColumnType)
+			retyped = lappend(retyped, describe_column(relid, cmd->name));
 	}
 	run_utility(utility);
-	repl_ml_column_identify(relid, computed);
+	added = repl_ml_column_identify(relid, computed);
+	if (computed != NIL || !takes_all(relid, retyped))
+		repl_ml_version_forget(relid);
+	else if (added != NIL)
+		repl_ml_version_rename(relid, added, NULL, NULL);
+}
+
+/* Returns what a column of the table is, NULL if there is none; palloc'd. */
+static ReplMlColumn *
+describe_column(Oid relid, const char *name)
+{
+	HeapTuple	tuple = SearchSysCacheAttName(relid, name);
+	ReplMlColumn *column;
+
+	if (!HeapTupleIsValid(tuple))
+		return NULL;
+	column = palloc(sizeof(ReplMlColumn));
+	*column = repl_ml_column_describe(relid, (Form_pg_attribute) GETSTRUCT(tuple));
+	ReleaseSysCache(tuple);
+	return column;
+}
+
+/*
+ * Says whether values of these former columns (ReplMlColumn *) are values of
+ * those of the same names now, the very same or refused.
+ */
+static bool
+takes_all(Oid relid, List *former)
+{
+	ListCell   *lc;
+
+	foreach(lc, former)
+	{
+		const ReplMlColumn *column = lfirst(lc);
+		const ReplMlColumn *now = column == NULL ? NULL : describe_column(relid, column->name);
+
+		if (now == NULL || !repl_ml_column_takes(column, now))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Runs a statement that renames something; concurrent versions of a replicated
+ * table's rows follow its columns.
+ */
+static void
+run_rename(Utility *utility)
+{
+	RenameStmt *stmt = castNode(RenameStmt, utility->pstmt->utilityStmt);
+	Oid			relid;
+	bool		is_column = stmt->renameType == OBJECT_COLUMN && stmt->relation != NULL &&
+		!guard_off && IsTransactionState() && OidIsValid(repl_ml_schema_oid()) &&
+		is_replicated(stmt->relation, &relid);
+
+	run_utility(utility);
+
+	/* values of a former column of the new name went with it */
+	if (is_column)
+		repl_ml_version_rename(repl_ml_table_root(relid), list_make1(stmt->newname), stmt->subname,
+							   stmt->newname);
 }
 
 /* Runs the statement, as the next hook or core does. */

@@ -3,7 +3,7 @@
 # remains so, whoever leaves the group.
 #
 # Seen failing: with whole_commits() instead of decided_commits(), which never says anything of a discarded commit (it is
-# counted until a restart); without repl_ml_unacknowledged_settle in members_set (acknowledged, then committed); with a
+# counted until a restart); with a list whose entries are judged anew whenever somebody asks (acknowledged, then committed); with a
 # judge_transaction that knows nothing of dropped nodes (unknown is committed).
 use strict;
 use warnings;
