@@ -2,8 +2,8 @@
 # and nothing else: these are parked under what they are, named by health with who holds the lock, and applied as soon as
 # it is gone, without a new connection and without anything in the peer's log.
 #
-# Seen failing: without apply/locked.c (everything from the peer waits as long as the lock is held; row locks make the
-# worker connect again and again).
+# Seen failing: with a repl_ml_dispatch_is_impatient that always says no (while a table is locked, a quorum commit of another
+# table ends after its timeout, unacknowledged).
 use strict;
 use warnings;
 use FindBin;
