@@ -7,7 +7,7 @@
  * counted only.  When they are tried again is up to copy/retry.c, and to people.
  *
  * Not here: when a change is parked (dispatch.c, aside.c, copy/sync.c).  Locks:
- * the row of a parked change while it is tried, so that one process does.
+ * an apply worker locks the row of a parked change while it tries it.
  */
 #include "postgres.h"
 

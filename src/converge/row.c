@@ -14,9 +14,8 @@
  * and written (row/store.c).  On the way of a change apply/dispatch.c comes
  * before this, and copy/sync.c for copies; row/store.c after it.
  *
- * Locks: the row, where it is here; where it is not, or where its versions are
- * written, its key (repl_ml_version_lock).  Both are held until the
- * transaction ends.
+ * Locks: the row, where it is here; where something is known of its deletion,
+ * its key (repl_ml_version_lock).  Both are held until the transaction ends.
  */
 #include "postgres.h"
 

@@ -108,7 +108,9 @@ check_target(Relation rel)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("changes cannot be applied to table \"%s\"",
-						RelationGetRelationName(rel))));
+						RelationGetRelationName(rel)),
+				 errhint("See on the node that the change comes from which table it is of, then "
+						 "run SELECT repl_ml.discard_parked(id).")));
 	/* the first right that is lacking says enough */
 	if (pg_class_aclmask(RelationGetRelid(rel), owner, needed, ACLMASK_ALL) != needed)
 	{

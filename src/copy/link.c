@@ -238,7 +238,9 @@ check_peer(ReplMlApply *apply, const PeerInfo *info)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the connection string of node \"%s\" leads to node \"%s\"", name,
-						info->node_name)));
+						info->node_name),
+				 errhint("Let its host name lead to node \"%s\" again; if that left for good, run "
+						 "SELECT repl_ml.drop_node(%s).", name, quote_literal_cstr(name))));
 
 	/*
 	 * from here on this node is not to write: who asks for its identity raises

@@ -22,7 +22,7 @@
  * Called by backends that alter tables (write/guard.c), the walsender
  * (write/output.c), who applies what it sends (apply/relation.c), and SQL.
  * Labels are written under a lock of the table that keeps out ALTER TABLE
- * (SHARE UPDATE EXCLUSIVE).  Not here: where a column is in a peer's message,
+ * (SHARE UPDATE EXCLUSIVE or more).  Not here: where a column is in a peer's message,
  * and what becomes of one that does not fit (apply/relation.c).
  */
 #include "postgres.h"

@@ -23,8 +23,8 @@
  *
  * Called by the writing backend (write/stamp.c) and by who joins versions
  * (converge/row.c, deletion.c).  Not here: what a deletion does to a row
- * (converge/row.c), when tombstones go (group/supervisor.c).  Locks: none but
- * the catalog's, until the transaction ends where it is written.
+ * (converge/row.c), when tombstones go (group/supervisor.c).  Locks: the
+ * catalog's, while it is read or written.
  */
 #include "postgres.h"
 

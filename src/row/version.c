@@ -19,10 +19,10 @@
  * and removed where ALTER TABLE has computed the values of rows anew.
  *
  * Not here: which versions are concurrent (converge/conflict.c), what the row
- * becomes of them (converge/resolve.c).  Locks: callers hold the key's lock
- * (repl_ml_version_lock), which is an advisory one of a kind that users cannot
- * take; it is held until the transaction ends.  Who alters a table has that to
- * itself.
+ * becomes of them (converge/resolve.c).  Locks: callers hold the row's lock or,
+ * where there is no row, the key's (repl_ml_version_lock), an advisory one of a
+ * kind that users cannot take; it is held until the transaction ends.  Who
+ * alters a table has that to itself.
  */
 #include "postgres.h"
 
