@@ -16,7 +16,11 @@
 MODULE_big = repl_ml
 EXTENSION = repl_ml
 PGFILEDESC = "repl_ml - multi-master replication with row clocks"
-DATA = $(wildcard sql/repl_ml--*.sql)
+DATA_built = sql/repl_ml--1.0.sql
+
+# The parts of the install script, in the order in which they need each other.
+SQL_PARTS = extension clock stamp catalogs helpers membership tables setup conflicts parked read \
+	collection transactions views privileges
 
 # In the order of the way of a change.
 OBJS = \
@@ -172,6 +176,9 @@ include $(PGXS)
 # PGXS knows nothing of headers: any change rebuilds everything, which takes seconds.
 headers := $(wildcard $(srcdir)/src/*.h $(srcdir)/src/*/*.h)
 $(OBJS) $(OBJS:.o=.bc): $(headers)
+
+sql/repl_ml--1.0.sql: $(SQL_PARTS:%=sql/parts/%.sql)
+	cat $^ > $@
 
 tmp_server.conf: test/server_conf test/repl_ml.conf
 	test/server_conf '$(bindir)/postgres' > $@

@@ -1,0 +1,321 @@
+--
+-- Tables. Not readable by others: DSNs may hold passwords, histories hold rows.
+-- The first seven are replicated themselves; the rest is this node's own.
+--
+
+-- Members, for ever: a dropped one keeps its row, so ids are never reused
+CREATE TABLE repl_ml.member (
+    node_id           integer PRIMARY KEY CHECK (node_id BETWEEN 1 AND 65535),
+    node_name         name NOT NULL,
+    dsn               text NOT NULL,
+    host              text,
+    port              integer,
+    dbname            text,
+    system_identifier bigint NOT NULL,
+    state             text NOT NULL CHECK (state IN ('joining', 'ready', 'dropped')),
+    joined_at         timestamptz NOT NULL,
+    incarnation       integer NOT NULL DEFAULT 1,
+    __repl_clock      repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
+);
+COMMENT ON TABLE repl_ml.member IS 'members of the group, also former ones; see the view repl_ml.nodes';
+
+-- Enrolled tables, known by name
+CREATE TABLE repl_ml.replicated_table (
+    schema_name  name NOT NULL,
+    table_name   name NOT NULL,
+    state        text NOT NULL CHECK (state IN ('enrolled', 'removed')),
+    enrolled_by  integer NOT NULL,
+    write_consistency text NOT NULL DEFAULT 'one' CHECK (write_consistency IN ('one', 'quorum', 'all')),
+    __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
+    PRIMARY KEY (schema_name, table_name)
+);
+COMMENT ON TABLE repl_ml.replicated_table IS 'tables the group replicates, and the least consistency of transactions that write them; see repl_ml.add_table and repl_ml.set_table_consistency';
+CREATE FUNCTION repl_ml.table_consistency_changed() RETURNS pg_catalog.trigger
+    AS 'MODULE_PATHNAME', 'repl_ml_table_consistency_changed' LANGUAGE C;
+COMMENT ON FUNCTION repl_ml.table_consistency_changed() IS 'trigger: makes every process read the tables'' consistency in repl_ml.replicated_table again';
+CREATE TRIGGER table_consistency_changed AFTER INSERT OR UPDATE OR DELETE ON repl_ml.replicated_table
+    FOR EACH ROW EXECUTE FUNCTION repl_ml.table_consistency_changed();
+ALTER TABLE repl_ml.replicated_table ENABLE ALWAYS TRIGGER table_consistency_changed;
+
+-- Each node's pulse: what it has issued and applied
+CREATE TABLE repl_ml.heartbeat (
+    node_id      integer PRIMARY KEY,
+    sent_at      timestamptz NOT NULL,
+    safe_counter bigint NOT NULL,
+    applied      repl_ml.vclock NOT NULL,
+    parked       boolean NOT NULL,
+    lacks        text,
+    behind       repl_ml.vclock NOT NULL DEFAULT '{}',
+    __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
+);
+COMMENT ON TABLE repl_ml.heartbeat IS 'each node''s last heartbeat: every write of it below safe_counter came before; applied is what it had of the others; parked whether some of that is parked there, lacks of which tables it lacks rows that others could not send; behind how many microseconds its wall clock is behind that of others, at least';
+
+-- Deleted rows; key_hash is local, everything else travels
+CREATE TABLE repl_ml.tombstone (
+    schema_name  name NOT NULL,
+    table_name   name NOT NULL,
+    key          text[] NOT NULL,
+    key_columns  text[] NOT NULL,
+    key_hash     bigint NOT NULL,
+    deleted_at   timestamptz NOT NULL,
+    eviction     jsonb,
+    merged       boolean NOT NULL DEFAULT false,
+    __repl_clock repl_ml.vclock NOT NULL
+);
+-- as all tables here that have no primary key: a publication FOR ALL TABLES has it, too, and would refuse deletions
+ALTER TABLE repl_ml.tombstone REPLICA IDENTITY FULL;
+CREATE INDEX tombstone_key_hash_idx ON repl_ml.tombstone (key_hash);
+COMMENT ON TABLE repl_ml.tombstone IS 'deleted rows whose deletion may still have to win against a late version, by the key (names and types of its columns in key_columns) that they had; with eviction, the version with just this clock lost a unique key to the row that it names; with merged, it is this node''s resolution of several versions';
+
+-- Which tombstones each node has removed: those at or below its floor
+CREATE TABLE repl_ml.collection (
+    node_id      integer PRIMARY KEY,
+    floor        repl_ml.vclock NOT NULL,
+    __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
+);
+COMMENT ON TABLE repl_ml.collection IS 'for each node the clock up to which it has removed tombstones: what it writes later cannot know of them and need not';
+
+-- Rules for conflicts: only ever added to, so that every node knows which one was in force when
+CREATE TABLE repl_ml.conflict_policy (
+    id           uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+    schema_name  name NOT NULL,
+    table_name   name NOT NULL,
+    column_name  name NOT NULL DEFAULT '',
+    rule         text NOT NULL,
+    arguments    text[] NOT NULL DEFAULT '{}',
+    set_at       timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
+);
+COMMENT ON TABLE repl_ml.conflict_policy IS 'how conflicts are resolved, each rule from its clock on: the resolver of a table''s rows (column_name empty) or the merge rule of a column; see the view repl_ml.conflict_policies';
+CREATE FUNCTION repl_ml.conflict_policy_changed() RETURNS pg_catalog.trigger
+    AS 'MODULE_PATHNAME', 'repl_ml_conflict_policy_changed' LANGUAGE C;
+COMMENT ON FUNCTION repl_ml.conflict_policy_changed() IS 'trigger: makes every process read repl_ml.conflict_policy again, and resolves again what a rule comes late for';
+CREATE TRIGGER conflict_policy_changed AFTER INSERT OR DELETE ON repl_ml.conflict_policy
+    FOR EACH ROW EXECUTE FUNCTION repl_ml.conflict_policy_changed();
+ALTER TABLE repl_ml.conflict_policy ENABLE ALWAYS TRIGGER conflict_policy_changed;
+
+-- Who may become a member: by name, or by a secret whose hash is here
+CREATE TABLE repl_ml.invitation (
+    node_name    name PRIMARY KEY,
+    secret_hash  bytea,
+    valid_until  timestamptz NOT NULL,
+    invited_by   name NOT NULL,
+    __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
+);
+COMMENT ON TABLE repl_ml.invitation IS 'nodes that somebody with the right to do so has let in: whoever joins under this name until then or, with secret_hash, the one who also knows the secret';
+
+-- What each member's tables are, told by itself; the row without names is about the database
+CREATE TABLE repl_ml.table_shape (
+    node_id      integer NOT NULL,
+    schema_name  name NOT NULL,
+    table_name   name NOT NULL,
+    shape        jsonb,
+    seen         text,
+    __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
+    PRIMARY KEY (node_id, schema_name, table_name)
+);
+COMMENT ON TABLE repl_ml.table_shape IS 'what a replicated table is on each member: its columns, types, keys, constraints and partitions, each with a digit for their order, as text that is the same wherever they are the same; null where it is missing; and in seen the identities of all columns it has ever had';
+
+-- Versions of one row of which none knows another: what the row was resolved from
+CREATE TABLE repl_ml.concurrent_version (
+    schema_name  name NOT NULL,
+    table_name   name NOT NULL,
+    key          text[] NOT NULL,
+    key_columns  text[] NOT NULL,
+    key_hash     bigint NOT NULL,
+    content      text[],
+    eviction     jsonb,
+    __repl_clock repl_ml.vclock NOT NULL
+);
+ALTER TABLE repl_ml.concurrent_version REPLICA IDENTITY FULL;
+CREATE INDEX concurrent_version_key_hash_idx ON repl_ml.concurrent_version (key_hash);
+COMMENT ON TABLE repl_ml.concurrent_version IS 'concurrent versions of rows: names and values of the columns, null for a deletion or, with eviction, a version that lost a unique key; kept until no member can write without knowing them';
+
+-- Evicted versions the group has not been told of yet
+CREATE TABLE repl_ml.eviction (
+    schema_name  name NOT NULL,
+    table_name   name NOT NULL,
+    key          text[] NOT NULL,
+    key_columns  text[] NOT NULL,
+    key_hash     bigint NOT NULL,
+    eviction     jsonb NOT NULL,
+    __repl_clock repl_ml.vclock NOT NULL
+);
+ALTER TABLE repl_ml.eviction REPLICA IDENTITY FULL;
+COMMENT ON TABLE repl_ml.eviction IS 'versions that lost a unique key to another row and are about to be announced to the group';
+
+-- Which columns keys have had that tombstones here may name: see src/row/shape.c
+CREATE TABLE repl_ml.key_shape (
+    schema_name  name NOT NULL,
+    table_name   name NOT NULL,
+    columns      text[] NOT NULL,
+    attnums      smallint[] NOT NULL,
+    in_use       boolean NOT NULL,
+    PRIMARY KEY (schema_name, table_name, columns)
+);
+COMMENT ON TABLE repl_ml.key_shape IS 'the present and former keys of replicated tables, as names and types of their columns, which columns of the table those are or were, and whether there may be tombstones of that key';
+
+-- Who this database is
+CREATE TABLE repl_ml.local_node (
+    node_id           integer PRIMARY KEY,
+    node_name         name NOT NULL,
+    group_name        name NOT NULL,
+    group_id          uuid NOT NULL,
+    state             text NOT NULL CHECK (state IN ('joining', 'copying', 'ready', 'dropped')),
+    system_identifier bigint NOT NULL,
+    timeline          bigint NOT NULL,
+    database          oid NOT NULL,
+    directory         text NOT NULL,
+    donor             integer,
+    copy_data         boolean NOT NULL DEFAULT true,
+    incarnation       integer NOT NULL DEFAULT 1
+);
+CREATE UNIQUE INDEX local_node_singleton ON repl_ml.local_node ((true));
+COMMENT ON TABLE repl_ml.local_node IS 'this node: its id and the place it lives in; incarnation: how often it has been found to be the same node in another place';
+
+-- Of two places that ask at once to be one node, each member answers one
+CREATE TABLE repl_ml.vouched (
+    node_id    integer PRIMARY KEY,
+    place      text NOT NULL,
+    vouched_at timestamptz NOT NULL
+);
+COMMENT ON TABLE repl_ml.vouched IS 'for which place this node has last said that it may be a peer''s';
+
+CREATE FUNCTION repl_ml.local_node_changed() RETURNS pg_catalog.trigger
+    AS 'MODULE_PATHNAME', 'repl_ml_local_node_changed' LANGUAGE C;
+COMMENT ON FUNCTION repl_ml.local_node_changed() IS 'trigger: makes every process read repl_ml.local_node again';
+CREATE TRIGGER local_node_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON repl_ml.local_node
+    FOR EACH STATEMENT EXECUTE FUNCTION repl_ml.local_node_changed();
+ALTER TABLE repl_ml.local_node ENABLE ALWAYS TRIGGER local_node_changed;
+
+-- How far a dropped node had been applied here, and which peers have been compared with
+CREATE TABLE repl_ml.dropped_node (
+    node_id     integer PRIMARY KEY,
+    applied_lsn pg_lsn NOT NULL,
+    compared    integer[] NOT NULL DEFAULT '{}',
+    acknowledged_lsn pg_lsn
+);
+COMMENT ON TABLE repl_ml.dropped_node IS 'nodes dropped from the group: how far this node had their changes, and the peers known to have no more of them, or copied from; and up to where a quorum, with them, had this node''s changes';
+
+-- Transactions of others that somebody may ask about; commit_lsn is set when they are applied here
+CREATE TABLE repl_ml.transaction_record (
+    node_id     integer NOT NULL,
+    xid         xid8 NOT NULL,
+    level       text NOT NULL CHECK (level IN ('one', 'quorum', 'all')),
+    commit_lsn  pg_lsn,
+    recorded_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (node_id, xid)
+);
+CREATE INDEX transaction_record_recorded_at_idx ON repl_ml.transaction_record (recorded_at);
+COMMENT ON TABLE repl_ml.transaction_record IS 'transactions of other nodes of which a client has a token, and prepared ones with a level above one: their level, and where their commit is in that node''s WAL once they are applied here; kept for two days';
+
+-- Of transactions that came in a copy there is no record
+CREATE TABLE repl_ml.record_floor (
+    node_id     integer PRIMARY KEY,
+    xid         xid8 NOT NULL
+);
+COMMENT ON TABLE repl_ml.record_floor IS 'up to which of a node''s transactions some may have come here in a copy of tables: that there is no transaction_record of one of them means nothing';
+
+-- Tables to copy from a peer before or beside its stream
+CREATE TABLE repl_ml.table_sync (
+    node_id     integer NOT NULL,
+    schema_name name NOT NULL,
+    table_name  name NOT NULL,
+    state       text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'copied')),
+    rows        bigint,
+    PRIMARY KEY (node_id, schema_name, table_name)
+);
+COMMENT ON TABLE repl_ml.table_sync IS 'copies of tables from a peer that are due or done';
+
+-- What could not be done with a table here, and when it is tried again
+CREATE TABLE repl_ml.table_failure (
+    node_id     integer NOT NULL,
+    schema_name name NOT NULL,
+    table_name  name NOT NULL,
+    action      text NOT NULL CHECK (action IN ('create', 'enrol', 'remove', 'copy')),
+    failures    integer NOT NULL DEFAULT 1,
+    failed_at   timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    retry_at    timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp() + '1 s',
+    sqlstate    text NOT NULL,
+    message     text NOT NULL,
+    detail      text,
+    hint        text,
+    PRIMARY KEY (node_id, schema_name, table_name)
+);
+COMMENT ON TABLE repl_ml.table_failure IS 'tables of the group that could not be created, enrolled or removed here, or be copied from a node, why, and when that is tried again; gone when it has worked';
+-- Rows that a peer has and cannot send
+CREATE TABLE repl_ml.unsent (
+    node_id     integer NOT NULL,
+    origin_xid  xid,
+    origin_lsn  pg_lsn,
+    schema_name name NOT NULL,
+    table_name  name NOT NULL,
+    key         text[] NOT NULL,
+    clock       repl_ml.vclock,
+    message     text NOT NULL,
+    noted_at    timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    tried_at    timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+ALTER TABLE repl_ml.unsent REPLICA IDENTITY FULL;
+COMMENT ON TABLE repl_ml.unsent IS 'rows that this node lacks because a peer could not send them: in which transaction (null: in a copy of the table), the version if it is known, and when that was tried last';
+
+-- One row a conflict: the same id and verdict on every node that saw it
+CREATE TABLE repl_ml.conflict_history (
+    conflict_id   uuid PRIMARY KEY,
+    detected_at   timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    schema_name   name NOT NULL,
+    table_name    name NOT NULL,
+    key           text[] NOT NULL,
+    conflict_type text NOT NULL,
+    resolution    text NOT NULL,
+    winner_node   integer NOT NULL,
+    loser_node    integer NOT NULL,
+    winner_clock  repl_ml.vclock NOT NULL,
+    loser_clock   repl_ml.vclock NOT NULL,
+    result_clock  repl_ml.vclock NOT NULL,
+    winner_row    jsonb,
+    loser_row     jsonb,
+    lost_columns  name[],
+    origin_node   integer NOT NULL,
+    origin_xid    xid NOT NULL,
+    origin_lsn    pg_lsn NOT NULL,
+    origin_time   timestamptz
+);
+CREATE INDEX conflict_history_detected_at_idx ON repl_ml.conflict_history (detected_at);
+COMMENT ON TABLE repl_ml.conflict_history IS 'resolved conflicts; see the view repl_ml.conflicts';
+
+-- Changes that could not be applied: kept, never skipped
+CREATE TABLE repl_ml.parked_change (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    parked_at     timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    origin_node   integer NOT NULL,
+    origin_xid    xid NOT NULL,
+    origin_lsn    pg_lsn NOT NULL,
+    schema_name   name NOT NULL,
+    table_name    name NOT NULL,
+    action        text NOT NULL,
+    change        jsonb NOT NULL,
+    sqlstate      text NOT NULL,
+    message       text NOT NULL,
+    detail        text,
+    conflict_id   uuid UNIQUE,
+    put_aside     boolean NOT NULL DEFAULT false,
+    columns       jsonb
+);
+-- changes that are tried again go by table, in order
+CREATE INDEX parked_change_table_idx ON repl_ml.parked_change (schema_name, table_name, id);
+CREATE UNIQUE INDEX parked_change_counted_idx ON repl_ml.parked_change (origin_node, schema_name, table_name) WHERE action = 'counted';
+CREATE INDEX parked_change_put_aside_idx ON repl_ml.parked_change (id) WHERE put_aside;
+CREATE INDEX parked_change_origin_idx ON repl_ml.parked_change (origin_node, origin_lsn);
+COMMENT ON TABLE repl_ml.parked_change IS 'changes that failed to apply here; see the view repl_ml.parked_changes';
+
+-- Of these a part is lost here: this node does not count for them
+CREATE TABLE repl_ml.discarded_transaction (
+    node_id      integer NOT NULL,
+    commit_lsn   pg_lsn NOT NULL,
+    xid          xid NOT NULL,
+    discarded_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (node_id, commit_lsn)
+);
+COMMENT ON TABLE repl_ml.discarded_transaction IS 'transactions of other nodes of which a parked change was discarded here, kept for two days: whoever asks what became of one must not be told that this node has it';
+

@@ -1,0 +1,79 @@
+--
+-- Tombstones and versions that nobody needs any more
+--
+
+-- What must not be decided without the tombstones it may meet
+CREATE FUNCTION repl_ml.holds_late_changes() RETURNS boolean
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.action NOT IN ('evicted', 'kept')) OR EXISTS (SELECT FROM repl_ml.eviction)
+    $$;
+COMMENT ON FUNCTION repl_ml.holds_late_changes() IS 'whether something old is parked here, or evicted and not announced: then nobody may remove tombstones';
+
+-- The rows of repl_ml.eviction become tombstones, which travel
+CREATE FUNCTION repl_ml.announce_evictions() RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    WITH evicted AS (DELETE FROM repl_ml.eviction RETURNING *)
+    INSERT INTO repl_ml.tombstone (schema_name, table_name, key, key_columns, key_hash, deleted_at, eviction, __repl_clock)
+    SELECT e.schema_name, e.table_name, e.key, e.key_columns, e.key_hash, pg_catalog.now(), e.eviction, e.__repl_clock FROM evicted e
+    $$;
+COMMENT ON FUNCTION repl_ml.announce_evictions() IS 'tells the group which versions lost a unique key here';
+
+-- The clock of an eviction is that of the version that went, and may be old. The winner's writer may have known that
+-- version overwritten, before it wrote: so it is kept until everything written up to then, by whomever, is here. All of a
+-- key or nothing. The floor is in the stream before whatever is written without these tombstones.
+CREATE FUNCTION repl_ml.collect_tombstones(stable text) RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    WITH kept AS (SELECT t.schema_name, t.table_name, t.key_hash FROM repl_ml.tombstone t
+                   WHERE t.eviction IS NOT NULL AND repl_ml.max_counter((t.eviction->>'winner_clock')::repl_ml.vclock) >=
+                         (SELECT min(coalesce(repl_ml.counter(stable::repl_ml.vclock, m.node_id), 0)) FROM repl_ml.member m WHERE m.state <> 'dropped')),
+    gone AS (DELETE FROM repl_ml.tombstone t WHERE t.__repl_clock OPERATOR(repl_ml.<@) stable::repl_ml.vclock
+                AND NOT EXISTS (SELECT FROM kept k WHERE (k.schema_name, k.table_name, k.key_hash) = (t.schema_name, t.table_name, t.key_hash))
+             RETURNING 1)
+    INSERT INTO repl_ml.collection AS c (node_id, floor)
+    SELECT l.node_id, stable::repl_ml.vclock FROM repl_ml.local_node l WHERE EXISTS (SELECT FROM gone)
+    ON CONFLICT (node_id) DO UPDATE SET floor = repl_ml.merge(c.floor, excluded.floor)
+    $$;
+COMMENT ON FUNCTION repl_ml.collect_tombstones(text) IS 'removes tombstones that can no longer decide anything, and tells the group up to where; stable is a clock';
+
+-- All of a key or nothing, and only when every rule that may be in force for them is known and no eviction is kept
+CREATE FUNCTION repl_ml.collect_versions(stable text) RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    WITH k AS (SELECT v.schema_name, v.table_name, v.key_hash FROM repl_ml.concurrent_version v
+                GROUP BY 1, 2, 3
+               HAVING pg_catalog.bool_and(v.__repl_clock OPERATOR(repl_ml.<@) stable::repl_ml.vclock)
+                  AND pg_catalog.max(repl_ml.max_counter(v.__repl_clock)) <
+                      (SELECT pg_catalog.min(coalesce(repl_ml.counter(stable::repl_ml.vclock, m.node_id), 0)) FROM repl_ml.member m WHERE m.state <> 'dropped')
+                  AND NOT EXISTS (SELECT FROM repl_ml.tombstone t WHERE (t.schema_name, t.table_name, t.key_hash) = (v.schema_name, v.table_name, v.key_hash)
+                                     AND t.eviction IS NOT NULL))
+    DELETE FROM repl_ml.concurrent_version v USING k
+     WHERE (v.schema_name, v.table_name, v.key_hash) = (k.schema_name, k.table_name, k.key_hash)
+    $$;
+COMMENT ON FUNCTION repl_ml.collect_versions(text) IS 'removes concurrent versions of rows that every later write will know; stable is a clock';
+
+-- What every member has applied of every node; dropped nodes send nothing more
+CREATE FUNCTION repl_ml.stable_vector() RETURNS repl_ml.vclock
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT coalesce(repl_ml.merge_agg(pg_catalog.format('{%s:%s}', s.node_id, s.least)::repl_ml.vclock), '{}')
+      FROM (SELECT w.node_id,
+                   CASE WHEN w.state = 'dropped' THEN 36028797018963967
+                        ELSE min(coalesce(repl_ml.counter(h.applied, w.node_id), 0)) END AS least
+              FROM repl_ml.member w CROSS JOIN repl_ml.member m LEFT JOIN repl_ml.heartbeat h ON h.node_id = m.node_id
+             WHERE m.state <> 'dropped' GROUP BY w.node_id, w.state) s
+     WHERE s.least > 0
+    $$;
+COMMENT ON FUNCTION repl_ml.stable_vector() IS 'for each node the counter below which all members have all its writes, as the heartbeats tell';
+
+-- Reached by stable_vector when all have read a newer heartbeat of each member than the present one
+CREATE FUNCTION repl_ml.next_heartbeats() RETURNS repl_ml.vclock
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT repl_ml.merge_agg(pg_catalog.format('{%s:%s}', m.node_id, coalesce(h.safe_counter, 0) + 1)::repl_ml.vclock)
+      FROM repl_ml.member m LEFT JOIN repl_ml.heartbeat h USING (node_id) WHERE m.state <> 'dropped'
+    $$;
+COMMENT ON FUNCTION repl_ml.next_heartbeats() IS 'a vector that stable_vector covers only after another heartbeat of each member has been applied by all';
+

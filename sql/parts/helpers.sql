@@ -1,0 +1,195 @@
+--
+-- Internal helpers
+--
+
+-- What functions that change something do with NULL: a strict one would do nothing and not say so
+CREATE FUNCTION repl_ml.refuse_nulls(arguments text, nulls integer) RETURNS void
+    LANGUAGE plpgsql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        IF nulls > 0 THEN
+            RAISE EXCEPTION 'null is not allowed for the argument%', CASE WHEN arguments ~ ',' THEN 's ' ELSE ' ' END || arguments
+                USING ERRCODE = 'null_value_not_allowed', HINT = 'Give each argument a value; to_regclass() gives null for a table that does not exist.';
+        END IF;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.refuse_nulls(text, integer) IS 'raises an error if any of the named arguments of a function is null';
+
+-- The place this database lives in
+CREATE FUNCTION repl_ml.local_fingerprint(OUT system_identifier bigint, OUT timeline bigint, OUT database oid, OUT directory text)
+    AS 'MODULE_PATHNAME', 'repl_ml_local_fingerprint' LANGUAGE C STABLE PARALLEL SAFE;
+COMMENT ON FUNCTION repl_ml.local_fingerprint() IS 'what tells this data directory and database from a copy';
+
+-- Raises an error where this database is not a member that may act
+CREATE FUNCTION repl_ml.require_member(OUT node_id integer, OUT node_name name)
+    AS 'MODULE_PATHNAME', 'repl_ml_require_member' LANGUAGE C STABLE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION repl_ml.require_member() IS 'this node''s id and name, or an error that says why it cannot act';
+
+-- Connects and tells where a connection string leads; 08001 if nowhere
+CREATE FUNCTION repl_ml.probe(dsn text, OUT system_identifier bigint, OUT database oid, OUT dbname text, OUT host text, OUT port integer, OUT server_version integer, OUT encoding text, OUT locale text)
+    AS 'MODULE_PATHNAME', 'repl_ml_probe' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.probe(text) IS 'where a connection string leads';
+
+-- Whether the role of a connection string may let a node into the group it leads to
+CREATE FUNCTION repl_ml.may_invite(dsn text) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'repl_ml_may_invite' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.may_invite(text) IS 'whether the role of a connection string has the rights of repl_ml_admin on that server';
+
+-- Keeps a password in a statement out of logs and views
+CREATE FUNCTION repl_ml.hide_statement() RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_hide_statement' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.hide_statement() IS 'shows the client''s statement neither in pg_stat_activity nor with errors in the log';
+
+-- Runs SQL on a peer
+CREATE FUNCTION repl_ml.run_on_peer(dsn text, command text) RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_run_on_peer' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.run_on_peer(text, text) IS 'runs one command on a peer; its error is raised here';
+
+-- Stops this database's workers until the end of the transaction
+CREATE FUNCTION repl_ml.stop_workers() RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_stop_workers' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.stop_workers() IS 'stops the apply workers of this database until the transaction ends';
+
+CREATE FUNCTION repl_ml.give_up_waits() RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_give_up_waits' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.give_up_waits() IS 'ends the waits of this database''s commits, which become errors 40003; later ones are refused until a supervisor runs';
+
+-- Wakes the launcher and the supervisor
+CREATE FUNCTION repl_ml.wake_workers() RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_wake_workers' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.wake_workers() IS 'makes the workers of this database look at the catalogs when the transaction commits';
+
+-- The shared memory of the workers
+CREATE FUNCTION repl_ml.worker_stats(
+    OUT peer integer, OUT pid integer, OUT state text, OUT received_lsn pg_lsn, OUT applied_lsn pg_lsn, OUT peer_lsn pg_lsn,
+    OUT applied_commit_time timestamptz, OUT last_message_time timestamptz, OUT start_time timestamptz,
+    OUT transactions bigint, OUT changes bigint, OUT conflicts bigint, OUT equal_updates bigint, OUT equal_inserts bigint, OUT parked bigint, OUT retries bigint, OUT errors bigint,
+    OUT copy_relation regclass, OUT copy_rows bigint,
+    OUT error_time timestamptz, OUT error_sqlstate text, OUT error_message text, OUT error_hint text)
+    RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'repl_ml_worker_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION repl_ml.worker_stats() IS 'state and counters of this database''s workers since server start; peer 0 is the supervisor';
+
+-- The shared memory of commit/quorum.c
+CREATE FUNCTION repl_ml.write_members(OUT node_id integer, OUT reachable boolean, OUT acknowledged_lsn pg_lsn, OUT silent_for interval)
+    RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'repl_ml_write_members' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 3;
+COMMENT ON FUNCTION repl_ml.write_members() IS
+    'the members that count for write consistency, as this node sees them: whether they are connected and have spoken within two heartbeats, and up to where they have what this node wrote; no row while this is not known, as on a node that is not ready';
+CREATE FUNCTION repl_ml.write_waiters(OUT pid integer, OUT level text, OUT required integer, OUT waiting_since timestamptz, OUT lsn pg_lsn, OUT parked_on integer[])
+    RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'repl_ml_write_waiters' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 2;
+COMMENT ON FUNCTION repl_ml.write_waiters() IS 'commits of this database that wait to be acknowledged; lsn is null when the wait begins just now, parked_on are the members that have parked something of it';
+CREATE FUNCTION repl_ml.write_stats(OUT level text, OUT commits bigint, OUT refused bigint, OUT timeouts bigint, OUT cancelled bigint,
+    OUT total_wait interval, OUT min_wait interval, OUT max_wait interval, OUT histogram_bounds interval[], OUT histogram bigint[], OUT stats_reset timestamptz, OUT parked bigint)
+    RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'repl_ml_write_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 2;
+COMMENT ON FUNCTION repl_ml.write_stats() IS 'what became of this database''s commits with write consistency quorum and all';
+
+-- The origin and slot name that belong to a peer of this database
+CREATE FUNCTION repl_ml.link_name(node_id integer) RETURNS text
+    RETURN (SELECT pg_catalog.format('repl_ml_%s_%s', oid, node_id) FROM pg_catalog.pg_database WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database());
+COMMENT ON FUNCTION repl_ml.link_name(integer) IS 'name of the origin that tracks a peer here, and of the slot that peer reads from here';
+
+-- What a peer asks before anything else
+CREATE FUNCTION repl_ml.local_info(asked_by integer DEFAULT NULL,
+    OUT version text, OUT group_id uuid, OUT group_name name, OUT node_id integer, OUT node_name name, OUT state text,
+    OUT fenced boolean, OUT system_identifier bigint, OUT database oid, OUT flush_lsn pg_lsn, OUT asker_dropped boolean,
+    OUT incarnation integer, OUT asker_incarnation integer)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT e.extversion, l.group_id, l.group_name, l.node_id, l.node_name, l.state,
+           (l.system_identifier, l.timeline, l.database, l.directory) IS DISTINCT FROM
+           (f.system_identifier, f.timeline, f.database, f.directory),
+           f.system_identifier, f.database, pg_catalog.pg_current_wal_flush_lsn(),
+           EXISTS (SELECT FROM repl_ml.member m WHERE m.node_id = asked_by AND m.state = 'dropped'),
+           l.incarnation, (SELECT m.incarnation FROM repl_ml.member m WHERE m.node_id = asked_by)
+      FROM pg_catalog.pg_extension e CROSS JOIN repl_ml.local_fingerprint() f LEFT JOIN repl_ml.local_node l ON true
+     WHERE e.extname = 'repl_ml'
+    $$;
+COMMENT ON FUNCTION repl_ml.local_info(integer) IS 'who this node is: asked by peers';
+
+-- How far this node has another one's WAL: applied, or put aside to be applied
+CREATE FUNCTION repl_ml.received_lsn(of_node integer) RETURNS pg_lsn
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT coalesce((SELECT d.applied_lsn FROM repl_ml.dropped_node d WHERE d.node_id = of_node),
+                    (SELECT pg_catalog.pg_replication_origin_progress(o.roname, true)
+                       FROM pg_catalog.pg_replication_origin o
+                      WHERE o.roname = repl_ml.link_name(of_node)), '0/0')
+    $$;
+COMMENT ON FUNCTION repl_ml.received_lsn(integer) IS 'up to which WAL position of a peer this node durably has everything, applied or put aside';
+
+-- A table's rows, as a peer copies them, whether it may, and then those it does not get
+CREATE FUNCTION repl_ml.require_copyable(relation regclass, columns name[]) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'repl_ml_require_copyable' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.require_copyable(regclass, name[]) IS 'raises what keeps all of a table from being copied by the caller';
+CREATE FUNCTION repl_ml.rows_to_copy(relation regclass, columns name[], of_schema name DEFAULT NULL, of_table name DEFAULT NULL) RETURNS SETOF text
+    AS 'MODULE_PATHNAME', 'repl_ml_rows_to_copy' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION repl_ml.rows_to_copy(regclass, name[], name, name) IS 'each row of a table that can be sent, as a line of COPY: what a peer copies';
+CREATE FUNCTION repl_ml.rows_left_out() RETURNS TABLE (schema_name text, table_name text, key text, clock text, message text)
+    AS 'MODULE_PATHNAME', 'repl_ml_rows_left_out' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.rows_left_out() IS 'which rows the last rows_to_copy() of this session has left out, and why';
+
+-- How far this node has applied another one's WAL
+CREATE FUNCTION repl_ml.applied_lsn(of_node integer) RETURNS pg_lsn
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT least(repl_ml.received_lsn(of_node),
+                 (SELECT pg_catalog.min(p.origin_lsn) - 1 FROM repl_ml.parked_change p WHERE p.put_aside AND p.origin_node = of_node))
+    $$;
+COMMENT ON FUNCTION repl_ml.applied_lsn(integer) IS 'up to which WAL position of a peer this node has durably applied everything';
+
+-- The last position of a dropped node applied here; NULL as long as it may still grow
+CREATE FUNCTION repl_ml.final_lsn(of_node integer) RETURNS pg_lsn
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT d.applied_lsn FROM repl_ml.dropped_node d WHERE d.node_id = of_node
+       AND NOT EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.put_aside AND p.origin_node = of_node)
+    $$;
+COMMENT ON FUNCTION repl_ml.final_lsn(integer) IS 'up to which WAL position of a dropped node this node had applied its changes; NULL before it has let go of it, and while some of it is put aside';
+
+-- Which commits of a peer this node has by now, or never will have, of those it had parked something of
+CREATE FUNCTION repl_ml.decided_commits(of_node integer, commits pg_lsn[]) RETURNS text
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT coalesce(pg_catalog.array_agg(CASE WHEN d.node_id IS NULL THEN c::text ELSE '-' || c END), '{}')::text
+      FROM pg_catalog.unnest(commits) c LEFT JOIN repl_ml.discarded_transaction d ON d.node_id = of_node AND d.commit_lsn = c
+     WHERE d.node_id IS NOT NULL OR (c < repl_ml.received_lsn(of_node)
+       AND NOT EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.origin_node = of_node AND p.origin_lsn = c AND p.action NOT IN ('evicted', 'kept'))
+       AND NOT EXISTS (SELECT FROM repl_ml.unsent u WHERE u.node_id = of_node AND u.origin_lsn = c))
+    $$;
+COMMENT ON FUNCTION repl_ml.decided_commits(integer, pg_lsn[]) IS 'of these commits of a peer those that are applied here, with nothing parked, and with a minus those of which something was discarded here: asked by that peer, which does not count this node for these and for what is not decided';
+
+-- What became of a transaction of this node
+CREATE FUNCTION repl_ml.local_transaction(xid xid8, OUT state text, OUT level text, OUT past boolean)
+    AS 'MODULE_PATHNAME', 'repl_ml_local_transaction' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.local_transaction(xid8) IS 'a transaction of this node: in progress, aborted, committed, acknowledged or unknown, and its level where that is known to be above one; past: it is of before this server started, and whether a member has parked it is known there only';
+
+-- What this node knows of a transaction: asked by peers; null where this is not a node of the group
+CREATE FUNCTION repl_ml.transaction_facts(group_id uuid, origin integer, xid xid8) RETURNS text
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT pg_catalog.jsonb_build_object('node', l.node_id, 'state', t.state, 'level', coalesce(t.level, r.level), 'commit_lsn', r.commit_lsn,
+               'past', coalesce(t.past, false),
+               'lacks', EXISTS (SELECT FROM repl_ml.parked_change c WHERE c.origin_node = transaction_facts.origin AND c.origin_xid = transaction_facts.xid::xid
+                                   AND NOT c.put_aside AND c.action NOT IN ('evicted', 'kept'))
+                        OR EXISTS (SELECT FROM repl_ml.unsent c WHERE c.node_id = transaction_facts.origin AND c.origin_xid = transaction_facts.xid::xid)
+                        OR EXISTS (SELECT FROM repl_ml.discarded_transaction c WHERE c.node_id = transaction_facts.origin AND c.xid = transaction_facts.xid::xid),
+               -- what is put aside counts, as it did when the commit was acknowledged
+               'applied_lsn', CASE WHEN p.pending THEN '0/0' ELSE repl_ml.received_lsn(transaction_facts.origin) END,
+               'has', r.commit_lsn IS NOT NULL AND d.node_id IS NOT NULL AND NOT p.pending,
+               'has_not', r.commit_lsn IS NULL AND d.node_id IS NOT NULL AND NOT p.pending AND (d.applied_lsn > '0/0' OR l.copy_data)
+                          AND transaction_facts.xid >= coalesce(f.xid, '0'))::text
+      FROM repl_ml.local_node l
+      LEFT JOIN repl_ml.transaction_record r ON r.node_id = transaction_facts.origin AND r.xid = transaction_facts.xid
+      LEFT JOIN repl_ml.record_floor f ON f.node_id = transaction_facts.origin
+      LEFT JOIN repl_ml.dropped_node d ON d.node_id = transaction_facts.origin
+      LEFT JOIN LATERAL repl_ml.local_transaction(transaction_facts.xid) t ON l.node_id = transaction_facts.origin
+      -- of a dropped node any peer may have more
+      CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM repl_ml.table_sync y WHERE y.state = 'pending'
+                                            AND (y.node_id = transaction_facts.origin OR d.node_id IS NOT NULL)) AS pending) p
+     WHERE l.group_id = transaction_facts.group_id AND l.state <> 'dropped' AND NOT (SELECT i.fenced FROM repl_ml.local_info() i)
+    $$;
+COMMENT ON FUNCTION repl_ml.transaction_facts(uuid, integer, xid8) IS 'what this node knows of a transaction of a node (as JSON): asked by peers. lacks: something of it is parked here or was discarded. has and has_not are of a dropped node, of which nothing more can come';
+

@@ -1,0 +1,559 @@
+--
+-- Who is a member: admission, identity, groups and leaving them
+--
+
+-- A joining node asks to be let in, over the connection string that a person has given it
+CREATE FUNCTION repl_ml.admit_node(node_name name, secret text) RETURNS text
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        self record;
+    BEGIN
+        IF NOT EXISTS (SELECT FROM repl_ml.local_node) THEN
+            RETURN NULL;
+        END IF;
+        SELECT * INTO self FROM repl_ml.require_member();
+        -- whose session it is, not who owns this function
+        IF pg_catalog.pg_has_role(session_user, 'repl_ml_admin', 'USAGE') THEN
+            INSERT INTO repl_ml.invitation AS i (node_name, secret_hash, valid_until, invited_by)
+            VALUES (admit_node.node_name, pg_catalog.sha256(pg_catalog.convert_to(secret, 'UTF8')), pg_catalog.clock_timestamp() + '10 min', session_user)
+            ON CONFLICT ON CONSTRAINT invitation_pkey DO UPDATE SET secret_hash = excluded.secret_hash, valid_until = excluded.valid_until, invited_by = excluded.invited_by;
+        ELSIF NOT EXISTS (SELECT FROM repl_ml.invitation i WHERE i.node_name = admit_node.node_name AND i.secret_hash IS NULL AND i.valid_until > pg_catalog.clock_timestamp()) THEN
+            RAISE EXCEPTION 'role "%" may not add node "%" to the group', session_user, node_name USING ERRCODE = 'insufficient_privilege',
+                HINT = pg_catalog.format('On node "%s" run SELECT repl_ml.invite_node(%L), or GRANT repl_ml_admin TO %I and join again.', self.node_name, node_name, session_user);
+        END IF;
+        RETURN (SELECT m.dsn FROM repl_ml.member m WHERE m.node_id = self.node_id);
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.admit_node(name, text) IS
+    'called on a member by a node that wants to join: invites it if the role of the session is a member of repl_ml_admin, otherwise it has to be invited already. Returns how members reach this node; null where this is not a member';
+
+-- For persons: lets a node in whose connection string has no right to
+CREATE FUNCTION repl_ml.invite_node(node_name name, valid_for interval DEFAULT '1 day') RETURNS void
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        PERFORM repl_ml.refuse_nulls('node_name, valid_for', pg_catalog.num_nulls(node_name, valid_for));
+        PERFORM repl_ml.require_member();
+        IF node_name = '' OR node_name ~ '[[:cntrl:]]' THEN
+            RAISE EXCEPTION 'invalid node name %', pg_catalog.quote_literal(node_name) USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'A name is 1 to 63 bytes without control characters.';
+        END IF;
+        IF valid_for <= '0' THEN
+            RAISE EXCEPTION 'valid_for must be positive' USING ERRCODE = 'invalid_parameter_value', HINT = 'For example: valid_for => ''1 day''.';
+        END IF;
+        IF EXISTS (SELECT FROM repl_ml.member m WHERE m.node_name = invite_node.node_name AND m.state <> 'dropped') THEN
+            RAISE EXCEPTION 'node name "%" is already in use in the group', node_name USING ERRCODE = 'duplicate_object',
+                HINT = pg_catalog.format('Choose another name, or remove the old node with SELECT repl_ml.drop_node(%L).', node_name);
+        END IF;
+        INSERT INTO repl_ml.invitation AS i (node_name, valid_until, invited_by)
+        VALUES (invite_node.node_name, pg_catalog.clock_timestamp() + valid_for, session_user)
+        ON CONFLICT ON CONSTRAINT invitation_pkey DO UPDATE SET secret_hash = NULL, valid_until = excluded.valid_until, invited_by = excluded.invited_by;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.invite_node(name, interval) IS
+    'lets whoever joins under this name become a member until then, also over a connection string whose role is not in repl_ml_admin. Errors: 42710 name in use, 22023 bad argument, 55000 not a member';
+
+-- A joining node puts itself on the members' lists
+CREATE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name name, dsn text, host text, port integer,
+                                      dbname text, system_identifier bigint, joined_at timestamptz, secret text DEFAULT NULL) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        PERFORM repl_ml.hide_statement();
+        PERFORM repl_ml.require_member();
+        LOCK TABLE repl_ml.member IN SHARE ROW EXCLUSIVE MODE;
+        IF NOT EXISTS (SELECT FROM repl_ml.local_node l WHERE l.group_id = register_node.group_id) THEN
+            RAISE EXCEPTION 'this node belongs to another group' USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = 'Remove the other group first with SELECT repl_ml.leave_group().';
+        END IF;
+        -- the member that let it in may have told us of the node itself already
+        IF EXISTS (SELECT FROM repl_ml.member m WHERE (m.node_id, m.node_name, m.joined_at) = (register_node.node_id, register_node.node_name, register_node.joined_at)) THEN
+            RETURN true;
+        END IF;
+        IF EXISTS (SELECT FROM repl_ml.member m WHERE m.node_name = register_node.node_name
+                      AND m.state <> 'dropped' AND m.node_id <> register_node.node_id) THEN
+            RAISE EXCEPTION 'node name "%" is already in use in the group', node_name USING ERRCODE = 'duplicate_object',
+                HINT = pg_catalog.format('Choose another name, or remove the old node with SELECT repl_ml.drop_node(%L).', node_name);
+        END IF;
+        IF EXISTS (SELECT FROM repl_ml.member m WHERE m.node_id = register_node.node_id
+                      AND (m.node_name, m.joined_at) IS DISTINCT FROM (register_node.node_name, register_node.joined_at)) THEN
+            RETURN false;
+        END IF;
+        IF NOT EXISTS (SELECT FROM repl_ml.invitation i WHERE i.node_name = register_node.node_name AND i.valid_until > pg_catalog.clock_timestamp()
+                          AND (i.secret_hash IS NULL OR i.secret_hash = pg_catalog.sha256(pg_catalog.convert_to(secret, 'UTF8')))) THEN
+            RETURN NULL;
+        END IF;
+        PERFORM repl_ml.require_setup((SELECT pg_catalog.count(*)::integer + 1 FROM repl_ml.member m
+                                        WHERE m.state <> 'dropped' AND m.node_id <> register_node.node_id));
+        INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname, system_identifier, state, joined_at)
+        VALUES (node_id, node_name, dsn, host, port, dbname, system_identifier, 'joining', joined_at)
+        ON CONFLICT DO NOTHING;
+        PERFORM repl_ml.wake_workers();
+        RETURN true;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text) IS
+    'called on members by a joining node; false if the node id is taken, null if this member knows of no invitation (yet)';
+
+-- May the place that asks be the node? Answers 'yes', or why not. Also where this node is fenced itself: all may have moved.
+CREATE FUNCTION repl_ml.vouch_for(in_group uuid, node integer, incarnation integer, flush_lsn pg_lsn, last_heartbeat bigint, place text) RETURNS text
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        self repl_ml.local_node;
+        known repl_ml.member;
+        received pg_lsn := repl_ml.received_lsn(node);
+        heard bigint := (SELECT h.safe_counter FROM repl_ml.heartbeat h WHERE h.node_id = node);
+    BEGIN
+        SELECT * INTO self FROM repl_ml.local_node l WHERE l.group_id = in_group AND l.state <> 'dropped';
+        SELECT * INTO known FROM repl_ml.member m WHERE m.node_id = node AND m.state <> 'dropped';
+        IF self.node_id IS NULL OR known.node_id IS NULL THEN
+            RETURN pg_catalog.format('on %I node %s is not a member of its group', coalesce(self.node_name, pg_catalog.current_database()), node);
+        ELSIF known.incarnation > vouch_for.incarnation THEN
+            RETURN pg_catalog.format('node %I has heard of it in another place since', self.node_name);
+        ELSIF EXISTS (SELECT FROM repl_ml.worker_stats() w WHERE w.peer = node AND w.state IN ('streaming', 'copying'))
+           OR EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = repl_ml.link_name(node) AND s.active) THEN
+            RETURN pg_catalog.format('node %I is connected with another server that runs as node %I', self.node_name, known.node_name);
+        ELSIF received > flush_lsn OR heard > last_heartbeat THEN
+            RETURN pg_catalog.format('node %I has more of node %I than is here: this is an older state of it', self.node_name, known.node_name);
+        END IF;
+        INSERT INTO repl_ml.vouched AS v VALUES (node, place, pg_catalog.clock_timestamp())
+        ON CONFLICT (node_id) DO UPDATE SET place = excluded.place, vouched_at = excluded.vouched_at
+         WHERE v.place = excluded.place OR v.vouched_at < excluded.vouched_at - '1 min'::interval;
+        RETURN CASE WHEN FOUND THEN 'yes' ELSE pg_catalog.format('node %I has been asked the same from another place within the last minute, and says yes to one only', self.node_name) END;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.vouch_for(uuid, integer, integer, pg_lsn, bigint, text) IS
+    'called on members by a server that is fenced and says it is a node that has moved: yes, or what speaks against it';
+
+-- Asks the other members whether this is the node it was, in another place. If more than half of all say so and none objects, it
+-- is, under its next incarnation; else the reason is returned. The incarnation before is then fenced by the members.
+CREATE FUNCTION repl_ml.claim_identity() RETURNS text
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        self repl_ml.local_node;
+        here record;
+        dsns text[];
+        answers text[];
+        agreed integer;
+    BEGIN
+        SELECT * INTO self FROM repl_ml.local_node FOR UPDATE;
+        SELECT * INTO here FROM repl_ml.local_fingerprint();
+        IF (here.system_identifier, here.database, here.timeline) IS DISTINCT FROM (self.system_identifier, self.database, self.timeline) THEN
+            RETURN 'this is not the node''s data directory but made of it (by a promotion, a recovery to an earlier time, a dump or an upgrade)';
+        END IF;
+        dsns := ARRAY(SELECT m.dsn FROM repl_ml.member m WHERE m.node_id <> self.node_id AND m.state <> 'dropped' ORDER BY m.node_id);
+        answers := repl_ml.ask_members(dsns, pg_catalog.format('SELECT repl_ml.vouch_for(%L, %s, %s, %L, %s, %L)',
+            self.group_id, self.node_id, self.incarnation, pg_catalog.pg_current_wal_flush_lsn(),
+            coalesce((SELECT h.safe_counter FROM repl_ml.heartbeat h WHERE h.node_id = self.node_id), 0),
+            here.directory || ' ' || pg_catalog.pg_postmaster_start_time()));
+        IF EXISTS (SELECT FROM pg_catalog.unnest(answers) a WHERE a <> 'yes') THEN
+            RETURN (SELECT pg_catalog.string_agg(a, '; ') FROM pg_catalog.unnest(answers) a WHERE a <> 'yes');
+        END IF;
+        agreed := 1 + (SELECT pg_catalog.count(a) FROM pg_catalog.unnest(answers) a);
+        IF 2 * agreed <= 1 + pg_catalog.cardinality(dsns) THEN
+            RETURN pg_catalog.format('%s of %s members have answered, this one included, and it takes more than half', agreed, 1 + pg_catalog.cardinality(dsns));
+        END IF;
+        UPDATE repl_ml.local_node SET directory = here.directory, incarnation = self.incarnation + 1;
+        UPDATE repl_ml.member SET incarnation = self.incarnation + 1 WHERE node_id = self.node_id;
+        PERFORM repl_ml.wake_workers();
+        RETURN NULL;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.claim_identity() IS 'makes this place that of the node if the other members agree: null, or why not';
+
+CREATE FUNCTION repl_ml.confirm_identity() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        reason text;
+    BEGIN
+        IF NOT EXISTS (SELECT FROM repl_ml.local_node) OR NOT (SELECT i.fenced FROM repl_ml.local_info() i) THEN
+            PERFORM repl_ml.require_member();
+            RETURN;
+        END IF;
+        reason := repl_ml.claim_identity();
+        IF reason IS NOT NULL THEN
+            RAISE EXCEPTION 'this server cannot be confirmed to be node "%"', (SELECT l.node_name FROM repl_ml.local_node l)
+                USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = pg_catalog.upper(pg_catalog.left(reason, 1)) || pg_catalog.substr(reason, 2) || '.',
+                HINT = CASE WHEN reason LIKE '%within the last minute%' THEN 'If the other place was a former one of this node, try again in a minute. If a server runs there, stop it, '
+                            ELSE 'Stop the other server, or start the members that do not answer, and try again; ' END ||
+                       'or run SELECT repl_ml.leave_group(force => true) here and join under a new node id.';
+        END IF;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.confirm_identity() IS
+    'says that this data directory is the node it was, moved and not copied: the other members are asked, and it is refused if one of them is connected with another server under that identity, or has more of the node than is here';
+
+-- A leaving node, or one whose joining failed, takes itself off the lists
+CREATE FUNCTION repl_ml.forget_node(group_id uuid, node_id integer, joined_at timestamptz DEFAULT NULL) RETURNS void
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        PERFORM repl_ml.require_member();
+        IF NOT EXISTS (SELECT FROM repl_ml.local_node l WHERE l.group_id = forget_node.group_id) THEN
+            RAISE EXCEPTION 'this node belongs to another group' USING ERRCODE = 'object_not_in_prerequisite_state';
+        END IF;
+        UPDATE repl_ml.member m SET state = 'dropped' WHERE m.node_id = forget_node.node_id AND m.state <> 'dropped'
+           AND (forget_node.joined_at IS NULL OR m.joined_at = forget_node.joined_at);
+        PERFORM repl_ml.wake_workers();
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.forget_node(uuid, integer, timestamptz) IS 'called on members by a node that leaves, or whose joining failed';
+
+-- What create_group and join_group check before anything is written
+CREATE FUNCTION repl_ml.check_new_member(group_name name, node_name name, dsn text, OUT host text, OUT port integer, OUT dbname text)
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        here record;
+        there record;
+        existing record;
+    BEGIN
+        IF group_name = '' OR group_name ~ '[[:cntrl:]]' THEN
+            RAISE EXCEPTION 'invalid group name %', pg_catalog.quote_literal(group_name) USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'A name is 1 to 63 bytes without control characters.';
+        END IF;
+        IF node_name = '' OR node_name ~ '[[:cntrl:]]' THEN
+            RAISE EXCEPTION 'invalid node name %', pg_catalog.quote_literal(node_name) USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'A name is 1 to 63 bytes without control characters.';
+        END IF;
+        SELECT * INTO existing FROM repl_ml.local_node;
+        IF FOUND THEN
+            RAISE EXCEPTION 'this database is already node "%" of group "%"', existing.node_name, existing.group_name
+                USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'To leave that group, run SELECT repl_ml.leave_group().';
+        END IF;
+        PERFORM repl_ml.require_setup(2);
+        SELECT * INTO here FROM repl_ml.local_fingerprint();
+        SELECT * INTO there FROM repl_ml.probe(dsn);
+        IF (there.system_identifier, there.database, there.dbname) IS DISTINCT FROM
+           (here.system_identifier, here.database, pg_catalog.current_database()::text) THEN
+            RAISE EXCEPTION 'the connection string of node "%" does not lead to this database', node_name
+                USING ERRCODE = 'invalid_parameter_value',
+                DETAIL = pg_catalog.format('It leads to database %I on %s:%s.', there.dbname, there.host, there.port),
+                HINT = 'The argument dsn is how the other nodes reach this database.';
+        END IF;
+        -- whoever reaches us that way has to be allowed to replicate
+        PERFORM repl_ml.run_on_peer(dsn, 'SELECT version FROM repl_ml.local_info()');
+        host := there.host; port := there.port; dbname := there.dbname;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.check_new_member(name, name, text) IS 'checks the arguments of create_group and join_group and this server''s settings';
+
+-- The publication, in place of any of that name: a restored dump of a member brings one along
+CREATE FUNCTION repl_ml.make_publication() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
+    AS $$
+    BEGIN
+        IF EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = 'repl_ml') THEN
+            DROP PUBLICATION repl_ml;
+        END IF;
+        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation
+            WITH (publish = 'insert, update', publish_via_partition_root = true);
+        COMMENT ON PUBLICATION repl_ml IS 'what the repl_ml group replicates; managed by repl_ml.add_table and remove_table';
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.make_publication() IS 'creates the publication of the group''s catalogs, for tables to be added to';
+
+-- What this node's heartbeat says it lacks
+CREATE FUNCTION repl_ml.lacking() RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I of node "%s"', u.schema_name, u.table_name, coalesce(m.node_name, u.node_id::text::name)), ', ')
+      FROM (SELECT DISTINCT n.node_id, n.schema_name, n.table_name FROM repl_ml.unsent n ORDER BY 1, 2, 3 LIMIT 20) u
+      LEFT JOIN repl_ml.member m ON m.node_id = u.node_id
+    $$;
+COMMENT ON FUNCTION repl_ml.lacking() IS 'the tables of which peers could not send rows to this node; null for none';
+
+-- What the publication was changed to while the library was not there to refuse it
+CREATE FUNCTION repl_ml.publication_fault() RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT CASE WHEN p.oid IS NULL THEN 'does not exist'
+                WHEN NOT p.pubinsert OR NOT p.pubupdate THEN 'leaves out changes'
+                WHEN p.pubdelete OR p.pubtruncate OR NOT p.pubviaroot OR p.puballtables THEN 'does not publish what the nodes read'
+                WHEN f.filtered THEN 'leaves out rows or columns'
+                WHEN f.catalogs < 8 THEN 'lacks tables of repl_ml' END
+      FROM (SELECT) one LEFT JOIN pg_catalog.pg_publication p ON p.pubname = 'repl_ml',
+           LATERAL (SELECT pg_catalog.bool_or(r.prqual IS NOT NULL OR r.prattrs IS NOT NULL) AS filtered,
+                           pg_catalog.count(*) FILTER (WHERE c.relnamespace = 'repl_ml'::pg_catalog.regnamespace) AS catalogs
+                      FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_class c ON c.oid = r.prrelid WHERE r.prpubid = p.oid) f
+    $$;
+COMMENT ON FUNCTION repl_ml.publication_fault() IS 'what is wrong with the publication repl_ml; null where it is as it should be';
+
+-- For the supervisor. Before it gives up the slots it has a transaction id: a new one begins behind its commit
+CREATE FUNCTION repl_ml.mend_publication() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
+    AS $$
+    DECLARE
+        fault text := repl_ml.publication_fault();
+        t record;
+    BEGIN
+        IF fault IS NULL THEN
+            RETURN;
+        END IF;
+        RAISE LOG 'the publication "repl_ml" % and is made anew', fault
+            USING DETAIL = 'The other nodes copy all tables of this one again and join them.';
+        PERFORM repl_ml.make_publication();
+        FOR t IN SELECT c.oid::pg_catalog.regclass AS relation FROM repl_ml.replicated_table r
+                   JOIN pg_catalog.pg_namespace n ON n.nspname = r.schema_name
+                   JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = r.table_name
+                   JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = '__repl_clock' AND NOT a.attisdropped
+                  WHERE r.state = 'enrolled' LOOP
+            EXECUTE pg_catalog.format('ALTER PUBLICATION repl_ml ADD TABLE %s', t.relation);
+        END LOOP;
+        PERFORM repl_ml.drop_own_slots();
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.mend_publication() IS 'makes the publication what it should be, if it is not, and has the peers copy what they did not get through it';
+
+-- What makes this database a member, as the last thing before commit
+CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id integer, node_name name, state text, donor integer, copy_data boolean) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
+    AS $$
+    BEGIN
+        DELETE FROM repl_ml.heartbeat;
+        DELETE FROM repl_ml.tombstone;
+        DELETE FROM repl_ml.concurrent_version;
+        DELETE FROM repl_ml.eviction;
+        DELETE FROM repl_ml.key_shape;
+        DELETE FROM repl_ml.conflict_policy;
+        DELETE FROM repl_ml.invitation;
+        DELETE FROM repl_ml.collection;
+        DELETE FROM repl_ml.table_sync;
+        DELETE FROM repl_ml.table_failure;
+        DELETE FROM repl_ml.table_shape;
+        DELETE FROM repl_ml.unsent;
+        DELETE FROM repl_ml.dropped_node;
+        DELETE FROM repl_ml.transaction_record;
+        DELETE FROM repl_ml.discarded_transaction;
+        DELETE FROM repl_ml.record_floor;
+        INSERT INTO repl_ml.local_node (node_id, node_name, group_name, group_id, state, system_identifier, timeline, database, directory, donor, copy_data)
+        SELECT become_member.node_id, become_member.node_name, become_member.group_name, become_member.group_id, become_member.state,
+               f.system_identifier, f.timeline, f.database, f.directory, become_member.donor, become_member.copy_data
+          FROM repl_ml.local_fingerprint() f;
+        PERFORM repl_ml.make_publication();
+        PERFORM repl_ml.wake_workers();
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.become_member(name, uuid, integer, name, text, integer, boolean) IS 'writes this database''s identity and wakes the workers';
+
+CREATE FUNCTION repl_ml.create_group(group_name name, node_name name, dsn text) RETURNS integer
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        c record;
+    BEGIN
+        PERFORM repl_ml.hide_statement();
+        PERFORM repl_ml.refuse_nulls('group_name, node_name, dsn', pg_catalog.num_nulls(group_name, node_name, dsn));
+        SELECT * INTO c FROM repl_ml.check_new_member(group_name, node_name, dsn);
+        PERFORM repl_ml.become_member(group_name, pg_catalog.gen_random_uuid(), 1, node_name, 'ready', NULL, false);
+        DELETE FROM repl_ml.member;
+        DELETE FROM repl_ml.replicated_table;
+        INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname, system_identifier, state, joined_at)
+        SELECT 1, node_name, dsn, c.host, c.port, c.dbname, f.system_identifier, 'ready', pg_catalog.now() FROM repl_ml.local_fingerprint() f;
+        RETURN 1;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.create_group(name, name, text) IS
+    'makes this database the first node of a new group; dsn is how the other nodes will reach it. Returns the node id. Superusers only. Errors: 55000 wrong setting or already a member, 08001 unreachable dsn, 22023 bad argument';
+
+CREATE FUNCTION repl_ml.join_group(node_name name, dsn text, join_dsn text, copy_data boolean DEFAULT true, wait boolean DEFAULT true, timeout interval DEFAULT '10 min') RETURNS integer
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        c record;
+        id integer;
+    BEGIN
+        PERFORM repl_ml.hide_statement();
+        PERFORM repl_ml.refuse_nulls('node_name, dsn, join_dsn, copy_data, wait, timeout', pg_catalog.num_nulls(node_name, dsn, join_dsn, copy_data, wait, timeout));
+        IF timeout <= '0' THEN
+            RAISE EXCEPTION 'timeout must be positive' USING ERRCODE = 'invalid_parameter_value', HINT = 'For example: timeout => ''10 min''.';
+        END IF;
+        SELECT * INTO c FROM repl_ml.check_new_member('-', node_name, dsn);
+        id := repl_ml.start_joining(node_name, dsn, join_dsn, copy_data, timeout);
+        IF wait THEN
+            PERFORM repl_ml.wait_for_node(node_name, timeout);
+        END IF;
+        RETURN id;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.join_group(name, text, text, boolean, boolean, interval) IS
+    'makes this database a node of the group that join_dsn leads to: schema and rows are copied from that member. The role in join_dsn is a member of repl_ml_admin there (or a superuser), or the node is invited with repl_ml.invite_node. dsn is how the others reach this database. Returns the node id. Superusers only. Errors: 42501 not let in, 08001 unreachable, 42710 name in use, 55000 wrong state or setting, 57014 timeout';
+
+-- The part of joining that must commit on its own: done by a background worker
+CREATE FUNCTION repl_ml.start_joining(node_name name, dsn text, join_dsn text, copy_data boolean, timeout interval) RETURNS integer
+    AS 'MODULE_PATHNAME', 'repl_ml_start_joining' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.start_joining(name, text, text, boolean, interval) IS 'registers this database with the group and makes it a joining member; commits by itself';
+
+CREATE FUNCTION repl_ml.wait_for_node(node_name name, timeout interval DEFAULT '10 min') RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_wait_for_node' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION repl_ml.wait_for_node(name, interval) IS
+    'waits until a node is ready, as seen from here. Errors: 42704 no such node, 57014 timeout, with the last error of the worker that copies';
+
+CREATE FUNCTION repl_ml.drop_node(node_name name, if_exists boolean DEFAULT false) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        self record;
+    BEGIN
+        PERFORM repl_ml.refuse_nulls('node_name, if_exists', pg_catalog.num_nulls(node_name, if_exists));
+        SELECT * INTO self FROM repl_ml.require_member();
+        IF drop_node.node_name = self.node_name THEN
+            RAISE EXCEPTION 'node "%" cannot drop itself', node_name USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'Run SELECT repl_ml.leave_group() here, or drop the node from another member.';
+        END IF;
+        UPDATE repl_ml.member m SET state = 'dropped' WHERE m.node_name = drop_node.node_name AND m.state <> 'dropped';
+        IF NOT FOUND THEN
+            IF if_exists THEN
+                RAISE NOTICE 'node "%" does not exist, skipping', node_name;
+                RETURN;
+            END IF;
+            RAISE EXCEPTION 'node "%" does not exist', node_name USING ERRCODE = 'undefined_object',
+                HINT = 'Run SELECT node_name, state FROM repl_ml.nodes.';
+        END IF;
+        PERFORM repl_ml.wake_workers();
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.drop_node(name, boolean) IS
+    'removes a node from the group, on all members: for a node that will not come back. Its id is never used again. Superusers only. Errors: 42704 no such node, 22023 this node';
+
+CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
+    AS $$
+    DECLARE
+        self record;
+        fenced boolean;
+        peer record;
+        told integer := 0;
+        peers integer := 0;
+        reason text;
+        start timestamptz := pg_catalog.clock_timestamp();
+        lsn pg_lsn;
+        r record;
+    BEGIN
+        PERFORM repl_ml.refuse_nulls('force', pg_catalog.num_nulls(force));
+        SELECT * INTO self FROM repl_ml.local_node;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'this database is not a member of a repl_ml group' USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = 'Nothing needs to be done.';
+        END IF;
+        -- an error where the library is not preloaded, before any peer is told
+        PERFORM repl_ml.wake_workers();
+        SELECT i.fenced INTO fenced FROM repl_ml.local_info() i;
+        IF fenced AND NOT force THEN
+            PERFORM repl_ml.require_member();
+        END IF;
+
+        IF NOT fenced THEN
+            -- nothing written here may be known only here
+            lsn := pg_catalog.pg_current_wal_flush_lsn();
+            LOOP
+                SELECT pg_catalog.min(m.node_name::text COLLATE "C") AS node_name, pg_catalog.bool_or(s.active) AS active INTO peer
+                  FROM repl_ml.member m LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = repl_ml.link_name(m.node_id)
+                 WHERE m.node_id <> self.node_id AND m.state = 'ready' AND s.confirmed_flush_lsn < lsn;
+                EXIT WHEN force OR peer.node_name IS NULL;
+                -- one that reads gets its time, one that is down does not come back soon
+                IF pg_catalog.clock_timestamp() > start + (CASE WHEN peer.active THEN '30 s' ELSE '3 s' END)::interval THEN
+                    RAISE EXCEPTION 'node "%" has not received everything written on node "%" yet', peer.node_name, self.node_name
+                        USING ERRCODE = 'object_not_in_prerequisite_state',
+                        HINT = 'See repl_ml.stat_replication and try again, or run SELECT repl_ml.leave_group(force => true) and lose what is not there yet.';
+                END IF;
+                PERFORM pg_catalog.pg_sleep(0.05);
+                PERFORM pg_catalog.pg_stat_clear_snapshot();
+            END LOOP;
+            -- with force whoever does not answer within seconds is not told
+            IF force THEN
+                PERFORM repl_ml.ask_members(ARRAY(SELECT m.dsn FROM repl_ml.member m WHERE m.node_id <> self.node_id AND m.state <> 'dropped'),
+                    pg_catalog.format('SELECT repl_ml.forget_node(%L, %s)', self.group_id, self.node_id));
+            END IF;
+            FOR peer IN SELECT * FROM repl_ml.member m WHERE NOT force AND m.node_id <> self.node_id AND m.state <> 'dropped' ORDER BY m.node_id LOOP
+                peers := peers + 1;
+                BEGIN
+                    PERFORM repl_ml.run_on_peer(peer.dsn, pg_catalog.format('SELECT repl_ml.forget_node(%L, %s)', self.group_id, self.node_id));
+                    told := told + 1;
+                EXCEPTION WHEN OTHERS THEN
+                    reason := sqlerrm;
+                END;
+            END LOOP;
+            IF peers > 0 AND told = 0 AND NOT force THEN
+                RAISE EXCEPTION 'no member of the group could be told that node "%" leaves', self.node_name
+                    USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = reason,
+                    HINT = 'Try again when a member is up, or run SELECT repl_ml.leave_group(force => true) and then SELECT repl_ml.drop_node(...) on a member.';
+            END IF;
+        END IF;
+
+        PERFORM repl_ml.stop_workers();
+        IF force THEN
+            -- they hold locks of the tables, and may wait for a peer that does not answer
+            PERFORM repl_ml.give_up_waits();
+        END IF;
+        DELETE FROM repl_ml.local_node;
+        FOR r IN SELECT c.oid::regclass AS relation FROM repl_ml.replicated_table t
+                   JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema_name
+                   JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.table_name LOOP
+            PERFORM repl_ml.disenrol(r.relation);
+        END LOOP;
+        DROP PUBLICATION IF EXISTS repl_ml;
+        DELETE FROM repl_ml.member;
+        DELETE FROM repl_ml.replicated_table;
+        DELETE FROM repl_ml.heartbeat;
+        DELETE FROM repl_ml.tombstone;
+        DELETE FROM repl_ml.concurrent_version;
+        DELETE FROM repl_ml.eviction;
+        DELETE FROM repl_ml.key_shape;
+        DELETE FROM repl_ml.conflict_policy;
+        DELETE FROM repl_ml.invitation;
+        DELETE FROM repl_ml.collection;
+        DELETE FROM repl_ml.table_sync;
+        DELETE FROM repl_ml.table_failure;
+        DELETE FROM repl_ml.table_shape;
+        DELETE FROM repl_ml.unsent;
+        DELETE FROM repl_ml.dropped_node;
+        DELETE FROM repl_ml.transaction_record;
+        DELETE FROM repl_ml.discarded_transaction;
+        DELETE FROM repl_ml.record_floor;
+        DELETE FROM repl_ml.vouched;
+        FOR r IN SELECT o.roname FROM pg_catalog.pg_replication_origin o
+                  WHERE pg_catalog.starts_with(o.roname, repl_ml.link_name(0) COLLATE "C") OR o.roname ~ ('^' || pg_catalog.regexp_replace(repl_ml.link_name(0), '0$', '') || '[0-9]+$') LOOP
+            PERFORM pg_catalog.pg_replication_origin_drop(r.roname);
+        END LOOP;
+        -- also those a copied directory brought along: they would keep WAL for ever
+        PERFORM repl_ml.drop_own_slots();
+        PERFORM repl_ml.wake_workers();
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.leave_group(boolean) IS
+    'takes this database out of its group: its tables stay, as ordinary ones. With force also when no member can be told, or when this is a copy of a node. Superusers only. Errors: 55000 not a member, or peers are behind or down';
+
+-- Slots that peers read from here, and their walsenders
+CREATE FUNCTION repl_ml.drop_own_slots() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        s record;
+        until timestamptz := pg_catalog.clock_timestamp() + '30 s';
+    BEGIN
+        LOOP
+            FOR s IN SELECT slot_name, active_pid FROM pg_catalog.pg_replication_slots
+                      WHERE database = pg_catalog.current_database() AND plugin = 'repl_ml' LOOP
+                BEGIN
+                    IF s.active_pid IS NOT NULL THEN
+                        PERFORM pg_catalog.pg_terminate_backend(s.active_pid, 2000);
+                    END IF;
+                    PERFORM pg_catalog.pg_drop_replication_slot(s.slot_name);
+                EXCEPTION WHEN object_in_use OR undefined_object THEN
+                    IF pg_catalog.clock_timestamp() > until THEN
+                        RAISE;
+                    END IF;
+                END;
+            END LOOP;
+            EXIT WHEN NOT FOUND;
+            PERFORM pg_catalog.pg_sleep(0.02);
+        END LOOP;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.drop_own_slots() IS 'drops the slots peers read from this database';
+

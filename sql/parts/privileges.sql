@@ -1,0 +1,60 @@
+--
+-- Who may do what
+--
+
+-- A subscription to another member's tables, all of them, would make this database think it is that one
+CREATE FUNCTION repl_ml.refuse_subscription() RETURNS pg_catalog.trigger
+    AS 'MODULE_PATHNAME', 'repl_ml_refuse_subscription' LANGUAGE C;
+COMMENT ON FUNCTION repl_ml.refuse_subscription() IS 'trigger: keeps subscriptions of PostgreSQL''s own out of repl_ml''s tables';
+DO $$
+DECLARE
+    t regclass;
+BEGIN
+    FOR t IN SELECT c.oid FROM pg_catalog.pg_class c WHERE c.relnamespace OPERATOR(pg_catalog.=) 'repl_ml'::pg_catalog.regnamespace AND c.relkind OPERATOR(pg_catalog.=) 'r' LOOP
+        EXECUTE pg_catalog.format('CREATE TRIGGER refuse_subscription BEFORE INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION repl_ml.refuse_subscription()', t);
+        EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER refuse_subscription', t);
+    END LOOP;
+END
+$$;
+
+-- Nothing is for everybody but what reading a clock and writing an enrolled table needs
+DO $$
+DECLARE
+    f regprocedure;
+BEGIN
+    -- what is parsed when it is called reads backslashes as this script does, whatever the caller's session says
+    FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_catalog.=) p.prolang
+              WHERE p.pronamespace OPERATOR(pg_catalog.=) 'repl_ml'::pg_catalog.regnamespace
+                AND l.lanname OPERATOR(pg_catalog.=) ANY ('{sql, plpgsql}') AND pg_catalog.strpos(p.prosrc, E'\\') OPERATOR(pg_catalog.>) 0 LOOP
+        EXECUTE pg_catalog.format('ALTER FUNCTION %s SET standard_conforming_strings = on', f);
+    END LOOP;
+    FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p
+              WHERE p.pronamespace OPERATOR(pg_catalog.=) 'repl_ml'::pg_catalog.regnamespace
+                AND NOT (p.provolatile OPERATOR(pg_catalog.=) 'i' AND p.proparallel OPERATOR(pg_catalog.=) 's')
+                AND p.proname OPERATOR(pg_catalog.<>) ALL ('{tick, insert_pending, moved_pending, orphans, current_vector, wait_for_vector, barrier, transaction_token, transaction_status}') LOOP
+        EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
+    END LOOP;
+END
+$$;
+
+-- Seeing: connection strings and rows excepted
+GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.write_members(), repl_ml.write_waiters(), repl_ml.write_stats(), repl_ml.unacknowledged(), repl_ml.local_fingerprint(),
+    repl_ml.link_name(integer), repl_ml.publication_fault(), repl_ml.enrol_obstacle(regclass), repl_ml.column_types(regclass), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
+GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.shape_differences, repl_ml.unreplicated_tables, repl_ml.conflict_policies, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts,
+    repl_ml.stat_write_consistency, repl_ml.stat_write_waiters, repl_ml.health TO pg_monitor;
+-- filters its rows by itself
+GRANT SELECT ON repl_ml.conflicts TO PUBLIC;
+
+-- Operating. What forms a group stays with superusers: a connection string makes the server connect
+-- as its operating system user, and a member creates what other members define.
+GRANT pg_monitor TO repl_ml_admin;
+GRANT SELECT ON repl_ml.parked_changes TO repl_ml_admin;
+GRANT EXECUTE ON FUNCTION repl_ml.pause_apply(name), repl_ml.resume_apply(name), repl_ml.retry_parked(bigint), repl_ml.discard_parked(bigint),
+    repl_ml.reset_write_stats(), repl_ml.invite_node(name, interval), repl_ml.admit_node(name, text) TO repl_ml_admin;
+
+-- Replicating: what a peer asks and copies; the stream itself needs the role attribute
+GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.concurrent_version, repl_ml.transaction_record, repl_ml.record_floor TO repl_ml_replication;
+GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, integer, integer, pg_lsn, bigint, text), repl_ml.applied_lsn(integer), repl_ml.decided_commits(integer, pg_lsn[]), repl_ml.final_lsn(integer), repl_ml.transaction_facts(uuid, integer, xid8),
+    repl_ml.admit_node(name, text), repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text),
+    repl_ml.forget_node(uuid, integer, timestamptz), repl_ml.cannot_create(jsonb),
+    repl_ml.rows_to_copy(regclass, name[], name, name), repl_ml.rows_left_out(), repl_ml.require_copyable(regclass, name[]), repl_ml.send_columns(regclass), repl_ml.parked_tables() TO repl_ml_replication;

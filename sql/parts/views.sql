@@ -1,0 +1,438 @@
+--
+-- Views
+--
+
+CREATE VIEW repl_ml.nodes AS
+    SELECT m.node_id, m.node_name, m.state, m.node_id = l.node_id AS is_local, m.host, m.port, m.dbname, m.system_identifier, m.joined_at,
+           h.sent_at AS last_heartbeat, w.reachable, w.silent_for
+      FROM repl_ml.member m LEFT JOIN repl_ml.local_node l ON true LEFT JOIN repl_ml.heartbeat h ON h.node_id = m.node_id
+      LEFT JOIN repl_ml.write_members() w ON w.node_id = m.node_id;
+COMMENT ON VIEW repl_ml.nodes IS
+    'members of the group, also dropped ones; connection strings are not shown. reachable: it counts for commits with write consistency quorum and all now, because it is connected and has spoken, silent_for ago, within two heartbeats; null where that is not known, and for nodes that are not ready';
+
+-- Priorities are kept as node ids, which nobody else gets, and shown as names
+CREATE VIEW repl_ml.conflict_policies AS
+    SELECT p.schema_name, p.table_name, p.column_name, p.resolver, p.merge, p.set_at, p.set_by
+      FROM (SELECT DISTINCT ON (p.schema_name, p.table_name, p.column_name)
+                   p.schema_name, p.table_name, nullif(p.column_name, '') AS column_name,
+                   CASE WHEN p.column_name = '' THEN
+                        p.rule || CASE WHEN p.arguments = '{}' THEN '' ELSE '(' ||
+                            (SELECT pg_catalog.string_agg(CASE p.rule WHEN 'node_priority' THEN coalesce(n.node_name::text, a.argument) ELSE a.argument END, ', ' ORDER BY a.place)
+                               FROM pg_catalog.unnest(p.arguments) WITH ORDINALITY a (argument, place)
+                               LEFT JOIN repl_ml.member n ON p.rule = 'node_priority' AND n.node_id::text = a.argument) || ')' END END AS resolver,
+                   CASE WHEN p.column_name <> '' THEN p.rule END AS merge,
+                   p.set_at, m.node_name AS set_by
+              FROM repl_ml.conflict_policy p LEFT JOIN repl_ml.member m ON m.node_id = repl_ml.last_writer(p.__repl_clock)
+             ORDER BY p.schema_name, p.table_name, p.column_name, repl_ml.max_counter(p.__repl_clock) DESC, repl_ml.last_writer(p.__repl_clock) DESC) p
+     WHERE p.merge IS DISTINCT FROM 'none';
+COMMENT ON VIEW repl_ml.conflict_policies IS
+    'how conflicts of replicated tables are resolved now, as far as this node knows: one row for a table''s resolver (column_name null), one for each column with a merge rule; tables without a row use last_write';
+
+-- This node's tables beside each other member's; where they are the same there is no row
+CREATE VIEW repl_ml.shape_differences AS
+    SELECT DISTINCT ON (p.schema_name, p.table_name, p.node_id) p.schema_name, p.table_name, p.node_id, m.node_name,
+           pg_catalog.substr(k.key, 2) AS object, coalesce(k.here, 'missing') AS here, coalesce(k.there, 'missing') AS there
+      FROM repl_ml.local_node l
+      JOIN repl_ml.table_shape s ON s.node_id = l.node_id
+      JOIN repl_ml.table_shape p ON p.schema_name = s.schema_name AND p.table_name = s.table_name AND p.shape IS DISTINCT FROM s.shape
+      JOIN repl_ml.member m ON m.node_id = p.node_id AND m.node_id <> l.node_id AND m.state = 'ready'
+      LEFT JOIN repl_ml.replicated_table t ON t.schema_name = s.schema_name AND t.table_name = s.table_name
+     CROSS JOIN LATERAL (SELECT coalesce(a.key, b.key) AS key, a.value AS here, b.value AS there
+                           FROM pg_catalog.jsonb_each_text(coalesce(s.shape, '{}')) a FULL JOIN pg_catalog.jsonb_each_text(coalesce(p.shape, '{}')) b ON a.key = b.key
+                          WHERE a.value IS DISTINCT FROM b.value) k
+     WHERE s.table_name = '' OR t.state = 'enrolled'
+     ORDER BY p.schema_name, p.table_name, p.node_id, k.key COLLATE "C";
+COMMENT ON VIEW repl_ml.shape_differences IS
+    'replicated tables that are not the same here and on another member: one row for each such member, with the first object that differs and what it is here and there; the row without table is about the database and its server';
+
+-- Not those of extensions, temporary ones and partitions; nor those that were taken out of the group or are meant to stay local
+CREATE VIEW repl_ml.unreplicated_tables AS
+    SELECT n.nspname AS schema_name, c.relname AS table_name, c.oid::regclass AS relation,
+           -- looked for only where they are asked for
+           (SELECT o.message FROM repl_ml.enrol_obstacle(c.oid) o LIMIT 1) AS obstacle,
+           (SELECT o.hint FROM repl_ml.enrol_obstacle(c.oid) o LIMIT 1) AS hint
+      FROM repl_ml.local_node l
+     CROSS JOIN pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND NOT c.relispartition
+       AND n.nspname NOT IN ('repl_ml', 'information_schema') AND n.nspname NOT LIKE 'pg\_%'
+       AND NOT EXISTS (SELECT FROM repl_ml.replicated_table t WHERE t.schema_name = n.nspname AND t.table_name = c.relname)
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e');
+COMMENT ON VIEW repl_ml.unreplicated_tables IS
+    'tables of this database that no other node gets rows of, because nobody has added them to the group; obstacle is why one cannot be added, hint what to do about it. See repl_ml.add_table and repl_ml.keep_local';
+
+CREATE VIEW repl_ml.tables AS
+    SELECT t.schema_name, t.table_name, c.oid::regclass AS relation,
+           coalesce((SELECT p.resolver FROM repl_ml.conflict_policies p
+                      WHERE p.schema_name = t.schema_name AND p.table_name = t.table_name AND p.column_name IS NULL), 'last_write') AS resolver,
+           m.node_name AS enrolled_by,
+           CASE WHEN c.oid IS NULL THEN 'missing' WHEN r.oid IS NULL THEN 'pending' ELSE 'replicated' END AS state,
+           (SELECT pg_catalog.count(*) FROM repl_ml.table_sync y
+             WHERE y.schema_name = t.schema_name AND y.table_name = t.table_name AND y.state = 'pending') AS pending_copies,
+           k.parked_changes, coalesce(f.problem, k.problem) AS problem, t.write_consistency,
+           CASE WHEN h.differs_on IS NULL AND s.known = (SELECT pg_catalog.count(*) FROM repl_ml.member x WHERE x.state = 'ready') THEN '{}' ELSE h.differs_on END AS differs_on, h.difference
+      FROM repl_ml.replicated_table t
+      LEFT JOIN repl_ml.member m ON m.node_id = t.enrolled_by
+      LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace)
+             ON n.nspname = t.schema_name AND c.relname = t.table_name
+      LEFT JOIN (pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid AND p.pubname = 'repl_ml') ON r.prrelid = c.oid
+      CROSS JOIN LATERAL (SELECT coalesce(pg_catalog.sum(CASE x.action WHEN 'counted' THEN (x.change->>'changes')::bigint ELSE 1 END), 0)::bigint AS parked_changes, (pg_catalog.array_agg(x.message ORDER BY x.id DESC))[1] AS problem
+                            FROM repl_ml.parked_change x
+                           WHERE x.schema_name = t.schema_name AND x.table_name = t.table_name AND x.action NOT IN ('evicted', 'kept')) k
+      LEFT JOIN LATERAL (SELECT pg_catalog.format('could not %s it: %s', x.action, x.message) || coalesce(' (' || x.detail || ')', '') AS problem FROM repl_ml.table_failure x
+                          WHERE x.schema_name = t.schema_name AND x.table_name = t.table_name ORDER BY x.failed_at DESC LIMIT 1) f ON true
+      LEFT JOIN (SELECT d.schema_name, d.table_name, pg_catalog.array_agg(d.node_name ORDER BY d.node_id) AS differs_on,
+                        (pg_catalog.array_agg(pg_catalog.format('%s: %s here, %s on node "%s"', d.object, d.here, d.there, d.node_name) ORDER BY d.node_id))[1] AS difference
+                   FROM repl_ml.shape_differences d GROUP BY 1, 2) h ON h.schema_name = t.schema_name AND h.table_name = t.table_name
+      LEFT JOIN (SELECT s.schema_name, s.table_name, pg_catalog.count(*) AS known FROM repl_ml.table_shape s JOIN repl_ml.member m USING (node_id)
+                  WHERE m.state = 'ready' GROUP BY 1, 2) s ON s.schema_name = t.schema_name AND s.table_name = t.table_name
+     WHERE t.state = 'enrolled';
+COMMENT ON VIEW repl_ml.tables IS 'replicated tables and their state on this node; problem is why it could not be created or copied, or why the last of the parked_changes could not be applied; differs_on the members on which it is another table, null where that is not known, and difference the first object that differs';
+
+CREATE VIEW repl_ml.stat_replication AS
+    SELECT s.active_pid AS pid, w.usesysid, w.usename, w.application_name, w.client_addr, w.client_hostname, w.client_port,
+           w.backend_start, w.backend_xmin, coalesce(w.state, 'down') AS state, w.sent_lsn, w.write_lsn,
+           coalesce(w.flush_lsn, s.confirmed_flush_lsn) AS flush_lsn, w.replay_lsn,
+           w.write_lag, w.flush_lag,
+           w.replay_lag,
+           w.sync_priority, w.sync_state, w.reply_time,
+           m.node_id, m.node_name, s.slot_name, s.wal_status, s.safe_wal_size,
+           pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), s.confirmed_flush_lsn)::bigint AS lag_bytes,
+           CASE WHEN h.applied_own IS NOT NULL THEN
+               greatest(pg_catalog.clock_timestamp() - h.applied_own, '0'::interval) END AS heartbeat_lag
+      FROM repl_ml.member m
+      JOIN repl_ml.local_node l ON l.node_id <> m.node_id
+      LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = repl_ml.link_name(m.node_id)
+      LEFT JOIN pg_catalog.pg_stat_replication w ON w.pid = s.active_pid
+      LEFT JOIN LATERAL (SELECT '2000-01-01 00:00:00+00'::timestamptz + repl_ml.counter(b.applied, l.node_id) * '1 us'::interval AS applied_own
+                           FROM repl_ml.heartbeat b WHERE b.node_id = m.node_id) h ON true
+     WHERE m.state <> 'dropped';
+COMMENT ON VIEW repl_ml.stat_replication IS
+    'one row a peer, also when it is down: how far it has confirmed what this node wrote. Lags are as in pg_stat_replication, NULL when unknown or idle; heartbeat_lag is the age of the newest heartbeat of this node that the peer is known to have applied: it includes both directions and the heartbeat interval';
+
+CREATE VIEW repl_ml.stat_apply AS
+    SELECT m.node_id, m.node_name, nullif(w.pid, 0) AS pid, coalesce(w.state, 'stopped') AS state,
+           w.received_lsn, w.applied_lsn, w.peer_lsn, w.applied_commit_time, w.last_message_time, w.start_time,
+           w.transactions, w.changes, w.conflicts, w.parked, w.retries, w.errors,
+           w.copy_relation, w.copy_rows,
+           (SELECT pg_catalog.count(*) FROM repl_ml.table_sync y WHERE y.node_id = m.node_id AND y.state = 'pending') AS tables_to_copy,
+           pg_catalog.clock_timestamp() - h.sent_at AS heartbeat_age,
+           w.error_time, w.error_sqlstate, w.error_message, w.error_hint, w.equal_updates, w.equal_inserts
+      FROM repl_ml.member m
+      JOIN repl_ml.local_node l ON l.node_id <> m.node_id
+      LEFT JOIN repl_ml.worker_stats() w ON w.peer = m.node_id
+      LEFT JOIN repl_ml.heartbeat h ON h.node_id = m.node_id
+     WHERE m.state <> 'dropped';
+COMMENT ON VIEW repl_ml.stat_apply IS
+    'one row a peer: the worker that applies what the peer writes. Counters since server start; error_* is the last error; heartbeat_age is the age of the peer''s newest write that is applied here. equal_updates and equal_inserts are concurrent writes of the peer that left a row just as another node''s did: no conflict, but of two increments one is lost';
+
+CREATE VIEW repl_ml.conflicts WITH (security_barrier) AS
+    SELECT c.conflict_id, c.detected_at, c.schema_name, c.table_name, c.key, c.conflict_type, c.resolution,
+           coalesce(w.node_name, c.winner_node::text::name) AS winner_node, coalesce(l.node_name, c.loser_node::text::name) AS loser_node,
+           c.winner_clock, c.loser_clock, c.result_clock, c.winner_row, c.loser_row, c.lost_columns,
+           coalesce(o.node_name, c.origin_node::text::name) AS origin_node, c.origin_xid, c.origin_lsn, c.origin_time
+      FROM repl_ml.conflict_history c
+      LEFT JOIN repl_ml.member w ON w.node_id = c.winner_node
+      LEFT JOIN repl_ml.member l ON l.node_id = c.loser_node
+      LEFT JOIN repl_ml.member o ON o.node_id = c.origin_node
+     WHERE pg_catalog.pg_has_role(current_user, 'pg_monitor', 'USAGE')
+        OR EXISTS (SELECT FROM pg_catalog.pg_class t JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace
+                     JOIN repl_ml.replicated_table r ON r.schema_name = n.nspname AND r.table_name = t.relname AND r.state = 'enrolled'
+                    WHERE n.nspname = c.schema_name AND t.relname = c.table_name AND pg_catalog.pg_has_role(current_user, t.relowner, 'USAGE'));
+COMMENT ON VIEW repl_ml.conflicts IS
+    'versions of rows that lost to another of which neither knew the other, as resolved on this node; conflict_id is the same on all nodes. Members of pg_monitor see all, others those of their own tables; kept for repl_ml.conflict_retention';
+
+CREATE VIEW repl_ml.stat_conflicts AS
+    SELECT c.schema_name, c.table_name, c.conflict_type, c.resolution, pg_catalog.count(*) AS conflicts,
+           pg_catalog.min(c.detected_at) AS first_detected_at, pg_catalog.max(c.detected_at) AS last_detected_at,
+           pg_catalog.count(*) FILTER (WHERE c.winner_row = c.loser_row) AS equal
+      FROM repl_ml.conflict_history c GROUP BY 1, 2, 3, 4;
+COMMENT ON VIEW repl_ml.stat_conflicts IS 'kept conflicts by table and type; equal: those in which both wrote the same (see repl_ml.log_equal_writes)';
+
+CREATE VIEW repl_ml.parked_changes AS
+    SELECT p.id, p.parked_at, coalesce(m.node_name, p.origin_node::text::name) AS origin_node, p.origin_xid, p.origin_lsn,
+           p.schema_name, p.table_name, p.action, p.change, p.sqlstate, p.message, p.detail, p.conflict_id, p.put_aside, p.columns
+      FROM repl_ml.parked_change p LEFT JOIN repl_ml.member m ON m.node_id = p.origin_node;
+COMMENT ON VIEW repl_ml.parked_changes IS
+    'changes that could not be applied here, with the reason; action counted stands for as many as it says, which were not kept because of repl_ml.parked_limit: the table is copied when that is possible; columns: what they were; put_aside: only because a commit that waits to be acknowledged has locked the row, and is tried again by itself; see repl_ml.retry_parked and repl_ml.discard_parked';
+
+-- Level one waits for nobody
+CREATE VIEW repl_ml.stat_write_consistency AS
+    SELECT s.level, s.commits, s.refused, s.timeouts, s.cancelled, u.transactions AS unacknowledged, s.total_wait, s.min_wait, s.max_wait,
+           s.total_wait / nullif(s.commits, 0) AS mean_wait, s.histogram_bounds, s.histogram, s.stats_reset, s.parked
+      FROM repl_ml.write_stats() s LEFT JOIN repl_ml.unacknowledged() u ON u.level = s.level;
+COMMENT ON VIEW repl_ml.stat_write_consistency IS
+    'what became of commits with write consistency quorum and all on this node, since stats_reset: acknowledged (commits), refused beforehand, or committed here and given up by timeout or cancel, or because too few members could apply it (parked). unacknowledged is how many are visible here now and not acknowledged so far, also since before a crash (see repl_ml.unacknowledged()). The waits are those of acknowledged ones: histogram[i] counts those up to histogram_bounds[i], the last element those above all bounds';
+
+CREATE VIEW repl_ml.stat_write_waiters AS
+    SELECT w.pid, a.usename, a.application_name, w.level, w.required, k.acknowledged, k.acknowledged_by, k.waiting_for, w.waiting_since, w.lsn, k.parked_on
+      FROM repl_ml.write_waiters() w
+      LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = w.pid
+      CROSS JOIN LATERAL (SELECT (pg_catalog.count(*) FILTER (WHERE x.has))::integer AS acknowledged,
+                                 coalesce(pg_catalog.array_agg(x.node_name ORDER BY x.node_id) FILTER (WHERE x.has), '{}') AS acknowledged_by,
+                                 coalesce(pg_catalog.array_agg(x.node_name ORDER BY x.node_id) FILTER (WHERE x.has IS NOT TRUE AND NOT x.parked), '{}') AS waiting_for,
+                                 coalesce(pg_catalog.array_agg(x.node_name ORDER BY x.node_id) FILTER (WHERE x.parked), '{}') AS parked_on
+                            FROM (SELECT m.node_id, m.node_name, m.node_id = ANY (w.parked_on) AS parked,
+                                         s.acknowledged_lsn >= w.lsn AND m.node_id <> ALL (w.parked_on) AS has
+                                    FROM repl_ml.write_members() s JOIN repl_ml.member m USING (node_id)) x) k;
+COMMENT ON VIEW repl_ml.stat_write_waiters IS
+    'commits on this node that wait to be acknowledged: by how many members (required, this node counts), who has the transaction (acknowledged_by), who has not (waiting_for), and who has parked something of it and does not count (parked_on), since when';
+
+CREATE VIEW repl_ml.health AS
+    -- the limit says to the planner what the table is; many rows expected would have the statement compiled
+    WITH self AS (
+        SELECT l.node_id, l.node_name, l.group_name, l.state,
+               (l.system_identifier, l.timeline, l.database, l.directory) IS DISTINCT FROM (f.system_identifier, f.timeline, f.database, f.directory) AS fenced,
+               pg_catalog.current_setting('repl_ml.heartbeat_interval')::interval AS heartbeat
+          FROM repl_ml.local_fingerprint() f, repl_ml.local_node l LIMIT 1),
+    -- a node that takes part; of the others only the first check has something to say
+    active AS (SELECT s.* FROM self s WHERE NOT s.fenced AND s.state <> 'dropped'),
+    peer AS (SELECT m.node_id, m.node_name, m.state FROM repl_ml.member m JOIN active s ON s.node_id <> m.node_id WHERE m.state <> 'dropped'),
+    quorum AS (
+        SELECT pg_catalog.count(*) AS members, pg_catalog.count(*) / 2 + 1 AS needed, pg_catalog.count(*) FILTER (WHERE w.reachable) AS reachable,
+               pg_catalog.string_agg(m.node_name, ', ' ORDER BY m.node_id) FILTER (WHERE NOT w.reachable) AS missing
+          FROM repl_ml.write_members() w JOIN repl_ml.member m USING (node_id)),
+    finding (place, check_name, status, detail, hint) AS (
+    -- 1. who this node is
+    SELECT 1, 'membership',
+           CASE WHEN s.fenced OR s.state = 'dropped' THEN 'error' WHEN s.state = 'ready' THEN 'ok' ELSE 'warning' END,
+           CASE WHEN s.fenced THEN pg_catalog.format('This database is a copy of node "%s": it neither writes replicated tables nor talks to the group.', s.node_name)
+                WHEN s.state = 'dropped' THEN pg_catalog.format('The other members have dropped node "%s": it takes no part in group "%s" any more.', s.node_name, s.group_name)
+                WHEN s.state <> 'ready' THEN pg_catalog.format('Node "%s" is still joining group "%s" (%s) and must not be written yet.', s.node_name, s.group_name, s.state)
+                ELSE pg_catalog.format('Node "%s" of group "%s", members: %s.', s.node_name, s.group_name,
+                     (SELECT pg_catalog.string_agg(m.node_name || CASE m.state WHEN 'ready' THEN '' ELSE ' (joining)' END, ', ' ORDER BY m.node_id)
+                        FROM repl_ml.member m WHERE m.state <> 'dropped')) END,
+           CASE WHEN s.fenced THEN 'If the node that it is a copy of is gone for good or goes on elsewhere, run SELECT repl_ml.leave_group(force => true) here, and join again.'
+                WHEN s.state = 'dropped' THEN 'Run SELECT repl_ml.leave_group(force => true) here; then it can join again.'
+                WHEN s.state <> 'ready' THEN 'It becomes ready by itself; see how far it is with SELECT * FROM repl_ml.stat_apply.' END
+      FROM self s
+    UNION ALL
+    SELECT 1, 'membership', 'warning', 'This database is in no group: nothing is replicated.', 'Run SELECT repl_ml.create_group(...) or repl_ml.join_group(...).'
+     WHERE NOT EXISTS (SELECT FROM self)
+    UNION ALL
+    -- 2. which commits are possible now
+    SELECT 2, 'write_consistency',
+           CASE WHEN q.members = 0 THEN 'warning' WHEN q.members = 1 THEN 'ok' WHEN g.in_the_way OR q.reachable < q.needed THEN 'error'
+                WHEN q.reachable < q.members THEN 'warning' ELSE 'ok' END,
+           CASE WHEN q.members = 0 THEN 'It is not known yet which members can be reached: commits with write consistency quorum and all are refused.'
+                WHEN q.members = 1 THEN 'There is no other member: quorum and all mean this node only.'
+                WHEN g.in_the_way THEN pg_catalog.format('The setting synchronous_standby_names is %L: commits with write consistency quorum and all are refused.', g.names)
+                WHEN q.reachable < q.needed THEN pg_catalog.format('%s members, only %s can be reached, quorum needs %s: commits with write consistency quorum and all are refused. Missing: %s.', q.members, q.reachable, q.needed, q.missing)
+                WHEN q.reachable < q.members THEN pg_catalog.format('%s members, %s can be reached, quorum needs %s: can tolerate %s. Commits with write consistency all are refused. Missing: %s.', q.members, q.reachable, q.needed,
+                     CASE q.reachable - q.needed WHEN 0 THEN 'no further failure' WHEN 1 THEN 'one more failure' ELSE pg_catalog.format('%s more failures', q.reachable - q.needed) END, q.missing)
+                WHEN q.members = 2 THEN '2 members, both can be reached, quorum needs both: can tolerate no failure.'
+                ELSE pg_catalog.format('%s members, all can be reached, quorum needs %s: can tolerate %s.', q.members, q.needed,
+                     CASE q.members - q.needed WHEN 1 THEN 'one failure' ELSE pg_catalog.format('%s failures', q.members - q.needed) END) END,
+           CASE WHEN q.members = 0 THEN 'This takes a moment after the server''s start; if it stays so, look for errors of "repl_ml supervisor" in the server''s log.'
+                WHEN q.members = 1 THEN NULL
+                WHEN g.in_the_way THEN 'Remove synchronous_standby_names from the server''s configuration and restart it, or set it to repl_ml_quorum and reload the configuration.'
+                WHEN q.reachable < q.members THEN 'Start the missing nodes or mend the network to them. A node that will not come back is removed with SELECT repl_ml.drop_node(...), after which the group is smaller.'
+                WHEN q.members = 2 THEN 'A third member would let one of them fail.' END
+      FROM active s, quorum q,
+           (SELECT pg_catalog.current_setting('synchronous_standby_names') AS names, pg_catalog.current_setting('synchronous_standby_names') <> 'repl_ml_quorum' AS in_the_way) g
+     WHERE s.state = 'ready'
+    UNION ALL
+    -- 3. commits that wait for longer than it takes to notice that somebody is gone
+    SELECT 3, 'waiting_commits', CASE WHEN pg_catalog.count(w.pid) = 0 THEN 'ok' ELSE 'warning' END,
+           CASE WHEN pg_catalog.count(w.pid) = 0 THEN 'No commit waits for long.'
+                ELSE pg_catalog.format('Commits that wait to be acknowledged: %s, the longest for %s seconds.', pg_catalog.count(w.pid),
+                     pg_catalog.round(EXTRACT(epoch FROM pg_catalog.max(pg_catalog.clock_timestamp() - w.waiting_since)), 1)) END,
+           CASE WHEN pg_catalog.count(w.pid) > 0 THEN 'See for whom with SELECT * FROM repl_ml.stat_write_waiters; they end with an error after repl_ml.write_timeout.' END
+      FROM active s LEFT JOIN repl_ml.write_waiters() w ON pg_catalog.clock_timestamp() - w.waiting_since > 2 * s.heartbeat
+    HAVING pg_catalog.count(s.node_id) > 0
+    UNION ALL
+    -- 4. what is visible here and may be lost with this node
+    SELECT 4, 'unacknowledged', CASE WHEN u.transactions = 0 THEN 'ok' ELSE 'warning' END,
+           CASE WHEN u.transactions = 0 THEN 'No transaction is visible here that its write consistency has not acknowledged.'
+                WHEN u.transactions IS NULL THEN 'It is not known yet which transactions of the time before the server''s start have been acknowledged.'
+                WHEN u.transactions = 1 THEN 'One transaction is visible here though its write consistency has not acknowledged it.'
+                ELSE pg_catalog.format('%s transactions are visible here though their write consistency has not acknowledged them.', u.transactions) END,
+           CASE WHEN u.transactions <> 0 THEN 'They will be as soon as enough members can be reached. How many, and for which level, is in repl_ml.stat_write_consistency.'
+                WHEN u.transactions IS NULL THEN 'It will be when the members have everything that was written before.' END
+      FROM active s, (SELECT CASE WHEN pg_catalog.bool_and(n.transactions IS NOT NULL) THEN pg_catalog.sum(n.transactions) END AS transactions FROM repl_ml.unacknowledged() n) u
+     WHERE s.state = 'ready'
+    UNION ALL
+    -- 5. peers that do not get what this node writes
+    SELECT 5, 'sending', CASE WHEN pg_catalog.count(p.node_id) = 0 THEN 'ok' ELSE 'error' END,
+           coalesce(pg_catalog.string_agg(pg_catalog.format('Node "%s" %s.', p.node_name,
+                        CASE WHEN w.silent_for IS NULL THEN 'has not been heard since this server''s start'
+                             ELSE pg_catalog.format('has not answered for %s seconds', pg_catalog.round(EXTRACT(epoch FROM w.silent_for), 1)) END), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
+                    'All members read what this node writes.'),
+           CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'See whether the server runs and can reach this one: on it, SELECT * FROM repl_ml.stat_apply shows the error. Until then this server keeps WAL for it.' END
+      FROM active s LEFT JOIN (repl_ml.write_members() w JOIN peer p USING (node_id)) ON NOT w.reachable
+    HAVING pg_catalog.count(s.node_id) > 0
+    UNION ALL
+    -- 6. peers of which this node gets nothing
+    SELECT 6, 'applying', CASE WHEN pg_catalog.bool_or(p.failing) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
+           coalesce(pg_catalog.string_agg(pg_catalog.format('Nothing of node "%s" is applied (%s)%s.', p.node_name, p.state, ': ' || p.message), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
+                    'What the other members write is applied here.'),
+           coalesce(pg_catalog.string_agg(p.hint, ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
+                    CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'See SELECT * FROM repl_ml.stat_apply, and the server''s log.' END)
+      FROM active s LEFT JOIN (
+           SELECT x.node_id, x.node_name, coalesce(w.state, 'stopped') AS state, coalesce(w.state, 'stopped') <> 'paused' AND w.error_time > coalesce(w.last_message_time, '-infinity') AS failing,
+                  CASE WHEN w.state <> 'paused' AND w.error_time > coalesce(w.last_message_time, '-infinity') THEN pg_catalog.rtrim(pg_catalog.split_part(w.error_message, E'\n', 1), '.') END AS message,
+                  CASE WHEN w.state = 'paused' THEN pg_catalog.format('Run SELECT repl_ml.resume_apply(%L).', x.node_name)
+                       WHEN w.error_time > coalesce(w.last_message_time, '-infinity') THEN w.error_hint END AS hint
+             FROM peer x LEFT JOIN repl_ml.worker_stats() w ON w.peer = x.node_id
+            WHERE coalesce(w.state, 'stopped') NOT IN ('streaming', 'copying', 'preparing')) p ON true
+    HAVING pg_catalog.count(s.node_id) > 0
+    UNION ALL
+    -- 7. peers whose changes come late
+    SELECT 7, 'delay', CASE WHEN pg_catalog.count(p.node_id) = 0 THEN 'ok' ELSE 'warning' END,
+           coalesce(pg_catalog.string_agg(pg_catalog.format('What node "%s" wrote in the last %s seconds is not applied here.', p.node_name,
+                        pg_catalog.round(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - p.sent_at), 1)), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
+                    'What the other members write arrives in time.'),
+           CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'A large transaction or a lock may hold it up: look for the backend "repl_ml apply" in pg_stat_activity.' END
+      FROM active s LEFT JOIN (SELECT x.*, h.sent_at + coalesce(repl_ml.counter(h.behind, l.node_id), 0) * '1 us'::interval AS sent_at
+                                 FROM repl_ml.local_node l CROSS JOIN peer x JOIN repl_ml.heartbeat h ON h.node_id = x.node_id) p
+             ON pg_catalog.clock_timestamp() - p.sent_at > 10 * s.heartbeat
+    HAVING pg_catalog.count(s.node_id) > 0
+    UNION ALL
+    -- 8. changes that could not be applied
+    SELECT 8, 'parked_changes', CASE WHEN c.failed > c.locked THEN 'error' WHEN c.failed > 0 OR c.lost > 0 THEN 'warning' ELSE 'ok' END,
+           CASE WHEN c.failed > c.locked THEN pg_catalog.format('Changes that could not be applied here: %s, the last one because: %s.', c.failed, pg_catalog.rtrim(c.problem, '.'))
+                     || CASE WHEN c.counted IS NULL THEN '' ELSE pg_catalog.format(' Because of repl_ml.parked_limit they are no longer kept for %s.', c.counted) END
+                WHEN c.failed > 0 THEN pg_catalog.format('Changes that wait for locks of this node''s transactions: %s. %s', c.failed, c.locks)
+                WHEN c.lost > 0 THEN pg_catalog.format('Rows that lost a conflict and wait for a decision: %s.', c.lost)
+                ELSE 'None.' END
+           || CASE WHEN c.discarded > 0 THEN pg_catalog.format(' Transactions of which something was discarded here in the last two days: %s.', c.discarded) ELSE '' END,
+           CASE WHEN c.failed > c.locked THEN 'This node lacks them. Mend the cause: they are then tried again by themselves, or at once by SELECT repl_ml.retry_parked(id) FROM repl_ml.parked_changes.'
+                WHEN c.failed > 0 THEN 'They are applied as soon as the lock is gone. See SELECT * FROM pg_stat_activity or pg_prepared_xacts for who holds it.'
+                WHEN c.lost > 0 THEN 'See SELECT * FROM repl_ml.parked_changes; retry_parked(id) writes a row again, discard_parked(id) forgets it.' END
+      FROM active s,
+           (SELECT coalesce(pg_catalog.sum(CASE p.action WHEN 'counted' THEN (p.change->>'changes')::bigint ELSE 1 END) FILTER (WHERE p.action NOT IN ('evicted', 'kept') AND NOT p.put_aside), 0) AS failed,
+                   pg_catalog.count(*) FILTER (WHERE p.action IN ('insert', 'update', 'delete') AND NOT p.put_aside AND p.sqlstate = '55P03') AS locked,
+                   pg_catalog.string_agg(pg_catalog.format('%I.%I', p.schema_name, p.table_name), ', ') FILTER (WHERE p.action = 'counted') AS counted,
+                   pg_catalog.count(*) FILTER (WHERE p.action IN ('evicted', 'kept')) AS lost,
+                   (SELECT pg_catalog.count(*) FROM repl_ml.discarded_transaction) AS discarded,
+                   (pg_catalog.array_agg(p.message ORDER BY p.id DESC) FILTER (WHERE p.action NOT IN ('evicted', 'kept') AND NOT p.put_aside AND p.sqlstate <> '55P03'))[1] AS problem,
+                   (SELECT pg_catalog.string_agg(l.of_table, ' ' ORDER BY l.of_table)
+                      FROM (SELECT pg_catalog.format('Of table "%s.%s": %s.', x.schema_name, x.table_name, pg_catalog.rtrim((pg_catalog.array_agg(x.message ORDER BY x.id))[1], '.')) AS of_table
+                              FROM repl_ml.parked_change x WHERE x.sqlstate = '55P03' AND NOT x.put_aside GROUP BY x.schema_name, x.table_name LIMIT 10) l) AS locks
+              FROM repl_ml.parked_change p) c
+    UNION ALL
+    -- 9. WAL that is kept for peers
+    SELECT 9, 'slots', CASE WHEN pg_catalog.bool_or(p.node_id IS NOT NULL AND (p.wal_status = 'lost' OR p.slot_name IS NULL)) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
+           coalesce(pg_catalog.string_agg(CASE WHEN p.slot_name IS NULL THEN pg_catalog.format('Node "%s" has no slot here.', p.node_name)
+                             WHEN p.wal_status = 'lost' THEN pg_catalog.format('WAL that node "%s" had not read is gone.', p.node_name)
+                             WHEN p.wal_status = 'unreserved' THEN pg_catalog.format('WAL that node "%s" has not read, %s, is removed at the next checkpoint.', p.node_name, pg_catalog.pg_size_pretty(p.kept))
+                             ELSE pg_catalog.format('Node "%s" holds back %s of WAL.', p.node_name, pg_catalog.pg_size_pretty(p.kept)) END, ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
+                    'No member holds back more WAL than max_wal_size.'),
+           CASE WHEN pg_catalog.bool_or(p.node_id IS NOT NULL AND (p.wal_status = 'lost' OR p.slot_name IS NULL)) THEN 'It is made anew when the node connects, and all tables are then copied and joined.'
+                WHEN pg_catalog.count(p.node_id) > 0 THEN 'Watch the disk. Start the node, or remove it with SELECT repl_ml.drop_node(...) if it will not come back.' END
+      FROM active s LEFT JOIN (SELECT x.*, r.slot_name, r.wal_status, pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), r.restart_lsn) AS kept
+                          FROM peer x LEFT JOIN pg_catalog.pg_replication_slots r ON r.slot_name = repl_ml.link_name(x.node_id)) p
+             ON s.state = 'ready' AND p.state = 'ready' AND (p.slot_name IS NULL OR p.wal_status <> 'reserved')
+    HAVING pg_catalog.count(s.node_id) > 0
+    UNION ALL
+    -- 10. tables that are not what the group's list says
+    SELECT 10, 'tables', CASE WHEN pg_catalog.bool_or(t.state = 'missing') THEN 'error' WHEN pg_catalog.count(t.table_name) > 0 THEN 'warning' ELSE 'ok' END,
+           coalesce(pg_catalog.string_agg(pg_catalog.format('Table %I.%I %s%s.', t.schema_name, t.table_name,
+                        CASE t.state WHEN 'missing' THEN 'is not here' WHEN 'pending' THEN 'is not replicated here yet' ELSE 'is being copied' END,
+                        ': ' || pg_catalog.rtrim(pg_catalog.split_part(t.problem, E'\n', 1), '.')), ' ' ORDER BY t.schema_name, t.table_name) FILTER (WHERE t.table_name IS NOT NULL),
+                    'All of the group''s tables are replicated here.'),
+           CASE WHEN pg_catalog.count(t.table_name) > 0 THEN 'This goes on by itself; what keeps it from that is in the column problem of repl_ml.tables.' END
+      FROM active s LEFT JOIN repl_ml.tables t ON t.state <> 'replicated' OR t.pending_copies > 0
+    HAVING pg_catalog.count(s.node_id) > 0
+    UNION ALL
+    -- 11. tables that are not the same on all members
+    SELECT 11, 'table_shapes', CASE WHEN pg_catalog.count(d.said) = 0 THEN 'ok' ELSE 'warning' END,
+           coalesce(pg_catalog.string_agg(d.said, ' ' ORDER BY d.schema_name, d.table_name, d.there) FILTER (WHERE d.said IS NOT NULL),
+                    'As far as the other members have told, the replicated tables are the same there.'),
+           CASE WHEN pg_catalog.count(d.said) > 0 THEN 'Run the ALTER or CREATE that is missing where it is missing. Changes that do not fit meanwhile are parked, and brought when the tables are the same again. All differences: SELECT * FROM repl_ml.shape_differences.' END
+      FROM active s LEFT JOIN (
+           SELECT x.schema_name, x.table_name, x.there,
+                  CASE x.table_name WHEN '' THEN '' ELSE pg_catalog.format('Table %I.%I: ', x.schema_name, x.table_name) END
+                  || pg_catalog.format('%s is %s on node "%s" and %s on %s.', CASE x.table_name WHEN '' THEN 'T' || pg_catalog.substr(x.object, 2) ELSE x.object END, x.here, l.node_name, x.there,
+                       CASE pg_catalog.count(*) WHEN 1 THEN 'node ' ELSE 'nodes ' END || pg_catalog.string_agg(pg_catalog.format(CASE WHEN w.reachable THEN '"%s"' ELSE '"%s" (when it was last heard of)' END, x.node_name), ', ' ORDER BY x.node_id)) AS said
+             FROM repl_ml.shape_differences x LEFT JOIN repl_ml.write_members() w ON w.node_id = x.node_id CROSS JOIN self l GROUP BY x.schema_name, x.table_name, x.object, x.here, x.there, l.node_name) d ON true
+    HAVING pg_catalog.count(s.node_id) > 0
+    UNION ALL
+    -- 12. tables that are nobody's but this node's
+    SELECT 12, 'unreplicated_tables', CASE WHEN u.tables = 0 THEN 'ok' ELSE 'warning' END,
+           CASE WHEN u.tables = 0 THEN 'No table of this node has been forgotten.'
+                ELSE pg_catalog.format('Tables of this node that the group does not replicate: %s%s.', u.first,
+                     CASE WHEN u.tables > 5 THEN pg_catalog.format(' and %s more', u.tables - 5) ELSE '' END) END,
+           CASE WHEN u.tables > 0 THEN 'Run SELECT repl_ml.add_table(...), or SELECT repl_ml.keep_local(...) for one that is meant for this node only. All of them: SELECT * FROM repl_ml.unreplicated_tables.' END
+      FROM active s, (SELECT pg_catalog.count(*) AS tables, pg_catalog.string_agg(x.relation::text, ', ' ORDER BY x.place) FILTER (WHERE x.place <= 5) AS first
+                        FROM (SELECT pg_catalog.format('%I.%I', t.schema_name, t.table_name) AS relation, pg_catalog.row_number() OVER (ORDER BY t.schema_name, t.table_name) AS place
+                                FROM repl_ml.unreplicated_tables t) x) u
+     WHERE EXISTS (SELECT FROM peer)
+    UNION ALL
+    -- 13. clocks: what a node sends cannot be from the future; of a clock that is behind its own node tells
+    SELECT 13, 'clock_skew', CASE WHEN pg_catalog.bool_or(p.differs > pg_catalog.current_setting('repl_ml.max_clock_skew')::interval) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
+           coalesce(pg_catalog.string_agg(pg_catalog.format('The clock of node "%s" is at least %s seconds %s this one''s.', p.node_name, pg_catalog.round(EXTRACT(epoch FROM p.differs), 1), p.direction), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
+                    'No other member''s clock is known to differ.'),
+           CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'Let NTP set both clocks: of concurrent writes the node with the clock ahead wins.' END
+      FROM active s LEFT JOIN (SELECT x.*, c.direction, c.differs
+             FROM repl_ml.local_node l JOIN repl_ml.heartbeat o ON o.node_id = l.node_id CROSS JOIN peer x JOIN repl_ml.heartbeat h ON h.node_id = x.node_id
+             LEFT JOIN repl_ml.worker_stats() w ON w.peer = x.node_id
+            CROSS JOIN LATERAL (VALUES ('ahead of', greatest(h.sent_at - pg_catalog.clock_timestamp(), repl_ml.counter(o.behind, x.node_id) * '1 us'::interval)),
+                                       ('behind', CASE WHEN w.state = 'streaming' THEN repl_ml.counter(h.behind, l.node_id) * '1 us'::interval END)) c(direction, differs)) p ON p.differs > '1 s'
+    HAVING pg_catalog.count(s.node_id) > 0
+    UNION ALL
+    -- 14. what the others read
+    SELECT 14, 'publication', CASE WHEN p.fault IS NULL THEN 'ok' ELSE 'error' END,
+           CASE WHEN p.fault IS NULL THEN 'The publication "repl_ml" is as the other members need it.'
+                ELSE pg_catalog.format('The publication "repl_ml" %s.', p.fault) END,
+           CASE WHEN p.fault IS NOT NULL THEN 'It is made anew within seconds, and the other members copy this node''s tables again.' END
+      FROM active s, repl_ml.publication_fault() p(fault)
+    UNION ALL
+    -- 15. rows that cannot be sent, here and elsewhere
+    SELECT 15, 'unsent', CASE WHEN u.here IS NOT NULL THEN 'error' WHEN u.elsewhere IS NOT NULL THEN 'warning' ELSE 'ok' END,
+           coalesce(nullif(pg_catalog.concat_ws(' ', u.here, u.elsewhere), ''), 'Every row can be sent.'),
+           CASE WHEN u.here IS NOT NULL THEN 'Change or delete the row on that node. What then is sent heals it; so does the copy of the table that is made once in a while. See SELECT * FROM repl_ml.unsent.'
+                WHEN u.elsewhere IS NOT NULL THEN 'See the check "unsent" on that node.' END
+      FROM active s, LATERAL (SELECT
+           nullif((SELECT pg_catalog.string_agg(pg_catalog.format('Node "%s" could not send %s of table %I.%I: %s.', coalesce(m.node_name, n.node_id::text::name),
+                                 pg_catalog.format('row %s', n.key), n.schema_name, n.table_name, pg_catalog.rtrim(n.message, '.')), ' ' ORDER BY n.noted_at, n.key)
+                     FROM (SELECT * FROM repl_ml.unsent x ORDER BY x.noted_at LIMIT 5) n LEFT JOIN repl_ml.member m ON m.node_id = n.node_id), '') AS here,
+           nullif((SELECT pg_catalog.string_agg(pg_catalog.format('Node "%s" lacks rows that could not be sent to it: %s.', p.node_name, h.lacks), ' ')
+                     FROM peer p JOIN repl_ml.heartbeat h ON h.node_id = p.node_id WHERE h.lacks IS NOT NULL), '') AS elsewhere) u
+    UNION ALL
+    -- 16. prepared transactions
+    SELECT 16, 'prepared_transactions', CASE WHEN pg_catalog.count(x.gid) = 0 THEN 'ok' ELSE 'warning' END,
+           CASE WHEN pg_catalog.count(x.gid) = 0 THEN 'None is left.'
+                ELSE pg_catalog.format('%s, the oldest of %s: they hold locks, and the removal of deleted rows'' tombstones on all nodes.',
+                     pg_catalog.string_agg(pg_catalog.quote_literal(x.gid), ', ' ORDER BY x.prepared), pg_catalog.date_trunc('second', pg_catalog.min(x.prepared))) END,
+           CASE WHEN pg_catalog.count(x.gid) > 0 THEN 'Run COMMIT PREPARED or ROLLBACK PREPARED for those that nobody will finish.' END
+      FROM active s LEFT JOIN pg_catalog.pg_prepared_xacts x ON x.database = pg_catalog.current_database() AND pg_catalog.clock_timestamp() - x.prepared > 10 * s.heartbeat
+    HAVING pg_catalog.count(s.node_id) > 0
+    UNION ALL
+    -- 17. who is connected, and could not connect anew
+    SELECT 17, 'login_roles', CASE WHEN pg_catalog.count(f.rolname) = 0 THEN 'ok' ELSE 'warning' END,
+           CASE WHEN pg_catalog.count(f.rolname) = 0 THEN 'The roles with which other members are connected may connect again.'
+                ELSE pg_catalog.format('%s: when the connection ends there is no other.', pg_catalog.string_agg(f.said, '; ' ORDER BY f.rolname, f.command)) END,
+           CASE WHEN pg_catalog.count(f.rolname) > 0 THEN pg_catalog.format('Run %s.', pg_catalog.string_agg(f.command, '; ' ORDER BY f.rolname, f.command)) END
+      FROM active s LEFT JOIN (
+           SELECT u.rolname, pg_catalog.format(c.command, u.rolname, pg_catalog.current_database()) AS command,
+                  pg_catalog.format('Role "%s", of node%s %s, %s', u.rolname, CASE WHEN pg_catalog.count(*) > 1 THEN 's' END,
+                                    pg_catalog.string_agg(pg_catalog.format('"%s"', x.node_name), ', ' ORDER BY x.node_id), c.said) AS said
+             FROM peer x JOIN pg_catalog.pg_replication_slots r ON r.slot_name = repl_ml.link_name(x.node_id)
+             JOIN pg_catalog.pg_stat_activity a ON a.pid = r.active_pid JOIN pg_catalog.pg_roles u ON u.oid = a.usesysid
+            CROSS JOIN LATERAL (VALUES (NOT u.rolcanlogin, 'may not log in', 'ALTER ROLE %1$I LOGIN'),
+                                       (NOT u.rolreplication AND NOT u.rolsuper, 'lacks the attribute REPLICATION', 'ALTER ROLE %1$I REPLICATION'),
+                                       (NOT pg_catalog.pg_has_role(u.oid, 'repl_ml_replication', 'USAGE'), 'is not in repl_ml_replication', 'GRANT repl_ml_replication TO %1$I'),
+                                       (NOT pg_catalog.has_database_privilege(u.oid, pg_catalog.current_database()::text, 'CONNECT'), 'may not connect to this database', 'GRANT CONNECT ON DATABASE %2$I TO %1$I'),
+                                       (u.rolvaliduntil < pg_catalog.clock_timestamp(), 'has a password that is valid no more', 'ALTER ROLE %1$I VALID UNTIL ''infinity'''),
+                                       -- each may want a second connection, to copy or to ask
+                                       (NOT u.rolsuper AND u.rolconnlimit BETWEEN 0 AND 2 * (SELECT pg_catalog.count(*) FROM peer) - 1, 'has too low a connection limit', 'ALTER ROLE %1$I CONNECTION LIMIT -1')) c(is_so, said, command)
+            WHERE c.is_so GROUP BY u.rolname, c.said, c.command) f ON true
+    HAVING pg_catalog.count(s.node_id) > 0)
+    SELECT f.check_name, f.status, f.detail, f.hint FROM finding f ORDER BY f.place;
+COMMENT ON VIEW repl_ml.health IS
+    'how this node and its group are: one row for each check, with status ok, warning (look into it) or error (something does not work, now), what it is (detail) and what to do (hint); ask every node';
+
+--
+-- Triggers of the replicated catalogs, and privileges
+--
+DO $$
+DECLARE
+    t regclass;
+BEGIN
+    FOREACH t IN ARRAY '{repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation}'::regclass[] LOOP
+        EXECUTE pg_catalog.format('CREATE TRIGGER zz_repl_ml_update BEFORE UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION repl_ml.stamp_update()', t);
+        EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER zz_repl_ml_update', t);
+    END LOOP;
+END
+$$;
+
