@@ -22,7 +22,8 @@ COMMENT ON FUNCTION repl_ml.announce_evictions() IS 'tells the group which versi
 
 -- The clock of an eviction is that of the version that went, and may be old. The winner's writer may have known that
 -- version overwritten, before it wrote: so it is kept until everything written up to then, by whomever, is here. All of a
--- key or nothing. The floor is in the stream before whatever is written without these tombstones.
+-- key or nothing. The floor is in the stream before whatever is written without these tombstones. Stored versions that
+-- one of them knows are stale, and would come back where they are copied to without it.
 CREATE FUNCTION repl_ml.collect_tombstones(stable text) RETURNS void
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
@@ -31,7 +32,10 @@ CREATE FUNCTION repl_ml.collect_tombstones(stable text) RETURNS void
                          (SELECT min(coalesce(repl_ml.counter(stable::repl_ml.vclock, m.node_id), 0)) FROM repl_ml.member m WHERE m.state <> 'dropped')),
     gone AS (DELETE FROM repl_ml.tombstone t WHERE t.__repl_clock OPERATOR(repl_ml.<@) stable::repl_ml.vclock
                 AND NOT EXISTS (SELECT FROM kept k WHERE (k.schema_name, k.table_name, k.key_hash) = (t.schema_name, t.table_name, t.key_hash))
-             RETURNING 1)
+             RETURNING t.schema_name, t.table_name, t.key_hash, t.__repl_clock),
+    stale AS (DELETE FROM repl_ml.concurrent_version v USING gone g
+               WHERE (v.schema_name, v.table_name, v.key_hash) = (g.schema_name, g.table_name, g.key_hash)
+                 AND v.__repl_clock OPERATOR(repl_ml.<@) g.__repl_clock)
     INSERT INTO repl_ml.collection AS c (node_id, floor)
     SELECT l.node_id, stable::repl_ml.vclock FROM repl_ml.local_node l WHERE EXISTS (SELECT FROM gone)
     ON CONFLICT (node_id) DO UPDATE SET floor = repl_ml.merge(c.floor, excluded.floor)

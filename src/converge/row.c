@@ -412,6 +412,7 @@ join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer)
 {
 	ReplMlTable *table = join->target->table;
 	const ReplMlClock *clock = join->arriving.clock;
+	const ReplMlClock *known;
 
 	if (dead != NULL && have_same_dot(clock, dead))
 	{
@@ -422,9 +423,11 @@ join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer)
 			repl_ml_tombstone_insert_merged(table, join->key, repl_ml_clock_merge(clock, dead));
 		return;
 	}
-	if (dead != NULL && repl_ml_clock_is_within(clock, dead))
+	/* also by a tombstone that the writer has removed: not before he wrote what it knows */
+	known = repl_ml_tombstone_find(table, join->key, 0);
+	if (known != NULL && repl_ml_clock_is_within(clock, known))
 	{
-		log_late_eviction(join, dead);
+		log_late_eviction(join, known);
 		return;
 	}
 	if (dead != NULL && !repl_ml_clock_is_within(dead, clock))
@@ -434,7 +437,7 @@ join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer)
 	}
 	/* an old version is evicted only for a row whose writer knew a later one: this one */
 	if (dead == NULL)
-		dead = repl_ml_tombstone_find(table, join->key, 0);
+		dead = known;
 	if (dead != NULL && repl_ml_clock_is_within(dead, clock))
 		forget_evictions(join, dead, false);
 	if (!store_row(join, join->arriving.row, clock, false, NULL))
@@ -462,9 +465,15 @@ bury_row(ReplMlJoin *join)
 	const ReplMlClock *dead = repl_ml_tombstone_find(table, join->key, 0);
 	bool		known;
 
+	/* an old copy of one we have removed: of what is here it can only know old copies, too */
 	if (!join->source->late &&
 		repl_ml_tombstone_collected(repl_ml_identity()->node_id, clock))
-		return;					/* an old copy of one we have removed */
+	{
+		if (repl_ml_target_find(join->target, join->searched) &&
+			repl_ml_clock_is_within(read_clock(join->target, join->target->found), clock))
+			join_deletion_with_row(join);
+		return;
+	}
 	if (dead != NULL)
 	{
 		repl_ml_version_lock(table, join->key);
@@ -509,17 +518,16 @@ bury_found_row(ReplMlJoin *join)
 /*
  * Says whether the deletion counts for the row in target->found: it does not
  * where the row's writer had removed the tombstone before he wrote.  One that
- * was parked always counts: the writer may have removed the tombstone since.
+ * was parked always counts: the writer may have removed the tombstone since; so
+ * does one that knows the row, which a copy may have brought after all.
  */
 static bool
 counts_for_found(const ReplMlJoin *join)
 {
-	uint16		writer;
+	const ReplMlClock *here = read_clock(join->target, join->target->found);
 
-	if (join->source->late)
-		return true;
-	writer = repl_ml_clock_dot(read_clock(join->target, join->target->found)).node;
-	return !repl_ml_tombstone_collected(writer, join->arriving.clock);
+	return join->source->late || repl_ml_clock_is_within(here, join->arriving.clock) ||
+		!repl_ml_tombstone_collected(repl_ml_clock_dot(here).node, join->arriving.clock);
 }
 
 /*

@@ -885,7 +885,9 @@ join_tombstone(ReplMlApply *apply, Datum *values, bool *nulls)
 /*
  * Joins a row of repl_ml.concurrent_version: what one of the copied rows was
  * resolved from.  Joined by itself, so that it is resolved here as well; of
- * one that does not fit the table as it is now there is the row only.
+ * one that does not fit the table as it is now there is the row only.  One that
+ * is older than the tombstones that this node has removed has been here: where
+ * it is not any more, the peer's set is stale.
  */
 static void
 join_version(ReplMlApply *apply, Datum *values, bool *nulls)
@@ -899,7 +901,8 @@ join_version(ReplMlApply *apply, Datum *values, bool *nulls)
 		.source = {.node = apply->peer->node_id}
 	};
 
-	if (OidIsValid(copied.relid))
+	if (OidIsValid(copied.relid) &&
+		!repl_ml_tombstone_collected(repl_ml_identity()->node_id, copied.clock))
 		(void) try_copied(nulls[5] ? join_copied_deletion : join_copied_version, &copied);
 }
 
