@@ -118,15 +118,22 @@ class Client(threading.Thread):
                 self.operation()
             except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
                 if getattr(error, "pgcode", None) in ("40001", "40P01"):
-                    self.refused += 1
-                    self.connection.rollback()
+                    self.refuse()
                     continue
                 self.unknown += 1
                 self.connection = None
                 self.between_tries.wait(0.05)
             except psycopg2.Error:
-                self.refused += 1
-                self.connection.rollback()
+                self.refuse()
+
+    def refuse(self):
+        """The transaction has failed; unless the connection is lost, which psycopg2 may tell by any class."""
+        try:
+            self.connection.rollback()
+            self.refused += 1
+        except psycopg2.Error:
+            self.unknown += 1
+            self.connection = None
 
 
 def main():
