@@ -23,8 +23,13 @@ sub stop_answers
 
 	foreach my $node (@where)
 	{
-		my $pid = sql($node, "SELECT pid FROM repl_ml.stat_apply WHERE node_name = $name");
-		die $node->name . ': no apply worker for ' . $from->name unless $pid;
+		my $pid = '';
+		# after a member has left, workers connect anew
+		until ($pid)
+		{
+			poll_until($node, "SELECT state = 'streaming' FROM repl_ml.stat_apply WHERE node_name = $name");
+			$pid = sql($node, "SELECT pid FROM repl_ml.stat_apply WHERE node_name = $name AND state = 'streaming'");
+		}
 		kill STOP => $pid;
 		push @stopped, [ $node->name, $pid ];
 	}
