@@ -186,7 +186,8 @@ load_peers(Peer *peers, int *self, XLogRecPtr *with_dropped)
 		peers[i].restart = none ? InvalidXLogRecPtr : DatumGetLSN(value);
 		peers[i].dsn = MemoryContextStrdup(context, repl_ml_spi_text(i, 2));
 	}
-	SPI_execute("SELECT coalesce(pg_catalog.max(acknowledged_lsn), '0/0') FROM repl_ml.dropped_node",
+	SPI_execute("SELECT coalesce(pg_catalog.max(acknowledged_lsn), '0/0')"
+				" FROM repl_ml.dropped_node",
 				true, 1);
 	*with_dropped = DatumGetLSN(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
 											  &none));

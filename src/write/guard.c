@@ -135,6 +135,67 @@ repl_ml_guard_init(void)
 }
 
 /*
+ * Called by the hook in a database that has the extension: refuses the statement
+ * with an error if it would break replication, changes it, or runs it.  Returns
+ * true if it has been run.
+ */
+static bool
+check_statement(Utility *utility)
+{
+	Node	   *stmt = utility->pstmt->utilityStmt;
+
+	switch (nodeTag(stmt))
+	{
+		case T_CopyStmt:
+			if (utility->read_only_tree)
+			{
+				utility->pstmt = copyObject(utility->pstmt);
+				utility->read_only_tree = false;
+				stmt = utility->pstmt->utilityStmt;
+			}
+			repl_ml_read_copy((CopyStmt *) stmt);
+			list_copy_columns((CopyStmt *) stmt);
+			break;
+		case T_VariableShowStmt:
+			repl_ml_routing_show((VariableShowStmt *) stmt, run_utility, utility);
+			return true;
+		case T_CreateStmt:
+			check_create((CreateStmt *) stmt);
+			break;
+		case T_AlterTableStmt:
+			check_alter_table((AlterTableStmt *) stmt);
+			break;
+		case T_RenameStmt:
+			check_rename((RenameStmt *) stmt);
+			break;
+		case T_AlterObjectSchemaStmt:
+			check_new_schema((AlterObjectSchemaStmt *) stmt);
+			break;
+		case T_DropStmt:
+			check_drop((DropStmt *) stmt);
+			break;
+		case T_TruncateStmt:
+			check_truncate((TruncateStmt *) stmt);
+			break;
+		case T_AlterPublicationStmt:
+			check_alter_publication((AlterPublicationStmt *) stmt);
+			break;
+		case T_AlterExtensionContentsStmt:
+			check_extension_contents((AlterExtensionContentsStmt *) stmt);
+			break;
+		case T_CreateTrigStmt:
+			check_own_table(((CreateTrigStmt *) stmt)->relation);
+			break;
+		case T_RuleStmt:
+			check_own_table(((RuleStmt *) stmt)->relation);
+			break;
+		default:
+			break;
+	}
+	return false;
+}
+
+/*
  * The hook of utility statements: passes each to who has to do with it, which
  * may change it, run it himself or refuse it, and then runs it.
  */
@@ -167,60 +228,11 @@ guard_statement(PlannedStmt *pstmt, const char *query_string, bool read_only_tre
 		check_drop_database(castNode(DropdbStmt, pstmt->utilityStmt));
 
 	/* where the extension is not installed nothing is enrolled */
-	if (IsTransactionState() && OidIsValid(repl_ml_schema_oid()))
-	{
-		switch (nodeTag(pstmt->utilityStmt))
-		{
-			case T_CopyStmt:
-				if (read_only_tree)
-				{
-					utility.pstmt = pstmt = copyObject(pstmt);
-					utility.read_only_tree = false;
-				}
-				repl_ml_read_copy((CopyStmt *) pstmt->utilityStmt);
-				list_copy_columns((CopyStmt *) pstmt->utilityStmt);
-				break;
-			case T_VariableShowStmt:
-				repl_ml_routing_show((VariableShowStmt *) pstmt->utilityStmt, run_utility,
-									 &utility);
-				return;
-			case T_CreateStmt:
-				check_create((CreateStmt *) pstmt->utilityStmt);
-				break;
-			case T_AlterTableStmt:
-				check_alter_table((AlterTableStmt *) pstmt->utilityStmt);
-				break;
-			case T_RenameStmt:
-				check_rename((RenameStmt *) pstmt->utilityStmt);
-				break;
-			case T_AlterObjectSchemaStmt:
-				check_new_schema((AlterObjectSchemaStmt *) pstmt->utilityStmt);
-				break;
-			case T_DropStmt:
-				check_drop((DropStmt *) pstmt->utilityStmt);
-				break;
-			case T_TruncateStmt:
-				check_truncate((TruncateStmt *) pstmt->utilityStmt);
-				break;
-			case T_AlterPublicationStmt:
-				check_alter_publication((AlterPublicationStmt *) pstmt->utilityStmt);
-				break;
-			case T_AlterExtensionContentsStmt:
-				check_extension_contents((AlterExtensionContentsStmt *) pstmt->utilityStmt);
-				break;
-			case T_CreateTrigStmt:
-				check_own_table(((CreateTrigStmt *) pstmt->utilityStmt)->relation);
-				break;
-			case T_RuleStmt:
-				check_own_table(((RuleStmt *) pstmt->utilityStmt)->relation);
-				break;
-			default:
-				break;
-		}
-	}
-	if (IsA(pstmt->utilityStmt, AlterTableStmt))
+	if (IsTransactionState() && OidIsValid(repl_ml_schema_oid()) && check_statement(&utility))
+		return;
+	if (IsA(utility.pstmt->utilityStmt, AlterTableStmt))
 		run_alter_table(&utility);
-	else if (IsA(pstmt->utilityStmt, RenameStmt))
+	else if (IsA(utility.pstmt->utilityStmt, RenameStmt))
 		run_rename(&utility);
 	else
 		run_utility(&utility);
