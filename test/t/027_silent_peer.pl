@@ -68,7 +68,13 @@ is(sql($n1, q(SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'
 signal_worker('CONT', $n2, $n3);
 ok($write->finish, 'the commit is acknowledged when the others go on') or diag($out);
 
-my $walsender = sql($n1, q(SELECT pid FROM pg_stat_activity WHERE backend_type = 'walsender' AND application_name = 'repl_ml n4'));
+# on a busy machine it may be connecting anew
+my $walsender = '';
+until ($walsender)
+{
+	poll_until($n1, q(SELECT count(*) = 1 FROM pg_stat_replication WHERE application_name = 'repl_ml n4' AND state = 'streaming'));
+	$walsender = sql($n1, q(SELECT pid FROM pg_stat_replication WHERE application_name = 'repl_ml n4' AND state = 'streaming'));
+}
 kill STOP => $walsender;
 poll_until($n4, q(SELECT error_message LIKE '%"n1" has been silent%' FROM repl_ml.stat_apply WHERE node_name = 'n1'));
 kill CONT => $walsender;
