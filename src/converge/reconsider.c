@@ -7,19 +7,22 @@
  * versions are stored beside the row, so it resolves it again.
  *
  * Not here: which rule is in force when (row/policy.c), how a row is resolved
- * (resolve.c).  Locks: those of row.c, for one key after the other, until the
- * transaction ends.
+ * (resolve.c).  Locks: the rules of the table (row/policy.c), then those of row.c,
+ * for one key after the other, until the transaction ends.
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/inval.h"
+#include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 
 #include "converge/converge.h"
 #include "row/row.h"
@@ -79,10 +82,15 @@ reconsider_rule(TriggerData *trigdata)
 														   SPI_fnumber(desc, REPL_ML_CLOCK_COLUMN),
 														   desc, &isnull));
 	ReplMlClockEntry since = repl_ml_clock_dot(clock);
-	List	   *keys = find_keys_after(schema_name, table_name, since);
-	Oid			relid;
+	Oid			relid = get_relname_relid(table_name, get_namespace_oid(schema_name, true));
+	List	   *keys;
 	Undecided	undecided;
 
+	/* without a table there are neither rows nor who resolves them */
+	if (!OidIsValid(relid))
+		return;
+	repl_ml_policy_lock(relid);
+	keys = find_keys_after(schema_name, table_name, since);
 	if (keys == NIL)
 		return;
 	/* the rule must be seen by what follows */
@@ -125,7 +133,8 @@ resolve_keys(void *argument)
 
 /*
  * Returns the keys of the table's stored versions that were written after the
- * rule: lists of shape (row/shape.c) and key, as text[].
+ * rule: lists of shape (row/shape.c) and key, as text[].  Looks at what has been
+ * committed by now, whatever the transaction's own snapshot sees.
  */
 static List *
 find_keys_after(const char *schema_name, const char *table_name, ReplMlClockEntry since)
@@ -136,13 +145,14 @@ find_keys_after(const char *schema_name, const char *table_name, ReplMlClockEntr
 	Int64GetDatum((int64) since.counter), Int32GetDatum(since.node)};
 	List	   *keys = NIL;
 
+	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_connect();
 	SPI_execute_with_args("SELECT DISTINCT key_columns, key FROM repl_ml.concurrent_version"
 						  " WHERE schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
 						  " AND table_name OPERATOR(pg_catalog.=) $2::pg_catalog.name"
 						  " AND ROW(repl_ml.max_counter(__repl_clock),"
 						  " repl_ml.last_writer(__repl_clock)) OPERATOR(pg_catalog.>) ROW($3, $4)",
-						  4, types, values, NULL, false, 0);
+						  4, types, values, NULL, true, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool		isnull;
@@ -157,5 +167,6 @@ find_keys_after(const char *schema_name, const char *table_name, ReplMlClockEntr
 		MemoryContextSwitchTo(old);
 	}
 	SPI_finish();
+	PopActiveSnapshot();
 	return keys;
 }

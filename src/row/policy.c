@@ -12,7 +12,9 @@
  * changes.
  *
  * Not what a rule does: converge/resolve.c and merge.c know the rules' names,
- * this file does not.  Locks: ACCESS SHARE on the catalog while it is read.
+ * this file does not.  Locks: ACCESS SHARE on the catalog while it is read;
+ * until the transaction ends, one for the rules of each table: SHARE for who
+ * resolves, EXCLUSIVE for who adds a rule.
  */
 #include "postgres.h"
 
@@ -20,6 +22,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/pg_type.h"
+#include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
@@ -60,6 +63,7 @@ static MemoryContext rules_context = NULL;
 static bool rules_valid = false;
 static Oid	policy_relid = InvalidOid;
 
+static void lock_rules(Oid root, LOCKMODE mode);
 static TableRules *get_rules(ReplMlTable *table);
 static void load_rules(ReplMlTable *table, TableRules *entry);
 static void read_rule(Relation rel, HeapTuple tuple, ReplMlRule *rule);
@@ -80,17 +84,38 @@ repl_ml_policy_now(ReplMlTable *table)
 /*
  * Returns, for who resolves a conflict, the rules in force at the write "dot":
  * of each column the latest one before it.  Palloc'd; the rules it points to
- * are valid until the next call.
+ * are valid until the next call.  No rule is added to the table until the
+ * caller's transaction has ended.
  */
 const ReplMlPolicy *
 repl_ml_policy_at(ReplMlTable *table, ReplMlClockEntry dot)
 {
-	const TableRules *rules = get_rules(table);
+	const TableRules *rules;
 	int			count = 0;
 
+	lock_rules(table->root, ShareLock);
+	rules = get_rules(table);
 	while (count < rules->count && repl_ml_clock_dot_before(rules->rules[count].since, dot))
 		count++;
 	return make_policy(rules, count);
+}
+
+/*
+ * Called by who adds a rule to the table "root", before it looks for what the
+ * rule comes late for.  Whoever resolves a conflict of that table has then
+ * either committed, and is found, or will see the rule.
+ */
+void
+repl_ml_policy_lock(Oid root)
+{
+	lock_rules(root, ExclusiveLock);
+}
+
+/* Locks the rules of one table until the transaction ends. */
+static void
+lock_rules(Oid root, LOCKMODE mode)
+{
+	LockDatabaseObject(repl_ml_catalog_oid(POLICY_TABLE), root, 0, mode);
 }
 
 /* Returns the rule of a column, NULL if it follows the row. */

@@ -223,6 +223,7 @@ extern TupleTableSlot *repl_ml_version_to_slot(Datum content, TupleDesc desc);
 /* in policy.c */
 extern const ReplMlPolicy *repl_ml_policy_now(ReplMlTable *table);
 extern const ReplMlPolicy *repl_ml_policy_at(ReplMlTable *table, ReplMlClockEntry dot);
+extern void repl_ml_policy_lock(Oid root);
 extern const ReplMlRule *repl_ml_policy_merge(const ReplMlPolicy *policy, const char *column);
 
 /* in share.c */
