@@ -7,8 +7,10 @@ CREATE FUNCTION repl_ml.holds_late_changes() RETURNS boolean
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.action NOT IN ('evicted', 'kept')) OR EXISTS (SELECT FROM repl_ml.eviction)
+           OR EXISTS (SELECT FROM repl_ml.table_sync y JOIN repl_ml.member m USING (node_id) JOIN repl_ml.local_node l ON l.node_id <> y.node_id
+                       WHERE y.state = 'pending' AND m.state <> 'dropped')
     $$;
-COMMENT ON FUNCTION repl_ml.holds_late_changes() IS 'whether something old is parked here, or evicted and not announced: then nobody may remove tombstones';
+COMMENT ON FUNCTION repl_ml.holds_late_changes() IS 'whether something old is parked here, evicted and not announced, or still to be copied: then nobody may remove tombstones';
 
 -- The rows of repl_ml.eviction become tombstones, which travel
 CREATE FUNCTION repl_ml.announce_evictions() RETURNS void

@@ -199,25 +199,33 @@ describe_lock(ReplMlApply *apply, ErrorData *error)
 	MemoryContextSwitchTo(apply->message_context);
 }
 
-/*
- * Copies a table; what is wrong with it is noted, and it is left for later.
- * While the node joins the error is the caller's.
- */
+/* Copies a table over the connection for that, which is made if there is none. */
 static void
-copy_or_note(ReplMlApply *apply, bool joining, const char *schema_name, const char *table_name)
+copy_over_connection(ReplMlApply *apply, const char *schema_name, const char *table_name)
+{
+	if (apply->copy_conn == NULL)
+		apply->copy_conn = repl_ml_stream_connect(apply->peer->dsn, "copy");
+	repl_ml_apply_set_state(apply, REPL_ML_WORKER_COPYING);
+	copy_table(apply, apply->copy_conn, schema_name, table_name);
+}
+
+/*
+ * Tries to copy a table; returns the error if it is the table's, and NULL if
+ * there is none.  The caller watches what it waits for.
+ */
+static ErrorData *
+try_copy(ReplMlApply *apply, const char *schema_name, const char *table_name)
 {
 	ErrorData  *volatile error = NULL;
 
 	PG_TRY();
 	{
-		repl_ml_locked_watch(false);
-		copy_table(apply, apply->copy_conn, schema_name, table_name);
-		repl_ml_locked_unwatch();
+		copy_over_connection(apply, schema_name, table_name);
 	}
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(apply->message_context);
-		if (joining || !is_of_the_table(apply, geterrcode()))
+		if (!is_of_the_table(apply, geterrcode()))
 			PG_RE_THROW();
 		error = CopyErrorData();
 		FlushErrorState();
@@ -228,16 +236,49 @@ copy_or_note(ReplMlApply *apply, bool joining, const char *schema_name, const ch
 		/* it may be in the middle of a copy */
 		repl_ml_stream_disconnect(apply->copy_conn);
 		apply->copy_conn = NULL;
+		set_progress(apply, InvalidOid, 0);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(apply->message_context);
-	if (error == NULL)
-		return;
-	set_progress(apply, InvalidOid, 0);
-	if (repl_ml_locked_is_race(error->sqlerrcode))
+	return error;
+}
+
+/*
+ * Copies a table; what is wrong with it is noted, and it is left for later.
+ * Others' locks are no fault of its, as copies from two peers meet each other:
+ * it is tried again as long as a change would be.
+ */
+static void
+copy_or_note(ReplMlApply *apply, const char *schema_name, const char *table_name)
+{
+	TimestampTz began = GetCurrentTimestamp();
+	ErrorData  *error;
+	bool		race;
+
+	for (;;)
+	{
+		repl_ml_locked_watch(false);
+		error = try_copy(apply, schema_name, table_name);
+		race = error != NULL && repl_ml_locked_is_race(error->sqlerrcode);
+		if (!race || repl_ml_locked_for_long(error->sqlerrcode) ||
+			TimestampDifferenceExceeds(began, GetCurrentTimestamp(), repl_ml_apply_lock_timeout))
+			break;
+		repl_ml_locked_note(GetCurrentTimestamp());
+		repl_ml_locked_unwatch();
+		FreeErrorData(error);
+		LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+		apply->worker->retries++;
+		LWLockRelease(repl_ml_shared->lock);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, POLL_MS,
+						 wait_event_compat("ReplMlApplyDelay"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	if (race)
 		describe_lock(apply, error);
 	repl_ml_locked_unwatch();
-	repl_ml_table_failed(apply, schema_name, table_name, "copy", error);
+	if (error != NULL)
+		repl_ml_table_failed(apply, schema_name, table_name, "copy", error);
 }
 
 /*
@@ -257,10 +298,11 @@ repl_ml_sync_tables(ReplMlApply *apply)
 	(void) repl_ml_unsent_order_copies(apply);
 	while (next_pending(apply, &schema_name, &table_name))
 	{
-		if (apply->copy_conn == NULL)
-			apply->copy_conn = repl_ml_stream_connect(apply->peer->dsn, "copy");
-		repl_ml_apply_set_state(apply, REPL_ML_WORKER_COPYING);
-		copy_or_note(apply, joining, schema_name, table_name);
+		/* while this node joins any error is the join's */
+		if (joining)
+			copy_over_connection(apply, schema_name, table_name);
+		else
+			copy_or_note(apply, schema_name, table_name);
 	}
 	repl_ml_stream_disconnect(apply->copy_conn);
 	apply->copy_conn = NULL;

@@ -507,10 +507,7 @@ write_heartbeat(uint16 self)
 	values[1] = Int64GetDatum((int64) safe);
 	types[2] = repl_ml_clock_type();
 	values[2] = PointerGetDatum(behind);
-	/*
-	 * applied: what the others' heartbeats say and the present counter; parked
-	 * is as repl_ml.holds_late_changes()
-	 */
+	/* applied: what the others' heartbeats say and the present counter */
 	SPI_execute_plan(repl_ml_spi_plan(&write,
 									  "INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at,"
 									  " safe_counter, applied, parked, behind, lacks)"
@@ -521,11 +518,7 @@ write_heartbeat(uint16 self)
 									  " WHERE o.node_id OPERATOR(pg_catalog.<>) $1), '{}')"
 									  " OPERATOR(repl_ml.||)"
 									  " pg_catalog.format('{%s:%s}', $1, $2)::repl_ml.vclock,"
-									  " EXISTS (SELECT FROM repl_ml.parked_change p"
-									  " WHERE p.action OPERATOR(pg_catalog.<>) ALL"
-									  " ('{evicted,kept}'))"
-									  " OR EXISTS (SELECT FROM repl_ml.eviction), $3,"
-									  " repl_ml.lacking()"
+									  " repl_ml.holds_late_changes(), $3, repl_ml.lacking()"
 									  " ON CONFLICT (node_id) DO UPDATE"
 									  " SET sent_at = excluded.sent_at,"
 									  " safe_counter = excluded.safe_counter, applied = "
@@ -620,8 +613,10 @@ finish_join(uint16 self)
  * heartbeat of each member that is newer than the one that said so ("proof").
  * The members do not remove it at the same moment, so each tells the others
  * what it has removed (repl_ml.collection): see tombstone.c.  A node that
- * joins gets rows and tombstones of different moments, and a parked change
- * may be tried again, so all wait for a member that joins or has any parked.
+ * joins gets rows and tombstones of different moments, a parked change may be
+ * tried again, and a copy brings what the stream did not, though heartbeats say
+ * that it has been applied: so all wait for a member that joins, has anything
+ * parked or is to copy a table.
  */
 static void
 collect_tombstones(void)
