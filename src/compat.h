@@ -321,4 +321,13 @@ wait_event_compat(const char *name)
 #endif
 }
 
+/* Since 18 a scan of an index may be told where to count for EXPLAIN. */
+#if PG_VERSION_NUM >= 180000
+#define index_beginscan_compat(heap, index, snapshot, nkeys) \
+	index_beginscan(heap, index, snapshot, NULL, nkeys, 0)
+#else
+#define index_beginscan_compat(heap, index, snapshot, nkeys) \
+	index_beginscan(heap, index, snapshot, nkeys, 0)
+#endif
+
 #endif							/* REPL_ML_COMPAT_H */

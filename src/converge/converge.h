@@ -32,6 +32,7 @@ typedef struct ReplMlSource
 	bool		inserted;		/* the version came as an INSERT */
 	bool		late;			/* it was parked: tombstones may have been
 								 * removed since */
+	bool		copied;			/* most such versions are here already */
 	ReplMlEqualWrites *equal;	/* counts those that the version meets; NULL:
 								 * they are not counted */
 } ReplMlSource;

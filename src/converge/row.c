@@ -94,6 +94,13 @@ repl_ml_row_join(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source
 	join.arriving.clock = read_clock(join.target, join.arriving.row);
 	join.arriving.dot = repl_ml_clock_dot(join.arriving.clock);
 	join.winner_clock = join.arriving.clock;
+	/* the lock of each row would cost WAL, and wait for clients */
+	if (source->copied && join.target->table->former_count == 0 &&
+		repl_ml_target_has(join.target, join.arriving.row, join.arriving.clock))
+	{
+		repl_ml_become_self(&saved);
+		return 0;
+	}
 	no_longer = repl_ml_history_find_void(join.target->table, join.key, join.arriving.clock,
 										  source);
 	/* what this node writes from now on is above what it has seen */

@@ -877,7 +877,7 @@ join_chunk(ReplMlApply *apply, Relation rel)
 static void
 join_copied_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
 {
-	ReplMlSource source = {.node = apply->peer->node_id};
+	ReplMlSource source = {.node = apply->peer->node_id,.copied = !repl_ml_identity()->joining};
 	TupleTableSlot *slot = repl_ml_targets_get(RelationGetRelid(rel))->incoming;
 	int			natts = slot->tts_tupleDescriptor->natts;
 

@@ -256,6 +256,8 @@ extern bool repl_ml_amount_is_finite(const ReplMlAmount *amount);
 extern ReplMlTarget *repl_ml_target_open(Relation rel, bool fire_triggers);
 extern void repl_ml_target_close(ReplMlTarget *target);
 extern bool repl_ml_target_find(ReplMlTarget *target, TupleTableSlot *searched);
+extern bool repl_ml_target_has(ReplMlTarget *target, TupleTableSlot *searched,
+							   const ReplMlClock *clock);
 extern void repl_ml_target_insert(ReplMlTarget *target, TupleTableSlot *slot);
 extern void repl_ml_target_update(ReplMlTarget *target, TupleTableSlot *slot);
 extern void repl_ml_target_delete(ReplMlTarget *target);

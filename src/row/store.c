@@ -27,7 +27,9 @@
 #include "commands/trigger.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
+#include "utils/datum.h"
 #include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -158,6 +160,52 @@ repl_ml_target_find(ReplMlTarget *target, TupleTableSlot *searched)
 										 LockTupleExclusive, searched, target->found);
 	PopActiveSnapshot();
 	return found;
+}
+
+/* Sets what is looked for in the index: the key of "searched". */
+static void
+set_scan_keys(ReplMlTarget *target, Relation index, TupleTableSlot *searched, ScanKey keys)
+{
+	for (int i = 0; i < target->table->key_natts; i++)
+	{
+		AttrNumber	column = target->table->key_attnums[i];
+		Oid			equal = get_opfamily_member(index->rd_opfamily[i], index->rd_opcintype[i],
+												index->rd_opcintype[i], BTEqualStrategyNumber);
+
+		ScanKeyEntryInitialize(&keys[i], searched->tts_isnull[column - 1] ? SK_ISNULL : 0, i + 1,
+							   BTEqualStrategyNumber, InvalidOid, index->rd_indcollation[i],
+							   get_opcode(equal), searched->tts_values[column - 1]);
+	}
+}
+
+/*
+ * Says whether a row with the primary key of "searched" and this very clock is
+ * committed here: then it needs no joining, and neither waiting nor a lock.
+ */
+bool
+repl_ml_target_has(ReplMlTarget *target, TupleTableSlot *searched, const ReplMlClock *clock)
+{
+	Relation	index = index_open(target->table->key_index, AccessShareLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	IndexScanDesc scan = index_beginscan_compat(target->rel, index, snapshot,
+												target->table->key_natts);
+	ScanKeyData keys[INDEX_MAX_KEYS];
+	bool		has = false;
+
+	set_scan_keys(target, index, searched, keys);
+	index_rescan(scan, keys, target->table->key_natts, NULL, 0);
+	if (index_getnext_slot(scan, ForwardScanDirection, target->found))
+	{
+		bool		isnull;
+		Datum		here = slot_getattr(target->found, target->table->clock_attnum, &isnull);
+
+		has = !isnull && datum_image_eq(here, PointerGetDatum(clock), false, -1);
+		ExecClearTuple(target->found);
+	}
+	index_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	index_close(index, NoLock);
+	return has;
 }
 
 /*

@@ -207,6 +207,13 @@ repl_ml_target_find(ReplMlTarget *target, TupleTableSlot *searched)
 	return true;
 }
 
+/* only copies ask, which are not tried here */
+bool
+repl_ml_target_has(ReplMlTarget *target, TupleTableSlot *searched, const ReplMlClock *clock)
+{
+	return false;
+}
+
 void
 repl_ml_target_insert(ReplMlTarget *target, TupleTableSlot *slot)
 {

@@ -43,6 +43,7 @@ heal($n4, $_) foreach $n1, $n2;
 is_copied('slots lost');
 known_to_one(10, 'slots lost');
 all_is_collected('slots lost');
+equal_rows_are_left_alone();
 copies_are_waited_for();
 done_testing();
 
@@ -169,6 +170,28 @@ sub all_is_collected
 	wait_converged(\@nodes, 'doc', 'keyed');
 	no_worker_failed(\@nodes);
 	pass("$name: nothing is kept for ever");
+	return;
+}
+
+# Of rows that are copied again most are here already: they are not locked, and a client's lock on one is not met.
+# Seen failing: without repl_ml_target_has in repl_ml_row_join (converge/row.c).
+sub equal_rows_are_left_alone
+{
+	my $client = $n4->background_psql('postgres', on_error_stop => 1);
+
+	sql($n1, q(INSERT INTO doc SELECT i, 1, 'base', 0 FROM generate_series(40, 60) i));
+	wait_converged(\@nodes, 'doc');
+	cut($n4, $n1);
+	sql($n1, q(UPDATE doc SET v = 'new' WHERE id = 41));
+	lose_slot($n1);
+	$client->query_safe('BEGIN; SELECT FROM doc WHERE id = 40 FOR UPDATE; SELECT FROM repl_ml.member FOR UPDATE');
+	heal($n4, $n1);
+	is_copied('equal rows');
+	$client->query_safe('COMMIT');
+	$client->quit;
+	is(sql($n4, 'SELECT v FROM doc WHERE id = 41'), 'new', 'the other row is joined');
+	is(sql($n4, 'SELECT count(*) FROM doc WHERE id > 41 AND xmax <> 0'), '0', 'equal rows are not locked');
+	is(sql($n4, q(SELECT count(*) FROM repl_ml.parked_changes WHERE sqlstate = '55P03')), '0', 'equal rows are not parked');
 	return;
 }
 
