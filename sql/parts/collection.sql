@@ -83,3 +83,19 @@ CREATE FUNCTION repl_ml.next_heartbeats() RETURNS repl_ml.vclock
     $$;
 COMMENT ON FUNCTION repl_ml.next_heartbeats() IS 'a vector that stable_vector covers only after another heartbeat of each member has been applied by all';
 
+-- A table that was never analyzed passes for one of ten pages, and a join of four of them for millions of rows
+CREATE FUNCTION repl_ml.analyze_catalogs() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        t regclass;
+    BEGIN
+        FOR t IN SELECT c.oid FROM pg_catalog.pg_class c
+                  WHERE c.relnamespace = 'repl_ml'::pg_catalog.regnamespace AND c.relkind = 'r'
+                    AND (c.reltuples < 0 OR (c.relpages = 0 AND pg_catalog.pg_relation_size(c.oid) > 0))
+        LOOP
+            EXECUTE pg_catalog.format('ANALYZE (SKIP_LOCKED) %s', t);
+        END LOOP;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.analyze_catalogs() IS 'analyzes the tables of this extension that never were, or were empty then';

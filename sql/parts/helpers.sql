@@ -67,7 +67,7 @@ CREATE FUNCTION repl_ml.worker_stats(
     OUT copy_relation regclass, OUT copy_rows bigint,
     OUT error_time timestamptz, OUT error_sqlstate text, OUT error_message text, OUT error_hint text)
     RETURNS SETOF record
-    AS 'MODULE_PATHNAME', 'repl_ml_worker_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+    AS 'MODULE_PATHNAME', 'repl_ml_worker_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 3;
 COMMENT ON FUNCTION repl_ml.worker_stats() IS 'state and counters of this database''s workers since server start; peer 0 is the supervisor';
 
 -- The shared memory of commit/quorum.c

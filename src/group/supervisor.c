@@ -58,7 +58,7 @@ static ReplMlClock *compare_clocks(void);
 static void write_heartbeat(uint16 self);
 static void finish_join(uint16 self);
 static void collect_tombstones(void);
-static void mend_publication(void);
+static void mend_catalogs(void);
 static void collect_garbage(void);
 
 /*
@@ -238,7 +238,7 @@ round_of_work(bool called)
 		MemoryContextSwitchTo(work_context);
 	}
 	if (++beats % HOUSEKEEPING_BEATS == 1)
-		mend_publication();
+		mend_catalogs();
 	if (beats % HOUSEKEEPING_BEATS == 0)
 		collect_garbage();
 	return true;
@@ -663,13 +663,14 @@ collect_tombstones(void)
 
 /*
  * Makes what peers read what it was, also where it was changed while this
- * library was not loaded.
+ * library was not loaded; and lets the planner know how small our tables are.
  */
 static void
-mend_publication(void)
+mend_catalogs(void)
 {
 	repl_ml_begin();
 	SPI_execute("SELECT repl_ml.mend_publication()", false, 0);
+	SPI_execute("SELECT repl_ml.analyze_catalogs()", false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 }
