@@ -294,6 +294,8 @@ read_bit(XLogRecPtr end)
 /*
  * Puts the transaction on the list if the record is its commit, in this
  * database, with a level above one, and too late to be known as acknowledged.
+ * The two bits of the record are core's for standbys (mark_commit in commit.c
+ * sets them); test 202 shows that they still come back as they were written.
  */
 static void
 note_record(void)

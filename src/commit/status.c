@@ -141,7 +141,10 @@ repl_ml_ask_members(PG_FUNCTION_ARGS)
 	for (int i = 0; i < count; i++)
 		strings[i] = TextDatumGetCString(dsns[i]);
 
-	/* a lock that no user can take, and that goes with the transaction */
+	/*
+	 * A lock that no user can take, and that goes with the transaction, also
+	 * where that is cancelled (test 390).  The pages are numbers, nothing more.
+	 */
 	LockPage(rel, turn, ExclusiveLock);
 	repl_ml_ask(count, strings, text_to_cstring(PG_GETARG_TEXT_PP(1)),
 				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), PATIENCE_MS), answers);

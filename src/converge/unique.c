@@ -147,6 +147,11 @@ is_free(ReplMlTarget *target, Relation index, TupleTableSlot *row, ItemPointer r
 	bool		immediate = index->rd_index->indimmediate;
 	volatile bool free = false;
 
+	/*
+	 * Written in the relation cache, where core looks before it says that such
+	 * constraints cannot be asked: then no row of the tables "pos" and "late"
+	 * of test 102 is applied.
+	 */
 	PushActiveSnapshot(GetLatestSnapshot());
 	index->rd_index->indimmediate = true;
 	PG_TRY();

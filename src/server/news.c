@@ -140,7 +140,7 @@ repl_ml_news_flush(XLogRecPtr lsn)
 {
 	int			walsenders = max_wal_senders;
 
-	/* what core looks at before it wakes them */
+	/* what core looks at before it wakes them; test 390 counts their wake-ups */
 	max_wal_senders = 0;
 	PG_TRY();
 	{

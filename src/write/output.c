@@ -24,6 +24,7 @@
 #include "access/xact.h"
 #include "catalog/partition.h"
 #include "catalog/pg_type.h"
+#include "commands/defrem.h"
 #include "fmgr.h"
 /* what differs with these is not used, and spares the headers of Kerberos and OpenSSL */
 #undef ENABLE_GSS
@@ -73,6 +74,7 @@ static bool changes_sent = false;	/* of the transaction that is sent */
 static int	careful = 0;		/* so many changes are sent in subtransactions */
 
 static void start_output(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init);
+static void require_known_layout(const PGOutputData *data, List *options);
 static void describe_columns(StringInfo out);
 static void send_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation,
 						ReorderBufferChange *change);
@@ -121,6 +123,8 @@ static void
 start_output(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init)
 {
 	core_startup(ctx, options, is_init);
+	if (!is_init)
+		require_known_layout(ctx->output_plugin_private, ctx->output_plugin_options);
 	binary_wanted = !is_init && ((PGOutputData *) ctx->output_plugin_private)->binary;
 	if (!is_init)
 		repl_ml_reply_watch();
@@ -134,6 +138,36 @@ start_output(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_
 		ctx->write = hold_message;
 		held = 0;
 	}
+}
+
+/*
+ * Raises an error if pgoutput has not left the peer's options where the headers
+ * we were built with say: its private data is no interface that minor releases
+ * keep, and we read and write it (start_output, send_change).
+ */
+static void
+require_known_layout(const PGOutputData *data, List *options)
+{
+	bool		binary = false;
+	uint32		version = 0;
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		DefElem    *option = lfirst_node(DefElem, lc);
+
+		if (strcmp(option->defname, "binary") == 0)
+			binary = defGetBoolean(option);
+		else if (strcmp(option->defname, "proto_version") == 0)
+			version = strtoul(strVal(option->arg), NULL, 10);
+	}
+	if (data->protocol_version != version || data->binary != binary)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the server's \"%s\" is another one than \"%s\" was built for", "pgoutput",
+						"repl_ml"),
+				 errhint("Build repl_ml with the headers of this server, install it and restart "
+						 "the server.")));
 }
 
 /*
