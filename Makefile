@@ -80,6 +80,7 @@ OBJS = \
 	src/apply/aside.o \
 	src/apply/park.o \
 	src/apply/record.o \
+	src/apply/heard.o \
 	src/apply/unsent.o \
 	src/converge/target.o \
 	src/converge/deletion.o \

@@ -46,9 +46,10 @@ CREATE TABLE repl_ml.heartbeat (
     parked       boolean NOT NULL,
     lacks        text,
     behind       repl_ml.vclock NOT NULL DEFAULT '{}',
+    sequence     bigint NOT NULL DEFAULT 1,
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
 );
-COMMENT ON TABLE repl_ml.heartbeat IS 'each node''s last heartbeat: every write of it below safe_counter came before; applied is what it had of the others; parked whether some of that is parked there or still to be copied, lacks of which tables it lacks rows that others could not send; behind how many microseconds its wall clock is behind that of others, at least';
+COMMENT ON TABLE repl_ml.heartbeat IS 'each node''s last heartbeat: every write of it below safe_counter came before; applied is what it had of the others; parked whether some of that is parked there or still to be copied, lacks of which tables it lacks rows that others could not send; behind how many microseconds its wall clock is behind that of others, at least; sequence numbers them, so that who misses one knows that something was passed over';
 
 -- Deleted rows; key_hash is local, everything else travels
 CREATE TABLE repl_ml.tombstone (
@@ -215,6 +216,13 @@ CREATE TABLE repl_ml.record_floor (
     xid         xid8 NOT NULL
 );
 COMMENT ON TABLE repl_ml.record_floor IS 'up to which of a node''s transactions some may have come here in a copy of tables: that there is no transaction_record of one of them means nothing';
+
+-- Written with what moves the origin, so that the two cannot disagree unless somebody moves it, or the slot
+CREATE TABLE repl_ml.heard (
+    node_id     integer PRIMARY KEY,
+    sequence    bigint NOT NULL
+);
+COMMENT ON TABLE repl_ml.heard IS 'the number of the last heartbeat of each peer that has come over its link, also if it was parked; none since the link was made: no row';
 
 -- Tables to copy from a peer before or beside its stream
 CREATE TABLE repl_ml.table_sync (

@@ -61,14 +61,14 @@ COMMENT ON FUNCTION repl_ml.wake_workers() IS 'makes the workers of this databas
 
 -- The shared memory of the workers
 CREATE FUNCTION repl_ml.worker_stats(
-    OUT peer integer, OUT pid integer, OUT state text, OUT received_lsn pg_lsn, OUT applied_lsn pg_lsn, OUT peer_lsn pg_lsn,
+    OUT peer integer, OUT pid integer, OUT state text, OUT received_lsn pg_lsn, OUT applied_lsn pg_lsn, OUT peer_lsn pg_lsn, OUT reached_lsn pg_lsn,
     OUT applied_commit_time timestamptz, OUT last_message_time timestamptz, OUT start_time timestamptz,
     OUT transactions bigint, OUT changes bigint, OUT conflicts bigint, OUT equal_updates bigint, OUT equal_inserts bigint, OUT parked bigint, OUT retries bigint, OUT errors bigint,
     OUT copy_relation regclass, OUT copy_rows bigint,
     OUT error_time timestamptz, OUT error_sqlstate text, OUT error_message text, OUT error_hint text)
     RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'repl_ml_worker_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 3;
-COMMENT ON FUNCTION repl_ml.worker_stats() IS 'state and counters of this database''s workers since server start; peer 0 is the supervisor';
+COMMENT ON FUNCTION repl_ml.worker_stats() IS 'state and counters of this database''s workers since server start; peer 0 is the supervisor. reached_lsn: neither slot nor origin of the link is beyond it, or somebody has moved them; null: not known';
 
 -- The shared memory of commit/quorum.c
 CREATE FUNCTION repl_ml.write_members(OUT node_id integer, OUT reachable boolean, OUT acknowledged_lsn pg_lsn, OUT silent_for interval)
@@ -114,7 +114,9 @@ CREATE FUNCTION repl_ml.received_lsn(of_node integer) RETURNS pg_lsn
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT coalesce((SELECT d.applied_lsn FROM repl_ml.dropped_node d WHERE d.node_id = of_node),
-                    (SELECT pg_catalog.pg_replication_origin_progress(o.roname, true)
+                    -- what somebody has moved the origin over is not here
+                    (SELECT least(pg_catalog.pg_replication_origin_progress(o.roname, true),
+                                  (SELECT w.reached_lsn FROM repl_ml.worker_stats() w WHERE w.peer = of_node))
                        FROM pg_catalog.pg_replication_origin o
                       WHERE o.roname = repl_ml.link_name(of_node)), '0/0')
     $$;

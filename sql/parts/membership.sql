@@ -326,6 +326,7 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
         DELETE FROM repl_ml.table_failure;
         DELETE FROM repl_ml.table_shape;
         DELETE FROM repl_ml.unsent;
+        DELETE FROM repl_ml.heard;
         DELETE FROM repl_ml.dropped_node;
         DELETE FROM repl_ml.transaction_record;
         DELETE FROM repl_ml.discarded_transaction;
@@ -511,6 +512,7 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         DELETE FROM repl_ml.table_failure;
         DELETE FROM repl_ml.table_shape;
         DELETE FROM repl_ml.unsent;
+        DELETE FROM repl_ml.heard;
         DELETE FROM repl_ml.dropped_node;
         DELETE FROM repl_ml.transaction_record;
         DELETE FROM repl_ml.discarded_transaction;

@@ -116,6 +116,8 @@ typedef struct ReplMlApply
 	const char *doing;			/* for the error context: the message handled */
 	const char *table;			/* ... and the table, or NULL */
 	bool		late;			/* a parked change is tried again */
+	bool		passed_over;	/* a heartbeat is missing: the link is to be
+								 * made anew */
 	bool		blame_transaction;	/* an error now is the transaction's, not
 									 * the stream's */
 	int			races;			/* transactions lost to clients in a row */
@@ -162,7 +164,8 @@ typedef struct ReplMlApply
 								 * durable */
 	TimestampTz waited_since;	/* ... and the first one's has been applied */
 	TimestampTz volatile_since; /* when the oldest such transaction was
-								 * applied; 0: there is none */
+								 * applied, or a little later if it is a
+								 * heartbeat; 0: there is none */
 	void		(*give_way) (void); /* worker.c's, for replay.c: lets others go on
 									 * who have locked something */
 } ReplMlApply;
@@ -194,6 +197,7 @@ extern void repl_ml_apply_retry_locked(void);
 extern bool repl_ml_apply_retry_is_locked(void);
 extern bool repl_ml_apply_is_to_pause(const ReplMlApply *worker);
 extern void repl_ml_apply_tell_parked(ReplMlApply *worker, XLogRecPtr end);
+extern void repl_ml_apply_reaches(ReplMlApply *worker, XLogRecPtr lsn);
 extern void repl_ml_apply_show_wait(ReplMlApply *apply, const char *message, const char *hint);
 extern void repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error);
 
@@ -265,6 +269,10 @@ extern bool repl_ml_record_is_wanted(const ReplMlApply *apply, const ReplMlRecor
 extern void repl_ml_record_transaction(const ReplMlApply *apply, const ReplMlRecord *record);
 extern void repl_ml_record_prepared(const ReplMlApply *apply, const ReplMlRecord *record);
 extern void repl_ml_record_copy(const ReplMlApply *apply, WalReceiverConn *conn);
+
+/* in heard.c */
+extern void repl_ml_heard_note(ReplMlApply *apply, const char *text);
+extern void repl_ml_heard_forget(const ReplMlApply *apply);
 
 /* in unsent.c */
 extern bool repl_ml_unsent_order_copies(ReplMlApply *apply);

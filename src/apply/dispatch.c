@@ -42,6 +42,7 @@
 #define LARGEST_BATCH		64	/* transactions of the peer in one of ours */
 #define SMALL_TRANSACTION	50	/* changes of one that may share it */
 #define CAREFUL_CHANGES		100 /* of a table, after one that failed */
+#define HEARTBEAT_LEISURE_MS	250 /* they are flushed later than others' changes */
 #define FAILURES_TO_PARK	3	/* of a transaction, all of it */
 
 typedef struct MessageKind
@@ -369,6 +370,21 @@ may_batch(ReplMlApply *apply)
 }
 
 /*
+ * Notes that what has been committed is to be flushed.  If it is heartbeats
+ * only there is no hurry: core's WAL writer will do it meanwhile.
+ */
+static void
+note_volatile(ReplMlApply *apply)
+{
+	TimestampTz since = GetCurrentTimestamp();
+
+	if (!apply->batch_matters)
+		since = TimestampTzPlusMilliseconds(since, HEARTBEAT_LEISURE_MS);
+	if (apply->volatile_since == 0 || since < apply->volatile_since)
+		apply->volatile_since = since;
+}
+
+/*
  * Commits what has been applied of the transactions that have ended, if
  * anything has; durably, or so that the apply worker will flush it.
  */
@@ -379,6 +395,7 @@ repl_ml_dispatch_finish(ReplMlApply *apply, bool durable)
 	{
 		repl_ml_targets_close();
 		PopActiveSnapshot();
+		repl_ml_apply_reaches(apply, apply->batch_end);
 		replorigin_session_origin_lsn = apply->batch_end;
 		replorigin_session_origin_timestamp = apply->batch_time;
 		if (durable)
@@ -387,9 +404,7 @@ repl_ml_dispatch_finish(ReplMlApply *apply, bool durable)
 			CommitTransactionCommand();
 		pgstat_report_stat(false);
 		repl_ml_crash_survived(apply->batch_end);
-		/* a heartbeat may be lost by a crash: there is another one soon */
-		if (apply->batch_matters && apply->volatile_since == 0)
-			apply->volatile_since = GetCurrentTimestamp();
+		note_volatile(apply);
 		MemoryContextSwitchTo(apply->message_context);
 	}
 	apply->batch_matters = false;
@@ -566,6 +581,10 @@ handle_change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTup
 	OneChange	one = {.apply = apply,.id = id,.action = action,.tuple = tuple};
 
 	start_transaction(apply);
+	/* however it is applied; a gap is the link's fault, not the transaction's */
+	if (strcmp(table->remote.nspname, REPL_ML_SCHEMA) == 0 &&
+		strcmp(table->remote.relname, "heartbeat") == 0)
+		repl_ml_heard_note(apply, repl_ml_relation_text(table, tuple, "sequence"));
 	apply->blame_transaction = true;
 	apply->transaction.changes++;
 	/* those that have ended must not wait for it */

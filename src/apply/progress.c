@@ -60,6 +60,20 @@ repl_ml_apply_show_wait(ReplMlApply *worker, const char *message, const char *hi
 }
 
 /*
+ * Notes, before it happens, that the origin is moved to there, or the slot by an
+ * acknowledgement: see copy/link.c.
+ */
+void
+repl_ml_apply_reaches(ReplMlApply *worker, XLogRecPtr lsn)
+{
+	ReplMlWorker *shown = worker->worker;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	shown->reached_lsn = Max(shown->reached_lsn, lsn);
+	LWLockRelease(repl_ml_shared->lock);
+}
+
+/*
  * Tells the peer, before anything behind it is acknowledged, that something of
  * the transaction that ends at "end" is parked here: so our acknowledgement is
  * not one of that transaction.  The form is that of a status that nobody

@@ -6,6 +6,9 @@
  * Slot and origin belong together.  Where one of them is missing the link is
  * made anew from the peer's present position, and what the slot did not keep
  * is copied (sync.c): a join may repeat rows, so nothing has to fit exactly.
+ * So it is where somebody has moved one of them, of which the worker's place in
+ * shared memory tells (reached_lsn), or a gap in the peer's heartbeats
+ * (apply/heard.c).
  *
  * Called by the apply worker before it streams (group/worker.c).  Not what is
  * copied (sync.c).  Locks: none while the peer is asked; core's on the catalog
@@ -36,6 +39,8 @@
 									 * that we look whether some are prepared */
 #define PREPARED_POLL_MS		500
 
+#define MOVED_HINT	"Leave replication slots and origins whose names begin with \"repl_ml_\" to repl_ml."
+
 /* What the peer says of itself; see repl_ml.local_info(). */
 typedef struct PeerInfo
 {
@@ -55,7 +60,10 @@ typedef struct PeerInfo
 static PeerInfo ask_peer(ReplMlApply *apply);
 static void check_progress(ReplMlApply *apply, XLogRecPtr applied, XLogRecPtr end);
 static void check_peer(ReplMlApply *apply, const PeerInfo *info);
-static bool slot_is_usable(ReplMlApply *apply, const char *slot);
+static bool slot_is_usable(ReplMlApply *apply, const char *slot, XLogRecPtr *confirmed);
+static bool is_beyond_reach(ReplMlApply *apply, XLogRecPtr lsn);
+static void order_new_link(ReplMlApply *apply, const PeerInfo *info, const char *slot,
+						   bool had_origin, bool usable);
 static XLogRecPtr make_slot(ReplMlApply *apply, const char *slot);
 static void make_origin(const char *origin, XLogRecPtr from);
 static void order_copies(ReplMlApply *apply, const PeerInfo *info, bool rebuilt);
@@ -73,7 +81,10 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	char	   *slot;
 	RepOriginId id;
 	XLogRecPtr	from = InvalidXLogRecPtr;
+	XLogRecPtr	confirmed;
 	bool		had_origin;
+	bool		moved = apply->passed_over;
+	bool		usable;
 
 	/* a joining node is on the list a moment before it knows itself */
 	while (info.node_id == 0 && strcmp(apply->peer->state, "joining") == 0 &&
@@ -105,27 +116,21 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	}
 	had_origin = id != InvalidRepOriginId;
 	if (had_origin)
-		check_progress(apply, replorigin_get_progress(id, false), info.flush_lsn);
+	{
+		XLogRecPtr	applied = replorigin_get_progress(id, false);
+
+		moved |= is_beyond_reach(apply, applied);
+		if (!moved)
+			check_progress(apply, applied, info.flush_lsn);
+	}
 	CommitTransactionCommand();
 
-	if (!had_origin || !slot_is_usable(apply, slot))
+	usable = slot_is_usable(apply, slot, &confirmed);
+	moved |= usable && is_beyond_reach(apply, confirmed);
+	if (!had_origin || !usable || moved)
 	{
-		if (had_origin)
-			ereport(WARNING,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("slot \"%s\" on node \"%s\" is lost and is made anew",
-							slot, apply->peer->node_name),
-					 errdetail("All tables are copied from that node again and joined.")));
-
-		/*
-		 * The copies are ordered, durably, before there is a slot that hides
-		 * what the old one did not keep.
-		 */
-		StartTransactionCommand();
-		order_copies(apply, &info, had_origin);
-		ForceSyncCommit();
-		CommitTransactionCommand();
-		from = make_slot(apply, slot);
+		order_new_link(apply, &info, slot, had_origin, usable);
+		confirmed = from = make_slot(apply, slot);
 		StartTransactionCommand();
 		make_origin(origin, from);
 		CommitTransactionCommand();
@@ -140,7 +145,70 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	replorigin_session_origin = apply->origin;
 	from = replorigin_session_get_progress(true);	/* durably */
 	CommitTransactionCommand();
+	repl_ml_apply_reaches(apply, Max(from, confirmed));
 	return from;
+}
+
+/*
+ * Says whether a slot or an origin is where this worker, since the server was
+ * started, has never been about to put it: then somebody else has.
+ */
+static bool
+is_beyond_reach(ReplMlApply *apply, XLogRecPtr lsn)
+{
+	XLogRecPtr	reached;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	reached = apply->worker->reached_lsn;
+	LWLockRelease(repl_ml_shared->lock);
+	return reached != InvalidXLogRecPtr && lsn > reached;
+}
+
+/*
+ * Says why the link is made anew, and orders the copies, durably, before there
+ * is a slot that hides what the old one did not keep.
+ */
+static void
+order_new_link(ReplMlApply *apply, const PeerInfo *info, const char *slot, bool had_origin,
+			   bool usable)
+{
+	if (had_origin && !usable)
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("slot \"%s\" on node \"%s\" is lost and is made anew",
+						slot, apply->peer->node_name),
+				 errdetail("All tables are copied from that node again and joined.")));
+	else if (had_origin)
+	{
+		ErrorData	error = {
+			.sqlerrcode = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+			.message = psprintf("a part of what node \"%s\" has written was passed over",
+								apply->peer->node_name),
+			.hint = MOVED_HINT
+		};
+
+		repl_ml_apply_show_error(apply, &error);
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("a part of what node \"%s\" has written was passed over, so the link is "
+						"made anew", apply->peer->node_name),
+				 errdetail("Somebody has moved the slot \"%s\" on that node, or made it anew, or "
+						   "has moved the replication origin \"%s\" here. All tables are copied "
+						   "from that node again and joined.", slot,
+						   repl_ml_origin_name(MyDatabaseId, apply->peer->node_id)),
+				 errhint("%s", MOVED_HINT)));
+	}
+	StartTransactionCommand();
+	repl_ml_heard_forget(apply);
+	order_copies(apply, info, had_origin);
+	ForceSyncCommit();
+	CommitTransactionCommand();
+
+	/* from now on the copies bring it, wherever this ends */
+	apply->passed_over = false;
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	apply->worker->reached_lsn = InvalidXLogRecPtr;
+	LWLockRelease(repl_ml_shared->lock);
 }
 
 /*
@@ -285,27 +353,33 @@ check_peer(ReplMlApply *apply, const PeerInfo *info)
 }
 
 /*
- * Says whether the slot is there, and has kept everything.  One that is ahead
- * of the peer's WAL was told so by mistake, and would leave out what comes up
- * to there.
+ * Says whether the slot is there, ours, and has kept everything; sets what it
+ * was told that we have.  One that is ahead of the peer's WAL was told so by
+ * mistake, and would leave out what comes up to there.
  */
 static bool
-slot_is_usable(ReplMlApply *apply, const char *slot)
+slot_is_usable(ReplMlApply *apply, const char *slot, XLogRecPtr *confirmed)
 {
-	static const Oid types[1] = {TEXTOID};
-	char	   *sql = psprintf("SELECT wal_status FROM pg_catalog.pg_replication_slots"
+	static const Oid types[2] = {TEXTOID, PG_LSNOID};
+	char	   *sql = psprintf("SELECT wal_status, confirmed_flush_lsn"
+							   " FROM pg_catalog.pg_replication_slots"
 							   " WHERE slot_name OPERATOR(pg_catalog.=) %s"
+							   " AND plugin OPERATOR(pg_catalog.=) '%s'"
+							   " AND database OPERATOR(pg_catalog.=) pg_catalog.current_database()"
+							   " AND NOT temporary"
 							   " AND confirmed_flush_lsn OPERATOR(pg_catalog.<=)"
 							   " pg_catalog.pg_current_wal_flush_lsn()",
-							   quote_literal_cstr(slot));
-	ReplMlResult *result = repl_ml_stream_query(apply->conn, sql, 1, types);
+							   quote_literal_cstr(slot), REPL_ML_PLUGIN);
+	ReplMlResult *result = repl_ml_stream_query(apply->conn, sql, 2, types);
 	bool		usable = false;
 
+	*confirmed = InvalidXLogRecPtr;
 	if (repl_ml_stream_next(result))
 	{
 		slot_getallattrs(result->slot);
 		usable = !result->slot->tts_isnull[0] &&
 			strcmp(TextDatumGetCString(result->slot->tts_values[0]), "lost") != 0;
+		*confirmed = DatumGetLSN(result->slot->tts_values[1]);
 	}
 	repl_ml_stream_free(result);
 	return usable;

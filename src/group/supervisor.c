@@ -419,6 +419,8 @@ bury_peer(int node_id)
 						 node_id), false, 0);
 	SPI_execute(psprintf("DELETE FROM repl_ml.unsent WHERE node_id OPERATOR(pg_catalog.=) %d",
 						 node_id), false, 0);
+	SPI_execute(psprintf("DELETE FROM repl_ml.heard WHERE node_id OPERATOR(pg_catalog.=) %d",
+						 node_id), false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 }
@@ -524,7 +526,8 @@ write_heartbeat(uint16 self)
 									  " safe_counter = excluded.safe_counter, applied = "
 									  "excluded.applied,"
 									  " parked = excluded.parked, behind = excluded.behind,"
-									  " lacks = excluded.lacks",
+									  " lacks = excluded.lacks,"
+									  " sequence = h.sequence OPERATOR(pg_catalog.+) 1",
 									  3, types), values, NULL, false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);

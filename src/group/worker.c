@@ -286,8 +286,8 @@ wait_while_paused(void)
 }
 
 /*
- * Returns how far this node was with the peer, from the origin; 0/0 before
- * there is a link.
+ * Returns how far this node was with the peer, from the origin, unless somebody
+ * has moved that; 0/0 before there is a link.
  */
 static XLogRecPtr
 find_applied(void)
@@ -301,6 +301,10 @@ find_applied(void)
 		lsn = replorigin_get_progress(origin, false);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(apply.message_context);
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	if (apply.worker->reached_lsn != InvalidXLogRecPtr)
+		lsn = Min(lsn, apply.worker->reached_lsn);
+	LWLockRelease(repl_ml_shared->lock);
 	return lsn;
 }
 
@@ -631,6 +635,7 @@ settle_received(bool at_once)
 static void
 send_status(bool reply_wanted)
 {
+	repl_ml_apply_reaches(&apply, apply.durable);
 	repl_ml_stream_status(apply.conn, apply.received, apply.applied, apply.durable, reply_wanted);
 	apply.told = apply.durable;
 	apply.told_at = GetCurrentTimestamp();

@@ -25,7 +25,7 @@
 #include "compat.h"
 #include "server/server.h"
 
-#define STATS_COLUMNS			23
+#define STATS_COLUMNS			24
 #define ERRORS_UNTIL_TOLD		3	/* of a worker, before a waiter is told */
 
 static int	find_peer(Name node_name);
@@ -63,6 +63,8 @@ put_worker(ReturnSetInfo *rsinfo, const ReplMlWorker *worker)
 	values[i] = lsn_or_null(worker->applied_lsn, &nulls[i]);
 	i++;
 	values[i] = lsn_or_null(worker->peer_lsn, &nulls[i]);
+	i++;
+	values[i] = lsn_or_null(worker->reached_lsn, &nulls[i]);
 	i++;
 	values[i] = time_or_null(worker->applied_commit_time, &nulls[i]);
 	i++;

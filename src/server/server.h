@@ -61,6 +61,9 @@ typedef struct ReplMlWorker
 	XLogRecPtr	covered_lsn;	/* peer's WAL received, and applied or put
 								 * aside, so far */
 	bool		covered_known;
+	XLogRecPtr	reached_lsn;	/* neither slot nor origin of the link is
+								 * beyond it, or somebody has moved them; 0: not
+								 * known */
 	TimestampTz applied_commit_time;	/* commit time of that transaction */
 	TimestampTz last_message_time;
 	int64		peer_clock;		/* peer's wall clock less our monotonic one,

@@ -1,0 +1,76 @@
+/*
+ * heard.c
+ *		The numbers of the peer's heartbeats: whether something of its stream was
+ *		passed over.
+ *
+ * A slot and an origin go on from where they are, whoever put them there.  So
+ * each node numbers its heartbeats, and here is kept, in the transaction that
+ * moves the origin, which one came last.  The stream has every one of them:
+ * they are in the peer's WAL in order, a crash there takes the last ones with
+ * all that is behind them, and what is acknowledged is durable here.  So after a
+ * gap somebody has moved the slot or the origin, or made the slot anew, and
+ * the link is made anew (copy/link.c).  A number that is not greater is a
+ * repetition, or of a node that counts again.
+ *
+ * What goes missing between two heartbeats is found by link.c.  Called by
+ * dispatch.c with each heartbeat of the stream, also one that is parked, and
+ * by copy/link.c.  No locks but that of the peer's row.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+
+#include "apply/apply.h"
+#include "server/server.h"
+
+/*
+ * Called by dispatch.c, in the transaction of the heartbeat, with its number as
+ * text.  Raises an error, which is no transaction's, if one is missing before it:
+ * nothing of what follows is applied before the link has been made anew.
+ */
+void
+repl_ml_heard_note(ReplMlApply *apply, const char *text)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[2] = {INT4OID, INT8OID};
+	Datum		values[2] = {Int32GetDatum(apply->peer->node_id)};
+	bool		follows;
+
+	if (text == NULL)
+		return;
+	values[1] = Int64GetDatum(strtoll(text, NULL, 10));
+	SPI_connect();
+	SPI_execute_plan(repl_ml_spi_plan(&plan,
+									  "INSERT INTO repl_ml.heard AS h (node_id, sequence)"
+									  " VALUES ($1, $2) ON CONFLICT (node_id) DO UPDATE"
+									  " SET sequence = excluded.sequence"
+									  " WHERE (excluded.sequence OPERATOR(pg_catalog.-) 1)"
+									  " OPERATOR(pg_catalog.<=) h.sequence",
+									  2, types), values, NULL, false, 0);
+	follows = SPI_processed == 1;
+	SPI_finish();
+	if (follows)
+		return;
+	apply->passed_over = true;
+	ereport(ERROR,
+			(errcode(ERRCODE_CONNECTION_FAILURE),
+			 errmsg("a part of what node \"%s\" has written was passed over",
+					apply->peer->node_name),
+			 errhint("Leave it alone: the link is made anew, and all tables are copied from that "
+					 "node.")));
+}
+
+/*
+ * Called by the apply worker before the link is made anew, in the transaction that
+ * orders the copies: what came last over the old one means nothing.
+ */
+void
+repl_ml_heard_forget(const ReplMlApply *apply)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		values[1] = {Int32GetDatum(apply->peer->node_id)};
+
+	repl_ml_spi_execute("DELETE FROM repl_ml.heard WHERE node_id OPERATOR(pg_catalog.=) $1",
+						1, types, values, NULL);
+}
