@@ -367,6 +367,7 @@ CREATE FUNCTION repl_ml.join_group(node_name name, dsn text, join_dsn text, copy
     DECLARE
         c record;
         id integer;
+        parked bigint;
     BEGIN
         PERFORM repl_ml.hide_statement();
         PERFORM repl_ml.refuse_nulls('node_name, dsn, join_dsn, copy_data, wait, timeout', pg_catalog.num_nulls(node_name, dsn, join_dsn, copy_data, wait, timeout));
@@ -377,6 +378,11 @@ CREATE FUNCTION repl_ml.join_group(node_name name, dsn text, join_dsn text, copy
         id := repl_ml.start_joining(node_name, dsn, join_dsn, copy_data, timeout);
         IF wait THEN
             PERFORM repl_ml.wait_for_node(node_name, timeout);
+            SELECT pg_catalog.count(*) INTO parked FROM repl_ml.parked_change p WHERE NOT p.put_aside;
+            IF parked > 0 THEN
+                RAISE WARNING 'node "%" is ready, but % changes could not be applied here', node_name, parked
+                    USING HINT = 'Run SELECT * FROM repl_ml.parked_changes. When the cause is mended, they are applied by themselves.';
+            END IF;
         END IF;
         RETURN id;
     END

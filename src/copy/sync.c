@@ -45,20 +45,39 @@
 #define DONOR_PATIENCE_MS	30000	/* how long a donor may take to catch up */
 #define POLL_MS				100
 
-#define CHUNK_ROWS			500
+#define CHUNK_ROWS			500 /* that are joined together, and as long as all are ... */
+#define MOST_CHUNK_ROWS		16000	/* ... so many: each chunk is a subtransaction */
 #define CHUNK_BYTES			(4 * 1024 * 1024)
 #define MOST_FAILURES		1000	/* of rows, after which it is the table's */
 #define COPIED_TABLE_ID		2	/* as which relation.c knows it for a moment */
 
 #define VERSION_TABLE		"concurrent_version"
 
-/* Rows of a copy that are joined together: if one fails, each by itself; this file only. */
+/* How the rows of a copy become values of the table; lives as long as the copy. */
+typedef struct RowReader
+{
+	Relation	rel;
+	bool		joining;		/* this node is */
+	int			count;			/* of its stored columns, which the rows have */
+	AttrNumber *attnums;
+	FmgrInfo   *input;
+	Oid		   *input_param;
+	Datum	   *values;			/* of the row that was read last */
+	bool	   *nulls;
+	MemoryContext row_context;	/* of what these point to, and of joining it */
+} RowReader;
+
+/*
+ * Rows of a copy that are joined together, as they came: if one fails, each by
+ * itself; this file only.
+ */
 static struct
 {
-	MemoryContext context;		/* of the tuples; reset with each chunk */
-	List	   *tuples;
+	MemoryContext context;		/* of the rows; reset with each chunk */
+	List	   *rows;			/* of char **, the values as text, NULL for null */
 	Size		size;
-	int			failures;		/* of rows, in a row */
+	int			enough;			/* rows */
+	int			failures;		/* in a row that were not of the row's values */
 } chunk;
 
 /* What NextCopyFrom reads from; set only while a copy runs. */
@@ -101,11 +120,12 @@ static int64 copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation
 static char *quote_table(Relation rel);
 static int64 copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *command,
 					   bool careful);
-static int64 join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy, bool careful);
-static void join_one(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
+static RowReader *make_reader(Relation rel);
+static int64 join_rows(ReplMlApply *apply, RowReader *reader, CopyFromState copy, bool careful);
+static void join_one(ReplMlApply *apply, RowReader *reader, char **fields);
 static void forget_chunk(void);
-static void add_to_chunk(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
-static void join_chunk(ReplMlApply *apply, Relation rel);
+static void add_to_chunk(ReplMlApply *apply, RowReader *reader, char **fields);
+static void join_chunk(ReplMlApply *apply, RowReader *reader);
 static void join_copied_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls);
 static void join_tombstone(ReplMlApply *apply, Datum *values, bool *nulls);
 static void join_version(ReplMlApply *apply, Datum *values, bool *nulls);
@@ -338,6 +358,13 @@ set_progress(ReplMlApply *apply, Oid relid, int64 rows)
 	LWLockRelease(repl_ml_shared->lock);
 }
 
+/* Says whether the column has values that are stored, and so are copied. */
+static bool
+is_stored(Form_pg_attribute att)
+{
+	return !att->attisdropped && att->attgenerated == '\0';
+}
+
 /* Returns the names of all columns that are stored, also as a list for SQL. */
 static List *
 list_columns(Relation rel, StringInfo list)
@@ -348,7 +375,7 @@ list_columns(Relation rel, StringInfo list)
 	{
 		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), i);
 
-		if (att->attisdropped || att->attgenerated != '\0')
+		if (!is_stored(att))
 			continue;
 		appendStringInfo(list, "%s%s", names == NIL ? "" : ", ",
 						 quote_identifier(NameStr(att->attname)));
@@ -404,7 +431,8 @@ require_same_table(WalReceiverConn *conn, const char *schema_name, const char *t
 /*
  * Joins the rows of a table, of one moment, in the order they must come.  What
  * was parked of the peer's changes of it comes with them; what fails is
- * parked, but not while this node joins.
+ * parked, as of the stream.  Also while this node joins: it would never be
+ * ready for one row that does not fit here, and the peers' streams would wait.
  */
 static int64
 copy_content(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *schema_name,
@@ -412,13 +440,12 @@ copy_content(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *s
 {
 	bool		is_catalog = strcmp(schema_name, REPL_ML_SCHEMA) == 0;
 	bool		is_tombstone = is_catalog && strcmp(table_name, "tombstone") == 0;
-	bool		careful = (!is_catalog || is_tombstone) && !repl_ml_identity_require()->joining;
 
 	if (is_tombstone)
 	{
 		(void) copy_rows(apply, conn, repl_ml_catalog_oid(VERSION_TABLE), false);
 		repl_ml_record_copy(apply, conn);
-		return copy_rows(apply, conn, relid, careful);
+		return copy_rows(apply, conn, relid, true);
 	}
 	if (is_catalog)
 		return copy_rows(apply, conn, relid, false);
@@ -430,9 +457,9 @@ copy_content(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *s
 	{
 		repl_ml_park_forget_copied(apply->peer->node_id, schema_name, table_name);
 		(void) copy_rows_about(apply, conn, repl_ml_catalog_oid("tombstone"), schema_name,
-							   table_name, careful);
+							   table_name, true);
 	}
-	return copy_rows(apply, conn, relid, careful);
+	return copy_rows(apply, conn, relid, true);
 }
 
 /*
@@ -628,8 +655,9 @@ copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *c
 						 NIL);
 	repl_ml_become_self(&saved);
 	forget_chunk();
+	chunk.enough = CHUNK_ROWS;
 	chunk.failures = 0;
-	rows = join_rows(apply, rel, copy, careful);
+	rows = join_rows(apply, make_reader(rel), copy, careful);
 	EndCopyFrom(copy);
 	return rows;
 }
@@ -654,69 +682,125 @@ refuse_nulls(Relation rel, const bool *nulls)
 	}
 }
 
+/* Returns what reads rows of the table, made in the copy's transaction. */
+static RowReader *
+make_reader(Relation rel)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	RowReader  *reader = palloc0(sizeof(RowReader));
+
+	reader->rel = rel;
+	reader->joining = repl_ml_identity_require()->joining;
+	reader->attnums = palloc(desc->natts * sizeof(AttrNumber));
+	reader->input = palloc(desc->natts * sizeof(FmgrInfo));
+	reader->input_param = palloc(desc->natts * sizeof(Oid));
+	reader->values = palloc0(desc->natts * sizeof(Datum));
+	reader->nulls = palloc(desc->natts * sizeof(bool));
+	reader->row_context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml copied row",
+												ALLOCSET_DEFAULT_SIZES);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		Oid			function;
+
+		reader->nulls[i] = true;
+		if (!is_stored(att))
+			continue;
+		getTypeInputInfo(att->atttypid, &function, &reader->input_param[reader->count]);
+		fmgr_info(function, &reader->input[reader->count]);
+		reader->attnums[reader->count++] = att->attnum;
+	}
+	return reader;
+}
+
 /*
- * Joins the rows as they come.  With "careful" one that fails is parked, and
- * the others are joined.
+ * Sets the values of a row, with the rights of the table's owner, whose types
+ * read them.  A null is one, also of a domain that has none, as in the stream.
+ */
+static void
+read_row(RowReader *reader, char **fields)
+{
+	ReplMlUser	saved;
+
+	repl_ml_become_owner(reader->rel, &saved);
+	for (int i = 0; i < reader->count; i++)
+	{
+		int			column = reader->attnums[i] - 1;
+
+		reader->nulls[column] = fields[i] == NULL;
+		reader->values[column] = fields[i] == NULL ? (Datum) 0 :
+			InputFunctionCall(&reader->input[i], fields[i], reader->input_param[i],
+							  TupleDescAttr(RelationGetDescr(reader->rel), column)->atttypmod);
+	}
+	repl_ml_become_self(&saved);
+}
+
+/*
+ * Joins the rows as they come.  With "careful" one that cannot be read or
+ * joined is parked, and the others are joined.
  */
 static int64
-join_rows(ReplMlApply *apply, Relation rel, CopyFromState copy, bool careful)
+join_rows(ReplMlApply *apply, RowReader *reader, CopyFromState copy, bool careful)
 {
-	EState	   *estate = CreateExecutorState();
-	ExprContext *econtext = GetPerTupleExprContext(estate);
-	int			natts = RelationGetNumberOfAttributes(rel);
-	Datum	   *values = palloc0(natts * sizeof(Datum));
-	bool	   *nulls = palloc0(natts * sizeof(bool));
-	MemoryContext row_context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml copied row",
-													  ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(row_context);
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml copy",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
 	int64		rows = 0;
+	char	  **fields;
+	int			count;
 
 	for (;;)
 	{
-		ReplMlUser	saved;
-		bool		more;
-
 		CHECK_FOR_INTERRUPTS();
 		repl_ml_check_server();
-		MemoryContextReset(row_context);
-		ResetPerTupleExprContext(estate);
-		repl_ml_become_owner(rel, &saved);
-		more = NextCopyFrom(copy, econtext, values, nulls);
-		repl_ml_become_self(&saved);
-		if (!more)
+		MemoryContextReset(context);
+		if (!NextCopyFromRawFields(copy, &fields, &count))
 			break;
+		if (count != reader->count)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROTOCOL_VIOLATION),
+					 errmsg("the peer sent a row of table \"%s\" with %d columns instead of %d",
+							RelationGetRelationName(reader->rel), count, reader->count),
+					 errhint(REPL_ML_SAME_VERSION_HINT)));
 		repl_ml_targets_renew();
-
-		/*
-		 * users' tables have their own constraints, which the executor checks
-		 */
-		if (RelationGetNamespace(rel) == repl_ml_schema_oid())
-			refuse_nulls(rel, nulls);
 		if (careful)
-			add_to_chunk(apply, rel, values, nulls);
+			add_to_chunk(apply, reader, fields);
 		else
-			join_one(apply, rel, values, nulls);
+			join_one(apply, reader, fields);
 		if (++rows % 1000 == 0)
-			set_progress(apply, RelationGetRelid(rel), rows);
+			set_progress(apply, RelationGetRelid(reader->rel), rows);
 	}
-	MemoryContextSwitchTo(old);
-	MemoryContextDelete(row_context);
-	FreeExecutorState(estate);
 	if (careful)
-		join_chunk(apply, rel);
+		join_chunk(apply, reader);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+	MemoryContextDelete(reader->row_context);
 	return rows;
 }
 
-/* Joins a row of whatever table is copied. */
+/* Reads and joins a row of whatever table is copied. */
 static void
-join_one(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
+join_one(ReplMlApply *apply, RowReader *reader, char **fields)
 {
-	if (RelationGetRelid(rel) == repl_ml_catalog_oid("tombstone"))
-		join_tombstone(apply, values, nulls);
-	else if (RelationGetRelid(rel) == repl_ml_catalog_oid(VERSION_TABLE))
-		join_version(apply, values, nulls);
+	Oid			relid = RelationGetRelid(reader->rel);
+	MemoryContext old;
+
+	MemoryContextReset(reader->row_context);
+	old = MemoryContextSwitchTo(reader->row_context);
+	read_row(reader, fields);
+
+	/*
+	 * users' tables have their own constraints, which the executor checks
+	 */
+	if (RelationGetNamespace(reader->rel) == repl_ml_schema_oid())
+		refuse_nulls(reader->rel, reader->nulls);
+	if (relid == repl_ml_catalog_oid("tombstone"))
+		join_tombstone(apply, reader->values, reader->nulls);
+	else if (relid == repl_ml_catalog_oid(VERSION_TABLE))
+		join_version(apply, reader->values, reader->nulls);
 	else
-		join_copied_row(apply, rel, values, nulls);
+		join_copied_row(apply, reader->rel, reader->values, reader->nulls);
+	MemoryContextSwitchTo(old);
 }
 
 /* Forgets the rows that have been gathered. */
@@ -727,63 +811,74 @@ forget_chunk(void)
 		chunk.context = AllocSetContextCreate(TopMemoryContext, "repl_ml copied rows",
 											  ALLOCSET_DEFAULT_SIZES);
 	MemoryContextReset(chunk.context);
-	chunk.tuples = NIL;
+	chunk.rows = NIL;
 	chunk.size = 0;
 }
 
 /* Gathers a row, and joins the gathered ones when they are enough. */
 static void
-add_to_chunk(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
+add_to_chunk(ReplMlApply *apply, RowReader *reader, char **fields)
 {
 	MemoryContext old = MemoryContextSwitchTo(chunk.context);
-	HeapTuple	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+	Size		size = reader->count * sizeof(char *);
+	char	  **row;
+	char	   *text;
 
-	chunk.tuples = lappend(chunk.tuples, tuple);
-	chunk.size += tuple->t_len;
+	for (int i = 0; i < reader->count; i++)
+		size += fields[i] == NULL ? 0 : strlen(fields[i]) + 1;
+	row = MemoryContextAllocHuge(chunk.context, size);
+	text = (char *) &row[reader->count];
+	for (int i = 0; i < reader->count; i++)
+	{
+		row[i] = fields[i] == NULL ? NULL : text;
+		if (fields[i] != NULL)
+			text = stpcpy(text, fields[i]) + 1;
+	}
+	chunk.rows = lappend(chunk.rows, row);
+	chunk.size += size;
 	MemoryContextSwitchTo(old);
-	if (list_length(chunk.tuples) >= CHUNK_ROWS || chunk.size >= CHUNK_BYTES)
-		join_chunk(apply, rel);
+	if (list_length(chunk.rows) >= chunk.enough || chunk.size >= CHUNK_BYTES)
+		join_chunk(apply, reader);
 }
 
-/* Rows that are joined in one subtransaction. */
+/* Those of the gathered rows that are joined in one subtransaction. */
 typedef struct RowsToJoin
 {
 	ReplMlApply *apply;
-	Relation	rel;
-	List	   *tuples;
+	RowReader  *reader;
+	int			from;
+	int			to;				/* the first one that is not */
 } RowsToJoin;
 
-/* Joins some rows, as the step of try_to_join. */
+/* Joins some of the gathered rows, as the step of try_to_join. */
 static void
-join_tuples(void *argument)
+join_some(void *argument)
 {
-	RowsToJoin *rows = argument;
-	int			natts = RelationGetNumberOfAttributes(rows->rel);
-	Datum	   *values = palloc(natts * sizeof(Datum));
-	bool	   *nulls = palloc(natts * sizeof(bool));
-	ListCell   *lc;
+	RowsToJoin *some = argument;
 
-	repl_ml_locked_watch(false);
-	foreach(lc, rows->tuples)
+	if (!some->reader->joining)
+		repl_ml_locked_watch(false);
+	for (int i = some->from; i < some->to; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		heap_deform_tuple(lfirst(lc), RelationGetDescr(rows->rel), values, nulls);
-		join_one(rows->apply, rows->rel, values, nulls);
+		join_one(some->apply, some->reader, list_nth(chunk.rows, i));
 	}
 	repl_ml_locked_unwatch();
 }
 
 /*
- * Joins some rows in a subtransaction; returns the error that it failed with
- * for good, or NULL.  For a lock it waits once: the copy holds others' up.
+ * Joins some of the gathered rows in a subtransaction; returns the error that it failed with
+ * for good, or NULL.  For a lock it waits once: the copy holds others' up.  But
+ * a node that joins has nothing else to do, and copies again rather than be
+ * ready without the row.
  */
 static ErrorData *
-try_to_join(ReplMlApply *apply, Relation rel, List *tuples)
+try_to_join(ReplMlApply *apply, RowReader *reader, int from, int to)
 {
-	RowsToJoin	rows = {.apply = apply,.rel = rel,.tuples = tuples};
-	ErrorData  *error = repl_ml_targets_try(join_tuples, &rows);
+	RowsToJoin	some = {.apply = apply,.reader = reader,.from = from,.to = to};
+	ErrorData  *error = repl_ml_targets_try(join_some, &some);
 
-	if (error != NULL && repl_ml_locked_is_race(error->sqlerrcode))
+	if (error != NULL && !reader->joining && repl_ml_locked_is_race(error->sqlerrcode))
 	{
 		repl_ml_locked_note(0);
 		repl_ml_locked_unwatch();
@@ -791,85 +886,102 @@ try_to_join(ReplMlApply *apply, Relation rel, List *tuples)
 		return error;
 	}
 	repl_ml_locked_unwatch();
-	if (error != NULL && !repl_ml_dispatch_is_permanent(error->sqlerrcode))
+	if (error != NULL && (repl_ml_locked_is_race(error->sqlerrcode) ||
+						  !repl_ml_dispatch_is_permanent(error->sqlerrcode)))
 		ReThrowError(error);
 	return error;
 }
 
 /* Parks a copied row as if it had come in the stream. */
 static void
-park_row(ReplMlApply *apply, Relation rel, HeapTuple tuple, ErrorData *error)
+park_row(ReplMlApply *apply, RowReader *reader, char **fields, ErrorData *error)
 {
-	TupleDesc	desc = RelationGetDescr(rel);
+	Relation	rel = reader->rel;
 	ReplMlSource source = {.node = apply->peer->node_id};
-	LogicalRepRelation remote = {.remoteid = COPIED_TABLE_ID};
-	LogicalRepTupleData row = {0};
+	LogicalRepRelation remote = {.remoteid = COPIED_TABLE_ID,.natts = reader->count};
+	LogicalRepTupleData row = {.ncols = reader->count};
 	List	   *columns = NIL;
 
 	remote.nspname = get_namespace_name(RelationGetNamespace(rel));
 	remote.relname = RelationGetRelationName(rel);
-	remote.attnames = palloc(desc->natts * sizeof(char *));
-	remote.atttyps = palloc(desc->natts * sizeof(Oid));
-	row.colvalues = palloc0(desc->natts * sizeof(StringInfoData));
-	row.colstatus = palloc(desc->natts);
-	for (int i = 0; i < desc->natts; i++)
+	remote.attnames = palloc(reader->count * sizeof(char *));
+	remote.atttyps = palloc(reader->count * sizeof(Oid));
+	row.colvalues = palloc0(reader->count * sizeof(StringInfoData));
+	row.colstatus = palloc(reader->count);
+	for (int i = 0; i < reader->count; i++)
 	{
-		Form_pg_attribute att = TupleDescAttr(desc, i);
-		Oid			function;
-		bool		is_varlena;
-		bool		isnull;
-		Datum		value = heap_getattr(tuple, i + 1, desc, &isnull);
-		ReplMlColumn *column;
+		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), reader->attnums[i] - 1);
+		ReplMlColumn *column = palloc0(sizeof(ReplMlColumn));
 
-		/* as the stream would have brought it */
-		if (att->attisdropped || att->attgenerated != '\0')
-			continue;
-		remote.attnames[row.ncols] = NameStr(att->attname);
-		remote.atttyps[row.ncols] = att->atttypid;
-		row.colstatus[row.ncols] = isnull ? LOGICALREP_COLUMN_NULL : LOGICALREP_COLUMN_TEXT;
-		initStringInfo(&row.colvalues[row.ncols]);
-		if (!isnull)
-		{
-			getTypeOutputInfo(att->atttypid, &function, &is_varlena);
-			appendStringInfoString(&row.colvalues[row.ncols],
-								   OidOutputFunctionCall(function, value));
-		}
-		row.ncols++;
-		column = palloc0(sizeof(ReplMlColumn));
+		remote.attnames[i] = NameStr(att->attname);
+		remote.atttyps[i] = att->atttypid;
+		row.colstatus[i] = fields[i] == NULL ? LOGICALREP_COLUMN_NULL : LOGICALREP_COLUMN_TEXT;
+		row.colvalues[i].data = fields[i];
+		row.colvalues[i].len = fields[i] == NULL ? 0 : strlen(fields[i]);
 		*column = repl_ml_column_describe(RelationGetRelid(rel), att);
 		columns = lappend(columns, column);
 	}
-	remote.natts = row.ncols;
 	repl_ml_relation_remember(&remote, columns, false);
-	repl_ml_park(&source, repl_ml_relation_find(COPIED_TABLE_ID), 'U', &row, error, false);
+	repl_ml_park(&source, repl_ml_relation_find(COPIED_TABLE_ID), 'I', &row, error, false);
 	CommandCounterIncrement();
 }
 
+/* Says whether the error is of a row's values, so that others may fit. */
+static bool
+is_of_the_row(int sqlstate)
+{
+	return ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_DATA_EXCEPTION ||
+		ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION;
+}
+
 /*
- * Joins the rows that have been gathered: together, or, if that fails, each by
- * itself, and then those that fail are parked.  Where nearly all fail it is
- * the table's error, and raised.
+ * Joins some of the gathered rows each by itself, and parks those that fail.
+ * Where many fail in a row, and not for their values, it is the table's error,
+ * and raised.
  */
 static void
-join_chunk(ReplMlApply *apply, Relation rel)
+join_singly(ReplMlApply *apply, RowReader *reader, int from, int to)
 {
-	ErrorData  *error;
-	ListCell   *lc;
-
-	if (chunk.tuples != NIL && try_to_join(apply, rel, chunk.tuples) != NULL)
+	for (int i = from; i < to; i++)
 	{
-		foreach(lc, chunk.tuples)
-		{
-			error = try_to_join(apply, rel, list_make1(lfirst(lc)));
-			chunk.failures = error == NULL ? 0 : chunk.failures + 1;
-			if (chunk.failures > MOST_FAILURES)
-				ReThrowError(error);
-			if (error != NULL)
-				park_row(apply, rel, lfirst(lc), error);
-		}
+		ErrorData  *error = try_to_join(apply, reader, i, i + 1);
+
+		if (error == NULL)
+			chunk.failures = 0;
+		else if (!is_of_the_row(error->sqlerrcode) && ++chunk.failures > MOST_FAILURES)
+			ReThrowError(error);
+		else
+			park_row(apply, reader, list_nth(chunk.rows, i), error);
+	}
+}
+
+/*
+ * Joins the rows that have been gathered: together, or, if that fails, in
+ * pieces, and a piece that fails row by row.
+ */
+static void
+join_chunk(ReplMlApply *apply, RowReader *reader)
+{
+	int			count = list_length(chunk.rows);
+
+	if (count == 0 || try_to_join(apply, reader, 0, count) == NULL)
+	{
+		chunk.failures = 0;
+		chunk.enough = Min(chunk.enough * 2, MOST_CHUNK_ROWS);
 	}
 	else
-		chunk.failures = 0;
+	{
+		chunk.enough = CHUNK_ROWS;
+		for (int from = 0; from < count; from += CHUNK_ROWS)
+		{
+			int			to = Min(from + CHUNK_ROWS, count);
+
+			if (count <= CHUNK_ROWS || try_to_join(apply, reader, from, to) != NULL)
+				join_singly(apply, reader, from, to);
+			else
+				chunk.failures = 0;
+		}
+	}
 	forget_chunk();
 }
 
@@ -884,13 +996,6 @@ join_copied_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
 	ExecClearTuple(slot);
 	memcpy(slot->tts_values, values, natts * sizeof(Datum));
 	memcpy(slot->tts_isnull, nulls, natts * sizeof(bool));
-	for (int i = 0; i < natts; i++)
-	{
-		Form_pg_attribute att = TupleDescAttr(slot->tts_tupleDescriptor, i);
-
-		if (att->attisdropped || att->attgenerated != '\0')
-			slot->tts_isnull[i] = true;
-	}
 	ExecStoreVirtualTuple(slot);
 	if (RelationGetRelid(rel) == repl_ml_catalog_oid("replicated_table"))
 		repl_ml_relation_meet(slot);
