@@ -27,7 +27,9 @@ OBJS = \
 	src/repl_ml.o \
 	src/write/stamp.o \
 	src/write/whole_row.o \
+	src/write/statement.o \
 	src/write/guard.o \
+	src/write/own.o \
 	src/write/definition.o \
 	src/write/output.o \
 	src/commit/level.o \

@@ -149,6 +149,8 @@ _PG_init(void)
 {
 	define_settings();
 	repl_ml_guard_init();
+	repl_ml_statement_init();
+	repl_ml_own_init();
 	repl_ml_whole_row_init();
 	repl_ml_level_init();
 	repl_ml_commit_init();

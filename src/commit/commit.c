@@ -393,7 +393,7 @@ raise_unacknowledged(const Commit *given_up, ReplMlOutcome outcome, XLogRecPtr l
 }
 
 /*
- * Called by guard.c in place of COMMIT PREPARED and ROLLBACK PREPARED, which
+ * Called by statement.c in place of COMMIT PREPARED and ROLLBACK PREPARED, which
  * have no callbacks of their own: "run" runs them, and the commit waits as
  * others do.  The level is that of the setting and of the tables that the
  * prepared transaction has locked for writing, or for TRUNCATE.

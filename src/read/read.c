@@ -102,7 +102,7 @@ forget_barrier(XactEvent event, void *arg)
 }
 
 /*
- * Called by guard.c at BEGIN, before it is run: the transaction has no
+ * Called by statement.c at BEGIN, before it is run: the transaction has no
  * snapshot yet.
  */
 void
@@ -135,7 +135,7 @@ start_executor(QueryDesc *query, int flags)
 		standard_ExecutorStart(query, flags);
 }
 
-/* Called by guard.c before COPY, which reads a table without the executor. */
+/* Called by statement.c before COPY, which reads a table without the executor. */
 void
 repl_ml_read_copy(CopyStmt *stmt)
 {

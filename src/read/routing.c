@@ -136,7 +136,7 @@ step_aside(void)
 }
 
 /*
- * Called by guard.c in place of SHOW, which "run" runs: clients that do not
+ * Called by statement.c in place of SHOW, which "run" runs: clients that do not
  * look at what is reported ask so, first of all.
  */
 void

@@ -5,13 +5,13 @@
  *
  * Many statements can take a table's primary key or our triggers away, and what
  * they do may be put right by the next one (a key that is dropped and added
- * anew).  So guard.c only notes which tables a statement may have changed, and
+ * anew).  So guard.c and own.c only note which tables may have been changed, and
  * at the end of the transaction, in the backend that ran it, each of them has
  * to be one that can be replicated; otherwise the transaction fails.  Where the
  * key is another one than before, what is stored under the former follows
  * (row/shape.c, row/version.c).
  *
- * Not here: which statements these are (guard.c).  The table is locked by whoever
+ * Not here: which statements these are (guard.c, own.c).  The table is locked by whoever
  * changed it.
  */
 #include "postgres.h"
@@ -54,14 +54,20 @@ repl_ml_definition_init(void)
 }
 
 /*
- * Called by guard.c: notes that the transaction may have changed the
- * definition of a replicated table.
+ * Called by guard.c and own.c: has whoever commits the transaction look at the
+ * table, or the one it is a partition of; nothing if it is not replicated.
  */
 void
 repl_ml_definition_note(Oid relid)
 {
-	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+	MemoryContext old;
 
+	if (!OidIsValid(relid))
+		return;
+	relid = repl_ml_table_root(relid);
+	if (!repl_ml_guard_is_replicated(relid))
+		return;
+	old = MemoryContextSwitchTo(TopTransactionContext);
 	changed = list_append_unique_oid(changed, relid);
 	MemoryContextSwitchTo(old);
 }

@@ -13,7 +13,7 @@
  * runs: of an INSERT when it is planned, after views and rules have been
  * expanded; of a join when it is analyzed, so that views keep it so.
  *
- * Not here: COPY, which has no statement to change (guard.c).  Runs in backends;
+ * Not here: COPY, which has no statement to change (statement.c).  Runs in backends;
  * takes no locks.
  */
 #include "postgres.h"

@@ -23,9 +23,27 @@ typedef struct ReplMlRowName
 /* in whole_row.c */
 extern void repl_ml_whole_row_init(void);
 
+/* in statement.c */
+extern void repl_ml_statement_init(void);
+
 /* in guard.c */
+extern bool repl_ml_guard_off;
 extern void repl_ml_guard_init(void);
+extern void repl_ml_guard_check(Node *stmt);
+extern bool repl_ml_guard_is_enrolled(RangeVar *range, Oid *relid);
+extern bool repl_ml_guard_names_replicated(RangeVar *range, Oid *relid);
 extern bool repl_ml_guard_is_replicated(Oid relid);
+extern char *repl_ml_guard_table_name(Oid relid);
+
+/* in own.c */
+extern void repl_ml_own_init(void);
+extern Oid	repl_ml_own_publication(void);
+extern void repl_ml_own_check_publication(AlterPublicationStmt *stmt);
+extern void repl_ml_own_check_drop(DropStmt *stmt);
+extern void repl_ml_own_check_table(RangeVar *range);
+extern void repl_ml_own_check_alter(AlterTableStmt *stmt);
+extern void repl_ml_own_check_extension(AlterExtensionContentsStmt *stmt);
+extern void repl_ml_own_check_database(DropdbStmt *stmt);
 
 /* in definition.c */
 extern void repl_ml_definition_init(void);

@@ -2,7 +2,7 @@
 # these were renamed, added anew or given another type, the row is of the values that were written into its columns, and
 # the same on all nodes.
 #
-# Seen failing: without repl_ml_version_rename and repl_ml_version_forget in guard.c (all nodes take the values for others'
+# Seen failing: without repl_ml_version_rename and repl_ml_version_forget in statement.c (all nodes take the values for others'
 # columns alike; of "rounded" changes stay parked for ever).
 use strict;
 use warnings;
