@@ -92,6 +92,14 @@ CREATE FUNCTION repl_ml.link_name(node_id integer) RETURNS text
 COMMENT ON FUNCTION repl_ml.link_name(integer) IS 'name of the origin that tracks a peer here, and of the slot that peer reads from here';
 
 -- What a peer asks before anything else
+-- A standby has no WAL of its own
+CREATE FUNCTION repl_ml.wal_end() RETURNS pg_lsn
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END
+    $$;
+COMMENT ON FUNCTION repl_ml.wal_end() IS 'up to where this server''s WAL is durable, or replayed on a standby';
+
 CREATE FUNCTION repl_ml.local_info(asked_by integer DEFAULT NULL,
     OUT version text, OUT group_id uuid, OUT group_name name, OUT node_id integer, OUT node_name name, OUT state text,
     OUT fenced boolean, OUT system_identifier bigint, OUT database oid, OUT flush_lsn pg_lsn, OUT asker_dropped boolean,
@@ -101,7 +109,7 @@ CREATE FUNCTION repl_ml.local_info(asked_by integer DEFAULT NULL,
     SELECT e.extversion, l.group_id, l.group_name, l.node_id, l.node_name, l.state,
            (l.system_identifier, l.timeline, l.database, l.directory) IS DISTINCT FROM
            (f.system_identifier, f.timeline, f.database, f.directory),
-           f.system_identifier, f.database, pg_catalog.pg_current_wal_flush_lsn(),
+           f.system_identifier, f.database, repl_ml.wal_end(),
            EXISTS (SELECT FROM repl_ml.member m WHERE m.node_id = asked_by AND m.state = 'dropped'),
            l.incarnation, (SELECT m.incarnation FROM repl_ml.member m WHERE m.node_id = asked_by)
       FROM pg_catalog.pg_extension e CROSS JOIN repl_ml.local_fingerprint() f LEFT JOIN repl_ml.local_node l ON true

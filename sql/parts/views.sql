@@ -96,7 +96,7 @@ CREATE VIEW repl_ml.stat_replication AS
            w.replay_lag,
            w.sync_priority, w.sync_state, w.reply_time,
            m.node_id, m.node_name, s.slot_name, s.wal_status, s.safe_wal_size,
-           pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), s.confirmed_flush_lsn)::bigint AS lag_bytes,
+           pg_catalog.pg_wal_lsn_diff(repl_ml.wal_end(), s.confirmed_flush_lsn)::bigint AS lag_bytes,
            CASE WHEN h.applied_own IS NOT NULL THEN
                greatest(pg_catalog.clock_timestamp() - h.applied_own, '0'::interval) END AS heartbeat_lag
       FROM repl_ml.member m
@@ -181,11 +181,13 @@ CREATE VIEW repl_ml.health AS
     -- the limit says to the planner what the table is; many rows expected would have the statement compiled
     WITH self AS (
         SELECT l.node_id, l.node_name, l.group_name, l.state,
-               (l.system_identifier, l.timeline, l.database, l.directory) IS DISTINCT FROM (f.system_identifier, f.timeline, f.database, f.directory) AS fenced,
+               NOT pg_catalog.pg_is_in_recovery()
+               AND (l.system_identifier, l.timeline, l.database, l.directory) IS DISTINCT FROM (f.system_identifier, f.timeline, f.database, f.directory) AS fenced,
+               pg_catalog.pg_is_in_recovery() AS standby,
                pg_catalog.current_setting('repl_ml.heartbeat_interval')::interval AS heartbeat
           FROM repl_ml.local_fingerprint() f, repl_ml.local_node l LIMIT 1),
     -- a node that takes part; of the others only the first check has something to say
-    active AS (SELECT s.* FROM self s WHERE NOT s.fenced AND s.state <> 'dropped'),
+    active AS (SELECT s.* FROM self s WHERE NOT s.fenced AND NOT s.standby AND s.state <> 'dropped'),
     peer AS (SELECT m.node_id, m.node_name, m.state FROM repl_ml.member m JOIN active s ON s.node_id <> m.node_id WHERE m.state <> 'dropped'),
     quorum AS (
         SELECT pg_catalog.count(*) AS members, pg_catalog.count(*) / 2 + 1 AS needed, pg_catalog.count(*) FILTER (WHERE w.reachable) AS reachable,
@@ -194,14 +196,16 @@ CREATE VIEW repl_ml.health AS
     finding (place, check_name, status, detail, hint) AS (
     -- 1. who this node is
     SELECT 1, 'membership',
-           CASE WHEN s.fenced OR s.state = 'dropped' THEN 'error' WHEN s.state = 'ready' THEN 'ok' ELSE 'warning' END,
-           CASE WHEN s.fenced THEN pg_catalog.format('This database is a copy of node "%s": it neither writes replicated tables nor talks to the group.', s.node_name)
+           CASE WHEN s.fenced OR s.state = 'dropped' THEN 'error' WHEN s.state = 'ready' OR s.standby THEN 'ok' ELSE 'warning' END,
+           CASE WHEN s.standby THEN pg_catalog.format('This server is a standby of node "%s", as of %s: it takes no part in group "%s".', s.node_name, coalesce(pg_catalog.pg_last_xact_replay_timestamp()::text, 'its start'), s.group_name)
+                WHEN s.fenced THEN pg_catalog.format('This database is a copy of node "%s": it neither writes replicated tables nor talks to the group.', s.node_name)
                 WHEN s.state = 'dropped' THEN pg_catalog.format('The other members have dropped node "%s": it takes no part in group "%s" any more.', s.node_name, s.group_name)
                 WHEN s.state <> 'ready' THEN pg_catalog.format('Node "%s" is still joining group "%s" (%s) and must not be written yet.', s.node_name, s.group_name, s.state)
                 ELSE pg_catalog.format('Node "%s" of group "%s", members: %s.', s.node_name, s.group_name,
                      (SELECT pg_catalog.string_agg(m.node_name || CASE m.state WHEN 'ready' THEN '' ELSE ' (joining)' END, ', ' ORDER BY m.node_id)
                         FROM repl_ml.member m WHERE m.state <> 'dropped')) END,
-           CASE WHEN s.fenced THEN 'If the node that it is a copy of is gone for good or goes on elsewhere, run SELECT repl_ml.leave_group(force => true) here, and join again.'
+           CASE WHEN s.standby THEN 'Look at repl_ml.health on the node itself.'
+                WHEN s.fenced THEN 'If the node that it is a copy of is gone for good or goes on elsewhere, run SELECT repl_ml.leave_group(force => true) here, and join again.'
                 WHEN s.state = 'dropped' THEN 'Run SELECT repl_ml.leave_group(force => true) here; then it can join again.'
                 WHEN s.state <> 'ready' THEN 'It becomes ready by itself; see how far it is with SELECT * FROM repl_ml.stat_apply.' END
       FROM self s
@@ -319,7 +323,7 @@ CREATE VIEW repl_ml.health AS
                     'No member holds back more WAL than max_wal_size.'),
            CASE WHEN pg_catalog.bool_or(p.node_id IS NOT NULL AND (p.wal_status = 'lost' OR p.slot_name IS NULL)) THEN 'It is made anew when the node connects, and all tables are then copied and joined.'
                 WHEN pg_catalog.count(p.node_id) > 0 THEN 'Watch the disk. Start the node, or remove it with SELECT repl_ml.drop_node(...) if it will not come back.' END
-      FROM active s LEFT JOIN (SELECT x.*, r.slot_name, r.wal_status, pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), r.restart_lsn) AS kept
+      FROM active s LEFT JOIN (SELECT x.*, r.slot_name, r.wal_status, pg_catalog.pg_wal_lsn_diff(repl_ml.wal_end(), r.restart_lsn) AS kept
                           FROM peer x LEFT JOIN pg_catalog.pg_replication_slots r ON r.slot_name = repl_ml.link_name(x.node_id)) p
              ON s.state = 'ready' AND p.state = 'ready' AND (p.slot_name IS NULL OR p.wal_status <> 'reserved')
     HAVING pg_catalog.count(s.node_id) > 0

@@ -165,19 +165,21 @@ require_fresh_snapshots(void)
 }
 
 /*
- * Says whether this is a client's transaction that has not had its barrier, on
- * a server that can run it.
+ * Says whether this is a client's transaction that has not had its barrier.
  */
 static bool
 is_wanted(void)
 {
 	return read_consistency == READ_BARRIER && !done && !repl_ml_internal_write &&
 		!repl_ml_applying &&
-		IsUnderPostmaster && !RecoveryInProgress() && !IsInParallelMode() && IsTransactionState() &&
+		IsUnderPostmaster && !IsInParallelMode() && IsTransactionState() &&
 		OidIsValid(repl_ml_schema_oid()) && repl_ml_identity()->member;
 }
 
-/* Runs the barrier, and leaves no memory behind in the statement's context. */
+/*
+ * Runs the barrier, and leaves no memory behind in the statement's context.  A
+ * standby, which could not tell how old it is, refuses.
+ */
 static void
 run_barrier(void)
 {
@@ -185,6 +187,12 @@ run_barrier(void)
 												  ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("parameter \"%s\" cannot be \"%s\" on a standby",
+						"repl_ml.read_consistency", "barrier"),
+				 errhint("Read on a member, or run SET repl_ml.read_consistency = local.")));
 	/* what it runs itself needs none */
 	done = true;
 	repl_ml_barrier_run(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), read_timeout));
