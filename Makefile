@@ -35,6 +35,7 @@ OBJS = \
 	src/commit/level.o \
 	src/commit/commit.o \
 	src/commit/reply.o \
+	src/commit/waiter.o \
 	src/commit/members.o \
 	src/commit/quorum.o \
 	src/commit/unacknowledged.o \

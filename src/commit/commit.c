@@ -48,7 +48,7 @@ static int	write_timeout;
 /* The commit under way in this backend. */
 typedef struct Commit
 {
-	bool		waits;			/* announced to commit/quorum.c */
+	bool		waits;			/* announced to commit/waiter.c */
 	ReplMlLevel level;
 	int			timeout;		/* ms; 0: none */
 	char		parked_on[4 * NAMEDATALEN]; /* members, where it ended for that */
@@ -204,7 +204,7 @@ begin_wait(ReplMlLevel level, TransactionId xid)
 				 errhint("Remove %s from the server's configuration and restart it, or set it to "
 						 "%s and reload the configuration.",
 						 "synchronous_standby_names", REPL_ML_STANDBY_NAME)));
-	repl_ml_quorum_begin(level, xid);
+	repl_ml_waiter_begin(level, xid);
 	commit.waits = true;
 	commit.level = level;
 	mark_commit(level);
@@ -277,7 +277,7 @@ end_wait(XLogRecPtr lsn, bool committed)
 	/* fired too late to be seen by the wait: it is nobody's cancel */
 	if (timed_out && committed)
 		QueryCancelPending = false;
-	return repl_ml_quorum_end(lsn, !committed ? REPL_ML_ABORTED :
+	return repl_ml_waiter_end(lsn, !committed ? REPL_ML_ABORTED :
 							  timed_out ? REPL_ML_TIMED_OUT : REPL_ML_CANCELLED,
 							  commit.parked_on, sizeof(commit.parked_on));
 }

@@ -123,6 +123,8 @@ typedef enum ReplMlFate
 } ReplMlFate;
 
 /* in level.c */
+extern const char *repl_ml_level_name(ReplMlLevel level);
+extern bool repl_ml_level_parse(const char *name, ReplMlLevel *level);
 extern void repl_ml_level_init(void);
 extern ReplMlLevel repl_ml_level_wanted(void);
 extern void repl_ml_level_forget(void);
@@ -159,11 +161,8 @@ extern bool repl_ml_members_answered(uint16 self, XLogRecPtr question, ReplMlClo
 extern char *repl_ml_members_silent(uint16 self, XLogRecPtr question);
 
 /* in quorum.c */
-extern const uint64 repl_ml_wait_bounds[REPL_ML_WAIT_BUCKETS - 1];
 extern Size repl_ml_quorum_shmem_size(void);
 extern void repl_ml_quorum_shmem_init(void *space, LWLock *lock);
-extern const char *repl_ml_level_name(ReplMlLevel level);
-extern bool repl_ml_level_parse(const char *name, ReplMlLevel *level);
 extern const char *repl_ml_urgency_name(ReplMlUrgency urgency);
 extern bool repl_ml_urgency_parse(const char *name, ReplMlUrgency *urgency);
 extern bool repl_ml_quorum_forget(int index, Oid oid);
@@ -171,20 +170,23 @@ extern bool repl_ml_quorum_owns_waits(void);
 extern void repl_ml_quorum_dismiss_strangers(void);
 extern bool repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged);
 extern bool repl_ml_quorum_release(void);
-extern void repl_ml_quorum_begin(ReplMlLevel level, TransactionId xid);
-extern ReplMlOutcome repl_ml_quorum_end(XLogRecPtr lsn, ReplMlOutcome otherwise, char *parked_on,
-										Size size);
 extern void repl_ml_quorum_sent(TransactionId xid, XLogRecPtr commit, XLogRecPtr lsn);
 extern void repl_ml_quorum_parked(int peer, XLogRecPtr lsn);
 extern bool repl_ml_quorum_has(ReplMlLevel level, XLogRecPtr lsn, const ReplMlPeerSet *lacking);
 extern bool repl_ml_quorum_may_have(ReplMlLevel level, const ReplMlPeerSet *without);
 extern XLogRecPtr repl_ml_quorum_acknowledged(ReplMlLevel level);
-extern bool repl_ml_quorum_is_waiting(TransactionId xid, ReplMlLevel *level);
 extern ReplMlUrgency repl_ml_quorum_urgency(int peer);
 extern bool repl_ml_quorum_in_use(void);
-extern int	repl_ml_quorum_waiting(ReplMlWaiting *waiting);
-extern ReplMlLevelStats repl_ml_quorum_stats(ReplMlLevel level);
-extern void repl_ml_quorum_reset_stats(void);
+
+/* in waiter.c */
+extern const uint64 repl_ml_wait_bounds[REPL_ML_WAIT_BUCKETS - 1];
+extern void repl_ml_waiter_begin(ReplMlLevel level, TransactionId xid);
+extern ReplMlOutcome repl_ml_waiter_end(XLogRecPtr lsn, ReplMlOutcome otherwise, char *parked_on,
+										Size size);
+extern bool repl_ml_waiter_find(TransactionId xid, ReplMlLevel *level);
+extern int	repl_ml_waiter_list(ReplMlWaiting *waiting);
+extern ReplMlLevelStats repl_ml_waiter_stats(ReplMlLevel level);
+extern void repl_ml_waiter_reset_stats(void);
 
 /* in unacknowledged.c */
 extern Size repl_ml_unacknowledged_shmem_size(void);

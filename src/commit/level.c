@@ -48,11 +48,12 @@ typedef struct Minimum
 	ReplMlLevel level;
 } Minimum;
 
+/* The words for levels, by level. */
 static const struct config_enum_entry levels[] = {
-	{"one", REPL_ML_ONE, false},
-	{"quorum", REPL_ML_QUORUM, false},
-	{"all", REPL_ML_ALL, false},
-	{NULL, 0, false}
+	[REPL_ML_ONE] = {"one", REPL_ML_ONE, false},
+	[REPL_ML_QUORUM] = {"quorum", REPL_ML_QUORUM, false},
+	[REPL_ML_ALL] = {"all", REPL_ML_ALL, false},
+	[REPL_ML_LEVELS] = {NULL, 0, false}
 };
 
 /* repl_ml.write_consistency */
@@ -273,4 +274,26 @@ repl_ml_table_consistency_changed(PG_FUNCTION_ARGS)
 	CacheInvalidateRelcache(trigdata->tg_relation);
 	changes++;
 	return PointerGetDatum(NULL);
+}
+
+/* Returns the word for a level, as in settings and views. */
+const char *
+repl_ml_level_name(ReplMlLevel level)
+{
+	return levels[level].name;
+}
+
+/* Sets the level of a word; returns false if it is none. */
+bool
+repl_ml_level_parse(const char *name, ReplMlLevel *level)
+{
+	for (int i = 0; i < REPL_ML_LEVELS; i++)
+	{
+		if (strcmp(name, levels[i].name) == 0)
+		{
+			*level = levels[i].val;
+			return true;
+		}
+	}
+	return false;
 }

@@ -6,7 +6,7 @@
  *
  * The supervisor says who the members are, walsenders what their peers say,
  * apply workers what peers answer to barriers.  What follows from it for
- * commits that wait is in quorum.c; what the catalog knows of peers is
+ * commits that wait is in quorum.c and waiter.c; what the catalog knows of peers is
  * server/peer.c's.
  *
  * The lock is repl_ml_quorum->lock.

@@ -1,6 +1,6 @@
 /*
  * quorum_private.h
- *		What members.c and quorum.c keep in shared memory.
+ *		What members.c, waiter.c and quorum.c keep in shared memory.
  *
  * One lock, repl_ml_quorum->lock, is for all of it; nobody takes core's
  * SyncRepLock while holding it.

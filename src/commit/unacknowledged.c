@@ -19,7 +19,7 @@
  * has acknowledged all that was committed before the start, nobody knows how
  * many there are.
  *
- * Not here: commits that still wait (quorum.c), and asking peers whether they
+ * Not here: commits that still wait (waiter.c), and asking peers whether they
  * have by now what they lacked (lacking.c).  The lock is that of quorum.c.
  */
 #include "postgres.h"
@@ -202,7 +202,7 @@ make_room(void)
 }
 
 /*
- * Called by quorum.c when a wait was given up: puts a transaction of this
+ * Called by waiter.c when a wait was given up: puts a transaction of this
  * database, committed by "lsn", on the list, unless it is there.  The caller
  * holds the lock.
  */
@@ -394,7 +394,7 @@ repl_ml_unacknowledged_find(TransactionId xid, ReplMlLevel *level)
 			fate = REPL_ML_FATE_UNKNOWN;
 	}
 	/* still in its wait, or on the way out of it: looked for under the same lock that moves it */
-	if (repl_ml_quorum_is_waiting(xid, level))
+	if (repl_ml_waiter_find(xid, level))
 		fate = REPL_ML_FATE_COMMITTED;
 	LWLockRelease(unacknowledged->lock);
 	return fate;

@@ -95,7 +95,7 @@ repl_ml_write_waiters(PG_FUNCTION_ARGS)
 	repl_ml_shmem_require();
 	InitMaterializedSRF(fcinfo, 0);
 	waiting = palloc(MaxBackends * sizeof(ReplMlWaiting));
-	count = repl_ml_quorum_waiting(waiting);
+	count = repl_ml_waiter_list(waiting);
 	for (int i = 0; i < count; i++)
 	{
 		const ReplMlWaiting *waiter = &waiting[i];
@@ -142,7 +142,7 @@ bounds_array(void)
 static void
 put_level(ReturnSetInfo *rsinfo, ReplMlLevel level)
 {
-	ReplMlLevelStats stats = repl_ml_quorum_stats(level);
+	ReplMlLevelStats stats = repl_ml_waiter_stats(level);
 	Datum		values[STATS_COLUMNS];
 	bool		nulls[STATS_COLUMNS] = {false};
 	int			i = 0;
@@ -185,6 +185,6 @@ Datum
 repl_ml_reset_write_stats(PG_FUNCTION_ARGS)
 {
 	repl_ml_shmem_require();
-	repl_ml_quorum_reset_stats();
+	repl_ml_waiter_reset_stats();
 	PG_RETURN_VOID();
 }

@@ -1,7 +1,7 @@
 # A commit that is not acknowledged is never reported as success: refused with 57P03 before anything is
 # committed when too few members can be reached, else 40003, whatever ends the wait and whatever the protocol.
 #
-# Seen failing: commit.c, tell_client_later that replaces no message (success of all protocols); quorum.c, begin
+# Seen failing: commit.c, tell_client_later that replaces no message (success of all protocols); waiter.c, begin
 # that refuses nothing (the second half); commit.c, the detail with the setting of the moment (SET LOCAL).
 use strict;
 use warnings;
