@@ -39,7 +39,8 @@
 									 * that we look whether some are prepared */
 #define PREPARED_POLL_MS		500
 
-#define MOVED_HINT	"Leave replication slots and origins whose names begin with \"repl_ml_\" to repl_ml."
+#define MOVED_HINT	"Leave replication slots and origins whose names begin with \"repl_ml_\" to " \
+					"repl_ml."
 
 /* What the peer says of itself; see repl_ml.local_info(). */
 typedef struct PeerInfo
