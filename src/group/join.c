@@ -629,11 +629,11 @@ agree_on_id(Candidate *candidate)
 
 /*
  * Registers with one member; returns false if the id is taken there.  That we
- * are invited it hears from the donor, which may take a moment; one that does
- * not hear it counts as down, and learns of us from the others.
+ * are invited it hears from the donor, which may take a moment; "invited" says
+ * whether it has.
  */
 static bool
-register_with(Candidate *candidate, Member *member)
+register_with(Candidate *candidate, Member *member, volatile bool *invited)
 {
 	TimestampTz start = GetCurrentTimestamp();
 	const char *params[] = {candidate->group_id, psprintf("%d", candidate->node_id),
@@ -650,6 +650,7 @@ register_with(Candidate *candidate, Member *member)
 								 "SELECT repl_ml.register_node($1, $2, $3, $4, $5, $6, $7, $8, $9,"
 								 " $10)",
 								 lengthof(params), params, deadline_after(ANSWER_MS));
+		*invited = answer != NULL;
 		if (answer != NULL)
 			return strcmp(answer, "t") == 0;
 		if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(), INVITATION_MS))
@@ -665,22 +666,61 @@ register_with(Candidate *candidate, Member *member)
 	}
 }
 
+/* Returns the name of the member that lets us in. */
+static const char *
+get_donor_name(Candidate *candidate)
+{
+	ListCell   *lc;
+
+	foreach(lc, candidate->members)
+	{
+		Member	   *member = lfirst(lc);
+
+		if (member->node_id == candidate->donor)
+			return member->row[MEMBER_NODE_NAME];
+	}
+	return "";
+}
+
+/*
+ * Appends why the member has not registered us, as one line of an error's
+ * detail.
+ */
+static void
+append_reason(StringInfo reasons, const Member *member, bool invited, const ErrorData *error)
+{
+	const char *reason = error->detail != NULL ? error->detail : error->message;
+
+	appendStringInfo(reasons, "%sNode \"%s\" ", reasons->len > 0 ? "\n" : "",
+					 member->row[MEMBER_NODE_NAME]);
+	if (invited)
+		appendStringInfo(reasons, "cannot be reached: %s", reason);
+	else
+		appendStringInfoString(reasons, "answers, but has not heard of the invitation yet.");
+	while (reasons->data[reasons->len - 1] == '\n')
+		reasons->data[--reasons->len] = '\0';
+}
+
 /*
  * Registers with every member that is up, in the order of their ids, so that
  * of two nodes that join at once one is first everywhere.  Returns false if
- * the id is taken.  A member that is down learns of us from the others.
+ * the id is taken.  A member that is down, or does not hear of us, learns of us
+ * from the others; if these are no majority, each is named with its reason.
  */
 static bool
 register_everywhere(Candidate *candidate)
 {
 	volatile int members = 0;
 	volatile int reached = 0;
+	volatile bool all_invited = true;
+	StringInfo	reasons = makeStringInfo();
 	ListCell   *lc;
 
 	foreach(lc, candidate->members)
 	{
 		Member	   *member = lfirst(lc);
 		volatile bool taken = false;
+		volatile bool invited = true;
 		MemoryContext context = CurrentMemoryContext;
 
 		if (strcmp(member->row[MEMBER_STATE], "dropped") == 0)
@@ -688,7 +728,7 @@ register_everywhere(Candidate *candidate)
 		members++;
 		PG_TRY();
 		{
-			taken = !register_with(candidate, member);
+			taken = !register_with(candidate, member, &invited);
 			reached++;
 		}
 		PG_CATCH();
@@ -698,6 +738,8 @@ register_everywhere(Candidate *candidate)
 				member->node_id == candidate->donor)
 				PG_RE_THROW();
 			MemoryContextSwitchTo(context);
+			append_reason(reasons, member, invited, CopyErrorData());
+			all_invited &= invited;
 			FlushErrorState();
 		}
 		PG_END_TRY();
@@ -707,10 +749,17 @@ register_everywhere(Candidate *candidate)
 	if (reached * 2 <= members)
 		ereport(ERROR,
 				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
-				 errmsg("only %d of %d members of group \"%s\" can be reached from here", reached,
-						members, candidate->group_name),
+				 errmsg("only %d of %d members of group \"%s\" could register node \"%s\"", reached,
+						members, candidate->group_name, candidate->own[MEMBER_NODE_NAME]),
+				 errdetail_internal("%s", reasons->data),
+				 all_invited ?
 				 errhint("Join when a majority is up, or remove dead nodes with SELECT "
-						 "repl_ml.drop_node(...).")));
+						 "repl_ml.drop_node(...) on a member.") :
+				 errhint("On nodes that have not heard of the invitation, run SELECT "
+						 "repl_ml.invite_node(%s), or resume_apply(%s) if apply is paused there: "
+						 "see SELECT * FROM repl_ml.stat_apply.",
+						 quote_literal_cstr(candidate->own[MEMBER_NODE_NAME]),
+						 quote_literal_cstr(get_donor_name(candidate)))));
 	return true;
 }
 

@@ -78,6 +78,18 @@ foreach my $call (q(create_group('h', 'n', '')), q(join_group('n', '', '')), q(l
 }
 psql_fails($n2, 'SET ROLE operator; TABLE repl_ml.member', '42501', 'permission denied');
 
+# members that do not register it are named, each with its reason
+sql($n2, "SELECT repl_ml.pause_apply('n1')");
+$n3->stop;
+my (undef, undef, $said) = $n4->psql('postgres', join_as($n4, $n1, 'operator'), extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+like($said, qr/ERROR:  08001: only 1 of 3 members of group "g" could register node "n4"/, 'too few members register it');
+like($said, qr/Node "n2" answers, but has not heard of the invitation yet\.\s+Node "n3" cannot be reached: .*(?:No such file|refused)/s, 'each of the others is named with its reason');
+like($said, qr/HINT: .*invite_node\('n4'\).*resume_apply\('n1'\)/, 'and what helps');
+is_clean($n4, 'nothing left on n4 then');
+$n3->start;
+sql($n2, "SELECT repl_ml.resume_apply('n1')");
+poll_until($_, "SELECT state = 'streaming' FROM repl_ml.stat_apply WHERE node_name = 'n1'") foreach $n2, $n3;
+
 # a donor that says of itself what would be SQL where it is pasted
 sql($n1, <<'SQL');
 BEGIN;
