@@ -100,72 +100,110 @@ typedef struct ReplMlTally
 	int64		parked;
 } ReplMlTally;
 
-/* The process's state. */
-typedef struct ReplMlApply
+/*
+ * The connections to the peer, and what was seen over the stream's.  That is
+ * made and dropped by worker.c, which notes when the peer last spoke, and looked
+ * after by copy/link.c; the other one belongs to copy/sync.c and copy/retry.c.
+ * dispatch.c and heard.c note what came over the stream.
+ */
+typedef struct ReplMlConnection
 {
-	ReplMlWorker *worker;		/* our slot in shared memory */
-	ReplMlPeer *peer;
-	uint16		self;			/* this node's id */
-	pg_uuid_t	group_id;
-	Oid			peer_database;	/* the peer's, part of its slots' names */
-	WalReceiverConn *conn;		/* the stream's */
-	WalReceiverConn *copy_conn; /* of a copy beside it */
+	WalReceiverConn *stream;
+	WalReceiverConn *copy;		/* of a copy beside it */
 	RepOriginId origin;
-	MemoryContext message_context;	/* reset after each message */
-	ReplMlTransaction transaction;
-	const char *doing;			/* for the error context: the message handled */
-	const char *table;			/* ... and the table, or NULL */
-	bool		late;			/* a parked change is tried again */
+	Oid			peer_database;	/* the peer's, part of its slots' names */
+	bool		progressed;		/* a transaction was applied over it */
 	bool		passed_over;	/* a heartbeat is missing: the link is to be
 								 * made anew */
-	bool		blame_transaction;	/* an error now is the transaction's, not
-									 * the stream's */
-	int			races;			/* transactions lost to clients in a row */
-	bool		progressed;		/* a transaction was applied over this
-								 * connection */
-	XLogRecPtr	failed_lsn;		/* final LSN of the transaction that failed
-								 * last */
-	int			failures;		/* how often in a row */
-	XLogRecPtr	blocked_lsn;	/* ... of one to be put aside when it is sent
-								 * again */
-	ErrorData  *failure;		/* the error it failed with */
-	XLogRecPtr	locked_lsn;		/* final LSN of the transaction that met
-								 * others' locks last */
-	TimestampTz locked_since;	/* it has been tried in vain */
-	bool		catalogs_behind;	/* the peer sends tables that are not here, and
-									 * perhaps not on our list */
-	bool		tables_pending; /* some table is to be created, enrolled or
-								 * copied later */
-	XLogRecPtr	message_lsn;	/* in front of the message handled; of a
-								 * COMMIT its end */
 	TimestampTz last_message_time;
 	int64		clock;			/* as peer_clock, lately */
 	int64		former_clock;	/* ... and before */
 	uint64		clock_since;	/* monotonic: when "lately" began */
+} ReplMlConnection;
+
+/*
+ * How far this node is in the peer's WAL, and what the peer knows of it.
+ * Written by worker.c; dispatch.c notes what it has committed and how urgently
+ * somebody waits for it, park.c and replay.c what they have added.
+ */
+typedef struct ReplMlProgress
+{
 	XLogRecPtr	received;
 	XLogRecPtr	applied;
 	XLogRecPtr	durable;
 	XLogRecPtr	told;			/* durable, as the peer knows */
 	TimestampTz told_at;
 	bool		committed;		/* transactions, since */
-	int			batch;			/* transactions of the peer that have ended,
-								 * in our open one */
-	ReplMlTally tally;			/* of them */
-	bool		crowded;		/* a large one is among them, which is an error */
-	XLogRecPtr	batch_end;		/* of the last one, applied or not ours */
-	TimestampTz batch_time;
-	XLogRecPtr	seen;			/* batch_end when we last waited */
-	bool		batch_matters;	/* there is more in it than heartbeats */
-	XLogRecPtr	unbatched_until;	/* before this each gets one of its own */
-	bool		aside;			/* some change may be put aside, to be tried
-								 * again */
+	XLogRecPtr	seen;			/* the batch's end when we last waited */
 	bool		asked;			/* the peer wants to know how far we are */
 	ReplMlUrgency urgency;		/* with which somebody waits for what is not
 								 * durable */
 	TimestampTz waited_since;	/* ... and the first one's has been applied */
 	TimestampTz volatile_since; /* when the oldest such transaction was
-								 * applied, or a little later if it is a
-								 * heartbeat; 0: there is none */
+								 * applied; 0: there is none */
+} ReplMlProgress;
+
+/*
+ * The peer's transactions that share our open one.  Written by dispatch.c;
+ * worker.c counts what is not ours to apply as ended, replay.c says up to where
+ * there is to be no batch.
+ */
+typedef struct ReplMlBatch
+{
+	int			count;			/* of those that have ended */
+	ReplMlTally tally;			/* of them */
+	bool		crowded;		/* a large one is among them, which is an error */
+	XLogRecPtr	end;			/* of the last one, applied or not ours */
+	TimestampTz commit_time;	/* ... there */
+	bool		matters;		/* there is more in it than heartbeats */
+	XLogRecPtr	single_until;	/* before this each gets one of its own */
+} ReplMlBatch;
+
+/*
+ * What failed, or met others' locks, and is tried again.  Written by dispatch.c,
+ * to which worker.c and replay.c bring the error; these two and aside.c say when
+ * something is, or need no longer be, put aside, and worker.c counts the races.
+ */
+typedef struct ReplMlRetry
+{
+	int			races;			/* transactions lost to clients in a row */
+	XLogRecPtr	failed_lsn;		/* final LSN of the transaction that failed
+								 * last */
+	int			failures;		/* how often in a row */
+	ErrorData  *failure;		/* the error it failed with */
+	XLogRecPtr	blocked_lsn;	/* ... of one to be put aside when it is sent
+								 * again */
+	XLogRecPtr	locked_lsn;		/* final LSN of the transaction that met
+								 * others' locks last */
+	TimestampTz locked_since;	/* it has been tried in vain */
+	bool		aside;			/* some change may be put aside, to be tried
+								 * again */
+} ReplMlRetry;
+
+/* The process's state: who it works for, what it is at, and the parts above. */
+typedef struct ReplMlApply
+{
+	ReplMlWorker *worker;		/* our slot in shared memory */
+	ReplMlPeer *peer;
+	uint16		self;			/* this node's id */
+	pg_uuid_t	group_id;
+	ReplMlConnection connection;
+	ReplMlProgress progress;
+	ReplMlBatch batch;
+	ReplMlRetry retry;
+	ReplMlTransaction transaction;
+	MemoryContext message_context;	/* reset after each message */
+	XLogRecPtr	message_lsn;	/* in front of the message handled; of a
+								 * COMMIT its end */
+	const char *doing;			/* for the error context: the message handled */
+	const char *table;			/* ... and the table, or NULL */
+	bool		late;			/* a parked change is tried again */
+	bool		blame_transaction;	/* an error now is the transaction's, not
+									 * the stream's */
+	bool		catalogs_behind;	/* the peer sends tables that are not here, and
+									 * perhaps not on our list */
+	bool		tables_pending; /* some table is to be created, enrolled or
+								 * copied later */
 	void		(*give_way) (void); /* worker.c's, for replay.c: lets others go on
 									 * who have locked something */
 } ReplMlApply;
@@ -195,9 +233,9 @@ extern void repl_ml_apply_retry_soon(void);
 extern bool repl_ml_apply_retry_is_wanted(void);
 extern void repl_ml_apply_retry_locked(void);
 extern bool repl_ml_apply_retry_is_locked(void);
-extern bool repl_ml_apply_is_to_pause(const ReplMlApply *worker);
-extern void repl_ml_apply_tell_parked(ReplMlApply *worker, XLogRecPtr end);
-extern void repl_ml_apply_reaches(ReplMlApply *worker, XLogRecPtr lsn);
+extern bool repl_ml_apply_is_to_pause(const ReplMlApply *apply);
+extern void repl_ml_apply_tell_parked(ReplMlApply *apply, XLogRecPtr end);
+extern void repl_ml_apply_reaches(ReplMlApply *apply, XLogRecPtr lsn);
 extern void repl_ml_apply_show_wait(ReplMlApply *apply, const char *message, const char *hint);
 extern void repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error);
 

@@ -122,7 +122,7 @@ find_waiting(int64 id, bool of_its_transaction, MemoryContext context)
  * Tries the transactions put aside again, whichever peer's, for the apply
  * worker outside a transaction of the stream.  Ends at the first one that is
  * still blocked, because the stream must not wait, and goes on behind it the
- * next time; apply->aside tells whether some are left.
+ * next time; apply->retry.aside tells whether some are left.
  */
 void
 repl_ml_aside_retry(ReplMlApply *apply)
@@ -132,14 +132,14 @@ repl_ml_aside_retry(ReplMlApply *apply)
 	List	   *ids;
 	ListCell   *lc;
 
-	if (!apply->aside ||
+	if (!apply->retry.aside ||
 		!TimestampDifferenceExceeds(last, GetCurrentTimestamp(), RETRY_INTERVAL_MS))
 		return;
 	hand_over_crashed(apply);
 	ids = find_waiting(behind, false, apply->message_context);
 
 	/* behind the last one it begins with the first again */
-	apply->aside = ids != NIL || behind != 0;
+	apply->retry.aside = ids != NIL || behind != 0;
 	behind = 0;
 	foreach(lc, ids)
 	{

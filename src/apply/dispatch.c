@@ -152,13 +152,13 @@ void
 repl_ml_dispatch_reset(ReplMlApply *apply)
 {
 	memset(&apply->transaction, 0, sizeof(apply->transaction));
-	apply->batch = 0;
-	apply->batch_matters = false;
+	apply->batch.count = 0;
+	apply->batch.matters = false;
 	apply->doing = NULL;
 	apply->table = NULL;
 	apply->blame_transaction = false;
-	apply->crowded = false;
-	memset(&apply->tally, 0, sizeof(apply->tally));
+	apply->batch.crowded = false;
+	memset(&apply->batch.tally, 0, sizeof(apply->batch.tally));
 	repl_ml_crash_rests();
 	repl_ml_targets_forget();
 }
@@ -170,20 +170,20 @@ repl_ml_dispatch_reset(ReplMlApply *apply)
 void
 repl_ml_dispatch_blame(ReplMlApply *apply, XLogRecPtr final_lsn, ErrorData *error)
 {
-	apply->failures = final_lsn == apply->failed_lsn ? apply->failures + 1 : 1;
+	apply->retry.failures = final_lsn == apply->retry.failed_lsn ? apply->retry.failures + 1 : 1;
 	/*
 	 * each of its changes has been tried by itself, so the lock is that of the
 	 * whole, as at its commit
 	 */
 	if (repl_ml_locked_is_race(error->sqlerrcode))
 	{
-		apply->failures = Max(apply->failures, FAILURES_TO_PARK);
+		apply->retry.failures = Max(apply->retry.failures, FAILURES_TO_PARK);
 		error->sqlerrcode = ERRCODE_LOCK_NOT_AVAILABLE;
 	}
-	apply->failed_lsn = final_lsn;
-	if (apply->failure != NULL)
-		FreeErrorData(apply->failure);
-	apply->failure = error;
+	apply->retry.failed_lsn = final_lsn;
+	if (apply->retry.failure != NULL)
+		FreeErrorData(apply->retry.failure);
+	apply->retry.failure = error;
 }
 
 /*
@@ -196,11 +196,11 @@ repl_ml_dispatch_locked(ReplMlApply *apply, XLogRecPtr final_lsn, int sqlstate)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (final_lsn != apply->locked_lsn)
-		apply->locked_since = now;
-	apply->locked_lsn = final_lsn;
+	if (final_lsn != apply->retry.locked_lsn)
+		apply->retry.locked_since = now;
+	apply->retry.locked_lsn = final_lsn;
 	if (repl_ml_locked_for_long(sqlstate))
-		apply->locked_since = Min(apply->locked_since,
+		apply->retry.locked_since = Min(apply->retry.locked_since,
 								  TimestampTzPlusMilliseconds(now, -repl_ml_apply_lock_timeout));
 	repl_ml_locked_note(now);
 }
@@ -223,13 +223,13 @@ handle_begin(ReplMlApply *apply, StringInfo message)
 	apply->transaction.xid = begin.xid;
 	apply->transaction.final_lsn = begin.final_lsn;
 	apply->transaction.commit_time = begin.committime;
-	if (begin.final_lsn == apply->failed_lsn && apply->failures > 0)
-		apply->transaction.mode = apply->failures < FAILURES_TO_PARK ? REPL_ML_APPLY_CAREFUL :
+	if (begin.final_lsn == apply->retry.failed_lsn && apply->retry.failures > 0)
+		apply->transaction.mode = apply->retry.failures < FAILURES_TO_PARK ? REPL_ML_APPLY_CAREFUL :
 		REPL_ML_APPLY_PARK;
 	mind_crashes(apply);
-	if (begin.final_lsn == apply->locked_lsn)
+	if (begin.final_lsn == apply->retry.locked_lsn)
 		mind_locks(apply);
-	if (begin.final_lsn == apply->blocked_lsn)
+	if (begin.final_lsn == apply->retry.blocked_lsn)
 		apply->transaction.mode = REPL_ML_APPLY_ASIDE;
 }
 
@@ -240,7 +240,7 @@ handle_begin(ReplMlApply *apply, StringInfo message)
 bool
 repl_ml_dispatch_is_impatient(const ReplMlApply *apply)
 {
-	return TimestampDifferenceExceeds(apply->locked_since, GetCurrentTimestamp(),
+	return TimestampDifferenceExceeds(apply->retry.locked_since, GetCurrentTimestamp(),
 									  repl_ml_apply_lock_timeout);
 }
 
@@ -272,14 +272,15 @@ mind_crashes(ReplMlApply *apply)
 	if (crashes < REPL_ML_CRASHES_PARK)
 		return;
 	apply->transaction.mode = REPL_ML_APPLY_PARK;
-	if (apply->failure != NULL)
-		FreeErrorData(apply->failure);
-	apply->failure = MemoryContextAllocZero(TopMemoryContext, sizeof(ErrorData));
-	apply->failure->sqlerrcode = ERRCODE_EXTERNAL_ROUTINE_EXCEPTION;
-	apply->failure->message = MemoryContextStrdup(TopMemoryContext,
+	if (apply->retry.failure != NULL)
+		FreeErrorData(apply->retry.failure);
+	apply->retry.failure = MemoryContextAllocZero(TopMemoryContext, sizeof(ErrorData));
+	apply->retry.failure->sqlerrcode = ERRCODE_EXTERNAL_ROUTINE_EXCEPTION;
+	apply->retry.failure->message = MemoryContextStrdup(TopMemoryContext,
 												  "applying the transaction took the server down "
 												  "again and again");
-	apply->failure->detail = MemoryContextStrdup(TopMemoryContext, "It does so also row by row.");
+	apply->retry.failure->detail = MemoryContextStrdup(TopMemoryContext,
+													   "It does so also row by row.");
 }
 
 /*
@@ -309,40 +310,40 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 				 errhint(REPL_ML_SAME_VERSION_HINT)));
 	apply->blame_transaction = true;
 	if (transaction->started)
-		apply->batch++;
+		apply->batch.count++;
 	if (transaction->changes > transaction->heartbeats)
-		apply->batch_matters = true;
-	apply->batch_end = commit.end_lsn;
-	apply->batch_time = commit.committime;
+		apply->batch.matters = true;
+	apply->batch.end = commit.end_lsn;
+	apply->batch.commit_time = commit.committime;
 
 	/* shown when it is committed */
-	apply->tally.transactions++;
-	apply->tally.changes += transaction->changes;
-	apply->tally.conflicts += transaction->conflicts;
-	apply->tally.equal.updates += transaction->equal.updates;
-	apply->tally.equal.inserts += transaction->equal.inserts;
-	apply->tally.parked += transaction->parked;
+	apply->batch.tally.transactions++;
+	apply->batch.tally.changes += transaction->changes;
+	apply->batch.tally.conflicts += transaction->conflicts;
+	apply->batch.tally.equal.updates += transaction->equal.updates;
+	apply->batch.tally.equal.inserts += transaction->equal.inserts;
+	apply->batch.tally.parked += transaction->parked;
 
 	/* before anything behind it is acknowledged */
 	if (transaction->parked > 0 || transaction->lacks)
 		repl_ml_apply_tell_parked(apply, commit.end_lsn);
 	if (!may_batch(apply))
 		repl_ml_dispatch_finish(apply, false);
-	apply->aside |= transaction->put_aside;
-	if (transaction->urgency > REPL_ML_WHENEVER && apply->urgency == REPL_ML_WHENEVER)
-		apply->waited_since = GetCurrentTimestamp();
-	apply->urgency = Max(apply->urgency, transaction->urgency);
-	apply->races = 0;
+	apply->retry.aside |= transaction->put_aside;
+	if (transaction->urgency > REPL_ML_WHENEVER && apply->progress.urgency == REPL_ML_WHENEVER)
+		apply->progress.waited_since = GetCurrentTimestamp();
+	apply->progress.urgency = Max(apply->progress.urgency, transaction->urgency);
+	apply->retry.races = 0;
 	/* those before the one that failed are applied again, too */
-	if (transaction->final_lsn >= apply->failed_lsn)
+	if (transaction->final_lsn >= apply->retry.failed_lsn)
 	{
-		apply->failed_lsn = InvalidXLogRecPtr;
-		apply->failures = 0;
+		apply->retry.failed_lsn = InvalidXLogRecPtr;
+		apply->retry.failures = 0;
 	}
-	if (transaction->final_lsn >= apply->locked_lsn)
-		apply->locked_lsn = InvalidXLogRecPtr;
-	if (transaction->final_lsn >= apply->blocked_lsn)
-		apply->blocked_lsn = InvalidXLogRecPtr;
+	if (transaction->final_lsn >= apply->retry.locked_lsn)
+		apply->retry.locked_lsn = InvalidXLogRecPtr;
+	if (transaction->final_lsn >= apply->retry.blocked_lsn)
+		apply->retry.blocked_lsn = InvalidXLogRecPtr;
 	transaction->open = false;
 	transaction->started = false;
 }
@@ -359,13 +360,13 @@ may_batch(ReplMlApply *apply)
 {
 	const ReplMlTransaction *transaction = &apply->transaction;
 
-	return apply->batch > 0 && apply->batch < LARGEST_BATCH &&
+	return apply->batch.count > 0 && apply->batch.count < LARGEST_BATCH &&
 		transaction->mode == REPL_ML_APPLY_NORMAL && !transaction->catalogs_changed &&
 		transaction->conflicts == 0 &&
 		((transaction->parked == 0 && !transaction->lacks) ||
 		 transaction->urgency == REPL_ML_WHENEVER) &&
 		transaction->changes <= SMALL_TRANSACTION &&
-		apply->batch_end > apply->unbatched_until && !repl_ml_aside_is_keeping() &&
+		apply->batch.end > apply->batch.single_until && !repl_ml_aside_is_keeping() &&
 		repl_ml_crash_count(transaction->final_lsn) == 0;
 }
 
@@ -378,10 +379,10 @@ note_volatile(ReplMlApply *apply)
 {
 	TimestampTz since = GetCurrentTimestamp();
 
-	if (!apply->batch_matters)
+	if (!apply->batch.matters)
 		since = TimestampTzPlusMilliseconds(since, HEARTBEAT_LEISURE_MS);
-	if (apply->volatile_since == 0 || since < apply->volatile_since)
-		apply->volatile_since = since;
+	if (apply->progress.volatile_since == 0 || since < apply->progress.volatile_since)
+		apply->progress.volatile_since = since;
 }
 
 /*
@@ -391,27 +392,27 @@ note_volatile(ReplMlApply *apply)
 void
 repl_ml_dispatch_finish(ReplMlApply *apply, bool durable)
 {
-	if (apply->batch > 0)
+	if (apply->batch.count > 0)
 	{
 		repl_ml_targets_close();
 		PopActiveSnapshot();
-		repl_ml_apply_reaches(apply, apply->batch_end);
-		replorigin_session_origin_lsn = apply->batch_end;
-		replorigin_session_origin_timestamp = apply->batch_time;
+		repl_ml_apply_reaches(apply, apply->batch.end);
+		replorigin_session_origin_lsn = apply->batch.end;
+		replorigin_session_origin_timestamp = apply->batch.commit_time;
 		if (durable)
 			repl_ml_news_commit();
 		else
 			CommitTransactionCommand();
 		pgstat_report_stat(false);
-		repl_ml_crash_survived(apply->batch_end);
+		repl_ml_crash_survived(apply->batch.end);
 		note_volatile(apply);
 		MemoryContextSwitchTo(apply->message_context);
 	}
-	apply->batch_matters = false;
-	apply->batch = 0;
-	apply->applied = Max(apply->applied, apply->batch_end);
-	apply->committed = true;
-	apply->progressed = true;
+	apply->batch.matters = false;
+	apply->batch.count = 0;
+	apply->progress.applied = Max(apply->progress.applied, apply->batch.end);
+	apply->progress.committed = true;
+	apply->connection.progressed = true;
 	repl_ml_replay_committed();
 	show_progress(apply);
 }
@@ -421,16 +422,16 @@ static void
 show_progress(ReplMlApply *apply)
 {
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
-	apply->worker->applied_lsn = apply->batch_end;
-	apply->worker->applied_commit_time = apply->batch_time;
-	apply->worker->transactions += apply->tally.transactions;
-	apply->worker->changes += apply->tally.changes;
-	apply->worker->conflicts += apply->tally.conflicts;
-	apply->worker->equal_updates += apply->tally.equal.updates;
-	apply->worker->equal_inserts += apply->tally.equal.inserts;
-	apply->worker->parked += apply->tally.parked;
+	apply->worker->applied_lsn = apply->batch.end;
+	apply->worker->applied_commit_time = apply->batch.commit_time;
+	apply->worker->transactions += apply->batch.tally.transactions;
+	apply->worker->changes += apply->batch.tally.changes;
+	apply->worker->conflicts += apply->batch.tally.conflicts;
+	apply->worker->equal_updates += apply->batch.tally.equal.updates;
+	apply->worker->equal_inserts += apply->batch.tally.equal.inserts;
+	apply->worker->parked += apply->batch.tally.parked;
 	LWLockRelease(repl_ml_shared->lock);
-	memset(&apply->tally, 0, sizeof(apply->tally));
+	memset(&apply->batch.tally, 0, sizeof(apply->batch.tally));
 }
 
 /*
@@ -495,13 +496,13 @@ handle_logical_message(ReplMlApply *apply, StringInfo message)
 		if (repl_ml_unsent_is_meant(content))
 		{
 			start_transaction(apply);
-			apply->batch_matters = true;
+			apply->batch.matters = true;
 			repl_ml_unsent_note(apply, content);
 		}
 		if (!wanted)
 			return;
 		start_transaction(apply);
-		apply->batch_matters = true;
+		apply->batch.matters = true;
 		repl_ml_record_transaction(apply, &record);
 	}
 	else if (wanted)
@@ -510,7 +511,7 @@ handle_logical_message(ReplMlApply *apply, StringInfo message)
 		repl_ml_record_prepared(apply, &record);
 	}
 	else if (repl_ml_barrier_read(&apply->group_id, apply->peer->node_id, content))
-		apply->asked = true;
+		apply->progress.asked = true;
 }
 
 /* Handles a row that was inserted. */
@@ -561,7 +562,7 @@ get_source(ReplMlApply *apply)
 static void
 start_transaction(ReplMlApply *apply)
 {
-	if (!apply->transaction.started && apply->batch == 0)
+	if (!apply->transaction.started && apply->batch.count == 0)
 	{
 		SetCurrentStatementStartTimestamp();
 		StartTransactionCommand();
@@ -588,9 +589,9 @@ handle_change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTup
 	apply->blame_transaction = true;
 	apply->transaction.changes++;
 	/* those that have ended must not wait for it */
-	if (apply->batch > 0 && apply->transaction.changes > SMALL_TRANSACTION)
+	if (apply->batch.count > 0 && apply->transaction.changes > SMALL_TRANSACTION)
 	{
-		apply->crowded = true;
+		apply->batch.crowded = true;
 		ereport(ERROR,
 				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 				 errmsg("a large transaction is applied by itself")));
@@ -603,7 +604,7 @@ handle_change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTup
 		apply->transaction.put_aside = true;
 	}
 	else if (apply->transaction.mode == REPL_ML_APPLY_PARK)
-		park_change(apply, id, action, tuple, apply->failure);
+		park_change(apply, id, action, tuple, apply->retry.failure);
 	else if (table->misfit != NULL && GetCurrentTimestamp() < table->misfit_until)
 		park_change(apply, id, action, tuple, table->misfit);
 	else if (is_still_locked(table))
@@ -719,7 +720,8 @@ note_lock(ReplMlApply *apply, ReplMlRemoteTable *table, ErrorData *error)
 {
 	MemoryContext old;
 
-	repl_ml_locked_note(apply->transaction.impatient ? apply->locked_since : GetCurrentTimestamp());
+	repl_ml_locked_note(apply->transaction.impatient ? apply->retry.locked_since :
+						GetCurrentTimestamp());
 	repl_ml_locked_unwatch();
 	(void) repl_ml_locked_describe(error);
 	table->locked_as = repl_ml_locked_table(table->remote.nspname, table->remote.relname);

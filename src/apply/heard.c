@@ -52,7 +52,7 @@ repl_ml_heard_note(ReplMlApply *apply, const char *text)
 	SPI_finish();
 	if (follows)
 		return;
-	apply->passed_over = true;
+	apply->connection.passed_over = true;
 	ereport(ERROR,
 			(errcode(ERRCODE_CONNECTION_FAILURE),
 			 errmsg("a part of what node \"%s\" has written was passed over",

@@ -522,8 +522,8 @@ repl_ml_park_attempt(ReplMlApply *apply, ReplMlParkedTry *try,
 		CommitTransactionCommand();
 
 		/* a peer's commit may wait for it: it is flushed soon */
-		if (try->state == REPL_ML_PARKED_DONE && apply->volatile_since == 0)
-			apply->volatile_since = GetCurrentTimestamp();
+		if (try->state == REPL_ML_PARKED_DONE && apply->progress.volatile_since == 0)
+			apply->progress.volatile_since = GetCurrentTimestamp();
 	}
 	PG_CATCH();
 	{

@@ -17,19 +17,19 @@
 
 /* Shows what the worker is doing in repl_ml.stat_apply. */
 void
-repl_ml_apply_set_state(ReplMlApply *worker, ReplMlWorkerState state)
+repl_ml_apply_set_state(ReplMlApply *apply, ReplMlWorkerState state)
 {
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
-	worker->worker->state = state;
+	apply->worker->state = state;
 	LWLockRelease(repl_ml_shared->lock);
 	pgstat_report_activity(STATE_RUNNING, repl_ml_worker_state_name(state));
 }
 
 /* Shows an error in repl_ml.stat_apply. */
 void
-repl_ml_apply_show_error(ReplMlApply *worker, const ErrorData *error)
+repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error)
 {
-	ReplMlWorker *shown = worker->worker;
+	ReplMlWorker *shown = apply->worker;
 
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	shown->errors++;
@@ -46,11 +46,11 @@ repl_ml_apply_show_error(ReplMlApply *worker, const ErrorData *error)
 
 /* Shows in repl_ml.stat_apply what the worker waits for, which is no error. */
 void
-repl_ml_apply_show_wait(ReplMlApply *worker, const char *message, const char *hint)
+repl_ml_apply_show_wait(ReplMlApply *apply, const char *message, const char *hint)
 {
-	ReplMlWorker *shown = worker->worker;
+	ReplMlWorker *shown = apply->worker;
 
-	repl_ml_apply_set_state(worker, REPL_ML_WORKER_WAITING);
+	repl_ml_apply_set_state(apply, REPL_ML_WORKER_WAITING);
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	shown->error_time = GetCurrentTimestamp();
 	shown->error_sqlstate = ERRCODE_OBJECT_IN_USE;
@@ -64,9 +64,9 @@ repl_ml_apply_show_wait(ReplMlApply *worker, const char *message, const char *hi
  * acknowledgement: see copy/link.c.
  */
 void
-repl_ml_apply_reaches(ReplMlApply *worker, XLogRecPtr lsn)
+repl_ml_apply_reaches(ReplMlApply *apply, XLogRecPtr lsn)
 {
-	ReplMlWorker *shown = worker->worker;
+	ReplMlWorker *shown = apply->worker;
 
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	shown->reached_lsn = Max(shown->reached_lsn, lsn);
@@ -80,12 +80,14 @@ repl_ml_apply_reaches(ReplMlApply *worker, XLogRecPtr lsn)
  * else sends; why twice, and with a question, see hear_parked in commit/reply.c.
  */
 void
-repl_ml_apply_tell_parked(ReplMlApply *worker, XLogRecPtr end)
+repl_ml_apply_tell_parked(ReplMlApply *apply, XLogRecPtr end)
 {
-	if (end <= worker->told)
+	XLogRecPtr	told = apply->progress.told;
+
+	if (end <= told)
 		return;
-	repl_ml_stream_status(worker->conn, worker->told, end, worker->told, false);
-	repl_ml_stream_status(worker->conn, worker->told, end, worker->told, true);
+	repl_ml_stream_status(apply->connection.stream, told, end, told, false);
+	repl_ml_stream_status(apply->connection.stream, told, end, told, true);
 }
 
 /* Set by those who park, cleared when copy/retry.c has seen them; this file only. */
@@ -141,12 +143,12 @@ repl_ml_apply_retry_is_locked(void)
 
 /* Says whether somebody wants the worker to pause. */
 bool
-repl_ml_apply_is_to_pause(const ReplMlApply *worker)
+repl_ml_apply_is_to_pause(const ReplMlApply *apply)
 {
 	bool		asked;
 
 	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
-	asked = worker->worker->pause;
+	asked = apply->worker->pause;
 	LWLockRelease(repl_ml_shared->lock);
 	return asked;
 }

@@ -77,7 +77,7 @@ repl_ml_replay_dispatch(ReplMlApply *apply, StringInfo message)
 	{
 		repl_ml_aside_begin();
 		/* one that may be put aside has none before it to take along */
-		if (apply->batch > 0 &&
+		if (apply->batch.count > 0 &&
 			(repl_ml_aside_is_keeping() || (kept != NULL && kept->len > FULL_ENOUGH)))
 			repl_ml_dispatch_finish(apply, false);
 	}
@@ -167,7 +167,7 @@ keep_message(ReplMlApply *apply, StringInfo message)
 		kept = makeStringInfo();
 		MemoryContextSwitchTo(old);
 	}
-	if (!apply->transaction.open && apply->batch == 0)
+	if (!apply->transaction.open && apply->batch.count == 0)
 		repl_ml_replay_forget();
 
 	/* too large to be kept: the peer sends it again */
@@ -204,15 +204,15 @@ may_replay(ReplMlApply *apply)
 {
 	if (!complete || kept == NULL || kept->len == 0)
 		return false;
-	if (apply->crowded || repl_ml_locked_by_commit(geterrcode()))
+	if (apply->batch.crowded || repl_ml_locked_by_commit(geterrcode()))
 		return true;
 	if (repl_ml_locked_is_race(geterrcode()))
 		return !repl_ml_apply_is_to_pause(apply);
-	if (!repl_ml_dispatch_is_permanent(geterrcode()) || apply->failures >= MOST_FAILURES)
+	if (!repl_ml_dispatch_is_permanent(geterrcode()) || apply->retry.failures >= MOST_FAILURES)
 		return false;
 	/* at the end of a batch nobody knows whose error it is; alone, they will tell */
 	return apply->transaction.open ? apply->blame_transaction :
-		apply->message_lsn > apply->unbatched_until;
+		apply->message_lsn > apply->batch.single_until;
 }
 
 /*
@@ -222,7 +222,7 @@ may_replay(ReplMlApply *apply)
 static void
 prepare_replay(ReplMlApply *apply)
 {
-	bool		crowded = apply->crowded;
+	bool		crowded = apply->batch.crowded;
 	XLogRecPtr	hit = apply->transaction.open && apply->blame_transaction ?
 		apply->transaction.final_lsn : InvalidXLogRecPtr;
 	bool		impatient = apply->transaction.impatient;
@@ -248,9 +248,9 @@ prepare_replay(ReplMlApply *apply)
 	 * Each by itself, so that what ends well is committed; a change's place may be
 	 * before the end of a transaction that came first
 	 */
-	apply->unbatched_until = Max(apply->unbatched_until, apply->received);
+	apply->batch.single_until = Max(apply->batch.single_until, apply->progress.received);
 	if (blocked)
-		apply->blocked_lsn = hit;
+		apply->retry.blocked_lsn = hit;
 	if (race && hit != InvalidXLogRecPtr)
 		repl_ml_dispatch_locked(apply, hit, error->sqlerrcode);
 	repl_ml_locked_unwatch();

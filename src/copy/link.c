@@ -84,7 +84,7 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	XLogRecPtr	from = InvalidXLogRecPtr;
 	XLogRecPtr	confirmed;
 	bool		had_origin;
-	bool		moved = apply->passed_over;
+	bool		moved = apply->connection.passed_over;
 	bool		usable;
 
 	/* a joining node is on the list a moment before it knows itself */
@@ -98,7 +98,7 @@ repl_ml_link_prepare(ReplMlApply *apply)
 		info = ask_peer(apply);
 	}
 	check_peer(apply, &info);
-	apply->peer_database = info.database;
+	apply->connection.peer_database = info.database;
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	apply->worker->target_lsn = info.flush_lsn;
 	apply->worker->peer_lsn = info.flush_lsn;
@@ -140,10 +140,10 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	StartTransactionCommand();
 
 	/* what is applied moves the origin in the same transaction */
-	apply->origin = replorigin_by_name(origin, false);
+	apply->connection.origin = replorigin_by_name(origin, false);
 	if (replorigin_session_origin == InvalidRepOriginId)
-		replorigin_session_setup_compat(apply->origin);
-	replorigin_session_origin = apply->origin;
+		replorigin_session_setup_compat(apply->connection.origin);
+	replorigin_session_origin = apply->connection.origin;
 	from = replorigin_session_get_progress(true);	/* durably */
 	CommitTransactionCommand();
 	repl_ml_apply_reaches(apply, Max(from, confirmed));
@@ -206,7 +206,7 @@ order_new_link(ReplMlApply *apply, const PeerInfo *info, const char *slot, bool 
 	CommitTransactionCommand();
 
 	/* from now on the copies bring it, wherever this ends */
-	apply->passed_over = false;
+	apply->connection.passed_over = false;
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	apply->worker->reached_lsn = InvalidXLogRecPtr;
 	LWLockRelease(repl_ml_shared->lock);
@@ -239,7 +239,7 @@ ask_peer(ReplMlApply *apply)
 	PG_LSNOID, BOOLOID, INT4OID, INT4OID};
 	PeerInfo	info = {0};
 	char	   *fields[5];
-	ReplMlResult *result = repl_ml_stream_query(apply->conn,
+	ReplMlResult *result = repl_ml_stream_query(apply->connection.stream,
 												psprintf("SELECT version,"
 														 " group_id::pg_catalog.text,"
 														 " node_id::pg_catalog.text,"
@@ -371,7 +371,7 @@ slot_is_usable(ReplMlApply *apply, const char *slot, XLogRecPtr *confirmed)
 							   " AND confirmed_flush_lsn OPERATOR(pg_catalog.<=)"
 							   " pg_catalog.pg_current_wal_flush_lsn()",
 							   quote_literal_cstr(slot), REPL_ML_PLUGIN);
-	ReplMlResult *result = repl_ml_stream_query(apply->conn, sql, 2, types);
+	ReplMlResult *result = repl_ml_stream_query(apply->connection.stream, sql, 2, types);
 	bool		usable = false;
 
 	*confirmed = InvalidXLogRecPtr;
@@ -395,7 +395,7 @@ static bool
 shows_prepared(ReplMlApply *apply)
 {
 	static const Oid types[3] = {TEXTOID, TEXTOID, TEXTOID};
-	ReplMlResult *result = repl_ml_stream_query(apply->conn,
+	ReplMlResult *result = repl_ml_stream_query(apply->connection.stream,
 												psprintf("SELECT pg_catalog.quote_literal(gid),"
 														 " pg_catalog.format("
 														 "'role \"%%s\" in database \"%%s\"',"
@@ -466,7 +466,7 @@ try_slot(ReplMlApply *apply, const char *name, int patience, XLogRecPtr *start)
 	MemoryContext context = CurrentMemoryContext;
 	ReplMlResult *volatile result = NULL;
 
-	repl_ml_stream_command(apply->conn,
+	repl_ml_stream_command(apply->connection.stream,
 						   psprintf("SELECT pg_catalog.set_config('lock_timeout', '%d', false)",
 									patience));
 
@@ -476,7 +476,7 @@ try_slot(ReplMlApply *apply, const char *name, int patience, XLogRecPtr *start)
 	 */
 	PG_TRY();
 	{
-		result = repl_ml_stream_query(apply->conn,
+		result = repl_ml_stream_query(apply->connection.stream,
 									  psprintf("SELECT lsn FROM"
 											   " pg_catalog.pg_create_logical_replication_slot(%s,"
 											   " '%s')",
@@ -519,7 +519,7 @@ make_slot(ReplMlApply *apply, const char *slot)
 	int			patience = SLOT_PATIENCE_MS;
 	XLogRecPtr	start;
 
-	repl_ml_stream_command(apply->conn,
+	repl_ml_stream_command(apply->connection.stream,
 						   psprintf("SELECT pg_catalog.pg_drop_replication_slot(slot_name)"
 									" FROM pg_catalog.pg_replication_slots"
 									" WHERE slot_name OPERATOR(pg_catalog.=) %s", name));
@@ -529,7 +529,8 @@ make_slot(ReplMlApply *apply, const char *slot)
 		await_prepared(apply);
 		patience = Min(patience * 2, INT_MAX / 2);
 	}
-	repl_ml_stream_command(apply->conn, "SELECT pg_catalog.set_config('lock_timeout', '0', false)");
+	repl_ml_stream_command(apply->connection.stream,
+						   "SELECT pg_catalog.set_config('lock_timeout', '0', false)");
 	return start;
 }
 

@@ -209,7 +209,7 @@ repl_ml_retry_step(ReplMlApply *apply)
 {
 	static XLogRecPtr received = InvalidXLogRecPtr; /* at the end of the last slice */
 	TimestampTz start = GetCurrentTimestamp();
-	bool		idle = apply->received == received;
+	bool		idle = apply->progress.received == received;
 
 	listen_to_catalogs();
 
@@ -264,7 +264,7 @@ repl_ml_retry_step(ReplMlApply *apply)
 		MemoryContextReset(apply->message_context);
 	}
 	pass.spent += TimestampDifferenceMilliseconds(start, GetCurrentTimestamp());
-	received = apply->received;
+	received = apply->progress.received;
 	if (pass.running && pass.only_locked)
 		next_locked = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), idle ? 0 : REST_MS);
 	else if (pass.running)
@@ -498,7 +498,7 @@ finish_pass(ReplMlApply *apply)
 		return;
 	trusted = NIL;
 	MemoryContextReset(trusted_context);
-	if (pass.unfit != NIL && apply->conn != NULL)
+	if (pass.unfit != NIL && apply->connection.stream != NULL)
 	{
 		foreach(lc, pass.unfit)
 			heal_table(apply, lfirst(lc));
@@ -523,9 +523,9 @@ heal_table(ReplMlApply *apply, Parked *table)
 	char	   *theirs = NULL;
 	bool		same;
 
-	if (apply->copy_conn == NULL)
-		apply->copy_conn = repl_ml_stream_connect(apply->peer->dsn, "copy");
-	result = repl_ml_stream_query(apply->copy_conn, question, 1, types);
+	if (apply->connection.copy == NULL)
+		apply->connection.copy = repl_ml_stream_connect(apply->peer->dsn, "copy");
+	result = repl_ml_stream_query(apply->connection.copy, question, 1, types);
 	if (repl_ml_stream_next(result) &&
 		(slot_getallattrs(result->slot), !result->slot->tts_isnull[0]))
 		theirs = MemoryContextStrdup(apply->message_context,

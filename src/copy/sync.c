@@ -204,7 +204,7 @@ is_of_the_table(ReplMlApply *apply, int sqlstate)
 		(repl_ml_dispatch_is_permanent(sqlstate) &&
 		 ERRCODE_TO_CATEGORY(sqlstate) != ERRCODE_CONNECTION_EXCEPTION &&
 	/* a key may have been inserted since we looked, see worker.c */
-		 (sqlstate != ERRCODE_UNIQUE_VIOLATION || apply->races > 0));
+		 (sqlstate != ERRCODE_UNIQUE_VIOLATION || apply->retry.races > 0));
 }
 
 /* Says in the error what is locked, and by whom. */
@@ -223,10 +223,10 @@ describe_lock(ReplMlApply *apply, ErrorData *error)
 static void
 copy_over_connection(ReplMlApply *apply, const char *schema_name, const char *table_name)
 {
-	if (apply->copy_conn == NULL)
-		apply->copy_conn = repl_ml_stream_connect(apply->peer->dsn, "copy");
+	if (apply->connection.copy == NULL)
+		apply->connection.copy = repl_ml_stream_connect(apply->peer->dsn, "copy");
 	repl_ml_apply_set_state(apply, REPL_ML_WORKER_COPYING);
-	copy_table(apply, apply->copy_conn, schema_name, table_name);
+	copy_table(apply, apply->connection.copy, schema_name, table_name);
 }
 
 /*
@@ -254,8 +254,8 @@ try_copy(ReplMlApply *apply, const char *schema_name, const char *table_name)
 		AbortOutOfAnyTransaction();
 		repl_ml_dispatch_reset(apply);
 		/* it may be in the middle of a copy */
-		repl_ml_stream_disconnect(apply->copy_conn);
-		apply->copy_conn = NULL;
+		repl_ml_stream_disconnect(apply->connection.copy);
+		apply->connection.copy = NULL;
 		set_progress(apply, InvalidOid, 0);
 	}
 	PG_END_TRY();
@@ -324,8 +324,8 @@ repl_ml_sync_tables(ReplMlApply *apply)
 		else
 			copy_or_note(apply, schema_name, table_name);
 	}
-	repl_ml_stream_disconnect(apply->copy_conn);
-	apply->copy_conn = NULL;
+	repl_ml_stream_disconnect(apply->connection.copy);
+	apply->connection.copy = NULL;
 	note_open_tables(apply);
 	apply->tables_pending |= repl_ml_unsent_order_copies(apply);
 }
@@ -1151,7 +1151,7 @@ static bool
 ask_final_lsn(ReplMlApply *apply, int node_id, XLogRecPtr *lsn)
 {
 	static const Oid types[1] = {PG_LSNOID};
-	ReplMlResult *result = repl_ml_stream_query(apply->conn,
+	ReplMlResult *result = repl_ml_stream_query(apply->connection.stream,
 												psprintf("SELECT repl_ml.final_lsn(%d)", node_id),
 												1, types);
 	bool		known = false;
@@ -1266,7 +1266,7 @@ donor_has(ReplMlApply *apply, OtherMember *other)
 
 	if (other->from == InvalidXLogRecPtr)
 		return false;
-	result = repl_ml_stream_query(apply->conn,
+	result = repl_ml_stream_query(apply->connection.stream,
 								  psprintf("SELECT repl_ml.applied_lsn(%d) OPERATOR(pg_catalog.>=)"
 										   " '%X/%X'::pg_catalog.pg_lsn",
 										   other->node_id, LSN_FORMAT_ARGS(other->from)), 1, types);
@@ -1329,7 +1329,7 @@ static void
 note_parked_there(ReplMlApply *apply)
 {
 	static const Oid result_types[1] = {TEXTOID};
-	ReplMlResult *result = repl_ml_stream_query(apply->conn,
+	ReplMlResult *result = repl_ml_stream_query(apply->connection.stream,
 												"SELECT coalesce(pg_catalog.jsonb_agg(p),"
 												" '[]')::pg_catalog.text"
 												" FROM repl_ml.parked_tables() p",

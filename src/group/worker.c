@@ -101,7 +101,7 @@ repl_ml_apply_main(Datum arg)
 	pqsignal(SIGTERM, die);
 	attach_slot(DatumGetInt32(arg));
 	show_crash(repl_ml_crash_attach(DatumGetInt32(arg)));
-	apply.aside = true;			/* perhaps: of a former process */
+	apply.retry.aside = true;			/* perhaps: of a former process */
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(apply.worker->database, InvalidOid, 0);
 	/* runs before the server's own callback, which aborts the transaction */
@@ -115,11 +115,11 @@ repl_ml_apply_main(Datum arg)
 		/* the longer nothing gets better, the longer we wait */
 		if (again_at_once)
 			delay = race_delay();
-		else if (delay == 0 || apply.progressed)
+		else if (delay == 0 || apply.connection.progressed)
 			delay = FIRST_DELAY_MS;
 		else
 			delay = Min(delay * 2, repl_ml_max_apply_delay);
-		if (apply.aside)
+		if (apply.retry.aside)
 			delay = Min(delay, ASIDE_DELAY_MS);
 		if (delay > 0)
 		{
@@ -137,7 +137,7 @@ run_and_recover(void)
 {
 	volatile bool at_once = false;
 
-	apply.progressed = false;
+	apply.connection.progressed = false;
 	PG_TRY();
 	{
 		run_connection();
@@ -171,10 +171,10 @@ disconnect(void)
 	if (wait_set != NULL)
 		FreeWaitEventSet(wait_set);
 	wait_set = NULL;
-	repl_ml_stream_disconnect(apply.conn);
-	apply.conn = NULL;
-	repl_ml_stream_disconnect(apply.copy_conn);
-	apply.copy_conn = NULL;
+	repl_ml_stream_disconnect(apply.connection.stream);
+	apply.connection.stream = NULL;
+	repl_ml_stream_disconnect(apply.connection.copy);
+	apply.connection.copy = NULL;
 }
 
 /*
@@ -334,7 +334,7 @@ run_connection(void)
 	repl_ml_retry_step(&apply);
 
 	MemoryContextSwitchTo(apply.message_context);
-	apply.conn = repl_ml_stream_connect(apply.peer->dsn, name);
+	apply.connection.stream = repl_ml_stream_connect(apply.peer->dsn, name);
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_PREPARING);
 
 	/*
@@ -342,7 +342,7 @@ run_connection(void)
 	 * tables
 	 */
 	from = repl_ml_link_prepare(&apply);
-	repl_ml_sync_catalogs(&apply, apply.conn);
+	repl_ml_sync_catalogs(&apply, apply.connection.stream);
 	apply.catalogs_behind = false;
 	repl_ml_sync_await_donor(&apply);
 	repl_ml_enrol_pending(&apply);
@@ -351,9 +351,9 @@ run_connection(void)
 	repl_ml_unique_announce();
 
 	/* all before it is here, and durable: it is sent no more */
-	apply.received = apply.applied = apply.durable = from;
-	apply.volatile_since = 0;
-	apply.urgency = REPL_ML_WHENEVER;
+	apply.progress.received = apply.progress.applied = apply.progress.durable = from;
+	apply.progress.volatile_since = 0;
+	apply.progress.urgency = REPL_ML_WHENEVER;
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
 	read_stream(from);
 	disconnect();
@@ -363,10 +363,10 @@ run_connection(void)
 static void
 read_stream(XLogRecPtr from)
 {
-	char	   *slot = repl_ml_origin_name(apply.peer_database, apply.self);
+	char	   *slot = repl_ml_origin_name(apply.connection.peer_database, apply.self);
 
-	repl_ml_stream_start(apply.conn, slot, from, REPL_ML_PUBLICATION);
-	apply.last_message_time = GetCurrentTimestamp();
+	repl_ml_stream_start(apply.connection.stream, slot, from, REPL_ML_PUBLICATION);
+	apply.connection.last_message_time = GetCurrentTimestamp();
 	for (;;)
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -399,15 +399,15 @@ status_interval(void)
 static bool
 is_at_rest(void)
 {
-	return !apply.transaction.open && apply.batch == 0;
+	return !apply.transaction.open && apply.batch.count == 0;
 }
 
 /* Commits the transactions that have ended, unless another one has begun. */
 static void
 finish_batch(void)
 {
-	if (!apply.transaction.open && apply.batch > 0)
-		repl_ml_replay_finish(&apply, apply.urgency == REPL_ML_NOW);
+	if (!apply.transaction.open && apply.batch.count > 0)
+		repl_ml_replay_finish(&apply, apply.progress.urgency == REPL_ML_NOW);
 }
 
 /*
@@ -417,8 +417,16 @@ finish_batch(void)
 static int
 flush_delay(void)
 {
-	return apply.urgency == REPL_ML_NOW ? LONGEST_BATCH_MS : apply.urgency == REPL_ML_SOON ?
-		SOON_MS : FLUSH_DELAY_MS;
+	switch (apply.progress.urgency)
+	{
+		case REPL_ML_NOW:
+			return LONGEST_BATCH_MS;
+		case REPL_ML_SOON:
+			return SOON_MS;
+		case REPL_ML_WHENEVER:
+			return FLUSH_DELAY_MS;
+	}
+	return FLUSH_DELAY_MS;		/* keep the compiler quiet */
 }
 
 /* Handles what has arrived; then acknowledges and waits for more. */
@@ -430,7 +438,7 @@ receive_all(void)
 	char	   *data;
 	int			length;
 
-	while ((length = walrcv_receive(apply.conn, &data, &fd)) != 0)
+	while ((length = walrcv_receive(apply.connection.stream, &data, &fd)) != 0)
 	{
 		CHECK_FOR_INTERRUPTS();
 		repl_ml_check_server();
@@ -441,13 +449,13 @@ receive_all(void)
 					 errhint("The apply worker connects again by itself; if that goes on, see the "
 							 "server log of that node.")));
 		handle_stream_message(data, length);
-		now = apply.last_message_time = GetCurrentTimestamp();
+		now = apply.connection.last_message_time = GetCurrentTimestamp();
 		repl_ml_members_alive(apply.peer->node_id);
 		if (is_at_rest())
 			repl_ml_unique_announce();
-		if (TimestampDifferenceExceeds(apply.told_at, now, status_interval()) ||
-			(apply.urgency != REPL_ML_WHENEVER &&
-			 TimestampDifferenceExceeds(apply.waited_since, now, flush_delay())))
+		if (TimestampDifferenceExceeds(apply.progress.told_at, now, status_interval()) ||
+			(apply.progress.urgency != REPL_ML_WHENEVER &&
+			 TimestampDifferenceExceeds(apply.progress.waited_since, now, flush_delay())))
 		{
 			finish_batch();
 			acknowledge(false);
@@ -462,9 +470,9 @@ receive_all(void)
 	acknowledge_news();
 
 	/* nothing more is here: now there is time for the others */
-	if (apply.asked && is_at_rest())
+	if (apply.progress.asked && is_at_rest())
 	{
-		apply.asked = false;
+		apply.progress.asked = false;
 		repl_ml_barrier_answer(&apply.group_id, apply.self);
 	}
 	if (is_at_rest())
@@ -498,14 +506,14 @@ handle_stream_message(char *data, int length)
 		end = pq_getmsgint64(&message);
 		measure_clock(pq_getmsgint64(&message));
 		apply.message_lsn = start;
-		apply.received = Max(apply.received, Max(start, end));
+		apply.progress.received = Max(apply.progress.received, Max(start, end));
 		repl_ml_replay_dispatch(&apply, &message);
 	}
 	else if (type == 'k')
 	{
 		end = pq_getmsgint64(&message);
 		measure_clock(pq_getmsgint64(&message));
-		apply.received = Max(apply.received, end);
+		apply.progress.received = Max(apply.progress.received, end);
 		if (pq_getmsgbyte(&message))
 			acknowledge(false);
 	}
@@ -539,9 +547,9 @@ follow_catalogs(void)
 	if (apply.catalogs_behind)
 	{
 		/* the stream's connection is in use; sync_tables closes this one */
-		if (apply.copy_conn == NULL)
-			apply.copy_conn = repl_ml_stream_connect(apply.peer->dsn, "copy");
-		repl_ml_sync_catalogs(&apply, apply.copy_conn);
+		if (apply.connection.copy == NULL)
+			apply.connection.copy = repl_ml_stream_connect(apply.peer->dsn, "copy");
+		repl_ml_sync_catalogs(&apply, apply.connection.copy);
 		apply.catalogs_behind = false;
 	}
 	repl_ml_enrol_pending(&apply);
@@ -560,14 +568,14 @@ measure_clock(int64 sent)
 	uint64		now = repl_ml_monotonic_now();
 	int64		clock = (int64) ((uint64) sent - now);
 
-	if (now - apply.clock_since > CLOCK_WINDOW_US)
+	if (now - apply.connection.clock_since > CLOCK_WINDOW_US)
 	{
-		apply.former_clock = apply.clock;
-		apply.clock = clock;
-		apply.clock_since = now;
+		apply.connection.former_clock = apply.connection.clock;
+		apply.connection.clock = clock;
+		apply.connection.clock_since = now;
 	}
 	else
-		apply.clock = Max(apply.clock, clock);
+		apply.connection.clock = Max(apply.connection.clock, clock);
 }
 
 /* Shows in repl_ml.stat_apply what has come. */
@@ -575,10 +583,10 @@ static void
 show_received(void)
 {
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
-	apply.worker->received_lsn = apply.received;
-	apply.worker->peer_lsn = Max(apply.worker->peer_lsn, apply.received);
-	apply.worker->last_message_time = apply.last_message_time;
-	apply.worker->peer_clock = Max(apply.clock, apply.former_clock);
+	apply.worker->received_lsn = apply.progress.received;
+	apply.worker->peer_lsn = Max(apply.worker->peer_lsn, apply.progress.received);
+	apply.worker->last_message_time = apply.connection.last_message_time;
+	apply.worker->peer_clock = Max(apply.connection.clock, apply.connection.former_clock);
 	LWLockRelease(repl_ml_shared->lock);
 }
 
@@ -611,35 +619,37 @@ settle_received(bool at_once)
 	show_received();
 	if (!is_at_rest())
 		return;
-	if (apply.volatile_since != 0 &&
-		(apply.urgency == REPL_ML_NOW || at_once ||
+	if (apply.progress.volatile_since != 0 &&
+		(apply.progress.urgency == REPL_ML_NOW || at_once ||
 		 GetFlushRecPtr(NULL) >= XactLastCommitEnd ||
-		 TimestampDifferenceExceeds(apply.volatile_since, GetCurrentTimestamp(), flush_delay())))
+		 TimestampDifferenceExceeds(apply.progress.volatile_since, GetCurrentTimestamp(),
+									flush_delay())))
 	{
 		repl_ml_news_flush(XactLastCommitEnd);
-		apply.volatile_since = 0;
+		apply.progress.volatile_since = 0;
 	}
-	apply.applied = Max(apply.applied, apply.received);
-	if (apply.volatile_since == 0)
+	apply.progress.applied = Max(apply.progress.applied, apply.progress.received);
+	if (apply.progress.volatile_since == 0)
 	{
-		apply.durable = apply.applied;
+		apply.progress.durable = apply.progress.applied;
 		/* whoever hurried us will again */
-		if (apply.urgency == REPL_ML_NOW)
-			apply.seen = apply.batch_end;
-		apply.urgency = REPL_ML_WHENEVER;
+		if (apply.progress.urgency == REPL_ML_NOW)
+			apply.progress.seen = apply.batch.end;
+		apply.progress.urgency = REPL_ML_WHENEVER;
 	}
-	show_covered(apply.applied);
+	show_covered(apply.progress.applied);
 }
 
 /* Sends the peer how far we are, as it is noted. */
 static void
 send_status(bool reply_wanted)
 {
-	repl_ml_apply_reaches(&apply, apply.durable);
-	repl_ml_stream_status(apply.conn, apply.received, apply.applied, apply.durable, reply_wanted);
-	apply.told = apply.durable;
-	apply.told_at = GetCurrentTimestamp();
-	apply.committed = false;
+	repl_ml_apply_reaches(&apply, apply.progress.durable);
+	repl_ml_stream_status(apply.connection.stream, apply.progress.received, apply.progress.applied,
+						  apply.progress.durable, reply_wanted);
+	apply.progress.told = apply.progress.durable;
+	apply.progress.told_at = GetCurrentTimestamp();
+	apply.progress.committed = false;
 }
 
 /*
@@ -661,11 +671,12 @@ acknowledge(bool reply_wanted)
 static void
 acknowledge_news(void)
 {
-	int			patience = apply.told < apply.received ? QUIET_STATUS_MS : status_interval();
+	int			patience = apply.progress.told < apply.progress.received ? QUIET_STATUS_MS :
+		status_interval();
 
 	settle_received(false);
-	if ((apply.committed && apply.told < apply.durable) ||
-		TimestampDifferenceExceeds(apply.told_at, GetCurrentTimestamp(), patience))
+	if ((apply.progress.committed && apply.progress.told < apply.progress.durable) ||
+		TimestampDifferenceExceeds(apply.progress.told_at, GetCurrentTimestamp(), patience))
 		send_status(false);
 	repl_ml_news_settle();
 }
@@ -674,11 +685,12 @@ acknowledge_news(void)
 static int
 find_longest_wait(void)
 {
-	int			wait = apply.told < apply.received ? QUIET_STATUS_MS : status_interval();
+	int			wait = apply.progress.told < apply.progress.received ? QUIET_STATUS_MS :
+		status_interval();
 
-	if (apply.aside)
+	if (apply.retry.aside)
 		wait = Min(wait, ASIDE_DELAY_MS);
-	if (apply.volatile_since != 0)
+	if (apply.progress.volatile_since != 0)
 		wait = Min(wait, flush_delay());
 	wait = Min(wait, repl_ml_retry_due());
 	return repl_ml_news_due() < 0 ? wait : Min(wait, repl_ml_news_due());
@@ -694,12 +706,12 @@ static int
 find_leisure(void)
 {
 	/* what is volatile at rest is flushed soon, and that ends it */
-	if (apply.volatile_since == 0 || !is_at_rest() || apply.urgency == REPL_ML_NOW ||
-		repl_ml_position_is_awaited())
+	if (apply.progress.volatile_since == 0 || !is_at_rest() ||
+		apply.progress.urgency == REPL_ML_NOW || repl_ml_position_is_awaited())
 		return 0;
-	if (apply.urgency == REPL_ML_SOON)
+	if (apply.progress.urgency == REPL_ML_SOON)
 		return SOON_MS;
-	return apply.batch_end != apply.seen ? GATHER_MS : 0;
+	return apply.batch.end != apply.progress.seen ? GATHER_MS : 0;
 }
 
 /* Waits that long, or for the latch, and not for the stream. */
@@ -752,16 +764,16 @@ wait_for_data(pgsocket fd)
 	if (find_leisure() > 0)
 	{
 		let_more_come(find_leisure());
-		apply.seen = apply.batch_end;
+		apply.progress.seen = apply.batch.end;
 		return;
 	}
-	apply.seen = apply.batch_end;
+	apply.progress.seen = apply.batch.end;
 	events = wait_for_stream(fd);
 	if (events & WL_LATCH_SET)
 		ResetLatch(MyLatch);
 	if (events & WL_SOCKET_READABLE || wal_receiver_timeout <= 0)
 		return;
-	last = apply.last_message_time;
+	last = apply.connection.last_message_time;
 
 	/* asked, and no answer */
 	if (TimestampDifferenceExceeds(last, GetCurrentTimestamp(), wal_receiver_timeout) &&
@@ -784,7 +796,7 @@ wait_for_data(pgsocket fd)
 static void
 count_race(void)
 {
-	apply.races++;
+	apply.retry.races++;
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	apply.worker->retries++;
 	LWLockRelease(repl_ml_shared->lock);
@@ -794,7 +806,7 @@ count_race(void)
 static int
 race_delay(void)
 {
-	return Min(FIRST_DELAY_MS / 4 * Max(apply.races - 1, 0), FIRST_DELAY_MS * 5);
+	return Min(FIRST_DELAY_MS / 4 * Max(apply.retry.races - 1, 0), FIRST_DELAY_MS * 5);
 }
 
 /*
@@ -808,12 +820,12 @@ give_way(void)
 	int			delay;
 
 	count_race();
-	delay = apply.aside ? Min(race_delay(), ASIDE_DELAY_MS) : race_delay();
-	if (apply.volatile_since != 0)
+	delay = apply.retry.aside ? Min(race_delay(), ASIDE_DELAY_MS) : race_delay();
+	if (apply.progress.volatile_since != 0)
 		repl_ml_news_flush(XactLastCommitEnd);
-	apply.volatile_since = 0;
-	apply.durable = apply.applied;
-	show_covered(apply.applied);
+	apply.progress.volatile_since = 0;
+	apply.progress.durable = apply.progress.applied;
+	show_covered(apply.progress.applied);
 	send_status(false);
 	repl_ml_aside_retry(&apply);
 	reload_if_asked();
@@ -845,11 +857,11 @@ recover_from_error(void)
 	MemoryContextSwitchTo(TopMemoryContext);
 	error = CopyErrorData();
 	blocked = repl_ml_locked_by_commit(error->sqlerrcode);
-	locked = !apply.crowded && repl_ml_locked_is_race(error->sqlerrcode);
+	locked = !apply.batch.crowded && repl_ml_locked_is_race(error->sqlerrcode);
 	/* also a key, in the stream or a copy, that has been inserted since we looked */
-	race = locked || blocked || apply.crowded ||
+	race = locked || blocked || apply.batch.crowded ||
 		(error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION &&
-		 (hit != InvalidXLogRecPtr ? apply.failures : apply.races) == 0);
+		 (hit != InvalidXLogRecPtr ? apply.retry.failures : apply.retry.races) == 0);
 	if (!race)
 		EmitErrorReport();
 	FlushErrorState();
@@ -858,7 +870,7 @@ recover_from_error(void)
 	repl_ml_dispatch_reset(&apply);
 	repl_ml_replay_forget();
 	/* what was in one transaction is sent again, and one of it may fail again */
-	apply.unbatched_until = Max(apply.unbatched_until, apply.received);
+	apply.batch.single_until = Max(apply.batch.single_until, apply.progress.received);
 	disconnect();
 	repl_ml_applying = true;
 	repl_ml_enrol_unlock();
@@ -866,7 +878,7 @@ recover_from_error(void)
 	MemoryContextSwitchTo(apply.message_context);
 
 	if (blocked)
-		apply.blocked_lsn = hit;
+		apply.retry.blocked_lsn = hit;
 	if (hit != InvalidXLogRecPtr && locked)
 		repl_ml_dispatch_locked(&apply, hit, error->sqlerrcode);
 	repl_ml_locked_unwatch();
@@ -881,7 +893,7 @@ recover_from_error(void)
 		repl_ml_apply_show_error(&apply, error);
 		repl_ml_apply_set_state(&apply, REPL_ML_WORKER_WAITING);
 	}
-	if (error != apply.failure)
+	if (error != apply.retry.failure)
 		FreeErrorData(error);
 	RESUME_INTERRUPTS();
 	return race;
