@@ -155,14 +155,15 @@ repl_ml_sync_catalogs(ReplMlApply *apply, WalReceiverConn *conn)
  * Sets the next table to be copied from the peer, or returns false.  One that
  * could not be enrolled here is left for later (enrol.c), unless this node
  * joins, and so is one whose copy failed lately: it must not keep all others
- * from being streamed.  So is one whose rows take the server down.
+ * from being streamed.  Those whose rows take the server down are left, or,
+ * with "banned", only they are found.
  */
 static bool
-next_pending(ReplMlApply *apply, char **schema_name, char **table_name)
+next_pending(ReplMlApply *apply, bool banned, char **schema_name, char **table_name)
 {
 	bool		found;
 	const char *without = "";
-	char	   *banned = repl_ml_crash_banned();
+	char	   *tables = repl_ml_crash_banned();
 
 	repl_ml_begin();
 	if (!repl_ml_identity_require()->joining)
@@ -179,9 +180,10 @@ next_pending(ReplMlApply *apply, char **schema_name, char **table_name)
 						 " AND coalesce(pg_catalog.to_regclass("
 						 "pg_catalog.format('%%I.%%I', schema_name, table_name))"
 						 "::pg_catalog.oid, 0)"
-						 " OPERATOR(pg_catalog.<>) ALL ('%s'::pg_catalog.oid[])"
+						 " OPERATOR(pg_catalog.%s ('%s'::pg_catalog.oid[])"
 						 " ORDER BY schema_name OPERATOR(pg_catalog.<>) 'repl_ml', 1, 2",
-						 apply->peer->node_id, without, banned), true, 1);
+						 apply->peer->node_id, without, banned ? "=) ANY" : "<>) ALL", tables),
+				true, 1);
 	found = SPI_processed > 0;
 	if (found)
 	{
@@ -302,6 +304,26 @@ copy_or_note(ReplMlApply *apply, const char *schema_name, const char *table_name
 }
 
 /*
+ * Notes, and so shows, that a table waits to be copied because its rows have
+ * taken the server down.
+ */
+static void
+note_banned(ReplMlApply *apply, char *schema_name, char *table_name)
+{
+	ErrorData	error = {
+		.sqlerrcode = ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
+		.message = psprintf("writing rows of table \"%s.%s\" took the server down", schema_name,
+							table_name),
+		.detail = pstrdup("So it is not copied for now."),
+		.hint = pstrdup("Mend or disable what runs for its rows (triggers, constraints, "
+						"functions of indexes and types), then restart this server in order, or "
+						"run SELECT repl_ml.retry_parked(id) of a parked change of the table.")
+	};
+
+	repl_ml_table_failed(apply, schema_name, table_name, "copy", &error);
+}
+
+/*
  * Copies the tables that are due from this peer, over a connection of its own;
  * called by the apply worker between transactions of the stream.
  */
@@ -316,7 +338,9 @@ repl_ml_sync_tables(ReplMlApply *apply)
 	joining = repl_ml_identity_require()->joining;
 	repl_ml_commit();
 	(void) repl_ml_unsent_order_copies(apply);
-	while (next_pending(apply, &schema_name, &table_name))
+	while (!joining && next_pending(apply, true, &schema_name, &table_name))
+		note_banned(apply, schema_name, table_name);
+	while (next_pending(apply, false, &schema_name, &table_name))
 	{
 		/* while this node joins any error is the join's */
 		if (joining)

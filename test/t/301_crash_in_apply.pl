@@ -128,6 +128,8 @@ sql($n1, 'INSERT INTO other VALUES (8)');
 others_are(8, 'copied');
 poll_until($n2, q(SELECT count(*) = 1 FROM repl_ml.stat_apply WHERE state = 'streaming'));
 is(crashes('repl_ml apply'), $before + 2, 'copied: it was tried twice');
+poll_until($n2, q(SELECT coalesce(problem LIKE 'could not copy it: writing rows of table "public.copied" took the server down%', false) FROM repl_ml.tables WHERE table_name = 'copied'));
+like(sql($n2, q(SELECT hint FROM repl_ml.table_failure WHERE table_name = 'copied')), qr/restart this server in order/, 'copied: what it waits for is shown, with what helps');
 is(sql($n2, q(SELECT pending_copies FROM repl_ml.tables WHERE table_name = 'copied')), '1', 'copied: the copy is still due');
 sql($n2, q(CREATE OR REPLACE FUNCTION act() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'));
 
