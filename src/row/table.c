@@ -255,9 +255,9 @@ repl_ml_table_clock(const ReplMlTable *table, Datum value, bool isnull)
 				 errmsg("a row of replicated table \"%s.%s\" has no clock",
 						NameStr(table->schema_name), NameStr(table->table_name)),
 				 errhint("Run UPDATE %s SET %s = DEFAULT WHERE %s IS NULL where the row was "
-						 "written, then ALTER TABLE ... ALTER %s SET NOT NULL.",
-						 quote_name(table),
-						 REPL_ML_CLOCK_COLUMN, REPL_ML_CLOCK_COLUMN, REPL_ML_CLOCK_COLUMN)));
+						 "written, then ALTER TABLE %s ALTER %s SET NOT NULL.",
+						 quote_name(table), REPL_ML_CLOCK_COLUMN, REPL_ML_CLOCK_COLUMN,
+						 quote_name(table), REPL_ML_CLOCK_COLUMN)));
 	return DatumGetReplMlClockP(value);
 }
 

@@ -74,7 +74,7 @@ raise_failure(const Question *question)
 				 strcmp(code, "42501") == 0 && strstr(question->error, "\nHINT: ") == NULL ?
 				 errhint("On that server run GRANT repl_ml_replication TO the role of the "
 						 "connection string; if it is to let nodes into the group, GRANT "
-						 "repl_ml_admin.") : 0));
+						 "repl_ml_admin TO it.") : 0));
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),

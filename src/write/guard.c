@@ -583,8 +583,9 @@ check_truncate(TruncateStmt *stmt)
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 					 errmsg("partition \"%s\" of a replicated table cannot be truncated on its own",
 							get_rel_name(relid)),
-					 errhint("Run DELETE FROM %s, or TRUNCATE the partitioned table.",
-							 repl_ml_guard_table_name(relid))));
+					 errhint("Run DELETE FROM %s, or TRUNCATE %s.",
+							 repl_ml_guard_table_name(relid),
+							 repl_ml_guard_table_name(repl_ml_table_root(relid)))));
 	}
 }
 

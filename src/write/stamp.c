@@ -449,8 +449,8 @@ refuse_in_apply(int own_depth)
 			 errmsg("a trigger wrote a replicated table while a change was applied"),
 			 errdetail("What it wrote would not reach the other nodes, where the trigger fires as "
 					   "well."),
-			 errhint("Run ALTER TABLE ... ENABLE TRIGGER for the trigger, so that it fires where "
-					 "the user writes only.")));
+			 errhint("Run ALTER TABLE ... ENABLE TRIGGER ..., so that the trigger fires where the "
+					 "user writes only.")));
 }
 
 /* Returns a table's name as SQL takes it. */
