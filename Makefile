@@ -20,7 +20,7 @@ DATA_built = sql/repl_ml--1.0.sql
 
 # The parts of the install script, in the order in which they need each other.
 SQL_PARTS = extension clock stamp catalogs helpers membership tables setup conflicts parked read \
-	collection transactions views privileges
+	collection transactions verify views privileges
 
 # In the order of the way of a change.
 OBJS = \
@@ -101,6 +101,12 @@ OBJS = \
 	src/copy/schema.o \
 	src/copy/definitions.o \
 	src/copy/retry.o \
+	src/verify/report.o \
+	src/verify/compare.o \
+	src/verify/settle.o \
+	src/verify/part.o \
+	src/verify/image.o \
+	src/verify/progress.o \
 	src/group/launcher.o \
 	src/group/supervisor.o \
 	src/group/worker.o \

@@ -14,6 +14,7 @@
 #error "repl_ml needs PostgreSQL 15 or later"
 #endif
 
+#include "access/genam.h"
 #include "access/xlog.h"
 #include "executor/executor.h"
 #include "miscadmin.h"

@@ -20,6 +20,7 @@
 #include "repl_ml.h"
 #include "row/row.h"
 #include "server/server.h"
+#include "verify/verify.h"
 #include "write/write.h"
 
 PG_MODULE_MAGIC;
@@ -45,6 +46,7 @@ static const ReplMlSegment segments[] = {
 	{"repl_ml quorum", repl_ml_quorum_shmem_size, repl_ml_quorum_shmem_init},
 	{"repl_ml unacknowledged", repl_ml_unacknowledged_shmem_size,
 	 repl_ml_unacknowledged_shmem_init},
+	{"repl_ml verify", repl_ml_verify_shmem_size, repl_ml_verify_shmem_init},
 };
 
 static const struct config_enum_entry log_equal_options[] = {

@@ -31,17 +31,17 @@ BEGIN
     FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p
               WHERE p.pronamespace OPERATOR(pg_catalog.=) 'repl_ml'::pg_catalog.regnamespace
                 AND NOT (p.provolatile OPERATOR(pg_catalog.=) 'i' AND p.proparallel OPERATOR(pg_catalog.=) 's')
-                AND p.proname OPERATOR(pg_catalog.<>) ALL ('{tick, insert_pending, moved_pending, orphans, current_vector, wait_for_vector, barrier, transaction_token, transaction_status}') LOOP
+                AND p.proname OPERATOR(pg_catalog.<>) ALL ('{tick, insert_pending, moved_pending, orphans, current_vector, wait_for_vector, barrier, transaction_token, transaction_status, verify_table, verify_all, diff_rows}') LOOP
         EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
     END LOOP;
 END
 $$;
 
 -- Seeing: connection strings and rows excepted
-GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.write_members(), repl_ml.write_waiters(), repl_ml.write_stats(), repl_ml.unacknowledged(), repl_ml.local_fingerprint(),
+GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.write_members(), repl_ml.write_waiters(), repl_ml.write_stats(), repl_ml.unacknowledged(), repl_ml.verify_progress(), repl_ml.local_fingerprint(),
     repl_ml.wal_end(), repl_ml.link_name(integer), repl_ml.publication_fault(), repl_ml.enrol_obstacle(regclass), repl_ml.column_types(regclass), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
 GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.shape_differences, repl_ml.unreplicated_tables, repl_ml.conflict_policies, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts,
-    repl_ml.stat_write_consistency, repl_ml.stat_write_waiters, repl_ml.health TO pg_monitor;
+    repl_ml.stat_write_consistency, repl_ml.stat_write_waiters, repl_ml.stat_progress_verify, repl_ml.health TO pg_monitor;
 -- filters its rows by itself
 GRANT SELECT ON repl_ml.conflicts TO PUBLIC;
 
@@ -57,4 +57,5 @@ GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, rep
 GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, integer, integer, pg_lsn, bigint, text), repl_ml.applied_lsn(integer), repl_ml.decided_commits(integer, pg_lsn[]), repl_ml.final_lsn(integer), repl_ml.transaction_facts(uuid, integer, xid8),
     repl_ml.admit_node(name, text), repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text),
     repl_ml.forget_node(uuid, integer, timestamptz), repl_ml.cannot_create(jsonb),
-    repl_ml.rows_to_copy(regclass, name[], name, name), repl_ml.rows_left_out(), repl_ml.require_copyable(regclass, name[]), repl_ml.send_columns(regclass), repl_ml.parked_tables() TO repl_ml_replication;
+    repl_ml.rows_to_copy(regclass, name[], name, name), repl_ml.rows_left_out(), repl_ml.require_copyable(regclass, name[]), repl_ml.send_columns(regclass), repl_ml.parked_tables(),
+    repl_ml.verify_sums(text, text, text, integer), repl_ml.verify_rows(text, text, text, integer, bytea), repl_ml.verify_keys(text, text, text, integer, text[], repl_ml.vclock, integer, boolean) TO repl_ml_replication;

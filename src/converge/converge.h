@@ -164,6 +164,8 @@ extern List *repl_ml_merge_lost_columns(Relation rel, const ReplMlPolicy *policy
 										TupleTableSlot *result, const ReplMlClock *result_clock);
 
 /* in history.c */
+extern char *repl_ml_history_row_as_json(Relation rel, AttrNumber clock_attnum,
+										 TupleTableSlot *slot);
 extern ReplMlConflict *repl_ml_history_describe(ReplMlTarget *target, Datum *key,
 												const ReplMlResolution *resolution,
 												const ReplMlVersion *loser);

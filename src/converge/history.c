@@ -81,7 +81,6 @@ static const char *name_conflict(const ReplMlVersion *winner, const ReplMlVersio
 static List *find_lost_columns(ReplMlTarget *target, const ReplMlResolution *resolution,
 							   const ReplMlVersion *loser);
 static void describe_row(ReplMlTarget *target, TupleTableSlot *slot, char **json, Datum *texts);
-static char *write_row(ReplMlTarget *target, TupleTableSlot *slot);
 static bool is_valid_jsonb(const char *json);
 
 /*
@@ -355,16 +354,18 @@ describe_row(ReplMlTarget *target, TupleTableSlot *slot, char **json, Datum *tex
 	if (slot == NULL)
 		return;
 	*texts = repl_ml_version_from_slot(slot, target->table->clock_attnum);
-	*json = write_row(target, slot);
-	if (!is_valid_jsonb(*json))
-		*json = NULL;
+	*json = repl_ml_history_row_as_json(target->rel, target->table->clock_attnum, slot);
 }
 
-/* Returns the row's content as a JSON object. */
-static char *
-write_row(ReplMlTarget *target, TupleTableSlot *slot)
+/*
+ * Returns the row's content as a JSON object; NULL if jsonb cannot hold it.
+ * Runs casts to json, so the caller has the rights of the table's owner.
+ */
+char *
+repl_ml_history_row_as_json(Relation rel, AttrNumber clock_attnum, TupleTableSlot *slot)
 {
-	TupleDesc	desc = RelationGetDescr(target->rel);
+	TupleDesc	desc = RelationGetDescr(rel);
+	char	   *json;
 	TupleDesc	content;
 	Datum	   *values = palloc(desc->natts * sizeof(Datum));
 	bool	   *nulls = palloc(desc->natts * sizeof(bool));
@@ -376,7 +377,7 @@ write_row(ReplMlTarget *target, TupleTableSlot *slot)
 		Form_pg_attribute att = TupleDescAttr(desc, i);
 
 		if (att->attisdropped || att->attgenerated != '\0' ||
-			att->attnum == target->table->clock_attnum)
+			att->attnum == clock_attnum)
 			continue;
 		values[count] = slot_getattr(slot, i + 1, &nulls[count]);
 		columns[count++] = i + 1;
@@ -389,10 +390,11 @@ write_row(ReplMlTarget *target, TupleTableSlot *slot)
 	for (int i = 0; i < count; i++)
 		TupleDescCopyEntry(content, i + 1, desc, columns[i]);
 	content = BlessTupleDesc(content);
-	return TextDatumGetCString(DirectFunctionCall1(row_to_json,
+	json = TextDatumGetCString(DirectFunctionCall1(row_to_json,
 												   HeapTupleGetDatum(heap_form_tuple(content,
 																					 values,
 																					 nulls))));
+	return is_valid_jsonb(json) ? json : NULL;
 }
 
 /*

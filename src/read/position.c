@@ -238,6 +238,22 @@ refuse_on_standby(const char *what)
 				 errhint("Call it on a member of the group.")));
 }
 
+/*
+ * Returns a token for everything that can have been seen or written here so
+ * far, and sees to it that peers will be told of all of it.
+ */
+ReplMlClock *
+repl_ml_positions_to_share(void)
+{
+	ReplMlClock *positions = repl_ml_positions();
+
+	/* the peers will be asked for all of it, also for what is news to none */
+	repl_ml_news_begin();
+	repl_ml_news_end();
+	repl_ml_news_tell();
+	return positions;
+}
+
 PG_FUNCTION_INFO_V1(repl_ml_current_vector);
 
 /*
@@ -247,15 +263,8 @@ PG_FUNCTION_INFO_V1(repl_ml_current_vector);
 Datum
 repl_ml_current_vector(PG_FUNCTION_ARGS)
 {
-	ReplMlClock *positions;
-
 	refuse_on_standby("current_vector");
-	positions = repl_ml_positions();
-	/* the peers will be asked for all of it, also for what is news to none */
-	repl_ml_news_begin();
-	repl_ml_news_end();
-	repl_ml_news_tell();
-	PG_RETURN_POINTER(positions);
+	PG_RETURN_POINTER(repl_ml_positions_to_share());
 }
 
 /* Raises an error where what is waited for could not be seen afterwards. */

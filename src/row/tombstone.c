@@ -133,6 +133,39 @@ repl_ml_tombstone_find_others(ReplMlTable *table, Datum *key, uint16 writer,
 }
 
 /*
+ * Returns, for who compares tables, the joined clock of those tombstones of the
+ * key that the snapshot sees, palloc'd, or NULL if it has none.  Waits for
+ * nobody.
+ */
+ReplMlClock *
+repl_ml_tombstone_seen(ReplMlTable *table, Datum *key, Snapshot snapshot)
+{
+	Relation	rel;
+	ReplMlClock *joined = NULL;
+	ScanKeyData scankey;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	if (!repl_ml_shmem_may_have_tombstone(table->root))
+		return NULL;
+	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), AccessShareLock);
+	ScanKeyInit(&scankey, Anum_tombstone_key_hash, BTEqualStrategyNumber,
+				F_INT8EQ, Int64GetDatum((int64) repl_ml_key_hash(table, key)));
+	scan = systable_beginscan(rel, repl_ml_catalog_oid(TOMBSTONE_INDEX), true, snapshot, 1,
+							  &scankey);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		ReplMlClock *clock;
+
+		if (is_tombstone_of(table, key, rel, tuple, &clock))
+			joined = joined == NULL ? clock : repl_ml_clock_merge(joined, clock);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return joined;
+}
+
+/*
  * Returns the joined clock, palloc'd, of the tombstones that the row in "slot"
  * has by other keys than the table's present one; NULL if it has none.
  * "writer" is as in repl_ml_tombstone_find.

@@ -25,6 +25,9 @@
 
 #define APPLICATION_NAME	REPL_ML_APPLICATION "question"
 
+/* a wait is never longer than that: deadlines may be far away */
+#define LONGEST_WAIT_MS		1000
+
 /* How far a question is. */
 typedef enum Phase
 {
@@ -55,6 +58,8 @@ static void receive_answer(Question *question);
 static bool send_query(Question *question);
 static void note_error(Question *question, const PGresult *result);
 static bool go_on_with_some(Question *questions, int count, TimestampTz deadline);
+static void give_up_some(Question *questions, const ReplMlQuestions *all);
+static bool is_all_sent(const Question *questions, int count);
 static void ignore_notice(void *arg, const char *message);
 
 /*
@@ -124,28 +129,81 @@ repl_ml_ask_one(const char *dsn, const char *query, int nparams, const char *con
 void
 repl_ml_ask(int count, char *const *dsns, const char *query, TimestampTz deadline, char **answers)
 {
-	Question   *questions = palloc0(count * sizeof(Question));
+	ReplMlQuestions all = {.count = count,.dsns = dsns,.query = query,.sent_by = deadline,
+	.deadline = deadline,.answers = answers};
+
+	repl_ml_ask_beside(&all);
+}
+
+/*
+ * Does what repl_ml_ask does, with parameters and, in this process, something
+ * else beside it: when all servers have the query, or cannot be reached until
+ * "sent_by".  Sets the errors of those that have no answer, too.
+ */
+void
+repl_ml_ask_beside(ReplMlQuestions *all)
+{
+	Question   *questions = palloc0(Max(all->count, 1) * sizeof(Question));
 
 	PG_TRY();
 	{
-		for (int i = 0; i < count; i++)
+		for (int i = 0; i < all->count; i++)
 		{
-			answers[i] = NULL;
-			questions[i].query = query;
-			questions[i].answer = &answers[i];
-			begin_question(&questions[i], dsns[i]);
+			all->answers[i] = NULL;
+			questions[i].query = all->query;
+			questions[i].nparams = all->nparams;
+			questions[i].params = all->params;
+			questions[i].answer = &all->answers[i];
+			begin_question(&questions[i], all->dsns[i]);
 		}
-		while (go_on_with_some(questions, count, deadline))
+		while (!is_all_sent(questions, all->count) &&
+			   go_on_with_some(questions, all->count, all->sent_by))
 			;
+		/* whoever has not got it by now does not get it later, either */
+		for (int i = 0; i < all->count; i++)
+		{
+			if (questions[i].phase == CONNECTING || questions[i].phase == SENDING)
+				questions[i].phase = OVER;
+		}
+		if (all->meanwhile != NULL)
+			all->meanwhile(all->argument);
+		while (go_on_with_some(questions, all->count, all->deadline))
+			give_up_some(questions, all);
+		for (int i = 0; i < all->count && all->errors != NULL; i++)
+			all->errors[i] = questions[i].answered ? NULL :
+				questions[i].error != NULL ? questions[i].error : "It does not answer in time.";
 	}
 	PG_FINALLY();
 	{
 		/* file descriptors are few, also for who was cancelled */
-		for (int i = 0; i < count; i++)
+		for (int i = 0; i < all->count; i++)
 			end_question(&questions[i]);
 	}
 	PG_END_TRY();
 	pfree(questions);
+}
+
+/* Ends questions that the asker knows not to be answered any more. */
+static void
+give_up_some(Question *questions, const ReplMlQuestions *all)
+{
+	for (int i = 0; i < all->count && all->is_hopeless != NULL; i++)
+	{
+		if (questions[i].phase != OVER && all->is_hopeless(i, all->argument))
+			questions[i].phase = OVER;
+	}
+}
+
+/* Says whether no question is still on its way to its server. */
+static bool
+is_all_sent(const Question *questions, int count)
+{
+	for (int i = 0; i < count; i++)
+	{
+		if (questions[i].phase == CONNECTING || questions[i].phase == SENDING)
+			return false;
+	}
+	return true;
 }
 
 /*
@@ -315,7 +373,8 @@ go_on_with_some(Question *questions, int count, TimestampTz deadline)
 			AddWaitEventToSet(set, questions[i].events, PQsocket(questions[i].conn), NULL,
 							  &questions[i]);
 	}
-	occurred = WaitEventSetWait(set, left, events, open + 2, wait_event_compat("ReplMlAsk"));
+	occurred = WaitEventSetWait(set, Min(left, LONGEST_WAIT_MS), events, open + 2,
+								wait_event_compat("ReplMlAsk"));
 	FreeWaitEventSet(set);
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();

@@ -103,6 +103,25 @@ typedef struct ReplMlResult
 	bool		own_transaction;	/* ended by repl_ml_stream_free */
 } ReplMlResult;
 
+/* One query to several servers, and what is done beside it; see ask.c. */
+typedef struct ReplMlQuestions
+{
+	int			count;
+	char	   *const *dsns;
+	const char *query;
+	int			nparams;
+	const char *const *params;	/* as text, NULL for null */
+	TimestampTz sent_by;
+	TimestampTz deadline;
+	void		(*meanwhile) (void *argument);	/* or NULL */
+	bool		(*is_hopeless) (int i, void *argument); /* whether to wait for
+														 * a server no longer;
+														 * or NULL */
+	void	   *argument;
+	char	  **answers;		/* set: NULL where there is none */
+	char	  **errors;			/* set, if not NULL: why there is none */
+} ReplMlQuestions;
+
 /* in clock.c */
 extern bool repl_ml_clock_is_whole(const ReplMlClock *clock);
 extern int	repl_ml_clock_count(const ReplMlClock *clock);
@@ -166,6 +185,7 @@ extern void repl_ml_stream_status(WalReceiverConn *conn, XLogRecPtr received,
 /* in ask.c */
 extern void repl_ml_ask(int count, char *const *dsns, const char *query, TimestampTz deadline,
 						char **answers);
+extern void repl_ml_ask_beside(ReplMlQuestions *all);
 extern char *repl_ml_ask_one(const char *dsn, const char *query, int nparams,
 							 const char *const *params, TimestampTz deadline);
 

@@ -1,0 +1,72 @@
+--
+-- Whether tables are the same on all members
+--
+
+-- What members ask each other; answers are for src/verify/ only
+CREATE FUNCTION repl_ml.verify_sums(schema_name text, table_name text, signature text, chunks integer) RETURNS bytea
+    AS 'MODULE_PATHNAME', 'repl_ml_verify_sums' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION repl_ml.verify_sums(text, text, text, integer) IS 'sums of the hashes of this node''s rows of a table, for each chunk of keys';
+CREATE FUNCTION repl_ml.verify_rows(schema_name text, table_name text, signature text, chunks integer, wanted bytea) RETURNS bytea
+    AS 'MODULE_PATHNAME', 'repl_ml_verify_rows' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION repl_ml.verify_rows(text, text, text, integer, bytea) IS 'keys, hashes and clocks of this node''s rows in the chunks whose bits are set';
+CREATE FUNCTION repl_ml.verify_keys(schema_name text, table_name text, signature text, chunks integer, keys text[], wanted repl_ml.vclock, patience integer, details boolean) RETURNS bytea
+    AS 'MODULE_PATHNAME', 'repl_ml_verify_keys' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION repl_ml.verify_keys(text, text, text, integer, text[], repl_ml.vclock, integer, boolean) IS 'what this node knows of these keys, after it has caught up with these positions or has waited for so many milliseconds';
+
+CREATE FUNCTION repl_ml.verify_table(relation regclass, timeout interval DEFAULT '30 s', OUT relation regclass, OUT status text, OUT members name[], OUT unreachable name[], OUT rows bigint, OUT chunks integer,
+    OUT differing_rows bigint, OUT rechecked_rows bigint, OUT started_at timestamptz, OUT duration interval, OUT detail text, OUT hint text)
+    AS 'MODULE_PATHNAME', 'repl_ml_verify_table' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION repl_ml.verify_table(regclass, interval) IS
+    'compares a table on all members: consistent, differs, or incomplete where members could not be compared (unreachable, with the reason in detail) or have not caught up within the timeout. For repl_ml_admin and the owner of the table. Errors: 42501 not allowed, 55000 not a member or not replicated, 25001 in a transaction that has written';
+
+CREATE FUNCTION repl_ml.diff_rows(relation regclass, max_rows integer DEFAULT 1000, timeout interval DEFAULT '30 s', OUT key text[], OUT verdict text, OUT columns name[], OUT versions jsonb, OUT detail text)
+    RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'repl_ml_diff_rows' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION repl_ml.diff_rows(regclass, integer, interval) IS
+    'the rows of a table that are not the same on all members: the key, why (lagging, missing, extra, concurrent, corrupt, parked; schema for a member whose table is another one), the columns that differ, and by node the clock and the row. Keys and rows are null for who may not read the table. For repl_ml_admin and the owner of the table. Errors: as verify_table, 22023 max_rows is negative';
+
+CREATE FUNCTION repl_ml.verify_all(timeout interval DEFAULT '30 s', OUT relation regclass, OUT status text, OUT members name[], OUT unreachable name[], OUT rows bigint, OUT chunks integer,
+    OUT differing_rows bigint, OUT rechecked_rows bigint, OUT started_at timestamptz, OUT duration interval, OUT detail text, OUT hint text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        t regclass;
+    BEGIN
+        FOR t IN SELECT c.oid FROM pg_catalog.pg_publication p
+                   JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid
+                   JOIN pg_catalog.pg_class c ON c.oid = r.prrelid
+                   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                  WHERE p.pubname = 'repl_ml' AND n.nspname <> 'repl_ml' AND NOT c.relispartition
+                    AND (pg_catalog.pg_has_role(current_user, c.relowner, 'USAGE') OR pg_catalog.pg_has_role(current_user, 'repl_ml_admin', 'USAGE'))
+                  ORDER BY n.nspname, c.relname LOOP
+            -- one that cannot be compared keeps none of the others from it
+            BEGIN
+                SELECT v.* INTO relation, status, members, unreachable, rows, chunks, differing_rows, rechecked_rows, started_at, duration, detail, hint
+                  FROM repl_ml.verify_table(t, timeout) v;
+            EXCEPTION
+                WHEN query_canceled OR admin_shutdown OR crash_shutdown OR active_sql_transaction THEN
+                    RAISE;
+                WHEN OTHERS THEN
+                    relation := t; status := 'incomplete'; members := NULL; unreachable := NULL; rows := NULL; chunks := NULL; differing_rows := NULL; rechecked_rows := NULL;
+                    started_at := NULL; duration := NULL; detail := sqlerrm;
+                    GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
+                    hint := nullif(hint, '');
+            END;
+            RETURN NEXT;
+        END LOOP;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.verify_all(interval) IS
+    'compares all replicated tables, or those of the caller, on all members, one after the other: a row for each as of repl_ml.verify_table. Errors: 25001 in a transaction that has written';
+
+CREATE FUNCTION repl_ml.verify_progress(OUT pid integer, OUT relation regclass, OUT phase text, OUT chunks_total bigint, OUT chunks_done bigint, OUT rows bigint, OUT differing_rows bigint, OUT started_at timestamptz)
+    RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'repl_ml_verify_progress_rows' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.verify_progress() IS 'a row for each comparison that is going on in this database; see the view repl_ml.stat_progress_verify';
+
+CREATE VIEW repl_ml.stat_progress_verify AS
+    SELECT p.pid, a.datname, p.relation, p.phase, p.chunks_total, p.chunks_done, p.rows, p.differing_rows, p.started_at, a.usename, a.application_name
+      FROM repl_ml.verify_progress() p LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = p.pid;
+COMMENT ON VIEW repl_ml.stat_progress_verify IS
+    'comparisons of tables that are going on, those that other members ask this node for among them: what is being done, and how many rows have been seen';

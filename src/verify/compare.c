@@ -1,0 +1,593 @@
+/*
+ * compare.c
+ *		Compares a table on all members: which keys have rows that seem to differ.
+ *
+ * A backend does it, for report.c.  All members hash their rows at the same
+ * time, each under a snapshot of its own: for each chunk of keys there is a sum
+ * of hashes (image.c, part.c).  Chunks with other sums are looked into: the
+ * members tell the key, the hash and the clock of each of their rows, and keys
+ * that are not the same everywhere are suspects.  Why they are, and whether it
+ * is only that a change is still on its way, is settle.c's.
+ *
+ * A difference that stays is in both passes and so is found; one that is gone
+ * in the second pass was on its way.  Chunks are looked into by as many as have
+ * some 50,000 rows, so that memory is bounded whatever differs.
+ *
+ * Not here: what one node does (part.c).  No locks of ours are held while the
+ * others are waited for.
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "libpq/pqformat.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+#include "commit/commit.h"
+#include "verify/verify.h"
+
+#define CONNECT_MS			10000
+#define HOPELESS_MS			30000	/* a member that has been cut off so long */
+#define BATCH_ROWS			50000
+#define SAME_VERSION		REPL_ML_SAME_VERSION_HINT
+
+/* A key in the second pass: its rows on the members. */
+typedef struct KeyEntry
+{
+	ReplMlDigest digest;		/* hash key, of the texts */
+	char	  **key;
+	ReplMlSight *sights;
+} KeyEntry;
+
+/* While members are asked: what is done here, and who has been silent since when. */
+typedef struct Asking
+{
+	ReplMlPartQuestion *question;
+	ReplMlComparison *comparison;
+	StringInfo	own;			/* this node's answer */
+	int		   *asked;			/* their places among the members */
+	TimestampTz *cut_off;		/* since when each is */
+} Asking;
+
+/* ---- asking ---- */
+
+/* Says whether the table of this member is compared. */
+bool
+repl_ml_compare_is_compared(const ReplMlComparison *comparison, int i)
+{
+	return comparison->members[i].problem == NULL;
+}
+
+/* Keeps, for as long as the comparison, why a member is not compared. */
+static void
+set_problem(ReplMlComparison *comparison, int i, const char *problem, const char *hint)
+{
+	ReplMlCompared *member = &comparison->members[i];
+
+	member->problem = MemoryContextStrdup(comparison->context, problem);
+	member->hint = hint == NULL ? NULL : MemoryContextStrdup(comparison->context, hint);
+}
+
+/* What is done here while the others work. */
+static void
+do_own_part(void *argument)
+{
+	Asking	   *asking = argument;
+
+	asking->own = asking->question->local(asking->question->argument);
+	repl_ml_verify_phase(REPL_ML_VERIFY_WAITING);
+}
+
+/* Says whether a member that was asked has been cut off from this node for long. */
+static bool
+is_hopeless(int i, void *argument)
+{
+	Asking	   *asking = argument;
+	ReplMlMemberState *states = palloc((REPL_ML_MAX_WORKERS + 1) * sizeof(ReplMlMemberState));
+	int			count = repl_ml_members_states(states);
+	TimestampTz now = GetCurrentTimestamp();
+	bool		cut_off = false;
+
+	for (int j = 0; j < count; j++)
+		cut_off |= states[j].node_id == asking->comparison->members[asking->asked[i]].node_id &&
+			!states[j].reachable;
+	pfree(states);
+	if (!cut_off)
+		asking->cut_off[i] = 0;
+	else if (asking->cut_off[i] == 0)
+		asking->cut_off[i] = now;
+	return cut_off && TimestampDifferenceExceeds(asking->cut_off[i], now, HOPELESS_MS);
+}
+
+/* Returns the bytes that an answer, as text, stands for. */
+static StringInfo
+read_hex(const char *text)
+{
+	StringInfo	bytes = makeStringInfo();
+	Size		length = strlen(text);
+
+	if (strncmp(text, "\\x", 2) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("a member has not answered in bytes"),
+				 errhint(SAME_VERSION)));
+	enlargeStringInfo(bytes, (length - 2) / 2);
+	bytes->len = hex_decode(text + 2, length - 2, bytes->data);
+	bytes->data[bytes->len] = '\0';
+	return bytes;
+}
+
+/*
+ * Takes a member's answer: notes why it cannot be compared, or leaves the
+ * answer to be read on.
+ */
+static void
+take_answer(ReplMlComparison *comparison, int i, StringInfo answer)
+{
+	switch (pq_getmsgbyte(answer))
+	{
+		case REPL_ML_PART_IS_THERE:
+			return;
+		case REPL_ML_PART_MISSING:
+			set_problem(comparison, i, "It does not have the table.",
+						"See SELECT * FROM repl_ml.tables.");
+			return;
+		case REPL_ML_PART_COPIED:
+			set_problem(comparison, i, "The table is still to be copied there.",
+						"See SELECT * FROM repl_ml.health on that node.");
+			return;
+		case REPL_ML_PART_DIFFERS:
+			comparison->members[i].signature =
+				MemoryContextStrdup(comparison->context, answer->data + answer->cursor);
+			set_problem(comparison, i, "Its table has other columns or another key.",
+						"See SELECT * FROM repl_ml.shape_differences.");
+			return;
+		default:
+			set_problem(comparison, i, "Its answer cannot be read.", SAME_VERSION);
+	}
+}
+
+/* Returns the statement that asks a question. */
+static char *
+make_statement(const ReplMlPartQuestion *question)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT %s.%s($1, $2, $3, $4", REPL_ML_SCHEMA, question->function);
+	for (int i = 0; i < question->nparams; i++)
+		appendStringInfo(&sql, ", $%d", i + 5);
+	appendStringInfoChar(&sql, ')');
+	return sql.data;
+}
+
+/* Asks the others, and does this node's part; answers and errors are one for each asked. */
+static void
+ask_others(Asking *asking, int count, char **answers, char **errors)
+{
+	ReplMlPartQuestion *question = asking->question;
+	ReplMlComparison *comparison = asking->comparison;
+	const ReplMlInquiry *inquiry = &comparison->inquiry;
+	char	  **dsns = palloc((count + 1) * sizeof(char *));
+	const char *params[8] = {inquiry->schema_name, inquiry->table_name, inquiry->signature,
+	psprintf("%d", inquiry->chunks)};
+	ReplMlQuestions all = {.count = count,.dsns = dsns,.query = make_statement(question),
+		.nparams = 4 + question->nparams,.params = params,
+		.sent_by = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), CONNECT_MS),
+		.deadline = question->deadline,.meanwhile = do_own_part,.is_hopeless = is_hopeless,
+	.argument = asking,.answers = answers,.errors = errors};
+
+	for (int i = 0; i < count; i++)
+		dsns[i] = comparison->members[asking->asked[i]].dsn;
+	memcpy(params + 4, question->params, question->nparams * sizeof(char *));
+	repl_ml_ask_beside(&all);
+}
+
+/*
+ * Asks all members that are compared, this node among them, at the same time.
+ * Who has no answer is not compared any more, and it is noted why.
+ */
+void
+repl_ml_compare_ask(ReplMlComparison *comparison, ReplMlPartQuestion *question)
+{
+	Asking		asking = {.question = question,.comparison = comparison};
+	char	  **answers = palloc0(comparison->count * sizeof(char *));
+	char	  **errors = palloc0(comparison->count * sizeof(char *));
+	ReplMlVerifyPhase phase = repl_ml_verify_phase_now();
+	int			count = 0;
+
+	asking.asked = palloc0(comparison->count * sizeof(int));
+	asking.cut_off = palloc0(comparison->count * sizeof(TimestampTz));
+	question->answers = palloc0(comparison->count * sizeof(StringInfo));
+	for (int i = 1; i < comparison->count; i++)
+	{
+		if (repl_ml_compare_is_compared(comparison, i))
+			asking.asked[count++] = i;
+	}
+	ask_others(&asking, count, answers, errors);
+	repl_ml_verify_phase(phase);
+	question->answers[0] = asking.own;
+	for (int i = 0; i < count; i++)
+	{
+		if (answers[i] == NULL)
+			set_problem(comparison, asking.asked[i], errors[i], NULL);
+		else
+		{
+			question->answers[asking.asked[i]] = read_hex(answers[i]);
+			pfree(answers[i]);
+		}
+	}
+	for (int i = 0; i < comparison->count; i++)
+	{
+		if (question->answers[i] != NULL)
+			take_answer(comparison, i, question->answers[i]);
+		if (!repl_ml_compare_is_compared(comparison, i))
+			question->answers[i] = NULL;
+	}
+	/* the table here has been altered since the comparison began */
+	if (!repl_ml_compare_is_compared(comparison, 0))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s.%s\" cannot be compared now", comparison->inquiry.schema_name,
+						comparison->inquiry.table_name),
+				 errdetail_internal("%s", comparison->members[0].problem),
+				 errhint("Try it again, or see SELECT * FROM repl_ml.tables.")));
+}
+
+/* ---- first pass ---- */
+
+/* This node's part of the first pass. */
+static StringInfo
+sum_here(void *argument)
+{
+	return repl_ml_part_sums(argument);
+}
+
+/* Reads a member's sums. */
+static void
+read_sums(ReplMlComparison *comparison, ReplMlCompared *member, StringInfo answer)
+{
+	member->rows = pq_getmsgint64(answer);
+	member->chunks = palloc(comparison->inquiry.chunks * sizeof(ReplMlChunk));
+	for (int i = 0; i < comparison->inquiry.chunks; i++)
+	{
+		member->chunks[i].rows = pq_getmsgint64(answer);
+		member->chunks[i].sum.lane[0] = pq_getmsgint64(answer);
+		member->chunks[i].sum.lane[1] = pq_getmsgint64(answer);
+	}
+}
+
+/* Says whether two sums are the same. */
+static bool
+are_equal(const ReplMlChunk *a, const ReplMlChunk *b)
+{
+	return a->rows == b->rows && a->sum.lane[0] == b->sum.lane[0] &&
+		a->sum.lane[1] == b->sum.lane[1];
+}
+
+/* Lets all members sum up their rows. */
+static void
+sum_everywhere(ReplMlComparison *comparison)
+{
+	ReplMlPartQuestion question = {.function = "verify_sums",.local = sum_here,
+	.argument = &comparison->inquiry,.deadline = DT_NOEND};
+
+	repl_ml_compare_ask(comparison, &question);
+	for (int i = 0; i < comparison->count; i++)
+	{
+		if (question.answers[i] == NULL)
+			continue;
+		read_sums(comparison, &comparison->members[i], question.answers[i]);
+		pfree(question.answers[i]->data);
+	}
+	repl_ml_verify_progress(comparison->inquiry.chunks, comparison->members[0].rows, 0);
+}
+
+/*
+ * Returns how many rows a chunk has, at most, if it is not the same on all
+ * members; -1 if it is.
+ */
+static int64
+differing_rows(const ReplMlComparison *comparison, int chunk)
+{
+	const ReplMlChunk *first = &comparison->members[0].chunks[chunk];
+	int64		most = first->rows;
+	bool		differs = false;
+
+	for (int i = 1; i < comparison->count; i++)
+	{
+		const ReplMlChunk *other;
+
+		if (!repl_ml_compare_is_compared(comparison, i))
+			continue;
+		other = &comparison->members[i].chunks[chunk];
+		differs |= !are_equal(first, other);
+		most = Max(most, other->rows);
+	}
+	return differs ? most : -1;
+}
+
+/* ---- second pass ---- */
+
+/* The chunks that are looked into at once. */
+typedef struct Batch
+{
+	ReplMlComparison *comparison;
+	bytea	   *wanted;
+} Batch;
+
+/* This node's part of the second pass. */
+static StringInfo
+name_here(void *argument)
+{
+	Batch	   *batch = argument;
+
+	return repl_ml_part_rows(&batch->comparison->inquiry, batch->wanted);
+}
+
+/* Returns bytes of an answer as a clock; NULL if they cannot be one. */
+static const ReplMlClock *
+make_clock(const char *data, int size)
+{
+	ReplMlClock *clock = palloc(VARHDRSZ + size);
+
+	SET_VARSIZE(clock, VARHDRSZ + size);
+	memcpy(VARDATA(clock), data, size);
+	return repl_ml_clock_is_whole(clock) ? clock : NULL;
+}
+
+/* Reads the clock of a row, or of a deletion, for this file and settle.c. */
+void
+repl_ml_compare_read_clock(StringInfo answer, ReplMlSight *sight)
+{
+	int			size = (int) pq_getmsgint(answer, 4);
+
+	sight->clock = size < 0 ? NULL : make_clock(pq_getmsgbytes(answer, size), size);
+	sight->damaged = sight->clock == NULL;
+}
+
+/* Reads a hash. */
+ReplMlDigest
+repl_ml_compare_read_digest(StringInfo answer)
+{
+	ReplMlDigest digest;
+
+	digest.lane[0] = pq_getmsgint64(answer);
+	digest.lane[1] = pq_getmsgint64(answer);
+	return digest;
+}
+
+/* Reads the texts of a key; "digest" becomes their hash. */
+static char **
+read_key(int natts, StringInfo answer, ReplMlDigest *digest)
+{
+	char	  **key = palloc(natts * sizeof(char *));
+	int			start = answer->cursor;
+	const unsigned char *data = (unsigned char *) answer->data + start;
+
+	for (int i = 0; i < natts; i++)
+	{
+		int			size = (int) pq_getmsgint(answer, 4);
+
+		key[i] = pnstrdup(pq_getmsgbytes(answer, size), size);
+	}
+	digest->lane[0] = hash_bytes_extended(data, answer->cursor - start, 0);
+	digest->lane[1] = hash_bytes_extended(data, answer->cursor - start, 1);
+	return key;
+}
+
+/* Puts the rows that member "i" has told into the table of keys. */
+static void
+collect_rows(ReplMlComparison *comparison, int i, StringInfo answer, HTAB *keys)
+{
+	while (answer->cursor < answer->len)
+	{
+		ReplMlDigest digest;
+		char	  **key = read_key(comparison->key_natts, answer, &digest);
+		bool		found;
+		KeyEntry   *entry = hash_search(keys, &digest, HASH_ENTER, &found);
+
+		CHECK_FOR_INTERRUPTS();
+		if (!found)
+		{
+			entry->key = key;
+			entry->sights = palloc0(comparison->count * sizeof(ReplMlSight));
+			for (int j = 0; j < comparison->count; j++)
+				entry->sights[j].kind = 'A';
+		}
+		entry->sights[i].kind = 'R';
+		entry->sights[i].content = repl_ml_compare_read_digest(answer);
+		repl_ml_compare_read_clock(answer, &entry->sights[i]);
+	}
+}
+
+/* Returns the keys whose rows are not the same everywhere. */
+static List *
+find_suspects(ReplMlComparison *comparison, HTAB *keys)
+{
+	HASH_SEQ_STATUS scan;
+	KeyEntry   *entry;
+	List	   *suspects = NIL;
+
+	hash_seq_init(&scan, keys);
+	while ((entry = hash_seq_search(&scan)) != NULL)
+	{
+		ReplMlSuspect *suspect;
+
+		if (repl_ml_settle_is_equal(comparison, entry->sights))
+			continue;
+		suspect = palloc0(sizeof(ReplMlSuspect));
+		suspect->key = entry->key;
+		suspects = lappend(suspects, suspect);
+	}
+	return suspects;
+}
+
+/* A key as the table's own equality sees it. */
+typedef struct DistinctKey
+{
+	uint64		hash;			/* hash key */
+	List	   *keys;			/* of Datum *: those that share it */
+} DistinctKey;
+
+/* Says whether the key is equal to one of a list. */
+static bool
+is_listed(ReplMlTable *table, List *keys, Datum *key)
+{
+	ListCell   *lc;
+
+	foreach(lc, keys)
+	{
+		if (repl_ml_key_equal(table, lfirst(lc), key))
+			return true;
+	}
+	return false;
+}
+
+/* Returns a key's datums, read with the rights of the table's owner. */
+static Datum *
+read_datums(const ReplMlComparison *comparison, ReplMlTable *table, const int *order, char **texts)
+{
+	Datum	   *key = palloc(INDEX_MAX_KEYS * sizeof(Datum));
+	Datum		in_order[INDEX_MAX_KEYS];
+
+	for (int i = 0; i < comparison->key_natts; i++)
+		in_order[order[i]] = CStringGetTextDatum(texts[i]);
+	repl_ml_key_from_array(table,
+						   PointerGetDatum(construct_array(in_order, comparison->key_natts, TEXTOID,
+														   -1, false, TYPALIGN_INT)),
+						   key);
+	return key;
+}
+
+/*
+ * Returns the suspects without those whose key is equal to another's, though
+ * not the same to the byte: 1.0 and 1.00 are one row.
+ */
+static List *
+distinct_suspects(const ReplMlComparison *comparison, List *suspects)
+{
+	HASHCTL		ctl = {.keysize = sizeof(uint64),.entrysize = sizeof(DistinctKey),
+	.hcxt = comparison->batch};
+	HTAB	   *seen = hash_create("repl_ml distinct keys", 1024, &ctl,
+								   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	Relation	rel = table_open(comparison->relid, AccessShareLock);
+	ReplMlTable *table = repl_ml_table_get(rel);
+	List	   *distinct = NIL;
+	int			order[INDEX_MAX_KEYS];
+	ReplMlUser	saved;
+	ListCell   *lc;
+
+	(void) repl_ml_image_key_order(table, RelationGetDescr(rel), order);
+	repl_ml_become_owner(rel, &saved);
+	foreach(lc, suspects)
+	{
+		Datum	   *key = read_datums(comparison, table, order,
+									  ((ReplMlSuspect *) lfirst(lc))->key);
+		uint64		hash = repl_ml_key_hash(table, key);
+		bool		found;
+		DistinctKey *entry = hash_search(seen, &hash, HASH_ENTER, &found);
+
+		if (!found)
+			entry->keys = NIL;
+		if (is_listed(table, entry->keys, key))
+			continue;
+		entry->keys = lappend(entry->keys, key);
+		distinct = lappend(distinct, lfirst(lc));
+	}
+	repl_ml_become_self(&saved);
+	table_close(rel, AccessShareLock);
+	return distinct;
+}
+
+/* Looks into the chunks of a batch; what differs in the end is noted by settle.c. */
+static void
+look_into(Batch *batch)
+{
+	ReplMlComparison *comparison = batch->comparison;
+	HASHCTL		ctl = {.keysize = sizeof(ReplMlDigest),.entrysize = sizeof(KeyEntry),
+	.hcxt = comparison->batch};
+	HTAB	   *keys = hash_create("repl_ml keys", 1024, &ctl,
+								   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	ReplMlPartQuestion question = {.function = "verify_rows",.nparams = 1,.local = name_here,
+		.argument = batch,.deadline = DT_NOEND,
+		.params = {DatumGetCString(DirectFunctionCall1(byteaout, PointerGetDatum(batch->wanted)))}
+	};
+
+	repl_ml_verify_phase(REPL_ML_VERIFY_NAMING);
+	repl_ml_compare_ask(comparison, &question);
+	for (int i = 0; i < comparison->count; i++)
+	{
+		if (question.answers[i] != NULL)
+			collect_rows(comparison, i, question.answers[i], keys);
+	}
+	repl_ml_settle(comparison, distinct_suspects(comparison, find_suspects(comparison, keys)));
+}
+
+/*
+ * Chooses, from chunk "next" on, some that differ; returns the one behind them,
+ * and sets *empty to true if there is none.
+ */
+static int
+choose_chunks(const ReplMlComparison *comparison, int next, Batch *batch, bool *empty)
+{
+	Size		size = VARHDRSZ + (comparison->inquiry.chunks + 7) / 8;
+	int64		rows = 0;
+	uint8	   *bits;
+
+	batch->wanted = palloc0(size);
+	SET_VARSIZE(batch->wanted, size);
+	bits = (uint8 *) VARDATA(batch->wanted);
+	*empty = true;
+	for (; next < comparison->inquiry.chunks && rows < BATCH_ROWS; next++)
+	{
+		int64		most = differing_rows(comparison, next);
+
+		if (most < 0)
+			continue;
+		bits[next / 8] |= 1 << next % 8;
+		rows += most;
+		*empty = false;
+	}
+	return next;
+}
+
+/* Looks into all chunks that differ, a batch at a time. */
+static void
+look_into_chunks(ReplMlComparison *comparison)
+{
+	int			next = 0;
+
+	while (next < comparison->inquiry.chunks && !comparison->has_more)
+	{
+		MemoryContext old = MemoryContextSwitchTo(comparison->batch);
+		Batch		batch = {.comparison = comparison};
+		bool		empty;
+
+		next = choose_chunks(comparison, next, &batch, &empty);
+		if (!empty)
+			look_into(&batch);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(comparison->batch);
+	}
+}
+
+/*
+ * Compares the table: sets which members have been compared, and what differs.
+ * The current memory context is the comparison's.
+ */
+void
+repl_ml_compare(ReplMlComparison *comparison)
+{
+	comparison->context = CurrentMemoryContext;
+	comparison->batch = AllocSetContextCreate(CurrentMemoryContext, "repl_ml batch to compare",
+											  ALLOCSET_DEFAULT_SIZES);
+	repl_ml_verify_begin(comparison->relid, comparison->inquiry.chunks);
+	sum_everywhere(comparison);
+	look_into_chunks(comparison);
+}

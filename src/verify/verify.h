@@ -1,0 +1,176 @@
+/*
+ * verify.h
+ *		Whether a table is the same on all members: hashes of rows, one node's part of
+ *		a comparison, and the comparison.
+ */
+#ifndef REPL_ML_VERIFY_H
+#define REPL_ML_VERIFY_H
+
+#include "repl_ml.h"
+#include "executor/tuptable.h"
+#include "lib/stringinfo.h"
+#include "nodes/pg_list.h"
+#include "row/row.h"
+#include "server/server.h"
+#include "utils/rel.h"
+#include "wire/wire.h"
+
+/* A hash of 128 bits, or a sum of such hashes: two lanes that are added each for itself. */
+typedef struct ReplMlDigest
+{
+	uint64		lane[2];
+} ReplMlDigest;
+
+/* A relation whose rows are hashed; see image.c. */
+typedef struct ReplMlImage ReplMlImage;
+
+/* The rows of a chunk on one node. */
+typedef struct ReplMlChunk
+{
+	uint64		rows;
+	ReplMlDigest sum;
+} ReplMlChunk;
+
+/* What one node is asked about a table. */
+typedef struct ReplMlInquiry
+{
+	const char *schema_name;
+	const char *table_name;
+	const char *signature;		/* of the asker's table; see image.c */
+	int			chunks;
+} ReplMlInquiry;
+
+/* What an answer begins with. */
+#define REPL_ML_PART_IS_THERE	'C'
+#define REPL_ML_PART_DIFFERS	'S' /* then its signature */
+#define REPL_ML_PART_MISSING	'M'
+#define REPL_ML_PART_COPIED		'P' /* still being copied */
+
+/* a power of two; so the sums of nine members are below 16 MB */
+#define REPL_ML_MAX_CHUNKS		65536
+
+/* A member, and whether its table is compared. */
+typedef struct ReplMlCompared
+{
+	int			node_id;
+	char	   *name;
+	char	   *dsn;			/* NULL: this node */
+	bool		joins;			/* it is not a member with all rows yet */
+	char	   *problem;		/* why it is not compared; NULL: it is */
+	char	   *hint;			/* ... and what to do, or NULL */
+	char	   *signature;		/* its table's, if that is another one */
+	int64		rows;
+	ReplMlChunk *chunks;
+} ReplMlCompared;
+
+/* What one member knew of a key at one moment. */
+typedef struct ReplMlSight
+{
+	char		kind;			/* R: a row, T: a tombstone, A: neither; 0: it has
+								 * not been asked */
+	bool		damaged;		/* the row's clock cannot be read */
+	const ReplMlClock *clock;	/* the row's, or its deletion's; NULL: none */
+	ReplMlDigest content;		/* of the row, without its clock */
+	int64		parked;			/* a parked change; 0: none, or details were not
+								 * asked for */
+	uint64	   *columns;		/* hashes of the row's columns, as details */
+	char	   *row;			/* JSON, as a detail */
+} ReplMlSight;
+
+/* A key whose rows differ, or seem to. */
+typedef struct ReplMlSuspect
+{
+	char	  **key;			/* texts, in the order of the columns' names */
+	ReplMlSight *before;		/* one for each member, of the last round */
+	ReplMlSight *now;
+	int			failures;		/* rounds in a row that found it to differ */
+	bool		on_its_way;		/* no round has been able to tell */
+} ReplMlSuspect;
+
+/* One comparison of a table. */
+typedef struct ReplMlComparison
+{
+	Oid			relid;
+	ReplMlInquiry inquiry;
+	int			key_natts;
+	int			count;
+	ReplMlCompared *members;	/* this node first */
+	int64		patience_ms;	/* for members to catch up */
+	TimestampTz deadline;		/* of that, for the batch looked at now */
+	int			max_rows;		/* so many differences are named */
+	List	   *suspects;		/* of ReplMlSuspect: what differs in the end */
+	bool		has_more;		/* there were more of them than max_rows */
+	int			on_its_way;		/* of these, so many are undecided */
+	int64		rechecked;		/* that turned out to be equal */
+	MemoryContext context;		/* of all of it */
+	MemoryContext batch;		/* of what is looked at now */
+} ReplMlComparison;
+
+/* One question to all members that are compared; see compare.c. */
+typedef struct ReplMlPartQuestion
+{
+	const char *function;		/* "verify_sums" and the like */
+	int			nparams;		/* after those that all have */
+	const char *params[4];
+	StringInfo	(*local) (void *argument);	/* does the same here */
+	void	   *argument;
+	TimestampTz deadline;
+	StringInfo *answers;		/* set: one for each member, NULL where there
+								 * is none */
+} ReplMlPartQuestion;
+
+/* What is kept of the whole of a comparison while it runs, for stat_progress_verify. */
+typedef enum ReplMlVerifyPhase
+{
+	REPL_ML_VERIFY_NONE,
+	REPL_ML_VERIFY_HASHING,
+	REPL_ML_VERIFY_WAITING,		/* for the other members */
+	REPL_ML_VERIFY_NAMING,		/* the rows of chunks that differ */
+	REPL_ML_VERIFY_RECHECKING
+} ReplMlVerifyPhase;
+
+/* in image.c */
+extern char *repl_ml_image_signature(Relation rel);
+extern ReplMlImage *repl_ml_image_open(Relation rel);
+extern void repl_ml_image_close(ReplMlImage *image);
+extern uint64 repl_ml_image_key(ReplMlImage *image, TupleTableSlot *slot);
+extern ReplMlDigest repl_ml_image_row(ReplMlImage *image, TupleTableSlot *slot, bool with_clock);
+extern char *repl_ml_image_key_text(ReplMlImage *image, TupleTableSlot *slot, int i);
+extern bytea *repl_ml_image_clock(ReplMlImage *image, TupleTableSlot *slot);
+extern int	repl_ml_image_columns(ReplMlImage *image);
+extern const char *repl_ml_image_column_name(ReplMlImage *image, int i);
+extern uint64 repl_ml_image_column(ReplMlImage *image, TupleTableSlot *slot, int i);
+extern int	repl_ml_image_key_order(ReplMlTable *table, TupleDesc desc, int *order);
+
+/* in part.c */
+extern StringInfo repl_ml_part_sums(const ReplMlInquiry *inquiry);
+extern StringInfo repl_ml_part_rows(const ReplMlInquiry *inquiry, const bytea *wanted);
+extern StringInfo repl_ml_part_keys(const ReplMlInquiry *inquiry, ArrayType *keys,
+									const ReplMlClock *wanted, int patience_ms, bool details);
+
+/* in compare.c */
+extern void repl_ml_compare(ReplMlComparison *comparison);
+extern void repl_ml_compare_ask(ReplMlComparison *comparison, ReplMlPartQuestion *question);
+extern void repl_ml_compare_read_clock(StringInfo answer, ReplMlSight *sight);
+extern ReplMlDigest repl_ml_compare_read_digest(StringInfo answer);
+extern bool repl_ml_compare_is_compared(const ReplMlComparison *comparison, int i);
+
+/* in settle.c */
+extern void repl_ml_settle(ReplMlComparison *comparison, List *suspects);
+extern void repl_ml_settle_details(ReplMlComparison *comparison, List *suspects);
+extern bool repl_ml_settle_same_clocks(const ReplMlClock *a, const ReplMlClock *b);
+extern bool repl_ml_settle_is_equal(const ReplMlComparison *comparison,
+									const ReplMlSight *sights);
+extern const char *repl_ml_settle_verdict(const ReplMlComparison *comparison,
+										  const ReplMlSuspect *suspect);
+
+/* in progress.c */
+extern Size repl_ml_verify_shmem_size(void);
+extern void repl_ml_verify_shmem_init(void *space, LWLock *lock);
+extern void repl_ml_verify_begin(Oid relation, int64 chunks);
+extern void repl_ml_verify_phase(ReplMlVerifyPhase phase);
+extern ReplMlVerifyPhase repl_ml_verify_phase_now(void);
+extern void repl_ml_verify_progress(int64 chunks_done, int64 rows, int64 differences);
+extern void repl_ml_verify_end(void);
+
+#endif							/* REPL_ML_VERIFY_H */
