@@ -361,6 +361,59 @@ CREATE FUNCTION repl_ml.create_group(group_name name, node_name name, dsn text) 
 COMMENT ON FUNCTION repl_ml.create_group(name, name, text) IS
     'makes this database the first node of a new group; dsn is how the other nodes will reach it. Returns the node id. Superusers only. Errors: 55000 wrong setting or already a member, 08001 unreachable dsn, 22023 bad argument';
 
+-- Where the others find a node from now on. One that cannot be reached is believed: it may be down, or moving
+CREATE FUNCTION repl_ml.set_node_address(node_name name, dsn text) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        member repl_ml.member;
+        there record;
+        is_there jsonb;
+        failure text;
+    BEGIN
+        PERFORM repl_ml.hide_statement();
+        PERFORM repl_ml.refuse_nulls('node_name, dsn', pg_catalog.num_nulls(node_name, dsn));
+        PERFORM repl_ml.require_member();
+        LOCK TABLE repl_ml.member IN SHARE ROW EXCLUSIVE MODE;
+        SELECT m.* INTO member FROM repl_ml.member m WHERE m.node_name = set_node_address.node_name AND m.state <> 'dropped';
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'node "%" does not exist', node_name USING ERRCODE = 'undefined_object',
+                HINT = 'Run SELECT node_name, state FROM repl_ml.nodes.';
+        ELSIF member.state <> 'ready' THEN
+            RAISE EXCEPTION 'node "%" is still joining the group', node_name USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = pg_catalog.format('Wait with SELECT repl_ml.wait_for_node(%L, ''10 min'').', node_name);
+        END IF;
+        SELECT NULL::text AS host, NULL::integer AS port, NULL::text AS dbname INTO there;
+        BEGIN
+            SELECT p.* INTO there FROM repl_ml.probe(dsn) p;
+            is_there := (repl_ml.ask_members(ARRAY[dsn], 'SELECT pg_catalog.json_build_array(group_id, node_id)::pg_catalog.text FROM repl_ml.local_info()'))[1];
+            IF is_there IS DISTINCT FROM (SELECT pg_catalog.jsonb_build_array(l.group_id, member.node_id) FROM repl_ml.local_node l) THEN
+                RAISE EXCEPTION 'the connection string does not lead to node "%"', node_name USING ERRCODE = 'invalid_parameter_value',
+                    DETAIL = pg_catalog.format('It leads to database %I on %s:%s.', there.dbname, there.host, there.port),
+                    HINT = 'The argument dsn is how the other nodes reach that node.';
+            END IF;
+        EXCEPTION WHEN connection_exception OR sqlclient_unable_to_establish_sqlconnection THEN
+            GET STACKED DIAGNOSTICS failure = PG_EXCEPTION_DETAIL;
+            RAISE WARNING 'node "%" cannot be reached there from here', node_name
+                USING DETAIL = failure, HINT = 'If the address is wrong, run this function again; if the node is down, its links come back with it.';
+        END;
+        -- an unknown host is better than the old one
+        UPDATE repl_ml.member m SET dsn = set_node_address.dsn, host = there.host, port = there.port, dbname = coalesce(there.dbname, m.dbname)
+         WHERE m.node_id = member.node_id;
+        PERFORM repl_ml.wake_workers();
+        -- they would read of it where they do not find this node
+        IF EXISTS (SELECT FROM repl_ml.local_node l WHERE l.node_id = member.node_id) THEN
+            SELECT pg_catalog.string_agg(r.node_name, ', ' ORDER BY r.node_id) INTO failure FROM repl_ml.stat_replication r WHERE r.pid IS NULL;
+            IF failure IS NOT NULL THEN
+                RAISE WARNING 'members that are not connected to this node do not learn of its address: %', failure
+                    USING HINT = 'Run the same function on one of them.';
+            END IF;
+        END IF;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.set_node_address(name, text) IS
+    'how the other nodes reach a node from now on: another host, port, database name, role or password. On any member that the others reach; they learn of it as of any change, and use it when they connect next. Superusers only. Warns if the node cannot be reached there. Errors: 42704 no such node, 22023 the string leads to another database, 55000 joining or not a member';
+
 CREATE FUNCTION repl_ml.join_group(node_name name, dsn text, join_dsn text, copy_data boolean DEFAULT true, wait boolean DEFAULT true, timeout interval DEFAULT '10 min') RETURNS integer
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
