@@ -96,7 +96,11 @@ OBJS = \
 	src/converge/history.o \
 	src/copy/link.o \
 	src/copy/donor.o \
+	src/copy/await.o \
+	src/copy/dropped.o \
 	src/copy/sync.o \
+	src/copy/fetch.o \
+	src/copy/rows.o \
 	src/copy/enrol.o \
 	src/copy/schema.o \
 	src/copy/definitions.o \

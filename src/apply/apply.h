@@ -238,6 +238,7 @@ extern void repl_ml_apply_tell_parked(ReplMlApply *apply, XLogRecPtr end);
 extern void repl_ml_apply_reaches(ReplMlApply *apply, XLogRecPtr lsn);
 extern void repl_ml_apply_show_wait(ReplMlApply *apply, const char *message, const char *hint);
 extern void repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error);
+extern void repl_ml_apply_show_copy(ReplMlApply *apply, Oid relid, int64 rows);
 
 /* in dispatch.c */
 extern void repl_ml_dispatch(ReplMlApply *apply, StringInfo message);

@@ -14,7 +14,7 @@
  * it.  What nobody has met for a while is forgotten.
  *
  * Called in apply workers by dispatch.c, replay.c, park.c, group/worker.c and
- * copy/sync.c; takes LWLocks of the lock table only outside the timer's handler.
+ * copy/; takes LWLocks of the lock table only outside the timer's handler.
  */
 #include "postgres.h"
 

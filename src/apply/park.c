@@ -6,7 +6,7 @@
  * those columns were.  Beyond repl_ml.parked_limit changes of a table are
  * counted only.  When they are tried again is up to copy/retry.c, and to people.
  *
- * Not here: when a change is parked (dispatch.c, aside.c, copy/sync.c).  Locks:
+ * Not here: when a change is parked (dispatch.c, aside.c, copy/rows.c).  Locks:
  * an apply worker locks the row of a parked change while it tries it.
  */
 #include "postgres.h"

@@ -152,3 +152,13 @@ repl_ml_apply_is_to_pause(const ReplMlApply *apply)
 	LWLockRelease(repl_ml_shared->lock);
 	return asked;
 }
+
+/* Called by copy/: shows in repl_ml.stat_apply how far a copy is. */
+void
+repl_ml_apply_show_copy(ReplMlApply *apply, Oid relid, int64 rows)
+{
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	apply->worker->copy_relation = relid;
+	apply->worker->copy_rows = rows;
+	LWLockRelease(repl_ml_shared->lock);
+}

@@ -8,7 +8,7 @@
  * prepared transaction comes in a message of its own before it.  See
  * commit/status.c for what the rows are for; the supervisor removes old ones.
  *
- * Called by dispatch.c for the stream and by copy/sync.c for copies.  No locks
+ * Called by dispatch.c for the stream and by copy/fetch.c for copies.  No locks
  * but those of the records' rows.
  */
 #include "postgres.h"

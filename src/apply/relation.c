@@ -654,7 +654,7 @@ repl_ml_relation_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, cons
 }
 
 /*
- * Called by dispatch.c and copy/sync.c with each row of the group's list of
+ * Called by dispatch.c and copy/rows.c with each row of the group's list of
  * tables that comes from a peer, before it is joined.  If it says that another
  * node has added a table which this one has added by itself, neither has
  * copied from the other: rows that were in it before are then written anew

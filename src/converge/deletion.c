@@ -5,7 +5,7 @@
  *
  * Not how a deletion is joined with a row (row.c), nor what a former key is
  * (row/shape.c).  Before this on the way of a change: apply/dispatch.c, and
- * copy/sync.c for copies; after it: row.c.
+ * copy/rows.c for copies; after it: row.c.
  *
  * Locks: the table and its partitions in SHARE ROW EXCLUSIVE mode until the
  * transaction ends, for a deletion by columns that are not the present key's.
@@ -42,7 +42,7 @@ static void read_values(const ReplMlTable *shape, TupleDesc desc, Datum key_arra
 static char *name_equality(Oid type);
 
 /*
- * Joins a deletion, for apply/dispatch.c and copy/sync.c; returns what
+ * Joins a deletion, for apply/dispatch.c and copy/rows.c; returns what
  * repl_ml_row_join does.  "columns" is the shape of its key (row/shape.c) and
  * "key_array" the key, as text[]; "eviction" is not NULL if just the version
  * with this clock is to go.  A deletion by another key than the table's

@@ -12,7 +12,7 @@
  *
  * Not here: which rows a deletion is of (deletion.c), and how a row is found
  * and written (row/store.c).  On the way of a change apply/dispatch.c comes
- * before this, and copy/sync.c for copies; row/store.c after it.
+ * before this, and copy/rows.c for copies; row/store.c after it.
  *
  * Locks: the row, where it is here; where something is known of its deletion,
  * its key (repl_ml_version_lock).  Both are held until the transaction ends.
@@ -73,7 +73,7 @@ have_same_dot(const ReplMlClock *a, const ReplMlClock *b)
 
 /*
  * Joins a row of the enrolled table "relid" into it, for apply/dispatch.c and
- * copy/sync.c.  Returns by how many conflicts the history has grown; it
+ * copy/rows.c.  Returns by how many conflicts the history has grown; it
  * shrinks where the row shows that the one its transaction had with an earlier
  * version is none.
  */

@@ -6,7 +6,7 @@
  * COPY of a table ends with the first row that is too long for a message, has a
  * character that the peer's encoding lacks, or a value whose output fails; and
  * no row of the table would come.  So the peer copies what repl_ml.rows_to_copy
- * returns (sync.c): each row as a line of COPY's text format, made in a
+ * returns (fetch.c): each row as a line of COPY's text format, made in a
  * subtransaction, and then asks repl_ml.rows_left_out for the others.  The
  * table is scanned, not queried: planning a query runs what its owner has
  * written into an index.

@@ -17,7 +17,7 @@
  * A change whose columns are not those of the table any more, or that was
  * counted and not kept (park.c), needs what the row has become: the table is
  * copied from its peer as soon as it has the same columns there, and the copy
- * clears what was parked (sync.c).  One that only lacks columns gets their
+ * clears what was parked (fetch.c).  One that only lacks columns gets their
  * defaults then.
  *
  * Called by the apply worker (group/worker.c); uses apply/park.c.  Not what is

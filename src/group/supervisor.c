@@ -398,7 +398,7 @@ bury_peer(int node_id)
 
 	/*
 	 * for good now: what a peer has beyond it is copied from there, see
-	 * copy/sync.c
+	 * copy/dropped.c
 	 */
 	SPI_execute(psprintf("INSERT INTO repl_ml.dropped_node (node_id, applied_lsn, acknowledged_lsn)"
 						 " VALUES (%d, repl_ml.received_lsn(%d), '%X/%X')"

@@ -344,9 +344,9 @@ run_connection(void)
 	from = repl_ml_link_prepare(&apply);
 	repl_ml_sync_catalogs(&apply, apply.connection.stream);
 	apply.catalogs_behind = false;
-	repl_ml_sync_await_donor(&apply);
+	repl_ml_await_donor(&apply);
 	repl_ml_enrol_pending(&apply);
-	repl_ml_sync_dropped(&apply);
+	repl_ml_dropped_compare(&apply);
 	repl_ml_sync_tables(&apply);
 	repl_ml_unique_announce();
 

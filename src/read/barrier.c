@@ -11,7 +11,7 @@
  * of these positions, and is visible here when this node has that much of each.
  *
  * A node that was dropped cannot send what it had; the members compare what
- * they have of it instead (copy/sync.c), and a majority of that is waited for.
+ * they have of it instead (copy/dropped.c), and a majority of that is waited for.
  *
  * Not here: up to where this node has what (position.c), and which transactions
  * read so (read.c).  No lock of ours is held while a reader waits.

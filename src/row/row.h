@@ -17,6 +17,9 @@
 #include "utils/snapshot.h"
 #include "wire/wire.h"
 
+/* The table of ours that keeps versions beside rows; see version.c. */
+#define REPL_ML_VERSION_TABLE	"concurrent_version"
+
 /*
  * An enrolled table (or a partition of one) as its rows need it: where the
  * clock is, what the key is made of, which name the group knows it by.  Lives

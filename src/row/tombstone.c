@@ -408,7 +408,7 @@ write_tombstone(ReplMlTable *table, Datum array, uint64 hash, const ReplMlClock 
 }
 
 /*
- * Keeps, for copy/sync.c, a tombstone that a copy has brought and whose key
+ * Keeps, for copy/rows.c, a tombstone that a copy has brought and whose key
  * cannot be read here, as it came: it is part of what the next one copies from
  * here, and goes like the others.
  */

@@ -49,7 +49,6 @@
 #include "server/server.h"
 #include "wire/wire.h"
 
-#define VERSION_TABLE	"concurrent_version"
 #define VERSION_INDEX	"concurrent_version_key_hash_idx"
 
 /* advisory locks of this kind: 1 and 2 are the users' */
@@ -161,7 +160,7 @@ compare_versions(const void *a, const void *b)
 void
 repl_ml_version_save(ReplMlTable *table, Datum *key, const ReplMlVersions *versions)
 {
-	Relation	rel = table_open(repl_ml_catalog_oid(VERSION_TABLE), RowExclusiveLock);
+	Relation	rel = table_open(repl_ml_catalog_oid(REPL_ML_VERSION_TABLE), RowExclusiveLock);
 
 	visit_versions(table, key, RowExclusiveLock, remove_version, NULL);
 	for (int i = 0; versions->count > 1 && i < versions->count; i++)
@@ -178,7 +177,7 @@ static void
 visit_versions(ReplMlTable *table, Datum *key, LOCKMODE lockmode, VersionVisitor visitor,
 			   void *argument)
 {
-	Relation	rel = table_open(repl_ml_catalog_oid(VERSION_TABLE), lockmode);
+	Relation	rel = table_open(repl_ml_catalog_oid(REPL_ML_VERSION_TABLE), lockmode);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	ScanKeyData scankey;
 	SysScanDesc scan;
@@ -305,7 +304,7 @@ insert_version(ReplMlTable *table, Datum *key, Relation rel, const ReplMlVersion
 void
 repl_ml_version_rekey(ReplMlTable *table, TupleDesc desc)
 {
-	Relation	rel = table_open(repl_ml_catalog_oid(VERSION_TABLE), RowExclusiveLock);
+	Relation	rel = table_open(repl_ml_catalog_oid(REPL_ML_VERSION_TABLE), RowExclusiveLock);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
 	List	   *stale = NIL;
@@ -442,7 +441,7 @@ repl_ml_version_rename(Oid relid, List *forgotten, const char *from, const char 
 {
 	char	   *schema_name = get_namespace_name(get_rel_namespace(relid));
 	char	   *table_name = get_rel_name(relid);
-	Relation	rel = table_open(repl_ml_catalog_oid(VERSION_TABLE), RowExclusiveLock);
+	Relation	rel = table_open(repl_ml_catalog_oid(REPL_ML_VERSION_TABLE), RowExclusiveLock);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
 	HeapTuple	tuple;
@@ -530,7 +529,7 @@ repl_ml_version_forget(Oid relid)
 {
 	char	   *schema_name = get_namespace_name(get_rel_namespace(relid));
 	char	   *table_name = get_rel_name(relid);
-	Relation	rel = table_open(repl_ml_catalog_oid(VERSION_TABLE), RowExclusiveLock);
+	Relation	rel = table_open(repl_ml_catalog_oid(REPL_ML_VERSION_TABLE), RowExclusiveLock);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
 	HeapTuple	tuple;

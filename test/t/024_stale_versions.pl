@@ -1,7 +1,7 @@
 # What a member still keeps of a row's concurrent versions, after the row was deleted and the deletion forgotten, brings
 # the row back nowhere: not where it is copied to, and it goes with the deletion.
 #
-# Seen failing: where join_version (copy/sync.c) joins also what is older than the tombstones that this node has removed,
+# Seen failing: where join_version (copy/rows.c) joins also what is older than the tombstones that this node has removed,
 # row 1 is back on n1. That a deletion takes versions along is also reached later by repl_ml.collect_versions.
 use strict;
 use warnings;

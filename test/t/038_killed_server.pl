@@ -1,7 +1,7 @@
 # When a server is killed with SIGKILL and nobody is told, its processes notice also while they are busy and
 # never wait, and end: the server can be started again, and goes on where it was.
 #
-# Seen failing without repl_ml_check_server() in sync.c (first part) and in worker.c (second part): the worker
+# Seen failing without repl_ml_check_server() in rows.c (first part) and in worker.c (second part): the worker
 # goes on with the rows, for minutes.
 use strict;
 use warnings;

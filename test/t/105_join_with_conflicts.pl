@@ -3,7 +3,7 @@
 # lost. And what is kept for such writes goes when none can come any more, on every node, and no sooner: not
 # while a node has still to copy what its stream did not bring.
 #
-# Seen failing: where a copy leaves out the versions (sync.c, join_rows), n4 shows z for ever in both parts;
+# Seen failing: where a copy leaves out the versions (rows.c, repl_ml_rows_join), n4 shows z for ever in both parts;
 # where it takes all versions for deletions (join_version), n4 has older rows than n1; where versions are removed
 # without proof (supervisor.c) and without asking what is stable (collect_versions), n3 is not waited for; where
 # a copy that is still to come keeps nothing (holds_late_changes), n4 keeps a row that n1 has deleted.

@@ -1,0 +1,103 @@
+/*
+ * dropped.c
+ *		Dropped nodes: whoever has less of what one wrote than the peer copies all
+ *		tables from it.
+ *
+ * One may have reached one member and not another before it died, and nothing
+ * more comes of it.  So each apply worker compares, before it streams, and orders
+ * the copies (sync.c makes them).  Takes no lock but those of the catalogs.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/builtins.h"
+#include "utils/pg_lsn.h"
+
+#include "apply/apply.h"
+#include "compat.h"
+#include "copy/copy.h"
+#include "server/server.h"
+#include "wire/wire.h"
+
+
+static bool ask_final_lsn(ReplMlApply *apply, int node_id, XLogRecPtr *lsn);
+static void settle_dropped(ReplMlApply *apply, int node_id, XLogRecPtr theirs);
+
+/*
+ * Called by the apply worker before it streams: compares with the peer how much
+ * each has of dropped nodes, and orders a copy of all tables from a peer that has
+ * more.
+ */
+void
+repl_ml_dropped_compare(ReplMlApply *apply)
+{
+	List	   *nodes = NIL;
+	ListCell   *lc;
+
+	repl_ml_begin();
+	SPI_execute(psprintf("SELECT node_id FROM repl_ml.dropped_node"
+						 " WHERE %d OPERATOR(pg_catalog.<>) ALL (compared)", apply->peer->node_id),
+				true, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(apply->message_context);
+
+		nodes = lappend_int(nodes, pg_strtoint32(repl_ml_spi_text(i, 0)));
+		MemoryContextSwitchTo(old);
+	}
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
+	foreach(lc, nodes)
+	{
+		XLogRecPtr	theirs;
+
+		if (ask_final_lsn(apply, lfirst_int(lc), &theirs))
+			settle_dropped(apply, lfirst_int(lc), theirs);
+	}
+}
+
+/*
+ * Sets how far the peer had applied a dropped node: 0/0 if it came later.
+ * Returns false while it may still go on.
+ */
+static bool
+ask_final_lsn(ReplMlApply *apply, int node_id, XLogRecPtr *lsn)
+{
+	static const Oid types[1] = {PG_LSNOID};
+	ReplMlResult *result = repl_ml_stream_query(apply->connection.stream,
+												psprintf("SELECT repl_ml.final_lsn(%d)", node_id),
+												1, types);
+	bool		known = false;
+
+	if (repl_ml_stream_next(result))
+	{
+		slot_getallattrs(result->slot);
+		known = !result->slot->tts_isnull[0];
+		if (known)
+			*lsn = DatumGetLSN(result->slot->tts_values[0]);
+	}
+	repl_ml_stream_free(result);
+	return known;
+}
+
+/*
+ * Notes that the peer's part of a dropped node is known; orders a copy if it
+ * has more.
+ */
+static void
+settle_dropped(ReplMlApply *apply, int node_id, XLogRecPtr theirs)
+{
+	repl_ml_begin();
+	SPI_execute(psprintf("SELECT repl_ml.order_copies(%d) FROM repl_ml.dropped_node d"
+						 " WHERE d.node_id OPERATOR(pg_catalog.=) %d"
+						 " AND d.applied_lsn OPERATOR(pg_catalog.<) '%X/%X'::pg_catalog.pg_lsn",
+						 apply->peer->node_id, node_id, LSN_FORMAT_ARGS(theirs)), false, 0);
+	SPI_execute(psprintf("UPDATE repl_ml.dropped_node"
+						 " SET compared = compared OPERATOR(pg_catalog.||) %d"
+						 " WHERE node_id OPERATOR(pg_catalog.=) %d", apply->peer->node_id, node_id),
+				false, 0);
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
+}
