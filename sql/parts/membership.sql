@@ -309,9 +309,9 @@ CREATE FUNCTION repl_ml.mend_publication() RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.mend_publication() IS 'makes the publication what it should be, if it is not, and has the peers copy what they did not get through it';
 
--- What makes this database a member, as the last thing before commit
-CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id integer, node_name name, state text, donor integer, copy_data boolean) RETURNS void
-    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
+-- What is of one group only
+CREATE FUNCTION repl_ml.empty_lists() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     BEGIN
         DELETE FROM repl_ml.heartbeat;
@@ -331,6 +331,16 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
         DELETE FROM repl_ml.transaction_record;
         DELETE FROM repl_ml.discarded_transaction;
         DELETE FROM repl_ml.record_floor;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.empty_lists() IS 'forgets what this database knew as a member: all lists but those of members and tables';
+
+-- What makes this database a member, as the last thing before commit
+CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id integer, node_name name, state text, donor integer, copy_data boolean) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
+    AS $$
+    BEGIN
+        PERFORM repl_ml.empty_lists();
         INSERT INTO repl_ml.local_node (node_id, node_name, group_name, group_id, state, system_identifier, timeline, database, directory, donor, copy_data)
         SELECT become_member.node_id, become_member.node_name, become_member.group_name, become_member.group_id, become_member.state,
                f.system_identifier, f.timeline, f.database, f.directory, become_member.donor, become_member.copy_data
@@ -559,23 +569,7 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         DROP PUBLICATION IF EXISTS repl_ml;
         DELETE FROM repl_ml.member;
         DELETE FROM repl_ml.replicated_table;
-        DELETE FROM repl_ml.heartbeat;
-        DELETE FROM repl_ml.tombstone;
-        DELETE FROM repl_ml.concurrent_version;
-        DELETE FROM repl_ml.eviction;
-        DELETE FROM repl_ml.key_shape;
-        DELETE FROM repl_ml.conflict_policy;
-        DELETE FROM repl_ml.invitation;
-        DELETE FROM repl_ml.collection;
-        DELETE FROM repl_ml.table_sync;
-        DELETE FROM repl_ml.table_failure;
-        DELETE FROM repl_ml.table_shape;
-        DELETE FROM repl_ml.unsent;
-        DELETE FROM repl_ml.heard;
-        DELETE FROM repl_ml.dropped_node;
-        DELETE FROM repl_ml.transaction_record;
-        DELETE FROM repl_ml.discarded_transaction;
-        DELETE FROM repl_ml.record_floor;
+        PERFORM repl_ml.empty_lists();
         DELETE FROM repl_ml.vouched;
         FOR r IN SELECT o.roname FROM pg_catalog.pg_replication_origin o
                   WHERE pg_catalog.starts_with(o.roname, repl_ml.link_name(0) COLLATE "C") OR o.roname ~ ('^' || pg_catalog.regexp_replace(repl_ml.link_name(0), '0$', '') || '[0-9]+$') LOOP

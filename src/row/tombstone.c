@@ -73,8 +73,9 @@ enum
 };
 
 static ReplMlClock *join_tombstones(ReplMlTable *table, Datum *key, uint16 writer,
-									const ReplMlClock *except, Relation rel, Oid index,
-									uint64 hash, TransactionId *wait_for);
+									const ReplMlClock *except, Relation rel, uint64 hash,
+									TransactionId *wait_for);
+static SysScanDesc begin_scan(Relation rel, uint64 hash, Snapshot snapshot);
 static void insert_tombstone(ReplMlTable *table, Datum *key, const ReplMlClock *clock,
 							 const char *eviction,
 							 bool merged);
@@ -106,7 +107,6 @@ repl_ml_tombstone_find_others(ReplMlTable *table, Datum *key, uint16 writer,
 							  const ReplMlClock *except)
 {
 	Relation	rel;
-	Oid			index;
 	uint64		hash;
 
 	if (!repl_ml_shmem_may_have_tombstone(table->root))
@@ -114,13 +114,12 @@ repl_ml_tombstone_find_others(ReplMlTable *table, Datum *key, uint16 writer,
 
 	hash = repl_ml_key_hash(table, key);
 	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), AccessShareLock);
-	index = repl_ml_catalog_oid(TOMBSTONE_INDEX);
 
 	/* a wait may have been for one that rolls back: then look again */
 	for (;;)
 	{
 		TransactionId busy = InvalidTransactionId;
-		ReplMlClock *clock = join_tombstones(table, key, writer, except, rel, index, hash, &busy);
+		ReplMlClock *clock = join_tombstones(table, key, writer, except, rel, hash, &busy);
 
 		if (!TransactionIdIsValid(busy))
 		{
@@ -142,17 +141,13 @@ repl_ml_tombstone_seen(ReplMlTable *table, Datum *key, Snapshot snapshot)
 {
 	Relation	rel;
 	ReplMlClock *joined = NULL;
-	ScanKeyData scankey;
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
 	if (!repl_ml_shmem_may_have_tombstone(table->root))
 		return NULL;
 	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), AccessShareLock);
-	ScanKeyInit(&scankey, Anum_tombstone_key_hash, BTEqualStrategyNumber,
-				F_INT8EQ, Int64GetDatum((int64) repl_ml_key_hash(table, key)));
-	scan = systable_beginscan(rel, repl_ml_catalog_oid(TOMBSTONE_INDEX), true, snapshot, 1,
-							  &scankey);
+	scan = begin_scan(rel, repl_ml_key_hash(table, key), snapshot);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		ReplMlClock *clock;
@@ -198,20 +193,15 @@ repl_ml_tombstone_find_former(ReplMlTable *table, TupleTableSlot *row, uint16 wr
  */
 static ReplMlClock *
 join_tombstones(ReplMlTable *table, Datum *key, uint16 writer, const ReplMlClock *except,
-				Relation rel,
-				Oid index,
-				uint64 hash, TransactionId *wait_for)
+				Relation rel, uint64 hash, TransactionId *wait_for)
 {
 	ReplMlClock *joined = NULL;
 	SnapshotData dirty;
-	ScanKeyData scankey;
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
 	InitDirtySnapshot(dirty);
-	ScanKeyInit(&scankey, Anum_tombstone_key_hash, BTEqualStrategyNumber,
-				F_INT8EQ, Int64GetDatum((int64) hash));
-	scan = systable_beginscan(rel, index, true, &dirty, 1, &scankey);
+	scan = begin_scan(rel, hash, &dirty);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		ReplMlClock *clock;
@@ -229,6 +219,18 @@ join_tombstones(ReplMlTable *table, Datum *key, uint16 writer, const ReplMlClock
 	}
 	systable_endscan(scan);
 	return joined;
+}
+
+/* Begins to look at the tombstones with this hash of their keys; hashes may collide. */
+static SysScanDesc
+begin_scan(Relation rel, uint64 hash, Snapshot snapshot)
+{
+	ScanKeyData key;
+
+	/* the scan has a copy of it */
+	ScanKeyInit(&key, Anum_tombstone_key_hash, BTEqualStrategyNumber, F_INT8EQ,
+				Int64GetDatum((int64) hash));
+	return systable_beginscan(rel, repl_ml_catalog_oid(TOMBSTONE_INDEX), true, snapshot, 1, &key);
 }
 
 /*
@@ -306,17 +308,13 @@ repl_ml_tombstone_eviction(ReplMlTable *table, Datum *key, const ReplMlClock *ev
 	Relation	rel;
 	ReplMlClockEntry wanted = repl_ml_clock_dot(evicted);
 	char	   *result = NULL;
-	ScanKeyData scankey;
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
 	if (!repl_ml_shmem_may_have_tombstone(table->root))
 		return NULL;
 	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), AccessShareLock);
-	ScanKeyInit(&scankey, Anum_tombstone_key_hash, BTEqualStrategyNumber,
-				F_INT8EQ, Int64GetDatum((int64) repl_ml_key_hash(table, key)));
-	scan = systable_beginscan(rel, repl_ml_catalog_oid(TOMBSTONE_INDEX), true, SnapshotSelf, 1,
-							  &scankey);
+	scan = begin_scan(rel, repl_ml_key_hash(table, key), SnapshotSelf);
 	while (result == NULL && HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		ReplMlClock *clock;
@@ -432,14 +430,10 @@ is_kept(Datum array, uint64 hash, const ReplMlClock *clock)
 {
 	Relation	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), AccessShareLock);
 	bool		found = false;
-	ScanKeyData scankey;
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
-	ScanKeyInit(&scankey, Anum_tombstone_key_hash, BTEqualStrategyNumber, F_INT8EQ,
-				Int64GetDatum((int64) hash));
-	scan = systable_beginscan(rel, repl_ml_catalog_oid(TOMBSTONE_INDEX), true, SnapshotSelf, 1,
-							  &scankey);
+	scan = begin_scan(rel, hash, SnapshotSelf);
 	while (!found && HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		bool		isnull;

@@ -70,19 +70,6 @@ enum
 typedef bool (*VersionVisitor) (Relation rel, HeapTuple tuple, Datum *values, bool *nulls,
 								void *argument);
 
-static int	compare_versions(const void *a, const void *b);
-static void visit_versions(ReplMlTable *table, Datum *key, LOCKMODE lockmode,
-						   VersionVisitor visitor,
-						   void *argument);
-static bool is_named(const char *schema_name, const char *table_name, Datum *values);
-static bool is_of_table(ReplMlTable *table, Datum *values);
-static bool is_of_key(ReplMlTable *table, Datum *key, Datum *values);
-static bool load_version(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument);
-static bool remove_version(Relation rel, HeapTuple tuple, Datum *values, bool *nulls,
-						   void *argument);
-static void insert_version(ReplMlTable *table, Datum *key, Relation rel,
-						   const ReplMlVersion *version);
-
 /* A version under a key that the table no longer has. */
 typedef struct StoredVersion
 {
@@ -92,20 +79,42 @@ typedef struct StoredVersion
 	bool		done;
 } StoredVersion;
 
-static void replace_content(Relation rel, HeapTuple tuple, Datum *values, bool *nulls,
-							Datum content);
-static Datum rename_in_content(Datum content, List *forgotten, const char *from,
-							   const char *to);
-static void rekey_row(ReplMlTable *table, TupleDesc desc, Relation rel, List *stale, int first);
-static bool is_of_row(const StoredVersion *stored, const StoredVersion *of);
-static bool find_present_key(ReplMlTable *table, TupleDesc desc, List *stale, int first,
-							 Datum *key);
-
+/* What load_version fills. */
 typedef struct LoadState
 {
 	TupleDesc	desc;
 	ReplMlVersions *versions;
 } LoadState;
+
+/* Which columns have other names now, see repl_ml_version_rename. */
+typedef struct Renaming
+{
+	List	   *forgotten;
+	const char *from;
+	const char *to;
+} Renaming;
+
+static int	compare_versions(const void *a, const void *b);
+static void visit_versions(ReplMlTable *table, Datum *key, LOCKMODE lockmode,
+						   VersionVisitor visitor, void *argument);
+static void visit_versions_of_table(Oid relid, VersionVisitor visitor, void *argument);
+static bool is_named(const char *schema_name, const char *table_name, Datum *values);
+static bool is_of_table(ReplMlTable *table, Datum *values);
+static bool is_of_key(ReplMlTable *table, Datum *key, Datum *values);
+static bool load_version(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument);
+static bool remove_version(Relation rel, HeapTuple tuple, Datum *values, bool *nulls,
+						   void *argument);
+static bool rename_version(Relation rel, HeapTuple tuple, Datum *values, bool *nulls,
+						   void *argument);
+static Datum rename_in_content(Datum content, const Renaming *renaming);
+static void replace_content(Relation rel, HeapTuple tuple, Datum *values, bool *nulls,
+							Datum content);
+static void insert_version(ReplMlTable *table, Datum *key, Relation rel,
+						   const ReplMlVersion *version);
+static void rekey_row(ReplMlTable *table, TupleDesc desc, Relation rel, List *stale, int first);
+static bool is_of_row(const StoredVersion *stored, const StoredVersion *of);
+static bool find_present_key(ReplMlTable *table, TupleDesc desc, List *stale, int first,
+							 Datum *key);
 
 /*
  * Keeps other workers from joining versions of this key concurrently, until
@@ -439,6 +448,18 @@ find_present_key(ReplMlTable *table, TupleDesc desc, List *stale, int first, Dat
 void
 repl_ml_version_rename(Oid relid, List *forgotten, const char *from, const char *to)
 {
+	Renaming	renaming = {.forgotten = forgotten,.from = from,.to = to};
+
+	visit_versions_of_table(relid, rename_version, &renaming);
+}
+
+/*
+ * Calls the visitor for each stored version of the table's rows, and lets later
+ * statements see what it has done.
+ */
+static void
+visit_versions_of_table(Oid relid, VersionVisitor visitor, void *argument)
+{
 	char	   *schema_name = get_namespace_name(get_rel_namespace(relid));
 	char	   *table_name = get_rel_name(relid);
 	Relation	rel = table_open(repl_ml_catalog_oid(REPL_ML_VERSION_TABLE), RowExclusiveLock);
@@ -450,15 +471,12 @@ repl_ml_version_rename(Oid relid, List *forgotten, const char *from, const char 
 	{
 		Datum		values[Natts_version];
 		bool		nulls[Natts_version];
-		Datum		content;
 
 		CHECK_FOR_INTERRUPTS();
 		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
-		if (!is_named(schema_name, table_name, values) || nulls[Anum_version_content - 1])
-			continue;
-		content = rename_in_content(values[Anum_version_content - 1], forgotten, from, to);
-		if (content != (Datum) 0)
-			replace_content(rel, tuple, values, nulls, content);
+		if (is_named(schema_name, table_name, values) &&
+			!visitor(rel, tuple, values, nulls, argument))
+			break;
 	}
 	systable_endscan(scan);
 	UnregisterSnapshot(snapshot);
@@ -466,9 +484,22 @@ repl_ml_version_rename(Oid relid, List *forgotten, const char *from, const char 
 	CommandCounterIncrement();
 }
 
+/* Visitor: renames columns in a stored version. */
+static bool
+rename_version(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *argument)
+{
+	const Renaming *renaming = argument;
+	Datum		content = nulls[Anum_version_content - 1] ? (Datum) 0 :
+		rename_in_content(values[Anum_version_content - 1], renaming);
+
+	if (content != (Datum) 0)
+		replace_content(rel, tuple, values, nulls, content);
+	return true;
+}
+
 /* Returns the content with that done, palloc'd; 0 if there is nothing to do. */
 static Datum
-rename_in_content(Datum content, List *forgotten, const char *from, const char *to)
+rename_in_content(Datum content, const Renaming *renaming)
 {
 	Datum	   *texts;
 	bool	   *nulls;
@@ -485,13 +516,13 @@ rename_in_content(Datum content, List *forgotten, const char *from, const char *
 		ListCell   *lc;
 		bool		gone = false;
 
-		foreach(lc, forgotten)
+		foreach(lc, renaming->forgotten)
 			gone |= strcmp(name, lfirst(lc)) == 0;
 		if (gone)
 			continue;
-		if (from != NULL && strcmp(name, from) == 0)
+		if (renaming->from != NULL && strcmp(name, renaming->from) == 0)
 		{
-			texts[i] = CStringGetTextDatum(to);
+			texts[i] = CStringGetTextDatum(renaming->to);
 			renamed = true;
 		}
 		texts[kept] = texts[i];
@@ -527,27 +558,7 @@ replace_content(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, Datum
 void
 repl_ml_version_forget(Oid relid)
 {
-	char	   *schema_name = get_namespace_name(get_rel_namespace(relid));
-	char	   *table_name = get_rel_name(relid);
-	Relation	rel = table_open(repl_ml_catalog_oid(REPL_ML_VERSION_TABLE), RowExclusiveLock);
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
-	HeapTuple	tuple;
-
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
-	{
-		Datum		values[Natts_version];
-		bool		nulls[Natts_version];
-
-		CHECK_FOR_INTERRUPTS();
-		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
-		if (is_named(schema_name, table_name, values))
-			(void) remove_version(rel, tuple, values, nulls, NULL);
-	}
-	systable_endscan(scan);
-	UnregisterSnapshot(snapshot);
-	table_close(rel, NoLock);
-	CommandCounterIncrement();
+	visit_versions_of_table(relid, remove_version, NULL);
 }
 
 /*
