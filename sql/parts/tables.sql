@@ -310,6 +310,73 @@ CREATE FUNCTION repl_ml.order_copies(from_node integer) RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.order_copies(integer) IS 'marks all tables, tombstones first, to be copied from a node';
 
+-- Whether the supervisor of a node that joins may let users write, as far as the catalogs say: all is copied, and every
+-- member that is up reads from here
+CREATE FUNCTION repl_ml.may_become_ready() RETURNS boolean
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT EXISTS (SELECT FROM repl_ml.local_node WHERE state = 'copying')
+       AND NOT EXISTS (SELECT FROM repl_ml.table_sync y JOIN repl_ml.local_node l ON l.donor = y.node_id WHERE y.state = 'pending')
+       AND NOT EXISTS (SELECT FROM repl_ml.pending_tables())
+       AND NOT EXISTS (
+           SELECT FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id <> m.node_id
+            WHERE m.state = 'ready' AND EXISTS (SELECT FROM repl_ml.worker_stats() w WHERE w.peer = m.node_id AND w.state = 'streaming')
+              -- a slot that is still being made keeps nothing yet
+              AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = repl_ml.link_name(m.node_id)::name AND s.confirmed_flush_lsn IS NOT NULL))
+    $$;
+COMMENT ON FUNCTION repl_ml.may_become_ready() IS 'whether all is copied to this node and every member that is up reads from it';
+
+CREATE FUNCTION repl_ml.become_ready() RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    UPDATE repl_ml.local_node SET state = 'ready';
+    -- an invitation is for one node
+    UPDATE repl_ml.invitation i SET valid_until = pg_catalog.now() FROM repl_ml.local_node l WHERE i.node_name = l.node_name AND i.valid_until > pg_catalog.now();
+    UPDATE repl_ml.member m SET state = 'ready' FROM repl_ml.local_node l WHERE m.node_id = l.node_id AND m.state = 'joining'
+    $$;
+COMMENT ON FUNCTION repl_ml.become_ready() IS 'makes a joining node ready, here and for the others';
+
+-- What each peer has of dropped nodes is compared when its apply worker connects
+CREATE FUNCTION repl_ml.order_comparisons() RETURNS bigint
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(w.pid)) FROM repl_ml.worker_stats() w JOIN repl_ml.member m ON m.node_id = w.peer
+     WHERE m.state = 'ready' AND w.state = 'streaming' AND EXISTS (SELECT FROM repl_ml.dropped_node d WHERE m.node_id <> ALL (d.compared))
+    $$;
+COMMENT ON FUNCTION repl_ml.order_comparisons() IS 'has apply workers connect anew that have not compared yet what their peers have of dropped nodes; returns how many';
+
+-- What a donor must have of each other member before this node is copied from it
+CREATE FUNCTION repl_ml.link_beginnings(donor integer, OUT node_id integer, OUT lsn pg_lsn, OUT fails boolean) RETURNS SETOF record
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT m.node_id, pg_catalog.pg_replication_origin_progress(o.roname, false), w.errors > 0
+      FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id <> m.node_id
+      LEFT JOIN pg_catalog.pg_replication_origin o ON o.roname = repl_ml.link_name(m.node_id)
+      LEFT JOIN repl_ml.worker_stats() w ON w.peer = m.node_id
+     WHERE m.state = 'ready' AND m.node_id <> donor
+    $$;
+COMMENT ON FUNCTION repl_ml.link_beginnings(integer) IS 'where the streams from the members but the donor begin, null before there is a link; and whether connecting fails';
+
+-- Two nodes have added the same table by themselves
+CREATE FUNCTION repl_ml.meet_table(schema_name name, table_name name, state text, enrolled_by integer) RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name)
+    SELECT l.node_id, t.schema_name, t.table_name FROM repl_ml.local_node l JOIN repl_ml.replicated_table t ON t.enrolled_by = l.node_id AND t.state = 'enrolled'
+     WHERE t.schema_name = meet_table.schema_name AND t.table_name = meet_table.table_name AND meet_table.state = 'enrolled' AND meet_table.enrolled_by <> l.node_id
+    ON CONFLICT ON CONSTRAINT table_sync_pkey DO NOTHING
+    $$;
+COMMENT ON FUNCTION repl_ml.meet_table(name, name, text, integer) IS 'orders that this node writes a table''s rows anew, if another node has added the table, too';
+
+CREATE FUNCTION repl_ml.note_written(relation regclass) RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    UPDATE repl_ml.table_sync y SET state = 'copied'
+      FROM repl_ml.local_node l, pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.oid = relation AND (y.node_id, y.schema_name, y.table_name) = (l.node_id, n.nspname, c.relname)
+    $$;
+COMMENT ON FUNCTION repl_ml.note_written(regclass) IS 'ticks off that this node has written a table''s rows anew';
+
 -- Expressions are trees of calls; a rule or a query in one may do anything
 CREATE FUNCTION repl_ml.code_of_others(relation regclass) RETURNS text
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp

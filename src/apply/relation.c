@@ -675,15 +675,5 @@ repl_ml_relation_meet(TupleTableSlot *listed)
 			return;
 		values[i] = listed->tts_values[i];
 	}
-	repl_ml_spi_execute("INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name)"
-						" SELECT l.node_id, t.schema_name, t.table_name FROM repl_ml.local_node l"
-						" JOIN repl_ml.replicated_table t"
-						" ON t.enrolled_by OPERATOR(pg_catalog.=) l.node_id"
-						" AND t.state OPERATOR(pg_catalog.=) 'enrolled'"
-						" WHERE t.schema_name OPERATOR(pg_catalog.=) $1"
-						" AND t.table_name OPERATOR(pg_catalog.=) $2"
-						" AND $3 OPERATOR(pg_catalog.=) 'enrolled'"
-						" AND $4 OPERATOR(pg_catalog.<>) l.node_id"
-						" ON CONFLICT ON CONSTRAINT table_sync_pkey DO NOTHING", 4, types, values,
-						NULL);
+	repl_ml_spi_execute("SELECT repl_ml.meet_table($1, $2, $3, $4)", 4, types, values, NULL);
 }

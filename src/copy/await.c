@@ -91,16 +91,8 @@ load_others(ReplMlApply *apply)
 {
 	List	   *others = NIL;
 
-	SPI_execute(psprintf("SELECT m.node_id, pg_catalog.pg_replication_origin_progress(o.roname,"
-						 " false), w.errors OPERATOR(pg_catalog.>) 0"
-						 " FROM repl_ml.member m LEFT JOIN pg_catalog.pg_replication_origin o"
-						 " ON o.roname OPERATOR(pg_catalog.=) repl_ml.link_name(m.node_id)"
-						 " LEFT JOIN repl_ml.worker_stats() w"
-						 " ON w.peer OPERATOR(pg_catalog.=) m.node_id"
-						 " WHERE m.state OPERATOR(pg_catalog.=) 'ready'"
-						 " AND m.node_id OPERATOR(pg_catalog.<>) %d"
-						 " AND m.node_id OPERATOR(pg_catalog.<>) %d",
-						 apply->peer->node_id, apply->self), true, 0);
+	SPI_execute(psprintf("SELECT node_id, lsn, fails FROM repl_ml.link_beginnings(%d)",
+						 apply->peer->node_id), false, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		char	   *lsn = repl_ml_spi_text(i, 1);

@@ -334,13 +334,7 @@ enrol_table(ReplMlApply *apply, List *tables)
 	else if (strcmp(table->action, "write") == 0)
 	{
 		write_anew(table);
-		run_for("UPDATE repl_ml.table_sync y SET state = 'copied'"
-				" FROM repl_ml.local_node l, pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n"
-				" ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
-				" WHERE c.oid OPERATOR(pg_catalog.=) $1::pg_catalog.regclass"
-				" AND y.node_id OPERATOR(pg_catalog.=) l.node_id"
-				" AND y.schema_name OPERATOR(pg_catalog.=) n.nspname"
-				" AND y.table_name OPERATOR(pg_catalog.=) c.relname", table->relation);
+		run_for("SELECT repl_ml.note_written($1::pg_catalog.regclass)", table->relation);
 	}
 	else if (strcmp(table->action, "remove") == 0 && table->relation != NULL)
 		run_for("SELECT repl_ml.disenrol($1::pg_catalog.regclass)", table->relation);

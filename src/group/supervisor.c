@@ -356,13 +356,7 @@ order_comparisons(void)
 	if (!TimestampDifferenceExceeds(last, GetCurrentTimestamp(), COMPARISON_INTERVAL_MS))
 		return;
 	repl_ml_begin();
-	SPI_execute("SELECT pg_catalog.pg_terminate_backend(w.pid) FROM repl_ml.worker_stats() w"
-				" JOIN repl_ml.member m ON m.node_id OPERATOR(pg_catalog.=) w.peer"
-				" WHERE m.state OPERATOR(pg_catalog.=) 'ready'"
-				" AND w.state OPERATOR(pg_catalog.=) 'streaming'"
-				" AND EXISTS (SELECT FROM repl_ml.dropped_node d"
-				" WHERE m.node_id OPERATOR(pg_catalog.<>) ALL (d.compared))", false, 0);
-	if (SPI_processed > 0)
+	if (repl_ml_query_int("SELECT repl_ml.order_comparisons()") > 0)
 		last = GetCurrentTimestamp();
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
@@ -566,37 +560,10 @@ finish_join(uint16 self)
 	bool		done;
 
 	repl_ml_begin();
-	done = repl_ml_query_int("SELECT 1 FROM repl_ml.local_node"
-							 " WHERE state OPERATOR(pg_catalog.=) 'copying'") != 0 &&
-		repl_ml_query_int("SELECT pg_catalog.count(*)"
-						  " FROM repl_ml.table_sync y, repl_ml.local_node l"
-						  " WHERE y.state OPERATOR(pg_catalog.=) 'pending'"
-						  " AND y.node_id OPERATOR(pg_catalog.=) l.donor") == 0 &&
-		repl_ml_query_int("SELECT pg_catalog.count(*) FROM repl_ml.pending_tables()") == 0 &&
-		repl_ml_query_int("SELECT pg_catalog.count(*) FROM repl_ml.member m, repl_ml.local_node l"
-						  " WHERE m.state OPERATOR(pg_catalog.=) 'ready'"
-						  " AND m.node_id OPERATOR(pg_catalog.<>) l.node_id"
-						  " AND EXISTS (SELECT FROM repl_ml.worker_stats() w"
-						  " WHERE w.peer OPERATOR(pg_catalog.=) m.node_id"
-						  " AND w.state OPERATOR(pg_catalog.=) 'streaming')"
-						  " AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s"
-						  " WHERE s.slot_name OPERATOR(pg_catalog.=)"
-						  " repl_ml.link_name(m.node_id)::pg_catalog.name"
-						  /* one that is still being made keeps nothing yet */
-						  " AND s.confirmed_flush_lsn IS NOT NULL)") == 0 &&
+	done = repl_ml_query_int("SELECT 1 WHERE repl_ml.may_become_ready()") != 0 &&
 		streams_are_current();
 	if (done)
-	{
-		SPI_execute("UPDATE repl_ml.local_node SET state = 'ready'", false, 0);
-		/* an invitation is for one node */
-		SPI_execute("UPDATE repl_ml.invitation i SET valid_until = pg_catalog.now()"
-					" FROM repl_ml.local_node l"
-					" WHERE i.node_name OPERATOR(pg_catalog.=) l.node_name"
-					" AND i.valid_until OPERATOR(pg_catalog.>) pg_catalog.now()", false, 0);
-		SPI_execute(psprintf("UPDATE repl_ml.member SET state = 'ready'"
-							 " WHERE node_id OPERATOR(pg_catalog.=) %d"
-							 " AND state OPERATOR(pg_catalog.=) 'joining'", self), false, 0);
-	}
+		SPI_execute("SELECT repl_ml.become_ready()", false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 	if (done)
