@@ -251,6 +251,8 @@ repl_ml_waiter_stats(ReplMlLevel level)
 
 	if (database == NULL)
 		return result;
+
+	/* all of one moment, so that the numbers fit each other */
 	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
 	{
 		const ReplMlLevelCounts *stats = &database->counts[level];

@@ -53,6 +53,7 @@ repl_ml_dropped_compare(ReplMlApply *apply)
 	{
 		XLogRecPtr	theirs;
 
+		/* one of which the peer may still get more is asked for at a later connection */
 		if (ask_final_lsn(apply, lfirst_int(lc), &theirs))
 			settle_dropped(apply, lfirst_int(lc), theirs);
 	}

@@ -290,6 +290,8 @@ copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, bool ca
 		names = lappend(names, quote_qualified_identifier(schema_name, table_name));
 	}
 	repl_ml_stream_free(result);
+
+	/* partitions need not be cut alike here: each row goes where it belongs */
 	foreach(lc, names)
 		rows += copy_sendable(apply, conn, rel, lfirst(lc), NULL, NULL, careful);
 	return rows;
@@ -369,6 +371,7 @@ read_copy(void *out, int min, int max)
 		pgsocket	fd = PGINVALID_SOCKET;
 		int			length;
 
+		/* first what is left of the last message */
 		if (copy_left > 0)
 		{
 			length = Min(copy_left, max - got);
@@ -386,6 +389,7 @@ read_copy(void *out, int min, int max)
 			return got;
 		else
 		{
+			/* the peer may be slow, or gone without a word */
 			if ((WaitLatchOrSocket(MyLatch,
 								   WL_SOCKET_READABLE | WL_LATCH_SET | WL_TIMEOUT |
 								   WL_EXIT_ON_PM_DEATH,

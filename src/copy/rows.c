@@ -123,6 +123,7 @@ repl_ml_rows_join(ReplMlApply *apply, Relation rel, CopyFromState copy, bool car
 	char	  **fields;
 	int			count;
 
+	/* a copy that failed may have left some behind */
 	forget_chunk();
 	chunk.enough = CHUNK_ROWS;
 	chunk.failures = 0;
@@ -298,6 +299,7 @@ join_chunk(ReplMlApply *apply, RowReader *reader)
 {
 	int			count = list_length(chunk.rows);
 
+	/* a subtransaction costs as much as some rows: the better it goes, the fewer there are */
 	if (count == 0 || try_to_join(apply, reader, 0, count) == NULL)
 	{
 		chunk.failures = 0;
@@ -400,6 +402,7 @@ park_row(ReplMlApply *apply, RowReader *reader, char **fields, ErrorData *error)
 	LogicalRepTupleData row = {.ncols = reader->count};
 	List	   *columns = NIL;
 
+	/* as the peer would describe the table: require_same_table() has compared them */
 	remote.nspname = get_namespace_name(RelationGetNamespace(rel));
 	remote.relname = RelationGetRelationName(rel);
 	remote.attnames = palloc(reader->count * sizeof(char *));

@@ -191,6 +191,8 @@ copy_or_note(ReplMlApply *apply, const char *schema_name, const char *table_name
 		if (!race || repl_ml_locked_for_long(error->sqlerrcode) ||
 			TimestampDifferenceExceeds(began, GetCurrentTimestamp(), repl_ml_apply_lock_timeout))
 			break;
+
+		/* whoever has the locks is let go on, as from the stream's changes */
 		repl_ml_locked_note(GetCurrentTimestamp());
 		repl_ml_locked_unwatch();
 		FreeErrorData(error);
