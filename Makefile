@@ -82,6 +82,7 @@ OBJS = \
 	src/apply/locked.o \
 	src/apply/aside.o \
 	src/apply/park.o \
+	src/apply/again.o \
 	src/apply/record.o \
 	src/apply/heard.o \
 	src/apply/unsent.o \

@@ -2,7 +2,7 @@
  * apply.h
  *		The stream of one peer: from its messages to changes of rows, and what becomes
  *		of those that fail.  All of it is the apply worker's, but for parked
- *		changes that a person tries again (park.c).
+ *		changes that a person tries again (again.c).
  */
 #ifndef REPL_ML_APPLY_H
 #define REPL_ML_APPLY_H
@@ -124,7 +124,7 @@ typedef struct ReplMlConnection
 /*
  * How far this node is in the peer's WAL, and what the peer knows of it.
  * Written by worker.c; dispatch.c notes what it has committed and how urgently
- * somebody waits for it, park.c and replay.c what they have added.
+ * somebody waits for it, again.c and replay.c what they have added.
  */
 typedef struct ReplMlProgress
 {
@@ -266,6 +266,7 @@ extern ReplMlRemoteTable *repl_ml_relation_get(LogicalRepRelId id);
 extern void repl_ml_relation_fill_slot(ReplMlRemoteTable *table, LogicalRepTupleData *tuple,
 									   TupleTableSlot *slot);
 extern ReplMlRemoteTable *repl_ml_relation_find(LogicalRepRelId id);
+extern bool repl_ml_relation_is_of_tombstones(ReplMlRemoteTable *table);
 extern char *repl_ml_relation_column(ReplMlRemoteTable *table, LogicalRepTupleData *tuple,
 									 int column);
 extern char *repl_ml_relation_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple,
@@ -294,14 +295,16 @@ extern void repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, c
 						 LogicalRepTupleData *tuple, ErrorData *error, bool put_aside);
 extern void repl_ml_park_forget_copied(int node_id, const char *schema_name,
 									   const char *table_name);
-extern ErrorData *repl_ml_park_attempt(ReplMlApply *apply, ReplMlParkedTry *try,
-									   void (*step) (ReplMlApply *apply, ReplMlParkedTry *try),
-									   int patience);
-extern void repl_ml_park_try(ReplMlApply *apply, ReplMlParkedTry *try);
-extern void repl_ml_park_retry(ReplMlApply *apply, ReplMlParkedTry *try);
 extern bool repl_ml_park_has(int node_id, const char *schema_name, const char *table_name);
 extern void repl_ml_park_ban(int64 id, const ErrorData *error);
 extern void repl_ml_park_note(int64 id, ErrorData *error);
+
+/* in again.c */
+extern ErrorData *repl_ml_again_attempt(ReplMlApply *apply, ReplMlParkedTry *try,
+										void (*step) (ReplMlApply *apply, ReplMlParkedTry *try),
+										int patience);
+extern void repl_ml_again_join(ReplMlApply *apply, ReplMlParkedTry *try);
+extern void repl_ml_again_join_aside(ReplMlApply *apply, ReplMlParkedTry *try);
 
 /* in record.c */
 extern bool repl_ml_record_is_wanted(const ReplMlApply *apply, const ReplMlRecord *record);

@@ -15,8 +15,8 @@
  * The transaction that met the commit is rolled back, and its messages, which
  * replay.c has kept, are put aside one by one.
  *
- * Called by group/worker.c, replay.c and dispatch.c; uses park.c.  Locks: those
- * of the changes it tries, for a moment; none between two tries.
+ * Called by group/worker.c, replay.c and dispatch.c; uses park.c and again.c.
+ * Locks: those of the changes it tries, for a moment; none between two tries.
  */
 #include "postgres.h"
 
@@ -195,7 +195,7 @@ try_aside(ReplMlApply *apply, int64 id, bool whole)
 	ReplMlParkedTry try = {.id = id,.whole = whole};
 	int			more = (int) pg_prng_uint64_range(&pg_global_prng_state, 0, RETRY_PATIENCE_MS);
 
-	return repl_ml_park_attempt(apply, &try, repl_ml_park_retry, RETRY_PATIENCE_MS + more);
+	return repl_ml_again_attempt(apply, &try, repl_ml_again_join_aside, RETRY_PATIENCE_MS + more);
 }
 
 /*

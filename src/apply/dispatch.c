@@ -769,7 +769,7 @@ park_change(ReplMlApply *apply, LogicalRepRelId id, char action, LogicalRepTuple
 }
 
 /*
- * Joins one change into the local table, in the caller's transaction; park.c
+ * Joins one change into the local table, in the caller's transaction; again.c
  * calls it, too, for a parked change that is tried again.
  */
 void

@@ -13,7 +13,7 @@
  * Locks are known by their tags: a row's is that of the transaction that holds
  * it.  What nobody has met for a while is forgotten.
  *
- * Called in apply workers by dispatch.c, replay.c, park.c, group/worker.c and
+ * Called in apply workers by dispatch.c, replay.c, again.c, group/worker.c and
  * copy/; takes LWLocks of the lock table only outside the timer's handler.
  */
 #include "postgres.h"

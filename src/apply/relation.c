@@ -677,3 +677,11 @@ repl_ml_relation_meet(TupleTableSlot *listed)
 	}
 	repl_ml_spi_execute("SELECT repl_ml.meet_table($1, $2, $3, $4)", 4, types, values, NULL);
 }
+
+/* Says whether the table's rows stand for deletions. */
+bool
+repl_ml_relation_is_of_tombstones(ReplMlRemoteTable *table)
+{
+	return strcmp(table->remote.nspname, REPL_ML_SCHEMA) == 0 &&
+		strcmp(table->remote.relname, "tombstone") == 0;
+}

@@ -284,7 +284,7 @@ repl_ml_targets_forget(void)
 }
 
 /*
- * Runs "step" in a session of a user, for park.c and reconsider.c, as an apply
+ * Runs "step" in a session of a user, for again.c and reconsider.c, as an apply
  * worker would: without stamping, with replica triggers only, and so that what
  * it writes stays on this node.  Each member has the change from where it was
  * made, and resolves it from all the versions that it has.

@@ -20,7 +20,7 @@
  * clears what was parked (fetch.c).  One that only lacks columns gets their
  * defaults then.
  *
- * Called by the apply worker (group/worker.c); uses apply/park.c.  Not what is
+ * Called by the apply worker (group/worker.c); uses apply/again.c.  Not what is
  * parked when (apply/dispatch.c).  Locks: repl_ml_shared->lock for what the
  * worker is asked; those of a change it waits for a moment only.
  */
@@ -465,7 +465,7 @@ try_change(ReplMlApply *apply, Parked *change)
 		return;
 	pass.any = true;
 	if (!change->counted)
-		error = repl_ml_park_attempt(apply, &try, repl_ml_park_try, LOCK_PATIENCE_MS);
+		error = repl_ml_again_attempt(apply, &try, repl_ml_again_join, LOCK_PATIENCE_MS);
 	/* generated here now, say */
 	if (error != NULL && error->sqlerrcode == ERRCODE_UNDEFINED_COLUMN)
 		try.state = REPL_ML_PARKED_UNFIT;
