@@ -14,7 +14,10 @@
 
 #include "access/table.h"
 #include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/pg_lsn.h"
@@ -25,6 +28,7 @@
 #include "converge/converge.h"
 #include "row/row.h"
 #include "server/server.h"
+#include "wire/wire.h"
 
 /* id under which a parked table is known while its change is tried again */
 #define PARKED_TABLE_ID		1
