@@ -77,6 +77,7 @@ OBJS = \
 	src/row/store.o \
 	src/apply/progress.o \
 	src/apply/dispatch.o \
+	src/apply/change.o \
 	src/apply/replay.o \
 	src/apply/relation.o \
 	src/apply/locked.o \

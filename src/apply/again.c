@@ -499,5 +499,5 @@ apply_change(void *argument)
 {
 	ParkedChange *change = argument;
 
-	repl_ml_dispatch_change(&change->apply, PARKED_TABLE_ID, 'U', &change->tuple);
+	repl_ml_change_join(&change->apply, PARKED_TABLE_ID, 'U', &change->tuple);
 }

@@ -16,6 +16,8 @@
 #include "row/row.h"
 #include "server/server.h"
 
+#define REPL_ML_SMALL_TRANSACTION	50	/* changes of one that may share one of ours */
+
 /* The message of a parked change that is a person's, with SQLSTATE 38000. */
 #define REPL_ML_CRASHED_AGAIN	"trying the change again took the server down"
 
@@ -144,9 +146,9 @@ typedef struct ReplMlProgress
 } ReplMlProgress;
 
 /*
- * The peer's transactions that share our open one.  Written by dispatch.c;
- * worker.c counts what is not ours to apply as ended, replay.c says up to where
- * there is to be no batch.
+ * The peer's transactions that share our open one.  Written by dispatch.c, and
+ * by change.c when a large one comes; worker.c counts what is not ours to apply
+ * as ended, replay.c says up to where there is to be no batch.
  */
 typedef struct ReplMlBatch
 {
@@ -242,14 +244,19 @@ extern void repl_ml_apply_show_copy(ReplMlApply *apply, Oid relid, int64 rows);
 
 /* in dispatch.c */
 extern void repl_ml_dispatch(ReplMlApply *apply, StringInfo message);
-extern void repl_ml_dispatch_change(ReplMlApply *apply, LogicalRepRelId id, char action,
-									LogicalRepTupleData *tuple);
+extern void repl_ml_dispatch_begin(ReplMlApply *apply);
 extern void repl_ml_dispatch_finish(ReplMlApply *apply, bool durable);
 extern bool repl_ml_dispatch_is_permanent(int sqlstate);
 extern void repl_ml_dispatch_reset(ReplMlApply *apply);
 extern void repl_ml_dispatch_locked(ReplMlApply *apply, XLogRecPtr final_lsn, int sqlstate);
 extern bool repl_ml_dispatch_is_impatient(const ReplMlApply *apply);
 extern void repl_ml_dispatch_blame(ReplMlApply *apply, XLogRecPtr final_lsn, ErrorData *error);
+
+/* in change.c */
+extern void repl_ml_change_handle(ReplMlApply *apply, LogicalRepRelId id, char action,
+								  LogicalRepTupleData *tuple);
+extern void repl_ml_change_join(ReplMlApply *apply, LogicalRepRelId id, char action,
+								LogicalRepTupleData *tuple);
 
 /* in replay.c */
 extern void repl_ml_replay_dispatch(ReplMlApply *apply, StringInfo message);

@@ -13,7 +13,7 @@
  * repetition, or of a node that counts again.
  *
  * What goes missing between two heartbeats is found by link.c.  Called by
- * dispatch.c with each heartbeat of the stream, also one that is parked, and
+ * change.c with each heartbeat of the stream, also one that is parked, and
  * by copy/link.c.  No locks but that of the peer's row.
  */
 #include "postgres.h"
@@ -25,7 +25,7 @@
 #include "server/server.h"
 
 /*
- * Called by dispatch.c, in the transaction of the heartbeat, with its number as
+ * Called by change.c, in the transaction of the heartbeat, with its number as
  * text.  Raises an error, which is no transaction's, if one is missing before it:
  * nothing of what follows is applied before the link has been made anew.
  */

@@ -7,14 +7,14 @@
  * holds the lock, or somebody who waits for such a commit: then it might never
  * be let go (aside.c).  Or the stream has waited for that lock, or for another
  * one of the same transaction, as long as repl_ml.apply_lock_timeout allows: then
- * the change is parked without waiting again (dispatch.c), and retry.c tries it
+ * the change is parked without waiting again (change.c), and retry.c tries it
  * until the lock is gone.  Looking costs next to nothing where nobody waits.
  *
  * Locks are known by their tags: a row's is that of the transaction that holds
  * it.  What nobody has met for a while is forgotten.
  *
- * Called in apply workers by dispatch.c, replay.c, again.c, group/worker.c and
- * copy/; takes LWLocks of the lock table only outside the timer's handler.
+ * Called in apply workers by dispatch.c, change.c, replay.c, again.c,
+ * group/worker.c and copy/; takes LWLocks of the lock table only outside the timer's handler.
  */
 #include "postgres.h"
 

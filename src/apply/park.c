@@ -6,7 +6,7 @@
  * those columns were.  Beyond repl_ml.parked_limit changes of a table are
  * counted only.
  *
- * Not here: when a change is parked (dispatch.c, aside.c, copy/rows.c), and
+ * Not here: when a change is parked (change.c, aside.c, copy/rows.c), and
  * trying it again (again.c).  Takes no lock but those of the catalog.
  */
 #include "postgres.h"
@@ -45,7 +45,7 @@ static char *write_values(ReplMlRemoteTable *table, LogicalRepTupleData *tuple);
 
 /*
  * Keeps a change, as it came, with the error it failed with; a deletion under
- * its table.  For dispatch.c and copies, in their transaction.  One put aside
+ * its table.  For change.c and copies, in their transaction.  One put aside
  * (aside.c) is tried again without a person.  What would fill the disk is
  * counted only: the table is copied when it fits again (copy/retry.c).
  */

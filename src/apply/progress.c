@@ -95,7 +95,7 @@ static bool retry_wanted = false;
 static bool locked_wanted = false;
 
 /*
- * Called in the apply worker by park.c and dispatch.c: something has been parked
+ * Called in the apply worker by park.c and change.c: something has been parked
  * that may be tried again, or what it waits for may have come.  The worker's next
  * step of copy/retry.c sees it.
  */

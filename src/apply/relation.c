@@ -9,7 +9,7 @@
  * other columns, is an error that names the difference.
  *
  * Not here: which column is which (row/column.c), what becomes of a change that
- * does not fit (dispatch.c, park.c).  Locks: ROW EXCLUSIVE on the local table,
+ * does not fit (change.c, park.c).  Locks: ROW EXCLUSIVE on the local table,
  * until the transaction ends.
  */
 #include "postgres.h"
@@ -654,7 +654,7 @@ repl_ml_relation_text(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, cons
 }
 
 /*
- * Called by dispatch.c and copy/rows.c with each row of the group's list of
+ * Called by change.c and copy/rows.c with each row of the group's list of
  * tables that comes from a peer, before it is joined.  If it says that another
  * node has added a table which this one has added by itself, neither has
  * copied from the other: rows that were in it before are then written anew

@@ -4,7 +4,7 @@
  *		primary key has become another, those with its values.
  *
  * Not how a deletion is joined with a row (row.c), nor what a former key is
- * (row/shape.c).  Before this on the way of a change: apply/dispatch.c, and
+ * (row/shape.c).  Before this on the way of a change: apply/change.c, and
  * copy/rows.c for copies; after it: row.c.
  *
  * Locks: the table and its partitions in SHARE ROW EXCLUSIVE mode until the
@@ -42,7 +42,7 @@ static void read_values(const ReplMlTable *shape, TupleDesc desc, Datum key_arra
 static char *name_equality(Oid type);
 
 /*
- * Joins a deletion, for apply/dispatch.c and copy/rows.c; returns what
+ * Joins a deletion, for apply/change.c and copy/rows.c; returns what
  * repl_ml_row_join does.  "columns" is the shape of its key (row/shape.c) and
  * "key_array" the key, as text[]; "eviction" is not NULL if just the version
  * with this clock is to go.  A deletion by another key than the table's
@@ -72,7 +72,7 @@ repl_ml_deletion_join(Oid relid, Datum columns, Datum key_array, const ReplMlClo
 }
 
 /*
- * Called by apply/dispatch.c for an UPDATE by a node whose key is another:
+ * Called by apply/change.c for an UPDATE by a node whose key is another:
  * these columns, of which the row has the values it had before.  What is the
  * key here may have changed by it; then the row that was here under the former
  * one is the same row, is known to the update, and goes.  Returns what

@@ -11,7 +11,7 @@
  * own, which are the apply worker's, or those of whoever tries a change again.
  *
  * Not here: which rows a deletion is of (deletion.c), and how a row is found
- * and written (row/store.c).  On the way of a change apply/dispatch.c comes
+ * and written (row/store.c).  On the way of a change apply/change.c comes
  * before this, and copy/rows.c for copies; row/store.c after it.
  *
  * Locks: the row, where it is here; where something is known of its deletion,
@@ -72,7 +72,7 @@ have_same_dot(const ReplMlClock *a, const ReplMlClock *b)
 }
 
 /*
- * Joins a row of the enrolled table "relid" into it, for apply/dispatch.c and
+ * Joins a row of the enrolled table "relid" into it, for apply/change.c and
  * copy/rows.c.  Returns by how many conflicts the history has grown; it
  * shrinks where the row shows that the one its transaction had with an earlier
  * version is none.

@@ -318,7 +318,7 @@ repl_ml_targets_in_session(void (*step) (void *argument), void *argument)
 }
 
 /*
- * Does a step in a subtransaction with targets of its own, for dispatch.c and
+ * Does a step in a subtransaction with targets of its own, for change.c and
  * copies; returns the error that it failed with, in the caller's context, or
  * NULL.
  */

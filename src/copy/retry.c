@@ -21,7 +21,7 @@
  * defaults then.
  *
  * Called by the apply worker (group/worker.c); uses apply/again.c.  Not what is
- * parked when (apply/dispatch.c).  Locks: repl_ml_shared->lock for what the
+ * parked when (apply/change.c).  Locks: repl_ml_shared->lock for what the
  * worker is asked; those of a change it waits for a moment only.
  */
 #include "postgres.h"

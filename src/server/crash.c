@@ -22,7 +22,7 @@
  * without that count for nothing.
  *
  * What follows of blame: a transaction that was at it twice is applied row by
- * row, with a note of the table (apply/dispatch.c).  The table whose row was
+ * row, with a note of the table (apply/change.c).  The table whose row was
  * at it then is banned: its changes are parked and its copies left, until one of
  * them was tried again with success, or the server was stopped in order and
  * started again.  Who kills a process from outside, for want of memory perhaps,

@@ -694,7 +694,7 @@ raise_above_tombstones(TriggerData *trigdata, ReplMlTable *table, TupleTableSlot
 /*
  * Returns what a fresh clock has to be above when a user supplied "clock".
  * Peers get the row as it was inserted, too, and take no notice of it unless
- * its clock has just this node's entry (see apply/dispatch.c).
+ * its clock has just this node's entry (see apply/change.c).
  */
 static ReplMlClock *
 trusted_clock(ReplMlClock *clock, const ReplMlIdentity *self)
