@@ -14,7 +14,8 @@
  * it.  What nobody has met for a while is forgotten.
  *
  * Called in apply workers by dispatch.c, change.c, replay.c, again.c,
- * group/worker.c and copy/; takes LWLocks of the lock table only outside the timer's handler.
+ * group/worker.c and copy/; takes LWLocks of the lock table only outside the
+ * timer's handler.
  */
 #include "postgres.h"
 
