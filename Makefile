@@ -116,6 +116,7 @@ OBJS = \
 	src/group/launcher.o \
 	src/group/supervisor.o \
 	src/group/worker.o \
+	src/group/request.o \
 	src/group/join.o \
 	src/group/admission.o \
 	src/group/shape.o \

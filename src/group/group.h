@@ -9,6 +9,7 @@
 
 #include "repl_ml.h"
 #include "replication/walreceiver.h"
+#include "server/server.h"
 
 /* in launcher.c */
 extern void repl_ml_launcher_register(void);
@@ -20,6 +21,10 @@ extern PGDLLEXPORT void repl_ml_supervisor_main(Datum arg);
 
 /* in worker.c */
 extern PGDLLEXPORT void repl_ml_apply_main(Datum arg);
+
+/* in request.c */
+extern void repl_ml_request_answer(const ReplMlJoinRequest *asked, ReplMlJoinState state,
+								   const ErrorData *error);
 
 /* in join.c */
 extern PGDLLEXPORT void repl_ml_join_main(Datum arg);

@@ -4,9 +4,9 @@
  *		member: checks, a node id that every member agrees to, the identity.
  *
  * It must commit on its own while the caller's SELECT still runs, so a
- * background worker does it, for a request in shared memory; the caller waits
- * and gets the worker's error as its own.  What follows (links, schema, rows)
- * is done by the workers of the new member and goes on after a crash.
+ * background worker does it, for a request in shared memory (request.c).  What
+ * follows (links, schema, rows) is done by the workers of the new member and goes
+ * on after a crash.
  *
  * Not here: what has to fit (admission.c), when a joining node is ready
  * (supervisor.c).  Locks: repl_ml_shared->lock, for the request.  No lock is
@@ -14,29 +14,20 @@
  */
 #include "postgres.h"
 
-#include <signal.h>
-
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
-#include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
-#include "storage/proc.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
-#include "utils/fmgrprotos.h"
-#include "utils/guc.h"
-#include "utils/inval.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
 #include "compat.h"
-#include "converge/converge.h"
 #include "group/group.h"
 #include "server/server.h"
 #include "wire/wire.h"
@@ -86,8 +77,6 @@ typedef struct Member
 	bool		asked;			/* to register us: perhaps it has */
 } Member;
 
-static void file_request(FunctionCallInfo fcinfo);
-static void await_answer(TimestampTz deadline, BackgroundWorkerHandle *handle);
 static void join_group(ReplMlJoinRequest *request);
 static char *ask_for_admission(ReplMlJoinRequest *request, Candidate *candidate);
 static void ask_donor(ReplMlJoinRequest *request, WalReceiverConn *donor, Candidate *candidate);
@@ -98,222 +87,7 @@ static bool register_everywhere(Candidate *candidate);
 static void unregister(Candidate *candidate);
 static void become_member(ReplMlJoinRequest *request, Candidate *candidate);
 
-/*
- * Frees the place of the request, also after an error, so that another
- * database can join.
- */
-static void
-withdraw_request(int code, Datum arg)
-{
-	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
-	if (repl_ml_shared->join.requester == MyProcPid)
-	{
-		memset(repl_ml_shared->join.dsn, 0, REPL_ML_DSN_LENGTH);
-		memset(repl_ml_shared->join.join_dsn, 0, REPL_ML_DSN_LENGTH);
-		repl_ml_shared->join.state = REPL_ML_JOIN_FREE;
-		repl_ml_shared->join.requester = 0;
-		repl_ml_shared->join.requester_latch = NULL;
-	}
-	LWLockRelease(repl_ml_shared->lock);
-}
-
-/* Starts the join worker, which finds the request in shared memory. */
-static BackgroundWorkerHandle *
-launch_worker(void)
-{
-	BackgroundWorker worker = {0};
-	BackgroundWorkerHandle *handle;
-
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	worker.bgw_notify_pid = MyProcPid;
-	snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), "repl_ml");
-	snprintf(worker.bgw_function_name, sizeof(worker.bgw_function_name), "repl_ml_join_main");
-	snprintf(worker.bgw_name, sizeof(worker.bgw_name), "repl_ml join");
-	snprintf(worker.bgw_type, sizeof(worker.bgw_type), "repl_ml join");
-	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("out of background worker slots"),
-				 errhint("Raise max_worker_processes; SELECT * FROM repl_ml.check_setup() says how "
-						 "far.")));
-	return handle;
-}
-
-/* Waits for the worker's answer; a cancelled wait cancels the worker too. */
-static void
-await_worker(TimestampTz deadline, BackgroundWorkerHandle *handle)
-{
-	PG_TRY();
-	{
-		await_answer(deadline, handle);
-	}
-	PG_CATCH();
-	{
-		pid_t		pid;
-
-		/* an error, unlike termination, makes it take back what it has done */
-		if (GetBackgroundWorkerPid(handle, &pid) == BGWH_STARTED)
-			kill(pid, SIGINT);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
-}
-
-/*
- * repl_ml.start_joining(node_name, dsn, join_dsn, copy_data, timeout) returns
- * the node id.  When it returns this database is a joining member, whatever
- * becomes of the caller's transaction; when it raises an error nothing is left
- * behind, here or on the members, but perhaps a node id that is not used
- * again.
- */
-PG_FUNCTION_INFO_V1(repl_ml_start_joining);
-Datum
-repl_ml_start_joining(PG_FUNCTION_ARGS)
-{
-	Datum		now = TimestampTzGetDatum(GetCurrentTimestamp());
-	TimestampTz deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval, now,
-																   PG_GETARG_DATUM(4)));
-	int			node_id;
-
-	repl_ml_shmem_require();
-	file_request(fcinfo);
-	PG_ENSURE_ERROR_CLEANUP(withdraw_request, (Datum) 0);
-	{
-		await_worker(deadline, launch_worker());
-	}
-	PG_END_ENSURE_ERROR_CLEANUP(withdraw_request, (Datum) 0);
-	withdraw_request(0, (Datum) 0);
-	AcceptInvalidationMessages();
-	node_id = repl_ml_identity()->node_id;
-	PG_RETURN_INT32(node_id);
-}
-
-/* Copies an argument into the request, which has room for so many bytes. */
-static void
-copy_dsn(char *into, text *dsn, const char *argument)
-{
-	char	   *value = text_to_cstring(dsn);
-
-	if (strlen(value) >= REPL_ML_DSN_LENGTH)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"%s\" is longer than %d bytes", argument,
-						REPL_ML_DSN_LENGTH - 1),
-				 errhint("Move parts of it into a service file or a password file.")));
-	strlcpy(into, value, REPL_ML_DSN_LENGTH);
-}
-
-/*
- * Puts the backend's request into shared memory, where there is place for one.
- */
-static void
-file_request(FunctionCallInfo fcinfo)
-{
-	ReplMlJoinRequest request = {0};
-	bool		busy;
-
-	request.state = REPL_ML_JOIN_REQUESTED;
-	request.requester = MyProcPid;
-	request.requester_latch = MyLatch;
-	request.database = MyDatabaseId;
-	request.node_name = *PG_GETARG_NAME(0);
-	request.copy_data = PG_GETARG_BOOL(3);
-	copy_dsn(request.dsn, PG_GETARG_TEXT_PP(1), "dsn");
-	copy_dsn(request.join_dsn, PG_GETARG_TEXT_PP(2), "join_dsn");
-
-	/* there is place for one */
-	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
-	busy = repl_ml_shared->join.state != REPL_ML_JOIN_FREE;
-	if (!busy)
-	{
-		request.serial = repl_ml_shared->join.serial + 1;
-		repl_ml_shared->join = request;
-	}
-	LWLockRelease(repl_ml_shared->lock);
-	if (busy)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("another database of this server is joining a group"),
-				 errhint("Try again when it has joined.")));
-}
-
-/* Raises the worker's error as the backend's. */
-static void
-raise_answer(const ReplMlJoinRequest *answer)
-{
-	ereport(ERROR,
-			(errcode(answer->error_sqlstate),
-			 errmsg("%s", answer->error_message),
-			 answer->error_detail[0] != '\0' ? errdetail_internal("%s", answer->error_detail) : 0,
-			 answer->error_hint[0] != '\0' ? errhint("%s", answer->error_hint) : 0));
-}
-
-/*
- * Waits for the worker's answer; returns when this database has become a
- * member, and raises an error otherwise.
- */
-static void
-await_answer(TimestampTz deadline, BackgroundWorkerHandle *handle)
-{
-	ReplMlJoinRequest answer;
-	pid_t		pid;
-
-	for (;;)
-	{
-		/* before the answer is looked at, which it may have written last */
-		bool		gone = GetBackgroundWorkerPid(handle, &pid) == BGWH_STOPPED;
-
-		LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
-		answer = repl_ml_shared->join;
-		LWLockRelease(repl_ml_shared->lock);
-		if (answer.state == REPL_ML_JOIN_DONE)
-			return;
-		if (answer.state == REPL_ML_JOIN_FAILED)
-			raise_answer(&answer);
-		if (gone)
-			ereport(ERROR,
-					(errcode(ERRCODE_INTERNAL_ERROR),
-					 errmsg("the join worker ended unexpectedly"),
-					 errhint("See the server log.")));
-		if (GetCurrentTimestamp() >= deadline)
-			ereport(ERROR,
-					(errcode(ERRCODE_QUERY_CANCELED),
-					 errmsg("could not join the group in time"),
-					 errhint("Try again with a longer timeout.")));
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 100,
-						 wait_event_compat("ReplMlJoin"));
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-	}
-}
-
-/* Tells the backend, if it still waits, what has become of its request. */
-static void
-answer_request(const ReplMlJoinRequest *asked, ReplMlJoinState state, const ErrorData *error)
-{
-	ReplMlJoinRequest *request = &repl_ml_shared->join;
-
-	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
-	if (request->state == REPL_ML_JOIN_REQUESTED && request->serial == asked->serial)
-	{
-		if (error != NULL)
-		{
-			request->error_sqlstate = error->sqlerrcode;
-			strlcpy(request->error_message, error->message, REPL_ML_ERROR_LENGTH);
-			strlcpy(request->error_detail, error->detail ? error->detail : "",
-					REPL_ML_ERROR_LENGTH);
-			strlcpy(request->error_hint, error->hint ? error->hint : "", REPL_ML_ERROR_LENGTH);
-		}
-		request->state = state;
-		if (request->requester_latch != NULL)
-			SetLatch(request->requester_latch);
-	}
-	LWLockRelease(repl_ml_shared->lock);
-}
-
-/* The join worker, which the backend that called join_group has started. */
+/* The join worker, which the backend that called join_group (request.c) has started. */
 void
 repl_ml_join_main(Datum arg)
 {
@@ -336,7 +110,7 @@ repl_ml_join_main(Datum arg)
 	{
 		MemoryContextSwitchTo(TopMemoryContext);
 		join_group(&request);
-		answer_request(&request, REPL_ML_JOIN_DONE, NULL);
+		repl_ml_request_answer(&request, REPL_ML_JOIN_DONE, NULL);
 	}
 	PG_CATCH();
 	{
@@ -346,7 +120,7 @@ repl_ml_join_main(Datum arg)
 		error = CopyErrorData();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
-		answer_request(&request, REPL_ML_JOIN_FAILED, error);
+		repl_ml_request_answer(&request, REPL_ML_JOIN_FAILED, error);
 	}
 	PG_END_TRY();
 	proc_exit(0);
