@@ -94,6 +94,7 @@ OBJS = \
 	src/converge/conflict.o \
 	src/converge/resolve.o \
 	src/converge/merge.o \
+	src/converge/unite.o \
 	src/converge/reconsider.o \
 	src/converge/history.o \
 	src/copy/link.o \

@@ -155,6 +155,12 @@ extern bool repl_ml_rows_differ(ReplMlTarget *target, TupleTableSlot *a, TupleTa
 extern bool repl_ml_column_differs(ReplMlTarget *target, int i, TupleTableSlot *a,
 								   TupleTableSlot *b);
 
+/* in unite.c */
+extern Datum repl_ml_unite_sets(Oid type, const Datum *values, const bool *nulls, int number,
+								bool *isnull);
+extern Datum repl_ml_unite_objects(Oid type, const Datum *values, const bool *nulls, int number,
+								   bool *isnull);
+
 /* in merge.c */
 extern const ReplMlClock *repl_ml_merge_columns(Relation rel, const ReplMlPolicy *policy,
 												const ReplMlVersion *live, int count,

@@ -13,16 +13,15 @@
  * by their bytes, which may differ between nodes.
  *
  * Not here: which version wins (resolve.c), who has changed which part of a
- * value (row/share.c), how a counter is added up (row/amount.c).  No locks:
- * row.c, which calls this by way of resolve.c, holds the row's or the key's.
+ * value (row/share.c), how a counter is added up (row/amount.c), how sets and
+ * JSON objects become one (unite.c).  No locks: row.c, which calls this by way of
+ * resolve.c, holds the row's or the key's.
  */
 #include "postgres.h"
 
 #include "access/table.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
-#include "miscadmin.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/fmgrprotos.h"
@@ -65,20 +64,6 @@ typedef struct Rule
 	/* is the loser's value lost?  NULL: never */
 	bool		(*loses) (const Column *loser, const Column *result);
 } Rule;
-
-/* An element of a set while sets are united. */
-typedef struct Element
-{
-	Datum		value;
-	bool		isnull;
-	int			place;
-} Element;
-
-typedef struct ElementOrder
-{
-	FmgrInfo   *function;
-	Oid			collation;
-} ElementOrder;
 
 static const Rule *get_rule(const ReplMlRule *rule, Form_pg_attribute att);
 static const Rule *find_rule(const char *name);
@@ -490,287 +475,20 @@ loses_independent(const Column *loser, const Column *result)
 		!values_equal(loser->att, loser->value, loser->isnull, result->value, result->isnull);
 }
 
-/*
- * Orders elements, for qsort_arg, by value and equal ones by their places, so
- * that the first one is first.
- */
-static int
-compare_elements(const void *a, const void *b, void *argument)
-{
-	const Element *x = a;
-	const Element *y = b;
-	const ElementOrder *order = argument;
-	int			result = (int) x->isnull - (int) y->isnull;
-
-	if (result == 0 && !x->isnull)
-		result = DatumGetInt32(FunctionCall2Coll(order->function, order->collation, x->value,
-												 y->value));
-	return result != 0 ? result : x->place - y->place;
-}
-
-/* Orders elements, for qsort, as they stood in the versions. */
-static int
-compare_places(const void *a, const void *b)
-{
-	return ((const Element *) a)->place - ((const Element *) b)->place;
-}
-
-/*
- * Says whether two elements are equal as their type sees it; NULL is equal to
- * NULL.
- */
-static bool
-same_element(const Element *a, const Element *b, TypeCacheEntry *type)
-{
-	if (a->isnull || b->isnull)
-		return a->isnull && b->isnull;
-	return DatumGetBool(FunctionCall2Coll(&type->eq_opr_finfo, C_COLLATION_OID, a->value,
-										  b->value));
-}
-
-/*
- * Removes all but the first of equal elements, keeps the order, and returns
- * how many are left.
- */
-static int
-remove_repeated(Element *elements, int count, Oid element_type)
-{
-	TypeCacheEntry *type = lookup_type_cache(element_type,
-											 TYPECACHE_EQ_OPR_FINFO | TYPECACHE_CMP_PROC_FINFO);
-	bool		sorted = OidIsValid(type->cmp_proc_finfo.fn_oid);
-	ElementOrder order = {&type->cmp_proc_finfo, C_COLLATION_OID};
-	int			left = 0;
-
-	if (sorted)
-		qsort_arg(elements, count, sizeof(Element), compare_elements, &order);
-	for (int i = 0; i < count; i++)
-	{
-		bool		repeated = false;
-
-		/* without an order, each must be compared with all before it */
-		for (int j = left - 1; j >= 0 && !repeated; j = sorted ? -1 : j - 1)
-			repeated = same_element(&elements[j], &elements[i], type);
-		if (!repeated)
-			elements[left++] = elements[i];
-	}
-	qsort(elements, left, sizeof(Element), compare_places);
-	return left;
-}
-
-/* Appends an array's elements. */
-static void
-append_array(Element **elements, int *count, Oid element_type, Datum value)
-{
-	int16		length;
-	bool		by_value;
-	char		align;
-	Datum	   *values;
-	bool	   *nulls;
-	int			more;
-
-	get_typlenbyvalalign(element_type, &length, &by_value, &align);
-	deconstruct_array(DatumGetArrayTypeP(value), element_type, length, by_value, align, &values,
-					  &nulls, &more);
-	*elements = repalloc(*elements, (*count + more + 1) * sizeof(Element));
-	for (int i = 0; i < more; i++, (*count)++)
-		(*elements)[*count] = (Element) {.value = values[i],.isnull = nulls[i],.place = *count};
-}
-
-/*
- * Appends a jsonb array's elements; an object or a scalar counts as an array
- * of it.
- */
-static void
-append_jsonb(Element **elements, int *count, Datum value)
-{
-	Jsonb	   *jsonb = DatumGetJsonbP(value);
-	JsonbIterator *iterator;
-	JsonbIteratorToken token;
-	JsonbValue	element;
-	int			more = JB_ROOT_IS_ARRAY(jsonb) ? JB_ROOT_COUNT(jsonb) : 1;
-
-	*elements = repalloc(*elements, (*count + more + 1) * sizeof(Element));
-	if (JB_ROOT_IS_OBJECT(jsonb))
-	{
-		(*elements)[*count] = (Element) {.value = JsonbPGetDatum(jsonb),.place = *count};
-		(*count)++;
-		return;
-	}
-
-	/* a scalar is stored as an array with one element */
-	iterator = JsonbIteratorInit(&jsonb->root);
-	while ((token = JsonbIteratorNext(&iterator, &element, true)) != WJB_DONE)
-	{
-		if (token != WJB_ELEM)
-			continue;
-		(*elements)[*count] = (Element) {.value = JsonbPGetDatum(JsonbValueToJsonb(&element)),
-		.place = *count};
-		(*count)++;
-	}
-}
-
-/* Returns an array of the elements. */
-static Datum
-build_array(const Element *elements, int count, Oid element_type)
-{
-	Datum	   *values = palloc(Max(count, 1) * sizeof(Datum));
-	bool	   *nulls = palloc(Max(count, 1) * sizeof(bool));
-	int			lower = 1;
-	int16		length;
-	bool		by_value;
-	char		align;
-
-	if (count == 0)
-		return PointerGetDatum(construct_empty_array(element_type));
-	for (int i = 0; i < count; i++)
-	{
-		values[i] = elements[i].value;
-		nulls[i] = elements[i].isnull;
-	}
-	get_typlenbyvalalign(element_type, &length, &by_value, &align);
-	return PointerGetDatum(construct_md_array(values, nulls, 1, &count, &lower, element_type,
-											  length, by_value, align));
-}
-
-/* Returns a jsonb array of the elements. */
-static Datum
-build_jsonb(const Element *elements, int count)
-{
-	JsonbParseState *state = NULL;
-
-	pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
-	for (int i = 0; i < count; i++)
-	{
-		Jsonb	   *jsonb = DatumGetJsonbP(elements[i].value);
-		JsonbValue	element;
-
-		if (!JB_ROOT_IS_SCALAR(jsonb) || !JsonbExtractScalar(&jsonb->root, &element))
-		{
-			element.type = jbvBinary;
-			element.val.binary.data = &jsonb->root;
-			element.val.binary.len = VARSIZE_ANY_EXHDR(jsonb);
-		}
-		pushJsonbValue(&state, WJB_ELEM, &element);
-	}
-	return JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_ARRAY, NULL)));
-}
-
-/*
- * Merges by the rule set_union: sets every element of every version once, in
- * the order of the versions.
- */
+/* Merges by the rule set_union: see unite.c. */
 static void
 merge_set_union(Column *column)
 {
-	Oid			base = getBaseType(column->att->atttypid);
-	Oid			element_type = base == JSONBOID ? JSONBOID : get_element_type(base);
-	Element    *elements = palloc(sizeof(Element));
-	int			count = 0;
-
-	column->isnull = true;
-	for (int i = 0; i < column->count; i++)
-	{
-		if (column->nulls[i])
-			continue;
-		column->isnull = false;
-		if (base == JSONBOID)
-			append_jsonb(&elements, &count, column->values[i]);
-		else
-			append_array(&elements, &count, element_type, column->values[i]);
-	}
-	if (column->isnull)
-		return;
-	count = remove_repeated(elements, count, element_type);
-	column->value = base == JSONBOID ? build_jsonb(elements, count) :
-		build_array(elements, count, element_type);
-
-	/* the domain's own checks have not seen this value */
-	if (base != column->att->atttypid)
-		domain_check(column->value, false, column->att->atttypid, NULL, NULL);
+	column->value = repl_ml_unite_sets(column->att->atttypid, column->values, column->nulls,
+									   column->count, &column->isnull);
 }
 
-/* Returns the value of an object's key; NULL if it has none. */
-static JsonbValue *
-find_key(JsonbContainer *object, const JsonbValue *key)
-{
-	return getKeyJsonValueFromContainer(object, key->val.string.val, key->val.string.len, NULL);
-}
-
-/* Says whether a value of a jsonb object is an object itself. */
-static bool
-is_object(const JsonbValue *value)
-{
-	return value != NULL && value->type == jbvBinary &&
-		JsonContainerIsObject(value->val.binary.data);
-}
-
-/*
- * Pushes an object that has the keys of both: objects in both are merged, else
- * the second one's value counts.
- */
-static JsonbValue *
-push_merged(JsonbParseState **state, JsonbContainer *first, JsonbContainer *second)
-{
-	JsonbContainer *sources[2] = {first, second};
-
-	check_stack_depth();
-	pushJsonbValue(state, WJB_BEGIN_OBJECT, NULL);
-	for (int i = 0; i < 2; i++)
-	{
-		JsonbIterator *iterator = JsonbIteratorInit(sources[i]);
-		JsonbIteratorToken token;
-		JsonbValue	key;
-		JsonbValue	value;
-
-		while ((token = JsonbIteratorNext(&iterator, &key, true)) != WJB_DONE)
-		{
-			JsonbValue *other;
-
-			if (token != WJB_KEY)
-				continue;
-			(void) JsonbIteratorNext(&iterator, &value, true);
-			other = find_key(sources[1 - i], &key);
-			if (other != NULL && i == 0)
-				continue;		/* the second has it as well */
-			pushJsonbValue(state, WJB_KEY, &key);
-			if (is_object(other) && is_object(&value))
-				push_merged(state, other->val.binary.data, value.val.binary.data);
-			else
-				pushJsonbValue(state, WJB_VALUE, &value);
-		}
-	}
-	return pushJsonbValue(state, WJB_END_OBJECT, NULL);
-}
-
-/*
- * Merges by the rule jsonb_merge: all objects become one, key by key, in the
- * order of the versions; anything else gives way to the next.
- */
+/* Merges by the rule jsonb_merge: see unite.c. */
 static void
 merge_jsonb(Column *column)
 {
-	Jsonb	   *result = NULL;
-
-	for (int i = 0; i < column->count; i++)
-	{
-		JsonbParseState *state = NULL;
-		Jsonb	   *next;
-
-		if (column->nulls[i])
-			continue;
-		next = DatumGetJsonbP(column->values[i]);
-		if (result != NULL && JB_ROOT_IS_OBJECT(result) && JB_ROOT_IS_OBJECT(next))
-			next = JsonbValueToJsonb(push_merged(&state, &result->root, &next->root));
-		result = next;
-	}
-	column->isnull = result == NULL;
-	if (result == NULL)
-		return;
-	column->value = JsonbPGetDatum(result);
-
-	/* the domain's own checks have not seen this value */
-	if (column->att->atttypid != JSONBOID)
-		domain_check(column->value, false, column->att->atttypid, NULL, NULL);
+	column->value = repl_ml_unite_objects(column->att->atttypid, column->values, column->nulls,
+										  column->count, &column->isnull);
 }
 
 /* Says whether some key of the loser's object has another value now. */
