@@ -140,6 +140,7 @@ write_parked(const ReplMlSource *source, const char *schema_name, const char *ta
 	nulls[11] = columns == NULL ? 'n' : ' ';
 	values[11] = columns == NULL ? (Datum) 0 : CStringGetTextDatum(columns);
 
+	/* what is counted only has one row for each node and table, which goes on counting */
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
 	if (SPI_execute_plan(repl_ml_spi_plan(&insert, "INSERT INTO repl_ml.parked_change AS p"

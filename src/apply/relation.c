@@ -486,6 +486,8 @@ repl_ml_relation_unfit(LogicalRepRelId id, bool *lacks)
 	for (int i = 0; i < RelationGetNumberOfAttributes(rel); i++)
 		here += !TupleDescAttr(RelationGetDescr(rel), i)->attisdropped &&
 		TupleDescAttr(RelationGetDescr(rel), i)->attgenerated == '\0';
+
+	/* all of the change's columns have to be here; more than these may be */
 	for (int j = 0; j < table->remote.natts; j++)
 	{
 		AttrNumber	attnum = get_attnum(relid, table->remote.attnames[j]);

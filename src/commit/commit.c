@@ -364,6 +364,7 @@ raise_unacknowledged(const Commit *given_up, ReplMlOutcome outcome, XLogRecPtr l
 	char	   *missing = repl_ml_members_missing(lsn);
 	StringInfoData detail;
 
+	/* who cannot have it yet, then why nobody waits for the others */
 	initStringInfo(&detail);
 	if (given_up->parked_on[0] != '\0')
 		appendStringInfo(&detail,

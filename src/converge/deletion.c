@@ -98,6 +98,8 @@ repl_ml_deletion_supersede(Oid relid, const AttrNumber *key, int count, TupleTab
 	repl_ml_key_from_slot(root->table, row, ours);
 	if (repl_ml_shape_key(shape, row, theirs))
 		rows = find_keys(root, shape, repl_ml_key_to_array(shape, theirs));
+
+	/* the row itself stays, and what is not older than it */
 	foreach(lc, rows)
 	{
 		repl_ml_key_from_array(root->table, PointerGetDatum(lfirst(lc)), theirs);

@@ -71,9 +71,12 @@ repl_ml_enrol_pending(ReplMlApply *apply)
 	if (pending == NIL)
 		return;
 
+	/* the session's lock: each table is enrolled in a transaction of its own */
 	StartTransactionCommand();
 	DirectFunctionCall1(pg_advisory_lock_int8, Int64GetDatum(ENROL_LOCK_KEY));
 	CommitTransactionCommand();
+
+	/* what is written here is this node's, and goes to all peers */
 	replorigin_session_origin = InvalidRepOriginId;
 	repl_ml_applying = false;
 	PG_TRY();
@@ -240,6 +243,8 @@ repl_ml_table_failed(ReplMlApply *apply, const char *schema_name, const char *ta
 	news = strcmp(repl_ml_spi_text(0, 0), "t") == 0;
 	repl_ml_commit();
 	MemoryContextSwitchTo(apply->message_context);
+
+	/* the log has it once, however often it is tried in vain */
 	if (news)
 		ereport(WARNING,
 				(errcode(error->sqlerrcode),

@@ -411,6 +411,7 @@ shows_prepared(ReplMlApply *apply)
 														 SLOT_PATIENCE_MS), 3, types);
 	bool		found = repl_ml_stream_next(result);
 
+	/* a slot begins where all that was running then has ended */
 	if (found)
 	{
 		char	   *gid;
