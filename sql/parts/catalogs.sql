@@ -47,9 +47,11 @@ CREATE TABLE repl_ml.heartbeat (
     lacks        text,
     behind       repl_ml.vclock NOT NULL DEFAULT '{}',
     sequence     bigint NOT NULL DEFAULT 1,
+    server_start timestamptz NOT NULL DEFAULT pg_catalog.pg_postmaster_start_time(),
+    start_sequence bigint NOT NULL DEFAULT 0,
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
 );
-COMMENT ON TABLE repl_ml.heartbeat IS 'each node''s last heartbeat: every write of it below safe_counter came before; applied is what it had of the others; parked whether some of that is parked there or still to be copied, lacks of which tables it lacks rows that others could not send; behind how many microseconds its wall clock is behind that of others, at least; sequence numbers them, so that who misses one knows that something was passed over';
+COMMENT ON TABLE repl_ml.heartbeat IS 'each node''s last heartbeat: every write of it below safe_counter came before; applied is what it had of the others; parked whether some of that is parked there or still to be copied, lacks of which tables it lacks rows that others could not send; behind how many microseconds its wall clock is behind that of others, at least; sequence numbers them, so that who misses one knows that something was passed over; start_sequence is the last one before server_start, so that who has heard a later one knows that the node was set back';
 
 -- Deleted rows; key_hash is local, everything else travels
 CREATE TABLE repl_ml.tombstone (
@@ -220,9 +222,10 @@ COMMENT ON TABLE repl_ml.record_floor IS 'up to which of a node''s transactions 
 -- Written with what moves the origin, so that the two cannot disagree unless somebody moves it, or the slot
 CREATE TABLE repl_ml.heard (
     node_id     integer PRIMARY KEY,
-    sequence    bigint NOT NULL
+    sequence    bigint,
+    server_start timestamptz
 );
-COMMENT ON TABLE repl_ml.heard IS 'the number of the last heartbeat of each peer that has come over its link, also if it was parked; none since the link was made: no row';
+COMMENT ON TABLE repl_ml.heard IS 'the number of the last heartbeat of each peer that has come over its link, also if it was parked (null: none since the link was made), and when the server was started that it came from';
 
 -- Tables to copy from a peer before or beside its stream
 CREATE TABLE repl_ml.table_sync (

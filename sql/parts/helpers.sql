@@ -103,7 +103,7 @@ COMMENT ON FUNCTION repl_ml.wal_end() IS 'up to where this server''s WAL is dura
 CREATE FUNCTION repl_ml.local_info(asked_by integer DEFAULT NULL,
     OUT version text, OUT group_id uuid, OUT group_name name, OUT node_id integer, OUT node_name name, OUT state text,
     OUT fenced boolean, OUT system_identifier bigint, OUT database oid, OUT flush_lsn pg_lsn, OUT asker_dropped boolean,
-    OUT incarnation integer, OUT asker_incarnation integer)
+    OUT incarnation integer, OUT asker_incarnation integer, OUT server_start timestamptz, OUT start_sequence bigint)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT e.extversion, l.group_id, l.group_name, l.node_id, l.node_name, l.state,
@@ -111,8 +111,10 @@ CREATE FUNCTION repl_ml.local_info(asked_by integer DEFAULT NULL,
            (f.system_identifier, f.timeline, f.database, f.directory),
            f.system_identifier, f.database, repl_ml.wal_end(),
            EXISTS (SELECT FROM repl_ml.member m WHERE m.node_id = asked_by AND m.state = 'dropped'),
-           l.incarnation, (SELECT m.incarnation FROM repl_ml.member m WHERE m.node_id = asked_by)
+           l.incarnation, (SELECT m.incarnation FROM repl_ml.member m WHERE m.node_id = asked_by),
+           pg_catalog.pg_postmaster_start_time(), CASE WHEN h.server_start = pg_catalog.pg_postmaster_start_time() THEN h.start_sequence ELSE h.sequence END
       FROM pg_catalog.pg_extension e CROSS JOIN repl_ml.local_fingerprint() f LEFT JOIN repl_ml.local_node l ON true
+      LEFT JOIN repl_ml.heartbeat h ON h.node_id = l.node_id
      WHERE e.extname = 'repl_ml'
     $$;
 COMMENT ON FUNCTION repl_ml.local_info(integer) IS 'who this node is: asked by peers';

@@ -45,8 +45,8 @@ repl_ml_heard_note(ReplMlApply *apply, const char *text)
 									  "INSERT INTO repl_ml.heard AS h (node_id, sequence)"
 									  " VALUES ($1, $2) ON CONFLICT (node_id) DO UPDATE"
 									  " SET sequence = excluded.sequence"
-									  " WHERE (excluded.sequence OPERATOR(pg_catalog.-) 1)"
-									  " OPERATOR(pg_catalog.<=) h.sequence",
+									  " WHERE coalesce((excluded.sequence OPERATOR(pg_catalog.-) 1)"
+									  " OPERATOR(pg_catalog.<=) h.sequence, true)",
 									  2, types), values, NULL, false, 0);
 	follows = SPI_processed == 1;
 	SPI_finish();
@@ -71,6 +71,27 @@ repl_ml_heard_forget(const ReplMlApply *apply)
 	Oid			types[1] = {INT4OID};
 	Datum		values[1] = {Int32GetDatum(apply->peer->node_id)};
 
-	repl_ml_spi_execute("DELETE FROM repl_ml.heard WHERE node_id OPERATOR(pg_catalog.=) $1",
-						1, types, values, NULL);
+	repl_ml_spi_execute("UPDATE repl_ml.heard SET sequence = NULL"
+						" WHERE node_id OPERATOR(pg_catalog.=) $1", 1, types, values, NULL);
+}
+
+/*
+ * Called by the apply worker, in a transaction, when it has connected: the peer's
+ * server was started at "server_start", and its last heartbeat before that had the
+ * number "start_sequence".  Returns false if an earlier server sent a later one:
+ * then the peer was set back, however far it has come since.
+ */
+bool
+repl_ml_heard_fits(const ReplMlApply *apply, TimestampTz server_start, int64 start_sequence)
+{
+	Oid			types[3] = {INT4OID, TIMESTAMPTZOID, INT8OID};
+	Datum		values[3] = {Int32GetDatum(apply->peer->node_id),
+	TimestampTzGetDatum(server_start), Int64GetDatum(start_sequence)};
+
+	return repl_ml_spi_execute("INSERT INTO repl_ml.heard AS h (node_id, server_start)"
+							   " VALUES ($1, $2) ON CONFLICT (node_id) DO UPDATE"
+							   " SET server_start = excluded.server_start"
+							   " WHERE coalesce(h.server_start OPERATOR(pg_catalog.=) $2"
+							   " OR h.sequence OPERATOR(pg_catalog.<=) $3, true)",
+							   3, types, values, NULL) == 1;
 }

@@ -56,10 +56,12 @@ typedef struct PeerInfo
 	int			our_incarnation;	/* as the peer knows */
 	Oid			database;
 	XLogRecPtr	flush_lsn;
+	TimestampTz server_start;
+	int64		start_sequence; /* of its last heartbeat before that */
 } PeerInfo;
 
 static PeerInfo ask_peer(ReplMlApply *apply);
-static void check_progress(ReplMlApply *apply, XLogRecPtr applied, XLogRecPtr end);
+static void check_progress(ReplMlApply *apply, XLogRecPtr applied, const PeerInfo *info);
 static void check_peer(ReplMlApply *apply, const PeerInfo *info);
 static bool slot_is_usable(ReplMlApply *apply, const char *slot, XLogRecPtr *confirmed);
 static bool is_beyond_reach(ReplMlApply *apply, XLogRecPtr lsn);
@@ -117,13 +119,9 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	}
 	had_origin = id != InvalidRepOriginId;
 	if (had_origin)
-	{
-		XLogRecPtr	applied = replorigin_get_progress(id, false);
-
-		moved |= is_beyond_reach(apply, applied);
-		if (!moved)
-			check_progress(apply, applied, info.flush_lsn);
-	}
+		from = replorigin_get_progress(id, false);
+	moved |= is_beyond_reach(apply, from);
+	check_progress(apply, moved ? InvalidXLogRecPtr : from, &info);
 	CommitTransactionCommand();
 
 	usable = slot_is_usable(apply, slot, &confirmed);
@@ -213,19 +211,25 @@ order_new_link(ReplMlApply *apply, const PeerInfo *info, const char *slot, bool 
 }
 
 /*
- * Raises an error where the peer has less than we have applied from it: then
- * it was set back.
+ * Raises an error where the peer has less than has come from it: then it was
+ * set back.  Its WAL may have grown beyond that since, but not the number of the
+ * heartbeat that its server found when it was started.
  */
 static void
-check_progress(ReplMlApply *apply, XLogRecPtr applied, XLogRecPtr end)
+check_progress(ReplMlApply *apply, XLogRecPtr applied, const PeerInfo *info)
 {
-	if (applied <= end)
+	bool		fits = repl_ml_heard_fits(apply, info->server_start, info->start_sequence);
+
+	if (fits && applied <= info->flush_lsn)
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("node \"%s\" has been set back to an older state", apply->peer->node_name),
-			 errdetail("Changes up to %X/%X have been applied from it, but its WAL ends at %X/%X.",
-					   LSN_FORMAT_ARGS(applied), LSN_FORMAT_ARGS(end)),
+			 fits ? errdetail("Changes up to %X/%X have been applied from it, but its WAL ends "
+							  "at %X/%X.",
+							  LSN_FORMAT_ARGS(applied), LSN_FORMAT_ARGS(info->flush_lsn)) :
+			 errdetail("It has sent a later heartbeat than number " INT64_FORMAT ", which is the "
+					   "last one that its server had when it was started.", info->start_sequence),
 			 errhint("Run SELECT repl_ml.leave_group(force => true) there, SELECT "
 					 "repl_ml.drop_node(%s) here, and join it again.",
 					 quote_literal_cstr(apply->peer->node_name))));
@@ -235,8 +239,8 @@ check_progress(ReplMlApply *apply, XLogRecPtr applied, XLogRecPtr end)
 static PeerInfo
 ask_peer(ReplMlApply *apply)
 {
-	static const Oid types[11] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, OIDOID,
-	PG_LSNOID, BOOLOID, INT4OID, INT4OID};
+	static const Oid types[13] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, OIDOID,
+	PG_LSNOID, BOOLOID, INT4OID, INT4OID, TIMESTAMPTZOID, INT8OID};
 	PeerInfo	info = {0};
 	char	   *fields[5];
 	ReplMlResult *result = repl_ml_stream_query(apply->connection.stream,
@@ -246,9 +250,10 @@ ask_peer(ReplMlApply *apply)
 														 " node_name::pg_catalog.text, state,"
 														 " fenced, database, flush_lsn,"
 														 " asker_dropped, incarnation,"
-														 " asker_incarnation"
+														 " asker_incarnation, server_start,"
+														 " start_sequence"
 														 " FROM repl_ml.local_info(%d)",
-														 apply->self), 11, types);
+														 apply->self), lengthof(types), types);
 
 	if (!repl_ml_stream_next(result))
 		ereport(ERROR,
@@ -274,6 +279,10 @@ ask_peer(ReplMlApply *apply)
 	info.incarnation = result->slot->tts_isnull[9] ? 0 : DatumGetInt32(result->slot->tts_values[9]);
 	info.our_incarnation = result->slot->tts_isnull[10] ? 0 :
 		DatumGetInt32(result->slot->tts_values[10]);
+	info.server_start = DatumGetTimestampTz(result->slot->tts_values[11]);
+	/* before its first heartbeat ever it can have been set back to nothing older */
+	info.start_sequence = result->slot->tts_isnull[12] ? PG_INT64_MAX :
+		DatumGetInt64(result->slot->tts_values[12]);
 	repl_ml_stream_free(result);
 	return info;
 }

@@ -521,7 +521,11 @@ write_heartbeat(uint16 self)
 									  "excluded.applied,"
 									  " parked = excluded.parked, behind = excluded.behind,"
 									  " lacks = excluded.lacks,"
-									  " sequence = h.sequence OPERATOR(pg_catalog.+) 1",
+									  " sequence = h.sequence OPERATOR(pg_catalog.+) 1,"
+									  " server_start = excluded.server_start,"
+									  " start_sequence = CASE WHEN h.server_start"
+									  " OPERATOR(pg_catalog.=) excluded.server_start"
+									  " THEN h.start_sequence ELSE h.sequence END",
 									  3, types), values, NULL, false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
