@@ -111,6 +111,8 @@ OBJS = \
 	src/verify/report.o \
 	src/verify/compare.o \
 	src/verify/settle.o \
+	src/verify/repair.o \
+	src/verify/mend.o \
 	src/verify/part.o \
 	src/verify/image.o \
 	src/verify/progress.o \

@@ -320,6 +320,22 @@ CREATE INDEX parked_change_put_aside_idx ON repl_ml.parked_change (id) WHERE put
 CREATE INDEX parked_change_origin_idx ON repl_ml.parked_change (origin_node, origin_lsn);
 COMMENT ON TABLE repl_ml.parked_change IS 'changes that failed to apply here; see the view repl_ml.parked_changes';
 
+-- What repair_table has changed here
+CREATE TABLE repl_ml.repair_history (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    repaired_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    schema_name name NOT NULL,
+    table_name  name NOT NULL,
+    key         text[] NOT NULL,
+    action      text NOT NULL CHECK (action IN ('insert', 'update', 'delete', 'replace')),
+    verdict     text NOT NULL,
+    source_node integer NOT NULL,
+    before      jsonb,
+    after       jsonb
+);
+CREATE INDEX repair_history_repaired_at_idx ON repl_ml.repair_history (repaired_at);
+COMMENT ON TABLE repl_ml.repair_history IS 'rows that repl_ml.repair_table has changed on this node: what differed, from which node it has the version, and the row before and after it (null: none, or longer than 1 MB); kept for repl_ml.conflict_retention';
+
 -- Of these a part is lost here: this node does not count for them
 CREATE TABLE repl_ml.discarded_transaction (
     node_id      integer NOT NULL,

@@ -48,9 +48,9 @@ GRANT SELECT ON repl_ml.conflicts TO PUBLIC;
 -- Operating. What forms a group stays with superusers: a connection string makes the server connect
 -- as its operating system user, and a member creates what other members define.
 GRANT pg_monitor TO repl_ml_admin;
-GRANT SELECT ON repl_ml.parked_changes TO repl_ml_admin;
+GRANT SELECT ON repl_ml.parked_changes, repl_ml.repair_history TO repl_ml_admin;
 GRANT EXECUTE ON FUNCTION repl_ml.pause_apply(name), repl_ml.resume_apply(name), repl_ml.retry_parked(bigint), repl_ml.discard_parked(bigint),
-    repl_ml.reset_write_stats(), repl_ml.invite_node(name, interval), repl_ml.admit_node(name, text) TO repl_ml_admin;
+    repl_ml.reset_write_stats(), repl_ml.repair_table(regclass, boolean, name, interval), repl_ml.invite_node(name, interval), repl_ml.admit_node(name, text) TO repl_ml_admin;
 
 -- Replicating: what a peer asks and copies; the stream itself needs the role attribute
 GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.concurrent_version, repl_ml.transaction_record, repl_ml.record_floor TO repl_ml_replication;
@@ -58,4 +58,5 @@ GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, i
     repl_ml.admit_node(name, text), repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text),
     repl_ml.forget_node(uuid, integer, timestamptz), repl_ml.cannot_create(jsonb),
     repl_ml.rows_to_copy(regclass, name[], name, name), repl_ml.rows_left_out(), repl_ml.require_copyable(regclass, name[]), repl_ml.send_columns(regclass), repl_ml.parked_tables(),
-    repl_ml.verify_sums(text, text, text, integer), repl_ml.verify_rows(text, text, text, integer, bytea), repl_ml.verify_keys(text, text, text, integer, text[], repl_ml.vclock, integer, boolean) TO repl_ml_replication;
+    repl_ml.verify_sums(text, text, text, integer), repl_ml.verify_rows(text, text, text, integer, bytea), repl_ml.verify_keys(text, text, text, integer, text[], repl_ml.vclock, integer, boolean),
+    repl_ml.repair_source(text, text, text, integer, text[], boolean), repl_ml.repair_rows(text, text, text, integer, text[], integer, boolean, bytea, text[]) TO repl_ml_replication;

@@ -60,6 +60,19 @@ CREATE FUNCTION repl_ml.verify_all(timeout interval DEFAULT '30 s', OUT relation
 COMMENT ON FUNCTION repl_ml.verify_all(interval) IS
     'compares all replicated tables, or those of the caller, on all members, one after the other: a row for each as of repl_ml.verify_table. Errors: 25001 in a transaction that has written';
 
+CREATE FUNCTION repl_ml.repair_source(schema_name text, table_name text, signature text, chunks integer, keys text[], as_they_are boolean) RETURNS bytea
+    AS 'MODULE_PATHNAME', 'repl_ml_repair_source' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION repl_ml.repair_source(text, text, text, integer, text[], boolean) IS 'the versions of the rows with these keys, for a member that repairs its own';
+CREATE FUNCTION repl_ml.repair_rows(schema_name text, table_name text, signature text, chunks integer, keys text[], source integer, replace boolean, seen bytea, verdicts text[]) RETURNS bytea
+    AS 'MODULE_PATHNAME', 'repl_ml_repair_rows' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION repl_ml.repair_rows(text, text, text, integer, text[], integer, boolean, bytea, text[]) IS 'joins the versions that another member has of these keys; replaces rows that are wrong under their clock, and are what they were seen to be';
+
+CREATE FUNCTION repl_ml.repair_table(relation regclass, dry_run boolean DEFAULT true, source name DEFAULT NULL, timeout interval DEFAULT '30 s', OUT node_name name, OUT key text[], OUT action text, OUT verdict text, OUT before jsonb, OUT after jsonb, OUT detail text)
+    RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'repl_ml_repair_table' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION repl_ml.repair_table(regclass, boolean, name, interval) IS
+    'makes the rows of a table the same on all members, or says what it would do: the newest versions are joined where they are lacking, as if they had come; of rows that differ under one clock the one that most members have is right, or that of the source. A row for each thing done, or not done and why. What it changes on a node is in repl_ml.repair_history there. Errors: as verify_table, 42704 source is no member that can be compared';
+
 CREATE FUNCTION repl_ml.verify_progress(OUT pid integer, OUT relation regclass, OUT phase text, OUT chunks_total bigint, OUT chunks_done bigint, OUT rows bigint, OUT differing_rows bigint, OUT started_at timestamptz)
     RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'repl_ml_verify_progress_rows' LANGUAGE C VOLATILE STRICT;

@@ -132,6 +132,7 @@ extern int	repl_ml_row_bury(ReplMlTarget *root, Datum key_array, const ReplMlBur
 extern int	repl_ml_row_bury_found(ReplMlTarget *root, Datum key_array, const ReplMlBurial *burial);
 extern bool repl_ml_row_is_older(ReplMlTarget *root, Datum key_array, const ReplMlClock *clock);
 extern bool repl_ml_row_is_known(Oid relid, char **key, const ReplMlClock *clock);
+extern ReplMlTarget *repl_ml_row_find(ReplMlTarget *root, Datum key_array);
 extern void repl_ml_row_resolve_again(Oid relid, Datum columns, Datum key_array,
 									  const ReplMlSource *source);
 

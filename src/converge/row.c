@@ -133,6 +133,20 @@ aim_at_key(ReplMlJoin *join, ReplMlTarget *root)
 }
 
 /*
+ * Finds, for verify/mend.c and with the owner's rights, the row with this key
+ * and locks it.  Returns its target, or NULL if there is no such row.
+ */
+ReplMlTarget *
+repl_ml_row_find(ReplMlTarget *root, Datum key_array)
+{
+	ReplMlJoin	join = {0};
+
+	repl_ml_key_from_array(root->table, key_array, join.key);
+	aim_at_key(&join, root);
+	return repl_ml_target_find(join.target, join.searched) ? join.target : NULL;
+}
+
+/*
  * Makes the deletion the arriving version, and lets the node's counter follow
  * its clock.
  */

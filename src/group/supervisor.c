@@ -659,11 +659,18 @@ collect_garbage(void)
 	repl_ml_begin();
 	collect_tombstones();
 	if (repl_ml_conflict_retention >= 0)
+	{
 		SPI_execute(psprintf("DELETE FROM repl_ml.conflict_history"
 							 " WHERE detected_at OPERATOR(pg_catalog.<)"
 							 " (pg_catalog.now()"
 							 " OPERATOR(pg_catalog.-) '%d min'::pg_catalog.interval)",
 							 repl_ml_conflict_retention), false, 0);
+		SPI_execute(psprintf("DELETE FROM repl_ml.repair_history"
+							 " WHERE repaired_at OPERATOR(pg_catalog.<)"
+							 " (pg_catalog.now()"
+							 " OPERATOR(pg_catalog.-) '%d min'::pg_catalog.interval)",
+							 repl_ml_conflict_retention), false, 0);
+	}
 	SPI_execute("DELETE FROM repl_ml.discarded_transaction"
 				" WHERE discarded_at OPERATOR(pg_catalog.<)"
 				" (pg_catalog.now() OPERATOR(pg_catalog.-) '2 days'::pg_catalog.interval)",

@@ -161,6 +161,48 @@ repl_ml_tombstone_seen(ReplMlTable *table, Datum *key, Snapshot snapshot)
 }
 
 /*
+ * Returns, for who repairs tables, the key's tombstones that are versions, as a
+ * List of ReplMlVersion, palloc'd: not those that say what several versions
+ * amount to.
+ */
+List *
+repl_ml_tombstone_versions(ReplMlTable *table, Datum *key, Snapshot snapshot)
+{
+	Relation	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), AccessShareLock);
+	List	   *versions = NIL;
+	ScanKeyData scankey;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&scankey, Anum_tombstone_key_hash, BTEqualStrategyNumber,
+				F_INT8EQ, Int64GetDatum((int64) repl_ml_key_hash(table, key)));
+	scan = systable_beginscan(rel, repl_ml_catalog_oid(TOMBSTONE_INDEX), true, snapshot, 1,
+							  &scankey);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		TupleDesc	desc = RelationGetDescr(rel);
+		ReplMlVersion *version;
+		ReplMlClock *clock;
+		bool		isnull;
+		Datum		eviction;
+
+		if (DatumGetBool(heap_getattr(tuple, Anum_tombstone_merged, desc, &isnull)) ||
+			!is_tombstone_of(table, key, rel, tuple, &clock))
+			continue;
+		eviction = heap_getattr(tuple, Anum_tombstone_eviction, desc, &isnull);
+		version = palloc0(sizeof(ReplMlVersion));
+		version->clock = clock;
+		version->deleted = true;
+		if (!isnull)
+			version->eviction = DatumGetCString(DirectFunctionCall1(jsonb_out, eviction));
+		versions = lappend(versions, version);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return versions;
+}
+
+/*
  * Returns the joined clock, palloc'd, of the tombstones that the row in "slot"
  * has by other keys than the table's present one; NULL if it has none.
  * "writer" is as in repl_ml_tombstone_find.

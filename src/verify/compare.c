@@ -105,8 +105,8 @@ is_hopeless(int i, void *argument)
 }
 
 /* Returns the bytes that an answer, as text, stands for. */
-static StringInfo
-read_hex(const char *text)
+StringInfo
+repl_ml_compare_read_hex(const char *text)
 {
 	StringInfo	bytes = makeStringInfo();
 	Size		length = strlen(text);
@@ -218,7 +218,7 @@ repl_ml_compare_ask(ReplMlComparison *comparison, ReplMlPartQuestion *question)
 			set_problem(comparison, asking.asked[i], errors[i], NULL);
 		else
 		{
-			question->answers[asking.asked[i]] = read_hex(answers[i]);
+			question->answers[asking.asked[i]] = repl_ml_compare_read_hex(answers[i]);
 			pfree(answers[i]);
 		}
 	}

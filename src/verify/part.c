@@ -77,11 +77,13 @@ typedef struct Search
 	int			count;
 	Leaf	   *leaves;
 	bool		details;
+	bool		as_they_are;	/* rows, not what they were resolved from */
 	int			order[INDEX_MAX_KEYS];
 	MemoryContext context;		/* of the scans, which keep things from one key
 								 * to the next */
 } Search;
 
+typedef void (*KeyTeller) (Search *search, char **texts, Datum *key, StringInfo answer);
 typedef void (*RowVisitor) (ReplMlImage *image, TupleTableSlot *slot, void *argument);
 
 static bool open_part(const ReplMlInquiry *inquiry, Part *part, StringInfo answer);
@@ -505,6 +507,70 @@ find_parked(Search *search, char **texts)
 	return id;
 }
 
+/* Appends a version: V with its content, or D for a deletion. */
+static void
+send_version(StringInfo answer, const ReplMlVersion *version, Datum content)
+{
+	char	   *text;
+	Oid			output;
+	bool		is_varlena;
+
+	pq_sendbyte(answer, version->deleted ? REPL_ML_ITEM_DELETION : REPL_ML_ITEM_ROW);
+	send_clock(answer, (const bytea *) version->clock);
+	if (version->deleted)
+	{
+		if (version->eviction == NULL)
+			pq_sendint32(answer, -1);
+		else
+			send_bytes(answer, version->eviction, strlen(version->eviction));
+		return;
+	}
+	getTypeOutputInfo(TEXTARRAYOID, &output, &is_varlena);
+	text = OidOutputFunctionCall(output, content);
+	send_bytes(answer, text, strlen(text));
+}
+
+/*
+ * Tells the versions of a row: those that it was resolved from, or else itself;
+ * of a deleted one its tombstones.  Reads values with the rights of the owner.
+ */
+static void
+tell_versions(Search *search, char **texts, Datum *key, StringInfo answer)
+{
+	Leaf	   *leaf = find_row(search, key);
+	Relation	rel = leaf == NULL ? search->part->root : leaf->rel;
+	ReplMlTable *table = repl_ml_table_get(rel);
+	bytea	   *stored = leaf == NULL ? NULL : repl_ml_image_clock(leaf->image, leaf->slot);
+	const ReplMlClock *clock = leaf == NULL ?
+		repl_ml_tombstone_seen(table, key, search->snapshot) : (ReplMlClock *) stored;
+	ReplMlVersions versions = {0};
+	ReplMlUser	saved;
+
+	/* of one that is damaged nothing is worth telling */
+	if (clock != NULL && !repl_ml_clock_is_whole(clock))
+		clock = NULL;
+	repl_ml_become_owner(search->part->root, &saved);
+	if (clock != NULL && !search->as_they_are &&
+		repl_ml_version_load(table, key, RelationGetDescr(rel), clock, &versions))
+	{
+		for (int i = 0; i < versions.count; i++)
+			send_version(answer, &versions.all[i], versions.all[i].deleted ? (Datum) 0 :
+						 repl_ml_version_from_slot(versions.all[i].row, table->clock_attnum));
+	}
+	else if (leaf != NULL && clock != NULL)
+		send_version(answer, &(ReplMlVersion) {.clock = clock},
+					 repl_ml_version_from_slot(leaf->slot, table->clock_attnum));
+	if (leaf == NULL)
+	{
+		ListCell   *lc;
+
+		foreach(lc, repl_ml_tombstone_versions(table, key, search->snapshot))
+			send_version(answer, lfirst(lc), (Datum) 0);
+	}
+	repl_ml_become_self(&saved);
+	pq_sendbyte(answer, REPL_ML_ITEM_END);
+}
+
 /* Tells of one key whether there is a row, or what is known of its deletion. */
 static void
 tell_key(Search *search, char **texts, Datum *key, StringInfo answer)
@@ -557,9 +623,9 @@ read_key(Search *search, char **texts, Datum *key)
 	repl_ml_become_self(&saved);
 }
 
-/* Tells of each key what is here; "texts" has the columns of all keys. */
+/* Tells of each key what "tell" does; "texts" has the columns of all keys. */
 static void
-tell_keys(Search *search, Datum *texts, int count, StringInfo answer)
+tell_keys(Search *search, Datum *texts, int count, StringInfo answer, KeyTeller tell)
 {
 	int			natts = search->part->table->key_natts;
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml key looked for",
@@ -580,7 +646,7 @@ tell_keys(Search *search, Datum *texts, int count, StringInfo answer)
 		for (int j = 0; j < natts; j++)
 			columns[j] = TextDatumGetCString(texts[i + j]);
 		read_key(search, columns, key);
-		tell_key(search, columns, key, answer);
+		tell(search, columns, key, answer);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(context);
 	}
@@ -589,17 +655,36 @@ tell_keys(Search *search, Datum *texts, int count, StringInfo answer)
 	MemoryContextDelete(context);
 }
 
+/* Returns those of the positions that this node has not reached. */
+static ReplMlClock *
+find_lacking(const ReplMlClock *wanted)
+{
+	ReplMlClock *have = repl_ml_positions();
+	int			count = 0;
+	ReplMlClockEntry *entries =
+		palloc(Max(repl_ml_clock_count(wanted), 1) * sizeof(ReplMlClockEntry));
+
+	for (int i = 0; i < repl_ml_clock_count(wanted); i++)
+	{
+		ReplMlClockEntry entry = repl_ml_clock_entry(wanted, i);
+
+		if (repl_ml_clock_counter(have, entry.node) < entry.counter)
+			entries[count++] = entry;
+	}
+	return repl_ml_clock_from_entries(entries, count);
+}
+
 /*
  * Waits until this node has what the positions say, at most so long; returns
- * what it lacks, NULL if nothing.
+ * those that it has not reached.
  */
-static char *
+static ReplMlClock *
 catch_up(const ReplMlClock *wanted, int patience_ms)
 {
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), patience_ms);
-	char	   *lacking;
+	ReplMlClock *lacking;
 
-	while ((lacking = repl_ml_positions_lacking(wanted, repl_ml_positions())) != NULL)
+	while (repl_ml_clock_count(lacking = find_lacking(wanted)) > 0)
 	{
 		if (!repl_ml_position_wait(deadline, "ReplMlVerifyCatchUp"))
 			break;
@@ -609,8 +694,8 @@ catch_up(const ReplMlClock *wanted, int patience_ms)
 }
 
 /*
- * Returns the counter below which every transaction of this node has ended, or
- * 0 while one is prepared: what is below it is visible to the next snapshot.
+ * Returns the counter up to which every write of this node is of a transaction
+ * that has ended, or 0 while one is prepared: the next snapshot shows them.
  */
 static uint64
 find_safe_counter(void)
@@ -659,7 +744,7 @@ repl_ml_part_keys(const ReplMlInquiry *inquiry, ArrayType *keys, const ReplMlClo
 				  int patience_ms, bool details)
 {
 	StringInfo	answer = makeStringInfo();
-	char	   *lacking = catch_up(wanted, patience_ms);
+	char	   *lacking = repl_ml_clock_to_text(catch_up(wanted, patience_ms));
 	Part		part;
 	Search		search = {.part = &part,.details = details};
 	Datum	   *texts;
@@ -669,16 +754,42 @@ repl_ml_part_keys(const ReplMlInquiry *inquiry, ArrayType *keys, const ReplMlClo
 		return answer;
 	deconstruct_array(keys, TEXTOID, -1, false, TYPALIGN_INT, &texts, NULL, &count);
 	(void) repl_ml_image_key_order(part.table, RelationGetDescr(part.root), search.order);
-	lacking = lacking == NULL ? "" : lacking;
 	send_bytes(answer, lacking, strlen(lacking));
 	pq_sendint64(answer, find_safe_counter());
 	/* what has ended by now is seen */
 	search.snapshot = RegisterSnapshot(GetLatestSnapshot());
 	PushActiveSnapshot(search.snapshot);
-	tell_keys(&search, texts, count, answer);
+	tell_keys(&search, texts, count, answer, tell_key);
 	PopActiveSnapshot();
 	UnregisterSnapshot(search.snapshot);
 	send_standing(answer, part.table);
+	close_part(&part);
+	return answer;
+}
+
+/*
+ * Returns, for who repairs, the versions of the rows with these keys, for each
+ * key up to REPL_ML_ITEM_END: joined elsewhere they make of the row what it is
+ * here; or the rows as they are.
+ */
+StringInfo
+repl_ml_part_versions(const ReplMlInquiry *inquiry, ArrayType *keys, bool as_they_are)
+{
+	StringInfo	answer = makeStringInfo();
+	Part		part;
+	Search		search = {.part = &part,.as_they_are = as_they_are};
+	Datum	   *texts;
+	int			count;
+
+	if (!open_part(inquiry, &part, answer))
+		return answer;
+	deconstruct_array(keys, TEXTOID, -1, false, TYPALIGN_INT, &texts, NULL, &count);
+	(void) repl_ml_image_key_order(part.table, RelationGetDescr(part.root), search.order);
+	search.snapshot = RegisterSnapshot(GetLatestSnapshot());
+	PushActiveSnapshot(search.snapshot);
+	tell_keys(&search, texts, count, answer, tell_versions);
+	PopActiveSnapshot();
+	UnregisterSnapshot(search.snapshot);
 	close_part(&part);
 	return answer;
 }
@@ -699,9 +810,9 @@ watch_client(void)
 		enable_timeout_after(CLIENT_CONNECTION_CHECK_TIMEOUT, atoi(CLIENT_CHECK_MS));
 }
 
-/* Reads the arguments that all questions begin with; shows what is done for others, too. */
-static ReplMlInquiry
-read_inquiry(FunctionCallInfo fcinfo)
+/* Reads the arguments that all questions begin with. */
+ReplMlInquiry
+repl_ml_part_inquiry(FunctionCallInfo fcinfo)
 {
 	ReplMlInquiry inquiry = {
 		.schema_name = text_to_cstring(PG_GETARG_TEXT_PP(0)),
@@ -723,8 +834,8 @@ read_inquiry(FunctionCallInfo fcinfo)
 }
 
 /* Returns an answer as a value. */
-static Datum
-make_bytea(StringInfo answer)
+Datum
+repl_ml_part_answer(StringInfo answer)
 {
 	bytea	   *result = palloc(VARHDRSZ + answer->len);
 
@@ -739,9 +850,9 @@ PG_FUNCTION_INFO_V1(repl_ml_verify_sums);
 Datum
 repl_ml_verify_sums(PG_FUNCTION_ARGS)
 {
-	ReplMlInquiry inquiry = read_inquiry(fcinfo);
+	ReplMlInquiry inquiry = repl_ml_part_inquiry(fcinfo);
 
-	return make_bytea(repl_ml_part_sums(&inquiry));
+	return repl_ml_part_answer(repl_ml_part_sums(&inquiry));
 }
 
 PG_FUNCTION_INFO_V1(repl_ml_verify_rows);
@@ -753,9 +864,9 @@ PG_FUNCTION_INFO_V1(repl_ml_verify_rows);
 Datum
 repl_ml_verify_rows(PG_FUNCTION_ARGS)
 {
-	ReplMlInquiry inquiry = read_inquiry(fcinfo);
+	ReplMlInquiry inquiry = repl_ml_part_inquiry(fcinfo);
 
-	return make_bytea(repl_ml_part_rows(&inquiry, PG_GETARG_BYTEA_PP(4)));
+	return repl_ml_part_answer(repl_ml_part_rows(&inquiry, PG_GETARG_BYTEA_PP(4)));
 }
 
 PG_FUNCTION_INFO_V1(repl_ml_verify_keys);
@@ -767,9 +878,24 @@ PG_FUNCTION_INFO_V1(repl_ml_verify_keys);
 Datum
 repl_ml_verify_keys(PG_FUNCTION_ARGS)
 {
-	ReplMlInquiry inquiry = read_inquiry(fcinfo);
+	ReplMlInquiry inquiry = repl_ml_part_inquiry(fcinfo);
 
-	return make_bytea(repl_ml_part_keys(&inquiry, PG_GETARG_ARRAYTYPE_P(4),
+	return repl_ml_part_answer(repl_ml_part_keys(&inquiry, PG_GETARG_ARRAYTYPE_P(4),
 										PG_GETARG_REPL_ML_CLOCK_P(5), PG_GETARG_INT32(6),
 										PG_GETARG_BOOL(7)));
+}
+
+PG_FUNCTION_INFO_V1(repl_ml_repair_source);
+
+/*
+ * repl_ml.repair_source(schema_name, table_name, signature, chunks, keys,
+ * as_they_are): see repl_ml_part_versions.
+ */
+Datum
+repl_ml_repair_source(PG_FUNCTION_ARGS)
+{
+	ReplMlInquiry inquiry = repl_ml_part_inquiry(fcinfo);
+
+	return repl_ml_part_answer(repl_ml_part_versions(&inquiry, PG_GETARG_ARRAYTYPE_P(4),
+													 PG_GETARG_BOOL(5)));
 }

@@ -43,20 +43,7 @@
 #define REPORT_COLUMNS		12
 #define ROW_COLUMNS			5
 
-/* Who asks, and about which table. */
-typedef struct Caller
-{
-	Oid			relid;
-	bool		may_read;		/* all of the table */
-	int			key_order[INDEX_MAX_KEYS];
-	char	  **columns;		/* as they are hashed */
-	int			column_count;
-} Caller;
-
 static void load_members(ReplMlComparison *comparison);
-static Caller begin(FunctionCallInfo fcinfo, ReplMlComparison *comparison, int max_rows,
-					Datum timeout);
-static void compare(ReplMlComparison *comparison);
 
 /* ---- rights ---- */
 
@@ -143,7 +130,7 @@ count_chunks(double rows)
 
 /* Remembers the table's columns as they are hashed, and the places of its key's. */
 static void
-note_columns(Relation rel, ReplMlTable *table, Caller *caller)
+note_columns(Relation rel, ReplMlTable *table, ReplMlCaller *caller)
 {
 	ReplMlImage *image = repl_ml_image_open(rel);
 
@@ -155,11 +142,11 @@ note_columns(Relation rel, ReplMlTable *table, Caller *caller)
 	repl_ml_image_close(image);
 }
 
-/* Prepares a comparison of the table that is the function's first argument. */
-static Caller
-begin(FunctionCallInfo fcinfo, ReplMlComparison *comparison, int max_rows, Datum timeout)
+/* Prepares a comparison of a table for the caller, if he may. */
+ReplMlCaller
+repl_ml_report_begin(Oid relid, ReplMlComparison *comparison, int max_rows, Datum timeout)
 {
-	Caller		caller = {.relid = repl_ml_table_root(PG_GETARG_OID(0))};
+	ReplMlCaller caller = {.relid = repl_ml_table_root(relid)};
 	Relation	rel;
 	ReplMlTable *table;
 
@@ -216,17 +203,26 @@ load_members(ReplMlComparison *comparison)
 }
 
 /*
+ * Goes on with the extension's rights, until the caller restores what is saved,
+ * or an abort does.
+ */
+void
+repl_ml_report_become_extension(ReplMlUser *saved)
+{
+	GetUserIdAndSecContext(&saved->user, &saved->context);
+	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, saved->context | SECURITY_LOCAL_USERID_CHANGE);
+}
+
+/*
  * Compares the table with the extension's rights, which an error ends, too.
  * Whatever happens, no progress is shown after it.
  */
-static void
-compare(ReplMlComparison *comparison)
+void
+repl_ml_report_compare(ReplMlComparison *comparison)
 {
-	Oid			user;
-	int			context;
+	ReplMlUser	saved;
 
-	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, context | SECURITY_LOCAL_USERID_CHANGE);
+	repl_ml_report_become_extension(&saved);
 	PG_TRY();
 	{
 		load_members(comparison);
@@ -237,7 +233,7 @@ compare(ReplMlComparison *comparison)
 		repl_ml_verify_end();
 	}
 	PG_END_TRY();
-	SetUserIdAndSecContext(user, context);
+	SetUserIdAndSecContext(saved.user, saved.context);
 }
 
 /* ---- verify_table ---- */
@@ -370,15 +366,16 @@ repl_ml_verify_table(PG_FUNCTION_ARGS)
 {
 	ReplMlComparison comparison;
 	TimestampTz start = GetCurrentTimestamp();
-	Caller		caller;
+	ReplMlCaller caller;
 	TupleDesc	desc;
 	Datum		values[REPORT_COLUMNS];
 	bool		nulls[REPORT_COLUMNS] = {false};
 	Interval   *duration = palloc0(sizeof(Interval));
 
 	repl_ml_refuse_nulls(fcinfo);
-	caller = begin(fcinfo, &comparison, MAX_DIFFERENCES, PG_GETARG_DATUM(1));
-	compare(&comparison);
+	caller = repl_ml_report_begin(PG_GETARG_OID(0), &comparison, MAX_DIFFERENCES,
+								  PG_GETARG_DATUM(1));
+	repl_ml_report_compare(&comparison);
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	duration->time = GetCurrentTimestamp() - start;
@@ -401,8 +398,9 @@ repl_ml_verify_table(PG_FUNCTION_ARGS)
 /* ---- diff_rows ---- */
 
 /* Returns the key, in the order of the primary key here. */
-static Datum
-show_key(const ReplMlComparison *comparison, const Caller *caller, const ReplMlSuspect *suspect)
+Datum
+repl_ml_report_key(const ReplMlComparison *comparison, const ReplMlCaller *caller,
+				   const ReplMlSuspect *suspect)
 {
 	Datum		texts[INDEX_MAX_KEYS];
 
@@ -443,7 +441,8 @@ column_differs(const ReplMlComparison *comparison, const ReplMlSight *sights, in
 
 /* Returns the names of the columns in which the rows differ. */
 static Datum
-show_columns(const ReplMlComparison *comparison, const Caller *caller, const ReplMlSight *sights)
+show_columns(const ReplMlComparison *comparison, const ReplMlCaller *caller,
+			 const ReplMlSight *sights)
 {
 	Datum	   *names = palloc((caller->column_count + 1) * sizeof(Datum));
 	int			count = 0;
@@ -481,7 +480,8 @@ append_version(StringInfo json, const ReplMlSight *sight, bool may_read)
 
 /* Returns what each member has, as JSON. */
 static Datum
-show_versions(const ReplMlComparison *comparison, const Caller *caller, const ReplMlSight *sights)
+show_versions(const ReplMlComparison *comparison, const ReplMlCaller *caller,
+			  const ReplMlSight *sights)
 {
 	StringInfoData json;
 
@@ -527,14 +527,14 @@ describe(const ReplMlComparison *comparison, const ReplMlSuspect *suspect)
 
 /* Puts one row into the result. */
 static void
-put_row(ReturnSetInfo *result, const ReplMlComparison *comparison, const Caller *caller,
+put_row(ReturnSetInfo *result, const ReplMlComparison *comparison, const ReplMlCaller *caller,
 		const ReplMlSuspect *suspect)
 {
 	Datum		values[ROW_COLUMNS] = {0};
 	bool		nulls[ROW_COLUMNS] = {!caller->may_read};
 
 	if (caller->may_read)
-		values[0] = show_key(comparison, caller, suspect);
+		values[0] = repl_ml_report_key(comparison, caller, suspect);
 	values[1] = CStringGetTextDatum(repl_ml_settle_verdict(comparison, suspect));
 	nulls[2] = first_with_row(comparison, suspect->now) < 0;
 	if (!nulls[2])
@@ -611,18 +611,25 @@ put_schema(ReturnSetInfo *result, const ReplMlComparison *comparison, int i)
 	tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 }
 
+/* Looks at some differences once more, with the extension's rights. */
+void
+repl_ml_report_details(ReplMlComparison *comparison, List *some)
+{
+	ReplMlUser	saved;
+
+	repl_ml_report_become_extension(&saved);
+	repl_ml_settle_details(comparison, some);
+	SetUserIdAndSecContext(saved.user, saved.context);
+}
+
 /* Puts some differences into the result, looked at once more. */
 static void
-put_some(ReturnSetInfo *result, ReplMlComparison *comparison, const Caller *caller, List *some)
+put_some(ReturnSetInfo *result, ReplMlComparison *comparison, const ReplMlCaller *caller,
+		 List *some)
 {
-	Oid			user;
-	int			context;
 	ListCell   *lc;
 
-	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, context | SECURITY_LOCAL_USERID_CHANGE);
-	repl_ml_settle_details(comparison, some);
-	SetUserIdAndSecContext(user, context);
+	repl_ml_report_details(comparison, some);
 	foreach(lc, some)
 	{
 		ReplMlSuspect *suspect = lfirst(lc);
@@ -635,7 +642,7 @@ put_some(ReturnSetInfo *result, ReplMlComparison *comparison, const Caller *call
 
 /* Puts all differences into the result, some at a time. */
 static void
-put_all(ReturnSetInfo *result, ReplMlComparison *comparison, const Caller *caller)
+put_all(ReturnSetInfo *result, ReplMlComparison *comparison, const ReplMlCaller *caller)
 {
 	int			count = list_length(comparison->suspects);
 
@@ -664,7 +671,7 @@ repl_ml_diff_rows(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	ReplMlComparison comparison;
-	Caller		caller;
+	ReplMlCaller caller;
 
 	repl_ml_refuse_nulls(fcinfo);
 	if (PG_GETARG_INT32(1) < 0)
@@ -673,8 +680,9 @@ repl_ml_diff_rows(PG_FUNCTION_ARGS)
 				 errmsg("max_rows must not be negative"),
 				 errhint("For example: 1000.")));
 	InitMaterializedSRF(fcinfo, 0);
-	caller = begin(fcinfo, &comparison, PG_GETARG_INT32(1), PG_GETARG_DATUM(2));
-	compare(&comparison);
+	caller = repl_ml_report_begin(PG_GETARG_OID(0), &comparison, PG_GETARG_INT32(1),
+								  PG_GETARG_DATUM(2));
+	repl_ml_report_compare(&comparison);
 	put_all(result, &comparison, &caller);
 	for (int i = 0; i < comparison.count; i++)
 	{

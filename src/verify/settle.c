@@ -16,7 +16,7 @@
  *
  * That B has it and does not show it yet is no difference, either: a commit that
  * waits to be acknowledged is applied elsewhere before it is visible on its own
- * node (B tells the counter below which its own have ended); an evicted row is
+ * node (B tells the counter up to which its own have ended); an evicted row is
  * gone before its eviction is announced (A says so); a deletion whose tombstone
  * has been removed everywhere is not known any more (B tells up to where).
  * Such a round says nothing, and one is made again.  What no round has decided
@@ -50,9 +50,8 @@
 /* What has to be known of a member to judge what it shows, in one round. */
 typedef struct Standing
 {
-	char	   *lacking;		/* positions it has not caught up with; empty:
-								 * none */
-	uint64		safe;			/* all of its own writes below it are shown */
+	const ReplMlClock *lacking; /* positions it has not caught up with */
+	uint64		safe;			/* all of its own writes up to it are shown */
 	bool		announces;		/* it has evictions to announce */
 	const ReplMlClock *floor;	/* tombstones up to it may be gone */
 } Standing;
@@ -193,7 +192,7 @@ read_round(ReplMlComparison *comparison, int i, StringInfo answer, List *suspect
 	int			columns = details ? count_columns(comparison) : 0;
 	ListCell   *lc;
 
-	standing->lacking = read_text(answer);
+	standing->lacking = repl_ml_clock_from_text(read_text(answer));
 	standing->safe = pq_getmsgint64(answer);
 	foreach(lc, suspects)
 		read_sight(answer, &((ReplMlSuspect *) lfirst(lc))->now[i], columns);
@@ -308,7 +307,38 @@ static bool
 may_be_hidden(const ReplMlComparison *comparison, const ReplMlClock *clock, int b,
 			  const Standing *standing)
 {
-	return repl_ml_clock_counter(clock, comparison->members[b].node_id) >= standing->safe;
+	return repl_ml_clock_counter(clock, comparison->members[b].node_id) > standing->safe;
+}
+
+/*
+ * Says whether what makes B know a version may not have come to it yet.  A row
+ * comes from those who wrote it, what is known of a deletion from anybody, as
+ * evictions are announced by whoever has found them.
+ */
+static bool
+may_be_on_its_way(const ReplMlSight *had, const ReplMlSight *has, const Standing *standing)
+{
+	if (had->kind == 'T')
+		return repl_ml_clock_count(standing->lacking) > 0;
+	for (int i = 0; i < repl_ml_clock_count(had->clock); i++)
+	{
+		ReplMlClockEntry entry = repl_ml_clock_entry(had->clock, i);
+
+		if ((has->clock == NULL || !repl_ml_clock_covers(has->clock, entry)) &&
+			repl_ml_clock_counter(standing->lacking, entry.node) != 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Says whether two rows with this clock may have been resolved under different
+ * rules, of which one has not come yet.
+ */
+static bool
+may_be_resolved(const ReplMlSight *had, const Standing *standing)
+{
+	return repl_ml_clock_count(had->clock) > 1 && repl_ml_clock_count(standing->lacking) > 0;
 }
 
 /*
@@ -348,8 +378,8 @@ judge_pair(const ReplMlComparison *comparison, const ReplMlSuspect *suspect,
 		return PASSED;
 	if (had->damaged || has->damaged)
 		return are_same(had, has) ? PASSED : FAILED;
-	if (now[b].lacking[0] != '\0' || before[a].announces ||
-		may_be_hidden(comparison, had->clock, b, &now[b]))
+	if (before[a].announces || (now[b].announces && has->kind == 'A') ||
+		may_be_on_its_way(had, has, &now[b]) || may_be_hidden(comparison, had->clock, b, &now[b]))
 		return UNCLEAR;
 	if (has->clock == NULL || !repl_ml_clock_is_within(had->clock, has->clock))
 		return judge_unknown(suspect, now, a, b);
@@ -357,7 +387,8 @@ judge_pair(const ReplMlComparison *comparison, const ReplMlSuspect *suspect,
 		return PASSED;
 	/* the same version, or its eviction */
 	if (had->kind == 'R' && has->kind == 'R')
-		return are_same(had, has) ? PASSED : FAILED;
+		return are_same(had, has) ? PASSED :
+			may_be_resolved(had, &now[b]) ? UNCLEAR : FAILED;
 	return had->kind == 'T' && has->kind == 'R' ? FAILED : PASSED;
 }
 

@@ -46,6 +46,11 @@ typedef struct ReplMlInquiry
 #define REPL_ML_PART_MISSING	'M'
 #define REPL_ML_PART_COPIED		'P' /* still being copied */
 
+/* What a row's versions are told by, for repairs. */
+#define REPL_ML_ITEM_ROW		'V' /* clock, content */
+#define REPL_ML_ITEM_DELETION	'D' /* clock, eviction or none */
+#define REPL_ML_ITEM_END		'E'
+
 /* a power of two; so the sums of nine members are below 16 MB */
 #define REPL_ML_MAX_CHUNKS		65536
 
@@ -148,9 +153,40 @@ extern StringInfo repl_ml_part_rows(const ReplMlInquiry *inquiry, const bytea *w
 extern StringInfo repl_ml_part_keys(const ReplMlInquiry *inquiry, ArrayType *keys,
 									const ReplMlClock *wanted, int patience_ms, bool details);
 
+/* Who asks, and about which table; see report.c. */
+typedef struct ReplMlCaller
+{
+	Oid			relid;
+	bool		may_read;		/* all of the table */
+	int			key_order[INDEX_MAX_KEYS];	/* of the key's columns by name: their
+											 * places in the index */
+	char	  **columns;		/* as they are hashed */
+	int			column_count;
+} ReplMlCaller;
+
+/* What one node is to do about some rows; see mend.c. */
+typedef struct ReplMlOrder
+{
+	ArrayType  *keys;
+	int			source;			/* node whose versions it is to have */
+	bool		replace;		/* the row is wrong under its own clock */
+	const bytea *seen;			/* then: what it was seen to be, for each key */
+	ArrayType  *verdicts;		/* text[], one for each key */
+} ReplMlOrder;
+
+/* in report.c */
+extern ReplMlCaller repl_ml_report_begin(Oid relid, ReplMlComparison *comparison, int max_rows,
+										 Datum timeout);
+extern void repl_ml_report_compare(ReplMlComparison *comparison);
+extern void repl_ml_report_details(ReplMlComparison *comparison, List *some);
+extern Datum repl_ml_report_key(const ReplMlComparison *comparison, const ReplMlCaller *caller,
+								const ReplMlSuspect *suspect);
+extern void repl_ml_report_become_extension(ReplMlUser *saved);
+
 /* in compare.c */
 extern void repl_ml_compare(ReplMlComparison *comparison);
 extern void repl_ml_compare_ask(ReplMlComparison *comparison, ReplMlPartQuestion *question);
+extern StringInfo repl_ml_compare_read_hex(const char *text);
 extern void repl_ml_compare_read_clock(StringInfo answer, ReplMlSight *sight);
 extern ReplMlDigest repl_ml_compare_read_digest(StringInfo answer);
 extern bool repl_ml_compare_is_compared(const ReplMlComparison *comparison, int i);
@@ -163,6 +199,14 @@ extern bool repl_ml_settle_is_equal(const ReplMlComparison *comparison,
 									const ReplMlSight *sights);
 extern const char *repl_ml_settle_verdict(const ReplMlComparison *comparison,
 										  const ReplMlSuspect *suspect);
+
+extern StringInfo repl_ml_part_versions(const ReplMlInquiry *inquiry, ArrayType *keys,
+										bool as_they_are);
+extern ReplMlInquiry repl_ml_part_inquiry(FunctionCallInfo fcinfo);
+extern Datum repl_ml_part_answer(StringInfo answer);
+
+/* in mend.c */
+extern StringInfo repl_ml_mend(const ReplMlInquiry *inquiry, const ReplMlOrder *order);
 
 /* in progress.c */
 extern Size repl_ml_verify_shmem_size(void);
