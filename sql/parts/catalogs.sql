@@ -320,6 +320,26 @@ CREATE INDEX parked_change_put_aside_idx ON repl_ml.parked_change (id) WHERE put
 CREATE INDEX parked_change_origin_idx ON repl_ml.parked_change (origin_node, origin_lsn);
 COMMENT ON TABLE repl_ml.parked_change IS 'changes that failed to apply here; see the view repl_ml.parked_changes';
 
+-- What came of comparisons that were made here
+CREATE TABLE repl_ml.consistency_check (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    schema_name name NOT NULL,
+    table_name  name NOT NULL,
+    status      text NOT NULL CHECK (status IN ('consistent', 'differs', 'incomplete')),
+    members     name[] NOT NULL,
+    unreachable name[] NOT NULL,
+    rows        bigint NOT NULL,
+    chunks      integer NOT NULL,
+    differing_rows bigint NOT NULL,
+    rechecked_rows bigint NOT NULL,
+    started_at  timestamptz NOT NULL,
+    duration    interval NOT NULL,
+    detail      text,
+    hint        text
+);
+CREATE INDEX consistency_check_table_idx ON repl_ml.consistency_check (schema_name, table_name, id);
+COMMENT ON TABLE repl_ml.consistency_check IS 'comparisons of tables that were made on this node; see the view repl_ml.consistency_checks';
+
 -- What repair_table has changed here
 CREATE TABLE repl_ml.repair_history (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

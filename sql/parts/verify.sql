@@ -13,6 +13,19 @@ CREATE FUNCTION repl_ml.verify_keys(schema_name text, table_name text, signature
     AS 'MODULE_PATHNAME', 'repl_ml_verify_keys' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION repl_ml.verify_keys(text, text, text, integer, text[], repl_ml.vclock, integer, boolean) IS 'what this node knows of these keys, after it has caught up with these positions or has waited for so many milliseconds';
 
+-- Who is at it, too, may be so for long: what it removes is left
+CREATE FUNCTION repl_ml.forget_checks(of_schema name, of_table name) RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DELETE FROM repl_ml.consistency_check c WHERE c.id IN (
+        SELECT x.id FROM repl_ml.consistency_check x
+         WHERE x.schema_name = of_schema AND x.table_name = of_table
+           AND x.id NOT IN (SELECT y.id FROM repl_ml.consistency_check y WHERE y.schema_name = of_schema AND y.table_name = of_table ORDER BY y.id DESC LIMIT 10)
+           AND x.id IS DISTINCT FROM (SELECT pg_catalog.max(y.id) FROM repl_ml.consistency_check y WHERE y.schema_name = of_schema AND y.table_name = of_table AND y.status = 'consistent')
+           FOR UPDATE SKIP LOCKED)
+    $$;
+COMMENT ON FUNCTION repl_ml.forget_checks(name, name) IS 'removes the comparisons of a table but for the last ten and the last one without a difference';
+
 CREATE FUNCTION repl_ml.verify_table(relation regclass, timeout interval DEFAULT '30 s', OUT relation regclass, OUT status text, OUT members name[], OUT unreachable name[], OUT rows bigint, OUT chunks integer,
     OUT differing_rows bigint, OUT rechecked_rows bigint, OUT started_at timestamptz, OUT duration interval, OUT detail text, OUT hint text)
     AS 'MODULE_PATHNAME', 'repl_ml_verify_table' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
@@ -32,6 +45,7 @@ CREATE FUNCTION repl_ml.verify_all(timeout interval DEFAULT '30 s', OUT relation
     AS $$
     DECLARE
         t regclass;
+        orphans bigint;
     BEGIN
         FOR t IN SELECT c.oid FROM pg_catalog.pg_publication p
                    JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid
@@ -53,12 +67,22 @@ CREATE FUNCTION repl_ml.verify_all(timeout interval DEFAULT '30 s', OUT relation
                     GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
                     hint := nullif(hint, '');
             END;
+            -- what no member enforces when it applies: the same on all, or it differs
+            BEGIN
+                SELECT pg_catalog.count(*) INTO orphans FROM repl_ml.orphans(t);
+                IF orphans > 0 THEN
+                    detail := pg_catalog.concat_ws('; ', detail, pg_catalog.format('rows whose foreign keys refer to nothing: %s', orphans));
+                    hint := coalesce(hint, pg_catalog.format('Run SELECT * FROM repl_ml.orphans(%L).', t));
+                END IF;
+            EXCEPTION WHEN insufficient_privilege THEN
+                NULL;  -- who may not read both tables does not hear of it
+            END;
             RETURN NEXT;
         END LOOP;
     END
     $$;
 COMMENT ON FUNCTION repl_ml.verify_all(interval) IS
-    'compares all replicated tables, or those of the caller, on all members, one after the other: a row for each as of repl_ml.verify_table. Errors: 25001 in a transaction that has written';
+    'compares all replicated tables, or those of the caller, on all members, one after the other: a row for each as of repl_ml.verify_table, whose detail also counts rows whose foreign keys refer to nothing. Errors: 25001 in a transaction that has written';
 
 CREATE FUNCTION repl_ml.repair_source(schema_name text, table_name text, signature text, chunks integer, keys text[], as_they_are boolean) RETURNS bytea
     AS 'MODULE_PATHNAME', 'repl_ml_repair_source' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
@@ -83,3 +107,11 @@ CREATE VIEW repl_ml.stat_progress_verify AS
       FROM repl_ml.verify_progress() p LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = p.pid;
 COMMENT ON VIEW repl_ml.stat_progress_verify IS
     'comparisons of tables that are going on, those that other members ask this node for among them: what is being done, and how many rows have been seen';
+
+CREATE VIEW repl_ml.consistency_checks AS
+    SELECT c.id, c.schema_name, c.table_name, c.status, c.members, c.unreachable, c.rows, c.chunks, c.differing_rows, c.rechecked_rows, c.started_at, c.duration, c.detail, c.hint,
+           c.id = pg_catalog.max(c.id) OVER (PARTITION BY c.schema_name, c.table_name) AS is_last,
+           c.id IS NOT DISTINCT FROM pg_catalog.max(c.id) FILTER (WHERE c.status = 'consistent') OVER (PARTITION BY c.schema_name, c.table_name) AS is_last_good
+      FROM repl_ml.consistency_check c;
+COMMENT ON VIEW repl_ml.consistency_checks IS
+    'comparisons of tables by repl_ml.verify_table and verify_all on this node: of each table the last ten, and the last one that found no difference';

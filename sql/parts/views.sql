@@ -421,7 +421,19 @@ CREATE VIEW repl_ml.health AS
                                        -- each may want a second connection, to copy or to ask
                                        (NOT u.rolsuper AND u.rolconnlimit BETWEEN 0 AND 2 * (SELECT pg_catalog.count(*) FROM peer) - 1, 'has too low a connection limit', 'ALTER ROLE %1$I CONNECTION LIMIT -1')) c(is_so, said, command)
             WHERE c.is_so GROUP BY u.rolname, c.said, c.command) f ON true
-    HAVING pg_catalog.count(s.node_id) > 0)
+    HAVING pg_catalog.count(s.node_id) > 0
+    UNION ALL
+    -- 18. tables that differ, as far as somebody has looked
+    SELECT 18, 'consistency', CASE WHEN c.bad IS NOT NULL THEN 'error' ELSE 'ok' END,
+           CASE WHEN c.bad IS NOT NULL THEN pg_catalog.format('Tables that were not the same on all members when they were last compared here: %s.', c.bad)
+                WHEN c.tables = 0 THEN 'No table has been compared here.'
+                ELSE 'No table differed when it was last compared here.' END,
+           CASE WHEN c.bad IS NOT NULL THEN 'See SELECT * FROM repl_ml.diff_rows(...); repl_ml.repair_table(...) makes them equal. Then compare them again with repl_ml.verify_table(...).' END
+      FROM active s,
+           (SELECT pg_catalog.count(*) AS tables, pg_catalog.string_agg(pg_catalog.format('%I.%I (%s rows, %s)', l.schema_name, l.table_name, l.differing_rows, pg_catalog.date_trunc('second', l.started_at)), ', ' ORDER BY l.schema_name, l.table_name) FILTER (WHERE l.status = 'differs') AS bad
+              FROM (SELECT DISTINCT ON (x.schema_name, x.table_name) x.* FROM repl_ml.consistency_check x WHERE EXISTS (SELECT FROM repl_ml.replicated_table r WHERE r.schema_name = x.schema_name AND r.table_name = x.table_name AND r.state = 'enrolled')
+                     ORDER BY x.schema_name, x.table_name, x.id DESC) l) c
+     WHERE s.state = 'ready')
     SELECT f.check_name, f.status, f.detail, f.hint FROM finding f ORDER BY f.place;
 COMMENT ON VIEW repl_ml.health IS
     'how this node and its group are: one row for each check, with status ok, warning (look into it) or error (something does not work, now), what it is (detail) and what to do (hint); ask every node';

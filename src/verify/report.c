@@ -76,8 +76,8 @@ may_read_all(Relation rel)
 }
 
 /*
- * Refuses transactions that have written: their rows are visible here, and
- * nowhere else; and standbys, whose positions nobody knows.
+ * Refuses transactions that have written a replicated table: their rows are
+ * visible here, and nowhere else; and standbys, whose positions nobody knows.
  */
 static void
 require_nothing_written(void)
@@ -87,10 +87,10 @@ require_nothing_written(void)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("tables cannot be compared on a standby"),
 				 errhint("Compare them on a member of the group.")));
-	if (TransactionIdIsValid(GetTopTransactionIdIfAny()))
+	if (repl_ml_ticker_used())
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("tables cannot be compared in a transaction that has written"),
+				 errmsg("tables cannot be compared in a transaction that has written some"),
 				 errhint("Run COMMIT first.")));
 }
 
@@ -355,6 +355,41 @@ text_or_null(const char *text, bool *isnull)
 	return text == NULL ? (Datum) 0 : CStringGetTextDatum(text);
 }
 
+/*
+ * Keeps what came of it for the view consistency_checks, where the transaction
+ * may write: of each table the last ones, and the last one without a
+ * difference.
+ */
+static void
+record(const ReplMlComparison *comparison, const Datum *values, const bool *nulls)
+{
+	Oid			types[REPORT_COLUMNS + 1] = {TEXTOID, TEXTOID, NAMEARRAYOID, NAMEARRAYOID, INT8OID,
+		INT4OID, INT8OID, INT8OID, TIMESTAMPTZOID, INTERVALOID, TEXTOID, TEXTOID, TEXTOID};
+	Datum		arguments[REPORT_COLUMNS + 1];
+	char		flags[REPORT_COLUMNS + 2];
+	ReplMlUser	saved;
+
+	if (XactReadOnly)
+		return;
+	/* names in place of the OID: it is kept for longer than that */
+	memcpy(arguments, values, REPORT_COLUMNS * sizeof(Datum));
+	arguments[0] = CStringGetTextDatum(comparison->inquiry.schema_name);
+	arguments[REPORT_COLUMNS] = CStringGetTextDatum(comparison->inquiry.table_name);
+	for (int i = 0; i < REPORT_COLUMNS; i++)
+		flags[i] = nulls[i] ? 'n' : ' ';
+	flags[REPORT_COLUMNS] = ' ';
+	flags[REPORT_COLUMNS + 1] = '\0';
+	repl_ml_report_become_extension(&saved);
+	repl_ml_spi_execute("INSERT INTO repl_ml.consistency_check (schema_name, status, members,"
+						" unreachable, rows, chunks, differing_rows, rechecked_rows, started_at,"
+						" duration, detail, hint, table_name) VALUES ($1::pg_catalog.name, $2, $3,"
+						" $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::pg_catalog.name)",
+						REPORT_COLUMNS + 1, types, arguments, flags);
+	repl_ml_spi_execute("SELECT repl_ml.forget_checks($1::pg_catalog.name, $13::pg_catalog.name)",
+						REPORT_COLUMNS + 1, types, arguments, flags);
+	SetUserIdAndSecContext(saved.user, saved.context);
+}
+
 PG_FUNCTION_INFO_V1(repl_ml_verify_table);
 
 /*
@@ -392,6 +427,7 @@ repl_ml_verify_table(PG_FUNCTION_ARGS)
 	values[9] = IntervalPGetDatum(duration);
 	values[10] = text_or_null(make_detail(&comparison), &nulls[10]);
 	values[11] = text_or_null(make_hint(&comparison), &nulls[11]);
+	record(&comparison, values, nulls);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 

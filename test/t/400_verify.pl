@@ -16,6 +16,7 @@ CREATE TABLE t (id int PRIMARY KEY, v text, w text, f float8, big text);
 ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
 CREATE TABLE empty (id int PRIMARY KEY);
 CREATE TABLE one (id int PRIMARY KEY, v text);
+CREATE TABLE child (id int PRIMARY KEY, one int REFERENCES one);
 CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
 CREATE TYPE pair AS (a int, m mood);
 CREATE DOMAIN short AS text CHECK (length(value) < 50);
@@ -27,7 +28,7 @@ ALTER TABLE kinds DROP dropped, DROP gone;
 SELECT repl_ml.add_all_tables();
 SQL
 my ($n1, $n2, $n3) = @nodes;
-poll_until($_, q(SELECT count(*) = 4 FROM repl_ml.tables WHERE state = 'replicated' AND pending_copies = 0)) foreach @nodes;
+poll_until($_, q(SELECT count(*) = 5 FROM repl_ml.tables WHERE state = 'replicated' AND pending_copies = 0)) foreach @nodes;
 
 
 # Tables that the nodes have made on their own: another order of columns, dropped ones, other partitions, another collation.
@@ -37,8 +38,7 @@ sql($n1, 'CREATE TABLE own (id int PRIMARY KEY, a int, b text, c text); CREATE T
 sql($_, 'CREATE TABLE own (c text, id int, gone int, b text, a int, PRIMARY KEY (id)); ALTER TABLE own DROP gone; CREATE TABLE parted (v text, id int PRIMARY KEY) PARTITION BY RANGE (id);'
 	  . ' CREATE TABLE parted_all PARTITION OF parted FOR VALUES FROM (0) TO (1000); CREATE TABLE named (v int, name text PRIMARY KEY)') foreach $n2, $n3;
 sql($n1, "SELECT repl_ml.add_table('$_')") foreach qw(own parted named);
-poll_until($_, q(SELECT count(*) = 7 FROM repl_ml.tables WHERE state = 'replicated' AND pending_copies = 0)) foreach @nodes;
-my @tables = qw(empty kinds named one own parted t);
+poll_until($_, q(SELECT count(*) = 8 FROM repl_ml.tables WHERE state = 'replicated' AND pending_copies = 0)) foreach @nodes;
 
 sql($n1, <<'SQL');
 INSERT INTO t SELECT g, 'v' || g, '', g, repeat(md5(g::text), 200) FROM generate_series(1, 300) g;
@@ -69,9 +69,13 @@ sub wrong
 }
 
 is(sql($n1, 'SELECT relation, status, members, unreachable, rows, chunks > 0, differing_rows, detail, hint FROM repl_ml.verify_all()'),
-	join("\n", map { "$_->[0]|consistent|{n1,n2,n3}|{}|$_->[1]|t|0||" } [ empty => 0 ], [ kinds => 102 ], [ named => 26 ], [ one => 1 ], [ own => 100 ], [ parted => 100 ], [ t => 300 ]),
+	join("\n", map { "$_->[0]|consistent|{n1,n2,n3}|{}|$_->[1]|t|0||" } [ child => 0 ], [ empty => 0 ], [ kinds => 102 ], [ named => 26 ], [ one => 1 ], [ own => 100 ], [ parted => 100 ], [ t => 300 ]),
 	'equal tables of all kinds');
 is(wrong($_), '', 'as ' . $_->name . ' sees it') foreach $n2, $n3;
+is(sql($n1, q(SELECT status, detail FROM repl_ml.health WHERE check_name = 'consistency')), 'ok|No table differed when it was last compared here.', 'health says so');
+sql($n1, q(SET session_replication_role = replica; INSERT INTO child VALUES (1, 99)));
+wait_converged(\@nodes);
+is(sql($n2, q(SELECT status, detail, hint FROM repl_ml.verify_all() WHERE relation = 'child'::regclass)), q(consistent|rows whose foreign keys refer to nothing: 1|Run SELECT * FROM repl_ml.orphans('public.child').), 'orphans are counted');
 
 # ---- plants ----
 
@@ -133,6 +137,11 @@ ROWS
 is(differences($_, 't') . "\n", $found, 'what ' . $_->name . ' finds in t') foreach @nodes;
 is(sql($n1, q(SELECT status, rows, differing_rows, detail, hint FROM repl_ml.verify_table('t'))),
 	q(differs|299|15|corrupt: 9; missing: 1; extra: 2; concurrent: 1; lagging: 2|Run SELECT * FROM repl_ml.diff_rows('public.t').), 'and what verify_table says');
+is(sql($n1, q(SELECT string_agg(concat_ws(' ', status, is_last, is_last_good), ', ' ORDER BY id) FROM repl_ml.consistency_checks WHERE table_name = 't')), 'consistent f t, differs t f', 'what came of it is kept');
+like(sql($n1, q(SELECT status, detail FROM repl_ml.health WHERE check_name = 'consistency')), qr/^error\|Tables that were not the same .*: public\.t \(15 rows/, 'and health names the table');
+sql($n1, q(SELECT FROM repl_ml.verify_table('t'))) foreach 1 .. 10;
+is(sql($n1, q(SELECT count(*), count(*) FILTER (WHERE is_last_good AND status = 'consistent') FROM repl_ml.consistency_checks WHERE table_name = 't')), '11|1', 'the last ones, and the last good one');
+is(sql($n1, q(BEGIN READ ONLY; SELECT status FROM repl_ml.verify_table('one'); COMMIT)), 'consistent', 'also where nothing can be kept');
 is(sql($n1, q(SELECT versions -> 'n1' ->> 'row', versions -> 'n2' -> 'row' ->> 'v', versions -> 'n3' ->> 'clock' FROM repl_ml.diff_rows('t') WHERE key = '{1000}')), '|extra|', 'versions by node');
 is(sql($n1, q(SELECT versions -> 'n3' -> 'row' ->> 'v', versions -> 'n1' ->> 'row', versions -> 'n1' ->> 'clock' IS NOT NULL FROM repl_ml.diff_rows('t') WHERE key = '{10}')), 'v10||t', 'a tombstone has a clock and no row');
 is(sql($n1, q(SELECT count(*) FROM repl_ml.diff_rows('t', 3))), 3, 'not more than are wanted');
@@ -172,7 +181,7 @@ sql($n1, 'ALTER TABLE t OWNER TO owner; GRANT SELECT ON t TO nobody');
 is(sql($n1, q(SET ROLE owner; SELECT relation, differing_rows FROM repl_ml.verify_all())), 't|15', 'an owner compares his tables');
 is(sql($n1, q(SET ROLE owner; SELECT key, versions -> 'n2' -> 'row' ->> 'v' FROM repl_ml.diff_rows('t') WHERE key = '{1}')), '{1}|flipped', 'and sees the rows');
 is(sql($n1, q(SET ROLE operator; SELECT count(*), count(key), count(nullif(versions -> 'n2' ->> 'row', '')), count(DISTINCT verdict) FROM repl_ml.diff_rows('t'))), '15|0|0|5', 'who may not read the table sees neither keys nor rows');
-is(sql($n1, q(SET ROLE operator; SELECT count(*) FROM repl_ml.verify_all())), 7, 'an operator compares all tables');
+is(sql($n1, q(SET ROLE operator; SELECT count(*) FROM repl_ml.verify_all())), 8, 'an operator compares all tables');
 psql_fails($n1, "SET ROLE nobody; SELECT $_", '42501', 'permission denied', 'owner and members of repl_ml_admin') foreach q(* FROM repl_ml.verify_table('t')), q(* FROM repl_ml.diff_rows('t'));
 psql_fails($n1, "SET ROLE operator; SELECT repl_ml.$_", '42501', 'permission denied for function') foreach q(verify_sums('public', 't', '', 1)), q(verify_rows('public', 't', '', 1, '\x00')), q(verify_keys('public', 't', '', 1, '{1}', '{}', 1, true));
 is(sql($n1, q(SET ROLE nobody; SELECT count(*) FROM repl_ml.verify_all())), 0, 'others compare nothing');
