@@ -1,7 +1,7 @@
 # What a hint tells somebody to run can be run: each command in the sources' hints parses, and the functions, arguments,
 # views, columns, settings and roles that it names exist.
 #
-# Seen failing: with a function, an argument, a column, a view, a setting and a keyword of a hint changed. Not seen:
+# Seen failing: with an argument, a column, a view, a setting and a keyword of a hint changed. Not seen:
 # what other nodes or a client's tools are told to do, and whether it helps.
 use strict;
 use warnings;

@@ -6,7 +6,7 @@
 # 014, and at the start of each stream by output.c itself.
 #
 # Seen failing: news.c without "max_wal_senders = 0" (125 to 180 wake-ups instead of 6); status.c
-# without LockPage (nobody waits), with one page only (one asks at a time).
+# without LockPage (nobody waits).
 use strict;
 use warnings;
 use FindBin;
