@@ -7,10 +7,11 @@
  * member that lacks something.  Versions are joined as those from a stream are
  * (converge/): what is here and newer stays, nothing that clients write
  * meanwhile is lost, and doing it twice does no harm.  Only a row that is wrong
- * under its own clock, which a join would take for the same, is replaced, and only
- * while it is just what it was seen to be.  All of it stays on this node: each
- * member has its own orders.  Who gives an order says whose versions, never what
- * they are; so the right to ask for repairs is no right to write.
+ * under its own clock, which a join would take for the same, is replaced, only
+ * while it is just what it was seen to be, and only by the same version.  All
+ * of it stays on this node: each member has its own orders.  Who gives an order
+ * says whose versions, never what they are; so the right to ask for repairs is
+ * no right to write.
  *
  * Each key is a subtransaction; what is changed becomes a row of
  * repl_ml.repair_history.
@@ -257,8 +258,14 @@ replace_row(Mending *mending, const Here *here)
 	}
 	repl_ml_compare_read_clock(mending->versions, &sight);
 	content = read_bytes(mending->versions, &size);
-	if (sight.clock == NULL)
+	/* another version is for a join, which knows which of the two is newer */
+	if (sight.clock == NULL ||
+		(!mending->seen.damaged &&
+		 repl_ml_clock_compare(sight.clock, mending->seen.clock) != REPL_ML_CLOCK_EQUAL))
+	{
+		mending->detail = "The row has been written on the source since it was compared.";
 		return;
+	}
 	repl_ml_become_owner(here->target->rel, &saved);
 	repl_ml_target_update(here->target, make_row(here->target, content, sight.clock));
 	repl_ml_become_self(&saved);

@@ -44,6 +44,8 @@
 #define FAILURES_NEEDED		2
 #define ANSWER_MS			60000	/* beside what it takes to catch up */
 #define LEAST_PATIENCE_MS	1
+#define CONFIRM_MS			5000	/* at least, to confirm what one round has
+									 * found */
 #define PAUSE_MS			50	/* between rounds that decide nothing, growing */
 #define LONGEST_PAUSE_MS	500
 
@@ -200,13 +202,20 @@ read_round(ReplMlComparison *comparison, int i, StringInfo answer, List *suspect
 	standing->floor = repl_ml_clock_from_text(read_text(answer));
 }
 
-/* Returns how long members may still wait, in ms. */
+/* Returns how long members may still wait to look at these keys, in ms. */
 static int
-find_patience(const ReplMlComparison *comparison)
+find_patience(const ReplMlComparison *comparison, List *suspects)
 {
 	long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), comparison->deadline);
+	long		least = LEAST_PATIENCE_MS;
+	ListCell   *lc;
 
-	return (int) Max(Min(left, INT_MAX / 2), LEAST_PATIENCE_MS);
+	foreach(lc, suspects)
+	{
+		if (((ReplMlSuspect *) lfirst(lc))->failures > 0)
+			least = CONFIRM_MS;
+	}
+	return (int) Max(Min(left, INT_MAX / 2), least);
 }
 
 /*
@@ -218,7 +227,7 @@ look_everywhere(ReplMlComparison *comparison, List *suspects, const ReplMlClock 
 				Standing *standings, bool details)
 {
 	OwnRound	own = {.comparison = comparison,.keys = make_key_array(comparison, suspects),
-	.wanted = wanted,.patience = find_patience(comparison),.details = details};
+	.wanted = wanted,.patience = find_patience(comparison, suspects),.details = details};
 	Oid			output;
 	bool		is_varlena;
 	ReplMlPartQuestion question = {.function = "verify_keys",.nparams = 4,.local = look_here,

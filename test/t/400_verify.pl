@@ -2,8 +2,7 @@
 # what it is, and nothing else; a member that cannot be compared is never said to be consistent; who may not read sees
 # nothing; nothing is left behind by a comparison that was cancelled or whose process was killed.
 #
-# Seen failing: without the hash of values past LONG_VALUE, with XOR in place of the sum, with columns by their numbers,
-# with an enum's OID as its value, and (false alarms) with one round in place of several.
+# Seen failing: without the hash of values past LONG_VALUE, and with columns by their numbers.
 use strict;
 use warnings;
 use IPC::Run;

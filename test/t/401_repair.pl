@@ -3,8 +3,8 @@
 # under one clock the majority's or that of a named member stays; nothing that clients write meanwhile is lost, nobody gets
 # a conflict of it, and each change is a row of repair_history where it was made.
 #
-# Seen failing: with replace_row() that does not look whether the row is what was seen, a client's write is undone; without
-# the stored versions in tell_versions() a later version is resolved otherwise on the repaired node.
+# Seen failing: with replace_row() that does not look whether the row is what was seen, and without the stored versions in
+# tell_versions().
 use strict;
 use warnings;
 use IPC::Run;
@@ -114,13 +114,19 @@ is(sql($n3, q(SELECT node_name, action, count(*) FROM repl_ml.repair_table('keye
 is(sql($n2, q(SELECT node_name, action, count(*) FROM repl_ml.repair_table('parted', false) GROUP BY 1, 2 ORDER BY 1)), "n1|replace|2\nn3|insert|39", 'rows of partitions');
 is(verdict($_), 'consistent|0|', "$_ is equal") foreach qw(keyed parted);
 
+# a row is replaced only while it is what was seen
+plant($n2, 't', q(UPDATE t SET v = 'seen as another' WHERE id = 5));
+sql($n2, q(SELECT repl_ml.repair_rows('public', 't', E'id integer key\nf float8\nv text\n', 1, '{5}', 1, true, decode(repeat('00', 16) || 'ffffffff', 'hex'), '{corrupt}')));
+is(sql($n2, q(SELECT v FROM t WHERE id = 5)), 'seen as another', 'a row that is not what was seen stays');
+is(repair($n2, q('t', false)), 'n2|{5}|replace|corrupt|seen as another|v5', 'until it is looked at again');
+
 # what a row was resolved from comes with it: a later version is resolved alike
 cut($_->[0], $_->[1]) foreach [ $n1, $n2 ], [ $n2, $n1 ], [ $n3, $n1 ], [ $n3, $n2 ], [ $n1, $n3 ], [ $n2, $n3 ];
 sql($_, q(UPDATE t SET v = 'by ' || (SELECT node_name FROM repl_ml.nodes WHERE is_local) WHERE id = 100)) foreach @nodes;
 heal($_->[0], $_->[1]) foreach [ $n1, $n2 ], [ $n2, $n1 ];
 poll_until($_, q(SELECT count(*) = 2 FROM repl_ml.concurrent_version WHERE key = '{100}')) foreach $n1, $n2;
 plant($n2, 't', q(DELETE FROM t WHERE id = 100; DELETE FROM repl_ml.concurrent_version WHERE key = '{100}'));
-is(sql($n1, q(SELECT node_name, action FROM repl_ml.repair_table('t', false, timeout => '2 s') WHERE node_name = 'n2' AND action = 'insert')), 'n2|insert', 'a row that had a conflict');
+is(sql($n1, q(SELECT node_name, action FROM repl_ml.repair_table('t', false, timeout => '5 s') WHERE node_name = 'n2' AND action = 'insert')), 'n2|insert', 'a row that had a conflict');
 is(sql($n2, q(SELECT count(*) FROM repl_ml.concurrent_version WHERE key = '{100}')), 3, 'has its versions, and that of n3');
 heal($_->[0], $_->[1]) foreach [ $n3, $n1 ], [ $n3, $n2 ], [ $n1, $n3 ], [ $n2, $n3 ];
 wait_converged(\@nodes, 't');
