@@ -2,7 +2,8 @@
 # what it is, and nothing else; a member that cannot be compared is never said to be consistent; who may not read sees
 # nothing; nothing is left behind by a comparison that was cancelled or whose process was killed.
 #
-# Seen failing: without the hash of values past LONG_VALUE, and with columns by their numbers.
+# Seen failing: without the hash of values past LONG_VALUE, with columns by their numbers, with an enum's OID as its value,
+# and with one round in place of several.
 use strict;
 use warnings;
 use IPC::Run;
