@@ -404,6 +404,11 @@ CREATE FUNCTION repl_ml.set_node_address(node_name name, dsn text) RETURNS void
             END IF;
         EXCEPTION WHEN connection_exception OR sqlclient_unable_to_establish_sqlconnection THEN
             GET STACKED DIAGNOSTICS failure = PG_EXCEPTION_DETAIL;
+            -- a server that answers, and is not just starting or stopping, would refuse the others, too
+            IF failure ~ 'FATAL:' AND failure !~ 'starting up|shutting down|not yet accepting' OR failure !~ 'connection to server' THEN
+                RAISE EXCEPTION 'node "%" cannot be reached with this connection string', node_name USING ERRCODE = 'invalid_parameter_value',
+                    DETAIL = failure, HINT = 'The role needs LOGIN and REPLICATION on that server, and pg_hba.conf there has to let it in.';
+            END IF;
             RAISE WARNING 'node "%" cannot be reached there from here', node_name
                 USING DETAIL = failure, HINT = 'If the address is wrong, run this function again; if the node is down, its links come back with it.';
         END;
@@ -422,7 +427,7 @@ CREATE FUNCTION repl_ml.set_node_address(node_name name, dsn text) RETURNS void
     END
     $$;
 COMMENT ON FUNCTION repl_ml.set_node_address(name, text) IS
-    'how the other nodes reach a node from now on: another host, port, database name, role or password. On any member that the others reach; they learn of it as of any change, and use it when they connect next. Superusers only. Warns if the node cannot be reached there. Errors: 42704 no such node, 22023 the string leads to another database, 55000 joining or not a member';
+    'how the other nodes reach a node from now on: another host, port, database name, role or password. On any member that the others reach; they learn of it as of any change, and use it when they connect next. Superusers only. Warns if the node cannot be reached there. Errors: 42704 no such node, 22023 the string leads to another database or is refused there, 55000 joining or not a member';
 
 CREATE FUNCTION repl_ml.join_group(node_name name, dsn text, join_dsn text, copy_data boolean DEFAULT true, wait boolean DEFAULT true, timeout interval DEFAULT '10 min') RETURNS integer
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp

@@ -128,6 +128,11 @@ repl_ml_identity_require(void)
 	const ReplMlIdentity *identity;
 
 	repl_ml_shmem_require();
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("a standby takes no part in a repl_ml group"),
+				 errhint("Run it on a member, or promote this server.")));
 	identity = repl_ml_identity();
 	if (!identity->member)
 		ereport(ERROR,
