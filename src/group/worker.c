@@ -314,7 +314,7 @@ run_connection(void)
 {
 	XLogRecPtr	from;
 	const ReplMlIdentity *self;
-	char	   *name;
+	NameData	name;
 
 	wait_while_paused();
 	MemoryContextSwitchTo(apply.message_context);
@@ -323,7 +323,8 @@ run_connection(void)
 	self = repl_ml_identity_require();
 	apply.self = self->node_id;
 	apply.group_id = self->group_id;
-	name = MemoryContextStrdup(apply.message_context, NameStr(self->node_name));
+	/* a copy: what is tried again below resets contexts and reads the identity */
+	name = self->node_name;
 	apply.peer = repl_ml_peer_load(apply.worker->peer);
 	repl_ml_commit();
 	show_covered(find_applied());
@@ -334,7 +335,7 @@ run_connection(void)
 	repl_ml_retry_step(&apply);
 
 	MemoryContextSwitchTo(apply.message_context);
-	apply.connection.stream = repl_ml_stream_connect(apply.peer->dsn, name);
+	apply.connection.stream = repl_ml_stream_connect(apply.peer->dsn, NameStr(name));
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_PREPARING);
 
 	/*

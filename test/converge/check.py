@@ -305,12 +305,14 @@ CRASHES = ("TRAP:", "PANIC:", "was terminated by signal", "invalid memory alloc"
 
 
 def workers_are_well(group, since):
-    """No worker has had an error, since a time, that clients and disturbance do not explain; no process crashed."""
+    """No worker has had an error, since a time, that clients and disturbance do not explain; no process crashed; each says who it is."""
     problems = []
     for node in group.nodes:
         for peer, state, message in node.sql("SELECT node_name, error_sqlstate, error_message FROM repl_ml.stat_apply WHERE error_time > %s", since):
             if state not in EXPECTED_ERRORS and not any(text in message for text in EXPECTED_MESSAGES):
                 problems.append(("workers", "%s: the worker for %s had %s: %s" % (node.name, peer, state, message)))
+        for name, in node.sql("SELECT application_name FROM pg_stat_replication WHERE application_name <> ALL (SELECT 'repl_ml ' || m.node_name FROM repl_ml.member m)"):
+            problems.append(("workers", "%s: a peer's worker calls itself %r" % (node.name, name)))
         for line in node.new_log().splitlines():
             if any(crash in line for crash in CRASHES):
                 problems.append(("workers", "%s: %s" % (node.name, line[:300])))
