@@ -29,6 +29,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xlog.h"
+#include "access/xlogrecovery.h"
 #include "catalog/namespace.h"
 #include "commands/trigger.h"
 #include "funcapi.h"
@@ -243,6 +244,18 @@ compare_fingerprint(Datum *values, ReplMlIdentity *identity)
 		inode_there != NULL && strcmp(inode_there, strchr(here, ':')) == 0;
 }
 
+/* Returns the timeline that this server writes, or replays on a standby. */
+static TimeLineID
+current_timeline(void)
+{
+	TimeLineID	timeline;
+
+	if (!RecoveryInProgress())
+		return GetWALInsertionTimeLine();
+	(void) GetXLogReplayRecPtr(&timeline);
+	return timeline;
+}
+
 PG_FUNCTION_INFO_V1(repl_ml_local_fingerprint);
 
 /*
@@ -259,7 +272,7 @@ repl_ml_local_fingerprint(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	values[0] = Int64GetDatum((int64) GetSystemIdentifier());
-	values[1] = Int64GetDatum((int64) GetWALInsertionTimeLine());
+	values[1] = Int64GetDatum((int64) current_timeline());
 	values[2] = ObjectIdGetDatum(MyDatabaseId);
 	values[3] = CStringGetTextDatum(directory_fingerprint());
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
