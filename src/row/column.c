@@ -390,7 +390,7 @@ repl_ml_column_identify(Oid relid, List *rewritten)
 	List	   *names = NIL;
 
 	CommandCounterIncrement();
-	rel = try_relation_open(relid, NoLock);
+	rel = try_relation_open(relid, AccessShareLock);
 	if (rel == NULL)
 		return NIL;
 	for (int i = 0; i < RelationGetNumberOfAttributes(rel); i++)
