@@ -335,10 +335,11 @@ CREATE TABLE repl_ml.consistency_check (
     started_at  timestamptz NOT NULL,
     duration    interval NOT NULL,
     detail      text,
-    hint        text
+    hint        text,
+    unwatched   boolean NOT NULL DEFAULT false
 );
 CREATE INDEX consistency_check_table_idx ON repl_ml.consistency_check (schema_name, table_name, id);
-COMMENT ON TABLE repl_ml.consistency_check IS 'comparisons of tables that were made on this node; see the view repl_ml.consistency_checks';
+COMMENT ON TABLE repl_ml.consistency_check IS 'comparisons of tables that were made on this node; see the view repl_ml.consistency_checks. unwatched: one that is due, as the table could be written here without anybody''s knowing';
 
 -- What repair_table has changed here
 CREATE TABLE repl_ml.repair_history (

@@ -371,9 +371,10 @@ CREATE FUNCTION repl_ml.create_group(group_name name, node_name name, dsn text) 
 COMMENT ON FUNCTION repl_ml.create_group(name, name, text) IS
     'makes this database the first node of a new group; dsn is how the other nodes will reach it. Returns the node id. Superusers only. Errors: 55000 wrong setting or already a member, 08001 unreachable dsn, 22023 bad argument';
 
--- Where the others find a node from now on. One that cannot be reached is believed: it may be down, or moving
+-- Where the others find a node from now on. One that cannot be reached is believed: it may be down, or moving. Only the
+-- text of libpq's message tells that from one that is refused, so it has to be in English.
 CREATE FUNCTION repl_ml.set_node_address(node_name name, dsn text) RETURNS void
-    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET lc_messages = 'C'
     AS $$
     DECLARE
         member repl_ml.member;

@@ -491,6 +491,44 @@ CREATE FUNCTION repl_ml.drop_triggers(relation regclass) RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.drop_triggers(regclass) IS 'removes repl_ml''s triggers from a table';
 
+-- Partitions have clones of the row triggers
+CREATE FUNCTION repl_ml.trigger_fault(relation regclass) RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT CASE WHEN pg_catalog.bool_or(g.tgenabled <> 'A') THEN 'were disabled' WHEN pg_catalog.count(*) FILTER (WHERE g.tgrelid = relation) < 5 THEN 'were dropped' END
+      FROM pg_catalog.pg_trigger g JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
+     WHERE p.pronamespace = 'repl_ml'::pg_catalog.regnamespace AND (g.tgrelid = relation OR g.tgrelid IN (SELECT x.relid FROM repl_ml.partitions(relation) x))
+    $$;
+COMMENT ON FUNCTION repl_ml.trigger_fault(regclass) IS 'what is wrong with the triggers that stamp a table''s rows; null where nothing is';
+
+-- For the supervisor. What was written meanwhile has no clock of its own: only a comparison finds it
+CREATE FUNCTION repl_ml.mend_triggers() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s'
+    AS $$
+    DECLARE
+        t record;
+    BEGIN
+        FOR t IN SELECT c.oid::pg_catalog.regclass AS relation, n.nspname, c.relname, repl_ml.trigger_fault(c.oid) AS fault
+                   FROM pg_catalog.pg_publication p JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid
+                   JOIN pg_catalog.pg_class c ON c.oid = r.prrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                  WHERE p.pubname = 'repl_ml' AND n.nspname <> 'repl_ml' AND repl_ml.trigger_fault(c.oid) IS NOT NULL
+        LOOP
+            BEGIN
+                PERFORM repl_ml.enrol(t.relation);
+                INSERT INTO repl_ml.consistency_check (schema_name, table_name, status, members, unreachable, rows, chunks, differing_rows, rechecked_rows, started_at, duration, detail, hint, unwatched)
+                VALUES (t.nspname, t.relname, 'incomplete', '{}', '{}', 0, 0, 0, 0, pg_catalog.clock_timestamp(), '0', pg_catalog.format('The triggers that stamp its rows %s on this node.', t.fault),
+                        pg_catalog.format('Run SELECT * FROM repl_ml.verify_table(%L).', t.relation::text), true);
+                RAISE WARNING 'the triggers that stamp rows of table %.% % and are made anew', t.nspname, t.relname, t.fault
+                    USING HINT = pg_catalog.format('What was written meanwhile reached no other node: run SELECT * FROM repl_ml.verify_table(%L).', t.relation::text);
+            EXCEPTION WHEN OTHERS THEN
+                RAISE WARNING 'the triggers that stamp rows of table %.% % and cannot be made anew yet: %', t.nspname, t.relname, t.fault, SQLERRM
+                    USING HINT = 'See SELECT * FROM repl_ml.health.';
+            END;
+        END LOOP;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.mend_triggers() IS 'makes the triggers of replicated tables anew where somebody has disabled or dropped them while this library was not loaded, and has health name these tables until they have been compared';
+
 -- The reverse of enrol
 CREATE FUNCTION repl_ml.disenrol(relation regclass) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on

@@ -22,9 +22,10 @@ CREATE FUNCTION repl_ml.forget_checks(of_schema name, of_table name) RETURNS voi
          WHERE x.schema_name = of_schema AND x.table_name = of_table
            AND x.id NOT IN (SELECT y.id FROM repl_ml.consistency_check y WHERE y.schema_name = of_schema AND y.table_name = of_table ORDER BY y.id DESC LIMIT 10)
            AND x.id IS DISTINCT FROM (SELECT pg_catalog.max(y.id) FROM repl_ml.consistency_check y WHERE y.schema_name = of_schema AND y.table_name = of_table AND y.status = 'consistent')
+           AND NOT (x.unwatched AND NOT EXISTS (SELECT FROM repl_ml.consistency_check y WHERE y.schema_name = of_schema AND y.table_name = of_table AND y.status = 'consistent' AND y.id > x.id))
            FOR UPDATE SKIP LOCKED)
     $$;
-COMMENT ON FUNCTION repl_ml.forget_checks(name, name) IS 'removes the comparisons of a table but for the last ten and the last one without a difference';
+COMMENT ON FUNCTION repl_ml.forget_checks(name, name) IS 'removes the comparisons of a table but for the last ten, the last one without a difference, and what calls for one';
 
 CREATE FUNCTION repl_ml.verify_table(relation regclass, timeout interval DEFAULT '30 s', OUT relation regclass, OUT status text, OUT members name[], OUT unreachable name[], OUT rows bigint, OUT chunks integer,
     OUT differing_rows bigint, OUT rechecked_rows bigint, OUT started_at timestamptz, OUT duration interval, OUT detail text, OUT hint text)

@@ -424,15 +424,20 @@ CREATE VIEW repl_ml.health AS
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
     -- 18. tables that differ, as far as somebody has looked
-    SELECT 18, 'consistency', CASE WHEN c.bad IS NOT NULL THEN 'error' ELSE 'ok' END,
-           CASE WHEN c.bad IS NOT NULL THEN pg_catalog.format('Tables that were not the same on all members when they were last compared here: %s.', c.bad)
+    SELECT 18, 'consistency', CASE WHEN c.bad IS NOT NULL OR u.bad IS NOT NULL THEN 'error' ELSE 'ok' END,
+           CASE WHEN c.bad IS NOT NULL OR u.bad IS NOT NULL THEN pg_catalog.concat_ws(' ',
+                     'Tables that were not the same on all members when they were last compared here: ' || c.bad || '.',
+                     'Tables whose triggers were disabled or dropped here, so that what was written reached nobody, and which have not been found equal since: ' || u.bad || '.')
                 WHEN c.tables = 0 THEN 'No table has been compared here.'
                 ELSE 'No table differed when it was last compared here.' END,
-           CASE WHEN c.bad IS NOT NULL THEN 'See SELECT * FROM repl_ml.diff_rows(...); repl_ml.repair_table(...) makes them equal. Then compare them again with repl_ml.verify_table(...).' END
+           CASE WHEN c.bad IS NOT NULL OR u.bad IS NOT NULL THEN 'See SELECT * FROM repl_ml.diff_rows(...); repl_ml.repair_table(...) makes them equal. Then compare them again with repl_ml.verify_table(...).' END
       FROM active s,
            (SELECT pg_catalog.count(*) AS tables, pg_catalog.string_agg(pg_catalog.format('%I.%I (%s rows, %s)', l.schema_name, l.table_name, l.differing_rows, pg_catalog.date_trunc('second', l.started_at)), ', ' ORDER BY l.schema_name, l.table_name) FILTER (WHERE l.status = 'differs') AS bad
-              FROM (SELECT DISTINCT ON (x.schema_name, x.table_name) x.* FROM repl_ml.consistency_check x WHERE EXISTS (SELECT FROM repl_ml.replicated_table r WHERE r.schema_name = x.schema_name AND r.table_name = x.table_name AND r.state = 'enrolled')
-                     ORDER BY x.schema_name, x.table_name, x.id DESC) l) c
+              FROM (SELECT DISTINCT ON (x.schema_name, x.table_name) x.* FROM repl_ml.consistency_check x WHERE NOT x.unwatched AND EXISTS (SELECT FROM repl_ml.replicated_table r WHERE r.schema_name = x.schema_name AND r.table_name = x.table_name AND r.state = 'enrolled')
+                     ORDER BY x.schema_name, x.table_name, x.id DESC) l) c,
+           (SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I', r.schema_name, r.table_name), ', ' ORDER BY r.schema_name, r.table_name) AS bad FROM repl_ml.replicated_table r
+             WHERE r.state = 'enrolled' AND (SELECT pg_catalog.max(x.id) FILTER (WHERE x.unwatched) > coalesce(pg_catalog.max(x.id) FILTER (WHERE x.status = 'consistent'), 0)
+                                               FROM repl_ml.consistency_check x WHERE x.schema_name = r.schema_name AND x.table_name = r.table_name)) u
      WHERE s.state = 'ready')
     SELECT f.check_name, f.status, f.detail, f.hint FROM finding f ORDER BY f.place;
 COMMENT ON VIEW repl_ml.health IS

@@ -10,7 +10,11 @@
  * all that is behind them, and what is acknowledged is durable here.  So after a
  * gap somebody has moved the slot or the origin, or made the slot anew, and
  * the link is made anew (copy/link.c).  A number that is not greater is a
- * repetition, or of a node that counts again.
+ * repetition.
+ *
+ * A peer's server has at its start all that an earlier one had sent, as only what
+ * is durable is sent.  So it tells the number that it found then, and who has
+ * heard a later one knows that an older state was put in the peer's place.
  *
  * What goes missing between two heartbeats is found by link.c.  Called by
  * change.c with each heartbeat of the stream, also one that is parked, and

@@ -636,14 +636,16 @@ collect_tombstones(void)
 }
 
 /*
- * Makes what peers read what it was, also where it was changed while this
- * library was not loaded; and lets the planner know how small our tables are.
+ * Makes what peers read, and the triggers that stamp rows, what they were, also
+ * where they were changed while this library was not loaded; and lets the
+ * planner know how small our tables are.
  */
 static void
 mend_catalogs(void)
 {
 	repl_ml_begin();
 	SPI_execute("SELECT repl_ml.mend_publication()", false, 0);
+	SPI_execute("SELECT repl_ml.mend_triggers()", false, 0);
 	SPI_execute("SELECT repl_ml.analyze_catalogs()", false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);

@@ -225,20 +225,6 @@ repl_ml_positions_lacking(const ReplMlClock *wanted, const ReplMlClock *have)
 }
 
 /*
- * Raises an error on a standby, of which no peer knows and which cannot ask
- * one.  "what" is the function that was called.
- */
-static void
-refuse_on_standby(const char *what)
-{
-	if (RecoveryInProgress())
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("function \"%s\" cannot be used on a standby", what),
-				 errhint("Call it on a member of the group.")));
-}
-
-/*
  * Returns a token for everything that can have been seen or written here so
  * far, and sees to it that peers will be told of all of it.
  */
@@ -263,7 +249,6 @@ PG_FUNCTION_INFO_V1(repl_ml_current_vector);
 Datum
 repl_ml_current_vector(PG_FUNCTION_ARGS)
 {
-	refuse_on_standby("current_vector");
 	PG_RETURN_POINTER(repl_ml_positions_to_share());
 }
 
@@ -294,7 +279,6 @@ repl_ml_wait_for_vector(PG_FUNCTION_ARGS)
 
 	repl_ml_shmem_require();
 	repl_ml_refuse_nulls(fcinfo);
-	refuse_on_standby("wait_for_vector");
 	require_fresh_snapshots("wait_for_vector");
 	wanted = PG_GETARG_REPL_ML_CLOCK_P(0);
 	deadline = repl_ml_deadline(PG_GETARG_DATUM(1));
@@ -324,7 +308,6 @@ repl_ml_barrier(PG_FUNCTION_ARGS)
 {
 	repl_ml_shmem_require();
 	repl_ml_refuse_nulls(fcinfo);
-	refuse_on_standby("barrier");
 	require_fresh_snapshots("barrier");
 	repl_ml_barrier_run(repl_ml_deadline(PG_GETARG_DATUM(0)));
 	PG_RETURN_VOID();

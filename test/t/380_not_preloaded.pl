@@ -1,4 +1,7 @@
-# A server that lost the library from shared_preload_libraries refuses everything of ours and crashes for nothing.
+# A server that lost the library from shared_preload_libraries refuses everything of ours and crashes for nothing. What
+# somebody does to a table's triggers meanwhile is undone, and health names the table until it is the same everywhere.
+#
+# Seen failing: without repl_ml.mend_triggers the triggers stay as they were and health is ok.
 
 use strict;
 use warnings;
@@ -11,7 +14,14 @@ use Test::More;
 my ($n1, $n2) = new_group(2, q{
 	CREATE TABLE t (id int PRIMARY KEY, v int);
 	INSERT INTO t SELECT g, 0 FROM generate_series(1, 10) g;
-	SELECT repl_ml.add_table('t')});
+	CREATE TABLE disabled (id int PRIMARY KEY, v int);
+	INSERT INTO disabled SELECT g, 0 FROM generate_series(1, 10) g;
+	CREATE TABLE gone (LIKE disabled INCLUDING ALL);
+	INSERT INTO gone SELECT * FROM disabled;
+	CREATE TABLE parted (id int PRIMARY KEY, v int) PARTITION BY RANGE (id);
+	CREATE TABLE part PARTITION OF parted FOR VALUES FROM (0) TO (100);
+	INSERT INTO parted SELECT g, 0 FROM generate_series(1, 10) g;
+	SELECT repl_ml.add_all_tables()});
 
 $n2->append_conf('postgresql.conf', "shared_preload_libraries = ''");
 $n2->restart;
@@ -65,12 +75,30 @@ my @internal = grep { /XX000|08006/ } split /\n/, $err;
 is_deeply(\@internal, [], 'no internal error');
 unlike(slurp_file($n2->logfile), qr/terminated by signal|TRAP/, 'no process has crashed');
 
-# with the library again nothing has diverged
+# somebody goes past the triggers
+sql($n2, q{ALTER TABLE disabled DISABLE TRIGGER USER; UPDATE disabled SET v = 77 WHERE id = 7; DELETE FROM disabled WHERE id = 8;
+	ALTER TABLE part DISABLE TRIGGER USER; UPDATE part SET v = 77 WHERE id = 7; DROP TRIGGER zz_repl_ml_delete ON gone; DELETE FROM gone WHERE id = 9});
+
+# with the library again the other table has not diverged
 $n2->adjust_conf('postgresql.conf', 'shared_preload_libraries', "'repl_ml'");
 $n2->restart;
 sql($n2, 'UPDATE t SET v = 8 WHERE id = 7');
 wait_converged([ $n1, $n2 ], 't');
 is(sql($n2, 'SELECT count(*), sum(v) FROM t'), '11|9', 'both writes are on n2');
+
+
+# these have, and are named until they are equal
+my $health = q{SELECT status, regexp_replace(detail, '^.* since: ', '') FROM repl_ml.health WHERE check_name = 'consistency'};
+poll_until($n2, $health, 'error|public.disabled, public.gone, public.parted.');
+is(sql($n2, q{SELECT count(*) FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid WHERE p.pronamespace = 'repl_ml'::regnamespace
+	AND tgrelid IN ('t'::regclass, 'disabled'::regclass, 'gone'::regclass, 'parted'::regclass, 'part'::regclass) AND tgenabled = 'A'}), '24', 'the triggers are there again');
+sql($n2, 'DELETE FROM disabled WHERE id = 1; UPDATE part SET v = 1 WHERE id = 1');
+is(sql($n2, q{SELECT relation, status, differing_rows FROM repl_ml.verify_all()}), "disabled|differs|2\ngone|differs|1\nparted|differs|1\nt|consistent|0", 'what differs');
+is(sql($n2, q{SELECT status, detail ~ 'disabled .2 rows.*public.disabled, public.gone, public.parted[.]$' FROM repl_ml.health WHERE check_name = 'consistency'}), 'error|t', 'both are said');
+sql($n2, "SELECT repl_ml.repair_table('$_', false, source => 'n1')") foreach 'disabled', 'gone', 'parted';
+is(sql($n2, q{SELECT DISTINCT status FROM repl_ml.verify_all()}), 'consistent', 'all are equal');
+is(sql($n2, q{SELECT status FROM repl_ml.health WHERE check_name = 'consistency'}), 'ok', 'and nothing is left to be said');
+is(sql($n1, "SELECT string_agg(v::text, ',' ORDER BY id) FROM $_"), sql($n2, "SELECT string_agg(v::text, ',' ORDER BY id) FROM $_"), "$_ is the same") foreach 'disabled', 'gone', 'parted';
 
 $n1->stop;
 $n2->stop;
