@@ -113,6 +113,7 @@ OBJS = \
 	src/verify/settle.o \
 	src/verify/repair.o \
 	src/verify/mend.o \
+	src/verify/known.o \
 	src/verify/part.o \
 	src/verify/image.o \
 	src/verify/progress.o \

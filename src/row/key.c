@@ -14,11 +14,13 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/stratnum.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "executor/tuptable.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 
 #include "compat.h"
 #include "row/row.h"
@@ -100,6 +102,23 @@ repl_ml_key_equal(ReplMlTable *table, Datum *a, Datum *b)
 			return false;
 	}
 	return true;
+}
+
+/*
+ * Sets the keys of a scan of a primary key's index for rows that are equal, but
+ * for what they are to be equal to: the caller's.
+ */
+void
+repl_ml_key_scan(Relation index, int natts, ScanKey keys)
+{
+	for (int i = 0; i < natts; i++)
+	{
+		Oid			equal = get_opfamily_member(index->rd_opfamily[i], index->rd_opcintype[i],
+												index->rd_opcintype[i], BTEqualStrategyNumber);
+
+		ScanKeyEntryInitialize(&keys[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
+							   index->rd_indcollation[i], get_opcode(equal), (Datum) 0);
+	}
 }
 
 /*

@@ -8,6 +8,7 @@
 
 #include "repl_ml.h"
 #include "access/htup.h"
+#include "access/skey.h"
 #include "access/tupdesc.h"
 #include "executor/tuptable.h"
 #include "nodes/execnodes.h"
@@ -156,6 +157,7 @@ extern bool repl_ml_has_rows(Oid relid, LOCKMODE lockmode);
 /* in key.c */
 extern uint64 repl_ml_key_hash(ReplMlTable *table, Datum *key);
 extern bool repl_ml_key_equal(ReplMlTable *table, Datum *a, Datum *b);
+extern void repl_ml_key_scan(Relation index, int natts, ScanKey keys);
 extern Datum repl_ml_key_to_array(ReplMlTable *table, Datum *key);
 extern void repl_ml_key_from_array(ReplMlTable *table, Datum array, Datum *key);
 extern void repl_ml_key_from_tuple(ReplMlTable *table, HeapTuple tuple, TupleDesc desc, Datum *key);

@@ -29,7 +29,6 @@
 #include "miscadmin.h"
 #include "utils/datum.h"
 #include "utils/fmgroids.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -162,22 +161,6 @@ repl_ml_target_find(ReplMlTarget *target, TupleTableSlot *searched)
 	return found;
 }
 
-/* Sets what is looked for in the index: the key of "searched". */
-static void
-set_scan_keys(ReplMlTarget *target, Relation index, TupleTableSlot *searched, ScanKey keys)
-{
-	for (int i = 0; i < target->table->key_natts; i++)
-	{
-		AttrNumber	column = target->table->key_attnums[i];
-		Oid			equal = get_opfamily_member(index->rd_opfamily[i], index->rd_opcintype[i],
-												index->rd_opcintype[i], BTEqualStrategyNumber);
-
-		ScanKeyEntryInitialize(&keys[i], searched->tts_isnull[column - 1] ? SK_ISNULL : 0, i + 1,
-							   BTEqualStrategyNumber, InvalidOid, index->rd_indcollation[i],
-							   get_opcode(equal), searched->tts_values[column - 1]);
-	}
-}
-
 /*
  * Says whether a row with the primary key of "searched" and this very clock is
  * committed here: then it needs no joining, and neither waiting nor a lock.
@@ -192,7 +175,15 @@ repl_ml_target_has(ReplMlTarget *target, TupleTableSlot *searched, const ReplMlC
 	ScanKeyData keys[INDEX_MAX_KEYS];
 	bool		has = false;
 
-	set_scan_keys(target, index, searched, keys);
+	repl_ml_key_scan(index, target->table->key_natts, keys);
+	for (int i = 0; i < target->table->key_natts; i++)
+	{
+		AttrNumber	column = target->table->key_attnums[i];
+
+		keys[i].sk_argument = searched->tts_values[column - 1];
+		if (searched->tts_isnull[column - 1])
+			keys[i].sk_flags |= SK_ISNULL;
+	}
 	index_rescan(scan, keys, target->table->key_natts, NULL, 0);
 	if (index_getnext_slot(scan, ForwardScanDirection, target->found))
 	{

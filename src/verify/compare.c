@@ -13,7 +13,7 @@
  * in the second pass was on its way.  Chunks are looked into by as many as have
  * some 50,000 rows, so that memory is bounded whatever differs.
  *
- * Not here: what one node does (part.c).  No locks of ours are held while the
+ * Not here: what one node does (part.c, known.c).  No locks of ours are held while the
  * others are waited for.
  */
 #include "postgres.h"

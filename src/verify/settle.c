@@ -22,7 +22,7 @@
  * Such a round says nothing, and one is made again.  What no round has decided
  * when the time is over is on its way, and said to be.
  *
- * Not here: what a member knows of a key (part.c).  No locks.
+ * Not here: what a member knows of a key (known.c).  No locks.
  */
 #include "postgres.h"
 
@@ -142,7 +142,7 @@ look_here(void *argument)
 {
 	OwnRound   *round = argument;
 
-	return repl_ml_part_keys(&round->comparison->inquiry, round->keys, round->wanted,
+	return repl_ml_known_keys(&round->comparison->inquiry, round->keys, round->wanted,
 							 round->patience, round->details);
 }
 

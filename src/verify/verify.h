@@ -147,11 +147,31 @@ extern const char *repl_ml_image_column_name(ReplMlImage *image, int i);
 extern uint64 repl_ml_image_column(ReplMlImage *image, TupleTableSlot *slot, int i);
 extern int	repl_ml_image_key_order(ReplMlTable *table, TupleDesc desc, int *order);
 
+/* A table of which one node's part is asked; see part.c. */
+typedef struct ReplMlPart
+{
+	Relation	root;
+	ReplMlTable *table;
+	List	   *leaves;			/* of Relation: those that have rows */
+	int			settings;		/* level of what fixes the form of values */
+} ReplMlPart;
+
 /* in part.c */
+extern ReplMlInquiry repl_ml_part_inquiry(FunctionCallInfo fcinfo);
+extern Datum repl_ml_part_answer(StringInfo answer);
+extern bool repl_ml_part_open(const ReplMlInquiry *inquiry, ReplMlPart *part, StringInfo answer);
+extern void repl_ml_part_close(ReplMlPart *part);
+extern void repl_ml_part_send_bytes(StringInfo answer, const char *data, Size size);
+extern void repl_ml_part_send_clock(StringInfo answer, const bytea *clock);
+extern void repl_ml_part_send_digest(StringInfo answer, ReplMlDigest digest);
 extern StringInfo repl_ml_part_sums(const ReplMlInquiry *inquiry);
 extern StringInfo repl_ml_part_rows(const ReplMlInquiry *inquiry, const bytea *wanted);
-extern StringInfo repl_ml_part_keys(const ReplMlInquiry *inquiry, ArrayType *keys,
-									const ReplMlClock *wanted, int patience_ms, bool details);
+
+/* in known.c */
+extern StringInfo repl_ml_known_keys(const ReplMlInquiry *inquiry, ArrayType *keys,
+									 const ReplMlClock *wanted, int patience_ms, bool details);
+extern StringInfo repl_ml_known_versions(const ReplMlInquiry *inquiry, ArrayType *keys,
+										 bool as_they_are);
 
 /* Who asks, and about which table; see report.c. */
 typedef struct ReplMlCaller
@@ -199,11 +219,6 @@ extern bool repl_ml_settle_is_equal(const ReplMlComparison *comparison,
 									const ReplMlSight *sights);
 extern const char *repl_ml_settle_verdict(const ReplMlComparison *comparison,
 										  const ReplMlSuspect *suspect);
-
-extern StringInfo repl_ml_part_versions(const ReplMlInquiry *inquiry, ArrayType *keys,
-										bool as_they_are);
-extern ReplMlInquiry repl_ml_part_inquiry(FunctionCallInfo fcinfo);
-extern Datum repl_ml_part_answer(StringInfo answer);
 
 /* in mend.c */
 extern StringInfo repl_ml_mend(const ReplMlInquiry *inquiry, const ReplMlOrder *order);
