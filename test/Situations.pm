@@ -10,7 +10,7 @@ use Test::More;
 
 our @EXPORT = qw(
   cut_all heal_all let_in written deleted merged
-  rows_are clock_is tombstone_is conflict conflicts_are nothing_parked no_worker_failed can_skew);
+  rows_are clock_is tombstone_is conflict conflicts_are nothing_parked no_worker_failed can_skew plant);
 
 # Every node by itself, and together again.
 sub cut_all  { each_node('pause_apply',  @_); return; }
@@ -170,6 +170,18 @@ sub no_worker_failed
 {
 	my ($nodes) = @_;
 	rows_are($nodes, 'SELECT sum(errors), string_agg(error_message, $$;$$) FROM repl_ml.stat_apply', '0|', 'no worker failed');
+	return;
+}
+
+# Changes rows of one node behind everybody's back: without triggers, and under an origin whose changes are sent to nobody.
+sub plant
+{
+	my ($node, $table, $sql) = @_;
+	my @triggers = split /\n/, sql($node, "SELECT DISTINCT tgname FROM pg_trigger WHERE tgrelid = '$table'::regclass AND NOT tgisinternal");
+
+	sql($node, q(SET allow_system_table_mods = on; INSERT INTO pg_replication_origin SELECT 65000, 'plants' WHERE NOT EXISTS (SELECT FROM pg_replication_origin WHERE roname = 'plants')));
+	sql($node, join ';', 'SET repl_ml.guard_off = on', q(SELECT pg_replication_origin_session_setup('plants')),
+		(map { "ALTER TABLE $table DISABLE TRIGGER $_" } @triggers), $sql, (map { "ALTER TABLE $table ENABLE ALWAYS TRIGGER $_" } @triggers));
 	return;
 }
 

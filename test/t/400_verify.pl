@@ -9,6 +9,7 @@ use warnings;
 use IPC::Run;
 use PostgreSQL::Test::Utils;
 use ReplMl;
+use Situations;
 use Test::More;
 
 my @nodes = new_group(3, <<'SQL');
@@ -78,18 +79,6 @@ wait_converged(\@nodes);
 is(sql($n2, q(SELECT status, detail, hint FROM repl_ml.verify_all() WHERE relation = 'child'::regclass)), q(consistent|rows whose foreign keys refer to nothing: 1|Run SELECT * FROM repl_ml.orphans('public.child').), 'orphans are counted');
 
 # ---- plants ----
-
-# Changes rows of one node behind everybody's back: without triggers, and under an origin whose changes are sent to nobody.
-sub plant
-{
-	my ($node, $table, $sql) = @_;
-	my @triggers = split /\n/, sql($node, "SELECT DISTINCT tgname FROM pg_trigger WHERE tgrelid = '$table'::regclass AND NOT tgisinternal");
-
-	sql($node, q(SET allow_system_table_mods = on; INSERT INTO pg_replication_origin SELECT 65000, 'plants' WHERE NOT EXISTS (SELECT FROM pg_replication_origin WHERE roname = 'plants')));
-	sql($node, join ';', 'SET repl_ml.guard_off = on', q(SELECT pg_replication_origin_session_setup('plants')),
-		(map { "ALTER TABLE $table DISABLE TRIGGER $_" } @triggers), $sql, (map { "ALTER TABLE $table ENABLE ALWAYS TRIGGER $_" } @triggers));
-	return;
-}
 
 # The differences in a table: key, verdict, columns.
 sub differences

@@ -9,6 +9,7 @@ use strict;
 use warnings;
 use IPC::Run;
 use ReplMl;
+use Situations;
 use Test::More;
 
 my @nodes = new_group(3, <<'SQL');
@@ -27,18 +28,6 @@ INSERT INTO keyed SELECT 'n' || g, g, jsonb_build_object('g', g) FROM generate_s
 INSERT INTO parted SELECT g, 'v' || g FROM generate_series(1, 99) g;
 SQL
 wait_converged(\@nodes);
-
-# Changes rows of one node behind everybody's back; see 400_verify.pl.
-sub plant
-{
-	my ($node, $table, $sql) = @_;
-	my @triggers = split /\n/, sql($node, "SELECT DISTINCT tgname FROM pg_trigger WHERE tgrelid = '$table'::regclass AND NOT tgisinternal");
-
-	sql($node, q(SET allow_system_table_mods = on; INSERT INTO pg_replication_origin SELECT 65000, 'plants' WHERE NOT EXISTS (SELECT FROM pg_replication_origin WHERE roname = 'plants')));
-	sql($node, join ';', 'SET repl_ml.guard_off = on', q(SELECT pg_replication_origin_session_setup('plants')),
-		(map { "ALTER TABLE $table DISABLE TRIGGER $_" } @triggers), $sql, (map { "ALTER TABLE $table ENABLE ALWAYS TRIGGER $_" } @triggers));
-	return;
-}
 
 sub verdict { return sql($n1, "SELECT status, differing_rows, detail FROM repl_ml.verify_table('$_[0]')") }
 
