@@ -115,6 +115,7 @@ OBJS = \
 	src/verify/mend.o \
 	src/verify/known.o \
 	src/verify/part.o \
+	src/verify/scan.o \
 	src/verify/image.o \
 	src/verify/progress.o \
 	src/group/launcher.o \

@@ -26,6 +26,7 @@
 #include "replication/walreceiver.h"
 #include "replication/walsender.h"
 #include "replication/walsender_private.h"
+#include "storage/bufmgr.h"
 #include "storage/condition_variable.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
@@ -51,6 +52,15 @@
 
 /* _PG_init and the plugin entry point have prototypes in core from 16 on */
 extern PGDLLEXPORT void _PG_init(void);
+
+/* TestForOldSnapshot: 17 did away with old_snapshot_threshold */
+static inline void
+test_for_old_snapshot_compat(Snapshot snapshot, Relation rel, Page page)
+{
+#if PG_VERSION_NUM < 170000
+	TestForOldSnapshot(snapshot, rel, page);
+#endif
+}
 
 /* walrcv_connect: 16 added must_use_password, 17 added replication */
 static inline WalReceiverConn *

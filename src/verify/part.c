@@ -11,17 +11,16 @@
  *
  * Nothing of the table's owner runs here.
  *
- * Not here: what a row's bytes are (image.c), and what is known of some keys
- * (known.c).  Locks: ACCESS SHARE on the table and its partitions while it works.
+ * Not here: what a row's bytes are (image.c), how rows are read (scan.c), and
+ * what is known of some keys (known.c).  Locks: ACCESS SHARE on the table and its
+ * partitions while it works.
  */
 #include "postgres.h"
 
 #include "access/table.h"
-#include "access/tableam.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
-#include "executor/executor.h"
 #include "libpq/pqformat.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
@@ -37,10 +36,6 @@
 
 #define ROWS_BETWEEN_NEWS	4096	/* of stat_progress_verify */
 #define CLIENT_CHECK_MS		"1000"
-
-typedef void (*RowVisitor) (ReplMlImage *image, TupleTableSlot *slot, void *argument);
-
-static int64 visit_rows(ReplMlPart *part, int chunks, RowVisitor visitor, void *argument);
 
 /* ---- opening ---- */
 
@@ -157,14 +152,42 @@ repl_ml_part_close(ReplMlPart *part)
 
 /* ---- scanning ---- */
 
-/* Shows every some thousand rows how far a scan is. */
-static void
-show_scan(int64 rows, double expected, int chunks)
+/* How far the reading of all rows of a table is. */
+typedef struct Reading
 {
-	double		share = expected <= 0 ? 0 : Min(rows / expected, 1);
+	int			chunks;
+	double		expected;		/* rows */
+	int64		rows;
+} Reading;
 
-	if (rows % ROWS_BETWEEN_NEWS == 0)
-		repl_ml_verify_progress((int64) (share * chunks), rows, -1);
+/* Counts rows that have been read, and shows every some thousand how far it is. */
+static void
+note_rows(void *argument, int rows)
+{
+	Reading    *reading = argument;
+	int64		before = reading->rows;
+	double		share;
+
+	reading->rows += rows;
+	if (before / ROWS_BETWEEN_NEWS == reading->rows / ROWS_BETWEEN_NEWS)
+		return;
+	share = reading->expected <= 0 ? 0 : Min(reading->rows / reading->expected, 1);
+	repl_ml_verify_progress((int64) (share * reading->chunks), reading->rows, -1);
+}
+
+/* Lets the visitor see all rows of a relation that the snapshot sees. */
+static void
+visit_leaf(Relation rel, Snapshot snapshot, ReplMlRowVisitor visitor, void *argument,
+		   Reading *reading)
+{
+	ReplMlScan	scan;
+
+	repl_ml_scan_begin(&scan, rel, snapshot);
+	for (BlockNumber block = 0; block < scan.pages; block++)
+		note_rows(reading, repl_ml_scan_page(&scan, block, visitor, argument));
+	if (!scan.has_pages)
+		repl_ml_scan_whole(&scan, visitor, argument, note_rows, reading);
+	repl_ml_scan_end(&scan);
 }
 
 /*
@@ -172,34 +195,18 @@ show_scan(int64 rows, double expected, int chunks)
  * how many.
  */
 static int64
-visit_rows(ReplMlPart *part, int chunks, RowVisitor visitor, void *argument)
+visit_rows(ReplMlPart *part, int chunks, ReplMlRowVisitor visitor, void *argument)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	double		expected = 0;
-	int64		rows = 0;
+	Reading		reading = {.chunks = chunks};
 	ListCell   *lc;
 
 	foreach(lc, part->leaves)
-		expected += Max(((Relation) lfirst(lc))->rd_rel->reltuples, 0);
+		reading.expected += Max(((Relation) lfirst(lc))->rd_rel->reltuples, 0);
 	foreach(lc, part->leaves)
-	{
-		Relation	rel = lfirst(lc);
-		ReplMlImage *image = repl_ml_image_open(rel);
-		TupleTableSlot *slot = table_slot_create(rel, NULL);
-		TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
-
-		while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
-		{
-			CHECK_FOR_INTERRUPTS();
-			visitor(image, slot, argument);
-			show_scan(++rows, expected, chunks);
-		}
-		table_endscan(scan);
-		ExecDropSingleTupleTableSlot(slot);
-		repl_ml_image_close(image);
-	}
+		visit_leaf(lfirst(lc), snapshot, visitor, argument, &reading);
 	UnregisterSnapshot(snapshot);
-	return rows;
+	return reading.rows;
 }
 
 /* The sums of all chunks; their number is a power of two. */

@@ -12,7 +12,9 @@
 #include "nodes/pg_list.h"
 #include "row/row.h"
 #include "server/server.h"
+#include "storage/buf.h"
 #include "utils/rel.h"
+#include "utils/snapshot.h"
 #include "wire/wire.h"
 
 /* A hash of 128 bits, or a sum of such hashes: two lanes that are added each for itself. */
@@ -146,6 +148,29 @@ extern int	repl_ml_image_columns(ReplMlImage *image);
 extern const char *repl_ml_image_column_name(ReplMlImage *image, int i);
 extern uint64 repl_ml_image_column(ReplMlImage *image, TupleTableSlot *slot, int i);
 extern int	repl_ml_image_key_order(ReplMlTable *table, TupleDesc desc, int *order);
+
+/* Sees one row. */
+typedef void (*ReplMlRowVisitor) (ReplMlImage *image, TupleTableSlot *slot, void *argument);
+
+/* Reading a relation's rows; see scan.c. */
+typedef struct ReplMlScan
+{
+	Relation	rel;
+	Snapshot	snapshot;
+	bool		has_pages;		/* it is a heap */
+	BlockNumber pages;			/* so many of them */
+	BufferAccessStrategy strategy;
+	ReplMlImage *image;
+	TupleTableSlot *slot;
+} ReplMlScan;
+
+/* in scan.c */
+extern void repl_ml_scan_begin(ReplMlScan *scan, Relation rel, Snapshot snapshot);
+extern void repl_ml_scan_end(ReplMlScan *scan);
+extern int	repl_ml_scan_page(ReplMlScan *scan, BlockNumber block, ReplMlRowVisitor visitor,
+							  void *argument);
+extern void repl_ml_scan_whole(ReplMlScan *scan, ReplMlRowVisitor visitor, void *argument,
+							   void (*news) (void *argument, int rows), void *listener);
 
 /* A table of which one node's part is asked; see part.c. */
 typedef struct ReplMlPart
