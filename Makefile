@@ -116,6 +116,7 @@ OBJS = \
 	src/verify/known.o \
 	src/verify/part.o \
 	src/verify/scan.o \
+	src/verify/throttle.o \
 	src/verify/image.o \
 	src/verify/progress.o \
 	src/group/launcher.o \

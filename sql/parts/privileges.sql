@@ -32,7 +32,7 @@ BEGIN
               WHERE p.pronamespace OPERATOR(pg_catalog.=) 'repl_ml'::pg_catalog.regnamespace
                 AND NOT (p.provolatile OPERATOR(pg_catalog.=) 'i' AND p.proparallel OPERATOR(pg_catalog.=) 's')
                 AND p.proname OPERATOR(pg_catalog.<>) ALL ('{tick, insert_pending, moved_pending, orphans, current_vector, wait_for_vector, barrier, transaction_token, transaction_status, verify_table, verify_all, diff_rows}') LOOP
-        EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
+        EXECUTE pg_catalog.format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', f);
     END LOOP;
 END
 $$;
@@ -58,5 +58,6 @@ GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, i
     repl_ml.admit_node(name, text), repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text),
     repl_ml.forget_node(uuid, integer, timestamptz), repl_ml.cannot_create(jsonb),
     repl_ml.rows_to_copy(regclass, name[], name, name), repl_ml.rows_left_out(), repl_ml.require_copyable(regclass, name[]), repl_ml.send_columns(regclass), repl_ml.parked_tables(),
-    repl_ml.verify_sums(text, text, text, integer), repl_ml.verify_rows(text, text, text, integer, bytea), repl_ml.verify_keys(text, text, text, integer, text[], repl_ml.vclock, integer, boolean),
+    repl_ml.verify_keys(text, text, text, integer, text[], repl_ml.vclock, integer, boolean),
     repl_ml.repair_source(text, text, text, integer, text[], boolean), repl_ml.repair_rows(text, text, text, integer, text[], integer, boolean, bytea, text[]) TO repl_ml_replication;
+GRANT EXECUTE ON PROCEDURE repl_ml.verify_sums(text, text, text, integer, integer, integer, bytea), repl_ml.verify_rows(text, text, text, integer, bytea, integer, integer, bytea) TO repl_ml_replication;

@@ -3,15 +3,27 @@
 --
 
 -- What members ask each other; answers are for src/verify/ only
-CREATE FUNCTION repl_ml.verify_sums(schema_name text, table_name text, signature text, chunks integer) RETURNS bytea
-    AS 'MODULE_PATHNAME', 'repl_ml_verify_sums' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
-COMMENT ON FUNCTION repl_ml.verify_sums(text, text, text, integer) IS 'sums of the hashes of this node''s rows of a table, for each chunk of keys';
-CREATE FUNCTION repl_ml.verify_rows(schema_name text, table_name text, signature text, chunks integer, wanted bytea) RETURNS bytea
-    AS 'MODULE_PATHNAME', 'repl_ml_verify_rows' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
-COMMENT ON FUNCTION repl_ml.verify_rows(text, text, text, integer, bytea) IS 'keys, hashes and clocks of this node''s rows in the chunks whose bits are set';
+-- Procedures, as a function's snapshot could not be let go while it rests
+CREATE PROCEDURE repl_ml.verify_sums(schema_name text, table_name text, signature text, chunks integer, rate integer, max_lag integer, INOUT answer bytea)
+    AS 'MODULE_PATHNAME', 'repl_ml_verify_sums' LANGUAGE C SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+COMMENT ON PROCEDURE repl_ml.verify_sums(text, text, text, integer, integer, integer, bytea) IS 'sums of the hashes of this node''s rows of a table, for each chunk of keys, read at this rate and not while members lag more';
+CREATE PROCEDURE repl_ml.verify_rows(schema_name text, table_name text, signature text, chunks integer, wanted bytea, rate integer, max_lag integer, INOUT answer bytea)
+    AS 'MODULE_PATHNAME', 'repl_ml_verify_rows' LANGUAGE C SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+COMMENT ON PROCEDURE repl_ml.verify_rows(text, text, text, integer, bytea, integer, integer, bytea) IS 'keys, hashes and clocks of this node''s rows in the chunks whose bits are set, read at this rate and not while members lag more';
 CREATE FUNCTION repl_ml.verify_keys(schema_name text, table_name text, signature text, chunks integer, keys text[], wanted repl_ml.vclock, patience integer, details boolean) RETURNS bytea
     AS 'MODULE_PATHNAME', 'repl_ml_verify_keys' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION repl_ml.verify_keys(text, text, text, integer, text[], repl_ml.vclock, integer, boolean) IS 'what this node knows of these keys, after it has caught up with these positions or has waited for so many milliseconds';
+
+-- Of a member that cannot be reached nobody knows how late it is
+CREATE FUNCTION repl_ml.greatest_lag() RETURNS bigint
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT coalesce(pg_catalog.max(greatest(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - h.sent_at) * 1000 - coalesce(repl_ml.counter(h.behind, l.node_id), 0) / 1000,
+                                            (o.safe_counter - repl_ml.counter(h.applied, l.node_id)) / 1000)), 0)::bigint
+      FROM repl_ml.local_node l JOIN repl_ml.heartbeat o ON o.node_id = l.node_id
+      JOIN repl_ml.heartbeat h ON h.node_id <> l.node_id JOIN repl_ml.write_members() w ON w.node_id = h.node_id AND w.reachable
+    $$;
+COMMENT ON FUNCTION repl_ml.greatest_lag() IS 'how late, in milliseconds, the changes of a member come here, or those of this node there, at most, by their heartbeats; members that cannot be reached are left out';
 
 -- Who is at it, too, may be so for long: what it removes is left
 CREATE FUNCTION repl_ml.forget_checks(of_schema name, of_table name) RETURNS void

@@ -93,6 +93,7 @@ is_hopeless(int i, void *argument)
 	TimestampTz now = GetCurrentTimestamp();
 	bool		cut_off = false;
 
+	repl_ml_throttle_look();
 	for (int j = 0; j < count; j++)
 		cut_off |= states[j].node_id == asking->comparison->members[asking->asked[i]].node_id &&
 			!states[j].reachable;
@@ -154,14 +155,17 @@ take_answer(ReplMlComparison *comparison, int i, StringInfo answer)
 
 /* Returns the statement that asks a question. */
 static char *
-make_statement(const ReplMlPartQuestion *question)
+make_statement(const ReplMlPartQuestion *question, ReplMlPace pace)
 {
 	StringInfoData sql;
 
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT %s.%s($1, $2, $3, $4", REPL_ML_SCHEMA, question->function);
+	appendStringInfo(&sql, "%s %s.%s($1, $2, $3, $4", question->is_scan ? "CALL" : "SELECT",
+					 REPL_ML_SCHEMA, question->function);
 	for (int i = 0; i < question->nparams; i++)
 		appendStringInfo(&sql, ", $%d", i + 5);
+	if (question->is_scan)
+		appendStringInfo(&sql, ", %d, %d, NULL", pace.rate, pace.max_lag_ms);
 	appendStringInfoChar(&sql, ')');
 	return sql.data;
 }
@@ -176,7 +180,8 @@ ask_others(Asking *asking, int count, char **answers, char **errors)
 	char	  **dsns = palloc((count + 1) * sizeof(char *));
 	const char *params[8] = {inquiry->schema_name, inquiry->table_name, inquiry->signature,
 	psprintf("%d", inquiry->chunks)};
-	ReplMlQuestions all = {.count = count,.dsns = dsns,.query = make_statement(question),
+	ReplMlQuestions all = {.count = count,.dsns = dsns,
+		.query = make_statement(question, inquiry->pace),
 		.nparams = 4 + question->nparams,.params = params,
 		.sent_by = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), CONNECT_MS),
 		.deadline = question->deadline,.meanwhile = do_own_part,.is_hopeless = is_hopeless,
@@ -274,7 +279,7 @@ are_equal(const ReplMlChunk *a, const ReplMlChunk *b)
 static void
 sum_everywhere(ReplMlComparison *comparison)
 {
-	ReplMlPartQuestion question = {.function = "verify_sums",.local = sum_here,
+	ReplMlPartQuestion question = {.function = "verify_sums",.is_scan = true,.local = sum_here,
 	.argument = &comparison->inquiry,.deadline = DT_NOEND};
 
 	repl_ml_compare_ask(comparison, &question);
@@ -514,8 +519,8 @@ look_into(Batch *batch)
 	.hcxt = comparison->batch};
 	HTAB	   *keys = hash_create("repl_ml keys", 1024, &ctl,
 								   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	ReplMlPartQuestion question = {.function = "verify_rows",.nparams = 1,.local = name_here,
-		.argument = batch,.deadline = DT_NOEND,
+	ReplMlPartQuestion question = {.function = "verify_rows",.is_scan = true,.nparams = 1,
+		.local = name_here,.argument = batch,.deadline = DT_NOEND,
 		.params = {DatumGetCString(DirectFunctionCall1(byteaout, PointerGetDatum(batch->wanted)))}
 	};
 

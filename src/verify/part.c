@@ -21,6 +21,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
+#include "funcapi.h"
 #include "libpq/pqformat.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
@@ -243,6 +244,8 @@ repl_ml_part_sums(const ReplMlInquiry *inquiry)
 
 	if (!repl_ml_part_open(inquiry, &part, answer))
 		return answer;
+	repl_ml_throttle_begin(inquiry->pace);
+	repl_ml_verify_join(RelationGetRelid(part.root), inquiry->chunks, REPL_ML_VERIFY_HASHING);
 	sums.chunks = palloc0(inquiry->chunks * sizeof(ReplMlChunk));
 	rows = visit_rows(&part, inquiry->chunks, add_row, &sums);
 	pq_sendint64(answer, rows);
@@ -336,6 +339,8 @@ repl_ml_part_rows(const ReplMlInquiry *inquiry, const bytea *wanted)
 				 errhint(REPL_ML_SAME_VERSION_HINT)));
 	if (!repl_ml_part_open(inquiry, &part, answer))
 		return answer;
+	repl_ml_throttle_begin(inquiry->pace);
+	repl_ml_verify_join(RelationGetRelid(part.root), inquiry->chunks, REPL_ML_VERIFY_NAMING);
 	rows.key_natts = part.table->key_natts;
 	rows.answer = answer;
 	rows.context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml key to tell",
@@ -370,7 +375,8 @@ repl_ml_part_inquiry(FunctionCallInfo fcinfo)
 		.schema_name = text_to_cstring(PG_GETARG_TEXT_PP(0)),
 		.table_name = text_to_cstring(PG_GETARG_TEXT_PP(1)),
 		.signature = text_to_cstring(PG_GETARG_TEXT_PP(2)),
-		.chunks = PG_GETARG_INT32(3)
+		.chunks = PG_GETARG_INT32(3),
+		.pace = {.rate = -1}
 	};
 
 	repl_ml_shmem_require();
@@ -396,27 +402,71 @@ repl_ml_part_answer(StringInfo answer)
 	return PointerGetDatum(result);
 }
 
+/*
+ * Begins a scan for another member: reads, behind "nargs" arguments, how fast it
+ * may be.
+ */
+static ReplMlInquiry
+begin_scan(FunctionCallInfo fcinfo, int nargs)
+{
+	ReplMlInquiry inquiry;
+
+	for (int i = 0; i < nargs + 2; i++)
+	{
+		if (PG_ARGISNULL(i))
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("null is not allowed for argument %d of %s.%s", i + 1, REPL_ML_SCHEMA,
+							get_func_name(fcinfo->flinfo->fn_oid)),
+					 errhint(REPL_ML_SAME_VERSION_HINT)));
+	}
+	inquiry = repl_ml_part_inquiry(fcinfo);
+	inquiry.pace = (ReplMlPace) {.rate = PG_GETARG_INT32(nargs),
+	.max_lag_ms = PG_GETARG_INT32(nargs + 1)};
+	return inquiry;
+}
+
+/*
+ * Ends a scan for another member: the answer is the only column of the
+ * procedure's result.  After an error the member ends the session.
+ */
+static Datum
+end_scan(FunctionCallInfo fcinfo, StringInfo answer)
+{
+	Datum		value = repl_ml_part_answer(answer);
+	bool		isnull = false;
+	TupleDesc	desc;
+
+	repl_ml_verify_end();
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), &value, &isnull));
+}
+
 PG_FUNCTION_INFO_V1(repl_ml_verify_sums);
 
-/* repl_ml.verify_sums(schema_name, table_name, signature, chunks): see repl_ml_part_sums. */
+/*
+ * repl_ml.verify_sums(schema_name, table_name, signature, chunks, rate, max_lag,
+ * answer): see repl_ml_part_sums.
+ */
 Datum
 repl_ml_verify_sums(PG_FUNCTION_ARGS)
 {
-	ReplMlInquiry inquiry = repl_ml_part_inquiry(fcinfo);
+	ReplMlInquiry inquiry = begin_scan(fcinfo, 4);
 
-	return repl_ml_part_answer(repl_ml_part_sums(&inquiry));
+	return end_scan(fcinfo, repl_ml_part_sums(&inquiry));
 }
 
 PG_FUNCTION_INFO_V1(repl_ml_verify_rows);
 
 /*
- * repl_ml.verify_rows(schema_name, table_name, signature, chunks, wanted): see
- * repl_ml_part_rows.
+ * repl_ml.verify_rows(schema_name, table_name, signature, chunks, wanted, rate,
+ * max_lag, answer): see repl_ml_part_rows.
  */
 Datum
 repl_ml_verify_rows(PG_FUNCTION_ARGS)
 {
-	ReplMlInquiry inquiry = repl_ml_part_inquiry(fcinfo);
+	ReplMlInquiry inquiry = begin_scan(fcinfo, 5);
 
-	return repl_ml_part_answer(repl_ml_part_rows(&inquiry, PG_GETARG_BYTEA_PP(4)));
+	return end_scan(fcinfo, repl_ml_part_rows(&inquiry, PG_GETARG_BYTEA_PP(4)));
 }

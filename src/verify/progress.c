@@ -73,6 +73,21 @@ repl_ml_verify_begin(Oid relation, int64 chunks)
 	place->pid = MyProcPid;
 }
 
+/*
+ * Shows the part of a comparison that this process does: of its own one, which is
+ * shown already, or of another member's.
+ */
+void
+repl_ml_verify_join(Oid relation, int64 chunks, ReplMlVerifyPhase phase)
+{
+	Progress   *place = my_place();
+
+	if (place == NULL || place->pid == MyProcPid)
+		return;
+	repl_ml_verify_begin(relation, chunks);
+	place->phase = phase;
+}
+
 /* Shows what a comparison is at now. */
 void
 repl_ml_verify_phase(ReplMlVerifyPhase phase)
@@ -127,7 +142,9 @@ phase_name(ReplMlVerifyPhase phase)
 		[REPL_ML_VERIFY_HASHING] = "hashing rows",
 		[REPL_ML_VERIFY_WAITING] = "waiting for members",
 		[REPL_ML_VERIFY_NAMING] = "naming rows",
-		[REPL_ML_VERIFY_RECHECKING] = "rechecking rows"
+		[REPL_ML_VERIFY_RECHECKING] = "rechecking rows",
+		[REPL_ML_VERIFY_RESTING] = "resting (verify_max_rate)",
+		[REPL_ML_VERIFY_PAUSED] = "paused (verify_max_lag)"
 	};
 
 	return names[phase];

@@ -161,7 +161,7 @@ repl_ml_report_begin(Oid relid, ReplMlComparison *comparison, int max_rows, Datu
 	*comparison = (ReplMlComparison) {
 		.relid = caller.relid,.key_natts = table->key_natts,.max_rows = max_rows,
 		.patience_ms = (repl_ml_deadline(timeout) - GetCurrentTimestamp()) / 1000,
-		.inquiry = {.schema_name = pstrdup(NameStr(table->schema_name)),
+		.inquiry = {.pace = {.rate = -1},.schema_name = pstrdup(NameStr(table->schema_name)),
 			.table_name = pstrdup(NameStr(table->table_name)),
 			.signature = repl_ml_image_signature(rel),
 		.chunks = count_chunks(estimate_rows(caller.relid))}

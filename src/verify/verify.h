@@ -33,6 +33,13 @@ typedef struct ReplMlChunk
 	ReplMlDigest sum;
 } ReplMlChunk;
 
+/* How fast a node's part may be; see throttle.c. */
+typedef struct ReplMlPace
+{
+	int			rate;			/* rows a second; 0: no limit, -1: not throttled */
+	int			max_lag_ms;		/* it pauses while a member lags more; 0: never */
+} ReplMlPace;
+
 /* What one node is asked about a table. */
 typedef struct ReplMlInquiry
 {
@@ -40,6 +47,7 @@ typedef struct ReplMlInquiry
 	const char *table_name;
 	const char *signature;		/* of the asker's table; see image.c */
 	int			chunks;
+	ReplMlPace	pace;			/* of scans */
 } ReplMlInquiry;
 
 /* What an answer begins with. */
@@ -119,6 +127,7 @@ typedef struct ReplMlPartQuestion
 	const char *function;		/* "verify_sums" and the like */
 	int			nparams;		/* after those that all have */
 	const char *params[4];
+	bool		is_scan;		/* a procedure that is told how fast it may be */
 	StringInfo	(*local) (void *argument);	/* does the same here */
 	void	   *argument;
 	TimestampTz deadline;
@@ -133,7 +142,9 @@ typedef enum ReplMlVerifyPhase
 	REPL_ML_VERIFY_HASHING,
 	REPL_ML_VERIFY_WAITING,		/* for the other members */
 	REPL_ML_VERIFY_NAMING,		/* the rows of chunks that differ */
-	REPL_ML_VERIFY_RECHECKING
+	REPL_ML_VERIFY_RECHECKING,
+	REPL_ML_VERIFY_RESTING,		/* to keep to its rate */
+	REPL_ML_VERIFY_PAUSED		/* while a member lags */
 } ReplMlVerifyPhase;
 
 /* in image.c */
@@ -245,6 +256,17 @@ extern bool repl_ml_settle_is_equal(const ReplMlComparison *comparison,
 extern const char *repl_ml_settle_verdict(const ReplMlComparison *comparison,
 										  const ReplMlSuspect *suspect);
 
+/* in throttle.c */
+extern void repl_ml_throttle_init(void);
+extern int	repl_ml_verify_max_rate;	/* rows a second */
+extern int	repl_ml_verify_max_lag; /* ms */
+extern void repl_ml_throttle_watch(void (*look) (void));
+extern void repl_ml_throttle_look(void);
+extern void repl_ml_throttle_begin(ReplMlPace of_scan);
+extern bool repl_ml_throttle_count(int64 rows);
+extern void repl_ml_throttle_rest(void);
+extern bool repl_ml_throttle_release(void);
+
 /* in mend.c */
 extern StringInfo repl_ml_mend(const ReplMlInquiry *inquiry, const ReplMlOrder *order);
 
@@ -252,6 +274,7 @@ extern StringInfo repl_ml_mend(const ReplMlInquiry *inquiry, const ReplMlOrder *
 extern Size repl_ml_verify_shmem_size(void);
 extern void repl_ml_verify_shmem_init(void *space, LWLock *lock);
 extern void repl_ml_verify_begin(Oid relation, int64 chunks);
+extern void repl_ml_verify_join(Oid relation, int64 chunks, ReplMlVerifyPhase phase);
 extern void repl_ml_verify_phase(ReplMlVerifyPhase phase);
 extern ReplMlVerifyPhase repl_ml_verify_phase_now(void);
 extern void repl_ml_verify_progress(int64 chunks_done, int64 rows, int64 differences);
