@@ -12,8 +12,8 @@ SELECT pg_describe_object(d.classid, d.objid, d.objsubid) AS no_comment
  ORDER BY 1;
 SELECT obj_description('repl_ml'::regnamespace, 'pg_namespace') IS NOT NULL AS schema_has_comment;
 
--- everything is in the schema, which cannot be moved, and nothing is a template for others
-SELECT extrelocatable, extnamespace::regnamespace, extconfig FROM pg_extension WHERE extname = 'repl_ml';
+-- everything is in the schema, which cannot be moved; dumps have the lists of tables and rules
+SELECT extrelocatable, extnamespace::regnamespace, extconfig::regclass[] FROM pg_extension WHERE extname = 'repl_ml';
 SELECT trusted, superuser FROM pg_available_extension_versions WHERE name = 'repl_ml' AND installed;
 
 -- functions that lend their owner's rights, or are not written in C, have a fixed search_path

@@ -30,6 +30,8 @@ CREATE TABLE repl_ml.replicated_table (
     PRIMARY KEY (schema_name, table_name)
 );
 COMMENT ON TABLE repl_ml.replicated_table IS 'tables the group replicates, and the least consistency of transactions that write them; see repl_ml.add_table and repl_ml.set_table_consistency';
+-- whoever makes a group of a restored dump finds in it what the tables were; see repl_ml.take_up_lists
+SELECT pg_catalog.pg_extension_config_dump('repl_ml.replicated_table', '');
 CREATE FUNCTION repl_ml.table_consistency_changed() RETURNS pg_catalog.trigger
     AS 'MODULE_PATHNAME', 'repl_ml_table_consistency_changed' LANGUAGE C;
 COMMENT ON FUNCTION repl_ml.table_consistency_changed() IS 'trigger: makes every process read the tables'' consistency in repl_ml.replicated_table again';
@@ -90,6 +92,7 @@ CREATE TABLE repl_ml.conflict_policy (
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
 );
 COMMENT ON TABLE repl_ml.conflict_policy IS 'how conflicts are resolved, each rule from its clock on: the resolver of a table''s rows (column_name empty) or the merge rule of a column; see the view repl_ml.conflict_policies';
+SELECT pg_catalog.pg_extension_config_dump('repl_ml.conflict_policy', '');
 CREATE FUNCTION repl_ml.conflict_policy_changed() RETURNS pg_catalog.trigger
     AS 'MODULE_PATHNAME', 'repl_ml_conflict_policy_changed' LANGUAGE C;
 COMMENT ON FUNCTION repl_ml.conflict_policy_changed() IS 'trigger: makes every process read repl_ml.conflict_policy again, and resolves again what a rule comes late for';

@@ -351,25 +351,78 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
     $$;
 COMMENT ON FUNCTION repl_ml.become_member(name, uuid, integer, name, text, integer, boolean) IS 'writes this database''s identity and wakes the workers';
 
+-- A dump of a member has the lists of its tables and rules. Node ids and clocks in them were another group's. What cannot be
+-- replicated here keeps its level and rules for whoever adds it later.
+CREATE FUNCTION repl_ml.take_up_lists(tables repl_ml.replicated_table[], policies repl_ml.conflict_policy[]) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        t repl_ml.replicated_table;
+        p repl_ml.conflict_policy;
+        taken text[] := '{}';
+        problem text;
+        advice text;
+    BEGIN
+        INSERT INTO repl_ml.replicated_table (schema_name, table_name, state, enrolled_by, write_consistency)
+        SELECT u.schema_name, u.table_name, 'removed', 1, u.write_consistency FROM pg_catalog.unnest(tables) u;
+        FOR p IN SELECT DISTINCT ON (u.schema_name, u.table_name, u.column_name) u.* FROM pg_catalog.unnest(policies) u
+                  ORDER BY u.schema_name, u.table_name, u.column_name, repl_ml.max_counter(u.__repl_clock) DESC, repl_ml.last_writer(u.__repl_clock) DESC LOOP
+            IF p.rule = 'node_priority' THEN
+                RAISE WARNING 'the resolver of table %.% is not taken up from the dump', pg_catalog.quote_ident(p.schema_name), pg_catalog.quote_ident(p.table_name)
+                    USING DETAIL = 'It names nodes of the group that was dumped.',
+                    HINT = 'When the nodes have joined, run SELECT repl_ml.set_resolver(...).';
+            ELSE
+                INSERT INTO repl_ml.conflict_policy (schema_name, table_name, column_name, rule, arguments)
+                VALUES (p.schema_name, p.table_name, p.column_name, p.rule, p.arguments);
+            END IF;
+        END LOOP;
+        FOR t IN SELECT u.* FROM pg_catalog.unnest(tables) u WHERE u.state = 'enrolled' ORDER BY u.schema_name, u.table_name LOOP
+            problem := NULL;
+            BEGIN
+                SELECT o.message, o.hint INTO problem, advice FROM repl_ml.enrol_obstacle(pg_catalog.format('%I.%I', t.schema_name, t.table_name)::pg_catalog.regclass) o;
+                IF problem IS NULL THEN
+                    PERFORM repl_ml.list_table(pg_catalog.format('%I.%I', t.schema_name, t.table_name)::pg_catalog.regclass);
+                    taken := taken || pg_catalog.format('%I.%I', t.schema_name, t.table_name);
+                END IF;
+            EXCEPTION WHEN OTHERS THEN
+                GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT, advice = PG_EXCEPTION_HINT;
+            END;
+            IF problem IS NOT NULL THEN
+                RAISE WARNING 'table %.% was replicated in the group that was dumped, and is not here', pg_catalog.quote_ident(t.schema_name), pg_catalog.quote_ident(t.table_name)
+                    USING DETAIL = problem, HINT = coalesce(nullif(advice, '') || ' ', '') || pg_catalog.format('Then run SELECT repl_ml.add_table(%L): its level and rules are kept.', pg_catalog.format('%I.%I', t.schema_name, t.table_name));
+            END IF;
+        END LOOP;
+        IF taken <> '{}' THEN
+            RAISE NOTICE 'tables that were replicated in the group that was dumped are replicated again, with their levels and rules: %', pg_catalog.array_to_string(taken, ', ');
+        END IF;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.take_up_lists(repl_ml.replicated_table[], repl_ml.conflict_policy[]) IS 'replicates what a restored dump of a member lists as its tables, with their levels and rules';
+
 CREATE FUNCTION repl_ml.create_group(group_name name, node_name name, dsn text) RETURNS integer
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
         c record;
+        tables repl_ml.replicated_table[];
+        policies repl_ml.conflict_policy[];
     BEGIN
         PERFORM repl_ml.hide_statement();
         PERFORM repl_ml.refuse_nulls('group_name, node_name, dsn', pg_catalog.num_nulls(group_name, node_name, dsn));
         SELECT * INTO c FROM repl_ml.check_new_member(group_name, node_name, dsn);
+        tables := ARRAY(SELECT t FROM repl_ml.replicated_table t);
+        policies := ARRAY(SELECT p FROM repl_ml.conflict_policy p);
         PERFORM repl_ml.become_member(group_name, pg_catalog.gen_random_uuid(), 1, node_name, 'ready', NULL, false);
         DELETE FROM repl_ml.member;
         DELETE FROM repl_ml.replicated_table;
         INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname, system_identifier, state, joined_at)
         SELECT 1, node_name, dsn, c.host, c.port, c.dbname, f.system_identifier, 'ready', pg_catalog.now() FROM repl_ml.local_fingerprint() f;
+        PERFORM repl_ml.take_up_lists(tables, policies);
         RETURN 1;
     END
     $$;
 COMMENT ON FUNCTION repl_ml.create_group(name, name, text) IS
-    'makes this database the first node of a new group; dsn is how the other nodes will reach it. Returns the node id. Superusers only. Errors: 55000 wrong setting or already a member, 08001 unreachable dsn, 22023 bad argument';
+    'makes this database the first node of a new group; dsn is how the other nodes will reach it. In a database restored from a dump of a member its tables are replicated again, with their levels and rules. Returns the node id. Superusers only. Errors: 55000 wrong setting or already a member, 08001 unreachable dsn, 22023 bad argument';
 
 -- Where the others find a node from now on. One that cannot be reached is believed: it may be down, or moving. Only the
 -- text of libpq's message tells that from one that is refused, so it has to be in English.

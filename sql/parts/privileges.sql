@@ -5,7 +5,7 @@
 -- A subscription to another member's tables, all of them, would make this database think it is that one
 CREATE FUNCTION repl_ml.refuse_subscription() RETURNS pg_catalog.trigger
     AS 'MODULE_PATHNAME', 'repl_ml_refuse_subscription' LANGUAGE C;
-COMMENT ON FUNCTION repl_ml.refuse_subscription() IS 'trigger: keeps subscriptions of PostgreSQL''s own out of repl_ml''s tables';
+COMMENT ON FUNCTION repl_ml.refuse_subscription() IS 'trigger: keeps subscriptions of PostgreSQL''s own out of repl_ml''s tables, and restored dumps out of a member''s';
 DO $$
 DECLARE
     t regclass;
@@ -42,6 +42,8 @@ GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.write_members(), repl_
     repl_ml.wal_end(), repl_ml.link_name(integer), repl_ml.publication_fault(), repl_ml.enrol_obstacle(regclass), repl_ml.column_types(regclass), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
 GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.shape_differences, repl_ml.unreplicated_tables, repl_ml.conflict_policies, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts,
     repl_ml.stat_write_consistency, repl_ml.stat_write_waiters, repl_ml.stat_progress_verify, repl_ml.consistency_checks, repl_ml.health TO pg_monitor;
+-- what pg_dump saves of an extension has to be read by whoever dumps the database
+GRANT SELECT ON repl_ml.replicated_table, repl_ml.conflict_policy TO PUBLIC;
 -- filters its rows by itself
 GRANT SELECT ON repl_ml.conflicts TO PUBLIC;
 

@@ -65,7 +65,7 @@ CREATE VIEW repl_ml.tables AS
            coalesce((SELECT p.resolver FROM repl_ml.conflict_policies p
                       WHERE p.schema_name = t.schema_name AND p.table_name = t.table_name AND p.column_name IS NULL), 'last_write') AS resolver,
            m.node_name AS enrolled_by,
-           CASE WHEN c.oid IS NULL THEN 'missing' WHEN r.oid IS NULL THEN 'pending' ELSE 'replicated' END AS state,
+           CASE WHEN c.oid IS NULL THEN 'missing' WHEN NOT EXISTS (SELECT FROM repl_ml.local_node) THEN 'restored' WHEN r.oid IS NULL THEN 'pending' ELSE 'replicated' END AS state,
            (SELECT pg_catalog.count(*) FROM repl_ml.table_sync y
              WHERE y.schema_name = t.schema_name AND y.table_name = t.table_name AND y.state = 'pending') AS pending_copies,
            k.parked_changes, coalesce(f.problem, k.problem) AS problem, t.write_consistency,
@@ -86,7 +86,7 @@ CREATE VIEW repl_ml.tables AS
       LEFT JOIN (SELECT s.schema_name, s.table_name, pg_catalog.count(*) AS known FROM repl_ml.table_shape s JOIN repl_ml.member m USING (node_id)
                   WHERE m.state = 'ready' GROUP BY 1, 2) s ON s.schema_name = t.schema_name AND s.table_name = t.table_name
      WHERE t.state = 'enrolled';
-COMMENT ON VIEW repl_ml.tables IS 'replicated tables and their state on this node; problem is why it could not be created or copied, or why the last of the parked_changes could not be applied; differs_on the members on which it is another table, null where that is not known, and difference the first object that differs';
+COMMENT ON VIEW repl_ml.tables IS 'replicated tables and their state on this node (restored: listed in a dump of a member, and not replicated); problem is why it could not be created or copied, or why the last of the parked_changes could not be applied; differs_on the members on which it is another table, null where that is not known, and difference the first object that differs';
 
 CREATE VIEW repl_ml.stat_replication AS
     SELECT s.active_pid AS pid, w.usesysid, w.usename, w.application_name, w.client_addr, w.client_hostname, w.client_port,
@@ -210,7 +210,11 @@ CREATE VIEW repl_ml.health AS
                 WHEN s.state <> 'ready' THEN 'It becomes ready by itself; see how far it is with SELECT * FROM repl_ml.stat_apply.' END
       FROM self s
     UNION ALL
-    SELECT 1, 'membership', 'warning', 'This database is in no group: nothing is replicated.', 'Run SELECT repl_ml.create_group(...) or repl_ml.join_group(...).'
+    SELECT 1, 'membership', 'warning', 'This database is in no group: nothing is replicated.' ||
+           CASE WHEN r.tables > 0 THEN pg_catalog.format(' It was restored from a dump of a member, with %s of its tables.', r.tables) ELSE '' END,
+           CASE WHEN r.tables > 0 THEN 'Run SELECT repl_ml.create_group(...), which replicates these tables again; or DROP EXTENSION repl_ml CASCADE and DROP PUBLICATION IF EXISTS repl_ml, and they are ordinary ones.'
+                ELSE 'Run SELECT repl_ml.create_group(...) or repl_ml.join_group(...).' END
+      FROM (SELECT pg_catalog.count(*) AS tables FROM repl_ml.tables t WHERE t.state = 'restored') r
      WHERE NOT EXISTS (SELECT FROM self)
     UNION ALL
     -- 2. which commits are possible now

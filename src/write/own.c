@@ -28,6 +28,7 @@
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
 #include "commands/trigger.h"
+#include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "replication/logicalworker.h"
 #include "utils/builtins.h"
@@ -368,10 +369,45 @@ repl_ml_own_check_database(DropdbStmt *stmt)
 PG_FUNCTION_INFO_V1(repl_ml_refuse_subscription);
 
 /*
+ * Refuses, in a member, a row of those of our tables that pg_dump saves which a
+ * client has not just written through our functions: it is of another group, or
+ * of an older time of this one, and would go to all members.
+ */
+static void
+refuse_restored_row(TriggerData *trigdata)
+{
+	Relation	rel = trigdata->tg_relation;
+	const char *name = RelationGetRelationName(rel);
+	const ReplMlClock *clock;
+	bool		isnull;
+	Datum		value;
+
+	if (MyBackendType != B_BACKEND || !TRIGGER_FIRED_BY_INSERT(trigdata->tg_event) ||
+		(strcmp(name, "replicated_table") != 0 && strcmp(name, "conflict_policy") != 0) ||
+		!OidIsValid(repl_ml_own_publication()))
+		return;
+	value = heap_getattr(trigdata->tg_trigtuple, get_attnum(RelationGetRelid(rel),
+															REPL_ML_CLOCK_COLUMN),
+						 RelationGetDescr(rel), &isnull);
+	clock = isnull ? NULL : (ReplMlClock *) PG_DETOAST_DATUM(value);
+	if (clock != NULL && repl_ml_clock_is_whole(clock) && repl_ml_clock_count(clock) == 1 &&
+		repl_ml_ticker_issued_here(repl_ml_clock_entry(clock, 0).counter))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("rows of \"%s.%s\" cannot be restored into a member of a group",
+					REPL_ML_SCHEMA, name),
+			 errdetail("They list the tables and rules of the group that was dumped."),
+			 errhint("Restore the other tables only, and run SELECT repl_ml.add_table(...), or "
+					 "restore into an empty database and run SELECT repl_ml.create_group(...) "
+					 "there.")));
+}
+
+/*
  * repl_ml.refuse_subscription(), a trigger of the extension's own tables:
- * refuses what a subscription of core's brings.  What these tables say is of
- * this node and its group; a publication FOR ALL TABLES of a member has them,
- * too.
+ * refuses what a subscription of core's brings, and in a member what a dump
+ * does.  What these tables say is of this node and its group; a publication FOR
+ * ALL TABLES of a member has them, too.
  */
 Datum
 repl_ml_refuse_subscription(PG_FUNCTION_ARGS)
@@ -392,6 +428,7 @@ repl_ml_refuse_subscription(PG_FUNCTION_ARGS)
 						   "publisher's."),
 				 errhint("On the publisher make a publication of the tables you mean, or FOR "
 						 "TABLES IN SCHEMA, instead of one FOR ALL TABLES.")));
+	refuse_restored_row(trigdata);
 	return PointerGetDatum(TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ? trigdata->tg_newtuple :
 						   trigdata->tg_trigtuple);
 }

@@ -174,7 +174,7 @@ sub follow
 	{
 		my $language = $block->{language};
 
-		next if $language eq 'python' || ($block->{comment} // '') =~ /^053: /;
+		next if $language eq 'python' || ($block->{comment} // '') =~ /^\d{3}: /;
 		if ($language eq 'sql')
 		{
 			$printed = run_block($block);
