@@ -156,9 +156,18 @@ repl_ml_part_close(ReplMlPart *part)
 /* How far the reading of all rows of a table is. */
 typedef struct Reading
 {
-	int			chunks;
+	const ReplMlInquiry *inquiry;
+	ReplMlPart *part;
+	StringInfo	answer;
+	ReplMlRowVisitor visitor;
+	void	   *argument;		/* of it */
+	Snapshot	snapshot;
 	double		expected;		/* rows */
 	int64		rows;
+	List	   *done;			/* Oid of partitions that have been read */
+	Oid			leaf;			/* the one that has been read in part */
+	Oid			file;			/* ... and its file */
+	BlockNumber next;			/* ... from there on it has not */
 } Reading;
 
 /* Counts rows that have been read, and shows every some thousand how far it is. */
@@ -166,6 +175,7 @@ static void
 note_rows(void *argument, int rows)
 {
 	Reading    *reading = argument;
+	int			chunks = reading->inquiry->chunks;
 	int64		before = reading->rows;
 	double		share;
 
@@ -173,41 +183,151 @@ note_rows(void *argument, int rows)
 	if (before / ROWS_BETWEEN_NEWS == reading->rows / ROWS_BETWEEN_NEWS)
 		return;
 	share = reading->expected <= 0 ? 0 : Min(reading->rows / reading->expected, 1);
-	repl_ml_verify_progress((int64) (share * reading->chunks), reading->rows, -1);
+	repl_ml_verify_progress((int64) (share * chunks), reading->rows, -1);
 }
 
-/* Lets the visitor see all rows of a relation that the snapshot sees. */
+/* Counts rows of what cannot be read in parts: it rests with its snapshot. */
 static void
-visit_leaf(Relation rel, Snapshot snapshot, ReplMlRowVisitor visitor, void *argument,
-		   Reading *reading)
+note_rows_and_rest(void *argument, int rows)
 {
-	ReplMlScan	scan;
-
-	repl_ml_scan_begin(&scan, rel, snapshot);
-	for (BlockNumber block = 0; block < scan.pages; block++)
-		note_rows(reading, repl_ml_scan_page(&scan, block, visitor, argument));
-	if (!scan.has_pages)
-		repl_ml_scan_whole(&scan, visitor, argument, note_rows, reading);
-	repl_ml_scan_end(&scan);
+	note_rows(argument, rows);
+	if (repl_ml_throttle_count(rows))
+		repl_ml_throttle_rest();
 }
 
 /*
- * Lets the visitor see all rows of the table that are committed now; returns
- * how many.
+ * Returns the page from which a relation is to be read.  One that has been
+ * written anew while the reader rested has its rows in other places.
  */
-static int64
-visit_rows(ReplMlPart *part, int chunks, ReplMlRowVisitor visitor, void *argument)
+static BlockNumber
+find_place(const Reading *reading, Relation rel)
 {
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	Reading		reading = {.chunks = chunks};
+	if (RelationGetRelid(rel) != reading->leaf)
+		return 0;
+	if (rel->rd_rel->relfilenode != reading->file)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" was rewritten while it was compared",
+						RelationGetRelationName(rel)),
+				 errhint("Compare it again.")));
+	return reading->next;
+}
+
+/*
+ * Lets the visitor see rows of a relation that the snapshot sees.  Returns false
+ * when it is time to rest: the next call goes on from there.
+ */
+static bool
+visit_leaf(Reading *reading, Relation rel)
+{
+	ReplMlScan	scan;
+	BlockNumber block = find_place(reading, rel);
+	bool		is_tired = false;
+
+	repl_ml_scan_begin(&scan, rel, reading->snapshot);
+	for (; block < scan.pages && !is_tired; block++)
+	{
+		int			rows = repl_ml_scan_page(&scan, block, reading->visitor, reading->argument);
+
+		note_rows(reading, rows);
+		/* to read a page without rows is work as well */
+		is_tired = repl_ml_throttle_count(Max(rows, 1));
+	}
+	if (!scan.has_pages)
+		repl_ml_scan_whole(&scan, reading->visitor, reading->argument, note_rows_and_rest,
+						   reading);
+	repl_ml_scan_end(&scan);
+	reading->leaf = RelationGetRelid(rel);
+	reading->file = rel->rd_rel->relfilenode;
+	reading->next = block;
+	return !is_tired;
+}
+
+/*
+ * Rests without snapshot and locks, and opens the table again.  Returns false if
+ * it cannot be compared any more; then the answer says so.
+ */
+static bool
+rest(Reading *reading, MemoryContext context)
+{
+	StringInfo	answer;
+
+	repl_ml_verify_progress(-1, reading->rows, -1);
+	UnregisterSnapshot(reading->snapshot);
+	repl_ml_part_close(reading->part);
+	MemoryContextReset(context);
+	repl_ml_throttle_rest();
+	answer = makeStringInfo();
+	if (repl_ml_part_open(reading->inquiry, reading->part, answer))
+	{
+		reading->snapshot = RegisterSnapshot(GetLatestSnapshot());
+		return true;
+	}
+	resetStringInfo(reading->answer);
+	appendBinaryStringInfo(reading->answer, answer->data, answer->len);
+	return false;
+}
+
+/* Returns a partition, or the table itself, that has not been read; NULL if there is none. */
+static Relation
+next_leaf(const Reading *reading)
+{
+	ListCell   *lc;
+
+	foreach(lc, reading->part->leaves)
+	{
+		if (!list_member_oid(reading->done, RelationGetRelid((Relation) lfirst(lc))))
+			return lfirst(lc);
+	}
+	return NULL;
+}
+
+/* Returns about how many rows the table has. */
+static double
+expected_rows(const ReplMlPart *part)
+{
+	double		rows = 0;
 	ListCell   *lc;
 
 	foreach(lc, part->leaves)
-		reading.expected += Max(((Relation) lfirst(lc))->rd_rel->reltuples, 0);
-	foreach(lc, part->leaves)
-		visit_leaf(lfirst(lc), snapshot, visitor, argument, &reading);
-	UnregisterSnapshot(snapshot);
-	return reading.rows;
+		rows += Max(((Relation) lfirst(lc))->rd_rel->reltuples, 0);
+	return rows;
+}
+
+/*
+ * Lets the visitor see all rows of a table that is open; returns how many.  They
+ * are those that are committed now, or where the scan is throttled, when their
+ * page is read: a row that is written meanwhile may be seen twice, or not at
+ * all, and then looks as if it differed.  Returns -1 if the table could not be
+ * read to its end; then it is closed, and the answer says why.
+ */
+static int64
+visit_rows(Reading *reading)
+{
+	MemoryContext before = CurrentMemoryContext;
+	MemoryContext context = AllocSetContextCreate(before, "repl_ml rows between two rests",
+												  ALLOCSET_DEFAULT_SIZES);
+	bool		goes_on = true;
+	Relation	rel;
+
+	reading->expected = expected_rows(reading->part);
+	reading->snapshot = RegisterSnapshot(GetLatestSnapshot());
+	MemoryContextSwitchTo(context);
+	while (goes_on && (rel = next_leaf(reading)) != NULL)
+	{
+		if (!visit_leaf(reading, rel))
+			goes_on = rest(reading, context);
+		else
+		{
+			MemoryContextSwitchTo(before);
+			reading->done = lappend_oid(reading->done, RelationGetRelid(rel));
+			MemoryContextSwitchTo(context);
+		}
+	}
+	MemoryContextSwitchTo(before);
+	if (goes_on)
+		UnregisterSnapshot(reading->snapshot);
+	return goes_on ? reading->rows : -1;
 }
 
 /* The sums of all chunks; their number is a power of two. */
@@ -247,7 +367,10 @@ repl_ml_part_sums(const ReplMlInquiry *inquiry)
 	repl_ml_throttle_begin(inquiry->pace);
 	repl_ml_verify_join(RelationGetRelid(part.root), inquiry->chunks, REPL_ML_VERIFY_HASHING);
 	sums.chunks = palloc0(inquiry->chunks * sizeof(ReplMlChunk));
-	rows = visit_rows(&part, inquiry->chunks, add_row, &sums);
+	rows = visit_rows(&(Reading) {.inquiry = inquiry,.part = &part,.answer = answer,
+	.visitor = add_row,.argument = &sums});
+	if (rows < 0)
+		return answer;
 	pq_sendint64(answer, rows);
 	enlargeStringInfo(answer, inquiry->chunks * sizeof(ReplMlChunk));
 	for (int i = 0; i < inquiry->chunks; i++)
@@ -345,9 +468,10 @@ repl_ml_part_rows(const ReplMlInquiry *inquiry, const bytea *wanted)
 	rows.answer = answer;
 	rows.context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml key to tell",
 										 ALLOCSET_SMALL_SIZES);
-	(void) visit_rows(&part, inquiry->chunks, tell_row, &rows);
+	if (visit_rows(&(Reading) {.inquiry = inquiry,.part = &part,.answer = answer,
+				.visitor = tell_row,.argument = &rows}) >= 0)
+		repl_ml_part_close(&part);
 	MemoryContextDelete(rows.context);
-	repl_ml_part_close(&part);
 	return answer;
 }
 
@@ -420,6 +544,8 @@ begin_scan(FunctionCallInfo fcinfo, int nargs)
 							get_func_name(fcinfo->flinfo->fn_oid)),
 					 errhint(REPL_ML_SAME_VERSION_HINT)));
 	}
+	/* of a scan that has ended with an error */
+	repl_ml_verify_end();
 	inquiry = repl_ml_part_inquiry(fcinfo);
 	inquiry.pace = (ReplMlPace) {.rate = PG_GETARG_INT32(nargs),
 	.max_lag_ms = PG_GETARG_INT32(nargs + 1)};
@@ -428,7 +554,7 @@ begin_scan(FunctionCallInfo fcinfo, int nargs)
 
 /*
  * Ends a scan for another member: the answer is the only column of the
- * procedure's result.  After an error the member ends the session.
+ * procedure's result.
  */
 static Datum
 end_scan(FunctionCallInfo fcinfo, StringInfo answer)

@@ -35,7 +35,7 @@
 #define VERIFY_MAX_RATE		20000, 0, INT_MAX	/* rows a second */
 #define VERIFY_MAX_LAG		10000, 0, INT_MAX	/* ms */
 
-#define LEAST_REST_US		5000	/* shorter ones are put together */
+#define LEAST_REST_US		100000	/* shorter ones are put together */
 #define LONGEST_REST_MS		1000	/* then it is looked again whether to go on */
 #define LAG_INTERVAL_US		1000000 /* between two looks at who lags */
 
@@ -216,6 +216,12 @@ repl_ml_throttle_release(void)
 
 	if (is_own)
 		ForgetPortalSnapshots();
+	/* kept for values that are fetched from the result, as a COMMIT in a procedure lets it go */
+	if (is_own && ActivePortal->holdSnapshot != NULL)
+	{
+		UnregisterSnapshotFromOwner(ActivePortal->holdSnapshot, ActivePortal->resowner);
+		ActivePortal->holdSnapshot = NULL;
+	}
 	InvalidateCatalogSnapshot();
 	return is_own;
 }
