@@ -42,6 +42,7 @@ typedef struct KeyEntry
 	ReplMlDigest digest;		/* hash key, of the texts */
 	char	  **key;
 	ReplMlSight *sights;
+	int		   *rows;			/* of each member: one, unless its index is damaged */
 } KeyEntry;
 
 /* While members are asked: what is done here, and who has been silent since when. */
@@ -386,32 +387,62 @@ read_key(int natts, StringInfo answer, ReplMlDigest *digest)
 	return key;
 }
 
-/* Puts the rows that member "i" has told into the table of keys. */
+/* Returns the entry of a key, a new one if need be. */
+static KeyEntry *
+get_entry(const ReplMlComparison *comparison, HTAB *keys, char **key, const ReplMlDigest *digest)
+{
+	bool		found;
+	KeyEntry   *entry = hash_search(keys, digest, HASH_ENTER, &found);
+
+	if (found)
+		return entry;
+	entry->key = key;
+	entry->sights = palloc0(comparison->count * sizeof(ReplMlSight));
+	entry->rows = palloc0(comparison->count * sizeof(int));
+	for (int i = 0; i < comparison->count; i++)
+		entry->sights[i].kind = 'A';
+	return entry;
+}
+
+/*
+ * Puts the rows that member "i" has told into the table of keys.  Of a scan that
+ * has rested, and so has several snapshots, a row that was written meanwhile may
+ * come twice, under two clocks.
+ */
 static void
 collect_rows(ReplMlComparison *comparison, int i, StringInfo answer, HTAB *keys)
 {
+	bool		is_one_snapshot = comparison->inquiry.pace.rate < 0;
+
 	while (answer->cursor < answer->len)
 	{
 		ReplMlDigest digest;
 		char	  **key = read_key(comparison->key_natts, answer, &digest);
-		bool		found;
-		KeyEntry   *entry = hash_search(keys, &digest, HASH_ENTER, &found);
+		KeyEntry   *entry = get_entry(comparison, keys, key, &digest);
+		ReplMlSight sight = {.kind = 'R',.content = repl_ml_compare_read_digest(answer)};
 
 		CHECK_FOR_INTERRUPTS();
-		if (!found)
-		{
-			entry->key = key;
-			entry->sights = palloc0(comparison->count * sizeof(ReplMlSight));
-			for (int j = 0; j < comparison->count; j++)
-				entry->sights[j].kind = 'A';
-		}
-		entry->sights[i].kind = 'R';
-		entry->sights[i].content = repl_ml_compare_read_digest(answer);
-		repl_ml_compare_read_clock(answer, &entry->sights[i]);
+		repl_ml_compare_read_clock(answer, &sight);
+		if (entry->rows[i] == 0 || is_one_snapshot ||
+			repl_ml_settle_same_clocks(entry->sights[i].clock, sight.clock))
+			entry->rows[i]++;
+		entry->sights[i] = sight;
 	}
 }
 
-/* Returns the keys whose rows are not the same everywhere. */
+/* Says whether some member has more than one row with the key. */
+static bool
+is_doubled(const ReplMlComparison *comparison, const KeyEntry *entry)
+{
+	for (int i = 0; i < comparison->count; i++)
+	{
+		if (entry->rows[i] > 1)
+			return true;
+	}
+	return false;
+}
+
+/* Returns the keys whose rows are not the same everywhere, or are more than one. */
 static List *
 find_suspects(ReplMlComparison *comparison, HTAB *keys)
 {
@@ -424,10 +455,12 @@ find_suspects(ReplMlComparison *comparison, HTAB *keys)
 	{
 		ReplMlSuspect *suspect;
 
-		if (repl_ml_settle_is_equal(comparison, entry->sights))
+		if (repl_ml_settle_is_equal(comparison, entry->sights) && !is_doubled(comparison, entry))
 			continue;
 		suspect = palloc0(sizeof(ReplMlSuspect));
 		suspect->key = entry->key;
+		suspect->now = entry->sights;
+		suspect->scanned = entry->rows;
 		suspects = lappend(suspects, suspect);
 	}
 	return suspects;
@@ -510,9 +543,9 @@ distinct_suspects(const ReplMlComparison *comparison, List *suspects)
 	return distinct;
 }
 
-/* Looks into the chunks of a batch; what differs in the end is noted by settle.c. */
-static void
-look_into(Batch *batch)
+/* Has all members name the rows in the chunks of a batch; returns what they have by key. */
+static HTAB *
+name_rows(Batch *batch)
 {
 	ReplMlComparison *comparison = batch->comparison;
 	HASHCTL		ctl = {.keysize = sizeof(ReplMlDigest),.entrysize = sizeof(KeyEntry),
@@ -531,7 +564,122 @@ look_into(Batch *batch)
 		if (question.answers[i] != NULL)
 			collect_rows(comparison, i, question.answers[i], keys);
 	}
-	repl_ml_settle(comparison, distinct_suspects(comparison, find_suspects(comparison, keys)));
+	return keys;
+}
+
+/* Returns the entry of a key; NULL if no member has named it. */
+static const KeyEntry *
+find_entry(const ReplMlComparison *comparison, HTAB *keys, char **key)
+{
+	StringInfoData texts;
+	ReplMlDigest digest;
+
+	initStringInfo(&texts);
+	for (int i = 0; i < comparison->key_natts; i++)
+		repl_ml_part_send_bytes(&texts, key[i], strlen(key[i]));
+	(void) read_key(comparison->key_natts, &texts, &digest);
+	return hash_search(keys, &digest, HASH_FIND, NULL);
+}
+
+/*
+ * Keeps the marks of those members whose scan finds more rows with the key than
+ * the index has led to, once more; says whether there are any.
+ */
+static bool
+confirm_astray(const ReplMlComparison *comparison, HTAB *keys, ReplMlSuspect *suspect)
+{
+	const KeyEntry *entry = find_entry(comparison, keys, suspect->key);
+	bool		any = false;
+
+	for (int i = 0; i < comparison->count; i++)
+	{
+		suspect->astray[i] = suspect->astray[i] && entry != NULL &&
+			entry->rows[i] > (suspect->now[i].kind == 'R' ? 1 : 0);
+		any |= suspect->astray[i];
+	}
+	if (!any)
+		suspect->astray = NULL;
+	return any;
+}
+
+/* Takes the keys off the list of which some member has several rows, and returns them. */
+static List *
+take_doubled(const ReplMlComparison *comparison, List **suspects)
+{
+	List	   *doubled = NIL;
+	List	   *others = NIL;
+	ListCell   *lc;
+
+	foreach(lc, *suspects)
+	{
+		ReplMlSuspect *suspect = lfirst(lc);
+		bool		is_one = false;
+
+		for (int i = 0; i < comparison->count; i++)
+			is_one |= suspect->scanned[i] > 1;
+		if (!is_one)
+		{
+			others = lappend(others, suspect);
+			continue;
+		}
+		suspect->astray = palloc(comparison->count * sizeof(bool));
+		for (int i = 0; i < comparison->count; i++)
+			suspect->astray[i] = suspect->scanned[i] > 1;
+		doubled = lappend(doubled, suspect);
+	}
+	*suspects = others;
+	return doubled;
+}
+
+/*
+ * Looks once more at keys whose rows and index do not seem to agree: those that
+ * are doubled, and of the differences noted since "first" those that are marked.
+ */
+static void
+look_at_indexes(Batch *batch, List *doubled, int first)
+{
+	ReplMlComparison *comparison = batch->comparison;
+	List	   *others = NIL;
+	HTAB	   *keys;
+	bool		any = doubled != NIL;
+	ListCell   *lc;
+
+	for_each_from(lc, comparison->suspects, first)
+		any |= ((ReplMlSuspect *) lfirst(lc))->astray != NULL;
+	if (!any)
+		return;
+	keys = name_rows(batch);
+	for_each_from(lc, comparison->suspects, first)
+	{
+		if (((ReplMlSuspect *) lfirst(lc))->astray != NULL)
+			(void) confirm_astray(comparison, keys, lfirst(lc));
+	}
+	foreach(lc, doubled)
+	{
+		if (confirm_astray(comparison, keys, lfirst(lc)))
+			repl_ml_settle_astray(comparison, lfirst(lc));
+		else
+			others = lappend(others, lfirst(lc));
+	}
+	repl_ml_settle(comparison, others);
+}
+
+/*
+ * Looks into the chunks of a batch; what differs in the end is noted by settle.c,
+ * which finds rows by their index.  A row that the index does not lead to, or
+ * that is there twice, is in a scan only.
+ */
+static void
+look_into(Batch *batch)
+{
+	ReplMlComparison *comparison = batch->comparison;
+	int			first = list_length(comparison->suspects);
+	List	   *suspects = distinct_suspects(comparison,
+											 find_suspects(comparison, name_rows(batch)));
+	List	   *doubled = take_doubled(comparison, &suspects);
+
+	repl_ml_settle(comparison, suspects);
+	look_at_indexes(batch, doubled, first);
 }
 
 /*

@@ -10,10 +10,13 @@
  * they are taken value by value, since a container's header has OIDs in it, and
  * an enum's value is its label.  Integers of all widths are alike, as values
  * travel between them.  Of types that no node can read without looking names
- * up (regclass and the like), whose padding may differ (tsvector), or that are
- * not core's, it is the text form.  Whatever is read that way is a function of
+ * up (regclass and the like), whose padding may differ (tsvector), whose text
+ * says less than what is stored (xml), or that are not core's, it is the text
+ * form.  Whatever is read that way is a function of
  * core, or of an extension that a superuser has installed; no operator, cast,
- * domain or trigger runs.
+ * domain or trigger runs.  Rows travel as text, mostly, where a NaN has no sign:
+ * so it has none here (what processors make of Infinity - Infinity has one on
+ * x86).  One that means something by its other bits differs from the plain one.
  *
  * Hashes are core's lookup3 (hash_bytes_extended) under two seeds.  Two rows
  * that differ have the same 128 bits with a probability of 2^-128, so that of a
@@ -56,11 +59,18 @@
 #define LONG_VALUE		1024
 #define LENGTH_IS_HASHED 0x80000000U
 
+/* the NaN that a float's text form "NaN" is read as, and the one that x86 makes */
+#define POSITIVE_NAN_4	0x7fc00000U
+#define NEGATIVE_NAN_4	0xffc00000U
+#define POSITIVE_NAN_8	UINT64CONST(0x7ff8000000000000)
+#define NEGATIVE_NAN_8	UINT64CONST(0xfff8000000000000)
+
 /* How the bytes of a type's values are found. */
 typedef enum ValueKind
 {
 	VALUE_INTEGER,
 	VALUE_PLAIN,				/* as they are stored: fixed length */
+	VALUE_FLOATS,				/* one or more numbers of 4 or 8 bytes */
 	VALUE_VARLENA,
 	VALUE_TEXT,					/* by the type's output function */
 	VALUE_ENUM,
@@ -273,10 +283,19 @@ is_read_as_text(Oid type)
 		case TSVECTOROID:
 		case TSQUERYOID:
 		case JSONPATHOID:
+		case XMLOID:
 			return true;
 		default:
 			return type >= FirstNormalObjectId;
 	}
+}
+
+/* Says whether values of core's type are nothing but floating-point numbers, of a fixed length. */
+static bool
+is_made_of_floats(Oid type)
+{
+	return type == FLOAT4OID || type == FLOAT8OID || type == POINTOID || type == LSEGOID ||
+		type == BOXOID || type == LINEOID || type == CIRCLEOID;
 }
 
 /* Says how values of a base type are read. */
@@ -287,6 +306,8 @@ kind_of_base_type(const ValueType *type)
 		return VALUE_INTEGER;
 	if (is_read_as_text(type->type) || type->length == -2)
 		return VALUE_TEXT;
+	if (is_made_of_floats(type->type))
+		return VALUE_FLOATS;
 	return type->length == -1 ? VALUE_VARLENA : VALUE_PLAIN;
 }
 
@@ -411,6 +432,33 @@ append_plain(StringInfo bytes, const ValueType *type, Datum value)
 	}
 	else
 		appendBinaryStringInfo(bytes, DatumGetPointer(value), type->length);
+}
+
+/* Appends floating-point numbers; see the head of this file for what a NaN is. */
+static inline void
+append_floats(StringInfo bytes, const ValueType *type, Datum value)
+{
+	char	   *data;
+
+	append_plain(bytes, type, value);
+	data = bytes->data + bytes->len - type->length;
+	if (type->type == FLOAT4OID)
+	{
+		uint32		number;
+
+		memcpy(&number, data, sizeof(number));
+		number = number == NEGATIVE_NAN_4 ? POSITIVE_NAN_4 : number;
+		memcpy(data, &number, sizeof(number));
+		return;
+	}
+	for (int i = 0; i < type->length; i += sizeof(uint64))
+	{
+		uint64		number;
+
+		memcpy(&number, data + i, sizeof(number));
+		number = number == NEGATIVE_NAN_8 ? POSITIVE_NAN_8 : number;
+		memcpy(data + i, &number, sizeof(number));
+	}
 }
 
 /* Appends an integer, whatever its width is. */
@@ -548,6 +596,9 @@ append_value(StringInfo bytes, const ValueType *type, Datum value)
 			break;
 		case VALUE_PLAIN:
 			append_plain(bytes, type, value);
+			break;
+		case VALUE_FLOATS:
+			append_floats(bytes, type, value);
 			break;
 		case VALUE_VARLENA:
 			stored = PG_DETOAST_DATUM_PACKED(value);

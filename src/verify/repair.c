@@ -245,6 +245,11 @@ decide(Repair *repair, const ReplMlSuspect *suspect)
 	else if (suspect->on_its_way)
 		put(repair, -1, suspect, "none", NULL, NULL,
 			"Not all members have caught up with what the others had.");
+	else if (suspect->astray != NULL)
+		put(repair, -1, suspect, "none", NULL, NULL,
+			"The index of a node's primary key does not lead to all rows with this key: see "
+			"repl_ml.diff_rows, and run REINDEX there, after removing what is wrong if the key is "
+			"there twice.");
 	else if (strcmp(verdict, "corrupt") == 0)
 		decide_by_majority(repair, suspect);
 	else
@@ -431,7 +436,8 @@ repair_some(Repair *repair, List *some)
 	{
 		ReplMlSuspect *suspect = lfirst(lc);
 
-		if (!repl_ml_settle_is_equal(&repair->comparison, suspect->now))
+		if (suspect->astray != NULL ||
+			!repl_ml_settle_is_equal(&repair->comparison, suspect->now))
 			decide(repair, suspect);
 	}
 	while (repair->steps != NIL)

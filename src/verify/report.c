@@ -554,6 +554,9 @@ describe(const ReplMlComparison *comparison, const ReplMlSuspect *suspect)
 		if (sight->damaged)
 			appendStringInfo(next_part(&text), "the clock on node \"%s\" cannot be read",
 							 comparison->members[i].name);
+		if (suspect->astray != NULL && suspect->astray[i])
+			appendStringInfo(next_part(&text), "on node \"%s\" the index of the primary key does "
+							 "not lead to all rows with this key", comparison->members[i].name);
 	}
 	if (suspect->on_its_way)
 		appendStringInfoString(next_part(&text),
@@ -671,7 +674,7 @@ put_some(ReturnSetInfo *result, ReplMlComparison *comparison, const ReplMlCaller
 		ReplMlSuspect *suspect = lfirst(lc);
 
 		/* it may have been mended meanwhile */
-		if (!repl_ml_settle_is_equal(comparison, suspect->now))
+		if (suspect->astray != NULL || !repl_ml_settle_is_equal(comparison, suspect->now))
 			put_row(result, comparison, caller, suspect);
 	}
 }

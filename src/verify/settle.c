@@ -435,6 +435,9 @@ keep_suspect(ReplMlComparison *comparison, const ReplMlSuspect *suspect)
 	ReplMlSuspect *kept = palloc0(sizeof(ReplMlSuspect));
 
 	kept->on_its_way = suspect->failures < FAILURES_NEEDED;
+	if (suspect->astray != NULL)
+		kept->astray = memcpy(palloc(comparison->count * sizeof(bool)), suspect->astray,
+							  comparison->count * sizeof(bool));
 	kept->key = palloc(comparison->key_natts * sizeof(char *));
 	for (int i = 0; i < comparison->key_natts; i++)
 		kept->key[i] = pstrdup(suspect->key[i]);
@@ -470,6 +473,34 @@ note_difference(ReplMlComparison *comparison, const ReplMlSuspect *suspect)
 }
 
 /*
+ * Notes, for compare.c, a key of which some member has rows that its index does
+ * not lead to; no round could tell, as it goes by the index.
+ */
+void
+repl_ml_settle_astray(ReplMlComparison *comparison, ReplMlSuspect *suspect)
+{
+	suspect->failures = FAILURES_NEEDED;
+	note_difference(comparison, suspect);
+}
+
+/*
+ * Marks the members whose scan has found the row of a key that is a difference,
+ * though they say that they have none.
+ */
+static void
+mark_astray(const ReplMlComparison *comparison, ReplMlSuspect *suspect)
+{
+	for (int i = 0; i < comparison->count && suspect->scanned != NULL; i++)
+	{
+		if (suspect->scanned[i] == 0 || suspect->now[i].kind != 'A')
+			continue;
+		if (suspect->astray == NULL)
+			suspect->astray = palloc0(comparison->count * sizeof(bool));
+		suspect->astray[i] = true;
+	}
+}
+
+/*
  * Decides what a round can decide, and returns the keys that are left.
  * "before" is NULL after the first round.
  */
@@ -489,7 +520,10 @@ decide(ReplMlComparison *comparison, List *suspects, const Standing *before, con
 		if (result == PASSED)
 			comparison->rechecked++;
 		else if (suspect->failures >= FAILURES_NEEDED)
+		{
+			mark_astray(comparison, suspect);
 			note_difference(comparison, suspect);
+		}
 		else
 			left = lappend(left, suspect);
 	}
@@ -637,7 +671,7 @@ repl_ml_settle_verdict(const ReplMlComparison *comparison, const ReplMlSuspect *
 		return "parked";
 	if (suspect->on_its_way)
 		return "lagging";
-	if (summary.corrupt)
+	if (summary.corrupt || suspect->astray != NULL)
 		return "corrupt";
 	if (summary.buried)
 		return "extra";

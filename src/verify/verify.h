@@ -98,6 +98,9 @@ typedef struct ReplMlSuspect
 	char	  **key;			/* texts, in the order of the columns' names */
 	ReplMlSight *before;		/* one for each member, of the last round */
 	ReplMlSight *now;
+	const int  *scanned;		/* rows that each member's scan found; NULL: not known */
+	bool	   *astray;			/* members whose key's index does not lead to all rows of
+								 * it; NULL: none */
 	int			failures;		/* rounds in a row that found it to differ */
 	bool		on_its_way;		/* no round has been able to tell */
 } ReplMlSuspect;
@@ -249,6 +252,7 @@ extern bool repl_ml_compare_is_compared(const ReplMlComparison *comparison, int 
 
 /* in settle.c */
 extern void repl_ml_settle(ReplMlComparison *comparison, List *suspects);
+extern void repl_ml_settle_astray(ReplMlComparison *comparison, ReplMlSuspect *suspect);
 extern void repl_ml_settle_details(ReplMlComparison *comparison, List *suspects);
 extern bool repl_ml_settle_same_clocks(const ReplMlClock *a, const ReplMlClock *b);
 extern bool repl_ml_settle_is_equal(const ReplMlComparison *comparison,

@@ -6,6 +6,7 @@
 # and with one round in place of several.
 use strict;
 use warnings;
+use Consistency;
 use IPC::Run;
 use PostgreSQL::Test::Utils;
 use ReplMl;
@@ -29,6 +30,8 @@ ALTER TABLE kinds DROP dropped, DROP gone;
 SELECT repl_ml.add_all_tables();
 SQL
 my ($n1, $n2, $n3) = @nodes;
+# what is known of deletions stays
+never_miss_heartbeats(@nodes);
 poll_until($_, q(SELECT count(*) = 5 FROM repl_ml.tables WHERE state = 'replicated' AND pending_copies = 0)) foreach @nodes;
 
 
@@ -99,7 +102,7 @@ plant($n2, 't', q(UPDATE t SET f = f + CASE id WHEN 30 THEN 1 ELSE -1 END WHERE 
 plant($n1, 't', q(UPDATE t SET w = NULL WHERE id = 40));
 plant($n3, 't', q(UPDATE t SET big = overlay(big placing 'X' from 5000 for 1) WHERE id = 50));
 plant($n3, 't', q(UPDATE t SET f = '-0' WHERE id = 60));
-plant($n3, 't', q(UPDATE t SET f = 'Infinity'::float8 - 'Infinity' WHERE id = 61));
+plant($n3, 't', q(UPDATE t SET f = 'NaN(0x123)' WHERE id = 61));
 plant($n3, 't', "UPDATE t SET v = 'v70', __repl_clock = '$old' WHERE id = 70");
 plant($n2, 't', q(UPDATE t SET __repl_clock = repl_ml.merge(__repl_clock, '{2:5}') WHERE id = 80));
 plant($n2, 't', q(UPDATE t SET v = 'other', __repl_clock = '{2:700000000000000}' WHERE id = 90));
