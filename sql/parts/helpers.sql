@@ -161,6 +161,15 @@ CREATE FUNCTION repl_ml.final_lsn(of_node integer) RETURNS pg_lsn
     $$;
 COMMENT ON FUNCTION repl_ml.final_lsn(integer) IS 'up to which WAL position of a dropped node this node had applied its changes; NULL before it has let go of it, and while some of it is put aside';
 
+-- A peer that connects anew has lost its old connection, whether this server has noticed or not
+CREATE FUNCTION repl_ml.end_old_session(of_node integer) RETURNS boolean
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT pg_catalog.bool_and(pg_catalog.pg_terminate_backend(s.active_pid, 2000)) FROM pg_catalog.pg_replication_slots s
+     WHERE s.slot_name = repl_ml.link_name(of_node) AND s.plugin = 'repl_ml' AND s.active_pid <> pg_catalog.pg_backend_pid()
+    $$;
+COMMENT ON FUNCTION repl_ml.end_old_session(integer) IS 'ends the walsender that still serves a peer which connects anew; NULL if there is none';
+
 -- Which commits of a peer this node has by now, or never will have, of those it had parked something of
 CREATE FUNCTION repl_ml.decided_commits(of_node integer, commits pg_lsn[]) RETURNS text
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp

@@ -114,6 +114,7 @@ typedef struct ReplMlConnection
 	WalReceiverConn *copy;		/* of a copy beside it */
 	RepOriginId origin;
 	Oid			peer_database;	/* the peer's, part of its slots' names */
+	bool		answered;		/* it has been made */
 	bool		progressed;		/* a transaction was applied over it */
 	bool		passed_over;	/* a heartbeat is missing: the link is to be
 								 * made anew */

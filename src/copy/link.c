@@ -63,6 +63,7 @@ typedef struct PeerInfo
 static PeerInfo ask_peer(ReplMlApply *apply);
 static void check_progress(ReplMlApply *apply, XLogRecPtr applied, const PeerInfo *info);
 static void check_peer(ReplMlApply *apply, const PeerInfo *info);
+static void end_old_session(ReplMlApply *apply);
 static bool slot_is_usable(ReplMlApply *apply, const char *slot, XLogRecPtr *confirmed);
 static bool is_beyond_reach(ReplMlApply *apply, XLogRecPtr lsn);
 static void order_new_link(ReplMlApply *apply, const PeerInfo *info, const char *slot,
@@ -100,6 +101,7 @@ repl_ml_link_prepare(ReplMlApply *apply)
 		info = ask_peer(apply);
 	}
 	check_peer(apply, &info);
+	end_old_session(apply);
 	apply->connection.peer_database = info.database;
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	apply->worker->target_lsn = info.flush_lsn;
@@ -360,6 +362,18 @@ check_peer(ReplMlApply *apply, const PeerInfo *info)
 				 errmsg("node \"%s\" runs repl_ml %s, this node %s", name, info->version,
 						REPL_ML_VERSION),
 				 errhint("Run ALTER EXTENSION repl_ml UPDATE where the version is older.")));
+}
+
+/*
+ * Ends the walsender that still has our slot: its network may have failed
+ * without a word, and it would notice only when its kernel tries again.
+ */
+static void
+end_old_session(ReplMlApply *apply)
+{
+	repl_ml_stream_command(apply->connection.stream,
+						   psprintf("SELECT %s.end_old_session(%d)::pg_catalog.text",
+									REPL_ML_SCHEMA, apply->self));
 }
 
 /*

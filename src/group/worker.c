@@ -84,6 +84,7 @@ static void acknowledge_news(void);
 static void wait_for_data(pgsocket fd);
 static void count_race(void);
 static int	race_delay(void);
+static void pause_between(TimestampTz began, int delay);
 static void give_way(void);
 static bool recover_from_error(void);
 static void add_context(void *arg);
@@ -110,6 +111,7 @@ repl_ml_apply_main(Datum arg)
 
 	for (;;)
 	{
+		TimestampTz began = GetCurrentTimestamp();
 		bool		again_at_once = run_and_recover();
 
 		/* the longer nothing gets better, the longer we wait */
@@ -122,13 +124,25 @@ repl_ml_apply_main(Datum arg)
 		if (apply.retry.aside)
 			delay = Min(delay, ASIDE_DELAY_MS);
 		if (delay > 0)
-		{
-			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, delay,
-							 wait_event_compat("ReplMlApplyDelay"));
-			ResetLatch(MyLatch);
-		}
+			pause_between(began, delay);
 		CHECK_FOR_INTERRUPTS();
 	}
+}
+
+/*
+ * Sleeps between two connections.  To have waited in vain for an answer, as of a
+ * network that swallows everything, has been a pause, too.
+ */
+static void
+pause_between(TimestampTz began, int delay)
+{
+	long		rest = apply.connection.answered ? delay :
+		TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+										TimestampTzPlusMilliseconds(began, delay));
+
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, rest,
+					 wait_event_compat("ReplMlApplyDelay"));
+	ResetLatch(MyLatch);
 }
 
 /* Runs one connection; returns true if the next one may follow at once. */
@@ -336,6 +350,7 @@ run_connection(void)
 
 	MemoryContextSwitchTo(apply.message_context);
 	apply.connection.stream = repl_ml_stream_connect(apply.peer->dsn, NameStr(name));
+	apply.connection.answered = true;
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_PREPARING);
 
 	/*

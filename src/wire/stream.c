@@ -30,7 +30,21 @@
 #define PROTOCOL_HINT	"Check that the connection string leads to the PostgreSQL server itself, " \
 						"and not to a connection pooler."
 
+/*
+ * Where the string does not say otherwise: a network that is back after it has
+ * swallowed everything is used again after two seconds.  As long as it swallows,
+ * TCP doubles its pauses; so connections give up early enough, and are made anew.
+ * A peer that is only busy answers, by its kernel.
+ */
+static const char *const network_defaults[][2] = {
+	{"tcp_user_timeout", "5000"},	/* ms, also while connecting */
+	{"keepalives_idle", "2"},	/* s */
+	{"keepalives_interval", "1"},
+	{"keepalives_count", "3"}
+};
+
 static void append_option(StringInfo conninfo, const char *keyword, const char *value);
+static void append_network_defaults(StringInfo conninfo, const PQconninfoOption *options);
 static WalRcvExecResult *execute_on_peer(WalReceiverConn *conn, const char *sql, int ncolumns,
 										 const Oid *types);
 
@@ -71,8 +85,23 @@ repl_ml_stream_conninfo(const char *dsn, const char *purpose, char **password)
 		else
 			append_option(&conninfo, option->keyword, option->val);
 	}
+	append_network_defaults(&conninfo, options);
 	PQconninfoFree(options);
 	return conninfo.data;
+}
+
+/* Appends those of the defaults about which the connection string says nothing. */
+static void
+append_network_defaults(StringInfo conninfo, const PQconninfoOption *options)
+{
+	for (const PQconninfoOption *option = options; option->keyword != NULL; option++)
+	{
+		for (int i = 0; i < lengthof(network_defaults) && option->val == NULL; i++)
+		{
+			if (strcmp(option->keyword, network_defaults[i][0]) == 0)
+				append_option(conninfo, network_defaults[i][0], network_defaults[i][1]);
+		}
+	}
 }
 
 /* Appends keyword='value', quoted as libpq reads it. */

@@ -3,7 +3,7 @@
 #
 # Seen failing: reply.c, putmessage_noblock without regard to what the peer has received (the errors); worker.c, settle
 # without the end of an urgency where nothing is volatile, and leisure without regard to what is volatile (the worker
-# never waits for the stream again, and so never misses the peer).
+# never waits for the stream again, and so never misses the peer); without end_old_session n4 never gets its slot.
 use strict;
 use warnings;
 use IPC::Run;
@@ -81,4 +81,17 @@ kill STOP => $walsender;
 $n4->wait_for_log(qr/ERROR:  node "n1" has been silent/, $said);
 kill CONT => $walsender;
 wait_converged(\@nodes, 't');
+
+# a session that has the slot and serves nobody is ended by the peer that connects anew; here one of another reader
+sql($n4, q(SELECT repl_ml.pause_apply('n1')));
+my $slot = sql($n1, 'SELECT repl_ml.link_name(4)');
+poll_until($n1, "SELECT NOT active FROM pg_replication_slots WHERE slot_name = '$slot'");
+my $reader = IPC::Run::start([ 'pg_recvlogical', '-d', dsn($n1), '--slot', $slot, '--start', '--no-loop', '--status-interval=0', '--fsync-interval=0',
+		'-f', '/dev/null', '-o', 'proto_version=1', '-o', 'publication_names=repl_ml', '-o', 'messages=true' ], '>&', \$out, IPC::Run::timeout(60));
+poll_until($n1, "SELECT active FROM pg_replication_slots WHERE slot_name = '$slot'");
+sql($n4, q(SELECT repl_ml.resume_apply('n1')));
+sql($n1, 'INSERT INTO t VALUES (13)');
+wait_converged(\@nodes, 't');
+$reader->finish;
+like($out, qr/terminating connection due to administrator command/, 'it was ended');
 done_testing();
