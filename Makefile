@@ -103,6 +103,8 @@ OBJS = \
 	src/copy/dropped.o \
 	src/copy/sync.o \
 	src/copy/fetch.o \
+	src/copy/differing.o \
+	src/copy/digests.o \
 	src/copy/rows.o \
 	src/copy/enrol.o \
 	src/copy/schema.o \

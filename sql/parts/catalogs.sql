@@ -237,9 +237,10 @@ CREATE TABLE repl_ml.table_sync (
     table_name  name NOT NULL,
     state       text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'copied')),
     rows        bigint,
+    bytes       bigint,
     PRIMARY KEY (node_id, schema_name, table_name)
 );
-COMMENT ON TABLE repl_ml.table_sync IS 'copies of tables from a peer that are due or done';
+COMMENT ON TABLE repl_ml.table_sync IS 'copies of tables from a peer that are due or done: how many rows have come, only those that differ where most were here, and how many bytes that took';
 
 -- What could not be done with a table here, and when it is tried again
 CREATE TABLE repl_ml.table_failure (

@@ -136,9 +136,15 @@ COMMENT ON FUNCTION repl_ml.received_lsn(integer) IS 'up to which WAL position o
 CREATE FUNCTION repl_ml.require_copyable(relation regclass, columns name[]) RETURNS boolean
     AS 'MODULE_PATHNAME', 'repl_ml_require_copyable' LANGUAGE C VOLATILE STRICT;
 COMMENT ON FUNCTION repl_ml.require_copyable(regclass, name[]) IS 'raises what keeps all of a table from being copied by the caller';
-CREATE FUNCTION repl_ml.rows_to_copy(relation regclass, columns name[], of_schema name DEFAULT NULL, of_table name DEFAULT NULL) RETURNS SETOF text
+CREATE FUNCTION repl_ml.rows_to_copy(relation regclass, columns name[], of_schema name DEFAULT NULL, of_table name DEFAULT NULL, differing boolean DEFAULT false) RETURNS SETOF text
     AS 'MODULE_PATHNAME', 'repl_ml_rows_to_copy' LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION repl_ml.rows_to_copy(regclass, name[], name, name) IS 'each row of a table that can be sent, as a line of COPY: what a peer copies';
+COMMENT ON FUNCTION repl_ml.rows_to_copy(regclass, name[], name, name, boolean) IS 'each row of a table that can be sent, as a line of COPY: what a peer copies; all, or those that differ from what note_digests() told in this session';
+CREATE FUNCTION repl_ml.chunk_sums(relation regclass, signature text, chunks integer) RETURNS bytea
+    AS 'MODULE_PATHNAME', 'repl_ml_chunk_sums' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.chunk_sums(regclass, text, integer) IS 'sums of the digests of this node''s rows, for a peer that copies the table; null if it is to copy all rows';
+CREATE FUNCTION repl_ml.note_digests(chunks integer, digests bytea) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'repl_ml_note_digests' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION repl_ml.note_digests(integer, bytea) IS 'what a peer that copies a table has of it, for rows_to_copy() in this session; with null what was told before is forgotten';
 CREATE FUNCTION repl_ml.rows_left_out() RETURNS TABLE (schema_name text, table_name text, key text, clock text, message text)
     AS 'MODULE_PATHNAME', 'repl_ml_rows_left_out' LANGUAGE C VOLATILE STRICT;
 COMMENT ON FUNCTION repl_ml.rows_left_out() IS 'which rows the last rows_to_copy() of this session has left out, and why';

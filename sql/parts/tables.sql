@@ -306,7 +306,7 @@ CREATE FUNCTION repl_ml.order_copies(from_node integer) RETURNS void
     INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name)
     SELECT from_node, t.schema_name, t.table_name FROM repl_ml.replicated_table t WHERE t.state = 'enrolled'
     UNION ALL SELECT from_node, 'repl_ml', 'tombstone'
-    ON CONFLICT (node_id, schema_name, table_name) DO UPDATE SET state = 'pending', rows = NULL
+    ON CONFLICT (node_id, schema_name, table_name) DO UPDATE SET state = 'pending', rows = NULL, bytes = NULL
     $$;
 COMMENT ON FUNCTION repl_ml.order_copies(integer) IS 'marks all tables, tombstones first, to be copied from a node';
 
@@ -431,7 +431,7 @@ CREATE FUNCTION repl_ml.order_copy(from_node integer, of_schema name, of_table n
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name) VALUES (from_node, of_schema, of_table)
-    ON CONFLICT (node_id, schema_name, table_name) DO UPDATE SET state = 'pending', rows = NULL
+    ON CONFLICT (node_id, schema_name, table_name) DO UPDATE SET state = 'pending', rows = NULL, bytes = NULL
     $$;
 COMMENT ON FUNCTION repl_ml.order_copy(integer, name, name) IS 'marks a table to be copied from a node';
 
@@ -468,7 +468,7 @@ CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS boolean
         INSERT INTO repl_ml.table_sync AS y (node_id, schema_name, table_name)
         SELECT coalesce(CASE WHEN self.state <> 'ready' THEN self.donor END, t.enrolled_by), t.schema_name, t.table_name
          WHERE self.copy_data OR self.state = 'ready'
-        ON CONFLICT ON CONSTRAINT table_sync_pkey DO UPDATE SET state = 'pending', rows = NULL;
+        ON CONFLICT ON CONSTRAINT table_sync_pkey DO UPDATE SET state = 'pending', rows = NULL, bytes = NULL;
         DELETE FROM repl_ml.table_sync y WHERE y.node_id = self.node_id;
         -- also rows with a clock: a client may have written the table since it was made from a member's definition
         RETURN has_rows AND self.state = 'ready';

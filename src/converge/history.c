@@ -594,7 +594,9 @@ repl_ml_history_find_void(ReplMlTable *table, Datum *key, const ReplMlClock *clo
 	List	   *result = NIL;
 	ListCell   *lc;
 
-	if (recorded == NULL || !same_source(&recorded_for, source))
+	/* what copies and repairs bring is of many transactions, and may come twice */
+	if (recorded == NULL || !TransactionIdIsValid(source->xid) ||
+		!same_source(&recorded_for, source))
 		return NIL;
 	found = hash_search(recorded, &hash, HASH_FIND, NULL);
 	if (found == NULL || !datum_image_eq(found->key, repl_ml_key_to_array(table, key), false, -1))

@@ -12,6 +12,7 @@
 #include "commands/copy.h"
 #include "nodes/pg_list.h"
 #include "replication/walreceiver.h"
+#include "verify/verify.h"
 
 #define REPL_ML_COPIED_TABLE_ID	2	/* as which relation.c knows a table that is
 									 * copied, for a moment */
@@ -23,6 +24,16 @@ repl_ml_copy_is_stored(Form_pg_attribute att)
 	return !att->attisdropped && att->attgenerated == '\0';
 }
 
+/* The digest of a row, and which chunk it is in; see digests.c. */
+typedef struct ReplMlRowDigest
+{
+	uint32		chunk;
+	uint64		digest;
+} ReplMlRowDigest;
+
+/* A comparison of a table with the peer's before it is copied; see differing.c. */
+typedef struct ReplMlDiffering ReplMlDiffering;
+
 /* in link.c */
 extern XLogRecPtr repl_ml_link_prepare(ReplMlApply *apply);
 
@@ -33,6 +44,30 @@ extern void repl_ml_sync_tables(ReplMlApply *apply);
 /* in fetch.c */
 extern void repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn,
 								const char *schema_name, const char *table_name);
+
+extern char *repl_ml_fetch_name(Relation rel);
+
+/* in digests.c */
+extern int64 repl_ml_digests_size(Relation root, double *rows);
+extern void repl_ml_digests_sum(Relation root, Snapshot snapshot, int chunks, ReplMlDigest *sums,
+								int64 *rows);
+extern ReplMlRowDigest *repl_ml_digests_collect(Relation root, Snapshot snapshot, int chunks,
+												const bool *wanted, int64 *count);
+extern bytea *repl_ml_digests_pack(const bool *wanted, int chunks, int *from,
+								   const ReplMlRowDigest **next, const ReplMlRowDigest *end,
+								   Size size);
+extern bool repl_ml_digests_try(Oid relid, int chunks, void (*step) (void *argument),
+								void *argument);
+extern void repl_ml_digests_require_chunks(int chunks);
+extern bool repl_ml_digests_are_wanted(ReplMlImage *image, TupleTableSlot *slot);
+
+/* in differing.c */
+extern ReplMlDiffering *repl_ml_differing_begin(WalReceiverConn *conn, Relation rel);
+extern bool repl_ml_differing_next(ReplMlDiffering *differing);
+extern int64 repl_ml_differing_bytes(const ReplMlDiffering *differing);
+
+/* in donor.c */
+extern void repl_ml_donor_require_right(Relation rel);
 
 /* in rows.c */
 extern int64 repl_ml_rows_join(ReplMlApply *apply, Relation rel, CopyFromState copy, bool careful);

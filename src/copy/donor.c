@@ -56,6 +56,8 @@ typedef struct CopyScan
 	int			ncolumns;
 	AttrNumber *columns;		/* in the order they are wanted */
 	FmgrInfo   *output;
+	ReplMlImage *image;			/* to pass by what the peer has; NULL: all are
+								 * wanted */
 	MemoryContext row_context;	/* reset with each row */
 } CopyScan;
 
@@ -67,7 +69,6 @@ static void find_columns(Relation rel, ArrayType *names, CopyScan *scan);
 static CopyScan *begin_scan(FunctionCallInfo fcinfo);
 static int	choose_rows(Relation rel, FunctionCallInfo fcinfo, ScanKeyData *keys);
 static void end_scan(Datum argument);
-static void require_right(Relation rel);
 static text *find_next_line(CopyScan *scan, MemoryContext result_context);
 static text *make_line(CopyScan *scan, MemoryContext result_context);
 static void append_value(StringInfo line, const char *value);
@@ -85,16 +86,17 @@ repl_ml_require_copyable(PG_FUNCTION_ARGS)
 	Relation	rel = table_open(PG_GETARG_OID(0), AccessShareLock);
 	CopyScan	unused = {0};
 
-	require_right(rel);
+	repl_ml_donor_require_right(rel);
 	find_columns(rel, PG_GETARG_ARRAYTYPE_P(1), &unused);
 	table_close(rel, NoLock);
 	PG_RETURN_BOOL(true);
 }
 
 /*
- * repl_ml.rows_to_copy(relation, columns, of_schema, of_table): lines of COPY's
- * text format, one for each row that can be sent.  Of a table of ours those
- * about one table, if it is named; of tombstones no merged ones.  Their
+ * repl_ml.rows_to_copy(relation, columns, of_schema, of_table, differing): lines
+ * of COPY's text format, one for each row that can be sent.  Of a table of ours
+ * those about one table, if it is named; of tombstones no merged ones.  With
+ * "differing" only those that repl_ml.note_digests has asked for.  Their
  * characters 1 to 3 are escaped, so that COPY as CSV with these as delimiter,
  * quote and NULL sends them as they are.
  */
@@ -139,7 +141,7 @@ begin_scan(FunctionCallInfo fcinfo)
 				 errmsg("table and columns must not be null"),
 				 errhint("Name a table and an array of its columns.")));
 	scan->rel = table_open(PG_GETARG_OID(0), AccessShareLock);
-	require_right(scan->rel);
+	repl_ml_donor_require_right(scan->rel);
 	find_columns(scan->rel, PG_GETARG_ARRAYTYPE_P(1), scan);
 	nkeys = choose_rows(scan->rel, fcinfo, keys);
 	scan->row_context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml row to copy",
@@ -147,6 +149,8 @@ begin_scan(FunctionCallInfo fcinfo)
 	scan->slot = MakeSingleTupleTableSlot(RelationGetDescr(scan->rel),
 										  table_slot_callbacks(scan->rel));
 	scan->scan = table_beginscan(scan->rel, GetActiveSnapshot(), nkeys, keys);
+	if (!PG_ARGISNULL(4) && PG_GETARG_BOOL(4))
+		scan->image = repl_ml_image_open(scan->rel);
 
 	if (left_out_context == NULL)
 		left_out_context = AllocSetContextCreate(TopMemoryContext, "repl_ml rows left out",
@@ -172,10 +176,10 @@ end_scan(Datum argument)
 
 /*
  * Raises an error unless this is an ordinary table, all of whose rows the role
- * may read, as COPY would.
+ * may read, as COPY would; digests.c asks, too.
  */
-static void
-require_right(Relation rel)
+void
+repl_ml_donor_require_right(Relation rel)
 {
 	if (rel->rd_rel->relkind != RELKIND_RELATION)
 		ereport(ERROR,
@@ -266,6 +270,8 @@ find_next_line(CopyScan *scan, MemoryContext result_context)
 		text	   *volatile line = NULL;
 
 		CHECK_FOR_INTERRUPTS();
+		if (scan->image != NULL && !repl_ml_digests_are_wanted(scan->image, scan->slot))
+			continue;
 		MemoryContextReset(scan->row_context);
 		BeginInternalSubTransaction(NULL);
 		MemoryContextSwitchTo(scan->row_context);

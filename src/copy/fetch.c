@@ -39,6 +39,16 @@
 static WalReceiverConn *copy_source = NULL;
 static char *copy_buffer = NULL;
 static int	copy_left = 0;
+static int64 copy_bytes = 0;	/* that have travelled for the present copy */
+
+/* Which rows of a table are copied. */
+typedef struct CopyOf
+{
+	const char *schema_name;	/* those about this table; NULL: whatever */
+	const char *table_name;
+	bool		differing;		/* those that the peer has been told to send */
+	bool		careful;		/* see rows.c */
+} CopyOf;
 
 static int64 copy_content(ReplMlApply *apply, WalReceiverConn *conn, Oid relid,
 						  const char *schema_name, const char *table_name);
@@ -47,11 +57,11 @@ static void require_same_table(WalReceiverConn *conn, const char *schema_name,
 static int64 copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, bool careful);
 static int64 copy_rows_about(ReplMlApply *apply, WalReceiverConn *conn, Oid relid,
 							 const char *schema_name, const char *table_name, bool careful);
+static int64 copy_users_table(ReplMlApply *apply, WalReceiverConn *conn, Oid relid);
 static int64 copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, Relation rel,
-						   const char *name, const char *schema_name, const char *table_name,
-						   bool careful);
-static int64 copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, bool careful);
-static char *quote_table(Relation rel);
+						   const char *name, const CopyOf *of);
+static int64 copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel,
+							 const CopyOf *of);
 static int64 copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *command,
 					   bool careful);
 static List *list_columns(Relation rel, StringInfo list);
@@ -75,6 +85,7 @@ repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schem
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	repl_ml_crash_copies();
+	copy_bytes = 0;
 	relid = repl_ml_table_local(schema_name, table_name);
 	if (OidIsValid(relid))
 	{
@@ -92,11 +103,12 @@ repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schem
 	values[1] = CStringGetTextDatum(schema_name);
 	values[2] = CStringGetTextDatum(table_name);
 	repl_ml_spi_execute(psprintf("UPDATE repl_ml.table_sync"
-								 " SET state = 'copied', rows = " INT64_FORMAT
+								 " SET state = 'copied', rows = " INT64_FORMAT ", bytes = "
+								 INT64_FORMAT
 								 " WHERE node_id OPERATOR(pg_catalog.=) $1"
 								 " AND schema_name OPERATOR(pg_catalog.=) $2::pg_catalog.name"
 								 " AND table_name OPERATOR(pg_catalog.=) $3::pg_catalog.name",
-								 rows),
+								 rows, copy_bytes),
 						3, types, values, NULL);
 	PopActiveSnapshot();
 	replorigin_session_origin_lsn = InvalidXLogRecPtr;
@@ -137,7 +149,7 @@ copy_content(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *s
 		(void) copy_rows_about(apply, conn, repl_ml_catalog_oid("tombstone"), schema_name,
 							   table_name, true);
 	}
-	return copy_rows(apply, conn, relid, true);
+	return copy_users_table(apply, conn, relid);
 }
 
 /*
@@ -187,7 +199,7 @@ require_same_table(WalReceiverConn *conn, const char *schema_name, const char *t
 	(void) repl_ml_relation_get(REPL_ML_COPIED_TABLE_ID);
 }
 
-/* Joins all rows of a table; returns their number. */
+/* Joins all rows of one of our tables; returns their number. */
 static int64
 copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, bool careful)
 {
@@ -204,10 +216,8 @@ copy_rows_about(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char
 				const char *table_name, bool careful)
 {
 	Relation	rel = table_open(relid, RowExclusiveLock);
-	char	   *name = quote_table(rel);
-	bool		is_whole = RelationGetNamespace(rel) == repl_ml_schema_oid() &&
-		relid != repl_ml_catalog_oid("tombstone") &&
-		relid != repl_ml_catalog_oid(REPL_ML_VERSION_TABLE);
+	char	   *name = repl_ml_fetch_name(rel);
+	CopyOf		of = {.schema_name = schema_name,.table_name = table_name,.careful = careful};
 	StringInfoData columns;
 	int64		rows;
 
@@ -215,15 +225,52 @@ copy_rows_about(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char
 	repl_ml_crash_writes(relid);
 	initStringInfo(&columns);
 	(void) list_columns(rel, &columns);
-	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
-		rows = copy_partitions(apply, conn, rel, careful);
-	else if (is_whole)
+	if (relid != repl_ml_catalog_oid("tombstone") &&
+		relid != repl_ml_catalog_oid(REPL_ML_VERSION_TABLE))
 		rows = copy_from(apply, conn, rel, psprintf("COPY %s (%s) TO STDOUT", name, columns.data),
 						 careful);
 	else
-		rows = copy_sendable(apply, conn, rel, name, schema_name, table_name, careful);
+		rows = copy_sendable(apply, conn, rel, name, &of);
 	table_close(rel, NoLock);
 	return rows;
+}
+
+/*
+ * Joins the rows of a user's table: those that differ from what is here, or all
+ * of them; returns their number.
+ */
+static int64
+copy_users_table(ReplMlApply *apply, WalReceiverConn *conn, Oid relid)
+{
+	Relation	rel = table_open(relid, RowExclusiveLock);
+	CopyOf		of = {.careful = true};
+	ReplMlDiffering *differing;
+	int64		rows = 0;
+
+	repl_ml_apply_show_copy(apply, relid, 0);
+	repl_ml_crash_writes(relid);
+	differing = repl_ml_differing_begin(conn, rel);
+	of.differing = differing != NULL;
+	while (differing == NULL || repl_ml_differing_next(differing))
+	{
+		if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+			rows += copy_partitions(apply, conn, rel, &of);
+		else
+			rows += copy_sendable(apply, conn, rel, repl_ml_fetch_name(rel), &of);
+		if (differing == NULL)
+			break;
+	}
+	if (differing != NULL)
+		copy_bytes += repl_ml_differing_bytes(differing);
+	table_close(rel, NoLock);
+	return rows;
+}
+
+/* Returns a text as SQL has it. */
+static const char *
+quote_or_null(const char *text)
+{
+	return text == NULL ? "NULL" : quote_literal_cstr(text);
 }
 
 /*
@@ -233,12 +280,10 @@ copy_rows_about(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char
  */
 static int64
 copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *name,
-			  const char *schema_name, const char *table_name, bool careful)
+			  const CopyOf *of)
 {
 	static const Oid types[1] = {BOOLOID};
 	StringInfoData arguments;
-	char	   *of_schema = schema_name == NULL ? "NULL" : quote_literal_cstr(schema_name);
-	char	   *of_table = table_name == NULL ? "NULL" : quote_literal_cstr(table_name);
 	int64		rows;
 	ListCell   *lc;
 
@@ -252,16 +297,18 @@ copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const cha
 											 psprintf("SELECT repl_ml.require_copyable(%s)",
 													  arguments.data), 1, types));
 	rows = copy_from(apply, conn, rel,
-					 psprintf("COPY (SELECT repl_ml.rows_to_copy(%s, %s, %s)) TO STDOUT"
+					 psprintf("COPY (SELECT repl_ml.rows_to_copy(%s, %s, %s, %s)) TO STDOUT"
 							  " (FORMAT csv, DELIMITER E'\\x01', QUOTE E'\\x02', NULL E'\\x03')",
-							  arguments.data, of_schema, of_table), careful);
+							  arguments.data, quote_or_null(of->schema_name),
+							  quote_or_null(of->table_name), of->differing ? "true" : "false"),
+					 of->careful);
 	repl_ml_unsent_ask(apply, conn);
 	return rows;
 }
 
 /* Joins the rows of a partitioned table, which is copied by its partitions. */
 static int64
-copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, bool careful)
+copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const CopyOf *of)
 {
 	static const Oid types[2] = {TEXTOID, TEXTOID};
 	ReplMlResult *result;
@@ -281,7 +328,7 @@ copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, bool ca
 										   " JOIN pg_catalog.pg_namespace n"
 										   " ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
 										   " WHERE c.relkind OPERATOR(pg_catalog.=) 'r'",
-										   quote_literal_cstr(quote_table(rel))), 2, types);
+										   quote_literal_cstr(repl_ml_fetch_name(rel))), 2, types);
 	while (repl_ml_stream_next(result))
 	{
 		slot_getallattrs(result->slot);
@@ -293,13 +340,13 @@ copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, bool ca
 
 	/* partitions need not be cut alike here: each row goes where it belongs */
 	foreach(lc, names)
-		rows += copy_sendable(apply, conn, rel, lfirst(lc), NULL, NULL, careful);
+		rows += copy_sendable(apply, conn, rel, lfirst(lc), of);
 	return rows;
 }
 
-/* Returns the table's name as SQL has it, here and on the peer. */
-static char *
-quote_table(Relation rel)
+/* Returns, also for differing.c, the table's name as SQL has it, here and on the peer. */
+char *
+repl_ml_fetch_name(Relation rel)
 {
 	return quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
 									  RelationGetRelationName(rel));
@@ -384,7 +431,7 @@ read_copy(void *out, int min, int max)
 		CHECK_FOR_INTERRUPTS();
 		length = walrcv_receive(copy_source, &copy_buffer, &fd);
 		if (length > 0)
-			copy_left = length;
+			copy_bytes += copy_left = length;
 		else if (length < 0)
 			return got;
 		else

@@ -1,0 +1,285 @@
+/*
+ * differing.c
+ *		Which rows of a table a copy has to move: those that differ.
+ *
+ * A table that is copied again has nearly all of the peer's rows, as after a
+ * slot was lost.  So this node and the peer add up their rows in chunks
+ * (digests.c), and for the chunks that differ the peer is told what is here; it
+ * answers with its other rows of them, which are joined as those of any copy.  Rows that
+ * only this node has are none of a copy's business: the peer gets them from this
+ * node, and deletions travel as tombstones, which are copied before.
+ *
+ * The sums cost 16 bytes a chunk, what is told about 9 bytes for each row of a chunk that
+ * differs, a third more as text.  A table that is small, or differs a lot, is
+ * copied whole, and so is one that has a row here or there that cannot be read.
+ *
+ * Called by fetch.c, in the copy's transaction.  Not here: what a digest is
+ * (digests.c).  Locks: ACCESS SHARE on partitions; the caller has locked the
+ * table.
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "copy/copy.h"
+#include "server/server.h"
+#include "verify/verify.h"
+#include "wire/wire.h"
+
+#define LEAST_PAGES			16	/* below that a copy costs less than sums */
+#define ROWS_OF_CHUNK		16	/* as long as there are not too many chunks */
+#define LEAST_CHUNKS		64
+#define ROWS_OF_PAGE		50	/* of a table that was never analyzed */
+#define BATCH_ROWS			(2 * 1024 * 1024)	/* that are told together: memory */
+#define MOST_BATCHES		16	/* each reads the table, here and there */
+#define TELL_BYTES			(1024 * 1024)	/* of a statement to the peer */
+
+struct ReplMlDiffering
+{
+	WalReceiverConn *conn;
+	Relation	rel;
+	int			chunks;
+	ReplMlDigest *sums;			/* of this node */
+	int64	   *rows;			/* of this node, in each chunk */
+	bool	   *wanted;			/* chunks of the present batch */
+	bool	   *differs;
+	int			next;			/* the first chunk behind that batch */
+	int64		bytes;			/* that have travelled for this */
+	ReplMlRowDigest *have;		/* what is here of the batch */
+	int64		have_count;
+	MemoryContext context;		/* of what is told; reset with each batch */
+};
+
+/* ---- sums ---- */
+
+/*
+ * Returns into how many chunks the table is cut; 0 if it is to be copied whole.
+ */
+static int
+choose_chunks(Relation rel)
+{
+	double		rows;
+	int64		pages = repl_ml_digests_size(rel, &rows);
+	int			chunks = LEAST_CHUNKS;
+
+	if (pages < LEAST_PAGES)
+		return 0;
+	rows = Max(rows, pages * ROWS_OF_PAGE);
+	while (chunks < REPL_ML_MAX_CHUNKS && chunks < rows / ROWS_OF_CHUNK)
+		chunks *= 2;
+	return chunks;
+}
+
+/* Adds up the rows that are here, as a step of repl_ml_digests_try. */
+static void
+sum_here(void *argument)
+{
+	ReplMlDiffering *differing = argument;
+	Snapshot	snapshot;
+
+	/* with what this transaction has joined so far */
+	CommandCounterIncrement();
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	repl_ml_digests_sum(differing->rel, snapshot, differing->chunks, differing->sums,
+						differing->rows);
+	UnregisterSnapshot(snapshot);
+}
+
+/*
+ * Asks the peer for its sums; returns NULL where it has none.  They travel as
+ * base64: a third more than they are, and no hexadecimal's double.
+ */
+static ReplMlDigest *
+ask_sums(ReplMlDiffering *differing)
+{
+	static const Oid types[1] = {TEXTOID};
+	Size		size = differing->chunks * sizeof(ReplMlDigest);
+	char	   *sql = psprintf("SELECT pg_catalog.encode(repl_ml.chunk_sums("
+							   "%s::pg_catalog.regclass, %s, %d), 'base64')",
+							   quote_literal_cstr(repl_ml_fetch_name(differing->rel)),
+							   quote_literal_cstr(repl_ml_image_signature(differing->rel)),
+							   differing->chunks);
+	ReplMlResult *result = repl_ml_stream_query(differing->conn, sql, 1, types);
+	bytea	   *sums = NULL;
+
+	if (repl_ml_stream_next(result) &&
+		(slot_getallattrs(result->slot), !result->slot->tts_isnull[0]))
+	{
+		Datum		text = result->slot->tts_values[0];
+
+		differing->bytes += VARSIZE_ANY_EXHDR(DatumGetPointer(text));
+		sums = DatumGetByteaPCopy(DirectFunctionCall2(binary_decode, text,
+													  CStringGetTextDatum("base64")));
+	}
+	repl_ml_stream_free(result);
+	if (sums != NULL && VARSIZE_ANY_EXHDR(sums) != size)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the peer sent %zu bytes of sums instead of %zu", VARSIZE_ANY_EXHDR(sums),
+						size),
+				 errhint(REPL_ML_SAME_VERSION_HINT)));
+	return sums == NULL ? NULL : (ReplMlDigest *) VARDATA(sums);
+}
+
+/*
+ * Notes which chunks differ; returns false if so many do that a copy of all
+ * costs less.  A chunk of which the peer has no row needs nothing.
+ */
+static bool
+compare_sums(ReplMlDiffering *differing, const ReplMlDigest *theirs)
+{
+	int64		rows = 0;
+	int64		to_tell = 0;
+	int			count = 0;
+	double		changed;
+
+	for (int i = 0; i < differing->chunks; i++)
+	{
+		const ReplMlDigest *ours = &differing->sums[i];
+
+		rows += differing->rows[i];
+		differing->differs[i] = memcmp(ours, &theirs[i], sizeof(ReplMlDigest)) != 0 &&
+			(theirs[i].lane[0] != 0 || theirs[i].lane[1] != 0);
+		if (!differing->differs[i])
+			continue;
+		count++;
+		to_tell += differing->rows[i];
+	}
+
+	/* so many rows that differ, thrown at random, hit so many chunks */
+	changed = count == differing->chunks ? differing->chunks * log(differing->chunks) :
+		-differing->chunks * log(1 - (double) count / differing->chunks);
+	return changed <= rows / 3.0 && to_tell <= (int64) BATCH_ROWS * MOST_BATCHES;
+}
+
+/*
+ * Compares the table with the peer's; returns NULL if all its rows are to be
+ * copied.
+ */
+ReplMlDiffering *
+repl_ml_differing_begin(WalReceiverConn *conn, Relation rel)
+{
+	ReplMlDiffering *differing = palloc0(sizeof(ReplMlDiffering));
+	ReplMlDigest *theirs;
+
+	differing->conn = conn;
+	differing->rel = rel;
+	differing->chunks = choose_chunks(rel);
+	if (differing->chunks == 0)
+		return NULL;
+	differing->sums = palloc0(differing->chunks * sizeof(ReplMlDigest));
+	differing->rows = palloc0(differing->chunks * sizeof(int64));
+	differing->wanted = palloc0(differing->chunks * sizeof(bool));
+	differing->differs = palloc0(differing->chunks * sizeof(bool));
+	differing->context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml digests to tell",
+											   ALLOCSET_DEFAULT_SIZES);
+	if (!repl_ml_digests_try(RelationGetRelid(rel), differing->chunks, sum_here, differing))
+		return NULL;
+	theirs = ask_sums(differing);
+	return theirs != NULL && compare_sums(differing, theirs) ? differing : NULL;
+}
+
+/* Returns how many bytes have travelled so far, beside rows. */
+int64
+repl_ml_differing_bytes(const ReplMlDiffering *differing)
+{
+	return differing->bytes;
+}
+
+/* ---- what is told ---- */
+
+/*
+ * Takes the next chunks that differ, as many as memory allows; returns false if
+ * there are none.
+ */
+static bool
+choose_batch(ReplMlDiffering *differing)
+{
+	int64		rows = 0;
+	bool		any = false;
+
+	memset(differing->wanted, 0, differing->chunks * sizeof(bool));
+	for (; differing->next < differing->chunks && rows < BATCH_ROWS; differing->next++)
+	{
+		if (!differing->differs[differing->next])
+			continue;
+		differing->wanted[differing->next] = any = true;
+		rows += differing->rows[differing->next];
+	}
+	return any;
+}
+
+/* Collects what is here of the batch, as a step of repl_ml_digests_try. */
+static void
+collect_here(void *argument)
+{
+	ReplMlDiffering *differing = argument;
+	Snapshot	snapshot;
+
+	CommandCounterIncrement();
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	differing->have = repl_ml_digests_collect(differing->rel, snapshot, differing->chunks,
+											  differing->wanted, &differing->have_count);
+	UnregisterSnapshot(snapshot);
+}
+
+/* Tells the peer what is packed; with NULL it forgets what it was told before. */
+static void
+tell(ReplMlDiffering *differing, const bytea *packed)
+{
+	static const Oid types[1] = {BOOLOID};
+	char	   *sql;
+
+	if (packed == NULL)
+		sql = psprintf("SELECT repl_ml.note_digests(%d, NULL)", differing->chunks);
+	else
+		sql = psprintf("SELECT repl_ml.note_digests(%d, pg_catalog.decode('%s', 'base64'))",
+					   differing->chunks,
+					   TextDatumGetCString(DirectFunctionCall2(binary_encode,
+															   PointerGetDatum(packed),
+															   CStringGetTextDatum("base64"))));
+	differing->bytes += strlen(sql);
+	repl_ml_stream_free(repl_ml_stream_query(differing->conn, sql, 1, types));
+	pfree(sql);
+}
+
+/*
+ * Tells the peer what is here of the next chunks that differ, so that it sends
+ * what is not; returns false if there are no more.
+ */
+bool
+repl_ml_differing_next(ReplMlDiffering *differing)
+{
+	MemoryContext old;
+	const ReplMlRowDigest *next;
+	int			from = 0;
+
+	if (!choose_batch(differing))
+		return false;
+	MemoryContextReset(differing->context);
+	old = MemoryContextSwitchTo(differing->context);
+	/* one that cannot be read has come since: then all of them are sent */
+	if (!repl_ml_digests_try(RelationGetRelid(differing->rel), differing->chunks, collect_here,
+							 differing))
+		differing->have_count = 0;
+	next = differing->have;
+	tell(differing, NULL);
+	while (from < differing->chunks)
+	{
+		CHECK_FOR_INTERRUPTS();
+		tell(differing, repl_ml_digests_pack(differing->wanted, differing->chunks, &from, &next,
+											 differing->have + differing->have_count,
+											 TELL_BYTES));
+	}
+	MemoryContextSwitchTo(old);
+	return true;
+}

@@ -1,0 +1,448 @@
+/*
+ * digests.c
+ *		The rows of a table as digests, for a copy that moves only what differs:
+ *		sums of chunks, and the digests of the rows in some chunks.
+ *
+ * The same on both sides: the node that copies (differing.c) compares its sums
+ * with those of the peer, and tells the peer the digests of its rows in the
+ * chunks that differ; the peer's donor.c then passes by the rows whose digest it
+ * was told.  What a row and a chunk are is verify/image.c's: a digest is of all
+ * the row's values and its clock.
+ *
+ * Chunks that differ have equal sums with a probability of 2^-128 each.  Of a
+ * row 64 bits are told, and compared within its chunk only: one that differs
+ * passes for one that is there with a probability of 2^-64 for each row of the
+ * chunk.  With 1,000 rows to a chunk and a thousand million rows that differ
+ * that is one of these in 10^7 such copies.
+ *
+ * Nothing of the table's owner runs here.  The peer's functions run in the
+ * session of the node that copies, with the rights of its role, and see what
+ * its transaction sees.
+ *
+ * Not here: which table, and which chunks (differing.c).  Locks: ACCESS SHARE on
+ * partitions while they are read; the caller has locked the table.
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_inherits.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "storage/bufmgr.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "copy/copy.h"
+#include "row/row.h"
+#include "server/server.h"
+#include "verify/verify.h"
+#include "write/write.h"
+
+#define ROWS_BETWEEN_NEWS	4096	/* of stat_progress_verify */
+
+/* What is told of a chunk begins with this: its number, and how many digests follow. */
+#define CHUNK_HEAD(chunk, count)	((uint64) (chunk) << 32 | (count))
+
+typedef void (*RowVisitor) (ReplMlImage *image, TupleTableSlot *slot, void *argument);
+
+/* The sums of all chunks, while they are made. */
+typedef struct Sums
+{
+	uint64		mask;
+	ReplMlDigest *sums;
+	int64	   *rows;
+} Sums;
+
+/* The digests of rows in some chunks, while they are collected. */
+typedef struct Collection
+{
+	uint64		mask;
+	const bool *wanted;			/* of each chunk */
+	ReplMlRowDigest *all;
+	int64		count;
+	int64		room;
+} Collection;
+
+/*
+ * What the node that copies from this session has told of its rows; this file
+ * only.  Until the next one is told, or the session ends.
+ */
+static struct
+{
+	MemoryContext context;
+	int			chunks;
+	uint64	  **digests;		/* of each chunk, sorted; NULL: not wanted */
+	uint32	   *counts;
+} told;
+
+/* ---- reading rows ---- */
+
+/* Opens what of the table has rows: itself, or its partitions. */
+static List *
+open_leaves(Relation root)
+{
+	List	   *leaves = NIL;
+	ListCell   *lc;
+
+	if (root->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		return list_make1(root);
+	foreach(lc, find_all_inheritors(RelationGetRelid(root), AccessShareLock, NULL))
+	{
+		Relation	rel = table_open(lfirst_oid(lc), NoLock);
+
+		if (RELKIND_HAS_TABLE_AM(rel->rd_rel->relkind))
+			leaves = lappend(leaves, rel);
+		else
+			table_close(rel, NoLock);
+	}
+	return leaves;
+}
+
+/* Closes them; locks stay until the transaction ends. */
+static void
+close_leaves(Relation root, List *leaves)
+{
+	ListCell   *lc;
+
+	foreach(lc, leaves)
+	{
+		if (lfirst(lc) != root)
+			table_close((Relation) lfirst(lc), NoLock);
+	}
+	list_free(leaves);
+}
+
+/* Lets the visitor see all rows of the table that the snapshot shows. */
+static void
+visit_rows(Relation root, Snapshot snapshot, RowVisitor visitor, void *argument)
+{
+	List	   *leaves = open_leaves(root);
+	int64		rows = 0;
+	ListCell   *lc;
+
+	foreach(lc, leaves)
+	{
+		Relation	rel = lfirst(lc);
+		ReplMlImage *image = repl_ml_image_open(rel);
+		TupleTableSlot *slot = table_slot_create(rel, NULL);
+		TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
+
+		while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+		{
+			CHECK_FOR_INTERRUPTS();
+			visitor(image, slot, argument);
+			if (++rows % ROWS_BETWEEN_NEWS == 0)
+				repl_ml_verify_progress(-1, rows, -1);
+		}
+		table_endscan(scan);
+		ExecDropSingleTupleTableSlot(slot);
+		repl_ml_image_close(image);
+	}
+	close_leaves(root, leaves);
+}
+
+/* Returns how many pages the table has, and sets how many rows, perhaps. */
+int64
+repl_ml_digests_size(Relation root, double *rows)
+{
+	List	   *leaves = open_leaves(root);
+	int64		pages = 0;
+	ListCell   *lc;
+
+	*rows = 0;
+	foreach(lc, leaves)
+	{
+		Relation	rel = lfirst(lc);
+
+		pages += RelationGetNumberOfBlocks(rel);
+		*rows += Max(rel->rd_rel->reltuples, 0);
+	}
+	close_leaves(root, leaves);
+	return pages;
+}
+
+/* ---- sums and digests ---- */
+
+/* A visitor: adds a row to its chunk. */
+static void
+add_row(ReplMlImage *image, TupleTableSlot *slot, void *argument)
+{
+	Sums	   *sums = argument;
+	uint64		chunk = repl_ml_image_key(image, slot) & sums->mask;
+	ReplMlDigest row = repl_ml_image_row(image, slot, true);
+
+	sums->sums[chunk].lane[0] += row.lane[0];
+	sums->sums[chunk].lane[1] += row.lane[1];
+	if (sums->rows != NULL)
+		sums->rows[chunk]++;
+}
+
+/*
+ * Adds up the digests of the rows that the snapshot shows, for each of so many
+ * chunks, a power of two; and counts the rows, if "rows" is not NULL.  Both
+ * arrays are the caller's, all zeros.
+ */
+void
+repl_ml_digests_sum(Relation root, Snapshot snapshot, int chunks, ReplMlDigest *sums, int64 *rows)
+{
+	Sums		state = {.mask = chunks - 1,.sums = sums,.rows = rows};
+
+	visit_rows(root, snapshot, add_row, &state);
+}
+
+/* A visitor: keeps the digest of a row in a chunk that is wanted. */
+static void
+collect_row(ReplMlImage *image, TupleTableSlot *slot, void *argument)
+{
+	Collection *collection = argument;
+	uint64		key = repl_ml_image_key(image, slot);
+
+	if (!collection->wanted[key & collection->mask])
+		return;
+	if (collection->count == collection->room)
+	{
+		collection->room *= 2;
+		collection->all = repalloc_huge(collection->all,
+										collection->room * sizeof(ReplMlRowDigest));
+	}
+	collection->all[collection->count++] = (ReplMlRowDigest)
+	{
+		.chunk = key & collection->mask,.digest = repl_ml_image_row(image, slot, true).lane[0]
+	};
+}
+
+/* Orders digests, for qsort: by chunk, then by themselves. */
+static int
+compare_digests(const void *a, const void *b)
+{
+	const ReplMlRowDigest *x = a;
+	const ReplMlRowDigest *y = b;
+
+	if (x->chunk != y->chunk)
+		return x->chunk < y->chunk ? -1 : 1;
+	return (x->digest > y->digest) - (x->digest < y->digest);
+}
+
+/*
+ * Returns the digests of the rows in the chunks that are wanted, chunk by chunk
+ * and sorted, and how many they are; palloc'd.
+ */
+ReplMlRowDigest *
+repl_ml_digests_collect(Relation root, Snapshot snapshot, int chunks, const bool *wanted,
+						int64 *count)
+{
+	Collection	collection = {.mask = chunks - 1,.wanted = wanted,.room = 1024};
+
+	collection.all = palloc(collection.room * sizeof(ReplMlRowDigest));
+	visit_rows(root, snapshot, collect_row, &collection);
+	qsort(collection.all, collection.count, sizeof(ReplMlRowDigest), compare_digests);
+	*count = collection.count;
+	return collection.all;
+}
+
+/*
+ * Returns, for repl_ml.note_digests on the peer, the digests of the chunks from
+ * the "from"-th on that are wanted, as many as make about "size" bytes; sets
+ * "from" to the first chunk that is left.  "next" is the first digest of these,
+ * and moves on.
+ */
+bytea *
+repl_ml_digests_pack(const bool *wanted, int chunks, int *from, const ReplMlRowDigest **next,
+					 const ReplMlRowDigest *end, Size size)
+{
+	StringInfoData packed;
+
+	initStringInfo(&packed);
+	appendStringInfoSpaces(&packed, VARHDRSZ);
+	for (; *from < chunks && packed.len < size; (*from)++)
+	{
+		uint32		count = 0;
+		uint64		head;
+
+		if (!wanted[*from])
+			continue;
+		while (*next + count < end && (*next)[count].chunk == *from)
+			count++;
+		head = CHUNK_HEAD(*from, count);
+		appendBinaryStringInfo(&packed, (char *) &head, sizeof(head));
+		for (; count > 0; count--, (*next)++)
+			appendBinaryStringInfo(&packed, (char *) &(*next)->digest, sizeof(uint64));
+	}
+	SET_VARSIZE(packed.data, packed.len);
+	return (bytea *) packed.data;
+}
+
+/* ---- the peer's side ---- */
+
+/* One question for sums, and its answer. */
+typedef struct SumsQuestion
+{
+	Relation	root;
+	int			chunks;
+	bytea	   *answer;
+} SumsQuestion;
+
+/* Makes the answer, as a step of repl_ml_targets_try. */
+static void
+make_sums(void *argument)
+{
+	SumsQuestion *question = argument;
+	Size		size = question->chunks * sizeof(ReplMlDigest);
+
+	question->answer = palloc0(VARHDRSZ + size);
+	SET_VARSIZE(question->answer, VARHDRSZ + size);
+	repl_ml_digests_sum(question->root, GetActiveSnapshot(), question->chunks,
+						(ReplMlDigest *) VARDATA(question->answer), NULL);
+}
+
+/*
+ * Does a step that reads all rows in a subtransaction, and shows it in
+ * stat_progress_verify; returns false if some row cannot be read.
+ */
+bool
+repl_ml_digests_try(Oid relid, int chunks, void (*step) (void *argument), void *argument)
+{
+	ErrorData  *error;
+
+	repl_ml_verify_begin(relid, chunks);
+	error = repl_ml_targets_try(step, argument);
+	repl_ml_verify_end();
+	if (error != NULL && !repl_ml_output_is_of_the_row(error->sqlerrcode))
+		ReThrowError(error);
+	return error == NULL;
+}
+
+/* Raises an error unless the role may read all rows of the table. */
+static void
+require_rights(Relation root)
+{
+	List	   *leaves = open_leaves(root);
+	ListCell   *lc;
+
+	foreach(lc, leaves)
+		repl_ml_donor_require_right((Relation) lfirst(lc));
+	close_leaves(root, leaves);
+}
+
+/*
+ * repl_ml.chunk_sums(relation, signature, chunks): the sums of this node's rows,
+ * for a node that copies the table; null if its table is another one, or some
+ * row cannot be read: then it copies all rows.
+ */
+PG_FUNCTION_INFO_V1(repl_ml_chunk_sums);
+Datum
+repl_ml_chunk_sums(PG_FUNCTION_ARGS)
+{
+	Relation	root = table_open(PG_GETARG_OID(0), AccessShareLock);
+	char	   *signature = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	SumsQuestion question = {.root = root,.chunks = PG_GETARG_INT32(2)};
+	bool		made;
+
+	repl_ml_digests_require_chunks(question.chunks);
+	require_rights(root);
+	made = strcmp(repl_ml_image_signature(root), signature) == 0 &&
+		repl_ml_digests_try(RelationGetRelid(root), question.chunks, make_sums, &question);
+	table_close(root, NoLock);
+	if (!made)
+		PG_RETURN_NULL();
+	PG_RETURN_BYTEA_P(question.answer);
+}
+
+/* Raises an error unless a table can be cut into so many chunks. */
+void
+repl_ml_digests_require_chunks(int chunks)
+{
+	if (chunks < 1 || chunks > REPL_ML_MAX_CHUNKS || (chunks & (chunks - 1)) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a table cannot be compared in %d chunks", chunks),
+				 errhint(REPL_ML_SAME_VERSION_HINT)));
+}
+
+/* Forgets what was told, and makes room for that of so many chunks. */
+static void
+forget_told(int chunks)
+{
+	if (told.context == NULL)
+		told.context = AllocSetContextCreate(TopMemoryContext, "repl_ml digests told",
+											 ALLOCSET_DEFAULT_SIZES);
+	told.chunks = 0;
+	MemoryContextReset(told.context);
+	told.digests = MemoryContextAllocZero(told.context, chunks * sizeof(uint64 *));
+	told.counts = MemoryContextAllocZero(told.context, chunks * sizeof(uint32));
+	told.chunks = chunks;
+}
+
+/*
+ * repl_ml.note_digests(chunks, digests): what the node that copies from this
+ * session has; with null for the digests what it told before is forgotten.
+ */
+PG_FUNCTION_INFO_V1(repl_ml_note_digests);
+Datum
+repl_ml_note_digests(PG_FUNCTION_ARGS)
+{
+	bytea	   *packed = PG_ARGISNULL(1) ? NULL : PG_GETARG_BYTEA_PP(1);
+	Size		left = packed == NULL ? 0 : VARSIZE_ANY_EXHDR(packed);
+	const char *next = packed == NULL ? NULL : VARDATA_ANY(packed);
+
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	repl_ml_digests_require_chunks(PG_GETARG_INT32(0));
+	if (packed == NULL || told.chunks != PG_GETARG_INT32(0))
+		forget_told(PG_GETARG_INT32(0));
+	while (left >= sizeof(uint64))
+	{
+		uint64		head;
+		uint32		chunk;
+		uint32		count;
+
+		memcpy(&head, next, sizeof(head));
+		chunk = head >> 32;
+		count = (uint32) head;
+		next += sizeof(head);
+		left -= sizeof(head);
+		if (chunk >= told.chunks || count > left / sizeof(uint64))
+			ereport(ERROR,
+					(errcode(ERRCODE_PROTOCOL_VIOLATION),
+					 errmsg("the digests of chunk %u are not as many as it is said", chunk),
+					 errhint(REPL_ML_SAME_VERSION_HINT)));
+		told.counts[chunk] = count;
+		told.digests[chunk] = MemoryContextAlloc(told.context, (count + 1) * sizeof(uint64));
+		memcpy(told.digests[chunk], next, count * sizeof(uint64));
+		next += count * sizeof(uint64);
+		left -= count * sizeof(uint64);
+	}
+	PG_RETURN_BOOL(true);
+}
+
+/* Orders numbers, for bsearch. */
+static int
+compare_numbers(const void *a, const void *b)
+{
+	uint64		x = *(const uint64 *) a;
+	uint64		y = *(const uint64 *) b;
+
+	return (x > y) - (x < y);
+}
+
+/*
+ * Says, for donor.c, whether the row is in a chunk that is wanted and was not
+ * told.
+ */
+bool
+repl_ml_digests_are_wanted(ReplMlImage *image, TupleTableSlot *slot)
+{
+	uint64		key = repl_ml_image_key(image, slot);
+	int			chunk = told.chunks == 0 ? 0 : key & (told.chunks - 1);
+	uint64		digest;
+
+	if (told.chunks == 0 || told.digests[chunk] == NULL)
+		return false;
+	digest = repl_ml_image_row(image, slot, true).lane[0];
+	return bsearch(&digest, told.digests[chunk], told.counts[chunk], sizeof(uint64),
+				   compare_numbers) == NULL;
+}
