@@ -128,6 +128,7 @@ OBJS = \
 	src/group/join.o \
 	src/group/admission.o \
 	src/group/shape.o \
+	src/group/verifier.o \
 	src/monitor/stats.o \
 	src/monitor/consistency.o
 

@@ -162,6 +162,7 @@ _PG_init(void)
 	repl_ml_size_init();
 	repl_ml_column_init();
 	repl_ml_throttle_init();
+	repl_ml_verifier_init();
 	MarkGUCPrefixReserved("repl_ml");
 	if (!process_shared_preload_libraries_in_progress)
 		return;

@@ -122,6 +122,25 @@ CREATE TABLE repl_ml.table_shape (
 );
 COMMENT ON TABLE repl_ml.table_shape IS 'what a replicated table is on each member: its columns, types, keys, constraints and partitions, each with a digit for their order, as text that is the same wherever they are the same; null where it is missing; and in seen the identities of all columns it has ever had';
 
+-- What each member has compared by itself, when it was due; written by itself
+CREATE TABLE repl_ml.verification (
+    node_id      integer NOT NULL,
+    schema_name  name NOT NULL,
+    table_name   name NOT NULL,
+    begun_at     timestamptz NOT NULL,
+    ended_at     timestamptz,
+    compared_at  timestamptz,
+    good_at      timestamptz,
+    full_at      timestamptz,
+    status       text,
+    differing_rows bigint,
+    detail       text,
+    told_rows    bigint NOT NULL DEFAULT 0,
+    __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
+    PRIMARY KEY (node_id, schema_name, table_name)
+);
+COMMENT ON TABLE repl_ml.verification IS 'comparisons of tables that repl_ml.verify_schedule has made on each member: when the last one began, and ended (null: it goes on); when the last one began that came to its end (compared_at), that found the table equal (good_at), that read all rows (full_at); what the last one found; and of how many differing rows the log was told last';
+
 -- Versions of one row of which none knows another: what the row was resolved from
 CREATE TABLE repl_ml.concurrent_version (
     schema_name  name NOT NULL,

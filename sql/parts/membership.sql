@@ -250,7 +250,7 @@ CREATE FUNCTION repl_ml.make_publication() RETURNS void
         IF EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = 'repl_ml') THEN
             DROP PUBLICATION repl_ml;
         END IF;
-        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation
+        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.verification
             WITH (publish = 'insert, update', publish_via_partition_root = true);
         COMMENT ON PUBLICATION repl_ml IS 'what the repl_ml group replicates; managed by repl_ml.add_table and remove_table';
     END
@@ -275,7 +275,7 @@ CREATE FUNCTION repl_ml.publication_fault() RETURNS text
                 WHEN NOT p.pubinsert OR NOT p.pubupdate THEN 'leaves out changes'
                 WHEN p.pubdelete OR p.pubtruncate OR NOT p.pubviaroot OR p.puballtables THEN 'does not publish what the nodes read'
                 WHEN f.filtered THEN 'leaves out rows or columns'
-                WHEN f.catalogs < 8 THEN 'lacks tables of repl_ml' END
+                WHEN f.catalogs < 9 THEN 'lacks tables of repl_ml' END
       FROM (SELECT) one LEFT JOIN pg_catalog.pg_publication p ON p.pubname = 'repl_ml',
            LATERAL (SELECT pg_catalog.bool_or(r.prqual IS NOT NULL OR r.prattrs IS NOT NULL) AS filtered,
                            pg_catalog.count(*) FILTER (WHERE c.relnamespace = 'repl_ml'::pg_catalog.regnamespace) AS catalogs
@@ -325,6 +325,7 @@ CREATE FUNCTION repl_ml.empty_lists() RETURNS void
         DELETE FROM repl_ml.table_sync;
         DELETE FROM repl_ml.table_failure;
         DELETE FROM repl_ml.table_shape;
+        DELETE FROM repl_ml.verification;
         DELETE FROM repl_ml.unsent;
         DELETE FROM repl_ml.heard;
         DELETE FROM repl_ml.dropped_node;

@@ -38,10 +38,10 @@ END
 $$;
 
 -- Seeing: connection strings and rows excepted
-GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.write_members(), repl_ml.write_waiters(), repl_ml.write_stats(), repl_ml.unacknowledged(), repl_ml.verify_progress(), repl_ml.local_fingerprint(),
+GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.write_members(), repl_ml.write_waiters(), repl_ml.write_stats(), repl_ml.unacknowledged(), repl_ml.verify_progress(), repl_ml.verifier_state(), repl_ml.local_fingerprint(),
     repl_ml.wal_end(), repl_ml.link_name(integer), repl_ml.publication_fault(), repl_ml.enrol_obstacle(regclass), repl_ml.column_types(regclass), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
 GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.shape_differences, repl_ml.unreplicated_tables, repl_ml.conflict_policies, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts,
-    repl_ml.stat_write_consistency, repl_ml.stat_write_waiters, repl_ml.stat_progress_verify, repl_ml.consistency_checks, repl_ml.health TO pg_monitor;
+    repl_ml.stat_write_consistency, repl_ml.stat_write_waiters, repl_ml.stat_progress_verify, repl_ml.consistency_checks, repl_ml.scheduled_checks, repl_ml.health TO pg_monitor;
 -- what pg_dump saves of an extension has to be read by whoever dumps the database
 GRANT SELECT ON repl_ml.replicated_table, repl_ml.conflict_policy TO PUBLIC;
 -- filters its rows by itself
@@ -55,7 +55,7 @@ GRANT EXECUTE ON FUNCTION repl_ml.pause_apply(name), repl_ml.resume_apply(name),
     repl_ml.reset_write_stats(), repl_ml.repair_table(regclass, boolean, name, interval), repl_ml.invite_node(name, interval), repl_ml.admit_node(name, text) TO repl_ml_admin;
 
 -- Replicating: what a peer asks and copies; the stream itself needs the role attribute
-GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.concurrent_version, repl_ml.transaction_record, repl_ml.record_floor TO repl_ml_replication;
+GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.verification, repl_ml.concurrent_version, repl_ml.transaction_record, repl_ml.record_floor TO repl_ml_replication;
 GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, integer, integer, pg_lsn, bigint, text), repl_ml.applied_lsn(integer), repl_ml.decided_commits(integer, pg_lsn[]), repl_ml.final_lsn(integer), repl_ml.end_old_session(integer), repl_ml.transaction_facts(uuid, integer, xid8),
     repl_ml.admit_node(name, text), repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text),
     repl_ml.forget_node(uuid, integer, timestamptz), repl_ml.cannot_create(jsonb),

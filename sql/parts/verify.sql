@@ -110,6 +110,82 @@ CREATE FUNCTION repl_ml.repair_table(relation regclass, dry_run boolean DEFAULT 
 COMMENT ON FUNCTION repl_ml.repair_table(regclass, boolean, name, interval) IS
     'makes the rows of a table the same on all members, or says what it would do: the newest versions are joined where they are lacking, as if they had come; of rows that differ under one clock the one that most members have is right, or that of the source. A row for each thing done, or not done and why. What it changes on a node is in repl_ml.repair_history there. Errors: as verify_table, 42704 source is no member that can be compared';
 
+--
+-- Comparisons that are made when they are due
+--
+CREATE FUNCTION repl_ml.verifier_state() RETURNS text
+    AS 'MODULE_PATHNAME', 'repl_ml_verifier_state' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION repl_ml.verifier_state() IS 'what compares tables on this node by repl_ml.verify_schedule: off, idle, running, or refused as no background worker was free';
+
+-- The first in the order of ids begins, the others wait a little for each before them that could
+CREATE VIEW repl_ml.scheduled_checks AS
+    SELECT r.schema_name, r.table_name, v.compared_at, v.compared_by, v.status, v.good_at, v.full_at, v.goes_on_at,
+           s.schedule > '0 s' AND coalesce(v.compared_at, s.since) + 2 * s.schedule + s.grace < pg_catalog.clock_timestamp() AS is_late,
+           CASE WHEN s.schedule > '0 s' AND v.goes_on_at IS NULL
+                 AND NOT EXISTS (SELECT FROM repl_ml.table_sync y WHERE y.schema_name = r.schema_name AND y.table_name = r.table_name AND y.state = 'pending')
+                THEN greatest(coalesce(v.compared_at + s.schedule, s.since) + s.place * s.grace, v.begun_at + s.grace) END AS due_at,
+           s.full_schedule <= s.schedule OR v.full_at IS NULL OR v.full_at + s.full_schedule <= pg_catalog.clock_timestamp() AS is_full
+      FROM (SELECT x.schedule, x.full_schedule, least(x.schedule / 10, '10 min') AS grace, greatest(pg_catalog.pg_postmaster_start_time(), pg_catalog.pg_conf_load_time()) AS since,
+                   (SELECT pg_catalog.count(*) FROM repl_ml.write_members() w, repl_ml.local_node l WHERE w.reachable AND w.node_id < l.node_id) AS place
+              FROM (SELECT pg_catalog.current_setting('repl_ml.verify_schedule')::interval AS schedule, pg_catalog.current_setting('repl_ml.verify_full_schedule')::interval AS full_schedule) x) s
+     CROSS JOIN repl_ml.replicated_table r
+      LEFT JOIN LATERAL (
+           SELECT pg_catalog.max(x.begun_at) AS begun_at, pg_catalog.max(x.compared_at) AS compared_at, pg_catalog.max(x.good_at) AS good_at, pg_catalog.max(x.full_at) AS full_at,
+                  (pg_catalog.array_agg(m.node_name ORDER BY x.compared_at DESC) FILTER (WHERE x.compared_at IS NOT NULL))[1] AS compared_by,
+                  (pg_catalog.array_agg(x.status ORDER BY x.compared_at DESC) FILTER (WHERE x.compared_at IS NOT NULL))[1] AS status,
+                  pg_catalog.max(m.node_name) FILTER (WHERE x.ended_at IS NULL AND EXISTS (SELECT FROM repl_ml.write_members() w WHERE w.node_id = x.node_id AND w.reachable))::name AS goes_on_at
+             FROM repl_ml.verification x LEFT JOIN repl_ml.member m ON m.node_id = x.node_id WHERE x.schema_name = r.schema_name AND x.table_name = r.table_name) v ON true
+     WHERE r.state = 'enrolled';
+COMMENT ON VIEW repl_ml.scheduled_checks IS
+    'for each replicated table what repl_ml.verify_schedule makes of it: when a scheduled comparison began last and came to an end, on which member, what it found; when one found the table the same on all members, and read all rows; who is at it now; whether the next one is late, when it is due on this node (null: not scheduled here, or somebody is at it, or the table is still to be copied), and whether that one reads all rows';
+
+CREATE FUNCTION repl_ml.next_verification() RETURNS bigint
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        UPDATE repl_ml.verification v SET ended_at = pg_catalog.clock_timestamp() FROM repl_ml.local_node l WHERE v.node_id = l.node_id AND v.ended_at IS NULL;
+        -- who can be reached is not known at once after a start
+        IF NOT EXISTS (SELECT FROM repl_ml.write_members()) THEN
+            RETURN 1000;
+        END IF;
+        RETURN (SELECT coalesce(EXTRACT(epoch FROM least(pg_catalog.min(d.due_at) - pg_catalog.clock_timestamp(), '1 day')) * 1000, 86400000)::bigint FROM repl_ml.scheduled_checks d);
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.next_verification() IS 'for the supervisor, when nothing is compared on this node: ends what a process has left behind, and returns in how many milliseconds a table is due';
+
+CREATE FUNCTION repl_ml.begin_verification(OUT schema_name name, OUT table_name name, OUT is_full boolean) RETURNS record
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        SELECT d.schema_name, d.table_name, d.is_full INTO schema_name, table_name, is_full
+          FROM repl_ml.scheduled_checks d WHERE d.due_at <= pg_catalog.clock_timestamp() ORDER BY d.due_at, d.schema_name, d.table_name LIMIT 1;
+        IF table_name IS NOT NULL THEN
+            INSERT INTO repl_ml.verification AS v (node_id, schema_name, table_name, begun_at)
+            SELECT l.node_id, begin_verification.schema_name, begin_verification.table_name, pg_catalog.clock_timestamp() FROM repl_ml.local_node l
+            ON CONFLICT ON CONSTRAINT verification_pkey DO UPDATE SET begun_at = excluded.begun_at, ended_at = NULL;
+        END IF;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.begin_verification() IS 'for the verifier: the table that has been due for longest, which from now on is compared by this node; null if there is none';
+
+CREATE FUNCTION repl_ml.end_verification(of_schema name, of_table name, result text, differing bigint, why text, all_rows boolean) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        told bigint;
+    BEGIN
+        SELECT v.told_rows INTO told FROM repl_ml.verification v JOIN repl_ml.local_node l USING (node_id) WHERE v.schema_name = of_schema AND v.table_name = of_table;
+        UPDATE repl_ml.verification v
+           SET ended_at = pg_catalog.clock_timestamp(), compared_at = v.begun_at, good_at = CASE result WHEN 'consistent' THEN v.begun_at ELSE v.good_at END,
+               full_at = CASE WHEN all_rows AND result <> 'incomplete' THEN v.begun_at ELSE v.full_at END, status = result, differing_rows = differing, detail = why,
+               told_rows = CASE result WHEN 'incomplete' THEN v.told_rows ELSE differing END
+          FROM repl_ml.local_node l WHERE v.node_id = l.node_id AND v.schema_name = of_schema AND v.table_name = of_table;
+        -- after an incomplete one nobody knows whether anything has changed
+        RETURN result <> 'incomplete' AND differing <> told;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.end_verification(name, name, text, bigint, text, boolean) IS 'for the verifier: notes what came of a comparison; returns whether the log is to be told, as it differs from what was found before';
+
 CREATE FUNCTION repl_ml.verify_progress(OUT pid integer, OUT relation regclass, OUT phase text, OUT chunks_total bigint, OUT chunks_done bigint, OUT rows bigint, OUT differing_rows bigint, OUT started_at timestamptz)
     RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'repl_ml_verify_progress_rows' LANGUAGE C VOLATILE STRICT;

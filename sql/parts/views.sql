@@ -436,12 +436,31 @@ CREATE VIEW repl_ml.health AS
                 ELSE 'No table differed when it was last compared here.' END,
            CASE WHEN c.bad IS NOT NULL OR u.bad IS NOT NULL THEN 'See SELECT * FROM repl_ml.diff_rows(...); repl_ml.repair_table(...) makes them equal. Then compare them again with repl_ml.verify_table(...).' END
       FROM active s,
-           (SELECT pg_catalog.count(*) AS tables, pg_catalog.string_agg(pg_catalog.format('%I.%I (%s rows, %s)', l.schema_name, l.table_name, l.differing_rows, pg_catalog.date_trunc('second', l.started_at)), ', ' ORDER BY l.schema_name, l.table_name) FILTER (WHERE l.status = 'differs') AS bad
-              FROM (SELECT DISTINCT ON (x.schema_name, x.table_name) x.* FROM repl_ml.consistency_check x WHERE NOT x.unwatched AND EXISTS (SELECT FROM repl_ml.replicated_table r WHERE r.schema_name = x.schema_name AND r.table_name = x.table_name AND r.state = 'enrolled')
-                     ORDER BY x.schema_name, x.table_name, x.id DESC) l) c,
+           LATERAL (SELECT pg_catalog.count(*) AS tables, pg_catalog.string_agg(pg_catalog.format('%I.%I (%s rows, %s%s)', l.schema_name, l.table_name, l.differing_rows, pg_catalog.date_trunc('second', l.started_at), CASE WHEN l.by_node IS NULL THEN '' ELSE pg_catalog.format(', by node "%s"', l.by_node) END), ', ' ORDER BY l.schema_name, l.table_name) FILTER (WHERE l.status = 'differs') AS bad
+              FROM (SELECT DISTINCT ON (x.schema_name, x.table_name) x.* FROM (
+                           SELECT k.schema_name, k.table_name, k.status, k.differing_rows, k.started_at, NULL::name AS by_node FROM repl_ml.consistency_check k WHERE NOT k.unwatched
+                            UNION ALL SELECT v.schema_name, v.table_name, v.status, v.differing_rows, v.compared_at, m.node_name FROM repl_ml.verification v JOIN repl_ml.member m USING (node_id)
+                            WHERE v.node_id <> s.node_id AND v.compared_at IS NOT NULL) x
+                     WHERE EXISTS (SELECT FROM repl_ml.replicated_table r WHERE r.schema_name = x.schema_name AND r.table_name = x.table_name AND r.state = 'enrolled')
+                     ORDER BY x.schema_name, x.table_name, x.started_at DESC) l) c,
            (SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I', r.schema_name, r.table_name), ', ' ORDER BY r.schema_name, r.table_name) AS bad FROM repl_ml.replicated_table r
              WHERE r.state = 'enrolled' AND (SELECT pg_catalog.max(x.id) FILTER (WHERE x.unwatched) > coalesce(pg_catalog.max(x.id) FILTER (WHERE x.status = 'consistent'), 0)
                                                FROM repl_ml.consistency_check x WHERE x.schema_name = r.schema_name AND x.table_name = r.table_name)) u
+     WHERE s.state = 'ready'
+    UNION ALL
+    -- 19. tables that are compared by themselves
+    SELECT 19, 'verify_schedule', CASE WHEN v.state = 'refused' OR v.overdue IS NOT NULL THEN 'warning' ELSE 'ok' END,
+           CASE WHEN v.state = 'off' AND v.compared = 0 THEN 'Tables are not compared by themselves.'
+                WHEN v.state = 'refused' THEN 'Tables cannot be compared by themselves, as no background worker is free.'
+                WHEN v.overdue IS NOT NULL THEN pg_catalog.format('Comparisons of tables are late: %s.', v.overdue)
+                WHEN v.never IS NOT NULL THEN pg_catalog.format('Tables that no scheduled comparison has found the same on all members so far: %s.', v.never)
+                ELSE pg_catalog.format('Each table has been found the same on all members, in a comparison of %s or later.', pg_catalog.date_trunc('second', v.oldest)) END,
+           CASE WHEN v.state = 'refused' THEN 'Raise max_worker_processes; SELECT * FROM repl_ml.check_setup() says how far.'
+                WHEN v.overdue IS NOT NULL THEN 'See SELECT * FROM repl_ml.stat_progress_verify on each node: if it rests, raise repl_ml.verify_max_rate or repl_ml.verify_schedule; if it is paused, see which member lags.' END
+      FROM active s, LATERAL (SELECT repl_ml.verifier_state() AS state, pg_catalog.count(d.compared_at) AS compared, pg_catalog.min(d.good_at) AS oldest,
+                  pg_catalog.string_agg(pg_catalog.format('%I.%I', d.schema_name, d.table_name), ', ' ORDER BY d.schema_name, d.table_name) FILTER (WHERE d.good_at IS NULL) AS never,
+                  pg_catalog.string_agg(pg_catalog.format('%I.%I (%s)', d.schema_name, d.table_name, coalesce('last of ' || pg_catalog.date_trunc('second', d.compared_at)::text, 'none so far')), ', ' ORDER BY d.schema_name, d.table_name) FILTER (WHERE d.is_late) AS overdue
+             FROM repl_ml.scheduled_checks d) v
      WHERE s.state = 'ready')
     SELECT f.check_name, f.status, f.detail, f.hint FROM finding f ORDER BY f.place;
 COMMENT ON VIEW repl_ml.health IS
@@ -454,7 +473,7 @@ DO $$
 DECLARE
     t regclass;
 BEGIN
-    FOREACH t IN ARRAY '{repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation}'::regclass[] LOOP
+    FOREACH t IN ARRAY '{repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.verification}'::regclass[] LOOP
         EXECUTE pg_catalog.format('CREATE TRIGGER zz_repl_ml_update BEFORE UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION repl_ml.stamp_update()', t);
         EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER zz_repl_ml_update', t);
     END LOOP;

@@ -285,7 +285,8 @@ repl_ml_change_join(ReplMlApply *apply, LogicalRepRelId id, char action,
 		repl_ml_apply_retry_soon();
 		apply->transaction.catalogs_changed = true;
 	}
-	else if (is_catalog && strcmp(table->remote.relname, "collection") != 0)
+	else if (is_catalog && strcmp(table->remote.relname, "collection") != 0 &&
+			 strcmp(table->remote.relname, "verification") != 0)
 		apply->transaction.catalogs_changed = true;
 }
 

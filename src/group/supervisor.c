@@ -1,8 +1,9 @@
 /*
  * supervisor.c
  *		One process a member database: keeps an apply worker running for each
- *		peer, clears away what dropped peers leave, beats the heart, finishes a
- *		join, tells what the tables are, removes tombstones and old conflicts.
+ *		peer, and a verifier when a table is due; clears away what dropped peers
+ *		leave, beats the heart, finishes a join, tells what the tables are, removes
+ *		tombstones and old conflicts.
  *
  * All of it is driven by the catalogs' state, again and again, so that nothing
  * is lost by a crash in between.
@@ -235,6 +236,7 @@ round_of_work(bool called)
 	{
 		repl_ml_shape_tell(called);
 		repl_ml_lacking_ask();
+		repl_ml_verifier_tend();
 		MemoryContextSwitchTo(work_context);
 	}
 	if (++beats % HOUSEKEEPING_BEATS == 1)

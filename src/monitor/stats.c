@@ -23,6 +23,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "group/group.h"
 #include "server/server.h"
 
 #define STATS_COLUMNS			24
@@ -252,6 +253,7 @@ end_workers(void)
 			running = true;
 		}
 	}
+	running |= repl_ml_verifier_end();
 	LWLockRelease(repl_ml_shared->lock);
 	return running;
 }

@@ -105,6 +105,10 @@ typedef struct ReplMlDatabase
 	int64		group_clock;	/* of most members, as peer_clock; 0: ours is
 								 * not behind */
 	pg_atomic_uint64 tombstones;
+	pid_t		verifier_pid;	/* 0: none runs; under the lock, as is ... */
+	TimestampTz verifier_launched;	/* when it was last asked for; 0: it has come
+									 * and gone */
+	bool		verifier_refused;	/* there was no room for it */
 } ReplMlDatabase;
 
 typedef enum ReplMlJoinState

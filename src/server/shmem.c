@@ -208,11 +208,12 @@ void
 repl_ml_shmem_release_database(Oid database)
 {
 	ReplMlDatabase *entry = repl_ml_shmem_database(database);
-	bool		in_use = false;
+	bool		in_use;
 
 	if (entry == NULL)
 		return;
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	in_use = entry->verifier_pid != 0;
 	foreach_worker(worker, database)
 		in_use |= worker->pid != 0;
 	if (!in_use && !entry->member)
@@ -220,6 +221,8 @@ repl_ml_shmem_release_database(Oid database)
 		foreach_worker(worker, database)
 			worker->database = InvalidOid;
 		entry->tombstones_known = false;
+		entry->verifier_launched = 0;
+		entry->verifier_refused = false;
 		pg_atomic_write_u64(&entry->tombstones, 0);
 		entry->database = InvalidOid;
 	}

@@ -27,6 +27,7 @@
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 
 #include "commit/commit.h"
 #include "verify/verify.h"
@@ -522,6 +523,7 @@ distinct_suspects(const ReplMlComparison *comparison, List *suspects)
 	ListCell   *lc;
 
 	(void) repl_ml_image_key_order(table, RelationGetDescr(rel), order);
+	PushActiveSnapshot(GetTransactionSnapshot());
 	repl_ml_become_owner(rel, &saved);
 	foreach(lc, suspects)
 	{
@@ -539,6 +541,7 @@ distinct_suspects(const ReplMlComparison *comparison, List *suspects)
 		distinct = lappend(distinct, lfirst(lc));
 	}
 	repl_ml_become_self(&saved);
+	PopActiveSnapshot();
 	table_close(rel, AccessShareLock);
 	return distinct;
 }

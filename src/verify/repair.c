@@ -526,7 +526,7 @@ repl_ml_repair_table(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	repair.dry_run = PG_GETARG_BOOL(1);
 	repair.caller = repl_ml_report_begin(PG_GETARG_OID(0), &repair.comparison, MAX_ROWS,
-										 PG_GETARG_DATUM(3));
+										 repl_ml_report_patience(PG_GETARG_DATUM(3)));
 	repl_ml_report_compare(&repair.comparison);
 	if (!PG_ARGISNULL(2))
 		repair.source = find_member(&repair.comparison, NameStr(*PG_GETARG_NAME(2)));

@@ -29,6 +29,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rls.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -142,9 +143,16 @@ note_columns(Relation rel, ReplMlTable *table, ReplMlCaller *caller)
 	repl_ml_image_close(image);
 }
 
+/* Returns a timeout, an interval, in ms; raises an error if it is negative. */
+int64
+repl_ml_report_patience(Datum timeout)
+{
+	return (repl_ml_deadline(timeout) - GetCurrentTimestamp()) / 1000;
+}
+
 /* Prepares a comparison of a table for the caller, if he may. */
 ReplMlCaller
-repl_ml_report_begin(Oid relid, ReplMlComparison *comparison, int max_rows, Datum timeout)
+repl_ml_report_begin(Oid relid, ReplMlComparison *comparison, int max_rows, int64 patience_ms)
 {
 	ReplMlCaller caller = {.relid = repl_ml_table_root(relid)};
 	Relation	rel;
@@ -160,7 +168,7 @@ repl_ml_report_begin(Oid relid, ReplMlComparison *comparison, int max_rows, Datu
 	note_columns(rel, table, &caller);
 	*comparison = (ReplMlComparison) {
 		.relid = caller.relid,.key_natts = table->key_natts,.max_rows = max_rows,
-		.patience_ms = (repl_ml_deadline(timeout) - GetCurrentTimestamp()) / 1000,
+		.patience_ms = patience_ms,
 		.inquiry = {.pace = {.rate = -1},.schema_name = pstrdup(NameStr(table->schema_name)),
 			.table_name = pstrdup(NameStr(table->table_name)),
 			.signature = repl_ml_image_signature(rel),
@@ -177,6 +185,7 @@ load_members(ReplMlComparison *comparison)
 	MemoryContext context = CurrentMemoryContext;
 	MemoryContext old;
 
+	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
 	if (SPI_execute("SELECT m.node_id, m.node_name, m.dsn, m.state,"
 					" m.node_id OPERATOR(pg_catalog.=) l.node_id"
@@ -200,6 +209,7 @@ load_members(ReplMlComparison *comparison)
 	}
 	MemoryContextSwitchTo(old);
 	SPI_finish();
+	PopActiveSnapshot();
 }
 
 /*
@@ -273,6 +283,14 @@ is_incomplete(const ReplMlComparison *comparison)
 	for (int i = 0; i < comparison->count; i++)
 		incomplete |= !repl_ml_compare_is_compared(comparison, i);
 	return incomplete;
+}
+
+/* Returns what a comparison has come to, in a word. */
+static const char *
+status_name(const ReplMlComparison *comparison)
+{
+	return count_differences(comparison) > 0 ? "differs" :
+		is_incomplete(comparison) ? "incomplete" : "consistent";
 }
 
 /* Appends a part of a sentence, after a semicolon if it is not the first. */
@@ -390,6 +408,54 @@ record(const ReplMlComparison *comparison, const Datum *values, const bool *null
 	SetUserIdAndSecContext(saved.user, saved.context);
 }
 
+/*
+ * Compares a table that a comparison has been prepared for, keeps what came of
+ * it, and sets the columns of verify_table's result.
+ */
+static void
+compare_and_record(ReplMlComparison *comparison, Oid relid, Datum *values, bool *nulls)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	Interval   *duration = palloc0(sizeof(Interval));
+
+	repl_ml_report_compare(comparison);
+	duration->time = GetCurrentTimestamp() - start;
+	values[0] = ObjectIdGetDatum(relid);
+	values[1] = CStringGetTextDatum(status_name(comparison));
+	values[2] = member_names(comparison, true);
+	values[3] = member_names(comparison, false);
+	values[4] = Int64GetDatum(comparison->members[0].rows);
+	values[5] = Int32GetDatum(comparison->inquiry.chunks);
+	values[6] = Int64GetDatum(count_differences(comparison));
+	values[7] = Int64GetDatum(comparison->rechecked);
+	values[8] = TimestampTzGetDatum(start);
+	values[9] = IntervalPGetDatum(duration);
+	values[10] = text_or_null(make_detail(comparison), &nulls[10]);
+	values[11] = text_or_null(make_hint(comparison), &nulls[11]);
+	record(comparison, values, nulls);
+}
+
+/*
+ * Compares a table for the verifier, at this pace, and keeps what came of it.
+ * No snapshot is active, so that none is held while others work.
+ */
+ReplMlVerdict
+repl_ml_report_verdict(Oid relid, int64 patience_ms, ReplMlPace of_scans)
+{
+	ReplMlComparison comparison;
+	Datum		values[REPORT_COLUMNS];
+	bool		nulls[REPORT_COLUMNS] = {false};
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	(void) repl_ml_report_begin(relid, &comparison, MAX_DIFFERENCES, patience_ms);
+	PopActiveSnapshot();
+	comparison.inquiry.pace = of_scans;
+	compare_and_record(&comparison, relid, values, nulls);
+	return (ReplMlVerdict) {.status = status_name(&comparison),
+		.differing_rows = count_differences(&comparison),
+	.detail = make_detail(&comparison)};
+}
+
 PG_FUNCTION_INFO_V1(repl_ml_verify_table);
 
 /*
@@ -400,34 +466,17 @@ Datum
 repl_ml_verify_table(PG_FUNCTION_ARGS)
 {
 	ReplMlComparison comparison;
-	TimestampTz start = GetCurrentTimestamp();
 	ReplMlCaller caller;
 	TupleDesc	desc;
 	Datum		values[REPORT_COLUMNS];
 	bool		nulls[REPORT_COLUMNS] = {false};
-	Interval   *duration = palloc0(sizeof(Interval));
 
 	repl_ml_refuse_nulls(fcinfo);
 	caller = repl_ml_report_begin(PG_GETARG_OID(0), &comparison, MAX_DIFFERENCES,
-								  PG_GETARG_DATUM(1));
-	repl_ml_report_compare(&comparison);
+								  repl_ml_report_patience(PG_GETARG_DATUM(1)));
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	duration->time = GetCurrentTimestamp() - start;
-	values[0] = ObjectIdGetDatum(caller.relid);
-	values[1] = CStringGetTextDatum(count_differences(&comparison) > 0 ? "differs" :
-									is_incomplete(&comparison) ? "incomplete" : "consistent");
-	values[2] = member_names(&comparison, true);
-	values[3] = member_names(&comparison, false);
-	values[4] = Int64GetDatum(comparison.members[0].rows);
-	values[5] = Int32GetDatum(comparison.inquiry.chunks);
-	values[6] = Int64GetDatum(count_differences(&comparison));
-	values[7] = Int64GetDatum(comparison.rechecked);
-	values[8] = TimestampTzGetDatum(start);
-	values[9] = IntervalPGetDatum(duration);
-	values[10] = text_or_null(make_detail(&comparison), &nulls[10]);
-	values[11] = text_or_null(make_hint(&comparison), &nulls[11]);
-	record(&comparison, values, nulls);
+	compare_and_record(&comparison, caller.relid, values, nulls);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
@@ -720,7 +769,7 @@ repl_ml_diff_rows(PG_FUNCTION_ARGS)
 				 errhint("For example: 1000.")));
 	InitMaterializedSRF(fcinfo, 0);
 	caller = repl_ml_report_begin(PG_GETARG_OID(0), &comparison, PG_GETARG_INT32(1),
-								  PG_GETARG_DATUM(2));
+								  repl_ml_report_patience(PG_GETARG_DATUM(2)));
 	repl_ml_report_compare(&comparison);
 	put_all(result, &comparison, &caller);
 	for (int i = 0; i < comparison.count; i++)

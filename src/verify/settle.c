@@ -34,6 +34,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
@@ -141,9 +142,14 @@ static StringInfo
 look_here(void *argument)
 {
 	OwnRound   *round = argument;
+	StringInfo	answer;
 
-	return repl_ml_known_keys(&round->comparison->inquiry, round->keys, round->wanted,
-							 round->patience, round->details);
+	/* the verifier has none; queries take their own on top of it */
+	PushActiveSnapshot(GetTransactionSnapshot());
+	answer = repl_ml_known_keys(&round->comparison->inquiry, round->keys, round->wanted,
+								round->patience, round->details);
+	PopActiveSnapshot();
+	return answer;
 }
 
 /* Reads a text with its length. */

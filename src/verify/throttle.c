@@ -147,6 +147,8 @@ find_lag(void)
 	lag = repl_ml_query_int("SELECT repl_ml.greatest_lag()");
 	SPI_finish();
 	PopActiveSnapshot();
+	/* looking up what the query needs has taken one, too */
+	InvalidateCatalogSnapshot();
 	return lag;
 }
 

@@ -233,9 +233,19 @@ typedef struct ReplMlOrder
 	ArrayType  *verdicts;		/* text[], one for each key */
 } ReplMlOrder;
 
+/* What came of a comparison that nobody has asked for. */
+typedef struct ReplMlVerdict
+{
+	const char *status;
+	int64		differing_rows;
+	const char *detail;			/* or NULL */
+} ReplMlVerdict;
+
 /* in report.c */
+extern ReplMlVerdict repl_ml_report_verdict(Oid relid, int64 patience_ms, ReplMlPace pace);
 extern ReplMlCaller repl_ml_report_begin(Oid relid, ReplMlComparison *comparison, int max_rows,
-										 Datum timeout);
+										 int64 patience_ms);
+extern int64 repl_ml_report_patience(Datum timeout);
 extern void repl_ml_report_compare(ReplMlComparison *comparison);
 extern void repl_ml_report_details(ReplMlComparison *comparison, List *some);
 extern Datum repl_ml_report_key(const ReplMlComparison *comparison, const ReplMlCaller *caller,
