@@ -52,7 +52,7 @@
 #define START_PATIENCE_MS		5000	/* a verifier that was asked for shows up by then */
 #define LOOK_MS					10000	/* between two looks at what is due, at most */
 #define LEAST_LOOK_MS			1000
-#define PATIENCE_MS				30000	/* for members to catch up */
+#define PATIENCE_MS				300000	/* for members to catch up */
 
 /* Why a comparison was ended before its end, by us. */
 typedef enum Ending

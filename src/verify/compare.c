@@ -713,13 +713,31 @@ choose_chunks(const ReplMlComparison *comparison, int next, Batch *batch, bool *
 	return next;
 }
 
-/* Looks into all chunks that differ, a batch at a time. */
+/* Says whether the time for members to catch up is over. */
+static bool
+is_time_over(const ReplMlComparison *comparison)
+{
+	return comparison->deadline != 0 && GetCurrentTimestamp() >= comparison->deadline;
+}
+
+/* Counts the chunks that differ, from one on, and are left as they are. */
+static void
+leave_chunks(ReplMlComparison *comparison, int next)
+{
+	for (; next < comparison->inquiry.chunks; next++)
+		comparison->left_chunks += differing_rows(comparison, next) >= 0;
+}
+
+/*
+ * Looks into all chunks that differ, a batch at a time, until the time for
+ * members to catch up is over.
+ */
 static void
 look_into_chunks(ReplMlComparison *comparison)
 {
 	int			next = 0;
 
-	while (next < comparison->inquiry.chunks && !comparison->has_more)
+	while (next < comparison->inquiry.chunks && !comparison->has_more && !is_time_over(comparison))
 	{
 		MemoryContext old = MemoryContextSwitchTo(comparison->batch);
 		Batch		batch = {.comparison = comparison};
@@ -731,6 +749,8 @@ look_into_chunks(ReplMlComparison *comparison)
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(comparison->batch);
 	}
+	if (!comparison->has_more)
+		leave_chunks(comparison, next);
 }
 
 /*

@@ -274,11 +274,18 @@ count_differences(const ReplMlComparison *comparison)
 	return list_length(comparison->suspects) - comparison->on_its_way;
 }
 
+/* Says whether the time was over before all was known. */
+static bool
+has_run_out_of_time(const ReplMlComparison *comparison)
+{
+	return comparison->on_its_way > 0 || comparison->left_chunks > 0;
+}
+
 /* Says whether some member is not compared. */
 static bool
 is_incomplete(const ReplMlComparison *comparison)
 {
-	bool		incomplete = comparison->on_its_way > 0;
+	bool		incomplete = has_run_out_of_time(comparison);
 
 	for (int i = 0; i < comparison->count; i++)
 		incomplete |= !repl_ml_compare_is_compared(comparison, i);
@@ -300,6 +307,18 @@ next_part(StringInfo text)
 	if (text->len > 0)
 		appendStringInfoString(text, "; ");
 	return text;
+}
+
+/* Appends which members had not caught up when the time was over. */
+static void
+append_laggards(const ReplMlComparison *comparison, StringInfo text)
+{
+	for (int i = 0; i < comparison->count && has_run_out_of_time(comparison); i++)
+	{
+		if (comparison->members[i].lags && repl_ml_compare_is_compared(comparison, i))
+			appendStringInfo(next_part(text), "node \"%s\" has not caught up with the others",
+							 comparison->members[i].name);
+	}
 }
 
 /* Appends how many rows have each verdict. */
@@ -327,6 +346,10 @@ append_verdicts(const ReplMlComparison *comparison, StringInfo text)
 		appendStringInfoString(next_part(text), "there are more than these");
 	if (comparison->on_its_way > 0)
 		appendStringInfo(next_part(text), "still on their way: %d", comparison->on_its_way);
+	if (comparison->left_chunks > 0)
+		appendStringInfo(next_part(text), "chunks not looked into in time: %d",
+						 comparison->left_chunks);
+	append_laggards(comparison, text);
 }
 
 /* Returns what is to be said of a comparison, NULL if nothing is. */
@@ -360,6 +383,10 @@ make_hint(const ReplMlComparison *comparison)
 		if (comparison->members[i].hint != NULL)
 			return comparison->members[i].hint;
 	}
+	if (has_run_out_of_time(comparison))
+		return "Members get changes later than they are written; SELECT * FROM repl_ml.stat_apply "
+			"on each node says how late.  Run it again when less is written, or with a longer "
+			"timeout.";
 	return is_incomplete(comparison) ?
 		"See SELECT * FROM repl_ml.health, and run it again when all members are up and have "
 		"caught up." : NULL;

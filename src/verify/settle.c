@@ -20,7 +20,9 @@
  * gone before its eviction is announced (A says so); a deletion whose tombstone
  * has been removed everywhere is not known any more (B tells up to where).
  * Such a round says nothing, and one is made again.  What no round has decided
- * when the time is over is on its way, and said to be.
+ * when the time is over is on its way, and said to be.  The time is that of the
+ * whole comparison: where members are written faster than they catch up, it is not
+ * spent for each batch anew.
  *
  * Not here: what a member knows of a key (known.c).  No locks.
  */
@@ -43,10 +45,12 @@
 #include "verify/verify.h"
 
 #define FAILURES_NEEDED		2
-#define ANSWER_MS			60000	/* beside what it takes to catch up */
+#define ANSWER_MS			30000	/* beside what it takes to catch up */
 #define LEAST_PATIENCE_MS	1
 #define CONFIRM_MS			5000	/* at least, to confirm what one round has
 									 * found */
+#define CONFIRMATIONS_MS	15000	/* beyond the deadline, for all keys that have
+									 * failed a round */
 #define PAUSE_MS			50	/* between rounds that decide nothing, growing */
 #define LONGEST_PAUSE_MS	500
 
@@ -547,6 +551,30 @@ pause_before_round(int round)
 	CHECK_FOR_INTERRUPTS();
 }
 
+/*
+ * Says whether rounds are to end though some keys are undecided: when the time
+ * is over.  What one round has found is confirmed beyond it, but not for ever:
+ * where members are busy other keys may fail in each round.
+ */
+static bool
+is_time_over(const ReplMlComparison *comparison, int failing)
+{
+	TimestampTz end = comparison->deadline;
+
+	if (failing > 0)
+		end = TimestampTzPlusMilliseconds(end, CONFIRMATIONS_MS);
+	return GetCurrentTimestamp() >= end;
+}
+
+/* Notes which members had not caught up in a round. */
+static void
+note_who_lags(ReplMlComparison *comparison, const Standing *standings)
+{
+	for (int i = 0; i < comparison->count; i++)
+		comparison->members[i].lags = standings[i].lacking != NULL &&
+			repl_ml_clock_count(standings[i].lacking) > 0;
+}
+
 /* Makes the sights of a round those of the last one; returns how many keys have failed it. */
 static int
 end_round(List *suspects)
@@ -575,8 +603,9 @@ repl_ml_settle(ReplMlComparison *comparison, List *suspects)
 	ReplMlClock *wanted = repl_ml_clock_empty();
 	ListCell   *lc;
 
-	comparison->deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													   comparison->patience_ms);
+	if (comparison->deadline == 0)
+		comparison->deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+														   comparison->patience_ms);
 	repl_ml_verify_phase(REPL_ML_VERIFY_RECHECKING);
 	for (int round = 1; suspects != NIL; round++)
 	{
@@ -586,17 +615,15 @@ repl_ml_settle(ReplMlComparison *comparison, List *suspects)
 		look_everywhere(comparison, suspects, wanted, now, false);
 		suspects = decide(comparison, suspects, before, now);
 		failing = end_round(suspects);
-		/* what one round has found is confirmed, however late it is */
+		if (suspects == NIL)
+			break;
+		note_who_lags(comparison, now);
+		if (before != NULL && is_time_over(comparison, failing))
+			break;
 		if (before != NULL && failing == 0)
-		{
-			if (GetCurrentTimestamp() >= comparison->deadline)
-				break;
-			if (suspects != NIL)
-				pause_before_round(round);
-		}
+			pause_before_round(round);
 		before = now;
-		if (suspects != NIL)
-			wanted = ask_positions(comparison);
+		wanted = ask_positions(comparison);
 	}
 	foreach(lc, suspects)
 		note_difference(comparison, lfirst(lc));

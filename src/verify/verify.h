@@ -74,6 +74,7 @@ typedef struct ReplMlCompared
 	char	   *problem;		/* why it is not compared; NULL: it is */
 	char	   *hint;			/* ... and what to do, or NULL */
 	char	   *signature;		/* its table's, if that is another one */
+	bool		lags;			/* it has not caught up with others in time */
 	int64		rows;
 	ReplMlChunk *chunks;
 } ReplMlCompared;
@@ -114,7 +115,8 @@ typedef struct ReplMlComparison
 	int			count;
 	ReplMlCompared *members;	/* this node first */
 	int64		patience_ms;	/* for members to catch up */
-	TimestampTz deadline;		/* of that, for the batch looked at now */
+	TimestampTz deadline;		/* of that; 0: nothing has been looked at so far */
+	int			left_chunks;	/* that differ and have not been looked into by then */
 	int			max_rows;		/* so many differences are named */
 	List	   *suspects;		/* of ReplMlSuspect: what differs in the end */
 	bool		has_more;		/* there were more of them than max_rows */

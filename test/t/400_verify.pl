@@ -202,7 +202,7 @@ poll_until($n3, q(SELECT count(*) = 0 FROM repl_ml.parked_changes));
 # what is on its way is no difference, and is not said to be none
 cut($n2, $n1);
 sql($n1, q(INSERT INTO own VALUES (200, 1, 'b', 'c'); DELETE FROM own WHERE id = 50));
-is(sql($n1, q(SELECT status, differing_rows, unreachable, detail FROM repl_ml.verify_table('own', '1 s'))), 'incomplete|0|{}|still on their way: 2', 'a member that does not catch up');
+is(sql($n1, q(SELECT status, differing_rows, unreachable, detail FROM repl_ml.verify_table('own', '1 s'))), 'incomplete|0|{}|still on their way: 2; node "n2" has not caught up with the others', 'a member that does not catch up');
 is(sql($n3, q(SELECT key, verdict, detail IS NOT NULL FROM repl_ml.diff_rows('own', timeout => '1 s') ORDER BY 1)), "{200}|lagging|t\n{50}|lagging|t", 'and what is on its way');
 heal($n2, $n1);
 is(sql($n1, q(SELECT status, rechecked_rows >= 0 FROM repl_ml.verify_table('own'))), 'consistent|t', 'when it has come');
