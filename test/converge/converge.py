@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Random writes on all nodes of a group, disturbed; then all nodes must agree on what the writes make.
 
-converge.py [--transactions N] [--seconds S] [--plant] [--dumps DIRECTORY]
+converge.py [--transactions N] [--seconds S] [--plant] [--verify] [--dumps DIRECTORY]
             [--without KIND,...] [--tables NAME,...] SEEDS NODE...
 
 SEEDS is a list such as 1,5,10-19. A NODE is name|connection string|data
@@ -11,7 +11,9 @@ all were ok, 2 if the group did not come to rest, so that later seeds were not
 tried. What the clients do and what disturbs them is a function of the seed,
 when it happens is not. --plant then breaks nodes on purpose, and what the
 checks do not find is "not ok". --dumps writes what is known about the rows that
-were found wrong into DIRECTORY/seed_N.txt. --without leaves out kinds of disturbance,
+were found wrong into DIRECTORY/seed_N.txt. After each seed repl_ml.verify_all must say what
+the tester's own comparison does; with --verify it also runs all the time, and may
+call nothing a difference (verify.py). --without leaves out kinds of disturbance,
 --tables all tables (tables.py) but those named.
 """
 import argparse
@@ -21,6 +23,7 @@ import traceback
 
 import plant
 import tally
+import verify
 from check import Case, check, dump, workers_are_well
 from clients import Client, Progress, Relay
 from disturb import Disturbance
@@ -55,11 +58,18 @@ def write(group, seed, transactions, without):
     return clients, relay, adders, disturbance
 
 
-def run_seed(group, seed, transactions, without):
+def run_seed(group, seed, transactions, without, watched):
     """One line of what was done, what was found wrong, and the case."""
     start = time.monotonic()
     began = group.nodes[0].sql("SELECT clock_timestamp()")[0][0]
-    clients, relay, adders, disturbance = write(group, seed, transactions, without)
+    watcher = verify.Watcher(group, seed)
+    if watched:
+        watcher.start()
+    try:
+        clients, relay, adders, disturbance = write(group, seed, transactions, without)
+    finally:
+        if watched:
+            watcher.stop()
     writers = [writer for client in [*clients, relay] for writer in client.writers]
     tally_writers = [writer for adder in adders for writer in adder.writers]
     lost = sum(writer.settle() for writer in [*writers, *tally_writers])
@@ -67,11 +77,12 @@ def run_seed(group, seed, transactions, without):
     versions = [version for writer in writers for version in writer.committed]
     case = Case(group, versions, clients[0].prefix, {(relay.table.name, relay.key)}, disturbance.copied(), additions)
     problems = [("tester", "".join(traceback.format_exception(client.error))) for client in [*clients, relay, *adders] if client.error]
-    problems += check(case) + workers_are_well(group, began)
+    problems += check(case) + workers_are_well(group, began) + [("verify", alarm) for alarm in watcher.alarms]
+    problems += [("verify", text) for text in verify.at_rest(case, problems)]
     summary = "seed %d, %d nodes: %d versions of %d rows, %d refused, %d uncertain, %d in order, %d additions, %d conflicts, %d evictions, %.1f s; %s" % (
         seed, len(group.nodes), len(versions), len(case.history.rows), sum(writer.refused for writer in writers), lost, relay.handed_on, len(additions),
         len({row.id for snapshot in case.snapshots for row in snapshot.log}), len(case.history.evicted),
-        time.monotonic() - start, disturbance.describe())
+        time.monotonic() - start, disturbance.describe() + ("; " + watcher.describe() if watched else ""))
     return summary, problems, case
 
 
@@ -98,6 +109,7 @@ def main():
     parser.add_argument("--transactions", type=int, default=30)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--plant", action="store_true")
+    parser.add_argument("--verify", action="store_true")
     parser.add_argument("--dumps")
     parser.add_argument("--without", default="")
     parser.add_argument("--tables")
@@ -115,7 +127,7 @@ def main():
             if arguments.seconds is not None and time.monotonic() - start > arguments.seconds:
                 print("# time is up before seed %d" % seed)
                 break
-            summary, problems, case = run_seed(group, seed, arguments.transactions, arguments.without.split(","))
+            summary, problems, case = run_seed(group, seed, arguments.transactions, arguments.without.split(","), arguments.verify)
             report(summary, problems)
             failed += bool(problems)
             if problems and arguments.dumps:
