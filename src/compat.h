@@ -185,6 +185,17 @@ RelationGetPrimaryKeyIndex_compat(Relation rel)
 #endif
 }
 
+/* test of the right to use a schema: 16 replaced pg_namespace_aclcheck */
+static inline bool
+schema_may_use_compat(Oid schema, Oid roleid)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_aclcheck(NamespaceRelationId, schema, roleid, ACL_USAGE) == ACLCHECK_OK;
+#else
+	return pg_namespace_aclcheck(schema, roleid, ACL_USAGE) == ACLCHECK_OK;
+#endif
+}
+
 /* relation's owner privilege test: 16 replaced pg_class_ownercheck */
 static inline bool
 table_ownercheck_compat(Oid relid, Oid roleid)

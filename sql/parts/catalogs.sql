@@ -365,7 +365,7 @@ CREATE INDEX consistency_check_table_idx ON repl_ml.consistency_check (schema_na
 COMMENT ON TABLE repl_ml.consistency_check IS 'comparisons of tables that were made on this node; see the view repl_ml.consistency_checks. unwatched: one that is due, as the table could be written here without anybody''s knowing';
 
 -- What repair_table has changed here
-CREATE TABLE repl_ml.repair_history (
+CREATE TABLE repl_ml.row_repair (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     repaired_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     schema_name name NOT NULL,
@@ -377,8 +377,8 @@ CREATE TABLE repl_ml.repair_history (
     before      jsonb,
     after       jsonb
 );
-CREATE INDEX repair_history_repaired_at_idx ON repl_ml.repair_history (repaired_at);
-COMMENT ON TABLE repl_ml.repair_history IS 'rows that repl_ml.repair_table has changed on this node: what differed, from which node it has the version, and the row before and after it (null: none, or longer than 1 MB); kept for repl_ml.conflict_retention';
+CREATE INDEX row_repair_repaired_at_idx ON repl_ml.row_repair (repaired_at);
+COMMENT ON TABLE repl_ml.row_repair IS 'rows that repl_ml.repair_table has changed on this node; see the view repl_ml.repair_history';
 
 -- Of these a part is lost here: this node does not count for them
 CREATE TABLE repl_ml.discarded_transaction (

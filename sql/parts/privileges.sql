@@ -44,13 +44,13 @@ GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.shape_differences, repl_m
     repl_ml.stat_write_consistency, repl_ml.stat_write_waiters, repl_ml.stat_progress_verify, repl_ml.consistency_checks, repl_ml.scheduled_checks, repl_ml.health TO pg_monitor;
 -- what pg_dump saves of an extension has to be read by whoever dumps the database
 GRANT SELECT ON repl_ml.replicated_table, repl_ml.conflict_policy TO PUBLIC;
--- filters its rows by itself
-GRANT SELECT ON repl_ml.conflicts TO PUBLIC;
+-- they filter their rows by themselves
+GRANT SELECT ON repl_ml.conflicts, repl_ml.repair_history TO PUBLIC;
 
 -- Operating. What forms a group stays with superusers: a connection string makes the server connect
 -- as its operating system user, and a member creates what other members define.
 GRANT pg_monitor TO repl_ml_admin;
-GRANT SELECT ON repl_ml.parked_changes, repl_ml.repair_history TO repl_ml_admin;
+GRANT SELECT ON repl_ml.parked_changes TO repl_ml_admin;
 GRANT EXECUTE ON FUNCTION repl_ml.pause_apply(name), repl_ml.resume_apply(name), repl_ml.retry_parked(bigint), repl_ml.discard_parked(bigint),
     repl_ml.reset_write_stats(), repl_ml.repair_table(regclass, boolean, name, interval), repl_ml.invite_node(name, interval), repl_ml.admit_node(name, text) TO repl_ml_admin;
 

@@ -197,6 +197,19 @@ CREATE VIEW repl_ml.stat_progress_verify AS
 COMMENT ON VIEW repl_ml.stat_progress_verify IS
     'comparisons of tables that are going on, those that other members ask this node for among them: what is being done, and how many rows have been seen';
 
+-- Keys and rows are for who may read all of the table, as in diff_rows; of tables that are gone, for superusers
+CREATE VIEW repl_ml.repair_history WITH (security_barrier) AS
+    SELECT h.id, h.repaired_at, h.schema_name, h.table_name, CASE WHEN may.read THEN h.key END AS key, h.action, h.verdict, h.source_node,
+           CASE WHEN may.read THEN h.before END AS before, CASE WHEN may.read THEN h.after END AS after
+      FROM repl_ml.row_repair h
+      LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = h.schema_name
+      LEFT JOIN pg_catalog.pg_class t ON t.relnamespace = n.oid AND t.relname = h.table_name
+     CROSS JOIN LATERAL (SELECT coalesce(pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(t.oid, 'SELECT') AND NOT pg_catalog.row_security_active(t.oid),
+                                         (SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)) AS read) may
+     WHERE pg_catalog.pg_has_role(current_user, 'repl_ml_admin', 'USAGE') OR pg_catalog.pg_has_role(current_user, t.relowner, 'USAGE');
+COMMENT ON VIEW repl_ml.repair_history IS
+    'rows that repl_ml.repair_table has changed on this node: what differed, from which node it has the version, and the row before and after it (null: none, longer than 1 MB, or of a table that you may not read). Members of repl_ml_admin see all, others those of their own tables; kept for repl_ml.conflict_retention';
+
 CREATE VIEW repl_ml.consistency_checks AS
     SELECT c.id, c.schema_name, c.table_name, c.status, c.members, c.unreachable, c.rows, c.chunks, c.differing_rows, c.rechecked_rows, c.started_at, c.duration, c.detail, c.hint,
            c.id = pg_catalog.max(c.id) OVER (PARTITION BY c.schema_name, c.table_name) AS is_last,

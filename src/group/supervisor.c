@@ -669,7 +669,7 @@ collect_garbage(void)
 							 " (pg_catalog.now()"
 							 " OPERATOR(pg_catalog.-) '%d min'::pg_catalog.interval)",
 							 repl_ml_conflict_retention), false, 0);
-		SPI_execute(psprintf("DELETE FROM repl_ml.repair_history"
+		SPI_execute(psprintf("DELETE FROM repl_ml.row_repair"
 							 " WHERE repaired_at OPERATOR(pg_catalog.<)"
 							 " (pg_catalog.now()"
 							 " OPERATOR(pg_catalog.-) '%d min'::pg_catalog.interval)",

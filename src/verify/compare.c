@@ -488,22 +488,6 @@ is_listed(ReplMlTable *table, List *keys, Datum *key)
 	return false;
 }
 
-/* Returns a key's datums, read with the rights of the table's owner. */
-static Datum *
-read_datums(const ReplMlComparison *comparison, ReplMlTable *table, const int *order, char **texts)
-{
-	Datum	   *key = palloc(INDEX_MAX_KEYS * sizeof(Datum));
-	Datum		in_order[INDEX_MAX_KEYS];
-
-	for (int i = 0; i < comparison->key_natts; i++)
-		in_order[order[i]] = CStringGetTextDatum(texts[i]);
-	repl_ml_key_from_array(table,
-						   PointerGetDatum(construct_array(in_order, comparison->key_natts, TEXTOID,
-														   -1, false, TYPALIGN_INT)),
-						   key);
-	return key;
-}
-
 /*
  * Returns the suspects without those whose key is equal to another's, though
  * not the same to the byte: 1.0 and 1.00 are one row.
@@ -527,12 +511,18 @@ distinct_suspects(const ReplMlComparison *comparison, List *suspects)
 	repl_ml_become_owner(rel, &saved);
 	foreach(lc, suspects)
 	{
-		Datum	   *key = read_datums(comparison, table, order,
-									  ((ReplMlSuspect *) lfirst(lc))->key);
-		uint64		hash = repl_ml_key_hash(table, key);
+		Datum	   *key = palloc(INDEX_MAX_KEYS * sizeof(Datum));
+		uint64		hash;
 		bool		found;
-		DistinctKey *entry = hash_search(seen, &hash, HASH_ENTER, &found);
+		DistinctKey *entry;
 
+		if (!repl_ml_known_read_key(rel, table, order, ((ReplMlSuspect *) lfirst(lc))->key, key))
+		{
+			distinct = lappend(distinct, lfirst(lc));
+			continue;
+		}
+		hash = repl_ml_key_hash(table, key);
+		entry = hash_search(seen, &hash, HASH_ENTER, &found);
 		if (!found)
 			entry->keys = NIL;
 		if (is_listed(table, entry->keys, key))

@@ -17,6 +17,7 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "libpq/pqformat.h"
@@ -27,6 +28,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
 #include "compat.h"
@@ -61,6 +63,7 @@ typedef struct Search
 								 * to the next */
 } Search;
 
+/* The key is NULL if this node cannot read it. */
 typedef void (*KeyTeller) (Search *search, char **texts, Datum *key, StringInfo answer);
 
 /* Opens a leaf and prepares its scan keys; their values come later. */
@@ -87,14 +90,14 @@ close_leaf(Leaf *leaf)
 	repl_ml_image_close(leaf->image);
 }
 
-/* Returns the leaf whose slot has the row with this key, or NULL. */
+/* Returns the leaf whose slot has the row with this key, or NULL; also for none. */
 static Leaf *
 find_row(Search *search, Datum *key)
 {
 	MemoryContext old = MemoryContextSwitchTo(search->context);
 	Leaf	   *found = NULL;
 
-	for (int i = 0; i < search->count && found == NULL; i++)
+	for (int i = 0; key != NULL && i < search->count && found == NULL; i++)
 	{
 		Leaf	   *leaf = &search->leaves[i];
 
@@ -106,6 +109,14 @@ find_row(Search *search, Datum *key)
 	}
 	MemoryContextSwitchTo(old);
 	return found;
+}
+
+/* Returns the clock of the deletion of a key, or NULL; also for none. */
+static ReplMlClock *
+find_deletion(Search *search, Datum *key)
+{
+	return key == NULL ? NULL :
+		repl_ml_tombstone_seen(search->part->table, key, search->snapshot);
 }
 
 /*
@@ -207,8 +218,7 @@ tell_versions(Search *search, char **texts, Datum *key, StringInfo answer)
 	Relation	rel = leaf == NULL ? search->part->root : leaf->rel;
 	ReplMlTable *table = repl_ml_table_get(rel);
 	bytea	   *stored = leaf == NULL ? NULL : repl_ml_image_clock(leaf->image, leaf->slot);
-	const ReplMlClock *clock = leaf == NULL ?
-		repl_ml_tombstone_seen(table, key, search->snapshot) : (ReplMlClock *) stored;
+	const ReplMlClock *clock = leaf == NULL ? find_deletion(search, key) : (ReplMlClock *) stored;
 	ReplMlVersions versions = {0};
 	ReplMlUser	saved;
 
@@ -226,7 +236,7 @@ tell_versions(Search *search, char **texts, Datum *key, StringInfo answer)
 	else if (leaf != NULL && clock != NULL)
 		send_version(answer, &(ReplMlVersion) {.clock = clock},
 					 repl_ml_version_from_slot(leaf->slot, table->clock_attnum));
-	if (leaf == NULL)
+	if (leaf == NULL && key != NULL)
 	{
 		ListCell   *lc;
 
@@ -253,7 +263,7 @@ tell_key(Search *search, char **texts, Datum *key, StringInfo answer)
 	}
 	else
 	{
-		deleted = repl_ml_tombstone_seen(search->part->table, key, search->snapshot);
+		deleted = find_deletion(search, key);
 		pq_sendbyte(answer, deleted == NULL ? 'A' : 'T');
 		if (deleted != NULL)
 			repl_ml_part_send_clock(answer, (bytea *) deleted);
@@ -271,22 +281,77 @@ tell_key(Search *search, char **texts, Datum *key, StringInfo answer)
 	}
 }
 
+/* The texts of a key, and what they are read into. */
+typedef struct KeyTexts
+{
+	Relation	rel;
+	ReplMlTable *table;
+	const int  *order;
+	char	  **texts;
+	Datum	   *key;
+} KeyTexts;
+
 /* Reads the texts of a key into datums, with the rights of the table's owner. */
 static void
-read_key(Search *search, char **texts, Datum *key)
+read_key(const KeyTexts *it)
 {
-	ReplMlTable *table = search->part->table;
 	Datum		in_order[INDEX_MAX_KEYS];
 	ReplMlUser	saved;
 
-	for (int i = 0; i < table->key_natts; i++)
-		in_order[search->order[i]] = CStringGetTextDatum(texts[i]);
-	repl_ml_become_owner(search->part->root, &saved);
-	repl_ml_key_from_array(table,
-						   PointerGetDatum(construct_array(in_order, table->key_natts, TEXTOID, -1,
-														   false, TYPALIGN_INT)),
-						   key);
+	for (int i = 0; i < it->table->key_natts; i++)
+		in_order[it->order[i]] = CStringGetTextDatum(it->texts[i]);
+	repl_ml_become_owner(it->rel, &saved);
+	repl_ml_key_from_array(it->table,
+						   PointerGetDatum(construct_array(in_order, it->table->key_natts, TEXTOID,
+														   -1, false, TYPALIGN_INT)),
+						   it->key);
 	repl_ml_become_self(&saved);
+}
+
+/* Says whether an error is of a value, which its type here does not take. */
+static bool
+is_of_value(const ErrorData *error)
+{
+	int			category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
+
+	return category == ERRCODE_DATA_EXCEPTION ||
+		category == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION || category == ERRCODE_PLPGSQL_ERROR;
+}
+
+/*
+ * Reads a key's texts, in the order of the columns' names, into datums.  Returns
+ * false if its types do not take them on this node: then it has no such row, and
+ * a change that brought it is parked.
+ */
+bool
+repl_ml_known_read_key(Relation rel, ReplMlTable *table, const int *order, char **texts,
+					   Datum *key)
+{
+	KeyTexts	it = {.rel = rel,.table = table,.order = order,.texts = texts,.key = key};
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		read_key(&it);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (error != NULL && !is_of_value(error))
+		ReThrowError(error);
+	return error == NULL;
 }
 
 /* Tells of each key what "tell" does; "texts" has the columns of all keys. */
@@ -311,8 +376,9 @@ tell_keys(Search *search, Datum *texts, int count, StringInfo answer, KeyTeller 
 		CHECK_FOR_INTERRUPTS();
 		for (int j = 0; j < natts; j++)
 			columns[j] = TextDatumGetCString(texts[i + j]);
-		read_key(search, columns, key);
-		tell(search, columns, key, answer);
+		tell(search, columns, repl_ml_known_read_key(search->part->root, search->part->table,
+													 search->order, columns, key) ? key : NULL,
+			 answer);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(context);
 	}

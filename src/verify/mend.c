@@ -292,7 +292,7 @@ record(const Mending *mending)
 	nulls[7] = mending->after == NULL ? 'n' : ' ';
 	if (mending->after != NULL)
 		values[7] = CStringGetTextDatum(mending->after);
-	repl_ml_spi_execute("INSERT INTO repl_ml.repair_history (schema_name, table_name, key, action,"
+	repl_ml_spi_execute("INSERT INTO repl_ml.row_repair (schema_name, table_name, key, action,"
 						" verdict, source_node, before, after) VALUES ($1::pg_catalog.name,"
 						" $2::pg_catalog.name, $3, $4, $5, $6, $7::pg_catalog.jsonb,"
 						" $8::pg_catalog.jsonb)", 8, types, values, nulls);

@@ -70,7 +70,8 @@ may_read_all(Relation rel)
 {
 	Oid			relid = RelationGetRelid(rel);
 
-	if (check_enable_rls(relid, GetUserId(), true) == RLS_ENABLED)
+	if (check_enable_rls(relid, GetUserId(), true) == RLS_ENABLED ||
+		!schema_may_use_compat(RelationGetNamespace(rel), GetUserId()))
 		return false;
 	return pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) == ACLCHECK_OK ||
 		pg_attribute_aclcheck_all(relid, GetUserId(), ACL_SELECT, ACLMASK_ALL) == ACLCHECK_OK;

@@ -209,6 +209,8 @@ extern StringInfo repl_ml_part_sums(const ReplMlInquiry *inquiry);
 extern StringInfo repl_ml_part_rows(const ReplMlInquiry *inquiry, const bytea *wanted);
 
 /* in known.c */
+extern bool repl_ml_known_read_key(Relation rel, ReplMlTable *table, const int *order,
+								   char **texts, Datum *key);
 extern StringInfo repl_ml_known_keys(const ReplMlInquiry *inquiry, ArrayType *keys,
 									 const ReplMlClock *wanted, int patience_ms, bool details);
 extern StringInfo repl_ml_known_versions(const ReplMlInquiry *inquiry, ArrayType *keys,

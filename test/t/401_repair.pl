@@ -7,6 +7,7 @@
 # tell_versions().
 use strict;
 use warnings;
+use Consistency;
 use IPC::Run;
 use ReplMl;
 use Situations;
@@ -21,6 +22,8 @@ CREATE TABLE parted_2 PARTITION OF parted FOR VALUES FROM (50) TO (100);
 SELECT repl_ml.add_all_tables();
 SQL
 my ($n1, $n2, $n3) = @nodes;
+# what is known of deletions stays
+never_miss_heartbeats(@nodes);
 poll_until($_, q(SELECT count(*) = 3 FROM repl_ml.tables WHERE state = 'replicated' AND pending_copies = 0)) foreach @nodes;
 sql($n1, <<'SQL');
 INSERT INTO t SELECT g, 'v' || g, g FROM generate_series(1, 300) g;
@@ -94,6 +97,11 @@ is(sql($n3, q(SELECT key, action, verdict, source_node, before ->> 'v', after ->
 {1000}|insert|extra|2||extra
 ROWS
 is(repair($n2, q('t', false)), '', 'a second time there is nothing to do');
+
+foreach my $node (@nodes)
+{
+	sql($node, $_) foreach 'ALTER SYSTEM RESET repl_ml.heartbeat_interval', 'SELECT pg_reload_conf()';
+}
 
 # keys of several columns, partitions, many rows
 plant($n2, 'keyed', q(DELETE FROM keyed WHERE id % 2 = 0));
