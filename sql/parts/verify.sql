@@ -10,9 +10,9 @@ COMMENT ON PROCEDURE repl_ml.verify_sums(text, text, text, integer, integer, int
 CREATE PROCEDURE repl_ml.verify_rows(schema_name text, table_name text, signature text, chunks integer, wanted bytea, rate integer, max_lag integer, INOUT answer bytea)
     AS 'MODULE_PATHNAME', 'repl_ml_verify_rows' LANGUAGE C SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 COMMENT ON PROCEDURE repl_ml.verify_rows(text, text, text, integer, bytea, integer, integer, bytea) IS 'keys, hashes and clocks of this node''s rows in the chunks whose bits are set, read at this rate and not while members lag more';
-CREATE FUNCTION repl_ml.verify_keys(schema_name text, table_name text, signature text, chunks integer, keys text[], wanted repl_ml.vclock, patience integer, details boolean) RETURNS bytea
+CREATE FUNCTION repl_ml.verify_keys(schema_name text, table_name text, signature text, chunks integer, keys text[], wanted repl_ml.vclock, patience integer, details integer) RETURNS bytea
     AS 'MODULE_PATHNAME', 'repl_ml_verify_keys' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
-COMMENT ON FUNCTION repl_ml.verify_keys(text, text, text, integer, text[], repl_ml.vclock, integer, boolean) IS 'what this node knows of these keys, after it has caught up with these positions or has waited for so many milliseconds';
+COMMENT ON FUNCTION repl_ml.verify_keys(text, text, text, integer, text[], repl_ml.vclock, integer, integer) IS 'what this node knows of these keys, after it has caught up with these positions or has waited for so many milliseconds';
 
 -- Of a member that cannot be reached nobody knows how late it is
 CREATE FUNCTION repl_ml.greatest_lag() RETURNS bigint
@@ -58,7 +58,8 @@ CREATE FUNCTION repl_ml.verify_all(timeout interval DEFAULT '30 s', OUT relation
     AS $$
     DECLARE
         t regclass;
-        orphans bigint;
+        left_over bigint;
+        absent record;
     BEGIN
         FOR t IN SELECT c.oid FROM pg_catalog.pg_publication p
                    JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid
@@ -75,27 +76,51 @@ CREATE FUNCTION repl_ml.verify_all(timeout interval DEFAULT '30 s', OUT relation
                 WHEN query_canceled OR admin_shutdown OR crash_shutdown OR active_sql_transaction THEN
                     RAISE;
                 WHEN OTHERS THEN
+                    -- dropped since the list was made
+                    CONTINUE WHEN NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = t);
                     relation := t; status := 'incomplete'; members := NULL; unreachable := NULL; rows := NULL; chunks := NULL; differing_rows := NULL; rechecked_rows := NULL;
                     started_at := NULL; duration := NULL; detail := sqlerrm;
                     GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
                     hint := nullif(hint, '');
             END;
-            -- what no member enforces when it applies: the same on all, or it differs
+            -- what no member enforces when it applies: the same on all, or it differs; and rows of which all keep a copy only
             BEGIN
-                SELECT pg_catalog.count(*) INTO orphans FROM repl_ml.orphans(t);
-                IF orphans > 0 THEN
-                    detail := pg_catalog.concat_ws('; ', detail, pg_catalog.format('rows whose foreign keys refer to nothing: %s', orphans));
+                SELECT pg_catalog.count(*) INTO left_over FROM repl_ml.orphans(t);
+                IF left_over > 0 THEN
+                    detail := pg_catalog.concat_ws('; ', detail, pg_catalog.format('rows whose foreign keys refer to nothing: %s', left_over));
                     hint := coalesce(hint, pg_catalog.format('Run SELECT * FROM repl_ml.orphans(%L).', t));
                 END IF;
-            EXCEPTION WHEN insufficient_privilege THEN
-                NULL;  -- who may not read both tables does not hear of it
+                SELECT pg_catalog.count(*) INTO left_over FROM repl_ml.parked_changes p JOIN pg_catalog.pg_class c ON c.oid = t AND c.relname = p.table_name
+                  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = p.schema_name WHERE p.action = 'evicted';
+                IF left_over > 0 THEN
+                    detail := pg_catalog.concat_ws('; ', detail, pg_catalog.format('rows that another node''s row with the same unique key has put aside: %s', left_over));
+                    hint := coalesce(hint, 'See SELECT * FROM repl_ml.parked_changes; retry_parked(id) writes a row again, discard_parked(id) forgets it.');
+                END IF;
+            EXCEPTION
+                WHEN query_canceled OR admin_shutdown OR crash_shutdown THEN
+                    RAISE;
+                WHEN insufficient_privilege OR undefined_table THEN
+                    NULL;  -- who may not read both tables, or parked changes, does not hear of it
+                WHEN OTHERS THEN
+                    detail := pg_catalog.concat_ws('; ', detail, pg_catalog.format('foreign keys could not be looked at: %s', sqlerrm));
             END;
             RETURN NEXT;
         END LOOP;
+        -- tables of the group that nobody can own here
+        IF pg_catalog.pg_has_role(current_user, 'repl_ml_admin', 'USAGE') THEN
+            FOR absent IN SELECT x.schema_name, x.table_name, x.relation, l.node_name FROM repl_ml.tables x JOIN repl_ml.nodes l ON l.is_local
+                      WHERE x.state IN ('missing', 'pending') ORDER BY 1, 2 LOOP
+                relation := absent.relation; status := 'incomplete'; members := NULL; unreachable := ARRAY[absent.node_name]; rows := NULL; chunks := NULL; differing_rows := NULL; rechecked_rows := NULL;
+                started_at := NULL; duration := NULL;
+                detail := pg_catalog.format(CASE WHEN absent.relation IS NULL THEN 'table %I.%I is missing on node "%s", this one' ELSE 'table %I.%I is not replicated on node "%s", this one, so far' END, absent.schema_name, absent.table_name, absent.node_name);
+                hint := 'See SELECT * FROM repl_ml.tables.';
+                RETURN NEXT;
+            END LOOP;
+        END IF;
     END
     $$;
 COMMENT ON FUNCTION repl_ml.verify_all(interval) IS
-    'compares all replicated tables, or those of the caller, on all members, one after the other: a row for each as of repl_ml.verify_table, whose detail also counts rows whose foreign keys refer to nothing. Errors: 25001 in a transaction that has written';
+    'compares all replicated tables, or those of the caller, on all members, one after the other: a row for each as of repl_ml.verify_table, whose detail also counts rows whose foreign keys refer to nothing, and rows that lost a unique key to another; for repl_ml_admin also one for each table of the group that is missing on this node (relation is null). Errors: 25001 in a transaction that has written';
 
 CREATE FUNCTION repl_ml.repair_source(schema_name text, table_name text, signature text, chunks integer, keys text[], as_they_are boolean) RETURNS bytea
     AS 'MODULE_PATHNAME', 'repl_ml_repair_source' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;

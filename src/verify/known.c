@@ -56,7 +56,7 @@ typedef struct Search
 	Snapshot	snapshot;
 	int			count;
 	Leaf	   *leaves;
-	bool		details;
+	ReplMlDetails details;
 	bool		as_they_are;	/* rows, not what they were resolved from */
 	int			order[INDEX_MAX_KEYS];
 	MemoryContext context;		/* of the scans, which keep things from one key
@@ -268,10 +268,10 @@ tell_key(Search *search, char **texts, Datum *key, StringInfo answer)
 		if (deleted != NULL)
 			repl_ml_part_send_clock(answer, (bytea *) deleted);
 	}
-	if (!search->details)
+	if (search->details == REPL_ML_DETAILS_NONE)
 		return;
 	pq_sendint64(answer, find_parked(search, texts));
-	if (leaf != NULL)
+	if (leaf != NULL && search->details == REPL_ML_DETAILS_ALL)
 	{
 		char	   *json = make_json(search, leaf);
 
@@ -492,7 +492,7 @@ tell_found(Search *search, ArrayType *keys, StringInfo answer, KeyTeller tell)
  */
 StringInfo
 repl_ml_known_keys(const ReplMlInquiry *inquiry, ArrayType *keys, const ReplMlClock *wanted,
-				   int patience_ms, bool details)
+				   int patience_ms, ReplMlDetails details)
 {
 	StringInfo	answer = makeStringInfo();
 	char	   *lacking = repl_ml_clock_to_text(catch_up(wanted, patience_ms));
@@ -542,7 +542,7 @@ repl_ml_verify_keys(PG_FUNCTION_ARGS)
 
 	return repl_ml_part_answer(repl_ml_known_keys(&inquiry, PG_GETARG_ARRAYTYPE_P(4),
 										PG_GETARG_REPL_ML_CLOCK_P(5), PG_GETARG_INT32(6),
-										PG_GETARG_BOOL(7)));
+										(ReplMlDetails) PG_GETARG_INT32(7)));
 }
 
 PG_FUNCTION_INFO_V1(repl_ml_repair_source);

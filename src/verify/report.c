@@ -160,7 +160,12 @@ repl_ml_report_begin(Oid relid, ReplMlComparison *comparison, int max_rows, int6
 	ReplMlTable *table;
 
 	repl_ml_shmem_require();
-	rel = table_open(caller.relid, AccessShareLock);
+	rel = try_table_open(caller.relid, AccessShareLock);
+	if (rel == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("table with OID %u does not exist", caller.relid),
+				 errhint("It may have just been dropped.")));
 	require_right(rel);
 	require_nothing_written();
 	(void) repl_ml_identity_require();
@@ -326,7 +331,8 @@ append_laggards(const ReplMlComparison *comparison, StringInfo text)
 static void
 append_verdicts(const ReplMlComparison *comparison, StringInfo text)
 {
-	static const char *const verdicts[] = {"corrupt", "missing", "extra", "concurrent", "lagging"};
+	static const char *const verdicts[] = {"corrupt", "missing", "extra", "concurrent", "lagging",
+	"parked"};
 	ListCell   *lc;
 
 	for (int i = 0; i < lengthof(verdicts); i++)
@@ -436,6 +442,23 @@ record(const ReplMlComparison *comparison, const Datum *values, const bool *null
 	SetUserIdAndSecContext(saved.user, saved.context);
 }
 
+/* Finds, for what is said of a comparison, the differences that a parked change explains. */
+static void
+find_parked(ReplMlComparison *comparison)
+{
+	MemoryContext old = MemoryContextSwitchTo(comparison->batch);
+	ReplMlUser	saved;
+
+	if (count_differences(comparison) > 0)
+	{
+		repl_ml_report_become_extension(&saved);
+		repl_ml_settle_parked(comparison, comparison->suspects);
+		SetUserIdAndSecContext(saved.user, saved.context);
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(comparison->batch);
+}
+
 /*
  * Compares a table that a comparison has been prepared for, keeps what came of
  * it, and sets the columns of verify_table's result.
@@ -447,6 +470,7 @@ compare_and_record(ReplMlComparison *comparison, Oid relid, Datum *values, bool 
 	Interval   *duration = palloc0(sizeof(Interval));
 
 	repl_ml_report_compare(comparison);
+	find_parked(comparison);
 	duration->time = GetCurrentTimestamp() - start;
 	values[0] = ObjectIdGetDatum(relid);
 	values[1] = CStringGetTextDatum(status_name(comparison));

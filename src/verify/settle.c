@@ -78,7 +78,7 @@ typedef struct OwnRound
 	ArrayType  *keys;
 	const ReplMlClock *wanted;
 	int			patience;
-	bool		details;
+	ReplMlDetails details;
 } OwnRound;
 
 static PairResult judge_pair(const ReplMlComparison *comparison, const ReplMlSuspect *suspect,
@@ -165,19 +165,19 @@ read_text(StringInfo answer)
 	return pnstrdup(pq_getmsgbytes(answer, size), size);
 }
 
-/* Reads what a member knows of one key. */
+/* Reads what a member knows of one key, of a table with so many columns. */
 static void
-read_sight(StringInfo answer, ReplMlSight *sight, int columns)
+read_sight(StringInfo answer, ReplMlSight *sight, ReplMlDetails details, int columns)
 {
 	*sight = (ReplMlSight) {.kind = pq_getmsgbyte(answer)};
 	if (sight->kind == 'R')
 		sight->content = repl_ml_compare_read_digest(answer);
 	if (sight->kind != 'A')
 		repl_ml_compare_read_clock(answer, sight);
-	if (columns == 0)
+	if (details == REPL_ML_DETAILS_NONE)
 		return;
 	sight->parked = pq_getmsgint64(answer);
-	if (sight->kind != 'R')
+	if (sight->kind != 'R' || details == REPL_ML_DETAILS_PARKED)
 		return;
 	sight->columns = palloc(columns * sizeof(uint64));
 	for (int i = 0; i < columns; i++)
@@ -199,15 +199,15 @@ count_columns(const ReplMlComparison *comparison)
 /* Takes member "i"'s answer of a round into the suspects' sights. */
 static void
 read_round(ReplMlComparison *comparison, int i, StringInfo answer, List *suspects,
-		   Standing *standing, bool details)
+		   Standing *standing, ReplMlDetails details)
 {
-	int			columns = details ? count_columns(comparison) : 0;
+	int			columns = count_columns(comparison);
 	ListCell   *lc;
 
 	standing->lacking = repl_ml_clock_from_text(read_text(answer));
 	standing->safe = pq_getmsgint64(answer);
 	foreach(lc, suspects)
-		read_sight(answer, &((ReplMlSuspect *) lfirst(lc))->now[i], columns);
+		read_sight(answer, &((ReplMlSuspect *) lfirst(lc))->now[i], details, columns);
 	standing->announces = pq_getmsgbyte(answer) != 0;
 	standing->floor = repl_ml_clock_from_text(read_text(answer));
 }
@@ -234,7 +234,7 @@ find_patience(const ReplMlComparison *comparison, List *suspects)
  */
 static void
 look_everywhere(ReplMlComparison *comparison, List *suspects, const ReplMlClock *wanted,
-				Standing *standings, bool details)
+				Standing *standings, ReplMlDetails details)
 {
 	OwnRound	own = {.comparison = comparison,.keys = make_key_array(comparison, suspects),
 	.wanted = wanted,.patience = find_patience(comparison, suspects),.details = details};
@@ -245,7 +245,7 @@ look_everywhere(ReplMlComparison *comparison, List *suspects, const ReplMlClock 
 		.deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 												(int64) own.patience + ANSWER_MS),
 		.params = {NULL, repl_ml_clock_to_text(wanted), psprintf("%d", own.patience),
-		details ? "t" : "f"}};
+		psprintf("%d", details)}};
 	ListCell   *lc;
 
 	getTypeOutputInfo(TEXTARRAYOID, &output, &is_varlena);
@@ -612,7 +612,7 @@ repl_ml_settle(ReplMlComparison *comparison, List *suspects)
 		Standing   *now = palloc0(comparison->count * sizeof(Standing));
 		int			failing;
 
-		look_everywhere(comparison, suspects, wanted, now, false);
+		look_everywhere(comparison, suspects, wanted, now, REPL_ML_DETAILS_NONE);
 		suspects = decide(comparison, suspects, before, now);
 		failing = end_round(suspects);
 		if (suspects == NIL)
@@ -638,7 +638,33 @@ repl_ml_settle_details(ReplMlComparison *comparison, List *suspects)
 {
 	Standing   *standings = palloc0(comparison->count * sizeof(Standing));
 
-	look_everywhere(comparison, suspects, repl_ml_clock_empty(), standings, true);
+	look_everywhere(comparison, suspects, repl_ml_clock_empty(), standings, REPL_ML_DETAILS_ALL);
+}
+
+/* Finds which of some differences a parked change explains; the rest of their sights stays. */
+void
+repl_ml_settle_parked(ReplMlComparison *comparison, List *suspects)
+{
+	Standing   *standings = palloc0(comparison->count * sizeof(Standing));
+	List	   *looks = NIL;
+	ListCell   *kept;
+	ListCell   *look;
+
+	foreach(kept, suspects)
+	{
+		ReplMlSuspect *copy = palloc0(sizeof(ReplMlSuspect));
+
+		copy->key = ((ReplMlSuspect *) lfirst(kept))->key;
+		looks = lappend(looks, copy);
+	}
+	look_everywhere(comparison, looks, repl_ml_clock_empty(), standings, REPL_ML_DETAILS_PARKED);
+	forboth(kept, suspects, look, looks)
+	{
+		ReplMlSuspect *suspect = lfirst(kept);
+
+		for (int i = 0; i < comparison->count; i++)
+			suspect->now[i].parked = ((ReplMlSuspect *) lfirst(look))->now[i].parked;
+	}
 }
 
 /* ---- verdicts ---- */

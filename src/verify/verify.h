@@ -79,6 +79,14 @@ typedef struct ReplMlCompared
 	ReplMlChunk *chunks;
 } ReplMlCompared;
 
+/* What else is asked about a key. */
+typedef enum ReplMlDetails
+{
+	REPL_ML_DETAILS_NONE,
+	REPL_ML_DETAILS_PARKED,		/* whether a parked change is of it */
+	REPL_ML_DETAILS_ALL			/* ... and the row, and its columns' hashes */
+} ReplMlDetails;
+
 /* What one member knew of a key at one moment. */
 typedef struct ReplMlSight
 {
@@ -116,7 +124,7 @@ typedef struct ReplMlComparison
 	ReplMlCompared *members;	/* this node first */
 	int64		patience_ms;	/* for members to catch up */
 	TimestampTz deadline;		/* of that; 0: nothing has been looked at so far */
-	int			left_chunks;	/* that differ and have not been looked into by then */
+	int			left_chunks;	/* that differ and have not been looked into */
 	int			max_rows;		/* so many differences are named */
 	List	   *suspects;		/* of ReplMlSuspect: what differs in the end */
 	bool		has_more;		/* there were more of them than max_rows */
@@ -212,7 +220,8 @@ extern StringInfo repl_ml_part_rows(const ReplMlInquiry *inquiry, const bytea *w
 extern bool repl_ml_known_read_key(Relation rel, ReplMlTable *table, const int *order,
 								   char **texts, Datum *key);
 extern StringInfo repl_ml_known_keys(const ReplMlInquiry *inquiry, ArrayType *keys,
-									 const ReplMlClock *wanted, int patience_ms, bool details);
+									 const ReplMlClock *wanted, int patience_ms,
+									 ReplMlDetails details);
 extern StringInfo repl_ml_known_versions(const ReplMlInquiry *inquiry, ArrayType *keys,
 										 bool as_they_are);
 
@@ -268,6 +277,7 @@ extern bool repl_ml_compare_is_compared(const ReplMlComparison *comparison, int 
 extern void repl_ml_settle(ReplMlComparison *comparison, List *suspects);
 extern void repl_ml_settle_astray(ReplMlComparison *comparison, ReplMlSuspect *suspect);
 extern void repl_ml_settle_details(ReplMlComparison *comparison, List *suspects);
+extern void repl_ml_settle_parked(ReplMlComparison *comparison, List *suspects);
 extern bool repl_ml_settle_same_clocks(const ReplMlClock *a, const ReplMlClock *b);
 extern bool repl_ml_settle_is_equal(const ReplMlComparison *comparison,
 									const ReplMlSight *sights);

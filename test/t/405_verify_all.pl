@@ -1,0 +1,88 @@
+# verify_all has a row for each table of the group, also those that this node or another lacks; says what is no difference
+# and somebody has to look at: orphans, and rows that lost a unique key to another node's; differences that a parked
+# change explains are called so; one table that cannot be compared keeps no other from it, and a cancel ends it all.
+#
+# Seen failing: without the rows for tables that are missing here, without those put aside, with parked rows called
+# missing, and with a table that was dropped meanwhile shown under its number.
+use strict;
+use warnings;
+use PostgreSQL::Test::BackgroundPsql;
+use PostgreSQL::Test::Utils;
+use ReplMl;
+use Situations;
+use Test::More;
+
+my @nodes = new_group(3, <<'SQL');
+CREATE TABLE a (id int PRIMARY KEY, v int);
+CREATE TABLE child (id int PRIMARY KEY, a int REFERENCES a);
+CREATE TABLE parts (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (100);
+CREATE TABLE u (id int PRIMARY KEY, k int UNIQUE);
+CREATE TABLE z (id int PRIMARY KEY);
+CREATE SCHEMA hidden;
+CREATE TABLE hidden.h (id int PRIMARY KEY);
+SELECT repl_ml.add_all_tables();
+SELECT repl_ml.add_table('hidden.h');
+SQL
+my ($n1, $n2, $n3) = @nodes;
+poll_until($_, q(SELECT count(*) = 6 FROM repl_ml.tables WHERE state = 'replicated' AND pending_copies = 0)) foreach @nodes;
+sql($n1, q(INSERT INTO a VALUES (1, 1); INSERT INTO parts VALUES (1, 'one'); INSERT INTO hidden.h VALUES (1)));
+sql($n1, q(SET session_replication_role = replica; INSERT INTO child VALUES (1, 99)));
+
+# two rows with one unique key, written on two nodes
+cut_all(@nodes);
+sql($n1, 'INSERT INTO u VALUES (1, 7)');
+sql($n2, 'INSERT INTO u VALUES (2, 7)');
+heal_all(@nodes);
+wait_converged(\@nodes, 'u');
+poll_until($_, q(SELECT count(*) = 1 FROM repl_ml.parked_changes WHERE action = 'evicted')) foreach @nodes;
+
+my $all = 'SELECT relation, status, unreachable, detail FROM repl_ml.verify_all()';
+my $aside = q(rows that another node's row with the same unique key has put aside: 1);
+my $orphan = 'rows whose foreign keys refer to nothing: 1';
+is(sql($n3, $all), <<"ROWS" =~ s/\n\z//r, 'what is no difference, and to be looked at');
+hidden.h|consistent|{}|
+a|consistent|{}|
+child|consistent|{}|$orphan
+parts|consistent|{}|
+u|consistent|{}|$aside
+z|consistent|{}|
+ROWS
+
+# a difference that a parked change explains, and one that none does
+sql($n3, 'ALTER TABLE a ADD CONSTRAINT small CHECK (v < 10)');
+sql($n1, 'INSERT INTO a VALUES (2, 20)');
+poll_until($n3, q(SELECT count(*) = 1 FROM repl_ml.parked_changes WHERE action = 'insert'));
+plant($n2, 'a', 'UPDATE a SET v = 5 WHERE id = 1');
+is(sql($_, q(SELECT status, differing_rows, detail FROM repl_ml.verify_table('a'))), 'differs|2|corrupt: 1; parked: 1', 'parked rows are counted as such: ' . $_->name) foreach $n1, $n3;
+sql($n3, 'ALTER TABLE a DROP CONSTRAINT small');
+poll_until($n3, q(SELECT count(*) = 0 FROM repl_ml.parked_changes WHERE action = 'insert'));
+
+# tables that are missing
+sql($n2, 'SET repl_ml.guard_off = on; DROP TABLE hidden.h');
+is(sql($n1, "$all WHERE relation = 'hidden.h'::regclass"), 'hidden.h|incomplete|{n2}|node "n2" is not compared: It does not have the table.', 'missing elsewhere');
+is(sql($n2, "$all WHERE relation IS NULL OR relation = 'u'::regclass"), qq(u|consistent|{}|$aside\n|incomplete|{n2}|table hidden.h is missing on node "n2", this one), 'missing here');
+
+# who may what
+sql($_, 'CREATE ROLE operator; GRANT repl_ml_admin TO operator; CREATE ROLE owner') foreach @nodes;
+sql($n1, 'ALTER TABLE u OWNER TO owner; ALTER TABLE hidden.h OWNER TO owner');
+is(sql($n1, "SET ROLE operator; $all WHERE status = 'consistent'"), "child|consistent|{}|\nparts|consistent|{}|\nu|consistent|{}|$aside\nz|consistent|{}|", 'an operator, who may not use the schema of one');
+is(sql($n1, "SET ROLE owner; SELECT relation, status FROM repl_ml.verify_all()"), "hidden.h|incomplete\nu|consistent", 'an owner, who may not either');
+
+# one that cannot be compared; ended in the middle; dropped meanwhile
+my $holder = $n1->background_psql('postgres');
+$holder->query_safe('BEGIN; LOCK TABLE child');
+is(sql($n1, "SET lock_timeout = '10ms'; $all WHERE relation::text IN ('child', 'parts')"), "child|incomplete||canceling statement due to lock timeout; foreign keys could not be looked at: canceling statement due to lock timeout\nparts|consistent|{}|", 'the others are compared');
+psql_fails($n1, "SET statement_timeout = '200ms'; $all", '57014', 'statement timeout');
+is(sql($n1, 'SELECT count(*) FROM repl_ml.stat_progress_verify'), 0, 'and nothing goes on');
+my $caller = $n1->background_psql('postgres');
+$caller->query_until(qr/begun/, "\\echo begun\n$all;\n");
+poll_until($n1, q(SELECT count(*) = 1 FROM pg_locks WHERE relation = 'child'::regclass AND NOT granted));
+sql($n1, q(SELECT repl_ml.remove_table('z'); DROP TABLE z));
+$holder->query_safe('COMMIT');
+my $rows = $caller->query('SELECT 1');
+like($rows, qr/^parts\|consistent/m, 'the others are compared again');
+unlike($rows, qr/^(?:z|\d+)\|/m, 'without the one that is gone');
+$_->quit foreach $holder, $caller;
+
+done_testing();
