@@ -273,14 +273,17 @@ CREATE VIEW repl_ml.health AS
     SELECT 6, 'applying', CASE WHEN pg_catalog.bool_or(p.failing) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
            coalesce(pg_catalog.string_agg(pg_catalog.format('Nothing of node "%s" is applied (%s)%s.', p.node_name, p.state, ': ' || p.message), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
                     'What the other members write is applied here.'),
-           coalesce(pg_catalog.string_agg(p.hint, ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
+           coalesce(pg_catalog.string_agg(DISTINCT p.hint, ' ') FILTER (WHERE p.node_id IS NOT NULL),
                     CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'See SELECT * FROM repl_ml.stat_apply, and the server''s log.' END)
       FROM active s LEFT JOIN (
-           SELECT x.node_id, x.node_name, coalesce(w.state, 'stopped') AS state, coalesce(w.state, 'stopped') <> 'paused' AND w.error_time > coalesce(w.last_message_time, '-infinity') AS failing,
-                  CASE WHEN w.state <> 'paused' AND w.error_time > coalesce(w.last_message_time, '-infinity') THEN pg_catalog.rtrim(pg_catalog.split_part(w.error_message, E'\n', 1), '.') END AS message,
-                  CASE WHEN w.state = 'paused' THEN pg_catalog.format('Run SELECT repl_ml.resume_apply(%L).', x.node_name)
-                       WHEN w.error_time > coalesce(w.last_message_time, '-infinity') THEN w.error_hint END AS hint
+           -- where there is no supervisor, its error is why there are no workers
+           SELECT x.node_id, x.node_name, coalesce(w.state, 'stopped') AS state, coalesce(w.state, 'stopped') <> 'paused' AND e.message IS NOT NULL AS failing,
+                  CASE WHEN coalesce(w.state, 'stopped') <> 'paused' THEN pg_catalog.rtrim(pg_catalog.split_part(e.message, E'\n', 1), '.') END AS message,
+                  CASE WHEN w.state = 'paused' THEN pg_catalog.format('Run SELECT repl_ml.resume_apply(%L).', x.node_name) ELSE e.hint END AS hint
              FROM peer x LEFT JOIN repl_ml.worker_stats() w ON w.peer = x.node_id
+             LEFT JOIN repl_ml.worker_stats() v ON v.peer = 0 AND v.state = 'stopped'
+             LEFT JOIN LATERAL (SELECT y.message, y.hint FROM (VALUES (w.error_time, w.error_message, w.error_hint), (v.error_time, v.error_message, v.error_hint)) y (at, message, hint)
+                                 WHERE y.at > coalesce(w.last_message_time, '-infinity') ORDER BY y.at DESC LIMIT 1) e ON true
             WHERE coalesce(w.state, 'stopped') NOT IN ('streaming', 'copying', 'preparing')) p ON true
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL

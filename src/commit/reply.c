@@ -31,6 +31,7 @@
 #include "server/server.h"
 
 #define AGAIN_MS	1
+#define LAST_PATIENCE_MS	5000	/* for a peer's answer when the server ends */
 #define HELD_BYTES	8192		/* so much leaves in any case */
 
 /* Set once, by repl_ml_reply_watch. */
@@ -49,6 +50,7 @@ static bool is_send_pending(void);
 static bool may_hold(void);
 static void hear_parked(void);
 static void listen_to_peer(void);
+static void hurry_at_end(void);
 static void wake_walsender(void);
 
 /*
@@ -100,6 +102,7 @@ flush_if_writable(void)
 	int			status;
 
 	listen_to_peer();
+	hurry_at_end();
 	holding = may_hold();
 	if (holding)
 		return 0;
@@ -202,6 +205,30 @@ listen_to_peer(void)
 		again = repl_ml_quorum_release();
 	if (again)
 		enable_timeout_after(timeout_id, AGAIN_MS);
+}
+
+/*
+ * Does not let a peer that gives no answer hold up the server's end for all of
+ * wal_sender_timeout: its slot keeps what it has not confirmed.  Nothing says
+ * that the server ends but that our launcher has, which otherwise runs again
+ * at once.
+ */
+static void
+hurry_at_end(void)
+{
+	static int	usual = 0;
+	bool		ends = repl_ml_shared->launcher_pid == 0;
+
+	if (ends && usual == 0 && (wal_sender_timeout <= 0 || wal_sender_timeout > LAST_PATIENCE_MS))
+	{
+		usual = Max(wal_sender_timeout, 0) + 1;
+		wal_sender_timeout = LAST_PATIENCE_MS;
+	}
+	else if (!ends && usual > 0)
+	{
+		wal_sender_timeout = usual - 1;
+		usual = 0;
+	}
 }
 
 /* The timeout's handler: wakes the walsender, so that it looks again. */

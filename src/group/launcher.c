@@ -37,12 +37,16 @@
 #include "group/group.h"
 #include "server/server.h"
 
+#define NO_ROOM				"out of background worker slots"
+#define NO_ROOM_HINT		"Raise max_worker_processes; SELECT * FROM repl_ml.check_setup() " \
+							"says how far."
 #define PERSIST_INTERVAL_MS		2000
 #define PROBE_INTERVAL_MS		10
 #define START_PATIENCE_MS		5000	/* a worker that was asked for shows
 										 * up by then */
 
 static void detach_launcher(int code, Datum arg);
+static void show_no_room(int slot);
 static List *list_databases(List **closed);
 static bool probe_next(List **unprobed);
 static void start_supervisors(void);
@@ -321,10 +325,25 @@ repl_ml_worker_start(Oid database, int peer)
 			 peer == 0 ? "repl_ml supervisor" : "repl_ml apply");
 	if (RegisterDynamicBackgroundWorker(&worker, NULL))
 		return true;
+	show_no_room(slot);
 	ereport(WARNING,
 			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-			 errmsg("out of background worker slots"),
-			 errhint("Raise max_worker_processes; SELECT * FROM repl_ml.check_setup() says how "
-					 "far.")));
+			 errmsg(NO_ROOM),
+			 errhint(NO_ROOM_HINT)));
 	return false;
+}
+
+/* Shows in repl_ml.stat_apply, and so in repl_ml.health, why a worker does not run. */
+static void
+show_no_room(int slot)
+{
+	ReplMlWorker *worker = &repl_ml_shared->workers[slot];
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	worker->errors++;
+	worker->error_time = GetCurrentTimestamp();
+	worker->error_sqlstate = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED;
+	strlcpy(worker->error_message, NO_ROOM, REPL_ML_ERROR_LENGTH);
+	strlcpy(worker->error_hint, NO_ROOM_HINT, REPL_ML_ERROR_LENGTH);
+	LWLockRelease(repl_ml_shared->lock);
 }

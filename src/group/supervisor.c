@@ -247,7 +247,8 @@ round_of_work(bool called)
 }
 
 /*
- * Says once why the node takes no part in its group.  Of one that may just
+ * Says once why the node takes no part in its group, and lets go of the slots of
+ * one that was dropped.  Of one that may just
  * have been moved the other members are asked, in each round, until they
  * agree.
  */
@@ -263,6 +264,14 @@ show_fence(const ReplMlIdentity *self)
 		SPI_execute("SELECT repl_ml.claim_identity()", false, 1);
 		reason = repl_ml_spi_text(0, 0);
 	}
+
+	/* nobody reads from it any more, and they would keep its WAL for ever */
+	if (self->dropped && !self->fenced)
+		SPI_execute("SELECT pg_catalog.pg_drop_replication_slot(slot_name)"
+					" FROM pg_catalog.pg_replication_slots"
+					" WHERE plugin OPERATOR(pg_catalog.=) '" REPL_ML_PLUGIN "'"
+					" AND database OPERATOR(pg_catalog.=) pg_catalog.current_database()"
+					" AND NOT active", false, 0);
 	if (reason == NULL)
 		ereport(LOG,
 				(errmsg("node \"%s\" goes on in another place: the other members agree",
