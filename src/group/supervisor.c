@@ -288,7 +288,8 @@ show_fence(const ReplMlIdentity *self)
 
 /*
  * Ends the apply workers of a node that is fenced, perhaps while they ran: it
- * reads nothing from peers, whose slots are the node's.
+ * reads nothing from peers, whose slots are the node's.  Nor does it compare
+ * anything.
  */
 static void
 end_apply_workers(void)
@@ -299,6 +300,7 @@ end_apply_workers(void)
 		if (worker->peer != 0 && worker->pid != 0)
 			kill(worker->pid, SIGTERM);
 	}
+	(void) repl_ml_verifier_end();
 	LWLockRelease(repl_ml_shared->lock);
 }
 

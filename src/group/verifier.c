@@ -119,15 +119,17 @@ repl_ml_verifier_init(void)
 static bool
 is_running(const ReplMlDatabase *entry)
 {
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz launched;
 	bool		running;
 
 	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
-	running = entry->verifier_pid != 0 ||
-		(entry->verifier_launched != 0 &&
-		 !TimestampDifferenceExceeds(entry->verifier_launched, GetCurrentTimestamp(),
-									 START_PATIENCE_MS));
+	running = entry->verifier_pid != 0;
+	launched = entry->verifier_launched;
 	LWLockRelease(repl_ml_shared->lock);
-	return running;
+	/* a time to come is of before the clock was set back */
+	return running || (launched != 0 && launched <= now &&
+					   !TimestampDifferenceExceeds(launched, now, START_PATIENCE_MS));
 }
 
 /* Returns in how many milliseconds a table is due; ends what a verifier has left behind. */
@@ -215,8 +217,9 @@ start_verifier(ReplMlDatabase *entry)
 }
 
 /*
- * Ends the database's verifier if it runs, for stop_workers; returns whether it
- * does.  The caller holds the lock.
+ * Ends the database's verifier if it runs, for stop_workers and the supervisor of
+ * a node that takes no part any more; returns whether it does.  The caller holds
+ * the lock.
  */
 bool
 repl_ml_verifier_end(void)
