@@ -112,11 +112,14 @@ OBJS = \
 	src/copy/retry.o \
 	src/verify/report.o \
 	src/verify/compare.o \
+	src/verify/increment.o \
 	src/verify/settle.o \
 	src/verify/repair.o \
 	src/verify/mend.o \
 	src/verify/known.o \
 	src/verify/part.o \
+	src/verify/changes.o \
+	src/verify/pages.o \
 	src/verify/scan.o \
 	src/verify/throttle.o \
 	src/verify/image.o \

@@ -32,7 +32,7 @@ SELECT p.oid::regprocedure AS takes_internal FROM pg_proc p
 SELECT p.oid::regprocedure AS not_pure FROM pg_proc p
  WHERE p.pronamespace = 'repl_ml'::regnamespace
    AND ('repl_ml.vclock'::regtype = ANY (p.proargtypes) OR p.proname LIKE 'vclock%')
-   AND p.proname NOT IN ('insert_pending', 'moved_pending', 'wait_for_vector', 'verify_keys')
+   AND p.proname NOT IN ('insert_pending', 'moved_pending', 'wait_for_vector', 'verify_keys', 'verify_sums', 'verify_changes')
    AND (p.provolatile <> 'i' OR p.proparallel <> 's')
  ORDER BY 1;
 

@@ -359,10 +359,21 @@ CREATE TABLE repl_ml.consistency_check (
     duration    interval NOT NULL,
     detail      text,
     hint        text,
+    mode        text,
+    hashed_rows bigint,
     unwatched   boolean NOT NULL DEFAULT false
 );
 CREATE INDEX consistency_check_table_idx ON repl_ml.consistency_check (schema_name, table_name, id);
 COMMENT ON TABLE repl_ml.consistency_check IS 'comparisons of tables that were made on this node; see the view repl_ml.consistency_checks. unwatched: one that is due, as the table could be written here without anybody''s knowing';
+
+-- What comparisons remember of the pages of tables: see src/verify/pages.c
+CREATE TABLE repl_ml.verified_page (
+    relid       oid,
+    segment     integer,
+    content     bytea NOT NULL,
+    PRIMARY KEY (relid, segment)
+);
+COMMENT ON TABLE repl_ml.verified_page IS 'sums of the hashes of rows, for each page of a table here, 64 pages a row, as they were when they were read last; segment -1 is their total';
 
 -- What repair_table has changed here
 CREATE TABLE repl_ml.row_repair (

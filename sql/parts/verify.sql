@@ -4,15 +4,23 @@
 
 -- What members ask each other; answers are for src/verify/ only
 -- Procedures, as a function's snapshot could not be let go while it rests
-CREATE PROCEDURE repl_ml.verify_sums(schema_name text, table_name text, signature text, chunks integer, rate integer, max_lag integer, INOUT answer bytea)
+CREATE PROCEDURE repl_ml.verify_sums(schema_name text, table_name text, signature text, chunks integer, stable repl_ml.vclock, rate integer, max_lag integer, INOUT answer bytea)
     AS 'MODULE_PATHNAME', 'repl_ml_verify_sums' LANGUAGE C SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
-COMMENT ON PROCEDURE repl_ml.verify_sums(text, text, text, integer, integer, integer, bytea) IS 'sums of the hashes of this node''s rows of a table, for each chunk of keys, read at this rate and not while members lag more';
+COMMENT ON PROCEDURE repl_ml.verify_sums(text, text, text, integer, repl_ml.vclock, integer, integer, bytea) IS 'sums of the hashes of this node''s rows of a table, for each chunk of keys; stable is a clock that all members have; read at this rate and not while members lag more';
 CREATE PROCEDURE repl_ml.verify_rows(schema_name text, table_name text, signature text, chunks integer, wanted bytea, rate integer, max_lag integer, INOUT answer bytea)
     AS 'MODULE_PATHNAME', 'repl_ml_verify_rows' LANGUAGE C SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 COMMENT ON PROCEDURE repl_ml.verify_rows(text, text, text, integer, bytea, integer, integer, bytea) IS 'keys, hashes and clocks of this node''s rows in the chunks whose bits are set, read at this rate and not while members lag more';
 CREATE FUNCTION repl_ml.verify_keys(schema_name text, table_name text, signature text, chunks integer, keys text[], wanted repl_ml.vclock, patience integer, details integer) RETURNS bytea
     AS 'MODULE_PATHNAME', 'repl_ml_verify_keys' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION repl_ml.verify_keys(text, text, text, integer, text[], repl_ml.vclock, integer, integer) IS 'what this node knows of these keys, after it has caught up with these positions or has waited for so many milliseconds';
+
+-- Both in one transaction, under its snapshot
+CREATE FUNCTION repl_ml.verify_changes(schema_name text, table_name text, signature text, chunks integer, stable repl_ml.vclock) RETURNS bytea
+    AS 'MODULE_PATHNAME', 'repl_ml_verify_changes' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION repl_ml.verify_changes(text, text, text, integer, repl_ml.vclock) IS 'the sum of the hashes of this node''s rows of a table, for which only changed pages are read, and the keys of rows and deletions that are above a clock that all members have';
+CREATE FUNCTION repl_ml.verify_news(schema_name text, table_name text, signature text, chunks integer, keys text[]) RETURNS bytea
+    AS 'MODULE_PATHNAME', 'repl_ml_verify_news' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION repl_ml.verify_news(text, text, text, integer, text[]) IS 'hashes and clocks of this node''s rows with these keys';
 
 -- Of a member that cannot be reached nobody knows how late it is
 CREATE FUNCTION repl_ml.greatest_lag() RETURNS bigint
@@ -39,11 +47,11 @@ CREATE FUNCTION repl_ml.forget_checks(of_schema name, of_table name) RETURNS voi
     $$;
 COMMENT ON FUNCTION repl_ml.forget_checks(name, name) IS 'removes the comparisons of a table but for the last ten, the last one without a difference, and what calls for one';
 
-CREATE FUNCTION repl_ml.verify_table(relation regclass, timeout interval DEFAULT '30 s', OUT relation regclass, OUT status text, OUT members name[], OUT unreachable name[], OUT rows bigint, OUT chunks integer,
-    OUT differing_rows bigint, OUT rechecked_rows bigint, OUT started_at timestamptz, OUT duration interval, OUT detail text, OUT hint text)
+CREATE FUNCTION repl_ml.verify_table(relation regclass, timeout interval DEFAULT '30 s', incremental boolean DEFAULT false, OUT relation regclass, OUT status text, OUT members name[], OUT unreachable name[], OUT rows bigint, OUT chunks integer,
+    OUT differing_rows bigint, OUT rechecked_rows bigint, OUT started_at timestamptz, OUT duration interval, OUT detail text, OUT hint text, OUT mode text, OUT hashed_rows bigint)
     AS 'MODULE_PATHNAME', 'repl_ml_verify_table' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
-COMMENT ON FUNCTION repl_ml.verify_table(regclass, interval) IS
-    'compares a table on all members: consistent, differs, or incomplete where members could not be compared (unreachable, with the reason in detail) or have not caught up within the timeout. For repl_ml_admin and the owner of the table. Errors: 42501 not allowed, 55000 not a member or not replicated, 25001 in a transaction that has written';
+COMMENT ON FUNCTION repl_ml.verify_table(regclass, interval, boolean) IS
+    'compares a table on all members: consistent, differs, or incomplete where members could not be compared (unreachable, with the reason in detail) or have not caught up within the timeout. With incremental only rows on pages that have changed since the last time are read (mode says whether that was enough); damage of others is found by full ones only. For repl_ml_admin and the owner of the table. Errors: 42501 not allowed, 55000 not a member or not replicated, 25001 in a transaction that has written';
 
 CREATE FUNCTION repl_ml.diff_rows(relation regclass, max_rows integer DEFAULT 1000, timeout interval DEFAULT '30 s', OUT key text[], OUT verdict text, OUT columns name[], OUT versions jsonb, OUT detail text)
     RETURNS SETOF record
@@ -51,8 +59,8 @@ CREATE FUNCTION repl_ml.diff_rows(relation regclass, max_rows integer DEFAULT 10
 COMMENT ON FUNCTION repl_ml.diff_rows(regclass, integer, interval) IS
     'the rows of a table that are not the same on all members: the key, why (lagging, missing, extra, concurrent, corrupt, parked; schema for a member whose table is another one), the columns that differ, and by node the clock and the row. Keys and rows are null for who may not read the table. For repl_ml_admin and the owner of the table. Errors: as verify_table, 22023 max_rows is negative';
 
-CREATE FUNCTION repl_ml.verify_all(timeout interval DEFAULT '30 s', OUT relation regclass, OUT status text, OUT members name[], OUT unreachable name[], OUT rows bigint, OUT chunks integer,
-    OUT differing_rows bigint, OUT rechecked_rows bigint, OUT started_at timestamptz, OUT duration interval, OUT detail text, OUT hint text)
+CREATE FUNCTION repl_ml.verify_all(timeout interval DEFAULT '30 s', incremental boolean DEFAULT false, OUT relation regclass, OUT status text, OUT members name[], OUT unreachable name[], OUT rows bigint, OUT chunks integer,
+    OUT differing_rows bigint, OUT rechecked_rows bigint, OUT started_at timestamptz, OUT duration interval, OUT detail text, OUT hint text, OUT mode text, OUT hashed_rows bigint)
     RETURNS SETOF record
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
@@ -70,8 +78,8 @@ CREATE FUNCTION repl_ml.verify_all(timeout interval DEFAULT '30 s', OUT relation
                   ORDER BY n.nspname, c.relname LOOP
             -- one that cannot be compared keeps none of the others from it
             BEGIN
-                SELECT v.* INTO relation, status, members, unreachable, rows, chunks, differing_rows, rechecked_rows, started_at, duration, detail, hint
-                  FROM repl_ml.verify_table(t, timeout) v;
+                SELECT v.* INTO relation, status, members, unreachable, rows, chunks, differing_rows, rechecked_rows, started_at, duration, detail, hint, mode, hashed_rows
+                  FROM repl_ml.verify_table(t, timeout, incremental) v;
             EXCEPTION
                 WHEN query_canceled OR admin_shutdown OR crash_shutdown OR active_sql_transaction THEN
                     RAISE;
@@ -79,7 +87,7 @@ CREATE FUNCTION repl_ml.verify_all(timeout interval DEFAULT '30 s', OUT relation
                     -- dropped since the list was made
                     CONTINUE WHEN NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = t);
                     relation := t; status := 'incomplete'; members := NULL; unreachable := NULL; rows := NULL; chunks := NULL; differing_rows := NULL; rechecked_rows := NULL;
-                    started_at := NULL; duration := NULL; detail := sqlerrm;
+                    started_at := NULL; duration := NULL; detail := sqlerrm; mode := NULL; hashed_rows := NULL;
                     GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
                     hint := nullif(hint, '');
             END;
@@ -111,7 +119,7 @@ CREATE FUNCTION repl_ml.verify_all(timeout interval DEFAULT '30 s', OUT relation
             FOR absent IN SELECT x.schema_name, x.table_name, x.relation, l.node_name FROM repl_ml.tables x JOIN repl_ml.nodes l ON l.is_local
                       WHERE x.state IN ('missing', 'pending') ORDER BY 1, 2 LOOP
                 relation := absent.relation; status := 'incomplete'; members := NULL; unreachable := ARRAY[absent.node_name]; rows := NULL; chunks := NULL; differing_rows := NULL; rechecked_rows := NULL;
-                started_at := NULL; duration := NULL;
+                started_at := NULL; duration := NULL; mode := NULL; hashed_rows := NULL;
                 detail := pg_catalog.format(CASE WHEN absent.relation IS NULL THEN 'table %I.%I is missing on node "%s", this one' ELSE 'table %I.%I is not replicated on node "%s", this one, so far' END, absent.schema_name, absent.table_name, absent.node_name);
                 hint := 'See SELECT * FROM repl_ml.tables.';
                 RETURN NEXT;
@@ -119,7 +127,7 @@ CREATE FUNCTION repl_ml.verify_all(timeout interval DEFAULT '30 s', OUT relation
         END IF;
     END
     $$;
-COMMENT ON FUNCTION repl_ml.verify_all(interval) IS
+COMMENT ON FUNCTION repl_ml.verify_all(interval, boolean) IS
     'compares all replicated tables, or those of the caller, on all members, one after the other: a row for each as of repl_ml.verify_table, whose detail also counts rows whose foreign keys refer to nothing, and rows that lost a unique key to another; for repl_ml_admin also one for each table of the group that is missing on this node (relation is null). Errors: 25001 in a transaction that has written';
 
 CREATE FUNCTION repl_ml.repair_source(schema_name text, table_name text, signature text, chunks integer, keys text[], as_they_are boolean) RETURNS bytea
@@ -236,7 +244,7 @@ COMMENT ON VIEW repl_ml.repair_history IS
     'rows that repl_ml.repair_table has changed on this node: what differed, from which node it has the version, and the row before and after it (null: none, longer than 1 MB, or of a table that you may not read). Members of repl_ml_admin see all, others those of their own tables; kept for repl_ml.conflict_retention';
 
 CREATE VIEW repl_ml.consistency_checks AS
-    SELECT c.id, c.schema_name, c.table_name, c.status, c.members, c.unreachable, c.rows, c.chunks, c.differing_rows, c.rechecked_rows, c.started_at, c.duration, c.detail, c.hint,
+    SELECT c.id, c.schema_name, c.table_name, c.status, c.members, c.unreachable, c.rows, c.chunks, c.differing_rows, c.rechecked_rows, c.started_at, c.duration, c.detail, c.hint, c.mode, c.hashed_rows,
            c.id = pg_catalog.max(c.id) OVER (PARTITION BY c.schema_name, c.table_name) AS is_last,
            c.id IS NOT DISTINCT FROM pg_catalog.max(c.id) FILTER (WHERE c.status = 'consistent') OVER (PARTITION BY c.schema_name, c.table_name) AS is_last_good
       FROM repl_ml.consistency_check c;

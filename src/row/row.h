@@ -203,6 +203,8 @@ extern void repl_ml_size_check(Relation rel, const Datum *values, const bool *nu
 /* in tombstone.c */
 extern ReplMlClock *repl_ml_tombstone_find(ReplMlTable *table, Datum *key, uint16 writer);
 extern ReplMlClock *repl_ml_tombstone_seen(ReplMlTable *table, Datum *key, Snapshot snapshot);
+extern List *repl_ml_tombstone_newer(ReplMlTable *table, const ReplMlClock *clock,
+									 Snapshot snapshot, int most, bool *all);
 extern List *repl_ml_tombstone_versions(ReplMlTable *table, Datum *key, Snapshot snapshot);
 extern bool repl_ml_tombstone_collected(uint16 node, const ReplMlClock *clock);
 extern void repl_ml_tombstone_insert(ReplMlTable *table, Datum *key, const ReplMlClock *clock,

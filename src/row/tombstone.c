@@ -81,6 +81,7 @@ static void insert_tombstone(ReplMlTable *table, Datum *key, const ReplMlClock *
 							 bool merged);
 static void write_tombstone(ReplMlTable *table, Datum array, uint64 hash, const ReplMlClock *clock,
 							const char *eviction, bool merged);
+static bool is_of_table(ReplMlTable *table, const Datum *values);
 static bool is_kept(Datum array, uint64 hash, const ReplMlClock *clock);
 static bool is_tombstone_of(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple,
 							ReplMlClock **clock);
@@ -203,6 +204,44 @@ repl_ml_tombstone_versions(ReplMlTable *table, Datum *key, Snapshot snapshot)
 }
 
 /*
+ * Returns, for who compares tables, the keys of a table's tombstones that are not
+ * within a clock, as a List of ArrayType, palloc'd.  Sets *all to false if there
+ * are more than so many, or some of another key than the present one.
+ */
+List *
+repl_ml_tombstone_newer(ReplMlTable *table, const ReplMlClock *clock, Snapshot snapshot, int most,
+						bool *all)
+{
+	Relation	rel;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	List	   *keys = NIL;
+
+	*all = true;
+	if (!repl_ml_shmem_may_have_tombstone(table->root))
+		return NIL;
+	rel = table_open(repl_ml_catalog_oid(TOMBSTONE_TABLE), AccessShareLock);
+	scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
+	while (*all && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Datum		values[Natts_tombstone];
+		bool		nulls[Natts_tombstone];
+
+		CHECK_FOR_INTERRUPTS();
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		if (!is_of_table(table, values) ||
+			repl_ml_clock_is_within(DatumGetReplMlClockP(values[Anum_tombstone_clock - 1]), clock))
+			continue;
+		*all = repl_ml_shape_is(table, values[Anum_tombstone_key_columns - 1]) &&
+			list_length(keys) < most;
+		keys = lappend(keys, DatumGetArrayTypePCopy(values[Anum_tombstone_key - 1]));
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return keys;
+}
+
+/*
  * Returns the joined clock, palloc'd, of the tombstones that the row in "slot"
  * has by other keys than the table's present one; NULL if it has none.
  * "writer" is as in repl_ml_tombstone_find.
@@ -314,6 +353,16 @@ repl_ml_tombstone_collected(uint16 node, const ReplMlClock *clock)
 	return collected;
 }
 
+/* Says whether a tombstone with these values is of a row of the table. */
+static bool
+is_of_table(ReplMlTable *table, const Datum *values)
+{
+	return strcmp(NameStr(*DatumGetName(values[Anum_tombstone_table_name - 1])),
+				  NameStr(table->table_name)) == 0 &&
+		strcmp(NameStr(*DatumGetName(values[Anum_tombstone_schema_name - 1])),
+			   NameStr(table->schema_name)) == 0;
+}
+
 /*
  * Says whether this tombstone is the key's, as hashes may collide, and sets a
  * copy of its clock.
@@ -327,10 +376,7 @@ is_tombstone_of(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple, R
 
 	Assert(RelationGetNumberOfAttributes(rel) == Natts_tombstone);
 	heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
-	if (strcmp(NameStr(*DatumGetName(values[Anum_tombstone_table_name - 1])),
-			   NameStr(table->table_name)) != 0 ||
-		strcmp(NameStr(*DatumGetName(values[Anum_tombstone_schema_name - 1])),
-			   NameStr(table->schema_name)) != 0 ||
+	if (!is_of_table(table, values) ||
 		!repl_ml_shape_is(table, values[Anum_tombstone_key_columns - 1]))
 		return false;
 	repl_ml_key_from_array(table, values[Anum_tombstone_key - 1], its_key);

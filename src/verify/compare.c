@@ -172,6 +172,26 @@ make_statement(const ReplMlPartQuestion *question, ReplMlPace pace)
 	return sql.data;
 }
 
+/*
+ * Returns what asks a question of a talk, which is more than one statement: the
+ * first one begins a transaction, the second one ends it.
+ */
+static char *
+make_statements(const ReplMlPartQuestion *question, const char *const *params)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	if (question->begins)
+		appendStringInfoString(&sql, "BEGIN ISOLATION LEVEL REPEATABLE READ;"
+							   " SET LOCAL idle_in_transaction_session_timeout = 0; ");
+	appendStringInfo(&sql, "SELECT %s.%s(", REPL_ML_SCHEMA, question->function);
+	for (int i = 0; i < 4 + question->nparams; i++)
+		appendStringInfo(&sql, "%s%s", i > 0 ? ", " : "", quote_literal_cstr(params[i]));
+	appendStringInfo(&sql, ")%s", question->begins ? "" : "; COMMIT");
+	return sql.data;
+}
+
 /* Asks the others, and does this node's part; answers and errors are one for each asked. */
 static void
 ask_others(Asking *asking, int count, char **answers, char **errors)
@@ -192,6 +212,12 @@ ask_others(Asking *asking, int count, char **answers, char **errors)
 	for (int i = 0; i < count; i++)
 		dsns[i] = comparison->members[asking->asked[i]].dsn;
 	memcpy(params + 4, question->params, question->nparams * sizeof(char *));
+	if (question->talk != NULL)
+	{
+		all.talk = question->talk;
+		all.query = make_statements(question, params);
+		all.params = NULL;
+	}
 	repl_ml_ask_beside(&all);
 }
 
@@ -252,7 +278,9 @@ repl_ml_compare_ask(ReplMlComparison *comparison, ReplMlPartQuestion *question)
 static StringInfo
 sum_here(void *argument)
 {
-	return repl_ml_part_sums(argument);
+	ReplMlComparison *comparison = argument;
+
+	return repl_ml_part_sums(&comparison->inquiry, repl_ml_clock_from_text(comparison->stable));
 }
 
 /* Reads a member's sums. */
@@ -260,6 +288,7 @@ static void
 read_sums(ReplMlComparison *comparison, ReplMlCompared *member, StringInfo answer)
 {
 	member->rows = pq_getmsgint64(answer);
+	comparison->hashed_rows += member->rows;
 	member->chunks = palloc(comparison->inquiry.chunks * sizeof(ReplMlChunk));
 	for (int i = 0; i < comparison->inquiry.chunks; i++)
 	{
@@ -270,8 +299,8 @@ read_sums(ReplMlComparison *comparison, ReplMlCompared *member, StringInfo answe
 }
 
 /* Says whether two sums are the same. */
-static bool
-are_equal(const ReplMlChunk *a, const ReplMlChunk *b)
+bool
+repl_ml_compare_are_equal(const ReplMlChunk *a, const ReplMlChunk *b)
 {
 	return a->rows == b->rows && a->sum.lane[0] == b->sum.lane[0] &&
 		a->sum.lane[1] == b->sum.lane[1];
@@ -281,8 +310,9 @@ are_equal(const ReplMlChunk *a, const ReplMlChunk *b)
 static void
 sum_everywhere(ReplMlComparison *comparison)
 {
-	ReplMlPartQuestion question = {.function = "verify_sums",.is_scan = true,.local = sum_here,
-	.argument = &comparison->inquiry,.deadline = DT_NOEND};
+	ReplMlPartQuestion question = {.function = "verify_sums",.nparams = 1,
+		.params = {comparison->stable},.is_scan = true,.local = sum_here,
+	.argument = comparison,.deadline = DT_NOEND};
 
 	repl_ml_compare_ask(comparison, &question);
 	for (int i = 0; i < comparison->count; i++)
@@ -313,7 +343,7 @@ differing_rows(const ReplMlComparison *comparison, int chunk)
 		if (!repl_ml_compare_is_compared(comparison, i))
 			continue;
 		other = &comparison->members[i].chunks[chunk];
-		differs |= !are_equal(first, other);
+		differs |= !repl_ml_compare_are_equal(first, other);
 		most = Max(most, other->rows);
 	}
 	return differs ? most : -1;
@@ -370,8 +400,8 @@ repl_ml_compare_read_digest(StringInfo answer)
 }
 
 /* Reads the texts of a key; "digest" becomes their hash. */
-static char **
-read_key(int natts, StringInfo answer, ReplMlDigest *digest)
+char **
+repl_ml_compare_read_key(int natts, StringInfo answer, ReplMlDigest *digest)
 {
 	char	  **key = palloc(natts * sizeof(char *));
 	int			start = answer->cursor;
@@ -418,7 +448,7 @@ collect_rows(ReplMlComparison *comparison, int i, StringInfo answer, HTAB *keys)
 	while (answer->cursor < answer->len)
 	{
 		ReplMlDigest digest;
-		char	  **key = read_key(comparison->key_natts, answer, &digest);
+		char	  **key = repl_ml_compare_read_key(comparison->key_natts, answer, &digest);
 		KeyEntry   *entry = get_entry(comparison, keys, key, &digest);
 		ReplMlSight sight = {.kind = 'R',.content = repl_ml_compare_read_digest(answer)};
 
@@ -492,8 +522,8 @@ is_listed(ReplMlTable *table, List *keys, Datum *key)
  * Returns the suspects without those whose key is equal to another's, though
  * not the same to the byte: 1.0 and 1.00 are one row.
  */
-static List *
-distinct_suspects(const ReplMlComparison *comparison, List *suspects)
+List *
+repl_ml_compare_distinct(const ReplMlComparison *comparison, List *suspects)
 {
 	HASHCTL		ctl = {.keysize = sizeof(uint64),.entrysize = sizeof(DistinctKey),
 	.hcxt = comparison->batch};
@@ -570,7 +600,7 @@ find_entry(const ReplMlComparison *comparison, HTAB *keys, char **key)
 	initStringInfo(&texts);
 	for (int i = 0; i < comparison->key_natts; i++)
 		repl_ml_part_send_bytes(&texts, key[i], strlen(key[i]));
-	(void) read_key(comparison->key_natts, &texts, &digest);
+	(void) repl_ml_compare_read_key(comparison->key_natts, &texts, &digest);
 	return hash_search(keys, &digest, HASH_FIND, NULL);
 }
 
@@ -667,7 +697,7 @@ look_into(Batch *batch)
 {
 	ReplMlComparison *comparison = batch->comparison;
 	int			first = list_length(comparison->suspects);
-	List	   *suspects = distinct_suspects(comparison,
+	List	   *suspects = repl_ml_compare_distinct(comparison,
 											 find_suspects(comparison, name_rows(batch)));
 	List	   *doubled = take_doubled(comparison, &suspects);
 
@@ -744,7 +774,8 @@ look_into_chunks(ReplMlComparison *comparison)
 }
 
 /*
- * Compares the table: sets which members have been compared, and what differs.
+ * Compares the table, by what has changed if that is wanted and tells enough: sets
+ * which members have been compared, and what differs.
  * The current memory context is the comparison's.
  */
 void
@@ -754,6 +785,8 @@ repl_ml_compare(ReplMlComparison *comparison)
 	comparison->batch = AllocSetContextCreate(CurrentMemoryContext, "repl_ml batch to compare",
 											  ALLOCSET_DEFAULT_SIZES);
 	repl_ml_verify_begin(comparison->relid, comparison->inquiry.chunks);
+	if (comparison->incremental && repl_ml_increment_compare(comparison))
+		return;
 	sum_everywhere(comparison);
 	look_into_chunks(comparison);
 }

@@ -40,6 +40,7 @@
 #include "common/hashfn.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/catcache.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/multirangetypes.h"
@@ -117,6 +118,7 @@ struct ReplMlImage
 
 static ValueType *describe_type(Oid type);
 static void append_value(StringInfo bytes, const ValueType *type, Datum value);
+static inline ReplMlDigest make_digest(const char *data, Size size);
 
 /* ---- what is hashed ---- */
 
@@ -380,6 +382,101 @@ describe_type(Oid type)
 		fmgr_info(output, &result->output);
 	}
 	return result;
+}
+
+/* ---- what images depend on ---- */
+
+/* to be increased with every change of what rows' bytes are */
+#define IMAGE_VERSION	1
+
+/* Orders an enum's values, for qsort. */
+static int
+compare_enum_values(const void *a, const void *b)
+{
+	Form_pg_enum x = (Form_pg_enum) GETSTRUCT(*(const HeapTuple *) a);
+	Form_pg_enum y = (Form_pg_enum) GETSTRUCT(*(const HeapTuple *) b);
+
+	return x->oid < y->oid ? -1 : x->oid > y->oid;
+}
+
+/* Appends the labels of an enum type. */
+static void
+append_labels(StringInfo text, Oid type)
+{
+	CatCList   *list = SearchSysCacheList1(ENUMTYPOIDNAME, ObjectIdGetDatum(type));
+	HeapTuple  *values = palloc(Max(list->n_members, 1) * sizeof(HeapTuple));
+
+	for (int i = 0; i < list->n_members; i++)
+		values[i] = &list->members[i]->tuple;
+	qsort(values, list->n_members, sizeof(HeapTuple), compare_enum_values);
+	for (int i = 0; i < list->n_members; i++)
+	{
+		Form_pg_enum value = (Form_pg_enum) GETSTRUCT(values[i]);
+
+		appendStringInfo(text, " %u %s", value->oid, quote_identifier(NameStr(value->enumlabel)));
+	}
+	ReleaseCatCacheList(list);
+}
+
+/*
+ * Appends what a type's stored values depend on to become bytes; returns false
+ * if that is more than its definition.
+ */
+static bool
+append_type_shape(StringInfo text, const ValueType *type)
+{
+	bool		fixed = true;
+
+	appendStringInfo(text, " %d %u", (int) type->kind, type->type);
+	switch (type->kind)
+	{
+		case VALUE_ENUM:
+			append_labels(text, type->type);
+			return true;
+		case VALUE_TEXT:
+			/* the names of other objects, which may be renamed */
+			return type->type >= FirstNormalObjectId || type->type == TSVECTOROID ||
+				type->type == TSQUERYOID || type->type == JSONPATHOID;
+		case VALUE_ARRAY:
+		case VALUE_RANGE:
+		case VALUE_MULTIRANGE:
+			return append_type_shape(text, type->parts[0]);
+		case VALUE_COMPOSITE:
+			for (int i = 0; i < type->desc->natts; i++)
+			{
+				appendStringInfo(text, " %d", i);
+				if (type->parts[i] != NULL)
+					fixed &= append_type_shape(text, type->parts[i]);
+			}
+			return fixed;
+		default:
+			return true;
+	}
+}
+
+/*
+ * Sets what, beside its pages, the hashes of a relation's rows depend on, as a
+ * hash; returns false if that cannot be told, as some values are read by the
+ * names of other objects.
+ */
+bool
+repl_ml_image_shape(ReplMlImage *image, ReplMlDigest *shape)
+{
+	StringInfoData text;
+	bool		fixed = true;
+
+	initStringInfo(&text);
+	appendStringInfo(&text, "%d %s %d %d", IMAGE_VERSION, PG_MAJORVERSION, image->clock_attnum,
+					 image->key_count);
+	for (int i = 0; i < image->count; i++)
+	{
+		appendStringInfo(&text, "\n%d %s", image->columns[i].attnum,
+						 quote_identifier(image->columns[i].name));
+		fixed &= append_type_shape(&text, image->columns[i].type);
+	}
+	*shape = make_digest(text.data, text.len);
+	pfree(text.data);
+	return fixed;
 }
 
 /* ---- bytes of a value ---- */

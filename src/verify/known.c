@@ -281,6 +281,25 @@ tell_key(Search *search, char **texts, Datum *key, StringInfo answer)
 	}
 }
 
+/*
+ * Tells of one key whether there is a row, and if so the hash that sums of chunks
+ * and pages have of it, and what tell_key tells.
+ */
+static void
+tell_row(Search *search, char **texts, Datum *key, StringInfo answer)
+{
+	Leaf	   *leaf = find_row(search, key);
+
+	pq_sendbyte(answer, leaf != NULL ? 'R' : 'A');
+	if (leaf == NULL)
+		return;
+	(void) repl_ml_image_key(leaf->image, leaf->slot);
+	repl_ml_part_send_digest(answer, repl_ml_image_row(leaf->image, leaf->slot, true));
+	(void) repl_ml_image_key(leaf->image, leaf->slot);
+	repl_ml_part_send_digest(answer, repl_ml_image_row(leaf->image, leaf->slot, false));
+	repl_ml_part_send_clock(answer, repl_ml_image_clock(leaf->image, leaf->slot));
+}
+
 /* The texts of a key, and what they are read into. */
 typedef struct KeyTexts
 {
@@ -467,11 +486,11 @@ send_standing(StringInfo answer, ReplMlTable *table)
 }
 
 /*
- * Appends what "tell" knows of each key, as of now.  Keys are texts, of each key
- * those of its columns in the order of their names.
+ * Appends what "tell" knows of each key, as the snapshot sees it.  Keys are texts,
+ * of each key those of its columns in the order of their names.
  */
 static void
-tell_found(Search *search, ArrayType *keys, StringInfo answer, KeyTeller tell)
+tell_found(Search *search, ArrayType *keys, Snapshot snapshot, StringInfo answer, KeyTeller tell)
 {
 	ReplMlPart *part = search->part;
 	Datum	   *texts;
@@ -479,7 +498,7 @@ tell_found(Search *search, ArrayType *keys, StringInfo answer, KeyTeller tell)
 
 	deconstruct_array(keys, TEXTOID, -1, false, TYPALIGN_INT, &texts, NULL, &count);
 	(void) repl_ml_image_key_order(part->table, RelationGetDescr(part->root), search->order);
-	search->snapshot = RegisterSnapshot(GetLatestSnapshot());
+	search->snapshot = RegisterSnapshot(snapshot);
 	PushActiveSnapshot(search->snapshot);
 	tell_keys(search, texts, count, answer, tell);
 	PopActiveSnapshot();
@@ -504,8 +523,23 @@ repl_ml_known_keys(const ReplMlInquiry *inquiry, ArrayType *keys, const ReplMlCl
 	repl_ml_part_send_bytes(answer, lacking, strlen(lacking));
 	/* before the snapshot: what has ended by now is seen */
 	pq_sendint64(answer, find_safe_counter());
-	tell_found(&search, keys, answer, tell_key);
+	tell_found(&search, keys, GetLatestSnapshot(), answer, tell_key);
 	send_standing(answer, part.table);
+	repl_ml_part_close(&part);
+	return answer;
+}
+
+/* Returns, for increment.c, what the snapshot sees of the rows with these keys. */
+StringInfo
+repl_ml_known_rows(const ReplMlInquiry *inquiry, ArrayType *keys, Snapshot snapshot)
+{
+	StringInfo	answer = makeStringInfo();
+	ReplMlPart	part;
+	Search		search = {.part = &part};
+
+	if (!repl_ml_part_open(inquiry, &part, answer))
+		return answer;
+	tell_found(&search, keys, snapshot, answer, tell_row);
 	repl_ml_part_close(&part);
 	return answer;
 }
@@ -524,7 +558,7 @@ repl_ml_known_versions(const ReplMlInquiry *inquiry, ArrayType *keys, bool as_th
 
 	if (!repl_ml_part_open(inquiry, &part, answer))
 		return answer;
-	tell_found(&search, keys, answer, tell_versions);
+	tell_found(&search, keys, GetLatestSnapshot(), answer, tell_versions);
 	repl_ml_part_close(&part);
 	return answer;
 }

@@ -166,6 +166,11 @@ typedef struct Reading
 	double		expected;		/* rows */
 	int64		rows;
 	List	   *done;			/* Oid of partitions that have been read */
+	ReplMlPageSum *page;		/* what the visitor adds up, to be remembered;
+								 * or NULL */
+	ReplMlPages *pages;			/* of the leaf at hand, or NULL */
+	List	   *made;			/* of ReplMlPages: of those that are done */
+	MemoryContext context;		/* of all that does not go while it rests */
 	Oid			leaf;			/* the one that has been read in part */
 	Oid			file;			/* ... and its file */
 	BlockNumber next;			/* ... from there on it has not */
@@ -214,6 +219,34 @@ find_place(const Reading *reading, Relation rel)
 	return reading->next;
 }
 
+/* Begins to remember the pages of a relation, if that is wanted. */
+static void
+begin_to_remember(Reading *reading, ReplMlScan *scan)
+{
+	MemoryContext old;
+
+	if (reading->page == NULL)
+		return;
+	old = MemoryContextSwitchTo(reading->context);
+	reading->pages = repl_ml_pages_make(scan);
+	MemoryContextSwitchTo(old);
+}
+
+/* Lets the visitor see the rows of a page, and remembers it; returns how many. */
+static int
+visit_page(Reading *reading, ReplMlScan *scan, BlockNumber block)
+{
+	int			rows;
+
+	if (reading->page != NULL)
+		repl_ml_pages_begin_page(reading->page);
+	rows = repl_ml_scan_page(scan, block, reading->visitor, reading->argument);
+	if (reading->pages != NULL)
+		repl_ml_pages_put(reading->pages, block, &reading->page->rows,
+						  scan->settled && reading->page->settled);
+	return rows;
+}
+
 /*
  * Lets the visitor see rows of a relation that the snapshot sees.  Returns false
  * when it is time to rest: the next call goes on from there.
@@ -226,9 +259,11 @@ visit_leaf(Reading *reading, Relation rel)
 	bool		is_tired = false;
 
 	repl_ml_scan_begin(&scan, rel, reading->snapshot);
+	if (block == 0)
+		begin_to_remember(reading, &scan);
 	for (; block < scan.pages && !is_tired; block++)
 	{
-		int			rows = repl_ml_scan_page(&scan, block, reading->visitor, reading->argument);
+		int			rows = visit_page(reading, &scan, block);
 
 		note_rows(reading, rows);
 		/* to read a page without rows is work as well */
@@ -283,6 +318,34 @@ next_leaf(const Reading *reading)
 	return NULL;
 }
 
+/* Notes that a relation has been read to its end. */
+static void
+end_leaf(Reading *reading, Relation rel)
+{
+	MemoryContext old = MemoryContextSwitchTo(reading->context);
+
+	reading->done = lappend_oid(reading->done, RelationGetRelid(rel));
+	if (reading->pages != NULL)
+		reading->made = lappend(reading->made, reading->pages);
+	reading->pages = NULL;
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Remembers the pages that have been read, if all have been.  Only at the end, as
+ * who has written holds up vacuum.
+ */
+static void
+remember(Reading *reading, bool all)
+{
+	ListCell   *lc;
+
+	foreach(lc, reading->made)
+		repl_ml_pages_keep(lfirst(lc), all ? reading->part->leaves : NIL);
+	if (reading->pages != NULL)
+		repl_ml_pages_keep(reading->pages, NIL);
+}
+
 /* Returns about how many rows the table has. */
 static double
 expected_rows(const ReplMlPart *part)
@@ -305,29 +368,26 @@ expected_rows(const ReplMlPart *part)
 static int64
 visit_rows(Reading *reading)
 {
-	MemoryContext before = CurrentMemoryContext;
-	MemoryContext context = AllocSetContextCreate(before, "repl_ml rows between two rests",
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "repl_ml rows between two rests",
 												  ALLOCSET_DEFAULT_SIZES);
 	bool		goes_on = true;
 	Relation	rel;
 
 	reading->expected = expected_rows(reading->part);
 	reading->snapshot = RegisterSnapshot(GetLatestSnapshot());
-	MemoryContextSwitchTo(context);
+	reading->context = MemoryContextSwitchTo(context);
 	while (goes_on && (rel = next_leaf(reading)) != NULL)
 	{
 		if (!visit_leaf(reading, rel))
 			goes_on = rest(reading, context);
 		else
-		{
-			MemoryContextSwitchTo(before);
-			reading->done = lappend_oid(reading->done, RelationGetRelid(rel));
-			MemoryContextSwitchTo(context);
-		}
+			end_leaf(reading, rel);
 	}
-	MemoryContextSwitchTo(before);
+	MemoryContextSwitchTo(reading->context);
 	if (goes_on)
 		UnregisterSnapshot(reading->snapshot);
+	remember(reading, goes_on);
 	return goes_on ? reading->rows : -1;
 }
 
@@ -336,6 +396,7 @@ typedef struct Sums
 {
 	uint64		mask;
 	ReplMlChunk *chunks;
+	ReplMlPageSum page;			/* that is being read */
 } Sums;
 
 /* A visitor: adds a row to its chunk. */
@@ -349,17 +410,19 @@ add_row(ReplMlImage *image, TupleTableSlot *slot, void *argument)
 	chunk->rows++;
 	chunk->sum.lane[0] += row.lane[0];
 	chunk->sum.lane[1] += row.lane[1];
+	(void) repl_ml_pages_add_row(&sums->page, row, repl_ml_image_clock(image, slot));
 }
 
 /*
  * Returns, as the first pass of a comparison, how many rows there are, and of
- * each chunk how many and the sum of their hashes.
+ * each chunk how many and the sum of their hashes.  "stable" is a clock up to which
+ * all members have the rows.
  */
 StringInfo
-repl_ml_part_sums(const ReplMlInquiry *inquiry)
+repl_ml_part_sums(const ReplMlInquiry *inquiry, const ReplMlClock *stable)
 {
 	StringInfo	answer = makeStringInfo();
-	Sums		sums = {.mask = inquiry->chunks - 1};
+	Sums		sums = {.mask = inquiry->chunks - 1,.page = {.stable = stable}};
 	ReplMlPart		part;
 	int64		rows;
 
@@ -369,7 +432,7 @@ repl_ml_part_sums(const ReplMlInquiry *inquiry)
 	repl_ml_verify_join(RelationGetRelid(part.root), inquiry->chunks, REPL_ML_VERIFY_HASHING);
 	sums.chunks = palloc0(inquiry->chunks * sizeof(ReplMlChunk));
 	rows = visit_rows(&(Reading) {.inquiry = inquiry,.part = &part,.answer = answer,
-	.visitor = add_row,.argument = &sums});
+	.visitor = add_row,.argument = &sums,.page = &sums.page});
 	if (rows < 0)
 		return answer;
 	pq_sendint64(answer, rows);
@@ -573,15 +636,15 @@ end_scan(FunctionCallInfo fcinfo, StringInfo answer)
 PG_FUNCTION_INFO_V1(repl_ml_verify_sums);
 
 /*
- * repl_ml.verify_sums(schema_name, table_name, signature, chunks, rate, max_lag,
- * answer): see repl_ml_part_sums.
+ * repl_ml.verify_sums(schema_name, table_name, signature, chunks, stable, rate,
+ * max_lag, answer): see repl_ml_part_sums.
  */
 Datum
 repl_ml_verify_sums(PG_FUNCTION_ARGS)
 {
-	ReplMlInquiry inquiry = begin_scan(fcinfo, 4);
+	ReplMlInquiry inquiry = begin_scan(fcinfo, 5);
 
-	return end_scan(fcinfo, repl_ml_part_sums(&inquiry));
+	return end_scan(fcinfo, repl_ml_part_sums(&inquiry, PG_GETARG_REPL_ML_CLOCK_P(4)));
 }
 
 PG_FUNCTION_INFO_V1(repl_ml_verify_rows);

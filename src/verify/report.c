@@ -41,7 +41,7 @@
 #define LEAST_ROWS_ON_PAGE	20	/* for tables without statistics */
 #define ROWS_AT_ONCE		50	/* whose details are asked for */
 #define MAX_DIFFERENCES		10000	/* that verify_table counts */
-#define REPORT_COLUMNS		12
+#define REPORT_COLUMNS		14
 #define ROW_COLUMNS			5
 
 static void load_members(ReplMlComparison *comparison);
@@ -214,6 +214,10 @@ load_members(ReplMlComparison *comparison)
 			member->problem = "It is still joining the group.";
 	}
 	MemoryContextSwitchTo(old);
+	/* before anybody looks at the table: so all see what it says */
+	if (SPI_execute("SELECT repl_ml.stable_vector()", true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "SPI failed");
+	comparison->stable = MemoryContextStrdup(context, repl_ml_spi_text(0, 0));
 	SPI_finish();
 	PopActiveSnapshot();
 }
@@ -373,6 +377,8 @@ make_detail(const ReplMlComparison *comparison)
 			appendStringInfo(next_part(&text), "node \"%s\" is not compared: %s",
 							 comparison->members[i].name, comparison->members[i].problem);
 	}
+	if (comparison->became_full != NULL)
+		appendStringInfo(next_part(&text), "all rows were read: %s", comparison->became_full);
 	return text.len > 0 ? text.data : NULL;
 }
 
@@ -416,7 +422,8 @@ static void
 record(const ReplMlComparison *comparison, const Datum *values, const bool *nulls)
 {
 	Oid			types[REPORT_COLUMNS + 1] = {TEXTOID, TEXTOID, NAMEARRAYOID, NAMEARRAYOID, INT8OID,
-		INT4OID, INT8OID, INT8OID, TIMESTAMPTZOID, INTERVALOID, TEXTOID, TEXTOID, TEXTOID};
+		INT4OID, INT8OID, INT8OID, TIMESTAMPTZOID, INTERVALOID, TEXTOID, TEXTOID, TEXTOID, INT8OID,
+	TEXTOID};
 	Datum		arguments[REPORT_COLUMNS + 1];
 	char		flags[REPORT_COLUMNS + 2];
 	ReplMlUser	saved;
@@ -434,10 +441,11 @@ record(const ReplMlComparison *comparison, const Datum *values, const bool *null
 	repl_ml_report_become_extension(&saved);
 	repl_ml_spi_execute("INSERT INTO repl_ml.consistency_check (schema_name, status, members,"
 						" unreachable, rows, chunks, differing_rows, rechecked_rows, started_at,"
-						" duration, detail, hint, table_name) VALUES ($1::pg_catalog.name, $2, $3,"
-						" $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::pg_catalog.name)",
+						" duration, detail, hint, mode, hashed_rows, table_name)"
+						" VALUES ($1::pg_catalog.name, $2, $3,"
+						" $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15::pg_catalog.name)",
 						REPORT_COLUMNS + 1, types, arguments, flags);
-	repl_ml_spi_execute("SELECT repl_ml.forget_checks($1::pg_catalog.name, $13::pg_catalog.name)",
+	repl_ml_spi_execute("SELECT repl_ml.forget_checks($1::pg_catalog.name, $15::pg_catalog.name)",
 						REPORT_COLUMNS + 1, types, arguments, flags);
 	SetUserIdAndSecContext(saved.user, saved.context);
 }
@@ -484,6 +492,9 @@ compare_and_record(ReplMlComparison *comparison, Oid relid, Datum *values, bool 
 	values[9] = IntervalPGetDatum(duration);
 	values[10] = text_or_null(make_detail(comparison), &nulls[10]);
 	values[11] = text_or_null(make_hint(comparison), &nulls[11]);
+	values[12] = CStringGetTextDatum(comparison->incremental && comparison->became_full == NULL ?
+									 "incremental" : "full");
+	values[13] = Int64GetDatum(comparison->hashed_rows);
 	record(comparison, values, nulls);
 }
 
@@ -511,8 +522,8 @@ repl_ml_report_verdict(Oid relid, int64 patience_ms, ReplMlPace of_scans)
 PG_FUNCTION_INFO_V1(repl_ml_verify_table);
 
 /*
- * repl_ml.verify_table(relation, timeout): compares a table on all members and
- * says in one row what came of it.
+ * repl_ml.verify_table(relation, timeout, incremental): compares a table on all
+ * members and says in one row what came of it.
  */
 Datum
 repl_ml_verify_table(PG_FUNCTION_ARGS)
@@ -526,6 +537,7 @@ repl_ml_verify_table(PG_FUNCTION_ARGS)
 	repl_ml_refuse_nulls(fcinfo);
 	caller = repl_ml_report_begin(PG_GETARG_OID(0), &comparison, MAX_DIFFERENCES,
 								  repl_ml_report_patience(PG_GETARG_DATUM(1)));
+	comparison.incremental = PG_GETARG_BOOL(2);
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	compare_and_record(&comparison, caller.relid, values, nulls);

@@ -14,7 +14,11 @@
 #include "postgres.h"
 
 #include "access/heapam.h"
+#include "access/multixact.h"
 #include "access/tableam.h"
+#include "access/transam.h"
+#include "access/visibilitymap.h"
+#include "access/xact.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
@@ -50,12 +54,40 @@ repl_ml_scan_end(ReplMlScan *scan)
 {
 	if (scan->strategy != NULL)
 		FreeAccessStrategy(scan->strategy);
+	if (BufferIsValid(scan->map))
+		ReleaseBuffer(scan->map);
 	ExecDropSingleTupleTableSlot(scan->slot);
 	repl_ml_image_close(scan->image);
 }
 
 /*
- * Finds the tuples of a page that the snapshot sees; returns how many.  The
+ * Says whether a transaction has ended as the snapshot sees it: no later one
+ * sees anything else of it.
+ */
+static bool
+has_ended(TransactionId xid, Snapshot snapshot)
+{
+	return !TransactionIdIsNormal(xid) ||
+		(!XidInMVCCSnapshot(xid, snapshot) && !TransactionIdIsCurrentTransactionId(xid));
+}
+
+/* Says whether all snapshots from now on will see the tuple, or all will not. */
+static bool
+is_settled(HeapTupleHeader header, Snapshot snapshot)
+{
+	if (header->t_infomask & HEAP_MOVED)
+		return false;
+	if (!HeapTupleHeaderXminFrozen(header) &&
+		!has_ended(HeapTupleHeaderGetRawXmin(header), snapshot))
+		return false;
+	if ((header->t_infomask & HEAP_XMAX_INVALID) || HEAP_XMAX_IS_LOCKED_ONLY(header->t_infomask))
+		return true;
+	return has_ended(HeapTupleHeaderGetUpdateXid(header), snapshot);
+}
+
+/*
+ * Finds the tuples of a page that the snapshot sees; returns how many, and
+ * notes whether later ones will see the same until the page is written.  The
  * caller has pinned the page.
  */
 static int
@@ -71,6 +103,7 @@ find_tuples(ReplMlScan *scan, Buffer buffer, HeapTupleData *tuples)
 	test_for_old_snapshot_compat(scan->snapshot, scan->rel, page);
 	last = PageGetMaxOffsetNumber(page);
 	all_visible = PageIsAllVisible(page) && !scan->snapshot->takenDuringRecovery;
+	scan->settled = true;
 	for (OffsetNumber line = FirstOffsetNumber; line <= last; line++)
 	{
 		ItemId		item = PageGetItemId(page, line);
@@ -83,12 +116,17 @@ find_tuples(ReplMlScan *scan, Buffer buffer, HeapTupleData *tuples)
 		ItemPointerSet(&tuple->t_self, block, line);
 		if (all_visible || HeapTupleSatisfiesVisibility(tuple, scan->snapshot, buffer))
 			count++;
+		if (!all_visible && scan->settled)
+			scan->settled = is_settled((HeapTupleHeader) PageGetItem(page, item), scan->snapshot);
 	}
 	LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
 	return count;
 }
 
-/* Lets the visitor see the rows of one page of a heap; returns how many. */
+/*
+ * Lets the visitor see the rows of one page of a heap; returns how many, and
+ * sets "settled": as long as the page's LSN stays, its rows are these.
+ */
 int
 repl_ml_scan_page(ReplMlScan *scan, BlockNumber block, ReplMlRowVisitor visitor, void *argument)
 {
@@ -127,4 +165,55 @@ repl_ml_scan_whole(ReplMlScan *scan, ReplMlRowVisitor visitor, void *argument,
 		news(listener, 1);
 	}
 	table_endscan(rows);
+}
+
+/* Returns the LSN of a page that is pinned. */
+static XLogRecPtr
+read_lsn(Buffer buffer)
+{
+	XLogRecPtr	lsn;
+
+	/* the lock, as the LSN may be written in halves */
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	lsn = PageGetLSN(BufferGetPage(buffer));
+	LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
+	return lsn;
+}
+
+/*
+ * Returns a bit for each page of a run, from "first" on, that may have been
+ * written since a position in the WAL, as far as the scan's snapshot sees what
+ * was written.  A page that has been all-visible since then is not read for it.
+ */
+uint32
+repl_ml_scan_changed(ReplMlScan *scan, BlockNumber first, XLogRecPtr since)
+{
+	int			count = Min(scan->pages - first, REPL_ML_PAGES_IN_RUN);
+	uint32		visible = 0;
+	uint32		changed = 0;
+
+	for (int i = 0; i < count; i++)
+	{
+		if (VM_ALL_VISIBLE(scan->rel, first + i, &scan->map))
+			visible |= (uint32) 1 << i;
+	}
+	/* after the bits: who sets one again, writes the map's LSN */
+	if (visible != 0 && read_lsn(scan->map) > since)
+	{
+		scan->map_is_newer = true;
+		visible = 0;
+	}
+	for (int i = 0; i < count; i++)
+	{
+		Buffer		buffer;
+
+		if (visible & ((uint32) 1 << i))
+			continue;
+		CHECK_FOR_INTERRUPTS();
+		buffer = ReadBufferExtended(scan->rel, MAIN_FORKNUM, first + i, RBM_NORMAL, scan->strategy);
+		if (read_lsn(buffer) > since)
+			changed |= (uint32) 1 << i;
+		ReleaseBuffer(buffer);
+	}
+	return changed;
 }

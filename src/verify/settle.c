@@ -125,8 +125,8 @@ repl_ml_settle_is_equal(const ReplMlComparison *comparison, const ReplMlSight *s
 /* ---- a round ---- */
 
 /* Returns the keys as an array of all of their texts. */
-static ArrayType *
-make_key_array(const ReplMlComparison *comparison, List *suspects)
+ArrayType *
+repl_ml_settle_key_array(const ReplMlComparison *comparison, List *suspects)
 {
 	int			natts = comparison->key_natts;
 	Datum	   *texts = palloc(Max(list_length(suspects), 1) * natts * sizeof(Datum));
@@ -236,7 +236,8 @@ static void
 look_everywhere(ReplMlComparison *comparison, List *suspects, const ReplMlClock *wanted,
 				Standing *standings, ReplMlDetails details)
 {
-	OwnRound	own = {.comparison = comparison,.keys = make_key_array(comparison, suspects),
+	OwnRound	own = {.comparison = comparison,
+		.keys = repl_ml_settle_key_array(comparison, suspects),
 	.wanted = wanted,.patience = find_patience(comparison, suspects),.details = details};
 	Oid			output;
 	bool		is_varlena;

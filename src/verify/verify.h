@@ -56,6 +56,11 @@ typedef struct ReplMlInquiry
 #define REPL_ML_PART_MISSING	'M'
 #define REPL_ML_PART_COPIED		'P' /* still being copied */
 
+/* What an answer about changes goes on with. */
+#define REPL_ML_CHANGES_ADDED	'+'
+#define REPL_ML_CHANGES_UNKNOWN '?' /* nothing is remembered */
+#define REPL_ML_CHANGES_MANY	'*' /* too much has changed */
+
 /* What a row's versions are told by, for repairs. */
 #define REPL_ML_ITEM_ROW		'V' /* clock, content */
 #define REPL_ML_ITEM_DELETION	'D' /* clock, eviction or none */
@@ -126,6 +131,11 @@ typedef struct ReplMlComparison
 	TimestampTz deadline;		/* of that; 0: nothing has been looked at so far */
 	int			left_chunks;	/* that differ and have not been looked into */
 	int			max_rows;		/* so many differences are named */
+	char	   *stable;			/* a clock, as text: all members have what is up
+								 * to it */
+	bool		incremental;	/* only what has changed is to be read */
+	char	   *became_full;	/* why all was read all the same, or NULL */
+	int64		hashed_rows;	/* of all members, in the first pass */
 	List	   *suspects;		/* of ReplMlSuspect: what differs in the end */
 	bool		has_more;		/* there were more of them than max_rows */
 	int			on_its_way;		/* of these, so many are undecided */
@@ -140,6 +150,9 @@ typedef struct ReplMlPartQuestion
 	const char *function;		/* "verify_sums" and the like */
 	int			nparams;		/* after those that all have */
 	const char *params[4];
+	ReplMlTalk *talk;			/* or NULL: its connections stay open */
+	bool		begins;			/* ... in transactions, of which it is the first
+								 * question, else the last */
 	bool		is_scan;		/* a procedure that is told how fast it may be */
 	StringInfo	(*local) (void *argument);	/* does the same here */
 	void	   *argument;
@@ -164,6 +177,7 @@ typedef enum ReplMlVerifyPhase
 extern char *repl_ml_image_signature(Relation rel);
 extern ReplMlImage *repl_ml_image_open(Relation rel);
 extern void repl_ml_image_close(ReplMlImage *image);
+extern bool repl_ml_image_shape(ReplMlImage *image, ReplMlDigest *shape);
 extern uint64 repl_ml_image_key(ReplMlImage *image, TupleTableSlot *slot);
 extern ReplMlDigest repl_ml_image_row(ReplMlImage *image, TupleTableSlot *slot, bool with_clock);
 extern char *repl_ml_image_key_text(ReplMlImage *image, TupleTableSlot *slot, int i);
@@ -184,9 +198,15 @@ typedef struct ReplMlScan
 	bool		has_pages;		/* it is a heap */
 	BlockNumber pages;			/* so many of them */
 	BufferAccessStrategy strategy;
+	Buffer		map;			/* a page of the visibility map, or none */
+	bool		map_is_newer;	/* than repl_ml_scan_changed was to look for */
+	bool		settled;		/* the page read last; see repl_ml_scan_page */
 	ReplMlImage *image;
 	TupleTableSlot *slot;
 } ReplMlScan;
+
+/* a page of the visibility map has a whole number of runs */
+#define REPL_ML_PAGES_IN_RUN	32
 
 /* in scan.c */
 extern void repl_ml_scan_begin(ReplMlScan *scan, Relation rel, Snapshot snapshot);
@@ -195,6 +215,29 @@ extern int	repl_ml_scan_page(ReplMlScan *scan, BlockNumber block, ReplMlRowVisit
 							  void *argument);
 extern void repl_ml_scan_whole(ReplMlScan *scan, ReplMlRowVisitor visitor, void *argument,
 							   void (*news) (void *argument, int rows), void *listener);
+extern uint32 repl_ml_scan_changed(ReplMlScan *scan, BlockNumber first, XLogRecPtr since);
+
+/* What is added up of a page. */
+typedef struct ReplMlPageSum
+{
+	const ReplMlClock *stable;	/* all members have the rows up to it */
+	ReplMlChunk rows;
+	bool		settled;		/* all of its rows are so */
+} ReplMlPageSum;
+
+/* What is remembered of a heap's pages: pages.c's. */
+typedef struct ReplMlPages ReplMlPages;
+
+/* in pages.c */
+extern void repl_ml_pages_begin_page(ReplMlPageSum *page);
+extern bool repl_ml_pages_add_row(ReplMlPageSum *page, ReplMlDigest row, const bytea *clock);
+extern ReplMlPages *repl_ml_pages_make(ReplMlScan *scan);
+extern void repl_ml_pages_keep(ReplMlPages *pages, List *relations);
+extern ReplMlPages *repl_ml_pages_open(ReplMlScan *scan);
+extern uint32 repl_ml_pages_changed(ReplMlPages *pages, ReplMlScan *scan, BlockNumber first);
+extern void repl_ml_pages_put(ReplMlPages *pages, BlockNumber block, const ReplMlChunk *page,
+							  bool settled);
+extern ReplMlChunk repl_ml_pages_close(ReplMlPages *pages, ReplMlScan *scan, bool give_up);
 
 /* A table of which one node's part is asked; see part.c. */
 typedef struct ReplMlPart
@@ -213,7 +256,7 @@ extern void repl_ml_part_close(ReplMlPart *part);
 extern void repl_ml_part_send_bytes(StringInfo answer, const char *data, Size size);
 extern void repl_ml_part_send_clock(StringInfo answer, const bytea *clock);
 extern void repl_ml_part_send_digest(StringInfo answer, ReplMlDigest digest);
-extern StringInfo repl_ml_part_sums(const ReplMlInquiry *inquiry);
+extern StringInfo repl_ml_part_sums(const ReplMlInquiry *inquiry, const ReplMlClock *stable);
 extern StringInfo repl_ml_part_rows(const ReplMlInquiry *inquiry, const bytea *wanted);
 
 /* in known.c */
@@ -222,8 +265,14 @@ extern bool repl_ml_known_read_key(Relation rel, ReplMlTable *table, const int *
 extern StringInfo repl_ml_known_keys(const ReplMlInquiry *inquiry, ArrayType *keys,
 									 const ReplMlClock *wanted, int patience_ms,
 									 ReplMlDetails details);
+extern StringInfo repl_ml_known_rows(const ReplMlInquiry *inquiry, ArrayType *keys,
+									 Snapshot snapshot);
 extern StringInfo repl_ml_known_versions(const ReplMlInquiry *inquiry, ArrayType *keys,
 										 bool as_they_are);
+
+/* in changes.c */
+extern StringInfo repl_ml_changes_sum(const ReplMlInquiry *inquiry, const ReplMlClock *stable,
+									  Snapshot snapshot);
 
 /* Who asks, and about which table; see report.c. */
 typedef struct ReplMlCaller
@@ -271,9 +320,16 @@ extern void repl_ml_compare_ask(ReplMlComparison *comparison, ReplMlPartQuestion
 extern StringInfo repl_ml_compare_read_hex(const char *text);
 extern void repl_ml_compare_read_clock(StringInfo answer, ReplMlSight *sight);
 extern ReplMlDigest repl_ml_compare_read_digest(StringInfo answer);
+extern char **repl_ml_compare_read_key(int natts, StringInfo answer, ReplMlDigest *digest);
+extern bool repl_ml_compare_are_equal(const ReplMlChunk *a, const ReplMlChunk *b);
+extern List *repl_ml_compare_distinct(const ReplMlComparison *comparison, List *suspects);
 extern bool repl_ml_compare_is_compared(const ReplMlComparison *comparison, int i);
 
+/* in increment.c */
+extern bool repl_ml_increment_compare(ReplMlComparison *comparison);
+
 /* in settle.c */
+extern ArrayType *repl_ml_settle_key_array(const ReplMlComparison *comparison, List *suspects);
 extern void repl_ml_settle(ReplMlComparison *comparison, List *suspects);
 extern void repl_ml_settle_astray(ReplMlComparison *comparison, ReplMlSuspect *suspect);
 extern void repl_ml_settle_details(ReplMlComparison *comparison, List *suspects);

@@ -4,10 +4,10 @@
  *		answered by then, or cannot be reached, has no answer.
  *
  * For questions of a client that must not hang on a peer that does not answer.
- * Connections are ordinary ones, closed after the question, and nothing in
- * here blocks but the look-up of a host's name.  (stream.c is the connection
- * that stays, over libpqwalreceiver, which has no deadlines.)  No locks, and
- * nobody may hold one while he asks.
+ * Connections are ordinary ones, closed after the question, unless a talk keeps
+ * them for the next one; nothing in here blocks but the look-up of a host's name.
+ * (stream.c is the connection that stays, over libpqwalreceiver, which has no
+ * deadlines.)  No locks, and nobody may hold one while he asks.
  */
 #include "postgres.h"
 
@@ -51,7 +51,22 @@ typedef struct Question
 	char	   *sqlstate;		/* NULL: not the server's */
 } Question;
 
+/* Connections that have been asked and will be asked again. */
+struct ReplMlTalk
+{
+	int			count;
+	int			space;
+	struct
+	{
+		const char *dsn;
+		PGconn	   *conn;		/* holds an external file descriptor */
+	}			all[FLEXIBLE_ARRAY_MEMBER];
+};
+
+static void ask_all(Question *questions, ReplMlQuestions *all);
 static void begin_question(Question *question, const char *dsn);
+static bool take_kept(Question *question, ReplMlTalk *talk, const char *dsn);
+static void keep_connection(Question *question, ReplMlTalk *talk, const char *dsn);
 static void end_question(Question *question);
 static void go_on(Question *question);
 static void receive_answer(Question *question);
@@ -147,31 +162,7 @@ repl_ml_ask_beside(ReplMlQuestions *all)
 
 	PG_TRY();
 	{
-		for (int i = 0; i < all->count; i++)
-		{
-			all->answers[i] = NULL;
-			questions[i].query = all->query;
-			questions[i].nparams = all->nparams;
-			questions[i].params = all->params;
-			questions[i].answer = &all->answers[i];
-			begin_question(&questions[i], all->dsns[i]);
-		}
-		while (!is_all_sent(questions, all->count) &&
-			   go_on_with_some(questions, all->count, all->sent_by))
-			;
-		/* whoever has not got it by now does not get it later, either */
-		for (int i = 0; i < all->count; i++)
-		{
-			if (questions[i].phase == CONNECTING || questions[i].phase == SENDING)
-				questions[i].phase = OVER;
-		}
-		if (all->meanwhile != NULL)
-			all->meanwhile(all->argument);
-		while (go_on_with_some(questions, all->count, all->deadline))
-			give_up_some(questions, all);
-		for (int i = 0; i < all->count && all->errors != NULL; i++)
-			all->errors[i] = questions[i].answered ? NULL :
-				questions[i].error != NULL ? questions[i].error : "It does not answer in time.";
+		ask_all(questions, all);
 	}
 	PG_FINALLY();
 	{
@@ -181,6 +172,95 @@ repl_ml_ask_beside(ReplMlQuestions *all)
 	}
 	PG_END_TRY();
 	pfree(questions);
+}
+
+/* Does repl_ml_ask_beside's work; who called it ends the questions. */
+static void
+ask_all(Question *questions, ReplMlQuestions *all)
+{
+	for (int i = 0; i < all->count; i++)
+	{
+		all->answers[i] = NULL;
+		questions[i].query = all->query;
+		questions[i].nparams = all->nparams;
+		questions[i].params = all->params;
+		questions[i].answer = &all->answers[i];
+		if (all->talk == NULL || !take_kept(&questions[i], all->talk, all->dsns[i]))
+			begin_question(&questions[i], all->dsns[i]);
+	}
+	while (!is_all_sent(questions, all->count) &&
+		   go_on_with_some(questions, all->count, all->sent_by))
+		;
+	/* whoever has not got it by now does not get it later, either */
+	for (int i = 0; i < all->count; i++)
+	{
+		if (questions[i].phase == CONNECTING || questions[i].phase == SENDING)
+			questions[i].phase = OVER;
+	}
+	if (all->meanwhile != NULL)
+		all->meanwhile(all->argument);
+	while (go_on_with_some(questions, all->count, all->deadline))
+		give_up_some(questions, all);
+	for (int i = 0; i < all->count && all->errors != NULL; i++)
+		all->errors[i] = questions[i].answered ? NULL :
+			questions[i].error != NULL ? questions[i].error : "It does not answer in time.";
+	for (int i = 0; i < all->count && all->talk != NULL; i++)
+		keep_connection(&questions[i], all->talk, all->dsns[i]);
+}
+
+/*
+ * Begins a talk with at most so many servers: those that are asked with it,
+ * see ReplMlQuestions, keep their connections until repl_ml_ask_end, which the
+ * caller sees to whatever happens.  Palloc'd.
+ */
+ReplMlTalk *
+repl_ml_ask_begin(int count)
+{
+	ReplMlTalk *talk = palloc0(offsetof(ReplMlTalk, all) + count * sizeof(talk->all[0]));
+
+	talk->space = count;
+	return talk;
+}
+
+/* Closes the connections of a talk; what is open on them is rolled back. */
+void
+repl_ml_ask_end(ReplMlTalk *talk)
+{
+	while (talk->count > 0)
+	{
+		PQfinish(talk->all[--talk->count].conn);
+		ReleaseExternalFD();
+	}
+}
+
+/* Sends the question over a connection that a talk has kept; false if there is none. */
+static bool
+take_kept(Question *question, ReplMlTalk *talk, const char *dsn)
+{
+	for (int i = 0; i < talk->count; i++)
+	{
+		if (talk->all[i].dsn != dsn)
+			continue;
+		question->conn = talk->all[i].conn;
+		talk->all[i] = talk->all[--talk->count];
+		question->events = WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE;
+		question->phase = send_query(question) ? SENDING : OVER;
+		if (question->phase == OVER)
+			note_error(question, NULL);
+		return true;
+	}
+	return false;
+}
+
+/* Keeps the connection of a question that has been answered. */
+static void
+keep_connection(Question *question, ReplMlTalk *talk, const char *dsn)
+{
+	if (!question->answered || question->phase != OVER || talk->count == talk->space)
+		return;
+	talk->all[talk->count].dsn = dsn;
+	talk->all[talk->count++].conn = question->conn;
+	question->conn = NULL;
 }
 
 /* Ends questions that the asker knows not to be answered any more. */

@@ -103,6 +103,9 @@ typedef struct ReplMlResult
 	bool		own_transaction;	/* ended by repl_ml_stream_free */
 } ReplMlResult;
 
+/* Connections that are asked more than once; see ask.c. */
+typedef struct ReplMlTalk ReplMlTalk;
+
 /* One query to several servers, and what is done beside it; see ask.c. */
 typedef struct ReplMlQuestions
 {
@@ -118,6 +121,7 @@ typedef struct ReplMlQuestions
 														 * a server no longer;
 														 * or NULL */
 	void	   *argument;
+	ReplMlTalk *talk;			/* or NULL: each has a connection of its own */
 	char	  **answers;		/* set: NULL where there is none */
 	char	  **errors;			/* set, if not NULL: why there is none */
 } ReplMlQuestions;
@@ -186,6 +190,8 @@ extern void repl_ml_stream_status(WalReceiverConn *conn, XLogRecPtr received,
 extern void repl_ml_ask(int count, char *const *dsns, const char *query, TimestampTz deadline,
 						char **answers);
 extern void repl_ml_ask_beside(ReplMlQuestions *all);
+extern ReplMlTalk *repl_ml_ask_begin(int count);
+extern void repl_ml_ask_end(ReplMlTalk *talk);
 extern char *repl_ml_ask_one(const char *dsn, const char *query, int nparams,
 							 const char *const *params, TimestampTz deadline);
 
