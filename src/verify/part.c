@@ -17,6 +17,7 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/namespace.h"
@@ -38,21 +39,45 @@
 
 #define ROWS_BETWEEN_NEWS	4096	/* of stat_progress_verify */
 #define CLIENT_CHECK_MS		"1000"
+#define COPIES_TABLE		"table_sync"
+
+enum
+{
+	Anum_copy_schema_name = 2,
+	Anum_copy_table_name,
+	Anum_copy_state,
+	Natts_copy = Anum_copy_state + 2
+};
 
 /* ---- opening ---- */
 
-/* Says whether rows of the table are still to be copied from a peer. */
+/*
+ * Says whether rows of the table are still to be copied from a peer.  Without a
+ * query, as that would be a good part of what a comparison costs that reads
+ * little.
+ */
 static bool
 is_being_copied(const char *schema_name, const char *table_name)
 {
-	Oid			types[2] = {TEXTOID, TEXTOID};
-	Datum		values[2] = {CStringGetTextDatum(schema_name), CStringGetTextDatum(table_name)};
+	Relation	rel = table_open(repl_ml_catalog_oid(COPIES_TABLE), AccessShareLock);
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	bool		pending = false;
+	HeapTuple	tuple;
 
-	return repl_ml_spi_execute("SELECT FROM repl_ml.table_sync"
-							   " WHERE schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
-							   " AND table_name OPERATOR(pg_catalog.=) $2::pg_catalog.name"
-							   " AND state OPERATOR(pg_catalog.=) 'pending'",
-							   2, types, values, NULL) > 0;
+	while (!pending && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Datum		values[Natts_copy];
+		bool		nulls[Natts_copy];
+
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		pending = strcmp(NameStr(*DatumGetName(values[Anum_copy_table_name - 1])),
+						 table_name) == 0 &&
+			strcmp(NameStr(*DatumGetName(values[Anum_copy_schema_name - 1])), schema_name) == 0 &&
+			strcmp(TextDatumGetCString(values[Anum_copy_state - 1]), "pending") == 0;
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return pending;
 }
 
 /* Returns the replicated table of that name, locked; InvalidOid if there is none. */
