@@ -12,6 +12,7 @@
 #   make bench              cost of stamping; see test/bench/run
 #   make bench-commits      cost of commits beside PostgreSQL's own replication; see test/bench/commits
 #   make bench-idle         CPU time of an idle group; see test/bench/commits
+#   make bench-verify       cost of comparing; see test/bench/verify
 
 MODULE_big = repl_ml
 EXTENSION = repl_ml
@@ -161,7 +162,7 @@ EXTRA_CLEAN = tmp_regress tmp_isolation tmp_server.conf tmp_symbols tmp_algebra 
 PG_CONFIG ?= pg_config
 
 # These bring their own server and must run on a machine that has none yet, so they do without PGXS.
-standalone := check check-core demo demo-stop bench bench-commits bench-idle
+standalone := check check-core demo demo-stop bench bench-commits bench-idle bench-verify
 ifneq ($(filter $(standalone),$(MAKECMDGOALS)),)
 
 ifneq ($(filter-out $(standalone),$(MAKECMDGOALS)),)
@@ -186,6 +187,8 @@ bench-commits:
 	@PG_CONFIG='$(chosen_pg_config)' test/bench/commits
 bench-idle:
 	@PG_CONFIG='$(chosen_pg_config)' test/bench/commits idle
+bench-verify:
+	@PG_CONFIG='$(chosen_pg_config)' test/bench/verify
 
 else # all other goals
 
