@@ -377,7 +377,7 @@ note_result(const DueTable *due, const ReplMlVerdict *verdict)
 		CStringGetTextDatum(due->table_name), CStringGetTextDatum(verdict->status),
 		Int64GetDatum(verdict->differing_rows),
 		verdict->detail == NULL ? (Datum) 0 : CStringGetTextDatum(verdict->detail),
-	BoolGetDatum(due->full)};
+	BoolGetDatum(verdict->full)};
 	char		nulls[7] = {' ', ' ', ' ', ' ', verdict->detail == NULL ? 'n' : ' ', ' ', '\0'};
 	bool		is_news;
 
@@ -427,7 +427,7 @@ compare(const DueTable *due)
 	schema = get_namespace_oid(due->schema_name, true);
 	relid = OidIsValid(schema) ? get_relname_relid(due->table_name, schema) : InvalidOid;
 	if (OidIsValid(relid))
-		verdict = repl_ml_report_verdict(relid, PATIENCE_MS, pace);
+		verdict = repl_ml_report_verdict(relid, PATIENCE_MS, pace, !due->full);
 	is_news = note_result(due, &verdict);
 	MemoryContextSwitchTo(old);
 	CommitTransactionCommand();

@@ -503,7 +503,7 @@ compare_and_record(ReplMlComparison *comparison, Oid relid, Datum *values, bool 
  * No snapshot is active, so that none is held while others work.
  */
 ReplMlVerdict
-repl_ml_report_verdict(Oid relid, int64 patience_ms, ReplMlPace of_scans)
+repl_ml_report_verdict(Oid relid, int64 patience_ms, ReplMlPace of_scans, bool incremental)
 {
 	ReplMlComparison comparison;
 	Datum		values[REPORT_COLUMNS];
@@ -513,10 +513,12 @@ repl_ml_report_verdict(Oid relid, int64 patience_ms, ReplMlPace of_scans)
 	(void) repl_ml_report_begin(relid, &comparison, MAX_DIFFERENCES, patience_ms);
 	PopActiveSnapshot();
 	comparison.inquiry.pace = of_scans;
+	comparison.incremental = incremental;
 	compare_and_record(&comparison, relid, values, nulls);
 	return (ReplMlVerdict) {.status = status_name(&comparison),
 		.differing_rows = count_differences(&comparison),
-	.detail = make_detail(&comparison)};
+		.detail = make_detail(&comparison),
+	.full = !incremental || comparison.became_full != NULL};
 }
 
 PG_FUNCTION_INFO_V1(repl_ml_verify_table);

@@ -301,10 +301,12 @@ typedef struct ReplMlVerdict
 	const char *status;
 	int64		differing_rows;
 	const char *detail;			/* or NULL */
+	bool		full;			/* all rows were read */
 } ReplMlVerdict;
 
 /* in report.c */
-extern ReplMlVerdict repl_ml_report_verdict(Oid relid, int64 patience_ms, ReplMlPace pace);
+extern ReplMlVerdict repl_ml_report_verdict(Oid relid, int64 patience_ms, ReplMlPace of_scans,
+											bool incremental);
 extern ReplMlCaller repl_ml_report_begin(Oid relid, ReplMlComparison *comparison, int max_rows,
 										 int64 patience_ms);
 extern int64 repl_ml_report_patience(Datum timeout);
