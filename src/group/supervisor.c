@@ -690,6 +690,10 @@ collect_garbage(void)
 				" WHERE discarded_at OPERATOR(pg_catalog.<)"
 				" (pg_catalog.now() OPERATOR(pg_catalog.-) '2 days'::pg_catalog.interval)",
 				false, 0);
+	/* what comparisons remember of tables that have been dropped */
+	SPI_execute("DELETE FROM repl_ml.verified_page p WHERE NOT EXISTS"
+				" (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) p.relid)",
+				false, 0);
 	/* twice as long as transaction_status relies on them */
 	SPI_execute("DELETE FROM repl_ml.transaction_record WHERE recorded_at OPERATOR(pg_catalog.<)"
 				" (pg_catalog.now() OPERATOR(pg_catalog.-) '2 days'::pg_catalog.interval)",

@@ -99,8 +99,9 @@ is(sql($n1, q(SELECT v FROM t WHERE id = 8000)), 'v8000', 'nowhere');
 $open->query_safe('COMMIT');
 $open->quit;
 wait_converged(\@nodes);
+is(compared($n1, 't'), 'consistent|incremental|', 'and then its page is read again');
 plant($n3, 't', q(UPDATE t SET v = 'lost' WHERE id = 8000));
-like(compared($n1, 't'), qr/^differs\|\w+\|corrupt: 1/, 'it was read again');
+like(compared($n1, 't'), qr/^differs\|\w+\|corrupt: 1/, 'so that a difference in it is found');
 sql($n1, q(UPDATE t SET v = 'mended' WHERE id = 8000));
 wait_converged(\@nodes);
 
@@ -130,6 +131,12 @@ sql($n2, q(ALTER TABLE small DROP w; ALTER TABLE small ADD w text DEFAULT 'other
 like(compared($n1, 'small'), qr/^differs\|full\|corrupt: 10; /, 'another column of the same name');
 sql($_, q(ALTER TABLE small DROP w)) foreach @nodes;
 like(compared($n1, 'small'), qr/^consistent\|full\|all rows were read/, 'none');
+
+# nothing is remembered of a table that is gone
+sql($n1, q(SELECT repl_ml.remove_table('small')));
+poll_until($n1, q(SELECT NOT EXISTS (SELECT FROM repl_ml.tables WHERE table_name = 'small')));
+sql($n1, 'DROP TABLE small');
+poll_until($n1, q(SELECT NOT EXISTS (SELECT FROM repl_ml.verified_page p WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = p.relid))));
 
 # the last pages go, and come again
 settle('parted');
