@@ -2,8 +2,8 @@
 # and somebody has to look at: orphans, and rows that lost a unique key to another node's; differences that a parked
 # change explains are called so; one table that cannot be compared keeps no other from it, and a cancel ends it all.
 #
-# Seen failing: without the rows for tables that are missing here, without those put aside, with parked rows called
-# missing, and with a table that was dropped meanwhile shown under its number.
+# Seen failing: without the rows for tables that are missing here, without those put aside, and with parked rows called
+# missing.
 use strict;
 use warnings;
 use PostgreSQL::Test::BackgroundPsql;
