@@ -16,6 +16,7 @@
 
 #include "access/genam.h"
 #include "access/xlog.h"
+#include "catalog/pg_namespace.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
