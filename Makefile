@@ -106,6 +106,7 @@ OBJS = \
 	src/copy/fetch.o \
 	src/copy/differing.o \
 	src/copy/digests.o \
+	src/copy/meet.o \
 	src/copy/rows.o \
 	src/copy/enrol.o \
 	src/copy/schema.o \

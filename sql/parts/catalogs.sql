@@ -193,10 +193,20 @@ CREATE TABLE repl_ml.local_node (
     directory         text NOT NULL,
     donor             integer,
     copy_data         boolean NOT NULL DEFAULT true,
-    incarnation       integer NOT NULL DEFAULT 1
+    incarnation       integer NOT NULL DEFAULT 1,
+    keep              text CHECK (keep IN ('mine', 'theirs'))
 );
 CREATE UNIQUE INDEX local_node_singleton ON repl_ml.local_node ((true));
-COMMENT ON TABLE repl_ml.local_node IS 'this node: its id and the place it lives in; incarnation: how often it has been found to be the same node in another place';
+COMMENT ON TABLE repl_ml.local_node IS 'this node: its id and the place it lives in; incarnation: how often it has been found to be the same node in another place; copy_data: whether it came without rows; keep: whose rows stay of those that had no clock';
+
+-- Whose clocks the rows of this database have, which is in no group now
+CREATE TABLE repl_ml.left_group (
+    group_id  uuid PRIMARY KEY,
+    node_id   integer NOT NULL,
+    node_name name NOT NULL,
+    left_at   timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+COMMENT ON TABLE repl_ml.left_group IS 'the group that this database has left with the clocks of its rows, and what it was there; see repl_ml.leave_group';
 
 -- Of two places that ask at once to be one node, each member answers one
 CREATE TABLE repl_ml.vouched (

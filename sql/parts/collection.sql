@@ -60,6 +60,18 @@ CREATE FUNCTION repl_ml.collect_versions(stable text) RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.collect_versions(text) IS 'removes concurrent versions of rows that every later write will know; stable is a clock';
 
+-- Whoever has a row with a clock within this and does not find it here had it before it was deleted: this node had all
+-- writes up to there, and has removed tombstones. Of a dropped node it had those before its last heartbeat.
+CREATE FUNCTION repl_ml.removed_up_to() RETURNS repl_ml.vclock
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT coalesce(repl_ml.merge_agg(pg_catalog.format('{%s:%s}', f.node_id, f.known)::repl_ml.vclock), '{}')
+      FROM (SELECT m.node_id, CASE WHEN m.state = 'dropped' THEN least(repl_ml.counter(c.floor, m.node_id), h.safe_counter) ELSE repl_ml.counter(c.floor, m.node_id) END AS known
+              FROM (SELECT repl_ml.merge_agg(floor) AS floor FROM repl_ml.collection) c CROSS JOIN repl_ml.member m LEFT JOIN repl_ml.heartbeat h ON h.node_id = m.node_id) f
+     WHERE f.known > 0
+    $$;
+COMMENT ON FUNCTION repl_ml.removed_up_to() IS 'the clock up to which this node has had all versions of rows, and may have removed tombstones: what it does not have of them was deleted';
+
 -- What every member has applied of every node; dropped nodes send nothing more
 CREATE FUNCTION repl_ml.stable_vector() RETURNS repl_ml.vclock
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp

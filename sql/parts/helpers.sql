@@ -103,7 +103,7 @@ COMMENT ON FUNCTION repl_ml.wal_end() IS 'up to where this server''s WAL is dura
 CREATE FUNCTION repl_ml.local_info(asked_by integer DEFAULT NULL,
     OUT version text, OUT group_id uuid, OUT group_name name, OUT node_id integer, OUT node_name name, OUT state text,
     OUT fenced boolean, OUT system_identifier bigint, OUT database oid, OUT flush_lsn pg_lsn, OUT asker_dropped boolean,
-    OUT incarnation integer, OUT asker_incarnation integer, OUT server_start timestamptz, OUT start_sequence bigint)
+    OUT incarnation integer, OUT asker_incarnation integer, OUT server_start timestamptz, OUT start_sequence bigint, OUT brings_rows boolean)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT e.extversion, l.group_id, l.group_name, l.node_id, l.node_name, l.state,
@@ -112,7 +112,8 @@ CREATE FUNCTION repl_ml.local_info(asked_by integer DEFAULT NULL,
            f.system_identifier, f.database, repl_ml.wal_end(),
            EXISTS (SELECT FROM repl_ml.member m WHERE m.node_id = asked_by AND m.state = 'dropped'),
            l.incarnation, (SELECT m.incarnation FROM repl_ml.member m WHERE m.node_id = asked_by),
-           pg_catalog.pg_postmaster_start_time(), CASE WHEN h.server_start = pg_catalog.pg_postmaster_start_time() THEN h.start_sequence ELSE h.sequence END
+           pg_catalog.pg_postmaster_start_time(), CASE WHEN h.server_start = pg_catalog.pg_postmaster_start_time() THEN h.start_sequence ELSE h.sequence END,
+           l.node_id IS NOT NULL AND NOT l.copy_data AND l.donor IS NOT NULL
       FROM pg_catalog.pg_extension e CROSS JOIN repl_ml.local_fingerprint() f LEFT JOIN repl_ml.local_node l ON true
       LEFT JOIN repl_ml.heartbeat h ON h.node_id = l.node_id
      WHERE e.extname = 'repl_ml'
@@ -145,6 +146,9 @@ COMMENT ON FUNCTION repl_ml.chunk_sums(regclass, text, integer) IS 'sums of the 
 CREATE FUNCTION repl_ml.note_digests(chunks integer, digests bytea) RETURNS boolean
     AS 'MODULE_PATHNAME', 'repl_ml_note_digests' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION repl_ml.note_digests(integer, bytea) IS 'what a peer that copies a table has of it, for rows_to_copy() in this session; with null what was told before is forgotten';
+CREATE FUNCTION repl_ml.digests_lacking(relation regclass, signature text, of_keys boolean) RETURNS bytea
+    AS 'MODULE_PATHNAME', 'repl_ml_digests_lacking' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.digests_lacking(regclass, text, boolean) IS 'those of the digests told in this session, of keys or of rows without their clocks, that no row of this node has; null if they cannot be compared';
 CREATE FUNCTION repl_ml.rows_left_out() RETURNS TABLE (schema_name text, table_name text, key text, clock text, message text)
     AS 'MODULE_PATHNAME', 'repl_ml_rows_left_out' LANGUAGE C VOLATILE STRICT;
 COMMENT ON FUNCTION repl_ml.rows_left_out() IS 'which rows the last rows_to_copy() of this session has left out, and why';

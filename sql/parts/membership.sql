@@ -310,15 +310,19 @@ CREATE FUNCTION repl_ml.mend_publication() RETURNS void
 COMMENT ON FUNCTION repl_ml.mend_publication() IS 'makes the publication what it should be, if it is not, and has the peers copy what they did not get through it';
 
 -- What is of one group only
-CREATE FUNCTION repl_ml.empty_lists() RETURNS void
+CREATE FUNCTION repl_ml.empty_lists(keep_clocks boolean DEFAULT false) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     BEGIN
+        -- what belongs to the rows' clocks
+        IF NOT keep_clocks THEN
+            DELETE FROM repl_ml.tombstone;
+            DELETE FROM repl_ml.concurrent_version;
+            DELETE FROM repl_ml.eviction;
+            DELETE FROM repl_ml.key_shape;
+            DELETE FROM repl_ml.left_group;
+        END IF;
         DELETE FROM repl_ml.heartbeat;
-        DELETE FROM repl_ml.tombstone;
-        DELETE FROM repl_ml.concurrent_version;
-        DELETE FROM repl_ml.eviction;
-        DELETE FROM repl_ml.key_shape;
         DELETE FROM repl_ml.conflict_policy;
         DELETE FROM repl_ml.invitation;
         DELETE FROM repl_ml.collection;
@@ -334,23 +338,31 @@ CREATE FUNCTION repl_ml.empty_lists() RETURNS void
         DELETE FROM repl_ml.record_floor;
     END
     $$;
-COMMENT ON FUNCTION repl_ml.empty_lists() IS 'forgets what this database knew as a member: all lists but those of members and tables';
+COMMENT ON FUNCTION repl_ml.empty_lists(boolean) IS 'forgets what this database knew as a member: all lists but those of members and tables, and what belongs to the clocks of its rows if these stay';
 
 -- What makes this database a member, as the last thing before commit
-CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id integer, node_name name, state text, donor integer, copy_data boolean) RETURNS void
+CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id integer, node_name name, state text, donor integer, copy_data boolean, keep text DEFAULT NULL) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
     AS $$
+    DECLARE
+        former repl_ml.left_group;
     BEGIN
-        PERFORM repl_ml.empty_lists();
-        INSERT INTO repl_ml.local_node (node_id, node_name, group_name, group_id, state, system_identifier, timeline, database, directory, donor, copy_data)
+        SELECT * INTO former FROM repl_ml.left_group g WHERE NOT become_member.copy_data AND become_member.donor IS NOT NULL;
+        IF former.group_id <> become_member.group_id THEN
+            RAISE EXCEPTION 'the rows of this database have clocks of another group, in which it was node "%"', former.node_name USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = 'Run DELETE FROM repl_ml.left_group and ALTER TABLE ... DROP COLUMN __repl_clock for each of its tables, and join again: then they are rows without a clock.';
+        END IF;
+        PERFORM repl_ml.empty_lists(former.group_id IS NOT NULL);
+        DELETE FROM repl_ml.left_group;
+        INSERT INTO repl_ml.local_node (node_id, node_name, group_name, group_id, state, system_identifier, timeline, database, directory, donor, copy_data, keep)
         SELECT become_member.node_id, become_member.node_name, become_member.group_name, become_member.group_id, become_member.state,
-               f.system_identifier, f.timeline, f.database, f.directory, become_member.donor, become_member.copy_data
+               f.system_identifier, f.timeline, f.database, f.directory, become_member.donor, become_member.copy_data, become_member.keep
           FROM repl_ml.local_fingerprint() f;
         PERFORM repl_ml.make_publication();
         PERFORM repl_ml.wake_workers();
     END
     $$;
-COMMENT ON FUNCTION repl_ml.become_member(name, uuid, integer, name, text, integer, boolean) IS 'writes this database''s identity and wakes the workers';
+COMMENT ON FUNCTION repl_ml.become_member(name, uuid, integer, name, text, integer, boolean, text) IS 'writes this database''s identity and wakes the workers';
 
 -- A dump of a member has the lists of its tables and rules. Node ids and clocks in them were another group's. What cannot be
 -- replicated here keeps its level and rules for whoever adds it later.
@@ -484,7 +496,7 @@ CREATE FUNCTION repl_ml.set_node_address(node_name name, dsn text) RETURNS void
 COMMENT ON FUNCTION repl_ml.set_node_address(name, text) IS
     'how the other nodes reach a node from now on: another host, port, database name, role or password. On any member that the others reach; they learn of it as of any change, and use it when they connect next. Superusers only. Warns if the node cannot be reached there. Errors: 42704 no such node, 22023 the string leads to another database or is refused there, 55000 joining or not a member';
 
-CREATE FUNCTION repl_ml.join_group(node_name name, dsn text, join_dsn text, copy_data boolean DEFAULT true, wait boolean DEFAULT true, timeout interval DEFAULT '10 min') RETURNS integer
+CREATE FUNCTION repl_ml.join_group(node_name name, dsn text, join_dsn text, copy_data boolean DEFAULT true, wait boolean DEFAULT true, timeout interval DEFAULT '10 min', keep text DEFAULT NULL) RETURNS integer
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
@@ -497,8 +509,12 @@ CREATE FUNCTION repl_ml.join_group(node_name name, dsn text, join_dsn text, copy
         IF timeout <= '0' THEN
             RAISE EXCEPTION 'timeout must be positive' USING ERRCODE = 'invalid_parameter_value', HINT = 'For example: timeout => ''10 min''.';
         END IF;
+        IF keep <> ALL ('{mine,theirs}') OR keep IS NOT NULL AND copy_data THEN
+            RAISE EXCEPTION 'keep => % means nothing%', pg_catalog.quote_literal(keep), CASE WHEN copy_data THEN ' with copy_data => true' ELSE '' END USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'Join with copy_data => false and keep => ''mine'' or ''theirs'', for rows of this database that have no clock.';
+        END IF;
         SELECT * INTO c FROM repl_ml.check_new_member('-', node_name, dsn);
-        id := repl_ml.start_joining(node_name, dsn, join_dsn, copy_data, timeout);
+        id := repl_ml.start_joining(node_name, dsn, join_dsn, copy_data, timeout, coalesce(keep, ''));
         IF wait THEN
             PERFORM repl_ml.wait_for_node(node_name, timeout);
             SELECT pg_catalog.count(*) INTO parked FROM repl_ml.parked_change p WHERE NOT p.put_aside;
@@ -510,13 +526,13 @@ CREATE FUNCTION repl_ml.join_group(node_name name, dsn text, join_dsn text, copy
         RETURN id;
     END
     $$;
-COMMENT ON FUNCTION repl_ml.join_group(name, text, text, boolean, boolean, interval) IS
-    'makes this database a node of the group that join_dsn leads to: schema and rows are copied from that member. The role in join_dsn is a member of repl_ml_admin there (or a superuser), or the node is invited with repl_ml.invite_node. dsn is how the others reach this database. Returns the node id. Superusers only. Errors: 42501 not let in, 08001 unreachable, 42710 name in use, 55000 wrong state or setting, 57014 timeout';
+COMMENT ON FUNCTION repl_ml.join_group(name, text, text, boolean, boolean, interval, text) IS
+    'makes this database a node of the group that join_dsn leads to: schema and rows are copied from that member. With copy_data => false it may have rows, which are compared with the group''s and joined by their clocks, both ways; of those without a clock that are not the group''s, keep says whether these stay (mine) or the group''s do (theirs). The role in join_dsn is a member of repl_ml_admin there (or a superuser), or the node is invited with repl_ml.invite_node. dsn is how the others reach this database. Returns the node id. Superusers only. Errors: 42501 not let in, 08001 unreachable, 42710 name in use, 55000 wrong state or setting, 57014 timeout';
 
 -- The part of joining that must commit on its own: done by a background worker
-CREATE FUNCTION repl_ml.start_joining(node_name name, dsn text, join_dsn text, copy_data boolean, timeout interval) RETURNS integer
+CREATE FUNCTION repl_ml.start_joining(node_name name, dsn text, join_dsn text, copy_data boolean, timeout interval, keep text) RETURNS integer
     AS 'MODULE_PATHNAME', 'repl_ml_start_joining' LANGUAGE C VOLATILE STRICT;
-COMMENT ON FUNCTION repl_ml.start_joining(name, text, text, boolean, interval) IS 'registers this database with the group and makes it a joining member; commits by itself';
+COMMENT ON FUNCTION repl_ml.start_joining(name, text, text, boolean, interval, text) IS 'registers this database with the group and makes it a joining member; commits by itself';
 
 CREATE FUNCTION repl_ml.wait_for_node(node_name name, timeout interval DEFAULT '10 min') RETURNS void
     AS 'MODULE_PATHNAME', 'repl_ml_wait_for_node' LANGUAGE C VOLATILE;
@@ -550,7 +566,7 @@ CREATE FUNCTION repl_ml.drop_node(node_name name, if_exists boolean DEFAULT fals
 COMMENT ON FUNCTION repl_ml.drop_node(name, boolean) IS
     'removes a node from the group, on all members: for a node that will not come back. Its id is never used again. Superusers only. Errors: 42704 no such node, 22023 this node';
 
-CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
+CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false, keep_clocks boolean DEFAULT false) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
     AS $$
     DECLARE
@@ -564,7 +580,7 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         lsn pg_lsn;
         r record;
     BEGIN
-        PERFORM repl_ml.refuse_nulls('force', pg_catalog.num_nulls(force));
+        PERFORM repl_ml.refuse_nulls('force, keep_clocks', pg_catalog.num_nulls(force, keep_clocks));
         SELECT * INTO self FROM repl_ml.local_node;
         IF NOT FOUND THEN
             RAISE EXCEPTION 'this database is not a member of a repl_ml group' USING ERRCODE = 'object_not_in_prerequisite_state',
@@ -624,12 +640,17 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         FOR r IN SELECT c.oid::regclass AS relation FROM repl_ml.replicated_table t
                    JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema_name
                    JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.table_name LOOP
-            PERFORM repl_ml.disenrol(r.relation);
+            IF NOT keep_clocks THEN
+                PERFORM repl_ml.disenrol(r.relation);
+            END IF;
         END LOOP;
         DROP PUBLICATION IF EXISTS repl_ml;
         DELETE FROM repl_ml.member;
         DELETE FROM repl_ml.replicated_table;
-        PERFORM repl_ml.empty_lists();
+        PERFORM repl_ml.empty_lists(keep_clocks);
+        IF keep_clocks THEN
+            INSERT INTO repl_ml.left_group (group_id, node_id, node_name) VALUES (self.group_id, self.node_id, self.node_name);
+        END IF;
         DELETE FROM repl_ml.vouched;
         FOR r IN SELECT o.roname FROM pg_catalog.pg_replication_origin o
                   WHERE pg_catalog.starts_with(o.roname, repl_ml.link_name(0) COLLATE "C") OR o.roname ~ ('^' || pg_catalog.regexp_replace(repl_ml.link_name(0), '0$', '') || '[0-9]+$') LOOP
@@ -640,8 +661,8 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false) RETURNS void
         PERFORM repl_ml.wake_workers();
     END
     $$;
-COMMENT ON FUNCTION repl_ml.leave_group(boolean) IS
-    'takes this database out of its group: its tables stay, as ordinary ones. With force also when no member can be told, or when this is a copy of a node. Superusers only. Errors: 55000 not a member, or peers are behind or down';
+COMMENT ON FUNCTION repl_ml.leave_group(boolean, boolean) IS
+    'takes this database out of its group: its tables stay, as ordinary ones, or with the clocks of their rows and what is known of deleted ones, for who joins the same group again with copy_data => false. With force also when no member can be told, or when this is a copy of a node. Superusers only. Errors: 55000 not a member, or peers are behind or down';
 
 -- Slots that peers read from here, and their walsenders
 CREATE FUNCTION repl_ml.drop_own_slots() RETURNS void

@@ -227,7 +227,7 @@ CREATE TRIGGER key_shape_changed AFTER INSERT OR UPDATE OR DELETE ON repl_ml.key
 ALTER TABLE repl_ml.key_shape ENABLE ALWAYS TRIGGER key_shape_changed;
 
 -- Makes a table of this database stamp and publish its rows; repeatable
-CREATE FUNCTION repl_ml.enrol(relation regclass) RETURNS void
+CREATE FUNCTION repl_ml.enrol(relation regclass, clock text DEFAULT NULL) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
     AS $$
     DECLARE
@@ -242,8 +242,8 @@ CREATE FUNCTION repl_ml.enrol(relation regclass) RETURNS void
             EXECUTE pg_catalog.format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', relation);
         END IF;
         IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = '__repl_clock' AND NOT a.attisdropped) THEN
-            -- a constant, so the table is not rewritten: what is there counts as written here now
-            EXECUTE pg_catalog.format('ALTER TABLE %s ADD COLUMN __repl_clock repl_ml.vclock NOT NULL DEFAULT %L', relation, repl_ml.tick());
+            -- a constant, so the table is not rewritten: what is there counts as written here now, if nothing else is said
+            EXECUTE pg_catalog.format('ALTER TABLE %s ADD COLUMN __repl_clock repl_ml.vclock NOT NULL DEFAULT %L', relation, coalesce(clock, repl_ml.tick()::text));
         END IF;
         EXECUTE pg_catalog.format('ALTER TABLE %s ALTER COLUMN __repl_clock SET DEFAULT repl_ml.tick()', relation);
         EXECUTE pg_catalog.format('COMMENT ON COLUMN %s.__repl_clock IS %L', relation, 'version of the row in the repl_ml group');
@@ -263,7 +263,7 @@ CREATE FUNCTION repl_ml.enrol(relation regclass) RETURNS void
         PERFORM repl_ml.identify_columns(relation);
     END
     $$;
-COMMENT ON FUNCTION repl_ml.enrol(regclass) IS 'gives a table of this database its clock column and triggers and publishes it';
+COMMENT ON FUNCTION repl_ml.enrol(regclass, text) IS 'gives a table of this database its clock column and triggers and publishes it';
 
 -- Each failure doubles the time until the next try, up to half a minute
 CREATE FUNCTION repl_ml.note_failure(node_id integer, schema_name name, table_name name, action text, sqlstate text, message text, detail text, hint text) RETURNS boolean
@@ -461,13 +461,13 @@ CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS boolean
          WHERE c.oid = relation AND r.schema_name = n.nspname AND r.table_name = c.relname;
         IF has_rows AND self.state <> 'ready' AND self.copy_data THEN
             RAISE EXCEPTION 'table % of the joining database is not empty', relation USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = pg_catalog.format('Run SELECT repl_ml.leave_group(force => true), then TRUNCATE %s or drop it, and join again; or join with copy_data => false if it holds the group''s rows already.', relation);
+                HINT = pg_catalog.format('Run SELECT repl_ml.leave_group(force => true), then TRUNCATE %s or drop it, and join again; or join with copy_data => false if its rows are to be compared with the group''s.', relation);
         END IF;
-        PERFORM repl_ml.enrol(relation);
+        -- rows that a joining node brings have no clock until they are compared
+        PERFORM repl_ml.enrol(relation, CASE WHEN self.state <> 'ready' AND NOT self.copy_data THEN '{}' END);
         PERFORM repl_ml.agree_on_columns();
         INSERT INTO repl_ml.table_sync AS y (node_id, schema_name, table_name)
         SELECT coalesce(CASE WHEN self.state <> 'ready' THEN self.donor END, t.enrolled_by), t.schema_name, t.table_name
-         WHERE self.copy_data OR self.state = 'ready'
         ON CONFLICT ON CONSTRAINT table_sync_pkey DO UPDATE SET state = 'pending', rows = NULL, bytes = NULL;
         DELETE FROM repl_ml.table_sync y WHERE y.node_id = self.node_id;
         -- also rows with a clock: a client may have written the table since it was made from a member's definition

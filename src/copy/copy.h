@@ -9,6 +9,7 @@
 #include "repl_ml.h"
 #include "apply/apply.h"
 #include "catalog/pg_attribute.h"
+#include "converge/converge.h"
 #include "commands/copy.h"
 #include "nodes/pg_list.h"
 #include "replication/walreceiver.h"
@@ -31,6 +32,17 @@ typedef struct ReplMlRowDigest
 	uint64		digest;
 } ReplMlRowDigest;
 
+/* What digests are told of. */
+typedef enum ReplMlDigestOf
+{
+	REPL_ML_OF_ROW,				/* all of it, with its clock */
+	REPL_ML_OF_UNSTAMPED_ROW,	/* of rows that have no clock */
+	REPL_ML_OF_KEY
+} ReplMlDigestOf;
+
+typedef void (*ReplMlDigestVisitor) (Relation rel, ReplMlImage *image, TupleTableSlot *slot,
+								  void *argument);
+
 /* A comparison of a table with the peer's before it is copied; see differing.c. */
 typedef struct ReplMlDiffering ReplMlDiffering;
 
@@ -52,7 +64,11 @@ extern int64 repl_ml_digests_size(Relation root, double *rows);
 extern void repl_ml_digests_sum(Relation root, Snapshot snapshot, int chunks, ReplMlDigest *sums,
 								int64 *rows);
 extern ReplMlRowDigest *repl_ml_digests_collect(Relation root, Snapshot snapshot, int chunks,
-												const bool *wanted, int64 *count);
+												const bool *wanted, ReplMlDigestOf of,
+												int64 *count);
+extern void repl_ml_digests_visit(Relation root, Snapshot snapshot, ReplMlDigestVisitor visitor,
+								  void *argument);
+extern bool repl_ml_digests_is_unstamped(Relation rel, TupleTableSlot *slot);
 extern bytea *repl_ml_digests_pack(const bool *wanted, int chunks, int *from,
 								   const ReplMlRowDigest **next, const ReplMlRowDigest *end,
 								   Size size);
@@ -65,6 +81,19 @@ extern bool repl_ml_digests_are_wanted(ReplMlImage *image, TupleTableSlot *slot)
 extern ReplMlDiffering *repl_ml_differing_begin(WalReceiverConn *conn, Relation rel);
 extern bool repl_ml_differing_next(ReplMlDiffering *differing);
 extern int64 repl_ml_differing_bytes(const ReplMlDiffering *differing);
+extern int	repl_ml_differing_chunks(double rows);
+extern ReplMlDigest *repl_ml_differing_ask(WalReceiverConn *conn, Relation rel, int chunks,
+										   int64 *bytes);
+extern void repl_ml_differing_tell(WalReceiverConn *conn, int chunks, const bool *wanted,
+								   const ReplMlRowDigest *have, int64 count, int64 *bytes);
+
+/* in meet.c */
+extern int64 repl_ml_meet_count(WalReceiverConn *conn, const char *schema_name,
+								const char *table_name);
+extern bool repl_ml_meet_is_due(void);
+extern void repl_ml_meet_prepare(WalReceiverConn *conn, int donor);
+extern void repl_ml_meet_row(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source);
+extern void repl_ml_meet_rest(WalReceiverConn *conn, Relation rel, int donor);
 
 /* in donor.c */
 extern void repl_ml_donor_require_right(Relation rel);

@@ -69,11 +69,16 @@ choose_chunks(Relation rel)
 {
 	double		rows;
 	int64		pages = repl_ml_digests_size(rel, &rows);
+
+	return pages < LEAST_PAGES ? 0 : repl_ml_differing_chunks(Max(rows, pages * ROWS_OF_PAGE));
+}
+
+/* Returns into how many chunks a table of so many rows is cut. */
+int
+repl_ml_differing_chunks(double rows)
+{
 	int			chunks = LEAST_CHUNKS;
 
-	if (pages < LEAST_PAGES)
-		return 0;
-	rows = Max(rows, pages * ROWS_OF_PAGE);
 	while (chunks < REPL_ML_MAX_CHUNKS && chunks < rows / ROWS_OF_CHUNK)
 		chunks *= 2;
 	return chunks;
@@ -95,20 +100,20 @@ sum_here(void *argument)
 }
 
 /*
- * Asks the peer for its sums; returns NULL where it has none.  They travel as
- * base64: a third more than they are, and no hexadecimal's double.
+ * Asks the peer for its sums, also for meet.c; returns NULL where it has none.
+ * They travel as base64: a third more than they are, and no hexadecimal's
+ * double.
  */
-static ReplMlDigest *
-ask_sums(ReplMlDiffering *differing)
+ReplMlDigest *
+repl_ml_differing_ask(WalReceiverConn *conn, Relation rel, int chunks, int64 *bytes)
 {
 	static const Oid types[1] = {TEXTOID};
-	Size		size = differing->chunks * sizeof(ReplMlDigest);
+	Size		size = chunks * sizeof(ReplMlDigest);
 	char	   *sql = psprintf("SELECT pg_catalog.encode(repl_ml.chunk_sums("
 							   "%s::pg_catalog.regclass, %s, %d), 'base64')",
-							   quote_literal_cstr(repl_ml_fetch_name(differing->rel)),
-							   quote_literal_cstr(repl_ml_image_signature(differing->rel)),
-							   differing->chunks);
-	ReplMlResult *result = repl_ml_stream_query(differing->conn, sql, 1, types);
+							   quote_literal_cstr(repl_ml_fetch_name(rel)),
+							   quote_literal_cstr(repl_ml_image_signature(rel)), chunks);
+	ReplMlResult *result = repl_ml_stream_query(conn, sql, 1, types);
 	bytea	   *sums = NULL;
 
 	if (repl_ml_stream_next(result) &&
@@ -116,7 +121,7 @@ ask_sums(ReplMlDiffering *differing)
 	{
 		Datum		text = result->slot->tts_values[0];
 
-		differing->bytes += VARSIZE_ANY_EXHDR(DatumGetPointer(text));
+		*bytes += VARSIZE_ANY_EXHDR(DatumGetPointer(text));
 		sums = DatumGetByteaPCopy(DirectFunctionCall2(binary_decode, text,
 													  CStringGetTextDatum("base64")));
 	}
@@ -184,7 +189,7 @@ repl_ml_differing_begin(WalReceiverConn *conn, Relation rel)
 											   ALLOCSET_DEFAULT_SIZES);
 	if (!repl_ml_digests_try(RelationGetRelid(rel), differing->chunks, sum_here, differing))
 		return NULL;
-	theirs = ask_sums(differing);
+	theirs = repl_ml_differing_ask(conn, rel, differing->chunks, &differing->bytes);
 	return theirs != NULL && compare_sums(differing, theirs) ? differing : NULL;
 }
 
@@ -228,28 +233,49 @@ collect_here(void *argument)
 	CommandCounterIncrement();
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	differing->have = repl_ml_digests_collect(differing->rel, snapshot, differing->chunks,
-											  differing->wanted, &differing->have_count);
+											  differing->wanted, REPL_ML_OF_ROW,
+											  &differing->have_count);
 	UnregisterSnapshot(snapshot);
 }
 
 /* Tells the peer what is packed; with NULL it forgets what it was told before. */
 static void
-tell(ReplMlDiffering *differing, const bytea *packed)
+tell(WalReceiverConn *conn, int chunks, const bytea *packed, int64 *bytes)
 {
 	static const Oid types[1] = {BOOLOID};
 	char	   *sql;
 
 	if (packed == NULL)
-		sql = psprintf("SELECT repl_ml.note_digests(%d, NULL)", differing->chunks);
+		sql = psprintf("SELECT repl_ml.note_digests(%d, NULL)", chunks);
 	else
 		sql = psprintf("SELECT repl_ml.note_digests(%d, pg_catalog.decode('%s', 'base64'))",
-					   differing->chunks,
+					   chunks,
 					   TextDatumGetCString(DirectFunctionCall2(binary_encode,
 															   PointerGetDatum(packed),
 															   CStringGetTextDatum("base64"))));
-	differing->bytes += strlen(sql);
-	repl_ml_stream_free(repl_ml_stream_query(differing->conn, sql, 1, types));
+	*bytes += strlen(sql);
+	repl_ml_stream_free(repl_ml_stream_query(conn, sql, 1, types));
 	pfree(sql);
+}
+
+/*
+ * Tells the peer these digests of rows in the chunks that are wanted, also for
+ * meet.c.
+ */
+void
+repl_ml_differing_tell(WalReceiverConn *conn, int chunks, const bool *wanted,
+					   const ReplMlRowDigest *have, int64 count, int64 *bytes)
+{
+	const ReplMlRowDigest *next = have;
+	int			from = 0;
+
+	tell(conn, chunks, NULL, bytes);
+	while (from < chunks)
+	{
+		CHECK_FOR_INTERRUPTS();
+		tell(conn, chunks, repl_ml_digests_pack(wanted, chunks, &from, &next, have + count,
+												TELL_BYTES), bytes);
+	}
 }
 
 /*
@@ -260,8 +286,6 @@ bool
 repl_ml_differing_next(ReplMlDiffering *differing)
 {
 	MemoryContext old;
-	const ReplMlRowDigest *next;
-	int			from = 0;
 
 	if (!choose_batch(differing))
 		return false;
@@ -271,15 +295,8 @@ repl_ml_differing_next(ReplMlDiffering *differing)
 	if (!repl_ml_digests_try(RelationGetRelid(differing->rel), differing->chunks, collect_here,
 							 differing))
 		differing->have_count = 0;
-	next = differing->have;
-	tell(differing, NULL);
-	while (from < differing->chunks)
-	{
-		CHECK_FOR_INTERRUPTS();
-		tell(differing, repl_ml_digests_pack(differing->wanted, differing->chunks, &from, &next,
-											 differing->have + differing->have_count,
-											 TELL_BYTES));
-	}
+	repl_ml_differing_tell(differing->conn, differing->chunks, differing->wanted, differing->have,
+						   differing->have_count, &differing->bytes);
 	MemoryContextSwitchTo(old);
 	return true;
 }

@@ -47,7 +47,6 @@
 /* What is told of a chunk begins with this: its number, and how many digests follow. */
 #define CHUNK_HEAD(chunk, count)	((uint64) (chunk) << 32 | (count))
 
-typedef void (*RowVisitor) (ReplMlImage *image, TupleTableSlot *slot, void *argument);
 
 /* The sums of all chunks, while they are made. */
 typedef struct Sums
@@ -62,6 +61,7 @@ typedef struct Collection
 {
 	uint64		mask;
 	const bool *wanted;			/* of each chunk */
+	ReplMlDigestOf of;
 	ReplMlRowDigest *all;
 	int64		count;
 	int64		room;
@@ -117,8 +117,8 @@ close_leaves(Relation root, List *leaves)
 }
 
 /* Lets the visitor see all rows of the table that the snapshot shows. */
-static void
-visit_rows(Relation root, Snapshot snapshot, RowVisitor visitor, void *argument)
+void
+repl_ml_digests_visit(Relation root, Snapshot snapshot, ReplMlDigestVisitor visitor, void *argument)
 {
 	List	   *leaves = open_leaves(root);
 	int64		rows = 0;
@@ -134,7 +134,7 @@ visit_rows(Relation root, Snapshot snapshot, RowVisitor visitor, void *argument)
 		while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 		{
 			CHECK_FOR_INTERRUPTS();
-			visitor(image, slot, argument);
+			visitor(rel, image, slot, argument);
 			if (++rows % ROWS_BETWEEN_NEWS == 0)
 				repl_ml_verify_progress(-1, rows, -1);
 		}
@@ -169,7 +169,7 @@ repl_ml_digests_size(Relation root, double *rows)
 
 /* A visitor: adds a row to its chunk. */
 static void
-add_row(ReplMlImage *image, TupleTableSlot *slot, void *argument)
+add_row(Relation rel, ReplMlImage *image, TupleTableSlot *slot, void *argument)
 {
 	Sums	   *sums = argument;
 	uint64		chunk = repl_ml_image_key(image, slot) & sums->mask;
@@ -191,17 +191,35 @@ repl_ml_digests_sum(Relation root, Snapshot snapshot, int chunks, ReplMlDigest *
 {
 	Sums		state = {.mask = chunks - 1,.sums = sums,.rows = rows};
 
-	visit_rows(root, snapshot, add_row, &state);
+	repl_ml_digests_visit(root, snapshot, add_row, &state);
+}
+
+/*
+ * Says whether the row has no clock: it was written in no group, or the table
+ * has no clock column yet.
+ */
+bool
+repl_ml_digests_is_unstamped(Relation rel, TupleTableSlot *slot)
+{
+	AttrNumber	attnum = repl_ml_table_get(rel)->clock_attnum;
+	bool		isnull;
+	Datum		clock;
+
+	if (attnum == InvalidAttrNumber)
+		return true;
+	clock = slot_getattr(slot, attnum, &isnull);
+	return isnull || repl_ml_clock_count(DatumGetReplMlClockP(clock)) == 0;
 }
 
 /* A visitor: keeps the digest of a row in a chunk that is wanted. */
 static void
-collect_row(ReplMlImage *image, TupleTableSlot *slot, void *argument)
+collect_row(Relation rel, ReplMlImage *image, TupleTableSlot *slot, void *argument)
 {
 	Collection *collection = argument;
 	uint64		key = repl_ml_image_key(image, slot);
 
-	if (!collection->wanted[key & collection->mask])
+	if (!collection->wanted[key & collection->mask] ||
+		(collection->of == REPL_ML_OF_UNSTAMPED_ROW && !repl_ml_digests_is_unstamped(rel, slot)))
 		return;
 	if (collection->count == collection->room)
 	{
@@ -211,7 +229,9 @@ collect_row(ReplMlImage *image, TupleTableSlot *slot, void *argument)
 	}
 	collection->all[collection->count++] = (ReplMlRowDigest)
 	{
-		.chunk = key & collection->mask,.digest = repl_ml_image_row(image, slot, true).lane[0]
+		.chunk = key & collection->mask,
+			.digest = collection->of == REPL_ML_OF_KEY ? key :
+			repl_ml_image_row(image, slot, collection->of == REPL_ML_OF_ROW).lane[0]
 	};
 }
 
@@ -228,17 +248,17 @@ compare_digests(const void *a, const void *b)
 }
 
 /*
- * Returns the digests of the rows in the chunks that are wanted, chunk by chunk
- * and sorted, and how many they are; palloc'd.
+ * Returns digests of the rows in the chunks that are wanted, chunk by chunk and
+ * sorted, and how many they are; palloc'd.
  */
 ReplMlRowDigest *
 repl_ml_digests_collect(Relation root, Snapshot snapshot, int chunks, const bool *wanted,
-						int64 *count)
+						ReplMlDigestOf of, int64 *count)
 {
-	Collection	collection = {.mask = chunks - 1,.wanted = wanted,.room = 1024};
+	Collection	collection = {.mask = chunks - 1,.wanted = wanted,.of = of,.room = 1024};
 
 	collection.all = palloc(collection.room * sizeof(ReplMlRowDigest));
-	visit_rows(root, snapshot, collect_row, &collection);
+	repl_ml_digests_visit(root, snapshot, collect_row, &collection);
 	qsort(collection.all, collection.count, sizeof(ReplMlRowDigest), compare_digests);
 	*count = collection.count;
 	return collection.all;
@@ -445,4 +465,79 @@ repl_ml_digests_are_wanted(ReplMlImage *image, TupleTableSlot *slot)
 	digest = repl_ml_image_row(image, slot, true).lane[0];
 	return bsearch(&digest, told.digests[chunk], told.counts[chunk], sizeof(uint64),
 				   compare_numbers) == NULL;
+}
+
+/* Looking for what this node lacks of what it was told. */
+typedef struct Lacking
+{
+	Relation	root;
+	bool		of_keys;
+	bool	  **seen;			/* of each digest that was told */
+	StringInfoData found;
+} Lacking;
+
+/* A visitor: ticks off the digest that the row has. */
+static void
+tick_off(Relation rel, ReplMlImage *image, TupleTableSlot *slot, void *argument)
+{
+	Lacking    *lacking = argument;
+	uint64		digest = repl_ml_image_key(image, slot);
+	int			chunk = digest & (told.chunks - 1);
+	uint64	   *found;
+
+	if (told.digests[chunk] == NULL)
+		return;
+	if (!lacking->of_keys)
+		digest = repl_ml_image_row(image, slot, false).lane[0];
+	found = bsearch(&digest, told.digests[chunk], told.counts[chunk], sizeof(uint64),
+					compare_numbers);
+	if (found != NULL)
+		lacking->seen[chunk][found - told.digests[chunk]] = true;
+}
+
+/* Finds what is lacking, as a step of repl_ml_digests_try. */
+static void
+find_lacking(void *argument)
+{
+	Lacking    *lacking = argument;
+
+	lacking->seen = palloc0(told.chunks * sizeof(bool *));
+	for (int i = 0; i < told.chunks; i++)
+		lacking->seen[i] = told.counts[i] == 0 ? NULL : palloc0(told.counts[i]);
+	repl_ml_digests_visit(lacking->root, GetActiveSnapshot(), tick_off, lacking);
+	initStringInfo(&lacking->found);
+	appendStringInfoSpaces(&lacking->found, VARHDRSZ);
+	for (int i = 0; i < told.chunks; i++)
+	{
+		for (int j = 0; j < told.counts[i]; j++)
+		{
+			if (!lacking->seen[i][j])
+				appendBinaryStringInfo(&lacking->found, (char *) &told.digests[i][j],
+									   sizeof(uint64));
+		}
+	}
+	SET_VARSIZE(lacking->found.data, lacking->found.len);
+}
+
+/*
+ * repl_ml.digests_lacking(relation, signature, of_keys): those of the digests
+ * told in this session, of keys or of rows without their clocks, that no row of this node
+ * has; null if that cannot be told.
+ */
+PG_FUNCTION_INFO_V1(repl_ml_digests_lacking);
+Datum
+repl_ml_digests_lacking(PG_FUNCTION_ARGS)
+{
+	Relation	root = table_open(PG_GETARG_OID(0), AccessShareLock);
+	char	   *signature = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	Lacking		lacking = {.root = root,.of_keys = PG_GETARG_BOOL(2)};
+	bool		known;
+
+	require_rights(root);
+	known = strcmp(repl_ml_image_signature(root), signature) == 0 &&
+		repl_ml_digests_try(RelationGetRelid(root), told.chunks, find_lacking, &lacking);
+	table_close(root, NoLock);
+	if (!known)
+		PG_RETURN_NULL();
+	PG_RETURN_BYTEA_P(lacking.found.data);
 }

@@ -60,7 +60,7 @@ static int64 copy_rows_about(ReplMlApply *apply, WalReceiverConn *conn, Oid reli
 static int64 copy_users_table(ReplMlApply *apply, WalReceiverConn *conn, Oid relid);
 static int64 copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, Relation rel,
 						   const char *name, const CopyOf *of);
-static int64 copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel,
+static int64 copy_leaves(ReplMlApply *apply, WalReceiverConn *conn, Relation rel,
 							 const CopyOf *of);
 static int64 copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *command,
 					   bool careful);
@@ -118,6 +118,18 @@ repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schem
 	repl_ml_apply_show_copy(apply, InvalidOid, 0);
 }
 
+/* Says whether this node joins, or has joined, through that one. */
+static bool
+is_donor(int node_id)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		values[1] = {Int32GetDatum(node_id)};
+
+	return repl_ml_spi_execute("SELECT FROM repl_ml.local_node"
+							   " WHERE donor OPERATOR(pg_catalog.=) $1", 1, types, values,
+							   NULL) > 0;
+}
+
 /*
  * Joins the rows of a table, of one moment, in the order they must come.  What
  * was parked of the peer's changes of it comes with them; what fails is
@@ -133,6 +145,8 @@ copy_content(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *s
 
 	if (is_tombstone)
 	{
+		if (repl_ml_meet_is_due() && is_donor(apply->peer->node_id))
+			repl_ml_meet_prepare(conn, apply->peer->node_id);
 		(void) copy_rows(apply, conn, repl_ml_catalog_oid(REPL_ML_VERSION_TABLE), false);
 		repl_ml_record_copy(apply, conn);
 		return copy_rows(apply, conn, relid, true);
@@ -253,15 +267,14 @@ copy_users_table(ReplMlApply *apply, WalReceiverConn *conn, Oid relid)
 	of.differing = differing != NULL;
 	while (differing == NULL || repl_ml_differing_next(differing))
 	{
-		if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
-			rows += copy_partitions(apply, conn, rel, &of);
-		else
-			rows += copy_sendable(apply, conn, rel, repl_ml_fetch_name(rel), &of);
+		rows += copy_leaves(apply, conn, rel, &of);
 		if (differing == NULL)
 			break;
 	}
 	if (differing != NULL)
 		copy_bytes += repl_ml_differing_bytes(differing);
+	if (repl_ml_meet_is_due() && is_donor(apply->peer->node_id))
+		repl_ml_meet_rest(conn, rel, apply->peer->node_id);
 	table_close(rel, NoLock);
 	return rows;
 }
@@ -306,11 +319,15 @@ copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const cha
 	return rows;
 }
 
-/* Joins the rows of a partitioned table, which is copied by its partitions. */
+/*
+ * Joins the rows of a table of the peer, or of its partitions there: it need not
+ * be cut alike here, nor be partitioned.
+ */
 static int64
-copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const CopyOf *of)
+copy_leaves(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const CopyOf *of)
 {
 	static const Oid types[2] = {TEXTOID, TEXTOID};
+	char	   *name = quote_literal_cstr(repl_ml_fetch_name(rel));
 	ReplMlResult *result;
 	char	   *schema_name;
 	char	   *table_name;
@@ -321,14 +338,15 @@ copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const C
 	result = repl_ml_stream_query(conn,
 								  psprintf("SELECT n.nspname::pg_catalog.text,"
 										   " c.relname::pg_catalog.text"
-										   " FROM pg_catalog.pg_partition_tree("
-										   "pg_catalog.to_regclass(%s)) t"
+										   " FROM (SELECT relid FROM pg_catalog.pg_partition_tree("
+										   "pg_catalog.to_regclass(%s))"
+										   " UNION SELECT pg_catalog.to_regclass(%s)) t"
 										   " JOIN pg_catalog.pg_class c"
 										   " ON c.oid OPERATOR(pg_catalog.=) t.relid"
 										   " JOIN pg_catalog.pg_namespace n"
 										   " ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
 										   " WHERE c.relkind OPERATOR(pg_catalog.=) 'r'",
-										   quote_literal_cstr(repl_ml_fetch_name(rel))), 2, types);
+										   name, name), 2, types);
 	while (repl_ml_stream_next(result))
 	{
 		slot_getallattrs(result->slot);
@@ -338,7 +356,7 @@ copy_partitions(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const C
 	}
 	repl_ml_stream_free(result);
 
-	/* partitions need not be cut alike here: each row goes where it belongs */
+	/* each row goes where it belongs here */
 	foreach(lc, names)
 		rows += copy_sendable(apply, conn, rel, lfirst(lc), of);
 	return rows;

@@ -58,6 +58,7 @@ typedef struct PeerInfo
 	XLogRecPtr	flush_lsn;
 	TimestampTz server_start;
 	int64		start_sequence; /* of its last heartbeat before that */
+	bool		brings_rows;	/* it joins, or has joined, with rows of its own */
 } PeerInfo;
 
 static PeerInfo ask_peer(ReplMlApply *apply);
@@ -241,8 +242,8 @@ check_progress(ReplMlApply *apply, XLogRecPtr applied, const PeerInfo *info)
 static PeerInfo
 ask_peer(ReplMlApply *apply)
 {
-	static const Oid types[13] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, OIDOID,
-	PG_LSNOID, BOOLOID, INT4OID, INT4OID, TIMESTAMPTZOID, INT8OID};
+	static const Oid types[14] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, OIDOID,
+	PG_LSNOID, BOOLOID, INT4OID, INT4OID, TIMESTAMPTZOID, INT8OID, BOOLOID};
 	PeerInfo	info = {0};
 	char	   *fields[5];
 	ReplMlResult *result = repl_ml_stream_query(apply->connection.stream,
@@ -253,7 +254,7 @@ ask_peer(ReplMlApply *apply)
 														 " fenced, database, flush_lsn,"
 														 " asker_dropped, incarnation,"
 														 " asker_incarnation, server_start,"
-														 " start_sequence"
+														 " start_sequence, brings_rows"
 														 " FROM repl_ml.local_info(%d)",
 														 apply->self), lengthof(types), types);
 
@@ -285,6 +286,7 @@ ask_peer(ReplMlApply *apply)
 	/* before its first heartbeat ever it can have been set back to nothing older */
 	info.start_sequence = result->slot->tts_isnull[12] ? PG_INT64_MAX :
 		DatumGetInt64(result->slot->tts_values[12]);
+	info.brings_rows = DatumGetBool(result->slot->tts_values[13]);
 	repl_ml_stream_free(result);
 	return info;
 }
@@ -580,7 +582,8 @@ make_origin(const char *origin, XLogRecPtr from)
  * Orders copies of what the peer wrote before its slot existed.  Not while we
  * join and the copy from the donor is still to come (it waits for the donor to
  * have everything up to the slots), unless this is the donor; and not from a
- * node that joins itself, which has nothing of its own.
+ * node that joins itself, unless it brings rows of its own: these are copied when
+ * it is ready (sync.c).
  */
 static void
 order_copies(ReplMlApply *apply, const PeerInfo *info, bool rebuilt)
@@ -588,11 +591,10 @@ order_copies(ReplMlApply *apply, const PeerInfo *info, bool rebuilt)
 	Oid			types[1] = {INT4OID};
 	Datum		values[1] = {Int32GetDatum(apply->peer->node_id)};
 
-	if (!rebuilt && strcmp(info->state, "ready") != 0)
+	if (!rebuilt && strcmp(info->state, "ready") != 0 && !info->brings_rows)
 		return;
 	repl_ml_spi_execute("SELECT repl_ml.order_copies($1) FROM repl_ml.local_node l"
-						" WHERE (l.copy_data OR l.state OPERATOR(pg_catalog.=) 'ready')"
-						"   AND (l.donor OPERATOR(pg_catalog.=) $1"
-						" OR l.state OPERATOR(pg_catalog.<>) 'joining')",
+						" WHERE l.donor OPERATOR(pg_catalog.=) $1"
+						" OR l.state OPERATOR(pg_catalog.<>) 'joining'",
 						1, types, values, NULL);
 }

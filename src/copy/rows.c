@@ -441,7 +441,10 @@ join_copied_row(ReplMlApply *apply, Relation rel, Datum *values, bool *nulls)
 	ExecStoreVirtualTuple(slot);
 	if (RelationGetRelid(rel) == repl_ml_catalog_oid("replicated_table"))
 		repl_ml_relation_meet(slot);
-	repl_ml_row_join(RelationGetRelid(rel), slot, &source);
+	if (RelationGetNamespace(rel) != repl_ml_schema_oid() && repl_ml_meet_is_due())
+		repl_ml_meet_row(RelationGetRelid(rel), slot, &source);
+	else
+		repl_ml_row_join(RelationGetRelid(rel), slot, &source);
 }
 
 /*

@@ -62,7 +62,8 @@ repl_ml_sync_catalogs(ReplMlApply *apply, WalReceiverConn *conn)
  * Sets the next table to be copied from the peer, or returns false.  One that
  * could not be enrolled here is left for later (enrol.c), unless this node
  * joins, and so is one whose copy failed lately: it must not keep all others
- * from being streamed.  Those whose rows take the server down are left, or,
+ * from being streamed; and all of a peer that joins with rows of its own, until
+ * it is ready.  Those whose rows take the server down are left, or,
  * with "banned", only they are found.
  */
 static bool
@@ -78,7 +79,10 @@ next_pending(ReplMlApply *apply, bool banned, char **schema_name, char **table_n
 			" WHERE p.schema_name OPERATOR(pg_catalog.=) y.schema_name"
 			" AND p.table_name OPERATOR(pg_catalog.=) y.table_name"
 			" AND p.action OPERATOR(pg_catalog.<>) 'remove')"
-			" AND NOT repl_ml.waits_to_retry(y.node_id, y.schema_name, y.table_name, 'copy')";
+			" AND NOT repl_ml.waits_to_retry(y.node_id, y.schema_name, y.table_name, 'copy')"
+			" AND NOT EXISTS (SELECT FROM repl_ml.member m"
+			" WHERE m.node_id OPERATOR(pg_catalog.=) y.node_id"
+			" AND m.state OPERATOR(pg_catalog.=) 'joining')";
 
 	/* our own tables first: tombstones before the rows they are of */
 	SPI_execute(psprintf("SELECT schema_name, table_name FROM repl_ml.table_sync y"
@@ -274,8 +278,12 @@ note_open_tables(ReplMlApply *apply)
 	SPI_execute("SELECT repl_ml.forget_failures()", false, 1);
 	apply->tables_pending = repl_ml_query_int(psprintf("SELECT 1 FROM repl_ml.table_failure"
 													   " WHERE node_id OPERATOR(pg_catalog.=) %d"
+													   " UNION ALL SELECT 1 FROM repl_ml.table_sync"
+													   " WHERE node_id OPERATOR(pg_catalog.=) %d"
+													   " AND state OPERATOR(pg_catalog.=) 'pending'"
 													   " UNION ALL SELECT 1"
 													   " FROM repl_ml.pending_tables() LIMIT 1",
+													   apply->peer->node_id,
 													   apply->peer->node_id)) != 0;
 	repl_ml_commit();
 	MemoryContextSwitchTo(apply->message_context);

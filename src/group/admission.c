@@ -14,6 +14,7 @@
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
+#include "utils/snapmgr.h"
 
 #include "compat.h"
 #include "copy/copy.h"
@@ -30,7 +31,7 @@ typedef struct Row
 
 static void check_own_version(void);
 static void check_encoding(WalReceiverConn *donor);
-static void check_tables(WalReceiverConn *donor, bool copy_data);
+static void check_tables(WalReceiverConn *donor, bool copy_data, bool is_told);
 static void check_roles(WalReceiverConn *donor, bool everything);
 static void check_donor_readable(WalReceiverConn *donor);
 static List *query_donor(WalReceiverConn *donor, int ncolumns, const char *sql);
@@ -45,9 +46,11 @@ static List *query_donor(WalReceiverConn *donor, int ncolumns, const char *sql);
 
 /*
  * Raises, in the join worker, an error that says what to do first, or returns.
+ * "is_told" is whether it is known whose rows are to stay of those without a
+ * clock.
  */
 void
-repl_ml_admission_check(WalReceiverConn *donor, bool copy_data)
+repl_ml_admission_check(WalReceiverConn *donor, bool copy_data, bool is_told)
 {
 	bool		everything;
 
@@ -56,7 +59,7 @@ repl_ml_admission_check(WalReceiverConn *donor, bool copy_data)
 	repl_ml_begin();
 	everything = repl_ml_schema_is_empty();
 	repl_ml_commit();
-	check_tables(donor, copy_data);
+	check_tables(donor, copy_data, is_told);
 	check_roles(donor, everything);
 	if (everything)
 		check_donor_readable(donor);
@@ -133,12 +136,49 @@ check_existing_table(const Row *table, bool copy_data)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table %s of the joining database is not empty", name),
 				 errhint("Run TRUNCATE %s or drop it, and join again; or join with copy_data => "
-						 "false if it holds the group's rows already.", name)));
+						 "false if its rows are to be compared with the group's.", name)));
+}
+
+/*
+ * Refuses rows that have no clock and are not the group's, unless it is told
+ * what is to become of them: nobody knows which is the newer one.
+ */
+static void
+check_unstamped_rows(WalReceiverConn *donor, List *tables)
+{
+	StringInfoData found;
+	int64		total = 0;
+	ListCell   *lc;
+
+	initStringInfo(&found);
+	repl_ml_begin();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	foreach(lc, tables)
+	{
+		const Row  *table = lfirst(lc);
+		char	   *name = quote_qualified_identifier(table->fields[0], table->fields[1]);
+		int64		count = repl_ml_meet_count(donor, table->fields[0], table->fields[1]);
+
+		if (count > 0)
+			appendStringInfo(&found, "%s%s: " INT64_FORMAT, found.len > 0 ? ", " : "", name,
+							 count);
+		total += count;
+	}
+	PopActiveSnapshot();
+	repl_ml_commit();
+	if (total > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg(INT64_FORMAT " rows of this database have no clock and are not what the "
+						"group has", total),
+				 errdetail_internal("%s.", found.data),
+				 errhint("Join with keep => 'theirs' to have the group's rows instead of them, or "
+						 "with keep => 'mine' to have them on all nodes.")));
 }
 
 /* Checks the tables that are here already and the group replicates. */
 static void
-check_tables(WalReceiverConn *donor, bool copy_data)
+check_tables(WalReceiverConn *donor, bool copy_data, bool is_told)
 {
 	ListCell   *lc;
 	List	   *tables = query_donor(donor, 2,
@@ -149,6 +189,8 @@ check_tables(WalReceiverConn *donor, bool copy_data)
 	foreach(lc, tables)
 		check_existing_table(lfirst(lc), copy_data);
 	repl_ml_commit();
+	if (!copy_data && !is_told)
+		check_unstamped_rows(donor, tables);
 }
 
 /*

@@ -36,7 +36,7 @@ extern void repl_ml_request_answer(const ReplMlJoinRequest *asked, ReplMlJoinSta
 extern PGDLLEXPORT void repl_ml_join_main(Datum arg);
 
 /* in admission.c */
-extern void repl_ml_admission_check(WalReceiverConn *donor, bool copy_data);
+extern void repl_ml_admission_check(WalReceiverConn *donor, bool copy_data, bool is_told);
 
 /* in shape.c */
 extern void repl_ml_shape_tell(bool called);

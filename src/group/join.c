@@ -139,7 +139,7 @@ join_group(ReplMlJoinRequest *request)
 
 	ask_donor(request, donor, &candidate);
 	load_members(donor, &candidate);
-	repl_ml_admission_check(donor, request->copy_data);
+	repl_ml_admission_check(donor, request->copy_data, request->keep[0] != '\0');
 	repl_ml_stream_disconnect(donor);
 	describe_self(request, &candidate);
 
@@ -599,8 +599,8 @@ insert_member(char *const *row)
 static void
 become_member(ReplMlJoinRequest *request, Candidate *candidate)
 {
-	Oid			types[7] = {TEXTOID, TEXTOID, INT4OID, TEXTOID, TEXTOID, INT4OID, BOOLOID};
-	Datum		values[7];
+	Oid			types[8] = {TEXTOID, TEXTOID, INT4OID, TEXTOID, TEXTOID, INT4OID, BOOLOID, TEXTOID};
+	Datum		values[8];
 	ListCell   *lc;
 
 	values[0] = CStringGetTextDatum(candidate->group_name);
@@ -610,6 +610,7 @@ become_member(ReplMlJoinRequest *request, Candidate *candidate)
 	values[4] = CStringGetTextDatum("joining");
 	values[5] = Int32GetDatum(candidate->donor);
 	values[6] = BoolGetDatum(request->copy_data);
+	values[7] = CStringGetTextDatum(request->keep);
 
 	/* the list is the donor's: what a former group has left is none of it */
 	repl_ml_begin();
@@ -618,8 +619,8 @@ become_member(ReplMlJoinRequest *request, Candidate *candidate)
 	foreach(lc, candidate->members)
 		insert_member(((Member *) lfirst(lc))->row);
 	SPI_execute_with_args("SELECT repl_ml.become_member($1::pg_catalog.name, $2::pg_catalog.uuid,"
-						  " $3, $4::pg_catalog.name, $5, $6, $7)",
-						  7, types, values, NULL, false, 0);
+						  " $3, $4::pg_catalog.name, $5, $6, $7, nullif($8, ''))",
+						  8, types, values, NULL, false, 0);
 	candidate->own[MEMBER_NODE_ID] = psprintf("%d", candidate->node_id);
 	insert_member(candidate->own);
 	repl_ml_commit();

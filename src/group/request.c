@@ -36,8 +36,8 @@ static void raise_answer(const ReplMlJoinRequest *answer);
 static void withdraw_request(int code, Datum arg);
 
 /*
- * repl_ml.start_joining(node_name, dsn, join_dsn, copy_data, timeout) returns
- * the node id.  When it returns this database is a joining member, whatever
+ * repl_ml.start_joining(node_name, dsn, join_dsn, copy_data, timeout, keep)
+ * returns the node id.  When it returns this database is a joining member, whatever
  * becomes of the caller's transaction; when it raises an error nothing is left
  * behind, here or on the members, but perhaps a node id that is not used
  * again.
@@ -94,6 +94,7 @@ file_request(FunctionCallInfo fcinfo)
 	request.database = MyDatabaseId;
 	request.node_name = *PG_GETARG_NAME(0);
 	request.copy_data = PG_GETARG_BOOL(3);
+	text_to_cstring_buffer(PG_GETARG_TEXT_PP(5), request.keep, sizeof(request.keep));
 	copy_dsn(request.dsn, PG_GETARG_TEXT_PP(1), "dsn");
 	copy_dsn(request.join_dsn, PG_GETARG_TEXT_PP(2), "join_dsn");
 

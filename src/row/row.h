@@ -142,6 +142,7 @@ typedef struct ReplMlVersions
 } ReplMlVersions;
 
 /* in table.c */
+extern void repl_ml_table_allow_plain(void);
 extern ReplMlTable *repl_ml_table_get(Relation rel);
 extern Oid	repl_ml_table_root(Oid relid);
 extern AttrNumber repl_ml_table_clock_attnum(Oid relid);

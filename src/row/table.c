@@ -36,6 +36,7 @@
 #include "wire/wire.h"
 
 static HTAB *tables = NULL;
+static bool plain_allowed = false;	/* written by repl_ml_table_allow_plain */
 
 static void refill_table(ReplMlTable *table, Relation rel);
 static void fill_table(ReplMlTable *table, Relation rel);
@@ -125,6 +126,16 @@ refill_table(ReplMlTable *table, Relation rel)
 	PG_END_TRY();
 }
 
+/*
+ * From now on this process, the join worker, also looks at tables that are not
+ * replicated yet: they have no clock column.
+ */
+void
+repl_ml_table_allow_plain(void)
+{
+	plain_allowed = true;
+}
+
 /* Fills the entry from the catalogs. */
 static void
 fill_table(ReplMlTable *table, Relation rel)
@@ -135,7 +146,7 @@ fill_table(ReplMlTable *table, Relation rel)
 	namestrcpy(&table->schema_name, get_namespace_name(get_rel_namespace(table->root)));
 
 	table->clock_attnum = repl_ml_table_clock_attnum(table->relid);
-	if (table->clock_attnum == InvalidAttrNumber)
+	if (table->clock_attnum == InvalidAttrNumber && !plain_allowed)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"%s\" is not replicated by repl_ml",

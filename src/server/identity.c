@@ -58,7 +58,8 @@ enum
 	Anum_donor,
 	Anum_copy_data,
 	Anum_incarnation,
-	Natts_local_node = Anum_incarnation
+	Anum_keep,
+	Natts_local_node = Anum_keep
 };
 
 static ReplMlIdentity cached;
@@ -201,6 +202,10 @@ load_identity(ReplMlIdentity *identity)
 		identity->joining = !identity->dropped &&
 			strcmp(TextDatumGetCString(values[Anum_state - 1]), "ready") != 0;
 		identity->incarnation = DatumGetInt32(values[Anum_incarnation - 1]);
+		identity->own_rows = DatumGetBool(values[Anum_copy_data - 1]) ? REPL_ML_NO_OWN_ROWS :
+			nulls[Anum_keep - 1] ? REPL_ML_KEEP_UNASKED :
+			strcmp(TextDatumGetCString(values[Anum_keep - 1]), "mine") == 0 ?
+			REPL_ML_KEEP_MINE : REPL_ML_KEEP_THEIRS;
 		compare_fingerprint(values, identity);
 	}
 	systable_endscan(scan);

@@ -128,6 +128,7 @@ typedef struct ReplMlJoinRequest
 	Latch	   *requester_latch;
 	Oid			database;
 	bool		copy_data;
+	char		keep[8];		/* mine, theirs or nothing */
 	NameData	node_name;
 	char		dsn[REPL_ML_DSN_LENGTH];
 	char		join_dsn[REPL_ML_DSN_LENGTH];
@@ -217,6 +218,18 @@ repl_ml_monotonic_now(void)
 /* ... and what stands for: even so, and nobody knows which of its rows it is */
 #define REPL_ML_CRASHES_PARK	100
 
+/*
+ * Whether a node has joined with rows of its own, and whose row stays where it
+ * is not known by clocks.
+ */
+typedef enum ReplMlOwnRows
+{
+	REPL_ML_NO_OWN_ROWS,
+	REPL_ML_KEEP_UNASKED,		/* there were none of that kind */
+	REPL_ML_KEEP_MINE,
+	REPL_ML_KEEP_THEIRS
+} ReplMlOwnRows;
+
 /* This database in its group; see identity.c. */
 typedef struct ReplMlIdentity
 {
@@ -227,6 +240,7 @@ typedef struct ReplMlIdentity
 	bool		dropped;		/* the others have removed us */
 	uint16		node_id;
 	int			incarnation;	/* see repl_ml.claim_identity() */
+	ReplMlOwnRows own_rows;
 	NameData	node_name;
 	NameData	group_name;
 	pg_uuid_t	group_id;

@@ -273,25 +273,31 @@ replace_row(Mending *mending, const Here *here)
 
 /* ---- one key after the other ---- */
 
-/* Keeps what was done as a row. */
-static void
-record(const Mending *mending)
+/*
+ * Keeps what was done about a row of the table as a row of
+ * repl_ml.repair_history; copy/meet.c does, too.  Rows are JSON, NULL for none.
+ */
+void
+repl_ml_mend_record(ReplMlTable *table, Datum key, const char *action, const char *verdict,
+					int source, const char *before, const char *after)
 {
-	ReplMlTable *table = repl_ml_targets_get(mending->relid)->table;
 	Oid			types[8] = {TEXTOID, TEXTOID, TEXTARRAYOID, TEXTOID, TEXTOID, INT4OID, TEXTOID,
 	TEXTOID};
 	Datum		values[8] = {CStringGetTextDatum(NameStr(table->schema_name)),
-		CStringGetTextDatum(NameStr(table->table_name)), mending->key,
-		CStringGetTextDatum(mending->action), CStringGetTextDatum(mending->verdict),
-	Int32GetDatum(mending->source)};
+		CStringGetTextDatum(NameStr(table->table_name)), key, CStringGetTextDatum(action),
+	CStringGetTextDatum(verdict), Int32GetDatum(source)};
 	char		nulls[9] = "        ";
 
-	nulls[6] = mending->before == NULL ? 'n' : ' ';
-	if (mending->before != NULL)
-		values[6] = CStringGetTextDatum(mending->before);
-	nulls[7] = mending->after == NULL ? 'n' : ' ';
-	if (mending->after != NULL)
-		values[7] = CStringGetTextDatum(mending->after);
+	if (before != NULL && strlen(before) > LONGEST_ROW)
+		before = NULL;
+	if (after != NULL && strlen(after) > LONGEST_ROW)
+		after = NULL;
+	nulls[6] = before == NULL ? 'n' : ' ';
+	if (before != NULL)
+		values[6] = CStringGetTextDatum(before);
+	nulls[7] = after == NULL ? 'n' : ' ';
+	if (after != NULL)
+		values[7] = CStringGetTextDatum(after);
 	repl_ml_spi_execute("INSERT INTO repl_ml.row_repair (schema_name, table_name, key, action,"
 						" verdict, source_node, before, after) VALUES ($1::pg_catalog.name,"
 						" $2::pg_catalog.name, $3, $4, $5, $6, $7::pg_catalog.jsonb,"
@@ -329,7 +335,9 @@ mend(void *argument)
 	mending->after = after.row;
 	mending->action = name_action(mending, &before, &after);
 	if (strcmp(mending->action, "none") != 0)
-		record(mending);
+		repl_ml_mend_record(repl_ml_targets_get(mending->relid)->table, mending->key,
+							mending->action, mending->verdict, mending->source, mending->before,
+							mending->after);
 }
 
 /* Does all that is to be done; an error is one key's. */

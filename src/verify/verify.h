@@ -354,6 +354,9 @@ extern void repl_ml_throttle_rest(void);
 extern bool repl_ml_throttle_release(void);
 
 /* in mend.c */
+extern void repl_ml_mend_record(ReplMlTable *table, Datum key, const char *action,
+								const char *verdict, int source, const char *before,
+								const char *after);
 extern StringInfo repl_ml_mend(const ReplMlInquiry *inquiry, const ReplMlOrder *order);
 
 /* in progress.c */

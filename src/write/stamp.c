@@ -165,7 +165,8 @@ PG_FUNCTION_INFO_V1(repl_ml_stamp_update);
  * The BEFORE UPDATE ROW trigger: gives the new version a clock strictly above
  * the old one's, with what the merge rules of its columns need to know, and
  * makes it travel whole.  A changed primary key leaves a tombstone under the
- * old one, and the row begins anew.
+ * old one, and the row begins anew.  In a database that is in no group (a
+ * restored dump) the row loses its clock.
  */
 Datum
 repl_ml_stamp_update(PG_FUNCTION_ARGS)
@@ -180,11 +181,15 @@ repl_ml_stamp_update(PG_FUNCTION_ARGS)
 	ReplMlClock *old;
 	ReplMlClock *clock;
 
-	if (self == NULL)
+	if (table == NULL)
 		return PointerGetDatum(trigdata->tg_newtuple);
+	desc = RelationGetDescr(trigdata->tg_relation);
+	/* in no group: what its clock says is not this version's any more */
+	if (self == NULL)
+		return PointerGetDatum(copy_with_clock(table, desc, trigdata->tg_newtuple,
+											   repl_ml_clock_empty()));
 
 	refuse_later_triggers(trigdata);
-	desc = RelationGetDescr(trigdata->tg_relation);
 	old = replaced_clock(trigdata, table, self);
 	clock = above_former(table, trigdata->tg_newslot, old);
 	clock = advance_clock(clock, self);
