@@ -237,6 +237,11 @@ repl_ml_positions_to_share(void)
 	repl_ml_news_begin();
 	repl_ml_news_end();
 	repl_ml_news_tell();
+	/*
+	 * nor does anybody flush what is no transaction's (pruning), before the
+	 * next heartbeat
+	 */
+	XLogSetAsyncXactLSN(repl_ml_clock_counter(positions, repl_ml_identity()->node_id));
 	return positions;
 }
 
