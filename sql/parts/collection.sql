@@ -26,10 +26,11 @@ COMMENT ON FUNCTION repl_ml.announce_evictions() IS 'tells the group which versi
 -- version overwritten, before it wrote: so it is kept until everything written up to then, by whomever, is here. All of a
 -- key or nothing. The floor is in the stream before whatever is written without these tombstones. Stored versions that
 -- one of them knows are stale, and would come back where they are copied to without it.
+-- However many there are: where statistics are of an emptier table, nested loops would read all for each.
 CREATE FUNCTION repl_ml.collect_tombstones(stable text) RETURNS void
-    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_nestloop = off
     AS $$
-    WITH kept AS (SELECT t.schema_name, t.table_name, t.key_hash FROM repl_ml.tombstone t
+    WITH kept AS MATERIALIZED (SELECT t.schema_name, t.table_name, t.key_hash FROM repl_ml.tombstone t
                    WHERE t.eviction IS NOT NULL AND repl_ml.max_counter((t.eviction->>'winner_clock')::repl_ml.vclock) >=
                          (SELECT min(coalesce(repl_ml.counter(stable::repl_ml.vclock, m.node_id), 0)) FROM repl_ml.member m WHERE m.state <> 'dropped')),
     gone AS (DELETE FROM repl_ml.tombstone t WHERE t.__repl_clock OPERATOR(repl_ml.<@) stable::repl_ml.vclock

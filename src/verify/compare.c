@@ -33,6 +33,7 @@
 #include "verify/verify.h"
 
 #define CONNECT_MS			10000
+#define LEAST_CONNECT_MS	3000
 #define HOPELESS_MS			30000	/* a member that has been cut off so long */
 #define BATCH_ROWS			50000
 #define SAME_VERSION		REPL_ML_SAME_VERSION_HINT
@@ -192,6 +193,13 @@ make_statements(const ReplMlPartQuestion *question, const char *const *params)
 	return sql.data;
 }
 
+/* Returns how long a member may take to be asked: no longer than the caller waits for any. */
+static int64
+connect_patience(const ReplMlComparison *comparison)
+{
+	return Min(CONNECT_MS, Max(comparison->patience_ms, LEAST_CONNECT_MS));
+}
+
 /* Asks the others, and does this node's part; answers and errors are one for each asked. */
 static void
 ask_others(Asking *asking, int count, char **answers, char **errors)
@@ -205,7 +213,7 @@ ask_others(Asking *asking, int count, char **answers, char **errors)
 	ReplMlQuestions all = {.count = count,.dsns = dsns,
 		.query = make_statement(question, inquiry->pace),
 		.nparams = 4 + question->nparams,.params = params,
-		.sent_by = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), CONNECT_MS),
+		.sent_by = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), connect_patience(comparison)),
 		.deadline = question->deadline,.meanwhile = do_own_part,.is_hopeless = is_hopeless,
 	.argument = asking,.answers = answers,.errors = errors};
 

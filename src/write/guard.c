@@ -563,7 +563,7 @@ check_drop(DropStmt *stmt)
 
 /*
  * Refuses the TRUNCATE of one partition, which the root's trigger does not
- * see.
+ * see; not where a dump of a member is restored, which runs it.
  */
 static void
 check_truncate(TruncateStmt *stmt)
@@ -578,7 +578,7 @@ check_truncate(TruncateStmt *stmt)
 
 		repl_ml_own_check_table(lfirst_node(RangeVar, lc));
 		if (repl_ml_guard_is_enrolled(lfirst_node(RangeVar, lc), &relid) &&
-			get_rel_relispartition(relid))
+			get_rel_relispartition(relid) && OidIsValid(repl_ml_own_publication()))
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 					 errmsg("partition \"%s\" of a replicated table cannot be truncated on its own",

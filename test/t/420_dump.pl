@@ -19,6 +19,10 @@ CREATE TABLE other.item (id int PRIMARY KEY);
 CREATE TABLE broken (id int PRIMARY KEY, n int);
 CREATE TABLE left_out (id int PRIMARY KEY);
 CREATE TABLE mine (id int PRIMARY KEY);
+CREATE TABLE parted (id int PRIMARY KEY, v text) PARTITION BY HASH (id);
+CREATE TABLE parted_0 PARTITION OF parted FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+CREATE TABLE parted_1 PARTITION OF parted FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+INSERT INTO parted SELECT g, 'v' FROM generate_series(1, 100) g;
 INSERT INTO account VALUES (1, 'x');
 INSERT INTO model VALUES ('m', 0.5);
 ALTER TABLE account OWNER TO owner;
@@ -60,15 +64,15 @@ sql($n3, "CREATE DATABASE $_") foreach qw(ordinary bare);
 # into a new group: create_group is enough, and says what is not as it was
 is(restore('postgres', dump_into('inserts.sql', '--inserts')), '', 'a dump of INSERTs is restored without an error');
 is(sql($n3, q(SELECT string_agg(DISTINCT state, ',') FROM repl_ml.tables)), 'restored', 'they are not said to be replicated');
-like(sql($n3, q(SELECT detail FROM repl_ml.health WHERE check_name = 'membership')), qr/restored from a dump of a member, with 4 of/, 'health tells');
+like(sql($n3, q(SELECT detail FROM repl_ml.health WHERE check_name = 'membership')), qr/restored from a dump of a member, with 5 of/, 'health tells');
 sql($n3, q(INSERT INTO account VALUES (2, 'not of a group')));
 sql($n3, 'ALTER TABLE broken DROP CONSTRAINT broken_pkey');
 my (undef, undef, $said) = $n3->psql('postgres', "SELECT repl_ml.create_group('again', 'r1', " . literal(dsn($n3)) . ')');
-like($said, qr/NOTICE: .* replicated again, with their levels and rules: other\.item, public\.account, public\.model$/m, 'what is as it was');
+like($said, qr/NOTICE: .* replicated again, with their levels and rules: other\.item, public\.account, public\.model, public\.parted$/m, 'what is as it was');
 like($said, qr/WARNING: .* table public\.broken was replicated .*\n.*\nHINT: .*repl_ml\.add_table\('public\.broken'\)/, 'what is not');
 like($said, qr/WARNING: .* resolver of table other\.item is not taken up/, 'nodes of another group are not those of this one');
 is(sql($n3, q(SELECT table_name, write_consistency, state FROM repl_ml.tables ORDER BY 1)),
-	"account|quorum|replicated\nitem|one|replicated\nmodel|one|replicated", 'tables and levels');
+	"account|quorum|replicated\nitem|one|replicated\nmodel|one|replicated\nparted|one|replicated", 'tables and levels');
 my $expected = "broken|n|max\nmodel|n|counter\nmodel|score|max\nmodel||newest_by(score)";
 is(sql($n3, $rules), $expected, 'the newest rules');
 is(sql($n3, q(SELECT string_agg(relation::text, ',') FROM repl_ml.unreplicated_tables)), '', 'what stays local stays so');
@@ -78,7 +82,7 @@ my $n4 = new_node('n4');
 sql($n4, 'CREATE ROLE owner');
 join_node($n4, $n3);
 sql($n4, q(UPDATE account SET v = 'y' WHERE id = 2));
-wait_converged([ $n3, $n4 ], 'account', 'model');
+wait_converged([ $n3, $n4 ], 'account', 'model', 'parted');
 is(sql($n4, $rules), $expected, 'a node that joins knows the rules');
 isnt(sql($n3, 'SELECT __repl_clock FROM account WHERE id = 1'), sql($n1, 'SELECT __repl_clock FROM account WHERE id = 1'), 'clocks of the other group are gone');
 
@@ -101,6 +105,11 @@ my $without = slurp_file($plain) =~ s/^CREATE EXTENSION IF NOT EXISTS repl_ml\b/
 append_to_file("$plain.bare", $without);
 restore('bare', "$plain.bare");
 $n3->safe_psql('bare', 'DROP SCHEMA repl_ml CASCADE; DROP PUBLICATION IF EXISTS repl_ml');
+# side by side, which truncates each table before it is filled
+$n3->safe_psql('postgres', 'CREATE DATABASE beside');
+command_ok([ 'pg_restore', '-j2', '-d', $n3->connstr('beside'), dump_into('directory', '-Fd') ], 'a restore with several jobs');
+is($n3->safe_psql('beside', 'SELECT count(*) FROM parted'), '100', 'has the rows of partitions');
+
 foreach my $database (qw(ordinary bare))
 {
 	is($n3->safe_psql($database, $shape), 'id,v', "$database: the columns");
