@@ -224,7 +224,8 @@ my @writers = map { IPC::Run::start([ 'psql', '-XAtq', '-d', dsn($_), '-c', 'CAL
 my ($rounds, %said) = (0);
 while (grep { $_->pumpable } @writers)
 {
-	$_->pump_nb foreach @writers;
+	# one that has ended cannot be pumped
+	eval { $_->pump_nb } foreach @writers;
 	$said{ sql($nodes[ $rounds++ % 3 ], q(SELECT status || coalesce(': ' || detail, '') FROM repl_ml.verify_table('parted', '60 s'))) }++;
 }
 $_->finish foreach @writers;

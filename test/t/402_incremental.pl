@@ -216,7 +216,8 @@ my @writers = map { IPC::Run::start([ 'psql', '-XAtq', '-d', dsn($_), '-c', 'CAL
 my ($rounds, %said, %modes) = (0);
 while (grep { $_->pumpable } @writers)
 {
-	$_->pump_nb foreach @writers;
+	# one that has ended cannot be pumped
+	eval { $_->pump_nb } foreach @writers;
 	my ($said, $mode) = split /\|/, sql($nodes[ $rounds++ % 3 ], q(SELECT status || coalesce(': ' || nullif(mode, 'incremental') || ' ' || detail, ''), mode FROM repl_ml.verify_table('hot', '60 s', true)));
 	$said{$said}++;
 	$modes{$mode}++;
