@@ -2,7 +2,8 @@
 # is never wrong because rows are on their way, because files, definitions or servers have become others, or because it was
 # interrupted; and what was damaged on a page that nobody has written is found by the next full pass.
 #
-# Seen failing: without the pages that were not settled, without attnums in what hashes depend on, without labels in it.
+# Seen failing, by the same statements by hand: without the pages that were not settled, without attnums in what hashes
+# depend on, without labels in it.
 use strict;
 use warnings;
 use IPC::Run;
