@@ -13,6 +13,7 @@
 #include "row/row.h"
 #include "server/server.h"
 #include "storage/buf.h"
+#include "utils/array.h"
 #include "utils/rel.h"
 #include "utils/snapshot.h"
 #include "wire/wire.h"
