@@ -294,6 +294,11 @@ CREATE FUNCTION repl_ml.mend_publication() RETURNS void
         IF fault IS NULL THEN
             RETURN;
         END IF;
+        -- not of a group that this database is leaving, or has left a moment ago
+        PERFORM FROM repl_ml.local_node FOR SHARE;
+        IF NOT FOUND OR repl_ml.publication_fault() IS NULL THEN
+            RETURN;
+        END IF;
         RAISE LOG 'the publication "repl_ml" % and is made anew', fault
             USING DETAIL = 'The other nodes copy all tables of this one again and join them.';
         PERFORM repl_ml.make_publication();

@@ -513,6 +513,9 @@ CREATE FUNCTION repl_ml.mend_triggers() RETURNS void
                    JOIN pg_catalog.pg_class c ON c.oid = r.prrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                   WHERE p.pubname = 'repl_ml' AND n.nspname <> 'repl_ml' AND repl_ml.trigger_fault(c.oid) IS NOT NULL
         LOOP
+            -- not of a group that this database is leaving
+            PERFORM FROM repl_ml.local_node FOR SHARE;
+            EXIT WHEN NOT FOUND;
             BEGIN
                 PERFORM repl_ml.enrol(t.relation);
                 INSERT INTO repl_ml.consistency_check (schema_name, table_name, status, members, unreachable, rows, chunks, differing_rows, rechecked_rows, started_at, duration, detail, hint, unwatched)
