@@ -65,6 +65,7 @@ OBJS = \
 	src/server/crash.o \
 	src/row/table.o \
 	src/row/owner.o \
+	src/row/attempt.o \
 	src/row/orphans.o \
 	src/row/key.o \
 	src/row/shape.o \

@@ -232,6 +232,24 @@ write_digits(const StringInfoData *value)
 	return digits;
 }
 
+/* A value that came in binary form. */
+typedef struct BinaryValue
+{
+	ReplMlRemoteTable *table;
+	LogicalRepTupleData *tuple;
+	int			column;
+	char	   *text;
+} BinaryValue;
+
+/* A step of repl_ml_attempt: has the value's type read and write it. */
+static void
+read_binary(void *argument)
+{
+	BinaryValue *it = argument;
+
+	it->text = repl_ml_relation_column(it->table, it->tuple, it->column);
+}
+
 /*
  * Returns a value that came in binary form as text, or its bytes if its type
  * does not read them.
@@ -239,28 +257,10 @@ write_digits(const StringInfoData *value)
 static char *
 write_binary(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, int column)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	char	   *volatile text = NULL;
+	BinaryValue it = {.table = table,.tuple = tuple,.column = column};
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		text = repl_ml_relation_column(table, tuple, column);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		text = write_digits(&tuple->colvalues[column]);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return text;
+	return repl_ml_attempt(read_binary, &it) == NULL ? it.text :
+		write_digits(&tuple->colvalues[column]);
 }
 
 /* Returns a value that came as text; its bytes if they are none. */

@@ -21,7 +21,6 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
@@ -35,7 +34,6 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
-#include "utils/resowner.h"
 
 #include "compat.h"
 #include "converge/converge.h"
@@ -397,6 +395,13 @@ repl_ml_history_row_as_json(Relation rel, AttrNumber clock_attnum, TupleTableSlo
 	return is_valid_jsonb(json) ? json : NULL;
 }
 
+/* A step of repl_ml_attempt: reads a text as jsonb. */
+static void
+read_jsonb(void *argument)
+{
+	(void) DirectFunctionCall1(jsonb_in, CStringGetDatum((const char *) argument));
+}
+
 /*
  * Says whether jsonb can hold the text: json takes \u0000 and any number,
  * jsonb does not.
@@ -404,36 +409,13 @@ repl_ml_history_row_as_json(Relation rel, AttrNumber clock_attnum, TupleTableSlo
 static bool
 is_valid_jsonb(const char *json)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool valid = true;
+	ErrorData  *error = repl_ml_attempt(read_jsonb, (void *) json);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		(void) DirectFunctionCall1(jsonb_in, CStringGetDatum(json));
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-
-		/* what is wrong otherwise, as a lack of memory, is no answer */
-		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_DATA_EXCEPTION &&
-			ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_PROGRAM_LIMIT_EXCEEDED)
-			ReThrowError(error);
-		valid = false;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return valid;
+	/* what is wrong otherwise, as a lack of memory, is no answer */
+	if (error != NULL && ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_DATA_EXCEPTION &&
+		ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_PROGRAM_LIMIT_EXCEEDED)
+		ReThrowError(error);
+	return error == NULL;
 }
 
 /* Returns an array of names. */

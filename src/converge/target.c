@@ -13,7 +13,6 @@
 
 #include "access/table.h"
 #include "access/tupconvert.h"
-#include "access/xact.h"
 #include "catalog/catalog.h"
 #include "executor/execPartition.h"
 #include "executor/executor.h"
@@ -23,7 +22,6 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/rls.h"
 #include "utils/syscache.h"
 
@@ -317,6 +315,23 @@ repl_ml_targets_in_session(void (*step) (void *argument), void *argument)
 	AtEOXact_GUC(true, level);
 }
 
+/* A step of repl_ml_targets_try. */
+typedef struct TargetsStep
+{
+	void		(*step) (void *argument);
+	void	   *argument;
+} TargetsStep;
+
+/* Does the step, and closes the targets that it has opened. */
+static void
+do_step(void *argument)
+{
+	TargetsStep *it = argument;
+
+	it->step(it->argument);
+	repl_ml_targets_close();
+}
+
 /*
  * Does a step in a subtransaction with targets of its own, for change.c and
  * copies; returns the error that it failed with, in the caller's context, or
@@ -325,30 +340,12 @@ repl_ml_targets_in_session(void (*step) (void *argument), void *argument)
 ErrorData *
 repl_ml_targets_try(void (*step) (void *argument), void *argument)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
+	ErrorData  *error;
 
 	/* what is open belongs to the transaction it was opened in */
 	repl_ml_targets_close();
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		step(argument);
-		repl_ml_targets_close();
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
+	error = repl_ml_attempt(do_step, &(TargetsStep) {.step = step,.argument = argument});
+	if (error != NULL)
 		repl_ml_targets_forget();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
 	return error;
 }

@@ -60,20 +60,17 @@ extern void repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn,
 extern char *repl_ml_fetch_name(Relation rel);
 
 /* in digests.c */
-extern int64 repl_ml_digests_size(Relation root, double *rows);
-extern void repl_ml_digests_sum(Relation root, Snapshot snapshot, int chunks, ReplMlDigest *sums,
-								int64 *rows);
-extern ReplMlRowDigest *repl_ml_digests_collect(Relation root, Snapshot snapshot, int chunks,
-												const bool *wanted, ReplMlDigestOf of,
-												int64 *count);
+extern double repl_ml_digests_rows(Relation root);
+extern int	repl_ml_digests_order(const void *a, const void *b);
+extern bool repl_ml_digests_sum(Relation root, int chunks, ReplMlDigest *sums, int64 *rows);
+extern bool repl_ml_digests_collect(Relation root, int chunks, const bool *wanted,
+									ReplMlDigestOf of, ReplMlRowDigest **have, int64 *count);
 extern void repl_ml_digests_visit(Relation root, Snapshot snapshot, ReplMlDigestVisitor visitor,
 								  void *argument);
 extern bool repl_ml_digests_is_unstamped(Relation rel, TupleTableSlot *slot);
 extern bytea *repl_ml_digests_pack(const bool *wanted, int chunks, int *from,
 								   const ReplMlRowDigest **next, const ReplMlRowDigest *end,
 								   Size size);
-extern bool repl_ml_digests_try(Oid relid, int chunks, void (*step) (void *argument),
-								void *argument);
 extern void repl_ml_digests_require_chunks(int chunks);
 extern bool repl_ml_digests_are_wanted(ReplMlImage *image, TupleTableSlot *slot);
 

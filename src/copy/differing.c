@@ -21,24 +21,21 @@
 
 #include <math.h>
 
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/snapmgr.h"
 
 #include "copy/copy.h"
 #include "server/server.h"
 #include "verify/verify.h"
 #include "wire/wire.h"
 
-#define LEAST_PAGES			16	/* below that a copy costs less than sums */
+#define LEAST_ROWS			800	/* below that a copy costs less than sums */
 #define ROWS_OF_CHUNK		16	/* as long as there are not too many chunks */
 #define LEAST_CHUNKS		64
-#define ROWS_OF_PAGE		50	/* of a table that was never analyzed */
 #define BATCH_ROWS			(2 * 1024 * 1024)	/* that are told together: memory */
 #define MOST_BATCHES		16	/* each reads the table, here and there */
 #define TELL_BYTES			(1024 * 1024)	/* of a statement to the peer */
@@ -61,18 +58,6 @@ struct ReplMlDiffering
 
 /* ---- sums ---- */
 
-/*
- * Returns into how many chunks the table is cut; 0 if it is to be copied whole.
- */
-static int
-choose_chunks(Relation rel)
-{
-	double		rows;
-	int64		pages = repl_ml_digests_size(rel, &rows);
-
-	return pages < LEAST_PAGES ? 0 : repl_ml_differing_chunks(Max(rows, pages * ROWS_OF_PAGE));
-}
-
 /* Returns into how many chunks a table of so many rows is cut. */
 int
 repl_ml_differing_chunks(double rows)
@@ -82,21 +67,6 @@ repl_ml_differing_chunks(double rows)
 	while (chunks < REPL_ML_MAX_CHUNKS && chunks < rows / ROWS_OF_CHUNK)
 		chunks *= 2;
 	return chunks;
-}
-
-/* Adds up the rows that are here, as a step of repl_ml_digests_try. */
-static void
-sum_here(void *argument)
-{
-	ReplMlDiffering *differing = argument;
-	Snapshot	snapshot;
-
-	/* with what this transaction has joined so far */
-	CommandCounterIncrement();
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	repl_ml_digests_sum(differing->rel, snapshot, differing->chunks, differing->sums,
-						differing->rows);
-	UnregisterSnapshot(snapshot);
 }
 
 /*
@@ -174,20 +144,21 @@ ReplMlDiffering *
 repl_ml_differing_begin(WalReceiverConn *conn, Relation rel)
 {
 	ReplMlDiffering *differing = palloc0(sizeof(ReplMlDiffering));
+	double		rows = repl_ml_digests_rows(rel);
 	ReplMlDigest *theirs;
 
 	differing->conn = conn;
 	differing->rel = rel;
-	differing->chunks = choose_chunks(rel);
-	if (differing->chunks == 0)
+	if (rows < LEAST_ROWS)
 		return NULL;
+	differing->chunks = repl_ml_differing_chunks(rows);
 	differing->sums = palloc0(differing->chunks * sizeof(ReplMlDigest));
 	differing->rows = palloc0(differing->chunks * sizeof(int64));
 	differing->wanted = palloc0(differing->chunks * sizeof(bool));
 	differing->differs = palloc0(differing->chunks * sizeof(bool));
 	differing->context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml digests to tell",
 											   ALLOCSET_DEFAULT_SIZES);
-	if (!repl_ml_digests_try(RelationGetRelid(rel), differing->chunks, sum_here, differing))
+	if (!repl_ml_digests_sum(rel, differing->chunks, differing->sums, differing->rows))
 		return NULL;
 	theirs = repl_ml_differing_ask(conn, rel, differing->chunks, &differing->bytes);
 	return theirs != NULL && compare_sums(differing, theirs) ? differing : NULL;
@@ -221,21 +192,6 @@ choose_batch(ReplMlDiffering *differing)
 		rows += differing->rows[differing->next];
 	}
 	return any;
-}
-
-/* Collects what is here of the batch, as a step of repl_ml_digests_try. */
-static void
-collect_here(void *argument)
-{
-	ReplMlDiffering *differing = argument;
-	Snapshot	snapshot;
-
-	CommandCounterIncrement();
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	differing->have = repl_ml_digests_collect(differing->rel, snapshot, differing->chunks,
-											  differing->wanted, REPL_ML_OF_ROW,
-											  &differing->have_count);
-	UnregisterSnapshot(snapshot);
 }
 
 /* Tells the peer what is packed; with NULL it forgets what it was told before. */
@@ -292,9 +248,8 @@ repl_ml_differing_next(ReplMlDiffering *differing)
 	MemoryContextReset(differing->context);
 	old = MemoryContextSwitchTo(differing->context);
 	/* one that cannot be read has come since: then all of them are sent */
-	if (!repl_ml_digests_try(RelationGetRelid(differing->rel), differing->chunks, collect_here,
-							 differing))
-		differing->have_count = 0;
+	(void) repl_ml_digests_collect(differing->rel, differing->chunks, differing->wanted,
+								   REPL_ML_OF_ROW, &differing->have, &differing->have_count);
 	repl_ml_differing_tell(differing->conn, differing->chunks, differing->wanted, differing->have,
 						   differing->have_count, &differing->bytes);
 	MemoryContextSwitchTo(old);

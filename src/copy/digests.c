@@ -25,10 +25,7 @@
 #include "postgres.h"
 
 #include "access/table.h"
-#include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/pg_inherits.h"
-#include "executor/executor.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "utils/builtins.h"
@@ -43,10 +40,10 @@
 #include "write/write.h"
 
 #define ROWS_BETWEEN_NEWS	4096	/* of stat_progress_verify */
+#define ROWS_OF_PAGE		50		/* of a table that was never analyzed */
 
 /* What is told of a chunk begins with this: its number, and how many digests follow. */
 #define CHUNK_HEAD(chunk, count)	((uint64) (chunk) << 32 | (count))
-
 
 /* The sums of all chunks, while they are made. */
 typedef struct Sums
@@ -81,88 +78,75 @@ static struct
 
 /* ---- reading rows ---- */
 
-/* Opens what of the table has rows: itself, or its partitions. */
-static List *
-open_leaves(Relation root)
+/* What reads a table: the relation at hand, and who sees its rows. */
+typedef struct Visit
 {
-	List	   *leaves = NIL;
-	ListCell   *lc;
+	Relation	rel;
+	ReplMlDigestVisitor visitor;
+	void	   *argument;		/* of it */
+	int64		rows;
+} Visit;
 
-	if (root->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
-		return list_make1(root);
-	foreach(lc, find_all_inheritors(RelationGetRelid(root), AccessShareLock, NULL))
-	{
-		Relation	rel = table_open(lfirst_oid(lc), NoLock);
+/* A visitor of scan.c: lets ours see the row, with its relation. */
+static void
+visit_row(ReplMlImage *image, TupleTableSlot *slot, void *argument)
+{
+	Visit	   *visit = argument;
 
-		if (RELKIND_HAS_TABLE_AM(rel->rd_rel->relkind))
-			leaves = lappend(leaves, rel);
-		else
-			table_close(rel, NoLock);
-	}
-	return leaves;
+	visit->visitor(visit->rel, image, slot, visit->argument);
 }
 
-/* Closes them; locks stay until the transaction ends. */
+/* Shows every some thousand rows how far it is. */
 static void
-close_leaves(Relation root, List *leaves)
+note_rows(void *argument, int rows)
 {
-	ListCell   *lc;
+	Visit	   *visit = argument;
+	int64		before = visit->rows;
 
-	foreach(lc, leaves)
-	{
-		if (lfirst(lc) != root)
-			table_close((Relation) lfirst(lc), NoLock);
-	}
-	list_free(leaves);
+	visit->rows += rows;
+	if (before / ROWS_BETWEEN_NEWS != visit->rows / ROWS_BETWEEN_NEWS)
+		repl_ml_verify_progress(-1, visit->rows, -1);
 }
 
 /* Lets the visitor see all rows of the table that the snapshot shows. */
 void
 repl_ml_digests_visit(Relation root, Snapshot snapshot, ReplMlDigestVisitor visitor, void *argument)
 {
-	List	   *leaves = open_leaves(root);
-	int64		rows = 0;
+	Visit		visit = {.visitor = visitor,.argument = argument};
+	List	   *leaves = repl_ml_scan_open_leaves(root);
 	ListCell   *lc;
 
 	foreach(lc, leaves)
 	{
-		Relation	rel = lfirst(lc);
-		ReplMlImage *image = repl_ml_image_open(rel);
-		TupleTableSlot *slot = table_slot_create(rel, NULL);
-		TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
+		ReplMlScan	scan;
 
-		while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
-		{
-			CHECK_FOR_INTERRUPTS();
-			visitor(rel, image, slot, argument);
-			if (++rows % ROWS_BETWEEN_NEWS == 0)
-				repl_ml_verify_progress(-1, rows, -1);
-		}
-		table_endscan(scan);
-		ExecDropSingleTupleTableSlot(slot);
-		repl_ml_image_close(image);
+		visit.rel = lfirst(lc);
+		repl_ml_scan_begin(&scan, visit.rel, snapshot);
+		for (BlockNumber block = 0; block < scan.pages; block++)
+			note_rows(&visit, repl_ml_scan_page(&scan, block, visit_row, &visit));
+		if (!scan.has_pages)
+			repl_ml_scan_whole(&scan, visit_row, &visit, note_rows, &visit);
+		repl_ml_scan_end(&scan);
 	}
-	close_leaves(root, leaves);
+	repl_ml_scan_close_leaves(root, leaves, NoLock);
 }
 
-/* Returns how many pages the table has, and sets how many rows, perhaps. */
-int64
-repl_ml_digests_size(Relation root, double *rows)
+/* Returns about how many rows the table has. */
+double
+repl_ml_digests_rows(Relation root)
 {
-	List	   *leaves = open_leaves(root);
-	int64		pages = 0;
+	List	   *leaves = repl_ml_scan_open_leaves(root);
+	double		rows = 0;
 	ListCell   *lc;
 
-	*rows = 0;
 	foreach(lc, leaves)
 	{
 		Relation	rel = lfirst(lc);
 
-		pages += RelationGetNumberOfBlocks(rel);
-		*rows += Max(rel->rd_rel->reltuples, 0);
+		rows += Max(rel->rd_rel->reltuples, (double) RelationGetNumberOfBlocks(rel) * ROWS_OF_PAGE);
 	}
-	close_leaves(root, leaves);
-	return pages;
+	repl_ml_scan_close_leaves(root, leaves, NoLock);
+	return rows;
 }
 
 /* ---- sums and digests ---- */
@@ -186,8 +170,8 @@ add_row(Relation rel, ReplMlImage *image, TupleTableSlot *slot, void *argument)
  * chunks, a power of two; and counts the rows, if "rows" is not NULL.  Both
  * arrays are the caller's, all zeros.
  */
-void
-repl_ml_digests_sum(Relation root, Snapshot snapshot, int chunks, ReplMlDigest *sums, int64 *rows)
+static void
+sum_rows(Relation root, Snapshot snapshot, int chunks, ReplMlDigest *sums, int64 *rows)
 {
 	Sums		state = {.mask = chunks - 1,.sums = sums,.rows = rows};
 
@@ -251,9 +235,9 @@ compare_digests(const void *a, const void *b)
  * Returns digests of the rows in the chunks that are wanted, chunk by chunk and
  * sorted, and how many they are; palloc'd.
  */
-ReplMlRowDigest *
-repl_ml_digests_collect(Relation root, Snapshot snapshot, int chunks, const bool *wanted,
-						ReplMlDigestOf of, int64 *count)
+static ReplMlRowDigest *
+collect_digests(Relation root, Snapshot snapshot, int chunks, const bool *wanted,
+				ReplMlDigestOf of, int64 *count)
 {
 	Collection	collection = {.mask = chunks - 1,.wanted = wanted,.of = of,.room = 1024};
 
@@ -262,6 +246,96 @@ repl_ml_digests_collect(Relation root, Snapshot snapshot, int chunks, const bool
 	qsort(collection.all, collection.count, sizeof(ReplMlRowDigest), compare_digests);
 	*count = collection.count;
 	return collection.all;
+}
+
+/* ---- this node's rows ---- */
+
+/*
+ * Does a step that reads all rows in a subtransaction, and shows it in
+ * stat_progress_verify; returns false if some row cannot be read.
+ */
+static bool
+try_to_read(Oid relid, int chunks, void (*step) (void *argument), void *argument)
+{
+	ErrorData  *error;
+
+	repl_ml_verify_begin(relid, chunks);
+	error = repl_ml_targets_try(step, argument);
+	repl_ml_verify_end();
+	if (error != NULL && !repl_ml_output_is_of_the_row(error->sqlerrcode))
+		ReThrowError(error);
+	return error == NULL;
+}
+
+/* What is asked of the rows that are here. */
+typedef struct OwnRows
+{
+	Relation	root;
+	int			chunks;
+	ReplMlDigest *sums;
+	int64	   *rows;
+	const bool *wanted;
+	ReplMlDigestOf of;
+	ReplMlRowDigest *have;
+	int64		count;
+} OwnRows;
+
+/* Adds up the rows, as a step of try_to_read. */
+static void
+sum_own(void *argument)
+{
+	OwnRows    *own = argument;
+	Snapshot	snapshot;
+
+	/* with what this transaction has joined so far */
+	CommandCounterIncrement();
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	sum_rows(own->root, snapshot, own->chunks, own->sums, own->rows);
+	UnregisterSnapshot(snapshot);
+}
+
+/*
+ * Adds up the rows that are here, with those of the present transaction, and
+ * counts them; both arrays are the caller's, all zeros.  Returns false if some
+ * row cannot be read.
+ */
+bool
+repl_ml_digests_sum(Relation root, int chunks, ReplMlDigest *sums, int64 *rows)
+{
+	OwnRows		own = {.root = root,.chunks = chunks,.sums = sums,.rows = rows};
+
+	return try_to_read(RelationGetRelid(root), chunks, sum_own, &own);
+}
+
+/* Collects the digests, as a step of try_to_read. */
+static void
+collect_own(void *argument)
+{
+	OwnRows    *own = argument;
+	Snapshot	snapshot;
+
+	CommandCounterIncrement();
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	own->have = collect_digests(own->root, snapshot, own->chunks, own->wanted, own->of,
+								&own->count);
+	UnregisterSnapshot(snapshot);
+}
+
+/*
+ * Sets the digests of the rows that are here in the chunks that are wanted,
+ * chunk by chunk and sorted.  Returns false if some row cannot be read; then
+ * they are none.
+ */
+bool
+repl_ml_digests_collect(Relation root, int chunks, const bool *wanted, ReplMlDigestOf of,
+						ReplMlRowDigest **have, int64 *count)
+{
+	OwnRows		own = {.root = root,.chunks = chunks,.wanted = wanted,.of = of};
+	bool		known = try_to_read(RelationGetRelid(root), chunks, collect_own, &own);
+
+	*have = known ? own.have : NULL;
+	*count = known ? own.count : 0;
+	return known;
 }
 
 /*
@@ -306,7 +380,7 @@ typedef struct SumsQuestion
 	bytea	   *answer;
 } SumsQuestion;
 
-/* Makes the answer, as a step of repl_ml_targets_try. */
+/* Makes the answer, as a step of try_to_read. */
 static void
 make_sums(void *argument)
 {
@@ -315,37 +389,20 @@ make_sums(void *argument)
 
 	question->answer = palloc0(VARHDRSZ + size);
 	SET_VARSIZE(question->answer, VARHDRSZ + size);
-	repl_ml_digests_sum(question->root, GetActiveSnapshot(), question->chunks,
+	sum_rows(question->root, GetActiveSnapshot(), question->chunks,
 						(ReplMlDigest *) VARDATA(question->answer), NULL);
-}
-
-/*
- * Does a step that reads all rows in a subtransaction, and shows it in
- * stat_progress_verify; returns false if some row cannot be read.
- */
-bool
-repl_ml_digests_try(Oid relid, int chunks, void (*step) (void *argument), void *argument)
-{
-	ErrorData  *error;
-
-	repl_ml_verify_begin(relid, chunks);
-	error = repl_ml_targets_try(step, argument);
-	repl_ml_verify_end();
-	if (error != NULL && !repl_ml_output_is_of_the_row(error->sqlerrcode))
-		ReThrowError(error);
-	return error == NULL;
 }
 
 /* Raises an error unless the role may read all rows of the table. */
 static void
 require_rights(Relation root)
 {
-	List	   *leaves = open_leaves(root);
+	List	   *leaves = repl_ml_scan_open_leaves(root);
 	ListCell   *lc;
 
 	foreach(lc, leaves)
 		repl_ml_donor_require_right((Relation) lfirst(lc));
-	close_leaves(root, leaves);
+	repl_ml_scan_close_leaves(root, leaves, NoLock);
 }
 
 /*
@@ -365,7 +422,7 @@ repl_ml_chunk_sums(PG_FUNCTION_ARGS)
 	repl_ml_digests_require_chunks(question.chunks);
 	require_rights(root);
 	made = strcmp(repl_ml_image_signature(root), signature) == 0 &&
-		repl_ml_digests_try(RelationGetRelid(root), question.chunks, make_sums, &question);
+		try_to_read(RelationGetRelid(root), question.chunks, make_sums, &question);
 	table_close(root, NoLock);
 	if (!made)
 		PG_RETURN_NULL();
@@ -439,9 +496,9 @@ repl_ml_note_digests(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(true);
 }
 
-/* Orders numbers, for bsearch. */
-static int
-compare_numbers(const void *a, const void *b)
+/* Orders digests that are told, for qsort and bsearch, also those of meet.c. */
+int
+repl_ml_digests_order(const void *a, const void *b)
 {
 	uint64		x = *(const uint64 *) a;
 	uint64		y = *(const uint64 *) b;
@@ -464,7 +521,7 @@ repl_ml_digests_are_wanted(ReplMlImage *image, TupleTableSlot *slot)
 		return false;
 	digest = repl_ml_image_row(image, slot, true).lane[0];
 	return bsearch(&digest, told.digests[chunk], told.counts[chunk], sizeof(uint64),
-				   compare_numbers) == NULL;
+				   repl_ml_digests_order) == NULL;
 }
 
 /* Looking for what this node lacks of what it was told. */
@@ -490,12 +547,12 @@ tick_off(Relation rel, ReplMlImage *image, TupleTableSlot *slot, void *argument)
 	if (!lacking->of_keys)
 		digest = repl_ml_image_row(image, slot, false).lane[0];
 	found = bsearch(&digest, told.digests[chunk], told.counts[chunk], sizeof(uint64),
-					compare_numbers);
+					repl_ml_digests_order);
 	if (found != NULL)
 		lacking->seen[chunk][found - told.digests[chunk]] = true;
 }
 
-/* Finds what is lacking, as a step of repl_ml_digests_try. */
+/* Finds what is lacking, as a step of try_to_read. */
 static void
 find_lacking(void *argument)
 {
@@ -535,7 +592,7 @@ repl_ml_digests_lacking(PG_FUNCTION_ARGS)
 
 	require_rights(root);
 	known = strcmp(repl_ml_image_signature(root), signature) == 0 &&
-		repl_ml_digests_try(RelationGetRelid(root), told.chunks, find_lacking, &lacking);
+		try_to_read(RelationGetRelid(root), told.chunks, find_lacking, &lacking);
 	table_close(root, NoLock);
 	if (!known)
 		PG_RETURN_NULL();

@@ -23,7 +23,6 @@
 #include "access/stratnum.h"
 #include "access/table.h"
 #include "access/tableam.h"
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "funcapi.h"
@@ -36,7 +35,6 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/resowner.h"
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
 
@@ -255,6 +253,23 @@ choose_rows(Relation rel, FunctionCallInfo fcinfo, ScanKeyData *keys)
 	return nkeys;
 }
 
+/* One row that is to be sent. */
+typedef struct Line
+{
+	CopyScan   *scan;
+	MemoryContext context;		/* of the result */
+	text	   *made;
+} Line;
+
+/* A step of repl_ml_attempt: makes the line of the row at hand. */
+static void
+try_line(void *argument)
+{
+	Line	   *line = argument;
+
+	line->made = make_line(line->scan, line->context);
+}
+
 /*
  * Returns the next row that can be sent, or NULL; those before it that cannot
  * are noted.
@@ -262,46 +277,27 @@ choose_rows(Relation rel, FunctionCallInfo fcinfo, ScanKeyData *keys)
 static text *
 find_next_line(CopyScan *scan, MemoryContext result_context)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
+	Line		line = {.scan = scan,.context = result_context};
 
 	while (table_scan_getnextslot(scan->scan, ForwardScanDirection, scan->slot))
 	{
-		text	   *volatile line = NULL;
+		MemoryContext old;
+		ErrorData  *error;
 
 		CHECK_FOR_INTERRUPTS();
 		if (scan->image != NULL && !repl_ml_digests_are_wanted(scan->image, scan->slot))
 			continue;
 		MemoryContextReset(scan->row_context);
-		BeginInternalSubTransaction(NULL);
-		MemoryContextSwitchTo(scan->row_context);
-		PG_TRY();
-		{
-			line = make_line(scan, result_context);
-			ReleaseCurrentSubTransaction();
-		}
-		PG_CATCH();
-		{
-			ErrorData  *error;
-
-			MemoryContextSwitchTo(scan->row_context);
-			error = CopyErrorData();
-			FlushErrorState();
-			RollbackAndReleaseCurrentSubTransaction();
-			CurrentResourceOwner = owner;
-
-			/*
-			 * what is wrong with the server, or with the session, is no row's
-			 */
-			if (!repl_ml_output_is_of_the_row(error->sqlerrcode))
-				ReThrowError(error);
+		old = MemoryContextSwitchTo(scan->row_context);
+		error = repl_ml_attempt(try_line, &line);
+		/* what is wrong with the server, or with the session, is no row's */
+		if (error != NULL && !repl_ml_output_is_of_the_row(error->sqlerrcode))
+			ReThrowError(error);
+		if (error != NULL)
 			note_left_out(scan, error);
-		}
-		PG_END_TRY();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-		if (line != NULL)
-			return line;
+		MemoryContextSwitchTo(old);
+		if (error == NULL)
+			return line.made;
 	}
 	return NULL;
 }

@@ -27,7 +27,6 @@
 #include "postgres.h"
 
 #include "access/table.h"
-#include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
@@ -49,7 +48,6 @@
 #include "verify/verify.h"
 #include "wire/wire.h"
 
-#define ROWS_OF_PAGE	50		/* of a table that was never analyzed */
 #define BATCH_ROWS		(256 * 1024)	/* of which the donor is asked together */
 
 /* A row that was here before, as it is met by the group's. */
@@ -205,55 +203,21 @@ repl_ml_meet_row(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source
 
 /* ---- rows that only this node has ---- */
 
-/* Adds up the rows that are here, as a step of repl_ml_digests_try. */
-static void
-sum_here(void *argument)
-{
-	Rest	   *rest = argument;
-	Snapshot	snapshot;
-
-	CommandCounterIncrement();
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	repl_ml_digests_sum(rest->rel, snapshot, rest->chunks, rest->sums, rest->rows);
-	UnregisterSnapshot(snapshot);
-}
-
-/* Collects the keys that are here, as a step of repl_ml_digests_try. */
-static void
-collect_keys(void *argument)
-{
-	Rest	   *rest = argument;
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-
-	rest->have = repl_ml_digests_collect(rest->rel, snapshot, rest->chunks, rest->wanted,
-										 REPL_ML_OF_KEY, &rest->have_count);
-	UnregisterSnapshot(snapshot);
-}
-
-/* Orders numbers, for qsort and bsearch. */
-static int
-compare_numbers(const void *a, const void *b)
-{
-	uint64		x = *(const uint64 *) a;
-	uint64		y = *(const uint64 *) b;
-
-	return (x > y) - (x < y);
-}
-
 /*
  * Asks the donor which of the digests it was told it lacks; returns false if it
  * cannot tell.
  */
 static bool
-ask_lacking(WalReceiverConn *conn, Relation rel, bool of_keys, uint64 **lacking, int *count)
+ask_lacking(Rest *rest)
 {
 	static const Oid types[1] = {TEXTOID};
 	ReplMlResult *result =
-		repl_ml_stream_query(conn, psprintf("SELECT pg_catalog.encode(repl_ml.digests_lacking("
-											"%s::pg_catalog.regclass, %s, %s), 'base64')",
-											quote_literal_cstr(repl_ml_fetch_name(rel)),
-											quote_literal_cstr(repl_ml_image_signature(rel)),
-											of_keys ? "true" : "false"), 1, types);
+		repl_ml_stream_query(rest->conn,
+							 psprintf("SELECT pg_catalog.encode(repl_ml.digests_lacking("
+									  "%s::pg_catalog.regclass, %s, %s), 'base64')",
+									  quote_literal_cstr(repl_ml_fetch_name(rest->rel)),
+									  quote_literal_cstr(repl_ml_image_signature(rest->rel)),
+									  rest->unstamped ? "false" : "true"), 1, types);
 	bytea	   *answer = NULL;
 
 	if (repl_ml_stream_next(result) &&
@@ -264,11 +228,32 @@ ask_lacking(WalReceiverConn *conn, Relation rel, bool of_keys, uint64 **lacking,
 	repl_ml_stream_free(result);
 	if (answer == NULL)
 		return false;
-	*count = VARSIZE_ANY_EXHDR(answer) / sizeof(uint64);
-	*lacking = palloc((*count + 1) * sizeof(uint64));
-	memcpy(*lacking, VARDATA_ANY(answer), *count * sizeof(uint64));
-	qsort(*lacking, *count, sizeof(uint64), compare_numbers);
+	rest->lacking_count = VARSIZE_ANY_EXHDR(answer) / sizeof(uint64);
+	rest->lacking = palloc((rest->lacking_count + 1) * sizeof(uint64));
+	memcpy(rest->lacking, VARDATA_ANY(answer), rest->lacking_count * sizeof(uint64));
+	qsort(rest->lacking, rest->lacking_count, sizeof(uint64), repl_ml_digests_order);
 	return true;
+}
+
+/*
+ * Finds which digests of the chunks that are wanted the donor lacks; returns
+ * false if that cannot be told.
+ */
+static bool
+ask_batch(Rest *rest)
+{
+	int64		bytes = 0;
+
+	rest->lacking_count = 0;
+	if (!repl_ml_digests_collect(rest->rel, rest->chunks, rest->wanted,
+								 rest->unstamped ? REPL_ML_OF_UNSTAMPED_ROW : REPL_ML_OF_KEY,
+								 &rest->have, &rest->have_count))
+		return false;
+	if (rest->have_count == 0)
+		return true;
+	repl_ml_differing_tell(rest->conn, rest->chunks, rest->wanted, rest->have, rest->have_count,
+						   &bytes);
+	return ask_lacking(rest);
 }
 
 /* Asks the donor up to where it may have removed tombstones. */
@@ -303,7 +288,7 @@ keep_key(Relation rel, ReplMlImage *image, TupleTableSlot *slot, void *argument)
 	if (rest->unstamped)
 		hash = repl_ml_image_row(image, slot, false).lane[0];
 	if (bsearch(&hash, rest->lacking, rest->lacking_count, sizeof(uint64),
-				compare_numbers) == NULL)
+				repl_ml_digests_order) == NULL)
 		return;
 	repl_ml_become_owner(rest->rel, &saved);
 	repl_ml_key_from_slot(table, slot, key);
@@ -407,33 +392,6 @@ choose_batch(Rest *rest, const ReplMlDigest *theirs, int *next)
 	return rows > 0;
 }
 
-/* Settles the rows of a batch that the donor lacks; returns false if that cannot be told. */
-static bool
-settle_batch(Rest *rest)
-{
-	int64		bytes = 0;
-
-	if (!repl_ml_digests_try(RelationGetRelid(rest->rel), rest->chunks, collect_keys, rest))
-		return false;
-	repl_ml_differing_tell(rest->conn, rest->chunks, rest->wanted, rest->have, rest->have_count,
-						   &bytes);
-	if (!ask_lacking(rest->conn, rest->rel, true, &rest->lacking, &rest->lacking_count))
-		return false;
-	find_rows(rest);
-	settle_found(rest);
-	return true;
-}
-
-/* Returns into how many chunks a table is cut here. */
-static int
-choose_chunks(Relation rel)
-{
-	double		rows;
-	int64		pages = repl_ml_digests_size(rel, &rows);
-
-	return repl_ml_differing_chunks(Max(rows, pages * ROWS_OF_PAGE));
-}
-
 /*
  * Called by fetch.c when the donor's rows of a table have been joined: finds
  * those that only this node has, and settles them.
@@ -441,7 +399,8 @@ choose_chunks(Relation rel)
 void
 repl_ml_meet_rest(WalReceiverConn *conn, Relation rel, int donor)
 {
-	Rest		rest = {.conn = conn,.rel = rel,.donor = donor,.chunks = choose_chunks(rel)};
+	Rest		rest = {.conn = conn,.rel = rel,.donor = donor,
+	.chunks = repl_ml_differing_chunks(repl_ml_digests_rows(rel))};
 	ReplMlDigest *theirs = NULL;
 	int64		bytes = 0;
 	int			next = 0;
@@ -453,14 +412,19 @@ repl_ml_meet_rest(WalReceiverConn *conn, Relation rel, int donor)
 	rest.rows = palloc0(rest.chunks * sizeof(int64));
 	rest.wanted = palloc0(rest.chunks * sizeof(bool));
 	rest.removed = ask_removed(conn);
-	known = repl_ml_digests_try(RelationGetRelid(rel), rest.chunks, sum_here, &rest) &&
+	known = repl_ml_digests_sum(rel, rest.chunks, rest.sums, rest.rows) &&
 		(theirs = repl_ml_differing_ask(conn, rel, rest.chunks, &bytes)) != NULL;
 	context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml rows of this node only",
 									ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(context);
 	while (known && choose_batch(&rest, theirs, &next))
 	{
-		known = settle_batch(&rest);
+		known = ask_batch(&rest);
+		if (known)
+		{
+			find_rows(&rest);
+			settle_found(&rest);
+		}
 		MemoryContextReset(context);
 	}
 	MemoryContextSwitchTo(old);
@@ -478,16 +442,17 @@ repl_ml_meet_rest(WalReceiverConn *conn, Relation rel, int donor)
 
 /* ---- rows without a clock ---- */
 
-/* Collects the rows without a clock, as a step of repl_ml_digests_try. */
+/* Raises the error that rows without a clock cannot be compared. */
 static void
-collect_unstamped(void *argument)
+refuse_unknown(const Rest *rest)
 {
-	Rest	   *rest = argument;
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-
-	rest->have = repl_ml_digests_collect(rest->rel, snapshot, rest->chunks, rest->wanted,
-										 REPL_ML_OF_UNSTAMPED_ROW, &rest->have_count);
-	UnregisterSnapshot(snapshot);
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("rows of table %s without a clock cannot be compared with the group's",
+					repl_ml_fetch_name(rest->rel)),
+			 errdetail("The tables differ, or some row cannot be read."),
+			 errhint("Give the table the same columns as in the group, or drop it, and join "
+					 "again.")));
 }
 
 /*
@@ -498,46 +463,35 @@ collect_unstamped(void *argument)
 static int64
 find_unstamped(Rest *rest, bool settle)
 {
-	double		rows;
-	int64		pages = repl_ml_digests_size(rest->rel, &rows);
-	int			parts;
+	double		rows = repl_ml_digests_rows(rest->rel);
 	int64		count = 0;
-	int64		bytes = 0;
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "repl_ml rows without a clock",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old;
+	int			parts;
 
 	rest->unstamped = true;
-	rest->chunks = repl_ml_differing_chunks(Max(rows, pages * ROWS_OF_PAGE));
+	rest->chunks = repl_ml_differing_chunks(rows);
 	rest->wanted = palloc(rest->chunks * sizeof(bool));
-	parts = Min(1 + pages * ROWS_OF_PAGE / BATCH_ROWS, rest->chunks);
+	parts = (int) Min(1 + rows / BATCH_ROWS, rest->chunks);
+	old = MemoryContextSwitchTo(context);
 	for (int part = 0; part < parts; part++)
 	{
 		for (int i = 0; i < rest->chunks; i++)
 			rest->wanted[i] = i % parts == part;
-		rest->lacking_count = 0;
-		if (!repl_ml_digests_try(RelationGetRelid(rest->rel), rest->chunks, collect_unstamped,
-								 rest))
-			rest->lacking_count = -1;
-		else if (rest->have_count > 0)
-		{
-			repl_ml_differing_tell(rest->conn, rest->chunks, rest->wanted, rest->have,
-								   rest->have_count, &bytes);
-			if (!ask_lacking(rest->conn, rest->rel, false, &rest->lacking, &rest->lacking_count))
-				rest->lacking_count = -1;
-		}
-		if (rest->lacking_count < 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("rows of table %s without a clock cannot be compared with the group's",
-							repl_ml_fetch_name(rest->rel)),
-					 errdetail("The tables differ, or some row cannot be read."),
-					 errhint("Give the table the same columns as in the group, or drop it, and "
-							 "join again.")));
+		if (!ask_batch(rest))
+			refuse_unknown(rest);
 		count += rest->lacking_count;
 		if (settle)
 		{
 			find_rows(rest);
 			settle_found(rest);
 		}
+		MemoryContextReset(context);
 	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
 	return count;
 }
 

@@ -247,10 +247,9 @@ round_of_work(bool called)
 }
 
 /*
- * Says once why the node takes no part in its group, and lets go of the slots of
- * one that was dropped.  Of one that may just
- * have been moved the other members are asked, in each round, until they
- * agree.
+ * Says once why the node takes no part in its group.  If it was dropped, its
+ * slots go; if it may just have been moved, the other members are asked, in each
+ * round, until they agree.
  */
 static void
 show_fence(const ReplMlIdentity *self)

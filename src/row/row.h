@@ -150,6 +150,9 @@ extern ReplMlClock *repl_ml_table_clock(const ReplMlTable *table, Datum value, b
 extern void repl_ml_table_fill_key_column(ReplMlTable *table, int i, Oid type, int32 typmod);
 extern Oid	repl_ml_table_local(const char *schema_name, const char *table_name);
 
+/* in attempt.c */
+extern ErrorData *repl_ml_attempt(void (*step) (void *argument), void *argument);
+
 /* in owner.c */
 extern void repl_ml_become_owner(Relation rel, ReplMlUser *saved);
 extern void repl_ml_become_self(const ReplMlUser *saved);

@@ -39,7 +39,6 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
@@ -447,6 +446,29 @@ repl_ml_shape_key(const ReplMlTable *shape, TupleTableSlot *slot, Datum *key)
 	return true;
 }
 
+/* A value that is to become one of another type. */
+typedef struct Conversion
+{
+	const ReplMlTable *shape;
+	int			column;
+	Oid			output;			/* function of its type */
+	Datum		value;
+	Datum		converted;
+} Conversion;
+
+/* A step of repl_ml_attempt: converts a value by way of its text. */
+static void
+convert(void *argument)
+{
+	Conversion *it = argument;
+	int			level = repl_ml_session_fix_values();
+
+	it->converted = OidInputFunctionCall(it->shape->key_in[it->column].fn_oid,
+										 OidOutputFunctionCall(it->output, it->value),
+										 it->shape->key_ioparams[it->column], -1);
+	repl_ml_session_restore(level);
+}
+
 /*
  * Sets a value as one of the type that the shape's column had, by way of its
  * text; returns false if that type does not read it.
@@ -454,43 +476,17 @@ repl_ml_shape_key(const ReplMlTable *shape, TupleTableSlot *slot, Datum *key)
 static bool
 convert_value(const ReplMlTable *shape, int i, Oid type, Datum value, Datum *converted)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool fits = true;
-	Oid			output;
+	Conversion	it = {.shape = shape,.column = i,.value = value};
 	bool		is_varlena;
+	ErrorData  *error;
 
-	getTypeOutputInfo(type, &output, &is_varlena);
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		int			level = repl_ml_session_fix_values();
-
-		*converted = OidInputFunctionCall(shape->key_in[i].fn_oid,
-										  OidOutputFunctionCall(output, value),
-										  shape->key_ioparams[i], -1);
-		repl_ml_session_restore(level);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-
-		/* what is wrong otherwise, as a lack of memory, is no answer */
-		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_DATA_EXCEPTION)
-			ReThrowError(error);
-		fits = false;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return fits;
+	getTypeOutputInfo(type, &it.output, &is_varlena);
+	error = repl_ml_attempt(convert, &it);
+	/* what is wrong otherwise, as a lack of memory, is no answer */
+	if (error != NULL && ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_DATA_EXCEPTION)
+		ReThrowError(error);
+	*converted = it.converted;
+	return error == NULL;
 }
 
 /*

@@ -42,7 +42,6 @@
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
 #include "row/row.h"
@@ -386,6 +385,41 @@ is_of_row(const StoredVersion *stored, const StoredVersion *of)
 					   of->values[Anum_version_key_columns - 1], false, -1);
 }
 
+/* Stored versions whose present key is looked for: those of the first one's row. */
+typedef struct PresentKey
+{
+	ReplMlTable *table;
+	TupleDesc	desc;
+	List	   *stale;
+	int			first;
+	Datum	   *key;
+	bool		found;
+	bool		agree;
+} PresentKey;
+
+/* A step of repl_ml_attempt: reads the keys of the versions' contents. */
+static void
+read_present_keys(void *argument)
+{
+	PresentKey *it = argument;
+
+	for (int i = it->first; i < list_length(it->stale); i++)
+	{
+		StoredVersion *stored = list_nth(it->stale, i);
+		Datum		own_key[INDEX_MAX_KEYS];
+
+		if (!is_of_row(stored, list_nth(it->stale, it->first)) ||
+			stored->nulls[Anum_version_content - 1])
+			continue;
+		repl_ml_key_from_slot(it->table,
+							  repl_ml_version_to_slot(stored->values[Anum_version_content - 1],
+													  it->desc),
+							  it->found ? own_key : it->key);
+		it->agree &= !it->found || repl_ml_key_equal(it->table, it->key, own_key);
+		it->found = true;
+	}
+}
+
 /*
  * Sets the present key of those versions; returns false if they do not agree,
  * or cannot be read any more.
@@ -393,50 +427,14 @@ is_of_row(const StoredVersion *stored, const StoredVersion *of)
 static bool
 find_present_key(ReplMlTable *table, TupleDesc desc, List *stale, int first, Datum *key)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool found = false;
-	volatile bool agree = true;
+	PresentKey	it = {.table = table,.desc = desc,.stale = stale,.first = first,.key = key,
+	.agree = true};
+	ErrorData  *error = repl_ml_attempt(read_present_keys, &it);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		for (int i = first; i < list_length(stale); i++)
-		{
-			StoredVersion *stored = list_nth(stale, i);
-			Datum		own_key[INDEX_MAX_KEYS];
-
-			if (!is_of_row(stored, list_nth(stale, first)) ||
-				stored->nulls[Anum_version_content - 1])
-				continue;
-			repl_ml_key_from_slot(table,
-								  repl_ml_version_to_slot(stored->values[Anum_version_content - 1],
-														  desc),
-								  found ? own_key : key);
-			agree &= !found || repl_ml_key_equal(table, key, own_key);
-			found = true;
-		}
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-
-		/* what the types refuse is an answer, being cancelled is none */
-		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
-			ReThrowError(error);
-		agree = false;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return found && agree;
+	/* what the types refuse is an answer, being cancelled is none */
+	if (error != NULL && ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
+		ReThrowError(error);
+	return error == NULL && it.found && it.agree;
 }
 
 /*

@@ -17,7 +17,6 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "libpq/pqformat.h"
@@ -28,7 +27,6 @@
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
 #include "compat.h"
@@ -310,10 +308,11 @@ typedef struct KeyTexts
 	Datum	   *key;
 } KeyTexts;
 
-/* Reads the texts of a key into datums, with the rights of the table's owner. */
+/* A step of repl_ml_attempt: reads a key with the rights of the table's owner. */
 static void
-read_key(const KeyTexts *it)
+read_key(void *argument)
 {
+	const KeyTexts *it = argument;
 	Datum		in_order[INDEX_MAX_KEYS];
 	ReplMlUser	saved;
 
@@ -347,27 +346,8 @@ repl_ml_known_read_key(Relation rel, ReplMlTable *table, const int *order, char 
 					   Datum *key)
 {
 	KeyTexts	it = {.rel = rel,.table = table,.order = order,.texts = texts,.key = key};
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
+	ErrorData  *error = repl_ml_attempt(read_key, &it);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		read_key(&it);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
 	if (error != NULL && !is_of_value(error))
 		ReThrowError(error);
 	return error == NULL;

@@ -21,7 +21,6 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "funcapi.h"
 #include "libpq/pqformat.h"
@@ -97,32 +96,6 @@ find_table(const ReplMlInquiry *inquiry)
 	return InvalidOid;
 }
 
-/* Opens what of the table has rows: itself, or its partitions. */
-static void
-open_leaves(ReplMlPart *part)
-{
-	ListCell   *lc;
-	List	   *all;
-
-	if (part->root->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
-	{
-		part->leaves = list_make1(part->root);
-		return;
-	}
-	all = find_all_inheritors(RelationGetRelid(part->root), AccessShareLock, NULL);
-	foreach(lc, all)
-	{
-		Relation	rel = table_open(lfirst_oid(lc), NoLock);
-
-		/* the root's lock is not of this list */
-		if (RELKIND_HAS_TABLE_AM(rel->rd_rel->relkind))
-			part->leaves = lappend(part->leaves, rel);
-		else
-			table_close(rel, lfirst_oid(lc) == RelationGetRelid(part->root) ? NoLock :
-						AccessShareLock);
-	}
-}
-
 /*
  * Opens the table that is asked for and begins the answer.  Returns false if
  * the answer is that it cannot be compared.
@@ -156,7 +129,7 @@ repl_ml_part_open(const ReplMlInquiry *inquiry, ReplMlPart *part, StringInfo ans
 		pq_sendbytes(answer, signature, strlen(signature));
 		return false;
 	}
-	open_leaves(part);
+	part->leaves = repl_ml_scan_open_leaves(part->root);
 	part->settings = repl_ml_session_fix_values();
 	pq_sendbyte(answer, REPL_ML_PART_IS_THERE);
 	return true;
@@ -166,14 +139,8 @@ repl_ml_part_open(const ReplMlInquiry *inquiry, ReplMlPart *part, StringInfo ans
 void
 repl_ml_part_close(ReplMlPart *part)
 {
-	ListCell   *lc;
-
 	repl_ml_session_restore(part->settings);
-	foreach(lc, part->leaves)
-	{
-		if (lfirst(lc) != part->root)
-			table_close((Relation) lfirst(lc), AccessShareLock);
-	}
+	repl_ml_scan_close_leaves(part->root, part->leaves, AccessShareLock);
 	table_close(part->root, AccessShareLock);
 }
 

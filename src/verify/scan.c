@@ -15,10 +15,12 @@
 
 #include "access/heapam.h"
 #include "access/multixact.h"
+#include "access/table.h"
 #include "access/tableam.h"
 #include "access/transam.h"
 #include "access/visibilitymap.h"
 #include "access/xact.h"
+#include "catalog/pg_inherits.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
@@ -30,6 +32,45 @@
 
 /* core does not let a scan fill more of its buffers than that, either */
 #define SHARE_OF_BUFFERS	4
+
+/*
+ * Opens what of a table that is locked has rows: itself, or its partitions,
+ * under ACCESS SHARE; returns a list of Relation.
+ */
+List *
+repl_ml_scan_open_leaves(Relation root)
+{
+	List	   *leaves = NIL;
+	ListCell   *lc;
+
+	if (root->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		return list_make1(root);
+	foreach(lc, find_all_inheritors(RelationGetRelid(root), AccessShareLock, NULL))
+	{
+		Relation	rel = table_open(lfirst_oid(lc), NoLock);
+
+		/* the root's lock is not of this list */
+		if (RELKIND_HAS_TABLE_AM(rel->rd_rel->relkind))
+			leaves = lappend(leaves, rel);
+		else
+			table_close(rel, lfirst_oid(lc) == RelationGetRelid(root) ? NoLock : AccessShareLock);
+	}
+	return leaves;
+}
+
+/* Closes them, but for the root; lets these locks go, or none where it is NoLock. */
+void
+repl_ml_scan_close_leaves(Relation root, List *leaves, LOCKMODE lockmode)
+{
+	ListCell   *lc;
+
+	foreach(lc, leaves)
+	{
+		if (lfirst(lc) != root)
+			table_close((Relation) lfirst(lc), lockmode);
+	}
+	list_free(leaves);
+}
 
 /*
  * Prepares to read rows that the snapshot sees of a relation that stays open,

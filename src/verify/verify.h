@@ -210,6 +210,8 @@ typedef struct ReplMlScan
 #define REPL_ML_PAGES_IN_RUN	32
 
 /* in scan.c */
+extern List *repl_ml_scan_open_leaves(Relation root);
+extern void repl_ml_scan_close_leaves(Relation root, List *leaves, LOCKMODE lockmode);
 extern void repl_ml_scan_begin(ReplMlScan *scan, Relation rel, Snapshot snapshot);
 extern void repl_ml_scan_end(ReplMlScan *scan);
 extern int	repl_ml_scan_page(ReplMlScan *scan, BlockNumber block, ReplMlRowVisitor visitor,
