@@ -204,6 +204,18 @@ repl_ml_tombstone_versions(ReplMlTable *table, Datum *key, Snapshot snapshot)
 	return versions;
 }
 
+/* Says whether a tombstone's clock, as it is stored, is within another; leaves nothing behind. */
+static bool
+is_within(Datum stored, const ReplMlClock *clock)
+{
+	ReplMlClock *its_clock = DatumGetReplMlClockP(stored);
+	bool		within = repl_ml_clock_is_within(its_clock, clock);
+
+	if ((Pointer) its_clock != DatumGetPointer(stored))
+		pfree(its_clock);
+	return within;
+}
+
 /*
  * Returns, for who compares tables, the keys of a table's tombstones that are not
  * within a clock, as a List of ArrayType, palloc'd.  Sets *all to false if there
@@ -230,8 +242,7 @@ repl_ml_tombstone_newer(ReplMlTable *table, const ReplMlClock *clock, Snapshot s
 
 		CHECK_FOR_INTERRUPTS();
 		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
-		if (!is_of_table(table, values) ||
-			repl_ml_clock_is_within(DatumGetReplMlClockP(values[Anum_tombstone_clock - 1]), clock))
+		if (!is_of_table(table, values) || is_within(values[Anum_tombstone_clock - 1], clock))
 			continue;
 		*all = repl_ml_shape_is(table, values[Anum_tombstone_key_columns - 1]) &&
 			list_length(keys) < most;

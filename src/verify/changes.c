@@ -29,9 +29,6 @@
 #include "compat.h"
 #include "verify/verify.h"
 
-/* a full pass is not much dearer: a tenth of the pages, or so many */
-#define MANY_PAGES	256
-#define MOST_PAGES	(1024 * 1024)
 #define MOST_NEWS	20000		/* keys */
 
 /* Adding up what has changed. */
@@ -39,7 +36,6 @@ typedef struct Changes
 {
 	ReplMlPart *part;
 	ReplMlPageSum page;			/* that is being read */
-	int64		pages;			/* of all leaves */
 	int64		hashed;			/* rows that have been read */
 	ReplMlChunk total;
 	int			news;			/* rows and deletions */
@@ -78,9 +74,9 @@ add_row(ReplMlImage *image, TupleTableSlot *slot, void *argument)
  * NULL if they are too many.
  */
 static BlockNumber *
-find_pages(ReplMlPages *pages, ReplMlScan *scan, int *count)
+find_pages(ReplMlPages *pages, ReplMlScan *scan, uint32 *count)
 {
-	int			most = Min(Max(scan->pages / 10, MANY_PAGES), MOST_PAGES);
+	uint32		most = repl_ml_pages_some(scan->pages);
 	BlockNumber *blocks = palloc(most * sizeof(BlockNumber));
 
 	*count = 0;
@@ -88,6 +84,7 @@ find_pages(ReplMlPages *pages, ReplMlScan *scan, int *count)
 	{
 		uint32		changed = repl_ml_pages_changed(pages, scan, first);
 
+		CHECK_FOR_INTERRUPTS();
 		if (*count + pg_popcount32(changed) > most)
 		{
 			pfree(blocks);
@@ -103,22 +100,24 @@ find_pages(ReplMlPages *pages, ReplMlScan *scan, int *count)
 static bool
 add_leaf(Changes *changes, ReplMlScan *scan, ReplMlPages *pages)
 {
-	int			count;
+	uint32		count;
 	BlockNumber *blocks = find_pages(pages, scan, &count);
 	ReplMlChunk rows;
 
-	for (int i = 0; blocks != NULL && i < count; i++)
+	if (blocks == NULL)
+	{
+		(void) repl_ml_pages_close(pages, scan, true);
+		return false;
+	}
+	for (uint32 i = 0; i < count; i++)
 	{
 		repl_ml_pages_begin_page(&changes->page);
 		changes->hashed += repl_ml_scan_page(scan, blocks[i], add_row, changes);
 		repl_ml_pages_put(pages, blocks[i], &changes->page.rows,
 						  scan->settled && changes->page.settled);
 	}
-	rows = repl_ml_pages_close(pages, scan, blocks == NULL);
-	if (blocks == NULL)
-		return false;
 	pfree(blocks);
-	changes->pages += count;
+	rows = repl_ml_pages_close(pages, scan, false);
 	changes->total.rows += rows.rows;
 	changes->total.sum.lane[0] += rows.sum.lane[0];
 	changes->total.sum.lane[1] += rows.sum.lane[1];
@@ -220,8 +219,8 @@ repl_ml_changes_sum(const ReplMlInquiry *inquiry, const ReplMlClock *stable, Sna
 }
 
 /*
- * Returns the snapshot that another member's questions are answered under: its
- * transaction's.
+ * Returns the snapshot under which a backend answers both questions of another
+ * member: its transaction's, which core keeps until that ends.
  */
 static Snapshot
 transaction_snapshot(void)
@@ -231,7 +230,7 @@ transaction_snapshot(void)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("changes are compared under one snapshot"),
 				 errhint(REPL_ML_SAME_VERSION_HINT)));
-	return RegisterSnapshot(GetTransactionSnapshot());
+	return GetTransactionSnapshot();
 }
 
 PG_FUNCTION_INFO_V1(repl_ml_verify_changes);
@@ -244,10 +243,9 @@ Datum
 repl_ml_verify_changes(PG_FUNCTION_ARGS)
 {
 	ReplMlInquiry inquiry = repl_ml_part_inquiry(fcinfo);
-	Snapshot	snapshot = transaction_snapshot();
-	StringInfo	answer = repl_ml_changes_sum(&inquiry, PG_GETARG_REPL_ML_CLOCK_P(4), snapshot);
+	StringInfo	answer = repl_ml_changes_sum(&inquiry, PG_GETARG_REPL_ML_CLOCK_P(4),
+											 transaction_snapshot());
 
-	UnregisterSnapshot(snapshot);
 	repl_ml_verify_end();
 	return repl_ml_part_answer(answer);
 }
@@ -262,9 +260,7 @@ Datum
 repl_ml_verify_news(PG_FUNCTION_ARGS)
 {
 	ReplMlInquiry inquiry = repl_ml_part_inquiry(fcinfo);
-	Snapshot	snapshot = transaction_snapshot();
-	StringInfo	answer = repl_ml_known_rows(&inquiry, PG_GETARG_ARRAYTYPE_P(4), snapshot);
 
-	UnregisterSnapshot(snapshot);
-	return repl_ml_part_answer(answer);
+	return repl_ml_part_answer(repl_ml_known_rows(&inquiry, PG_GETARG_ARRAYTYPE_P(4),
+												  transaction_snapshot()));
 }

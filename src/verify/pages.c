@@ -50,8 +50,9 @@
 #define TOTAL_SEGMENT	(-1)
 #define SEGMENT_PAGES	64
 
-/* so many unsettled pages are listed, or a tenth of all */
-#define MANY_UNSETTLED	256
+/* a full pass is not much dearer: a tenth of all pages, or so many at least and at most */
+#define LEAST_SOME		256
+#define MOST_SOME		(1024 * 1024)
 
 /* of a full pass so much is kept in memory, and more in a temporary file */
 #define MADE_KB			4096
@@ -94,7 +95,9 @@ struct ReplMlPages
 	ReplMlChunk rows;			/* of all pages that have been put, and those
 								 * known */
 	XLogRecPtr	since;
-	StringInfoData unsettled;	/* of what is put now */
+	uint32		most_unsettled; /* if they are more, nothing is remembered */
+	uint32		unsettled_count;	/* of what is put now */
+	StringInfoData unsettled;	/* ... the first of these */
 	int			segment;		/* that is at hand, or TOTAL_SEGMENT */
 	bool		dirty;			/* it has to be written */
 	ReplMlChunk page[SEGMENT_PAGES];
@@ -195,6 +198,16 @@ take_segment(ReplMlPages *pages, int segment)
 	heap_freetuple(tuple);
 }
 
+/*
+ * Returns how many of so many pages it pays to read by themselves; with more of
+ * them a comparison reads all.
+ */
+uint32
+repl_ml_pages_some(BlockNumber pages)
+{
+	return Min(Max(pages / 10, LEAST_SOME), MOST_SOME);
+}
+
 /* Begins to add up the rows of another page. */
 void
 repl_ml_pages_begin_page(ReplMlPageSum *page)
@@ -292,7 +305,7 @@ repl_ml_pages_put(ReplMlPages *pages, BlockNumber block, const ReplMlChunk *page
 	}
 	*known = *page;
 	add(&pages->rows, page);
-	if (!settled)
+	if (!settled && pages->unsettled_count++ < pages->most_unsettled)
 		appendBinaryStringInfo(&pages->unsettled, (char *) &block, sizeof(block));
 }
 
@@ -365,9 +378,9 @@ store_total(ReplMlPages *pages)
 	total->file = pages->file;
 	total->pages = pages->count;
 	total->rows = pages->rows;
-	total->unsettled_count = pages->unsettled.len / sizeof(BlockNumber);
+	total->unsettled_count = pages->unsettled_count;
 	memcpy(total->unsettled, pages->unsettled.data, pages->unsettled.len);
-	if (total->unsettled_count > Max(MANY_UNSETTLED, pages->count / 10))
+	if (pages->unsettled_count > pages->most_unsettled)
 	{
 		total->file = InvalidOid;
 		size = offsetof(Total, unsettled);
@@ -451,6 +464,7 @@ begin(ReplMlScan *scan)
 	pages->segment = TOTAL_SEGMENT;
 	pages->since = GetXLogInsertRecPtr();
 	pages->writes = may_write(pages->relid);
+	pages->most_unsettled = repl_ml_pages_some(scan->pages);
 	initStringInfo(&pages->unsettled);
 	return pages;
 }

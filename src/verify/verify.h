@@ -232,6 +232,7 @@ typedef struct ReplMlPageSum
 typedef struct ReplMlPages ReplMlPages;
 
 /* in pages.c */
+extern uint32 repl_ml_pages_some(BlockNumber pages);
 extern void repl_ml_pages_begin_page(ReplMlPageSum *page);
 extern bool repl_ml_pages_add_row(ReplMlPageSum *page, ReplMlDigest row, const bytea *clock);
 extern ReplMlPages *repl_ml_pages_make(ReplMlScan *scan);
