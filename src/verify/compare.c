@@ -19,6 +19,7 @@
 #include "postgres.h"
 
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "libpq/pqformat.h"
@@ -35,8 +36,11 @@
 #define CONNECT_MS			10000
 #define LEAST_CONNECT_MS	3000
 #define HOPELESS_MS			30000	/* a member that has been cut off so long */
+#define SILENCE_US			60000000	/* so long a statement does not ask a member
+										 * again that has not answered it */
 #define BATCH_ROWS			50000
 #define SAME_VERSION		REPL_ML_SAME_VERSION_HINT
+#define UNREADABLE			"Its answer cannot be read."
 
 /* A key in the second pass: its rows on the members. */
 typedef struct KeyEntry
@@ -57,6 +61,48 @@ typedef struct Asking
 	TimestampTz *cut_off;		/* since when each is */
 } Asking;
 
+/*
+ * The members that have not answered a backend's statement: set by note_silence,
+ * so that who compares many tables waits once for them, not for each table.
+ */
+static List *silent_nodes = NIL;
+static TimestampTz silent_statement;	/* when that began */
+static uint64 silent_until;		/* then they are asked again */
+
+/* ---- silent members ---- */
+
+/* Forgets who was silent before this statement, or long ago. */
+static void
+forget_silence(void)
+{
+	if (silent_statement == GetCurrentStatementStartTimestamp() &&
+		repl_ml_monotonic_now() < silent_until)
+		return;
+	list_free(silent_nodes);
+	silent_nodes = NIL;
+	silent_statement = GetCurrentStatementStartTimestamp();
+	silent_until = repl_ml_monotonic_now() + SILENCE_US;
+}
+
+/* Notes that a member has not answered. */
+static void
+note_silence(int node_id)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+	forget_silence();
+	silent_nodes = list_append_unique_int(silent_nodes, node_id);
+	MemoryContextSwitchTo(old);
+}
+
+/* Says whether a member has not answered this statement, and is not asked again so soon. */
+static bool
+is_silent(int node_id)
+{
+	forget_silence();
+	return list_member_int(silent_nodes, node_id);
+}
+
 /* ---- asking ---- */
 
 /* Says whether the table of this member is compared. */
@@ -74,6 +120,20 @@ set_problem(ReplMlComparison *comparison, int i, const char *problem, const char
 
 	member->problem = MemoryContextStrdup(comparison->context, problem);
 	member->hint = hint == NULL ? NULL : MemoryContextStrdup(comparison->context, hint);
+}
+
+/* Notes that a member has no answer, and why; "error" is NULL if it has said nothing in it. */
+static void
+take_failure(ReplMlComparison *comparison, int i, const char *error)
+{
+	if (error == NULL)
+		set_problem(comparison, i, UNREADABLE, SAME_VERSION);
+	else
+	{
+		if (strcmp(error, REPL_ML_ASK_SILENT) == 0)
+			note_silence(comparison->members[i].node_id);
+		set_problem(comparison, i, error, NULL);
+	}
 }
 
 /* What is done here while the others work. */
@@ -152,7 +212,7 @@ take_answer(ReplMlComparison *comparison, int i, StringInfo answer)
 						"See SELECT * FROM repl_ml.shape_differences.");
 			return;
 		default:
-			set_problem(comparison, i, "Its answer cannot be read.", SAME_VERSION);
+			set_problem(comparison, i, UNREADABLE, SAME_VERSION);
 	}
 }
 
@@ -256,7 +316,7 @@ repl_ml_compare_ask(ReplMlComparison *comparison, ReplMlPartQuestion *question)
 	for (int i = 0; i < count; i++)
 	{
 		if (answers[i] == NULL)
-			set_problem(comparison, asking.asked[i], errors[i], NULL);
+			take_failure(comparison, asking.asked[i], errors[i]);
 		else
 		{
 			question->answers[asking.asked[i]] = repl_ml_compare_read_hex(answers[i]);
@@ -793,6 +853,11 @@ repl_ml_compare(ReplMlComparison *comparison)
 	comparison->batch = AllocSetContextCreate(CurrentMemoryContext, "repl_ml batch to compare",
 											  ALLOCSET_DEFAULT_SIZES);
 	repl_ml_verify_begin(comparison->relid, comparison->inquiry.chunks);
+	for (int i = 1; i < comparison->count; i++)
+	{
+		if (repl_ml_compare_is_compared(comparison, i) && is_silent(comparison->members[i].node_id))
+			set_problem(comparison, i, REPL_ML_ASK_SILENT, NULL);
+	}
 	if (comparison->incremental && repl_ml_increment_compare(comparison))
 		return;
 	sum_everywhere(comparison);

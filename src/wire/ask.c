@@ -100,7 +100,7 @@ raise_failure(const Question *question)
 			(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
 			 errmsg("could not connect to the peer"),
 			 errdetail_internal("%s", question->error != NULL ? question->error :
-								"It does not answer in time."),
+								REPL_ML_ASK_SILENT),
 			 errhint("Check the connection string, pg_hba.conf on that server, and that the role "
 					 "has LOGIN and REPLICATION.")));
 }
@@ -203,7 +203,7 @@ ask_all(Question *questions, ReplMlQuestions *all)
 		give_up_some(questions, all);
 	for (int i = 0; i < all->count && all->errors != NULL; i++)
 		all->errors[i] = questions[i].answered ? NULL :
-			questions[i].error != NULL ? questions[i].error : "It does not answer in time.";
+			questions[i].error != NULL ? questions[i].error : REPL_ML_ASK_SILENT;
 	for (int i = 0; i < all->count && all->talk != NULL; i++)
 		keep_connection(&questions[i], all->talk, all->dsns[i]);
 }

@@ -106,6 +106,9 @@ typedef struct ReplMlResult
 /* Connections that are asked more than once; see ask.c. */
 typedef struct ReplMlTalk ReplMlTalk;
 
+/* the error of a server that has not answered, and has not said why */
+#define REPL_ML_ASK_SILENT	"It does not answer in time."
+
 /* One query to several servers, and what is done beside it; see ask.c. */
 typedef struct ReplMlQuestions
 {

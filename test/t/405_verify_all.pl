@@ -1,9 +1,10 @@
 # verify_all has a row for each table of the group, also those that this node or another lacks; says what is no difference
 # and somebody has to look at: orphans, and rows that lost a unique key to another node's; differences that a parked
-# change explains are called so; one table that cannot be compared keeps no other from it, and a cancel ends it all.
+# change explains are called so; one table that cannot be compared keeps no other from it, and a cancel ends it all;
+# and a member that is silent is waited for once.
 #
 # Seen failing: without the rows for tables that are missing here, without those put aside, and with parked rows called
-# missing.
+# missing; with a silent member asked for each table, and a null taken for an answer (a crash).
 use strict;
 use warnings;
 use PostgreSQL::Test::BackgroundPsql;
@@ -62,6 +63,23 @@ poll_until($n3, q(SELECT count(*) = 0 FROM repl_ml.parked_changes WHERE action =
 sql($n2, 'SET repl_ml.guard_off = on; DROP TABLE hidden.h');
 is(sql($n1, "$all WHERE relation = 'hidden.h'::regclass"), 'hidden.h|incomplete|{n2}|node "n2" is not compared: It does not have the table.', 'missing elsewhere');
 is(sql($n2, "$all WHERE relation IS NULL OR relation = 'u'::regclass"), qq(u|consistent|{}|$aside\n|incomplete|{n2}|table hidden.h is missing on node "n2", this one), 'missing here');
+
+# a member that is silent is waited for once, and asked again by the next statement
+sql($n3, 'ALTER SYSTEM SET log_connections = on');
+sql($n3, 'SELECT pg_reload_conf()');
+my $offset = -s $n3->logfile;
+my $postmaster = slurp_file($n3->data_dir . '/postmaster.pid') =~ s/\n.*//sr;
+kill STOP => $postmaster;
+like(sql($n1, q(SELECT string_agg(DISTINCT detail, '; ') FROM repl_ml.verify_all('1 s') WHERE status = 'incomplete' AND unreachable @> '{n3}')), qr/node "n3" is not compared: It does not answer in time\./, 'a member is silent');
+kill CONT => $postmaster;
+sql($n3, 'SELECT 1');
+is(scalar(() = slurp_file($n3->logfile, $offset) =~ /connection authorized: .* application_name=repl_ml question/g), 1, 'and waited for once');
+is(sql($n1, q(SELECT count(*) FROM repl_ml.verify_all() WHERE unreachable @> '{n3}')), 0, 'not for ever');
+
+# an answer that is none
+sql($n2, 'ALTER FUNCTION repl_ml.verify_changes RENAME TO asked; CREATE FUNCTION repl_ml.verify_changes(text, text, text, int, repl_ml.vclock) RETURNS bytea LANGUAGE sql AS $$ SELECT NULL::bytea $$');
+is(sql($n1, q(SELECT status, detail, hint IS NOT NULL FROM repl_ml.verify_table('a', '60 s', true))), 'incomplete|node "n2" is not compared: Its answer cannot be read.|t', 'null for an answer');
+sql($n2, 'DROP FUNCTION repl_ml.verify_changes; ALTER FUNCTION repl_ml.asked RENAME TO verify_changes');
 
 # who may what
 sql($_, 'CREATE ROLE operator; GRANT repl_ml_admin TO operator; CREATE ROLE owner') foreach @nodes;
