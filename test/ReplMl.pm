@@ -12,7 +12,7 @@ use Test::More;
 
 our @EXPORT = qw(
   new_node new_group join_node dsn sql literal
-  wait_converged table_state is_equal_everywhere conflict_rows
+  wait_converged wait_forgotten table_state is_equal_everywhere conflict_rows
   poll_until psql_fails cut heal);
 
 my $testdir = dirname(__FILE__);
@@ -135,6 +135,23 @@ sub wait_converged
 			  . " FROM pg_catalog.pg_replication_slots WHERE slot_name LIKE 'repl\\_ml\\_%'");
 	}
 	is_equal_everywhere($nodes, $_) foreach @tables;
+}
+
+# Waits until these nodes have forgotten all deletions, which they may when heartbeats have said that all have had them.
+sub wait_forgotten
+{
+	my (@nodes) = @_;
+
+	foreach my $node (@nodes)
+	{
+		sql($node, $_) foreach q(ALTER SYSTEM SET repl_ml.heartbeat_interval = '100ms'), 'SELECT pg_reload_conf()';
+	}
+	poll_until($_, 'SELECT count(*) = 0 FROM repl_ml.tombstone') foreach @nodes;
+	foreach my $node (@nodes)
+	{
+		sql($node, $_) foreach 'ALTER SYSTEM RESET repl_ml.heartbeat_interval', 'SELECT pg_reload_conf()';
+	}
+	return;
 }
 
 # All rows of a table, clocks included, in an order that depends on nothing but their content.

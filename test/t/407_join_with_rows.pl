@@ -8,6 +8,7 @@ use warnings;
 use Membership;
 use ReplMl;
 use PostgreSQL::Test::Utils;
+use Situations;
 use Test::More;
 
 my ($n1, $n2) = new_group(2, <<'SQL');
@@ -52,25 +53,29 @@ my $n3 = new_node('n3');
 $n3->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-d', dsn($n3), '-f', $dump ], 'its restore');
 sql($n1, q(UPDATE t SET v = 'group' WHERE id <= 50; DELETE FROM t WHERE id BETWEEN 101 AND 110; INSERT INTO t SELECT g, 'new' FROM generate_series(20001, 20020) g;
 DELETE FROM u WHERE id = 5; UPDATE parted SET v = 'group' WHERE id IN (1, 60); DELETE FROM parted WHERE id = 70));
-poll_until($n1, 'SELECT count(*) = 0 FROM repl_ml.tombstone');
-sql($n3, q(UPDATE t SET v = 'own' WHERE id IN (1, 100, 109); INSERT INTO t VALUES (30000, 'own'); DELETE FROM t WHERE id = 200; UPDATE parted SET v = 'own' WHERE id = 2; INSERT INTO u VALUES (21, 'u21')));
-is(sql($n3, q(SELECT string_agg(id || '', ' ' ORDER BY id) FROM t WHERE __repl_clock = '{}')), '1 100 109 30000', 'what is written in no group has no clock');
+wait_forgotten($n1, $n2);
+# this one is not forgotten yet
+sql($n1, 'DELETE FROM t WHERE id = 111');
+sql($n3, q(UPDATE t SET v = 'own' WHERE id IN (1, 100, 109, 111); INSERT INTO t VALUES (30000, 'own'); DELETE FROM t WHERE id = 200; UPDATE parted SET v = 'own' WHERE id = 2; INSERT INTO u VALUES (21, 'u21')));
+plant($n3, 't', q(UPDATE t SET v = 'altered' WHERE id = 300));
+is(sql($n3, q(SELECT string_agg(id || '', ' ' ORDER BY id) FROM t WHERE __repl_clock = '{}')), '1 100 109 111 30000', 'what is written in no group has no clock');
 my $before = table_state($n3, 't');
-psql_fails($n3, join_own($n3, ''), '55000', '6 rows of this database have no clock and are not what the group has', q(keep => 'theirs'.*keep => 'mine'));
+psql_fails($n3, join_own($n3, ''), '55000', '7 rows of this database have no clock and are not what the group has', q(keep => 'theirs'.*keep => 'mine'));
 is(table_state($n3, 't') . sql($n3, 'SELECT count(*) FROM repl_ml.local_node'), $before . '0', 'nothing is done then');
 psql_fails($n3, join_own($n3, q(, keep => 'both')), '22023', q(keep => 'both' means nothing));
 sql($n3, join_own($n3, q(, keep => 'mine')));
 is_settled('mine', $n1, $n2, $n3);
-is(sql($n2, q(SELECT string_agg(id || '', ' ' ORDER BY id) FROM t WHERE v = 'own')), '1 100 109 30000', 'the rows without a clock are on all nodes');
+is(sql($n2, q(SELECT string_agg(id || '', ' ' ORDER BY id) FROM t WHERE v = 'own')), '1 100 109 111 30000', 'the rows without a clock are on all nodes');
+is(sql($n2, 'SELECT v FROM t WHERE id = 300'), 'altered', 'and so is one that was changed under its clock');
 is(sql($n3, q(SELECT count(*) FILTER (WHERE v = 'group'), count(*) FILTER (WHERE v = 'new'), count(*) FILTER (WHERE id BETWEEN 101 AND 110), count(*) FILTER (WHERE id = 200) FROM t)), '49|20|1|1', q(and so are the group's));
 is(history($n3), join("\n", 'parted|{k70,70}|delete|deleted|p|',
-	't|{101}|delete|deleted|' . sql($n1, 'SELECT md5(101::text)') . '|', (map { "t|{$_}|delete|deleted|" . sql($n1, "SELECT md5($_\::text)") . '|' } 102 .. 108, 110), 'u|{5}|delete|deleted|u5|'),
+	't|{101}|delete|deleted|' . sql($n1, 'SELECT md5(101::text)') . '|', (map { "t|{$_}|delete|deleted|" . sql($n1, "SELECT md5($_\::text)") . '|' } 102 .. 108, 110), 't|{300}|update|mine|' . sql($n1, 'SELECT md5(300::text)') . '|altered', 'u|{5}|delete|deleted|u5|'),
 	'what was deleted in the group is listed');
-is(sql($n3, q(SELECT string_agg(table_name || key::text, ' ' ORDER BY table_name, key::text COLLATE "C") FROM repl_ml.conflicts)), 'parted{k2,2} t{100} t{1}', 'and what was replaced is a conflict');
+is(sql($n3, q(SELECT string_agg(table_name || key::text, ' ' ORDER BY table_name, key::text COLLATE "C") FROM repl_ml.conflicts)), 'parted{k2,2} t{100} t{111} t{1}', 'and what was replaced is a conflict');
 my ($rows, $bytes) = split /\|/, sql($n3, q(SELECT rows, bytes FROM repl_ml.table_sync WHERE table_name = 't'));
-cmp_ok($rows, '<=', 50 + 20 + 2, 'only rows that differ have come');
+cmp_ok($rows, '<=', 50 + 20 + 3, 'only rows that differ have come');
 cmp_ok($bytes, '<', $whole / 15, 'for few bytes');
-cmp_ok(sql($n2, q(SELECT rows FROM repl_ml.table_sync WHERE table_name = 't' AND node_id = 3)), '<=', 5, 'and have gone to the others');
+cmp_ok(sql($n2, q(SELECT rows FROM repl_ml.table_sync WHERE table_name = 't' AND node_id = 3)), '<=', 7, 'and have gone to the others');
 
 # Ordinary tables: no clock anywhere. What is equal gets the group's clock, what differs makes way, and is listed. Both
 # servers and the worker are killed meanwhile.
@@ -102,5 +107,5 @@ is(sql($n4, 'SELECT md5(string_agg(__repl_clock::text, chr(10) ORDER BY id)) FRO
 is(sql($n4, q(SELECT string_agg(v, ' ' ORDER BY id) FROM u WHERE id <= 3)), 'u1 u2 u3', q(unique keys are the group's));
 is(sql($n4, q(SELECT action, verdict, before ->> 'v', after ->> 'v' FROM repl_ml.repair_history WHERE table_name = 't' AND key IN ('{1}', '{40000}') ORDER BY key)),
 	sql($n1, q(SELECT 'delete|theirs|' || md5('1') || '|')) . "\ndelete|theirs|extra|", 'and what made way is listed');
-is(sql($n4, q(SELECT count(*) FROM repl_ml.repair_history WHERE table_name = 't')), 51 + 1 + 2, 'just that, once');
+is(sql($n4, q(SELECT count(*) FROM repl_ml.repair_history WHERE table_name = 't')), 51 + 1 + 4, 'just that, once');
 done_testing();

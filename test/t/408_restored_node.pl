@@ -47,7 +47,7 @@ $restored->append_conf('postgresql.conf', 'port = ' . $restored->port . "\nresta
 sql($n1, q(SELECT repl_ml.drop_node('n3')));
 sql($n1, q(UPDATE t SET v = 'group' WHERE id BETWEEN 100 AND 199; DELETE FROM t WHERE id BETWEEN 200 AND 209 OR id IN (5001, 5002); INSERT INTO t VALUES (8000, 'group'); UPDATE t SET v = 'group in conflict' WHERE id = 50; INSERT INTO s (v) SELECT 'group' FROM generate_series(1, 5)));
 wait_converged([ $n1, $n2 ], 't');
-poll_until($_, q(SELECT count(*) = 0 FROM repl_ml.tombstone)) foreach $n1, $n2;
+wait_forgotten($n1, $n2);
 
 $restored->start;
 psql_fails($restored, q(INSERT INTO t VALUES (1)), '55000', 'copy of node "n3"', 'leave_group');
