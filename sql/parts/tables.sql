@@ -336,15 +336,6 @@ CREATE FUNCTION repl_ml.become_ready() RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.become_ready() IS 'makes a joining node ready, here and for the others';
 
--- What each peer has of dropped nodes is compared when its apply worker connects
-CREATE FUNCTION repl_ml.order_comparisons() RETURNS bigint
-    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
-    AS $$
-    SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(w.pid)) FROM repl_ml.worker_stats() w JOIN repl_ml.member m ON m.node_id = w.peer
-     WHERE m.state = 'ready' AND w.state = 'streaming' AND EXISTS (SELECT FROM repl_ml.dropped_node d WHERE m.node_id <> ALL (d.compared))
-    $$;
-COMMENT ON FUNCTION repl_ml.order_comparisons() IS 'has apply workers connect anew that have not compared yet what their peers have of dropped nodes; returns how many';
-
 -- What a donor must have of each other member before this node is copied from it
 CREATE FUNCTION repl_ml.link_beginnings(donor integer, OUT node_id integer, OUT lsn pg_lsn, OUT fails boolean) RETURNS SETOF record
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp

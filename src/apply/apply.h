@@ -237,6 +237,7 @@ extern bool repl_ml_apply_retry_is_wanted(void);
 extern void repl_ml_apply_retry_locked(void);
 extern bool repl_ml_apply_retry_is_locked(void);
 extern bool repl_ml_apply_is_to_pause(const ReplMlApply *apply);
+extern bool repl_ml_apply_is_to_compare(ReplMlApply *apply);
 extern void repl_ml_apply_tell_parked(ReplMlApply *apply, XLogRecPtr end);
 extern void repl_ml_apply_reaches(ReplMlApply *apply, XLogRecPtr lsn);
 extern void repl_ml_apply_show_wait(ReplMlApply *apply, const char *message, const char *hint);

@@ -153,6 +153,22 @@ repl_ml_apply_is_to_pause(const ReplMlApply *apply)
 	return asked;
 }
 
+/*
+ * Says whether the supervisor wants the worker to compare with its peer what
+ * each has of dropped nodes, and forgets that.
+ */
+bool
+repl_ml_apply_is_to_compare(ReplMlApply *apply)
+{
+	bool		asked;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	asked = apply->worker->compare;
+	apply->worker->compare = false;
+	LWLockRelease(repl_ml_shared->lock);
+	return asked;
+}
+
 /* Called by copy/: shows in repl_ml.stat_apply how far a copy is. */
 void
 repl_ml_apply_show_copy(ReplMlApply *apply, Oid relid, int64 rows)

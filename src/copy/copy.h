@@ -99,7 +99,7 @@ extern void repl_ml_donor_require_right(Relation rel);
 extern int64 repl_ml_rows_join(ReplMlApply *apply, Relation rel, CopyFromState copy, bool careful);
 
 /* in dropped.c */
-extern void repl_ml_dropped_compare(ReplMlApply *apply);
+extern void repl_ml_dropped_compare(ReplMlApply *apply, WalReceiverConn *conn);
 
 /* in await.c */
 extern void repl_ml_await_donor(ReplMlApply *apply);

@@ -4,8 +4,9 @@
  *		tables from it.
  *
  * One may have reached one member and not another before it died, and nothing
- * more comes of it.  So each apply worker compares, before it streams, and orders
- * the copies (sync.c makes them).  Takes no lock but those of the catalogs.
+ * more comes of it.  So each apply worker compares, before it streams and beside
+ * its stream when a node is dropped, and orders the copies (sync.c makes them).
+ * Takes no lock but those of the catalogs.
  */
 #include "postgres.h"
 
@@ -22,16 +23,16 @@
 #include "wire/wire.h"
 
 
-static bool ask_final_lsn(ReplMlApply *apply, int node_id, XLogRecPtr *lsn);
+static bool ask_final_lsn(WalReceiverConn *conn, int node_id, XLogRecPtr *lsn);
 static void settle_dropped(ReplMlApply *apply, int node_id, XLogRecPtr theirs);
 
 /*
- * Called by the apply worker before it streams: compares with the peer how much
- * each has of dropped nodes, and orders a copy of all tables from a peer that has
- * more.
+ * Called by the apply worker before it streams, and between transactions of the
+ * stream over another connection: compares with the peer how much each has of
+ * dropped nodes, and orders a copy of all tables from a peer that has more.
  */
 void
-repl_ml_dropped_compare(ReplMlApply *apply)
+repl_ml_dropped_compare(ReplMlApply *apply, WalReceiverConn *conn)
 {
 	List	   *nodes = NIL;
 	ListCell   *lc;
@@ -53,8 +54,8 @@ repl_ml_dropped_compare(ReplMlApply *apply)
 	{
 		XLogRecPtr	theirs;
 
-		/* one of which the peer may still get more is asked for at a later connection */
-		if (ask_final_lsn(apply, lfirst_int(lc), &theirs))
+		/* one of which the peer may still get more is asked for later */
+		if (ask_final_lsn(conn, lfirst_int(lc), &theirs))
 			settle_dropped(apply, lfirst_int(lc), theirs);
 	}
 }
@@ -64,12 +65,11 @@ repl_ml_dropped_compare(ReplMlApply *apply)
  * Returns false while it may still go on.
  */
 static bool
-ask_final_lsn(ReplMlApply *apply, int node_id, XLogRecPtr *lsn)
+ask_final_lsn(WalReceiverConn *conn, int node_id, XLogRecPtr *lsn)
 {
 	static const Oid types[1] = {PG_LSNOID};
-	ReplMlResult *result = repl_ml_stream_query(apply->connection.stream,
-												psprintf("SELECT repl_ml.final_lsn(%d)", node_id),
-												1, types);
+	const char *query = psprintf("SELECT repl_ml.final_lsn(%d)", node_id);
+	ReplMlResult *result = repl_ml_stream_query(conn, query, 1, types);
 	bool		known = false;
 
 	if (repl_ml_stream_next(result))

@@ -39,7 +39,7 @@
 #include "server/server.h"
 #include "wire/wire.h"
 
-#define COMPARISON_INTERVAL_MS	5000
+#define COMPARISON_INTERVAL_MS	1000
 #define HOUSEKEEPING_BEATS	10	/* heartbeats between two collections */
 
 static ReplMlWorker *me = NULL; /* our slot; set once at start */
@@ -357,21 +357,44 @@ tend_peers(bool joining)
 }
 
 /*
- * Makes the apply workers reconnect, and so compare with their peers what
- * these had of a dropped node, until all have.
+ * Makes the apply workers compare with their peers what these had of a dropped
+ * node, now and then until all have: a peer tells when it has let go of it.
  */
 static void
 order_comparisons(void)
 {
 	static TimestampTz last = 0;
+	List	   *peers = NIL;
 
 	if (!TimestampDifferenceExceeds(last, GetCurrentTimestamp(), COMPARISON_INTERVAL_MS))
 		return;
 	repl_ml_begin();
-	if (repl_ml_query_int("SELECT repl_ml.order_comparisons()") > 0)
-		last = GetCurrentTimestamp();
+	SPI_execute("SELECT m.node_id FROM repl_ml.member m"
+				" WHERE m.state OPERATOR(pg_catalog.=) 'ready'"
+				" AND EXISTS (SELECT FROM repl_ml.dropped_node d"
+				" WHERE m.node_id OPERATOR(pg_catalog.<>) ALL (d.compared))", true, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(work_context);
+
+		peers = lappend_int(peers, pg_strtoint32(repl_ml_spi_text(i, 0)));
+		MemoryContextSwitchTo(old);
+	}
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	foreach_worker(worker, MyDatabaseId)
+	{
+		/* another one compares before it streams */
+		if (!list_member_int(peers, worker->peer) || worker->pid == 0 ||
+			worker->state != REPL_ML_WORKER_STREAMING)
+			continue;
+		worker->compare = true;
+		SetLatch(worker->latch);
+		last = GetCurrentTimestamp();
+	}
+	LWLockRelease(repl_ml_shared->lock);
 }
 
 /*

@@ -75,6 +75,8 @@ static void receive_all(void);
 static void handle_stream_message(char *data, int length);
 static void measure_clock(int64 sent);
 static void follow_catalogs(void);
+static void connect_beside(void);
+static void compare_if_asked(void);
 static bool is_at_rest(void);
 static void finish_batch(void);
 static void show_received(void);
@@ -362,7 +364,7 @@ run_connection(void)
 	apply.catalogs_behind = false;
 	repl_ml_await_donor(&apply);
 	repl_ml_enrol_pending(&apply);
-	repl_ml_dropped_compare(&apply);
+	repl_ml_dropped_compare(&apply, apply.connection.stream);
 	repl_ml_sync_tables(&apply);
 	repl_ml_unique_announce();
 
@@ -478,6 +480,7 @@ receive_all(void)
 			/* also where the stream never pauses */
 			if (is_at_rest())
 				repl_ml_retry_step(&apply);
+			compare_if_asked();
 		}
 		if (is_at_rest() && repl_ml_apply_is_to_pause(&apply))
 			return;
@@ -499,6 +502,7 @@ receive_all(void)
 	if (apply.tables_pending && is_at_rest() &&
 		TimestampDifferenceExceeds(last_enrolment, GetCurrentTimestamp(), repl_ml_max_apply_delay))
 		follow_catalogs();
+	compare_if_asked();
 	wait_for_data(fd);
 }
 
@@ -562,13 +566,38 @@ follow_catalogs(void)
 	last_enrolment = GetCurrentTimestamp();
 	if (apply.catalogs_behind)
 	{
-		/* the stream's connection is in use; sync_tables closes this one */
-		if (apply.connection.copy == NULL)
-			apply.connection.copy = repl_ml_stream_connect(apply.peer->dsn, "copy");
+		connect_beside();
 		repl_ml_sync_catalogs(&apply, apply.connection.copy);
 		apply.catalogs_behind = false;
 	}
 	repl_ml_enrol_pending(&apply);
+	repl_ml_sync_tables(&apply);
+	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
+}
+
+/*
+ * Connects beside the stream, whose connection is in use; sync_tables closes
+ * this one.
+ */
+static void
+connect_beside(void)
+{
+	if (apply.connection.copy == NULL)
+		apply.connection.copy = repl_ml_stream_connect(apply.peer->dsn, "copy");
+}
+
+/*
+ * Compares with the peer, between transactions of the stream, what each has of
+ * nodes that were dropped while it streams, and copies what is lacking.
+ */
+static void
+compare_if_asked(void)
+{
+	if (!is_at_rest() || !repl_ml_apply_is_to_compare(&apply))
+		return;
+	MemoryContextSwitchTo(apply.message_context);
+	connect_beside();
+	repl_ml_dropped_compare(&apply, apply.connection.copy);
 	repl_ml_sync_tables(&apply);
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
 }

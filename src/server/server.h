@@ -51,6 +51,8 @@ typedef struct ReplMlWorker
 	Latch	   *latch;			/* valid while pid is set */
 	bool		pause;			/* asked to pause, by pause_apply */
 	bool		retry_parked;	/* asked to, by retry_parked */
+	bool		compare;		/* asked to, by the supervisor: what the peer has
+								 * of dropped nodes */
 	bool		stop;			/* not to be started: its database is leaving */
 	TimestampTz launch_time;	/* when the process was last asked for */
 	ReplMlWorkerState state;
