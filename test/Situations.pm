@@ -169,7 +169,7 @@ sub nothing_parked
 sub no_worker_failed
 {
 	my ($nodes) = @_;
-	rows_are($nodes, 'SELECT sum(errors), string_agg(error_message, $$;$$) FROM repl_ml.stat_apply', '0|', 'no worker failed');
+	rows_are($nodes, 'SELECT sum(errors), string_agg(last_error_message, $$;$$) FROM repl_ml.stat_apply', '0|', 'no worker failed');
 	return;
 }
 

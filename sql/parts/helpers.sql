@@ -65,7 +65,8 @@ CREATE FUNCTION repl_ml.worker_stats(
     OUT applied_commit_time timestamptz, OUT last_message_time timestamptz, OUT start_time timestamptz,
     OUT transactions bigint, OUT changes bigint, OUT conflicts bigint, OUT equal_updates bigint, OUT equal_inserts bigint, OUT parked bigint, OUT retries bigint, OUT errors bigint,
     OUT copy_relation regclass, OUT copy_rows bigint,
-    OUT error_time timestamptz, OUT error_sqlstate text, OUT error_message text, OUT error_hint text)
+    OUT error_time timestamptz, OUT error_sqlstate text, OUT error_message text, OUT error_hint text,
+    OUT last_error_time timestamptz, OUT last_error_sqlstate text, OUT last_error_message text, OUT last_error_hint text)
     RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'repl_ml_worker_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 3;
 COMMENT ON FUNCTION repl_ml.worker_stats() IS 'state and counters of this database''s workers since server start; peer 0 is the supervisor. reached_lsn: neither slot nor origin of the link is beyond it, or somebody has moved them; null: not known';

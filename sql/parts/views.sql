@@ -116,14 +116,15 @@ CREATE VIEW repl_ml.stat_apply AS
            w.copy_relation, w.copy_rows,
            (SELECT pg_catalog.count(*) FROM repl_ml.table_sync y WHERE y.node_id = m.node_id AND y.state = 'pending') AS tables_to_copy,
            pg_catalog.clock_timestamp() - h.sent_at AS heartbeat_age,
-           w.error_time, w.error_sqlstate, w.error_message, w.error_hint, w.equal_updates, w.equal_inserts
+           w.error_time, w.error_sqlstate, w.error_message, w.error_hint, w.equal_updates, w.equal_inserts,
+           w.last_error_time, w.last_error_sqlstate, w.last_error_message, w.last_error_hint
       FROM repl_ml.member m
       JOIN repl_ml.local_node l ON l.node_id <> m.node_id
       LEFT JOIN repl_ml.worker_stats() w ON w.peer = m.node_id
       LEFT JOIN repl_ml.heartbeat h ON h.node_id = m.node_id
      WHERE m.state <> 'dropped';
 COMMENT ON VIEW repl_ml.stat_apply IS
-    'one row a peer: the worker that applies what the peer writes. Counters since server start; error_* is the last error; heartbeat_age is the age of the peer''s newest write that is applied here. equal_updates and equal_inserts are concurrent writes of the peer that left a row just as another node''s did: no conflict, but of two increments one is lost';
+    'one row a peer: the worker that applies what the peer writes. Counters since server start; error_* is why nothing is applied now, or what is waited for, null while all is well, and last_error_* the last of these since server start; heartbeat_age is the age of the peer''s newest write that is applied here. equal_updates and equal_inserts are concurrent writes of the peer that left a row just as another node''s did: no conflict, but of two increments one is lost';
 
 CREATE VIEW repl_ml.conflicts WITH (security_barrier) AS
     SELECT c.conflict_id, c.detected_at, c.schema_name, c.table_name, c.key, c.conflict_type, c.resolution,

@@ -15,17 +15,32 @@
 #include "server/server.h"
 #include "wire/wire.h"
 
-/* Shows what the worker is doing in repl_ml.stat_apply. */
+/* Says whether a worker in that state does what it is to do. */
+static bool
+is_well(ReplMlWorkerState state)
+{
+	return state == REPL_ML_WORKER_STREAMING || state == REPL_ML_WORKER_COPYING ||
+		state == REPL_ML_WORKER_PAUSED;
+}
+
+/*
+ * Shows what the worker is doing in repl_ml.stat_apply.  One that works has no
+ * error any more, and one that does not copies nothing.
+ */
 void
 repl_ml_apply_set_state(ReplMlApply *apply, ReplMlWorkerState state)
 {
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	apply->worker->state = state;
+	if (is_well(state))
+		apply->worker->failing = false;
+	if (state == REPL_ML_WORKER_CONNECTING || state == REPL_ML_WORKER_WAITING)
+		apply->worker->copy_relation = InvalidOid;
 	LWLockRelease(repl_ml_shared->lock);
 	pgstat_report_activity(STATE_RUNNING, repl_ml_worker_state_name(state));
 }
 
-/* Shows an error in repl_ml.stat_apply. */
+/* Shows an error in repl_ml.stat_apply: as the last one, where all else goes on. */
 void
 repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error)
 {
@@ -33,6 +48,7 @@ repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error)
 
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	shown->errors++;
+	shown->failing = !is_well(shown->state);
 	shown->error_time = GetCurrentTimestamp();
 	shown->error_sqlstate = error->sqlerrcode;
 	strlcpy(shown->error_message, error->message, REPL_ML_ERROR_LENGTH);
@@ -52,6 +68,7 @@ repl_ml_apply_show_wait(ReplMlApply *apply, const char *message, const char *hin
 
 	repl_ml_apply_set_state(apply, REPL_ML_WORKER_WAITING);
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	shown->failing = true;
 	shown->error_time = GetCurrentTimestamp();
 	shown->error_sqlstate = ERRCODE_OBJECT_IN_USE;
 	strlcpy(shown->error_message, message, REPL_ML_ERROR_LENGTH);

@@ -341,6 +341,7 @@ show_no_room(int slot)
 
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	worker->errors++;
+	worker->failing = true;
 	worker->error_time = GetCurrentTimestamp();
 	worker->error_sqlstate = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED;
 	strlcpy(worker->error_message, NO_ROOM, REPL_ML_ERROR_LENGTH);

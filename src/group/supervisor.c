@@ -80,6 +80,7 @@ repl_ml_supervisor_main(Datum arg)
 	me->latch = MyLatch;
 	me->start_time = GetCurrentTimestamp();
 	me->state = REPL_ML_WORKER_STARTING;
+	me->failing = false;
 	LWLockRelease(repl_ml_shared->lock);
 	before_shmem_exit(detach_supervisor, (Datum) 0);
 	BackgroundWorkerUnblockSignals();
@@ -450,6 +451,7 @@ bury_peer(int node_id)
 						 node_id), false, 0);
 	SPI_execute(psprintf("DELETE FROM repl_ml.heard WHERE node_id OPERATOR(pg_catalog.=) %d",
 						 node_id), false, 0);
+	SPI_execute("SELECT repl_ml.forget_failures()", false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 }

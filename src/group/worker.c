@@ -176,6 +176,7 @@ attach_slot(int slot)
 	apply.worker->latch = MyLatch;
 	apply.worker->start_time = GetCurrentTimestamp();
 	apply.worker->state = REPL_ML_WORKER_STARTING;
+	apply.worker->failing = false;
 	LWLockRelease(repl_ml_shared->lock);
 	before_shmem_exit(detach_worker, (Datum) 0);
 }
@@ -206,6 +207,8 @@ detach_worker(int code, Datum arg)
 	apply.worker->pid = 0;
 	apply.worker->latch = NULL;
 	apply.worker->state = REPL_ML_WORKER_STOPPED;
+	apply.worker->failing = false;
+	apply.worker->copy_relation = InvalidOid;
 	LWLockRelease(repl_ml_shared->lock);
 	repl_ml_shmem_wake_supervisor(apply.worker->database);
 }
@@ -935,8 +938,8 @@ recover_from_error(void)
 		count_race();
 	else
 	{
-		repl_ml_apply_show_error(&apply, error);
 		repl_ml_apply_set_state(&apply, REPL_ML_WORKER_WAITING);
+		repl_ml_apply_show_error(&apply, error);
 	}
 	if (error != apply.retry.failure)
 		FreeErrorData(error);

@@ -26,7 +26,7 @@
 #include "group/group.h"
 #include "server/server.h"
 
-#define STATS_COLUMNS			24
+#define STATS_COLUMNS			28
 #define ERRORS_UNTIL_TOLD		3	/* of a worker, before a waiter is told */
 
 static int	find_peer(Name node_name);
@@ -45,6 +45,22 @@ time_or_null(TimestampTz time, bool *isnull)
 {
 	*isnull = time == 0;
 	return TimestampTzGetDatum(time);
+}
+
+/*
+ * Puts a worker's last error at *i of a row; nulls if there is none to be shown.
+ */
+static void
+put_error(const ReplMlWorker *worker, bool shown, Datum *values, bool *nulls, int *i)
+{
+	nulls[*i] = !shown;
+	values[(*i)++] = TimestampTzGetDatum(worker->error_time);
+	nulls[*i] = !shown;
+	values[(*i)++] = CStringGetTextDatum(unpack_sql_state(worker->error_sqlstate));
+	nulls[*i] = !shown;
+	values[(*i)++] = CStringGetTextDatum(worker->error_message);
+	nulls[*i] = !shown || worker->error_hint[0] == '\0';
+	values[(*i)++] = CStringGetTextDatum(worker->error_hint);
 }
 
 /* Puts a worker into the result of worker_stats. */
@@ -71,7 +87,7 @@ put_worker(ReturnSetInfo *rsinfo, const ReplMlWorker *worker)
 	i++;
 	values[i] = time_or_null(worker->last_message_time, &nulls[i]);
 	i++;
-	values[i] = time_or_null(worker->start_time, &nulls[i]);
+	values[i] = time_or_null(worker->pid == 0 ? 0 : worker->start_time, &nulls[i]);
 	i++;
 	values[i++] = Int64GetDatum(worker->transactions);
 	values[i++] = Int64GetDatum(worker->changes);
@@ -86,17 +102,10 @@ put_worker(ReturnSetInfo *rsinfo, const ReplMlWorker *worker)
 	nulls[i] = !OidIsValid(worker->copy_relation);
 	values[i++] = Int64GetDatum(worker->copy_rows);
 
-	/* the rest is of the last error */
-	for (int j = i; j < STATS_COLUMNS; j++)
-		nulls[j] = worker->error_time == 0;
-	if (worker->error_time != 0)
-	{
-		values[i++] = TimestampTzGetDatum(worker->error_time);
-		values[i++] = CStringGetTextDatum(unpack_sql_state(worker->error_sqlstate));
-		values[i++] = CStringGetTextDatum(worker->error_message);
-		nulls[i] = worker->error_hint[0] == '\0';
-		values[i++] = CStringGetTextDatum(worker->error_hint);
-	}
+	/* what is wrong now, and what was the last time */
+	put_error(worker, worker->failing, values, nulls, &i);
+	put_error(worker, worker->error_time != 0, values, nulls, &i);
+	Assert(i == STATS_COLUMNS);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 

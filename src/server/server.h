@@ -83,7 +83,9 @@ typedef struct ReplMlWorker
 								 * error */
 	Oid			copy_relation;	/* table being copied, else InvalidOid */
 	int64		copy_rows;
-	TimestampTz error_time;
+	bool		failing;		/* the last error, or what it waited for, is why
+								 * it does not go on now */
+	TimestampTz error_time;		/* of the last one; 0: there was none */
 	int			error_sqlstate;
 	char		error_message[REPL_ML_ERROR_LENGTH];
 	char		error_hint[REPL_ML_ERROR_LENGTH];

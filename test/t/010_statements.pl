@@ -128,7 +128,7 @@ foreach my $node (@nodes)
 	my $name = $node->name;
 	is(conflict_rows($node), '', "no conflict on $name");
 	is(sql($node, 'SELECT schema_name, table_name, message FROM repl_ml.parked_changes'), '', "nothing parked on $name");
-	is(sql($node, 'SELECT sum(errors), string_agg(error_message, $$;$$) FROM repl_ml.stat_apply'), '0|', "nothing was tried twice on $name");
+	is(sql($node, 'SELECT sum(errors), string_agg(last_error_message, $$;$$) FROM repl_ml.stat_apply'), '0|', "nothing was tried twice on $name");
 }
 trigger_in_apply();
 done_testing();

@@ -35,7 +35,7 @@ foreach my $round (1 .. 4)
 	my $then = sql($n4, 'SELECT clock_timestamp()');
 	poll_until($_, "SELECT last_message_time > timestamptz '$then' + '1500 ms' FROM repl_ml.stat_apply WHERE node_name = 'n1'") foreach $n2, $n3, $n4;
 }
-is(sql($_, q(SELECT string_agg(error_message, ' ') FROM repl_ml.stat_apply WHERE error_message LIKE '%silent%')), '', 'nobody was missed on ' . $_->name)
+is(sql($_, q(SELECT string_agg(last_error_message, ' ') FROM repl_ml.stat_apply WHERE last_error_message LIKE '%silent%')), '', 'nobody was missed on ' . $_->name)
   foreach @nodes;
 
 # peers that are silent for less than two heartbeats count as reachable

@@ -35,7 +35,7 @@ is(sql($n1, "SELECT relation, status FROM repl_ml.add_all_tables('{ml}')"), "ml.
 
 sql($n1, "SELECT repl_ml.invite_node('n2')");
 sql($n2, "SELECT repl_ml.join_group('n2', " . peer_dsn($n2) . ', ' . peer_dsn($n1) . ', wait => false)');
-poll_until($n2, "SELECT error_sqlstate, error_message ~ 'row-level security' FROM repl_ml.stat_apply", '42501|t');
+poll_until($n2, "SELECT last_error_sqlstate, last_error_message ~ 'row-level security' FROM repl_ml.stat_apply", '42501|t');
 is(sql($n2, 'SELECT count(*) FROM ml.private'), '0', 'nothing of the hidden table is copied');
 is(sql($n2, "SELECT state FROM repl_ml.nodes WHERE is_local"), 'joining', 'and the node is not ready');
 

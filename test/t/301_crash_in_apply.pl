@@ -68,7 +68,7 @@ sql($n1, q(UPDATE deadly SET v = 'good' WHERE id = 4; INSERT INTO other VALUES (
 others_are(5, 'killed');
 is(sql($n2, q(SELECT count(*) FROM repl_ml.parked_changes)), '5', 'killed: later changes of the table are parked at once');
 is(crashes('repl_ml apply'), 3, 'killed: and the server stays up');
-like(sql($n2, q(SELECT error_message FROM repl_ml.stat_apply WHERE node_name = 'n1')), qr/apply worker died .* 3 times in a row|took the server down/, 'killed: stat_apply shows it');
+like(sql($n2, q(SELECT last_error_message FROM repl_ml.stat_apply WHERE node_name = 'n1')), qr/apply worker died .* 3 times in a row|took the server down/, 'killed: stat_apply shows it');
 
 # Mended: one that is tried again with success is enough.
 sql($n2, q(ALTER TABLE deadly DISABLE TRIGGER act));

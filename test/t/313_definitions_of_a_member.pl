@@ -40,9 +40,9 @@ sub refused
 	sql($n2, "$definition; SELECT repl_ml.enrol('app.$table'); INSERT INTO repl_ml.replicated_table (schema_name, table_name, state, enrolled_by)"
 		  . " VALUES ('app', '$table', 'enrolled', 2) ON CONFLICT (schema_name, table_name) DO UPDATE SET state = 'enrolled'; INSERT INTO app.$table (id) VALUES (0)");
 	poll_until($n1, "SELECT count(*) = 1 FROM repl_ml.tables WHERE table_name = '$table'");
-	ok($n1->poll_query_until('postgres', "SELECT coalesce(bool_or(error_message ~ " . literal($why) . ' AND error_hint IS NOT NULL), false) FROM repl_ml.stat_apply'),
+	ok($n1->poll_query_until('postgres', "SELECT coalesce(bool_or(last_error_message ~ " . literal($why) . ' AND last_error_hint IS NOT NULL), false) FROM repl_ml.stat_apply'),
 		"$table: the error says why, and what to do")
-	  or diag(sql($n1, 'SELECT error_message FROM repl_ml.stat_apply'));
+	  or diag(sql($n1, 'SELECT last_error_message FROM repl_ml.stat_apply'));
 	like(state_on_n1($table), qr/^(missing|pending)$/, "$table is not there, and shown so");
 	sql($n2, "SELECT repl_ml.remove_table('app.$table')");
 	poll_until($n1, "SELECT count(*) = 0 FROM repl_ml.tables WHERE table_name = '$table'");

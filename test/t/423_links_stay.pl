@@ -82,4 +82,21 @@ $n5->stop;
 sql($n3, q(SELECT repl_ml.drop_node('n5')));
 all_compared(2);
 stay('the fifth, which is down, is dropped');
+
+# an error is there as long as it is one, and is remembered
+my $errors = q(SELECT state = 'streaming', error_time IS NULL, error_sqlstate IS NULL, error_message IS NULL, error_hint IS NULL, last_error_time IS NULL, coalesce(last_error_message, '') FROM repl_ml.stat_apply WHERE node_name = 'n3');
+is(sql($n1, $errors), 't|t|t|t|t|t|', 'no error so far');
+$n3->stop;
+poll_until($n1, q(SELECT state <> 'streaming' AND error_time > now() - '1 h'::interval AND error_sqlstate ~ '^08' AND error_message = last_error_message AND error_time = last_error_time FROM repl_ml.stat_apply WHERE node_name = 'n3'));
+poll_until($n1, q(SELECT error_message ~ 'could not connect' FROM repl_ml.stat_apply WHERE node_name = 'n3'));
+poll_until($n1, q(SELECT detail ~ '"n3".*could not connect' FROM repl_ml.health WHERE check_name = 'applying'));
+$n3->start;
+poll_until($n1, q(SELECT state = 'streaming' FROM repl_ml.stat_apply WHERE node_name = 'n3'));
+like(sql($n1, $errors), qr/^t\|t\|t\|t\|t\|f\|./, 'it is over, and not forgotten');
+is(sql($n1, q(SELECT status FROM repl_ml.health WHERE check_name = 'applying')), 'ok', 'health says so, too');
+
+# nor is a process shown that does not run
+sql($n2, q(ALTER SYSTEM SET max_worker_processes = 4));
+$n2->restart;
+poll_until($n2, q(SELECT count(*) FILTER (WHERE state = 'stopped') = 1 AND bool_and((pid IS NULL) = (start_time IS NULL)) AND bool_and((state = 'stopped') = (error_message IS NOT NULL)) FROM repl_ml.stat_apply));
 done_testing();
