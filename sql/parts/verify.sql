@@ -153,12 +153,14 @@ COMMENT ON FUNCTION repl_ml.verifier_state() IS 'what compares tables on this no
 -- The first in the order of ids begins, the others wait a little for each before them that could
 CREATE VIEW repl_ml.scheduled_checks AS
     SELECT r.schema_name, r.table_name, v.compared_at, v.compared_by, v.status, v.good_at, v.full_at, v.goes_on_at,
-           s.schedule > '0 s' AND coalesce(v.compared_at, s.since) + 2 * s.schedule + s.grace < pg_catalog.clock_timestamp() AS is_late,
+           s.schedule > '0 s' AND coalesce(v.compared_at, s.since) + 2 * s.schedule + (s.place + 1) * s.grace < pg_catalog.clock_timestamp() AS is_late,
            CASE WHEN s.schedule > '0 s' AND v.goes_on_at IS NULL
                  AND NOT EXISTS (SELECT FROM repl_ml.table_sync y WHERE y.schema_name = r.schema_name AND y.table_name = r.table_name AND y.state = 'pending')
-                THEN greatest(coalesce(v.compared_at + s.schedule, s.since) + s.place * s.grace, v.begun_at + s.grace) END AS due_at,
+                THEN greatest(coalesce(v.compared_at + s.schedule, s.since) + s.place * s.grace,
+                              -- it was interrupted
+                              CASE WHEN v.compared_at IS DISTINCT FROM v.begun_at THEN v.begun_at + s.grace END) END AS due_at,
            s.full_schedule <= s.schedule OR v.full_at IS NULL OR v.full_at + s.full_schedule <= pg_catalog.clock_timestamp() AS is_full
-      FROM (SELECT x.schedule, x.full_schedule, least(x.schedule / 10, '10 min') AS grace, greatest(pg_catalog.pg_postmaster_start_time(), pg_catalog.pg_conf_load_time()) AS since,
+      FROM (SELECT x.schedule, x.full_schedule, least(greatest(x.schedule / 10, '2 s'), '10 min') AS grace, greatest(pg_catalog.pg_postmaster_start_time(), pg_catalog.pg_conf_load_time()) AS since,
                    (SELECT pg_catalog.count(*) FROM repl_ml.write_members() w, repl_ml.local_node l WHERE w.reachable AND w.node_id < l.node_id) AS place
               FROM (SELECT pg_catalog.current_setting('repl_ml.verify_schedule')::interval AS schedule, pg_catalog.current_setting('repl_ml.verify_full_schedule')::interval AS full_schedule) x) s
      CROSS JOIN repl_ml.replicated_table r

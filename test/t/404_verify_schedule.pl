@@ -153,4 +153,8 @@ poll_until($n3, q(SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type =
 poll_until($_, q(SELECT count(*) = 0 FROM repl_ml.stat_progress_verify)) foreach @nodes;
 is(sql($n3, q(SELECT count(*) FROM repl_ml.verification)), 0, 'who has left the group forgets its comparisons');
 
+# also of a short interval the next member lets the first one's news come, and does not call that late
+set({ max_rate => 20000, schedule => '1s' }, $n2);
+poll_until($n2, q(SELECT bool_and(compared_by = 'n2' AND due_at >= compared_at + '3 s'::interval AND NOT is_late) FROM repl_ml.scheduled_checks));
+
 done_testing();
