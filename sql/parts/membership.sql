@@ -501,6 +501,52 @@ CREATE FUNCTION repl_ml.set_node_address(node_name name, dsn text) RETURNS void
 COMMENT ON FUNCTION repl_ml.set_node_address(name, text) IS
     'how the other nodes reach a node from now on: another host, port, database name, role or password. On any member that the others reach; they learn of it as of any change, and use it when they connect next. Superusers only. Warns if the node cannot be reached there. Errors: 42704 no such node, 22023 the string leads to another database or is refused there, 55000 joining or not a member';
 
+-- Names are for persons: clocks, slots and lists know nodes by their ids
+CREATE FUNCTION repl_ml.rename_node(node_name name, new_name name) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        member repl_ml.member;
+    BEGIN
+        PERFORM repl_ml.refuse_nulls('node_name, new_name', pg_catalog.num_nulls(node_name, new_name));
+        PERFORM repl_ml.require_member();
+        IF new_name = '' OR new_name ~ '[[:cntrl:]]' THEN
+            RAISE EXCEPTION 'invalid node name %', pg_catalog.quote_literal(new_name) USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'A name is 1 to 63 bytes without control characters.';
+        END IF;
+        LOCK TABLE repl_ml.member IN SHARE ROW EXCLUSIVE MODE;
+        SELECT m.* INTO member FROM repl_ml.member m WHERE m.node_name = rename_node.node_name AND m.state <> 'dropped';
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'node "%" does not exist', node_name USING ERRCODE = 'undefined_object',
+                HINT = 'Run SELECT node_name, state FROM repl_ml.nodes.';
+        ELSIF member.state <> 'ready' THEN
+            RAISE EXCEPTION 'node "%" is still joining the group', node_name USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = pg_catalog.format('Wait with SELECT repl_ml.wait_for_node(%L, ''10 min'').', node_name);
+        ELSIF EXISTS (SELECT FROM repl_ml.member m WHERE m.node_name = new_name AND m.state <> 'dropped') THEN
+            RAISE EXCEPTION 'node name "%" is already in use in the group', new_name USING ERRCODE = 'duplicate_object',
+                HINT = pg_catalog.format('Choose another name, or remove the old node with SELECT repl_ml.drop_node(%L).', new_name);
+        END IF;
+        UPDATE repl_ml.member m SET node_name = new_name WHERE m.node_id = member.node_id;
+        PERFORM repl_ml.mend_members();
+        PERFORM repl_ml.wake_workers();
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.rename_node(name, name) IS
+    'gives a node another name, on any member: all learn of it as of any change, also one that is down when it comes back. Superusers only. Errors: 42704 no such node, 42710 name in use, 22023 no name, 55000 joining or not a member';
+
+-- Two members may have changed the row of a node at the same time, and the last one counts
+CREATE FUNCTION repl_ml.mend_members() RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    -- a node that was dropped stays so, whatever somebody else has called it meanwhile
+    UPDATE repl_ml.member m SET state = 'dropped' FROM repl_ml.dropped_node d WHERE d.node_id = m.node_id AND m.state <> 'dropped';
+    -- of two nodes that were given one name the older one has it
+    UPDATE repl_ml.member m SET node_name = pg_catalog.format('%s_%s', pg_catalog.left(m.node_name, 14), m.node_id) FROM repl_ml.local_node l
+     WHERE m.node_id = l.node_id AND m.state = 'ready' AND EXISTS (SELECT FROM repl_ml.member o WHERE o.node_name = m.node_name AND o.state <> 'dropped' AND o.node_id < m.node_id);
+    UPDATE repl_ml.local_node l SET node_name = m.node_name FROM repl_ml.member m WHERE m.node_id = l.node_id AND m.node_name <> l.node_name
+    $$;
+COMMENT ON FUNCTION repl_ml.mend_members() IS 'keeps dropped nodes dropped, names different, and this node''s own name what the group calls it';
+
 CREATE FUNCTION repl_ml.join_group(node_name name, dsn text, join_dsn text, copy_data boolean DEFAULT true, wait boolean DEFAULT true, timeout interval DEFAULT '10 min', keep text DEFAULT NULL) RETURNS integer
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$

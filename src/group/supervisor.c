@@ -318,6 +318,7 @@ tend_peers(bool joining)
 	ListCell   *lc;
 
 	repl_ml_begin();
+	SPI_execute("SELECT repl_ml.mend_members()", false, 0);
 	SPI_execute("SELECT m.node_id, m.state, m.node_name, m.node_id OPERATOR(pg_catalog.=) l.node_id"
 				" FROM repl_ml.member m, repl_ml.local_node l", true, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
