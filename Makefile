@@ -40,6 +40,7 @@ OBJS = \
 	src/commit/members.o \
 	src/commit/quorum.o \
 	src/commit/unacknowledged.o \
+	src/commit/backlog.o \
 	src/commit/recall.o \
 	src/commit/lacking.o \
 	src/commit/token.o \

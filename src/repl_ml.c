@@ -46,6 +46,7 @@ static const ReplMlSegment segments[] = {
 	{"repl_ml quorum", repl_ml_quorum_shmem_size, repl_ml_quorum_shmem_init},
 	{"repl_ml unacknowledged", repl_ml_unacknowledged_shmem_size,
 	 repl_ml_unacknowledged_shmem_init},
+	{"repl_ml backlog", repl_ml_backlog_shmem_size, repl_ml_backlog_shmem_init},
 	{"repl_ml verify", repl_ml_verify_shmem_size, repl_ml_verify_shmem_init},
 };
 

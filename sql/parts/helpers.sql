@@ -94,6 +94,10 @@ COMMENT ON FUNCTION repl_ml.link_name(integer) IS 'name of the origin that track
 
 -- What a peer asks before anything else
 -- A standby has no WAL of its own
+CREATE FUNCTION repl_ml.lacks_since(lsn pg_lsn) RETURNS timestamptz
+    AS 'MODULE_PATHNAME', 'repl_ml_lacks_since' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.lacks_since(pg_lsn) IS 'when this node committed the oldest transaction that who has no more WAL than this lacks, at most a sixteenth of that time ago too late: null if it lacks none, -infinity if that is not known';
+
 CREATE FUNCTION repl_ml.wal_end() RETURNS pg_lsn
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$

@@ -92,22 +92,27 @@ CREATE VIEW repl_ml.stat_replication AS
     SELECT s.active_pid AS pid, w.usesysid, w.usename, w.application_name, w.client_addr, w.client_hostname, w.client_port,
            w.backend_start, w.backend_xmin, coalesce(w.state, 'down') AS state, w.sent_lsn, w.write_lsn,
            coalesce(w.flush_lsn, s.confirmed_flush_lsn) AS flush_lsn, w.replay_lsn,
-           w.write_lag, w.flush_lag,
-           w.replay_lag,
+           -- core's are those of the last answer, and stand still with who stands still
+           CASE WHEN k.written IS NULL THEN w.write_lag WHEN k.written > '-infinity' THEN pg_catalog.clock_timestamp() - k.written END AS write_lag,
+           CASE WHEN k.flushed IS NULL THEN w.flush_lag WHEN k.flushed > '-infinity' THEN pg_catalog.clock_timestamp() - k.flushed END AS flush_lag,
+           CASE WHEN k.replayed IS NULL THEN w.replay_lag WHEN k.replayed > '-infinity' THEN pg_catalog.clock_timestamp() - k.replayed END AS replay_lag,
            w.sync_priority, w.sync_state, w.reply_time,
            m.node_id, m.node_name, s.slot_name, s.wal_status, s.safe_wal_size,
            pg_catalog.pg_wal_lsn_diff(repl_ml.wal_end(), s.confirmed_flush_lsn)::bigint AS lag_bytes,
            CASE WHEN h.applied_own IS NOT NULL THEN
-               greatest(pg_catalog.clock_timestamp() - h.applied_own, '0'::interval) END AS heartbeat_lag
+               greatest(pg_catalog.clock_timestamp() - h.applied_own, '0'::interval) END AS heartbeat_lag,
+           CASE WHEN k.lacking = '-infinity' THEN h.applied_own ELSE k.lacking END AS lag_since
       FROM repl_ml.member m
       JOIN repl_ml.local_node l ON l.node_id <> m.node_id
       LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = repl_ml.link_name(m.node_id)
       LEFT JOIN pg_catalog.pg_stat_replication w ON w.pid = s.active_pid
       LEFT JOIN LATERAL (SELECT '2000-01-01 00:00:00+00'::timestamptz + repl_ml.counter(b.applied, l.node_id) * '1 us'::interval AS applied_own
                            FROM repl_ml.heartbeat b WHERE b.node_id = m.node_id) h ON true
+      LEFT JOIN LATERAL (SELECT repl_ml.lacks_since(w.write_lsn) AS written, repl_ml.lacks_since(w.flush_lsn) AS flushed, repl_ml.lacks_since(w.replay_lsn) AS replayed,
+                                repl_ml.lacks_since(greatest(w.replay_lsn, s.confirmed_flush_lsn)) AS lacking) k ON true
      WHERE m.state <> 'dropped';
 COMMENT ON VIEW repl_ml.stat_replication IS
-    'one row a peer, also when it is down: how far it has confirmed what this node wrote. Lags are as in pg_stat_replication, NULL when unknown or idle; heartbeat_lag is the age of the newest heartbeat of this node that the peer is known to have applied: it includes both directions and the heartbeat interval';
+    'one row a peer, also when it is down: how far it has confirmed what this node wrote. Lags are the age of the oldest commit of this node that the peer has not written, flushed or applied, else the last ones measured, as in pg_stat_replication; NULL when unknown or idle; lag_since is when this node committed the oldest transaction that the peer has not applied, also while it is down, NULL when there is none; heartbeat_lag is the age of the newest heartbeat of this node that the peer is known to have applied: it includes both directions and the heartbeat interval';
 
 CREATE VIEW repl_ml.stat_apply AS
     SELECT m.node_id, m.node_name, nullif(w.pid, 0) AS pid, coalesce(w.state, 'stopped') AS state,

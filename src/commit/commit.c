@@ -124,8 +124,10 @@ handle_xact_event(XactEvent event, void *arg)
 	{
 		case XACT_EVENT_PRE_COMMIT:
 			before_commit();
+			repl_ml_backlog_note();
 			break;
 		case XACT_EVENT_PRE_PREPARE:
+			repl_ml_backlog_note();
 			/* whoever commits it waits, and tells the level */
 			if (repl_ml_token_is_out() && repl_ml_ticker_used())
 				tell_level(repl_ml_level_wanted());

@@ -188,6 +188,11 @@ extern int	repl_ml_waiter_list(ReplMlWaiting *waiting);
 extern ReplMlLevelStats repl_ml_waiter_stats(ReplMlLevel level);
 extern void repl_ml_waiter_reset_stats(void);
 
+/* in backlog.c */
+extern Size repl_ml_backlog_shmem_size(void);
+extern void repl_ml_backlog_shmem_init(void *space, LWLock *lock);
+extern void repl_ml_backlog_note(void);
+
 /* in unacknowledged.c */
 extern Size repl_ml_unacknowledged_shmem_size(void);
 extern void repl_ml_unacknowledged_shmem_init(void *space, LWLock *lock);

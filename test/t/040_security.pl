@@ -156,7 +156,7 @@ psql_fails($n1, "SELECT repl_ml.join_group('n3', 'host=/nonexistent password=$pa
 foreach my $node ($n1, $n2)
 {
 	(my $log = slurp_file($node->logfile)) =~ s/^[^\n]*LOG:  (?:statement|execute [^:\n]*): .*?(?=^\d{4}-|\z)//gms;
-	$log =~ s/^.*DETAIL:  parameters: .*$//gm;
+	$log =~ s/^.*DETAIL:  [Pp]arameters: .*$//gm;
 	$log =~ s/^.*STATEMENT: .*$//gm;
 	unlike($log, qr/\Q$password\E/, $node->name . ': no password in the log');
 	foreach my $view (split /\n/, sql($node, "SELECT viewname FROM pg_catalog.pg_views WHERE schemaname OPERATOR(pg_catalog.=) 'repl_ml'"), 'pg_stat_activity')

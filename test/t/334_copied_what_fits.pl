@@ -70,7 +70,8 @@ is_copied($n2, 'add_table', @errors);
 is(sql($n2, q(SELECT message FROM repl_ml.parked_changes WHERE sqlstate = 'P0013')), 'no thirteen for owner', 'what reads a row runs as the owner of its table');
 is(sql($n2, q(SELECT change->>'m', change->>'id', message FROM repl_ml.parked_changes WHERE table_name = 'keyed' AND change->>'id' = '2')),
 	'c|2|invalid input value for enum public.mood: "c"', 'a key that cannot be read is kept as it came');
-like(sql($n2, q(SELECT status, detail FROM repl_ml.health WHERE check_name = 'parked_changes')), qr/^error\|.*could not be applied here: 2015, the last one because: value for domain public.label/, 'health shows them');
+my $last = sql($n2, q(SELECT message FROM repl_ml.parked_changes ORDER BY id DESC LIMIT 1));
+like(sql($n2, q(SELECT status, detail FROM repl_ml.health WHERE check_name = 'parked_changes')), qr/^error\|.*could not be applied here: 2015, the last one because: \Q$last\E/, 'health shows them');
 
 # the same rows again are not parked once more; a copy follows the next connection
 sql($n1, q(UPDATE moods SET v = 'later' WHERE id = 1500; DELETE FROM keyed WHERE (m, id) = ('c', 1)));

@@ -1,0 +1,191 @@
+/*
+ * backlog.c
+ *		When this node committed, by position in its WAL: since when a peer
+ *		lacks what it lacks.
+ *
+ * A walsender's lags are those of the last answer.  They stand still with a peer
+ * that stands still, though it lacks more each second, and end with the
+ * connection.  So backends note positions and times of their commits, and the
+ * first of these that is beyond what a peer has says since when it lags, whoever
+ * is connected.
+ *
+ * No more than one commit in 10 ms is noted.  When there is no room, notes are
+ * left out so that an age is wrong by a sixteenth at most, and always too small:
+ * there is room for a year's.  Times are those of a clock that nobody sets.  Of
+ * the time before the server started nothing is known: see the view
+ * stat_replication for what is said then.
+ *
+ * The lock is that of the room's shared memory (quorum.c), held for a look at
+ * this array only.
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "utils/pg_lsn.h"
+#include "utils/timestamp.h"
+
+#include "commit/commit.h"
+#include "compat.h"
+#include "server/server.h"
+
+#define NOTES			512
+#define APART			10000	/* µs */
+#define WRONG_BY		16		/* a part of the age */
+
+/* A commit. */
+typedef struct Note
+{
+	XLogRecPtr	lsn;			/* who has no more than this lacks it */
+	uint64		time;			/* repl_ml_monotonic_now() */
+} Note;
+
+/* The commits of a database; by index of repl_ml_shared->databases. */
+typedef struct Commits
+{
+	Oid			database;		/* whose these are; InvalidOid: nobody's */
+	XLogRecPtr	known_from;		/* of what is before nothing is known */
+	int			count;
+	Note		notes[NOTES];	/* in their order */
+} Commits;
+
+typedef struct Backlog
+{
+	LWLock	   *lock;
+	pg_atomic_uint64 last[REPL_ML_MAX_DATABASES];	/* times of last notes, to be
+													 * looked at without the lock */
+	Commits		commits[REPL_ML_MAX_DATABASES];
+} Backlog;
+
+static Backlog *backlog = NULL;
+
+/* Returns the space repl_ml_backlog_shmem_init needs. */
+Size
+repl_ml_backlog_shmem_size(void)
+{
+	return sizeof(Backlog);
+}
+
+/*
+ * Called by shmem.c: adopts shared memory, which is zeroed at a server's
+ * start, under quorum.c's lock.
+ */
+void
+repl_ml_backlog_shmem_init(void *space, LWLock *lock)
+{
+	backlog = space;
+	backlog->lock = lock;
+}
+
+/* Makes room for a note, by leaving out those whose neighbours will do. */
+static void
+thin_out(Commits *commits, uint64 now)
+{
+	Note	   *notes = commits->notes;
+	int			kept = 1;
+
+	for (int i = 1; i < NOTES - 1; i++)
+	{
+		if (notes[i + 1].time - notes[kept - 1].time >= (now - notes[i].time) / WRONG_BY)
+			notes[kept++] = notes[i];
+	}
+	notes[kept++] = notes[NOTES - 1];
+	if (kept == NOTES)
+	{
+		/* a clock that leapt: what is oldest is forgotten */
+		commits->known_from = notes[0].lsn;
+		memmove(notes, notes + 1, --kept * sizeof(Note));
+	}
+	commits->count = kept;
+}
+
+/*
+ * Called by a backend whose transaction is about to commit, or to be prepared:
+ * notes that, if it has written what goes to peers.
+ */
+void
+repl_ml_backlog_note(void)
+{
+	ReplMlDatabase *entry;
+	Commits    *commits;
+	uint64		now = repl_ml_monotonic_now();
+	int			i;
+
+	if (backlog == NULL || !repl_ml_ticker_used() ||
+		(entry = repl_ml_shmem_database(MyDatabaseId)) == NULL)
+		return;
+	i = entry - repl_ml_shared->databases;
+	commits = &backlog->commits[i];
+	if (commits->database == MyDatabaseId && now < pg_atomic_read_u64(&backlog->last[i]) + APART)
+		return;
+
+	LWLockAcquire(backlog->lock, LW_EXCLUSIVE);
+	if (commits->database != MyDatabaseId)
+	{
+		commits->database = MyDatabaseId;
+		commits->known_from = GetXLogInsertRecPtr();
+		commits->count = 0;
+	}
+	if (commits->count == NOTES)
+		thin_out(commits, now);
+
+	/* its commit record is not written yet, so no peer that has this much has it */
+	commits->notes[commits->count].lsn = GetXLogInsertRecPtr();
+	commits->notes[commits->count++].time = now;
+	pg_atomic_write_u64(&backlog->last[i], now);
+	LWLockRelease(backlog->lock);
+}
+
+/*
+ * Finds the age of the oldest commit that who has "lsn" lacks, 0 if it lacks
+ * none.  Returns false where that is not known.
+ */
+static bool
+find_age(XLogRecPtr lsn, uint64 *age)
+{
+	ReplMlDatabase *entry = repl_ml_shmem_database(MyDatabaseId);
+	Commits    *commits = entry == NULL ? NULL :
+		&backlog->commits[entry - repl_ml_shared->databases];
+	bool		known;
+	int			from = 0;
+	int			to;
+
+	*age = 0;
+	if (commits == NULL)
+		return false;
+	LWLockAcquire(backlog->lock, LW_SHARED);
+	known = commits->database == MyDatabaseId && lsn >= commits->known_from;
+	to = commits->count;
+	while (known && from < to)
+	{
+		int			middle = (from + to) / 2;
+
+		if (commits->notes[middle].lsn >= lsn)
+			to = middle;
+		else
+			from = middle + 1;
+	}
+	if (known && from < commits->count)
+		*age = repl_ml_monotonic_now() - commits->notes[from].time;
+	LWLockRelease(backlog->lock);
+	return known;
+}
+
+PG_FUNCTION_INFO_V1(repl_ml_lacks_since);
+
+/*
+ * repl_ml.lacks_since(lsn): returns when this node committed the oldest
+ * transaction that who has "lsn" lacks: NULL if it lacks none, -infinity if
+ * that is not known.
+ */
+Datum
+repl_ml_lacks_since(PG_FUNCTION_ARGS)
+{
+	uint64		age;
+
+	if (backlog == NULL || !find_age(PG_GETARG_LSN(0), &age))
+		PG_RETURN_TIMESTAMPTZ(DT_NOBEGIN);
+	if (age == 0)
+		PG_RETURN_NULL();
+	PG_RETURN_TIMESTAMPTZ(GetCurrentTimestamp() - (TimestampTz) age);
+}
