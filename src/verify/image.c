@@ -18,11 +18,13 @@
  * so it has none here (what processors make of Infinity - Infinity has one on
  * x86).  One that means something by its other bits differs from the plain one.
  *
- * Hashes are core's lookup3 (hash_bytes_extended) under two seeds.  Two rows
- * that differ have the same 128 bits with a probability of 2^-128, so that of a
- * thousand million rows some pair does is below 2^-69.  Of a chunk the hashes
- * are added, each lane for itself, modulo 2^64: the order does not matter, and
- * other than with XOR a row that is there twice does not vanish.  Chunks with
+ * Hashes are MurmurHash3's for 128 bits (Austin Appleby, public domain), which
+ * takes a third of the time of two of core's; of a row it begins with the hash of
+ * the key, which says in which chunk the row is.  Two rows that differ have the
+ * same 128 bits with a probability of 2^-128, so that of a thousand million rows
+ * some pair does is below 2^-69.  Of a chunk the hashes are added, each lane for
+ * itself, modulo 2^64: the order does not matter, and other than with XOR a row
+ * that is there twice does not vanish.  Chunks with
  * other rows have equal sums with a probability of 2^-128 each: a comparison of
  * 65,536 chunks every second for a thousand years misses one with a probability
  * of 2^-77.  That is for accidents; who wants to deceive can.
@@ -37,7 +39,6 @@
 #include "access/tupmacs.h"
 #include "catalog/pg_enum.h"
 #include "catalog/pg_type.h"
-#include "common/hashfn.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/catcache.h"
@@ -52,9 +53,12 @@
 #include "compat.h"
 #include "verify/verify.h"
 
-#define SEED_KEY		UINT64CONST(0x7265706c5f6d6c00)
-#define SEED_LANE_0		UINT64CONST(0x9e3779b97f4a7c15)
-#define SEED_LANE_1		UINT64CONST(0xc2b2ae3d27d4eb4f)
+static const ReplMlDigest seed = {
+	{UINT64CONST(0x9e3779b97f4a7c15), UINT64CONST(0xc2b2ae3d27d4eb4f)}
+};
+
+/* a hash takes so many bytes at once */
+#define BLOCK_SIZE		16
 
 /* a value that is longer goes into the image of its row as its hash */
 #define LONG_VALUE		1024
@@ -112,13 +116,14 @@ struct ReplMlImage
 	ImageColumn *columns;
 	int			key_order[INDEX_MAX_KEYS];	/* i-th key column by name -> place in
 											 * the index */
-	StringInfoData bytes;		/* of the row at hand */
+	StringInfoData bytes;		/* of the row at hand, or of its key */
+	ReplMlDigest key;			/* the hash of that */
 	MemoryContext row_context;
 };
 
 static ValueType *describe_type(Oid type);
 static void append_value(StringInfo bytes, const ValueType *type, Datum value);
-static inline ReplMlDigest make_digest(const char *data, Size size);
+static ReplMlDigest make_digest(ReplMlDigest digest, const char *data, Size size);
 
 /* ---- what is hashed ---- */
 
@@ -387,7 +392,7 @@ describe_type(Oid type)
 /* ---- what images depend on ---- */
 
 /* to be increased with every change of what rows' bytes are */
-#define IMAGE_VERSION	1
+#define IMAGE_VERSION	2
 
 /* Orders an enum's values, for qsort. */
 static int
@@ -474,29 +479,95 @@ repl_ml_image_shape(ReplMlImage *image, ReplMlDigest *shape)
 						 quote_identifier(image->columns[i].name));
 		fixed &= append_type_shape(&text, image->columns[i].type);
 	}
-	*shape = make_digest(text.data, text.len);
+	*shape = make_digest(seed, text.data, text.len);
 	pfree(text.data);
 	return fixed;
 }
 
+/* ---- hashes ---- */
+
+/* Turns the bits of a number to the left. */
+static inline uint64
+rotate(uint64 number, int bits)
+{
+	return number << bits | number >> (64 - bits);
+}
+
+/* Lets all bits of a number have to do with all others. */
+static inline uint64
+finish(uint64 number)
+{
+	number = (number ^ number >> 33) * UINT64CONST(0xff51afd7ed558ccd);
+	number = (number ^ number >> 33) * UINT64CONST(0xc4ceb9fe1a85ec53);
+	return number ^ number >> 33;
+}
+
+/* Adds a block of bytes to a hash. */
+static inline void
+add_block(ReplMlDigest *digest, const char *data)
+{
+	uint64		block[2];
+
+	memcpy(block, data, BLOCK_SIZE);
+	digest->lane[0] ^= rotate(block[0] * UINT64CONST(0x87c37b91114253d5), 31) *
+		UINT64CONST(0x4cf5ad432745937f);
+	digest->lane[0] = (rotate(digest->lane[0], 27) + digest->lane[1]) * 5 + 0x52dce729;
+	digest->lane[1] ^= rotate(block[1] * UINT64CONST(0x4cf5ad432745937f), 33) *
+		UINT64CONST(0x87c37b91114253d5);
+	digest->lane[1] = (rotate(digest->lane[1], 31) + digest->lane[0]) * 5 + 0x38495ab5;
+}
+
+/* Returns the hash of some bytes that follow those with the given hash, or a seed. */
+static ReplMlDigest
+make_digest(ReplMlDigest digest, const char *data, Size size)
+{
+	Size		done = 0;
+
+	for (; done + BLOCK_SIZE <= size; done += BLOCK_SIZE)
+		add_block(&digest, data + done);
+	/* the length tells the rest from one that ends in zeros */
+	if (done < size)
+	{
+		char		rest[BLOCK_SIZE] = {0};
+
+		memcpy(rest, data + done, size - done);
+		add_block(&digest, rest);
+	}
+	digest.lane[0] ^= size;
+	digest.lane[1] ^= size;
+	digest.lane[0] += digest.lane[1];
+	digest.lane[1] += digest.lane[0];
+	digest.lane[0] = finish(digest.lane[0]);
+	digest.lane[1] = finish(digest.lane[1]);
+	digest.lane[0] += digest.lane[1];
+	digest.lane[1] += digest.lane[0];
+	return digest;
+}
+
 /* ---- bytes of a value ---- */
 
-/* Returns the hash of some bytes. */
-static inline ReplMlDigest
-make_digest(const char *data, Size size)
+/* Appends bytes as they are. */
+static inline void
+append(StringInfo bytes, const void *data, Size size)
 {
-	ReplMlDigest digest;
+	if (unlikely(size >= (Size) (bytes->maxlen - bytes->len)))
+		enlargeStringInfo(bytes, size);
+	memcpy(bytes->data + bytes->len, data, size);
+	bytes->len += size;
+}
 
-	digest.lane[0] = hash_bytes_extended((const unsigned char *) data, size, SEED_LANE_0);
-	digest.lane[1] = hash_bytes_extended((const unsigned char *) data, size, SEED_LANE_1);
-	return digest;
+/* Appends a byte. */
+static inline void
+append_byte(StringInfo bytes, char byte)
+{
+	append(bytes, &byte, 1);
 }
 
 /* Appends a number that says how many of something follow, or what follows. */
 static inline void
 append_count(StringInfo bytes, uint32 count)
 {
-	appendBinaryStringInfo(bytes, (char *) &count, sizeof(count));
+	append(bytes, &count, sizeof(count));
 }
 
 /* Appends bytes with their length, or for many of them their hash. */
@@ -508,12 +579,12 @@ append_bytes(StringInfo bytes, const char *data, Size size)
 	if (size <= LONG_VALUE)
 	{
 		append_count(bytes, size);
-		appendBinaryStringInfo(bytes, data, size);
+		append(bytes, data, size);
 		return;
 	}
-	digest = make_digest(data, size);
+	digest = make_digest(seed, data, size);
 	append_count(bytes, (uint32) size | LENGTH_IS_HASHED);
-	appendBinaryStringInfo(bytes, (char *) &digest, sizeof(digest));
+	append(bytes, &digest, sizeof(digest));
 }
 
 /* Appends a value of a fixed length. */
@@ -525,10 +596,10 @@ append_plain(StringInfo bytes, const ValueType *type, Datum value)
 		char		stored[sizeof(Datum)];
 
 		store_att_byval(stored, value, type->length);
-		appendBinaryStringInfo(bytes, stored, type->length);
+		append(bytes, stored, type->length);
 	}
 	else
-		appendBinaryStringInfo(bytes, DatumGetPointer(value), type->length);
+		append(bytes, DatumGetPointer(value), type->length);
 }
 
 /* Appends floating-point numbers; see the head of this file for what a NaN is. */
@@ -565,7 +636,7 @@ append_integer(StringInfo bytes, const ValueType *type, Datum value)
 	int64		number = type->length == 8 ? DatumGetInt64(value) :
 		type->length == 4 ? DatumGetInt32(value) : DatumGetInt16(value);
 
-	appendBinaryStringInfo(bytes, (char *) &number, sizeof(number));
+	append(bytes, &number, sizeof(number));
 }
 
 /* Appends the label of an enum's value. */
@@ -599,14 +670,14 @@ append_array(StringInfo bytes, const ValueType *type, Datum value)
 	StringInfoData elements;
 
 	append_count(bytes, ndim);
-	appendBinaryStringInfo(bytes, (char *) ARR_DIMS(array), ndim * sizeof(int));
-	appendBinaryStringInfo(bytes, (char *) ARR_LBOUND(array), ndim * sizeof(int));
+	append(bytes, ARR_DIMS(array), ndim * sizeof(int));
+	append(bytes, ARR_LBOUND(array), ndim * sizeof(int));
 	deconstruct_array(array, ARR_ELEMTYPE(array), element->length, element->by_value,
 					  element->align, &values, &nulls, &count);
 	initStringInfo(&elements);
 	for (int i = 0; i < count; i++)
 	{
-		appendStringInfoChar(&elements, nulls[i] ? 0 : 1);
+		append_byte(&elements, nulls[i] ? 0 : 1);
 		if (!nulls[i])
 			append_value(&elements, element, values[i]);
 	}
@@ -617,7 +688,7 @@ append_array(StringInfo bytes, const ValueType *type, Datum value)
 static void
 append_bound(StringInfo bytes, const ValueType *type, const RangeBound *bound)
 {
-	appendStringInfoChar(bytes, (bound->infinite ? 1 : 0) | (bound->inclusive ? 2 : 0));
+	append_byte(bytes, (bound->infinite ? 1 : 0) | (bound->inclusive ? 2 : 0));
 	if (!bound->infinite)
 		append_value(bytes, type, bound->val);
 }
@@ -631,7 +702,7 @@ append_range(StringInfo bytes, const ValueType *type, Datum value)
 	bool		empty;
 
 	range_deserialize(type->cache, DatumGetRangeTypeP(value), &lower, &upper, &empty);
-	appendStringInfoChar(bytes, empty ? 0 : 1);
+	append_byte(bytes, empty ? 0 : 1);
 	if (empty)
 		return;
 	append_bound(bytes, type->parts[0], &lower);
@@ -665,7 +736,7 @@ append_composite(StringInfo bytes, const ValueType *type, Datum value)
 	{
 		if (type->parts[i] == NULL)
 			continue;
-		appendStringInfoChar(bytes, nulls[i] ? 0 : 1);
+		append_byte(bytes, nulls[i] ? 0 : 1);
 		if (!nulls[i])
 			append_value(bytes, type->parts[i], values[i]);
 	}
@@ -771,7 +842,7 @@ append_columns(ReplMlImage *image, TupleTableSlot *slot, int from, int to)
 		bool		isnull;
 		Datum		value = slot_getattr(slot, column->attnum, &isnull);
 
-		appendStringInfoChar(&image->bytes, isnull ? 0 : 1);
+		append_byte(&image->bytes, isnull ? 0 : 1);
 		if (!isnull)
 			append_value(&image->bytes, column->type, value);
 	}
@@ -789,7 +860,8 @@ repl_ml_image_key(ReplMlImage *image, TupleTableSlot *slot)
 	resetStringInfo(&image->bytes);
 	slot_getallattrs(slot);
 	append_columns(image, slot, 0, image->key_count);
-	return hash_bytes_extended((unsigned char *) image->bytes.data, image->bytes.len, SEED_KEY);
+	image->key = make_digest(seed, image->bytes.data, image->bytes.len);
+	return image->key.lane[0];
 }
 
 /*
@@ -799,16 +871,17 @@ repl_ml_image_key(ReplMlImage *image, TupleTableSlot *slot)
 ReplMlDigest
 repl_ml_image_row(ReplMlImage *image, TupleTableSlot *slot, bool with_clock)
 {
+	resetStringInfo(&image->bytes);
 	append_columns(image, slot, image->key_count, image->count);
 	if (with_clock)
 	{
 		bytea	   *clock = repl_ml_image_clock(image, slot);
 
-		appendStringInfoChar(&image->bytes, clock == NULL ? 0 : 1);
+		append_byte(&image->bytes, clock == NULL ? 0 : 1);
 		if (clock != NULL)
 			append_bytes(&image->bytes, VARDATA_ANY(clock), VARSIZE_ANY_EXHDR(clock));
 	}
-	return make_digest(image->bytes.data, image->bytes.len);
+	return make_digest(image->key, image->bytes.data, image->bytes.len);
 }
 
 /*
@@ -860,5 +933,5 @@ repl_ml_image_column(ReplMlImage *image, TupleTableSlot *slot, int i)
 	MemoryContextReset(image->row_context);
 	resetStringInfo(&image->bytes);
 	append_columns(image, slot, i, i + 1);
-	return make_digest(image->bytes.data, image->bytes.len).lane[0];
+	return make_digest(seed, image->bytes.data, image->bytes.len).lane[0];
 }
