@@ -61,6 +61,6 @@ GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, i
     repl_ml.forget_node(uuid, integer, timestamptz), repl_ml.cannot_create(jsonb),
     repl_ml.rows_to_copy(regclass, name[], name, name, boolean), repl_ml.chunk_sums(regclass, text, integer), repl_ml.note_digests(integer, bytea), repl_ml.digests_lacking(regclass, text, boolean), repl_ml.removed_up_to(), repl_ml.rows_left_out(), repl_ml.require_copyable(regclass, name[]), repl_ml.send_columns(regclass), repl_ml.parked_tables(),
     repl_ml.verify_keys(text, text, text, integer, text[], repl_ml.vclock, integer, integer),
-    repl_ml.verify_changes(text, text, text, integer, repl_ml.vclock), repl_ml.verify_news(text, text, text, integer, text[]),
+    repl_ml.verify_positions(), repl_ml.verify_changes(text, text, text, integer, repl_ml.vclock), repl_ml.verify_news(text, text, text, integer, text[]),
     repl_ml.repair_source(text, text, text, integer, text[], boolean), repl_ml.repair_rows(text, text, text, integer, text[], integer, boolean, bytea, text[]) TO repl_ml_replication;
 GRANT EXECUTE ON PROCEDURE repl_ml.verify_sums(text, text, text, integer, repl_ml.vclock, integer, integer, bytea), repl_ml.verify_rows(text, text, text, integer, bytea, integer, integer, bytea) TO repl_ml_replication;

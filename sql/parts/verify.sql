@@ -13,6 +13,9 @@ COMMENT ON PROCEDURE repl_ml.verify_rows(text, text, text, integer, bytea, integ
 CREATE FUNCTION repl_ml.verify_keys(schema_name text, table_name text, signature text, chunks integer, keys text[], wanted repl_ml.vclock, patience integer, details integer) RETURNS bytea
     AS 'MODULE_PATHNAME', 'repl_ml_verify_keys' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION repl_ml.verify_keys(text, text, text, integer, text[], repl_ml.vclock, integer, integer) IS 'what this node knows of these keys, after it has caught up with these positions or has waited for so many milliseconds';
+CREATE FUNCTION repl_ml.verify_positions() RETURNS repl_ml.vclock
+    AS 'MODULE_PATHNAME', 'repl_ml_verify_positions' LANGUAGE C VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION repl_ml.verify_positions() IS 'a token for everything that can have been seen or written on this node, which the others are told at once';
 
 -- Both in one transaction, under its snapshot
 CREATE FUNCTION repl_ml.verify_changes(schema_name text, table_name text, signature text, chunks integer, stable repl_ml.vclock) RETURNS bytea

@@ -297,6 +297,7 @@ repl_ml_verifier_main(Datum arg)
 	/* what it writes is found again by the next comparison */
 	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
 	repl_ml_throttle_watch(look_around);
+	repl_ml_ask_keep();
 	table_context = AllocSetContextCreate(TopMemoryContext, "repl_ml table to compare",
 										  ALLOCSET_DEFAULT_SIZES);
 	while (ending != UNWANTED && find_due(&due))

@@ -19,6 +19,7 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "access/xlog_internal.h"
 #include "miscadmin.h"
 #include "storage/condition_variable.h"
 #include "storage/proclist.h"
@@ -224,24 +225,36 @@ repl_ml_positions_lacking(const ReplMlClock *wanted, const ReplMlClock *have)
 	return text.len > 0 ? text.data : NULL;
 }
 
+/* Flushes this node's WAL up to a position that GetXLogInsertRecPtr has returned. */
+static void
+flush_up_to(XLogRecPtr lsn)
+{
+	/* behind the header of a page that has no record so far, nothing can be flushed */
+	XLogFlush(lsn % XLOG_BLCKSZ <= SizeOfXLogLongPHD ? lsn - lsn % XLOG_BLCKSZ : lsn);
+}
+
 /*
  * Returns a token for everything that can have been seen or written here so
- * far, and sees to it that peers will be told of all of it.
+ * far, and sees to it that peers will be told of all of it: at once, where
+ * somebody is about to wait for that, or within a fraction of a second.
  */
 ReplMlClock *
-repl_ml_positions_to_share(void)
+repl_ml_positions_to_share(bool at_once)
 {
 	ReplMlClock *positions = repl_ml_positions();
+	XLogRecPtr	own = repl_ml_clock_counter(positions, repl_ml_identity()->node_id);
 
-	/* the peers will be asked for all of it, also for what is news to none */
-	repl_ml_news_begin();
-	repl_ml_news_end();
-	repl_ml_news_tell();
 	/*
 	 * nor does anybody flush what is no transaction's (pruning), before the
 	 * next heartbeat
 	 */
-	XLogSetAsyncXactLSN(repl_ml_clock_counter(positions, repl_ml_identity()->node_id));
+	XLogSetAsyncXactLSN(own);
+	if (at_once)
+		flush_up_to(own);
+	/* the peers will be asked for all of it, also for what is news to none */
+	repl_ml_news_begin();
+	repl_ml_news_end();
+	repl_ml_news_tell();
 	return positions;
 }
 
@@ -254,7 +267,7 @@ PG_FUNCTION_INFO_V1(repl_ml_current_vector);
 Datum
 repl_ml_current_vector(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_POINTER(repl_ml_positions_to_share());
+	PG_RETURN_POINTER(repl_ml_positions_to_share(false));
 }
 
 /* Raises an error where what is waited for could not be seen afterwards. */

@@ -21,7 +21,7 @@ extern void repl_ml_read_copy(CopyStmt *stmt);
 /* in position.c */
 extern ReplMlClock *repl_ml_positions_received(uint16 self, bool *complete);
 extern ReplMlClock *repl_ml_positions(void);
-extern ReplMlClock *repl_ml_positions_to_share(void);
+extern ReplMlClock *repl_ml_positions_to_share(bool at_once);
 extern bool repl_ml_position_is_awaited(void);
 extern TimestampTz repl_ml_deadline(Datum timeout);
 extern bool repl_ml_position_wait(TimestampTz deadline, const char *wait_event);

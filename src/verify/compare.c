@@ -11,7 +11,11 @@
  *
  * A difference that stays is in both passes and so is found; one that is gone
  * in the second pass was on its way.  Chunks are looked into by as many as have
- * some 50,000 rows, so that memory is bounded whatever differs.
+ * some 50,000 rows, so that memory is bounded whatever differs; the members read
+ * only pages that had rows of these (places.c).
+ *
+ * Members are asked over one connection each, which stays open until the statement
+ * ends: for all questions of a comparison, and all tables that it compares.
  *
  * Not here: what one node does (part.c, known.c).  No locks of ours are held while the
  * others are waited for.
@@ -234,8 +238,8 @@ make_statement(const ReplMlPartQuestion *question, ReplMlPace pace)
 }
 
 /*
- * Returns what asks a question of a talk, which is more than one statement: the
- * first one begins a transaction, the second one ends it.
+ * Returns what asks one of two questions in a transaction, which is more than one
+ * statement: the first one begins it, the last one ends it.
  */
 static char *
 make_statements(const ReplMlPartQuestion *question, const char *const *params)
@@ -243,13 +247,13 @@ make_statements(const ReplMlPartQuestion *question, const char *const *params)
 	StringInfoData sql;
 
 	initStringInfo(&sql);
-	if (question->begins)
+	if (question->turn == REPL_ML_TURN_FIRST)
 		appendStringInfoString(&sql, "BEGIN ISOLATION LEVEL REPEATABLE READ;"
 							   " SET LOCAL idle_in_transaction_session_timeout = 0; ");
 	appendStringInfo(&sql, "SELECT %s.%s(", REPL_ML_SCHEMA, question->function);
 	for (int i = 0; i < 4 + question->nparams; i++)
 		appendStringInfo(&sql, "%s%s", i > 0 ? ", " : "", quote_literal_cstr(params[i]));
-	appendStringInfo(&sql, ")%s", question->begins ? "" : "; COMMIT");
+	appendStringInfo(&sql, ")%s", question->turn == REPL_ML_TURN_FIRST ? "" : "; COMMIT");
 	return sql.data;
 }
 
@@ -275,14 +279,14 @@ ask_others(Asking *asking, int count, char **answers, char **errors)
 		.nparams = 4 + question->nparams,.params = params,
 		.sent_by = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), connect_patience(comparison)),
 		.deadline = question->deadline,.meanwhile = do_own_part,.is_hopeless = is_hopeless,
-	.argument = asking,.answers = answers,.errors = errors};
+		.argument = asking,.keeps = true,.goes_on = question->turn == REPL_ML_TURN_LAST,
+	.answers = answers,.errors = errors};
 
 	for (int i = 0; i < count; i++)
 		dsns[i] = comparison->members[asking->asked[i]].dsn;
 	memcpy(params + 4, question->params, question->nparams * sizeof(char *));
-	if (question->talk != NULL)
+	if (question->turn != REPL_ML_TURN_ONLY)
 	{
-		all.talk = question->talk;
 		all.query = make_statements(question, params);
 		all.params = NULL;
 	}

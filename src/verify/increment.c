@@ -17,8 +17,8 @@
  * What is not on its way does: the rows left differ.  Only a row that has
  * changed without its page being written is not seen.
  *
- * Connections stay open between the two questions, in a transaction each.  No
- * locks of ours are held while the others are waited for.
+ * Both questions are asked in one transaction of each member.  No locks of ours
+ * are held while the others are waited for.
  */
 #include "postgres.h"
 
@@ -41,7 +41,6 @@
 typedef struct Increment
 {
 	ReplMlComparison *comparison;
-	ReplMlTalk *talk;
 	Snapshot	snapshot;		/* this node's */
 	ReplMlChunk *left;			/* of each member, the rows without the keys */
 	HTAB	   *seen;			/* of these keys' hashes */
@@ -115,7 +114,7 @@ sum_everywhere(Increment *increment)
 	ReplMlComparison *comparison = increment->comparison;
 	ReplMlPartQuestion question = {.function = "verify_changes",.nparams = 1,
 		.params = {comparison->stable},.local = sum_here,.argument = increment,
-	.deadline = DT_NOEND,.talk = increment->talk,.begins = true};
+	.deadline = DT_NOEND,.turn = REPL_ML_TURN_FIRST};
 	const char *why = NULL;
 
 	repl_ml_compare_ask(comparison, &question);
@@ -169,7 +168,7 @@ look_everywhere(Increment *increment)
 {
 	ReplMlComparison *comparison = increment->comparison;
 	ReplMlPartQuestion question = {.function = "verify_news",.nparams = 1,.local = look_here,
-	.argument = increment,.deadline = DT_NOEND,.talk = increment->talk};
+	.argument = increment,.deadline = DT_NOEND,.turn = REPL_ML_TURN_LAST};
 	Oid			output;
 	bool		is_varlena;
 	ListCell   *lc;
@@ -195,7 +194,7 @@ end_transactions(Increment *increment)
 	char	  **dsns = palloc(comparison->count * sizeof(char *));
 	char	  **answers = palloc0(comparison->count * sizeof(char *));
 	ReplMlQuestions all = {.dsns = dsns,.answers = answers,.query = "COMMIT",
-	.talk = increment->talk};
+	.keeps = true,.goes_on = true};
 
 	for (int i = 1; i < comparison->count; i++)
 	{
@@ -236,7 +235,7 @@ ask(Increment *increment)
 
 /* ---- all of it ---- */
 
-/* Asks, and leaves no connection and no snapshot behind, whatever happens. */
+/* Asks, and leaves no transaction of others and no snapshot behind, whatever happens. */
 static void
 ask_and_end(Increment *increment)
 {
@@ -245,9 +244,10 @@ ask_and_end(Increment *increment)
 	{
 		increment->why = ask(increment);
 	}
-	PG_FINALLY();
+	PG_CATCH();
 	{
-		repl_ml_ask_end(increment->talk);
+		repl_ml_ask_end();
+		PG_RE_THROW();
 	}
 	PG_END_TRY();
 	UnregisterSnapshot(increment->snapshot);
@@ -281,7 +281,6 @@ repl_ml_increment_compare(ReplMlComparison *comparison)
 	HASHCTL		ctl = {.keysize = sizeof(ReplMlDigest),.entrysize = sizeof(ReplMlDigest),
 	.hcxt = comparison->batch};
 	Increment	increment = {.comparison = comparison,
-		.talk = repl_ml_ask_begin(comparison->count),
 		.left = palloc0(comparison->count * sizeof(ReplMlChunk)),
 		.seen = hash_create("repl_ml keys that are news", 1024, &ctl,
 							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT)

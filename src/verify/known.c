@@ -56,6 +56,7 @@ typedef struct Search
 	Leaf	   *leaves;
 	ReplMlDetails details;
 	bool		as_they_are;	/* rows, not what they were resolved from */
+	bool		may_be_parked;	/* some change of the table is parked */
 	int			order[INDEX_MAX_KEYS];
 	MemoryContext context;		/* of the scans, which keep things from one key
 								 * to the next */
@@ -134,6 +135,26 @@ make_json(Search *search, Leaf *leaf)
 	return json == NULL || strlen(json) > LONGEST_ROW_SHOWN ? pstrdup("") : json;
 }
 
+/* Says whether any change of the table is parked, as that is rare. */
+static bool
+is_any_parked(const ReplMlTable *table)
+{
+	Oid			types[2] = {TEXTOID, TEXTOID};
+	Datum		values[2] = {CStringGetTextDatum(NameStr(table->schema_name)),
+	CStringGetTextDatum(NameStr(table->table_name))};
+	bool		any;
+
+	SPI_connect();
+	if (SPI_execute_with_args("SELECT FROM repl_ml.parked_change p"
+							  " WHERE p.schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
+							  " AND p.table_name OPERATOR(pg_catalog.=) $2::pg_catalog.name",
+							  2, types, values, NULL, true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "SPI failed");
+	any = SPI_processed > 0;
+	SPI_finish();
+	return any;
+}
+
 /*
  * Returns a parked change of the row with this key, 0 if there is none.  Keys
  * are texts, in the order of the columns' names.
@@ -149,6 +170,8 @@ find_parked(Search *search, char **texts)
 	Datum		values[4];
 	int64		id = 0;
 
+	if (!search->may_be_parked)
+		return 0;
 	for (int i = 0; i < table->key_natts; i++)
 	{
 		AttrNumber	attnum = table->key_attnums[search->order[i]];
@@ -480,6 +503,7 @@ tell_found(Search *search, ArrayType *keys, Snapshot snapshot, StringInfo answer
 	(void) repl_ml_image_key_order(part->table, RelationGetDescr(part->root), search->order);
 	search->snapshot = RegisterSnapshot(snapshot);
 	PushActiveSnapshot(search->snapshot);
+	search->may_be_parked = search->details != REPL_ML_DETAILS_NONE && is_any_parked(part->table);
 	tell_keys(search, texts, count, answer, tell);
 	PopActiveSnapshot();
 	UnregisterSnapshot(search->snapshot);
@@ -557,6 +581,19 @@ repl_ml_verify_keys(PG_FUNCTION_ARGS)
 	return repl_ml_part_answer(repl_ml_known_keys(&inquiry, PG_GETARG_ARRAYTYPE_P(4),
 										PG_GETARG_REPL_ML_CLOCK_P(5), PG_GETARG_INT32(6),
 										(ReplMlDetails) PG_GETARG_INT32(7)));
+}
+
+PG_FUNCTION_INFO_V1(repl_ml_verify_positions);
+
+/*
+ * repl_ml.verify_positions(): what repl_ml.current_vector() returns, for who is
+ * going to have others wait for it.
+ */
+Datum
+repl_ml_verify_positions(PG_FUNCTION_ARGS)
+{
+	repl_ml_shmem_require();
+	PG_RETURN_POINTER(repl_ml_positions_to_share(true));
 }
 
 PG_FUNCTION_INFO_V1(repl_ml_repair_source);

@@ -374,7 +374,7 @@ order_there(const ReplMlComparison *comparison, int target, const ReplMlOrder *o
 		.query = "SELECT " REPL_ML_SCHEMA ".repair_rows($1, $2, $3, $4, $5, $6, $7, $8, $9)",
 		.sent_by = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), CONNECT_MS),
 		.deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ANSWER_MS),
-	.answers = &answer,.errors = error};
+	.keeps = true,.answers = &answer,.errors = error};
 
 	getTypeOutputInfo(TEXTARRAYOID, &output, &is_varlena);
 	params[4] = OidOutputFunctionCall(output, PointerGetDatum(order->keys));

@@ -289,7 +289,7 @@ of_members(const ReplMlComparison *comparison, const ReplMlClock *positions)
 static void
 take_positions(void *argument)
 {
-	*(ReplMlClock **) argument = repl_ml_positions_to_share();
+	*(ReplMlClock **) argument = repl_ml_positions_to_share(true);
 }
 
 /* Returns the positions that all members have now, taken together. */
@@ -300,8 +300,8 @@ ask_positions(ReplMlComparison *comparison)
 	char	  **answers = palloc0(comparison->count * sizeof(char *));
 	ReplMlClock *joined = NULL;
 	ReplMlQuestions all = {.dsns = dsns,.answers = answers,
-		.query = "SELECT " REPL_ML_SCHEMA ".current_vector()",.meanwhile = take_positions,
-		.argument = &joined,
+		.query = "SELECT " REPL_ML_SCHEMA ".verify_positions()",.meanwhile = take_positions,
+		.argument = &joined,.keeps = true,
 	.sent_by = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ANSWER_MS)};
 
 	all.deadline = all.sent_by;

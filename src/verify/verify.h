@@ -145,15 +145,21 @@ typedef struct ReplMlComparison
 	MemoryContext batch;		/* of what is looked at now */
 } ReplMlComparison;
 
+/* Where a question is in the transactions in which the members answer. */
+typedef enum ReplMlTurn
+{
+	REPL_ML_TURN_ONLY,
+	REPL_ML_TURN_FIRST,			/* of two under one snapshot */
+	REPL_ML_TURN_LAST
+} ReplMlTurn;
+
 /* One question to all members that are compared; see compare.c. */
 typedef struct ReplMlPartQuestion
 {
 	const char *function;		/* "verify_sums" and the like */
 	int			nparams;		/* after those that all have */
 	const char *params[4];
-	ReplMlTalk *talk;			/* or NULL: its connections stay open */
-	bool		begins;			/* ... in transactions, of which it is the first
-								 * question, else the last */
+	ReplMlTurn	turn;
 	bool		is_scan;		/* a procedure that is told how fast it may be */
 	StringInfo	(*local) (void *argument);	/* does the same here */
 	void	   *argument;
@@ -242,6 +248,16 @@ extern uint32 repl_ml_pages_changed(ReplMlPages *pages, ReplMlScan *scan, BlockN
 extern void repl_ml_pages_put(ReplMlPages *pages, BlockNumber block, const ReplMlChunk *page,
 							  bool settled);
 extern ReplMlChunk repl_ml_pages_close(ReplMlPages *pages, ReplMlScan *scan, bool give_up);
+
+/* in places.c */
+extern void repl_ml_places_forget(void);
+extern void repl_ml_places_begin(Oid root, int chunks);
+extern void repl_ml_places_begin_leaf(Relation rel);
+extern void repl_ml_places_add_row(uint64 chunk);
+extern void repl_ml_places_end_page(void);
+extern void repl_ml_places_end(void);
+extern bool repl_ml_places_find(Oid root, int chunks, Relation rel);
+extern bool repl_ml_places_is_wanted(BlockNumber block, const uint8 *wanted);
 
 /* A table of which one node's part is asked; see part.c. */
 typedef struct ReplMlPart

@@ -5,7 +5,8 @@
  *
  * For questions of a client that must not hang on a peer that does not answer.
  * Connections are ordinary ones, closed after the question, unless a talk keeps
- * them for the next one; nothing in here blocks but the look-up of a host's name.
+ * them for the next one, until its statement ends; nothing in here blocks but the
+ * look-up of a host's name.
  * (stream.c is the connection that stays, over libpqwalreceiver, which has no
  * deadlines.)  No locks, and nobody may hold one while he asks.
  */
@@ -17,7 +18,10 @@
 #include "pgstat.h"
 #include "storage/fd.h"
 #include "storage/latch.h"
+#include "tcop/pquery.h"
 #include "utils/memutils.h"
+#include "utils/portal.h"
+#include "utils/resowner.h"
 #include "utils/wait_event.h"
 
 #include "compat.h"
@@ -51,22 +55,26 @@ typedef struct Question
 	char	   *sqlstate;		/* NULL: not the server's */
 } Question;
 
-/* Connections that have been asked and will be asked again. */
-struct ReplMlTalk
+/* A connection that has been asked and may be asked again. */
+typedef struct Kept
 {
-	int			count;
-	int			space;
-	struct
-	{
-		const char *dsn;
-		PGconn	   *conn;		/* holds an external file descriptor */
-	}			all[FLEXIBLE_ARRAY_MEMBER];
-};
+	char	   *dsn;
+	PGconn	   *conn;			/* holds an external file descriptor */
+} Kept;
+
+/*
+ * The connections that this process keeps, of Kept in TopMemoryContext, and
+ * with whose end they are closed: that of the statement that asked first, or
+ * none but the process's.
+ */
+static List *talk = NIL;
+static ResourceOwner talk_owner = NULL;
+static bool talk_goes_on = false;
 
 static void ask_all(Question *questions, ReplMlQuestions *all);
 static void begin_question(Question *question, const char *dsn);
-static bool take_kept(Question *question, ReplMlTalk *talk, const char *dsn);
-static void keep_connection(Question *question, ReplMlTalk *talk, const char *dsn);
+static bool take_kept(Question *question, const ReplMlQuestions *all, const char *dsn);
+static void keep_connection(Question *question, const char *dsn);
 static void end_question(Question *question);
 static void go_on(Question *question);
 static void receive_answer(Question *question);
@@ -185,7 +193,7 @@ ask_all(Question *questions, ReplMlQuestions *all)
 		questions[i].nparams = all->nparams;
 		questions[i].params = all->params;
 		questions[i].answer = &all->answers[i];
-		if (all->talk == NULL || !take_kept(&questions[i], all->talk, all->dsns[i]))
+		if (!all->keeps || !take_kept(&questions[i], all, all->dsns[i]))
 			begin_question(&questions[i], all->dsns[i]);
 	}
 	while (!is_all_sent(questions, all->count) &&
@@ -204,45 +212,95 @@ ask_all(Question *questions, ReplMlQuestions *all)
 	for (int i = 0; i < all->count && all->errors != NULL; i++)
 		all->errors[i] = questions[i].answered ? NULL :
 			questions[i].error != NULL ? questions[i].error : REPL_ML_ASK_SILENT;
-	for (int i = 0; i < all->count && all->talk != NULL; i++)
-		keep_connection(&questions[i], all->talk, all->dsns[i]);
+	for (int i = 0; i < all->count && all->keeps; i++)
+		keep_connection(&questions[i], all->dsns[i]);
+}
+
+/* Closes a connection that is kept. */
+static void
+close_kept(Kept *kept)
+{
+	talk = list_delete_ptr(talk, kept);
+	PQfinish(kept->conn);
+	ReleaseExternalFD();
+	pfree(kept->dsn);
+	pfree(kept);
+}
+
+/* Closes the connections that are kept; what is open on them is rolled back. */
+void
+repl_ml_ask_end(void)
+{
+	while (talk != NIL)
+		close_kept(linitial(talk));
+	talk_owner = NULL;
+}
+
+/* Called for each resource owner that ends: with the talk's its connections do. */
+static void
+end_with_owner(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void *arg)
+{
+	if (phase == RESOURCE_RELEASE_AFTER_LOCKS && CurrentResourceOwner == talk_owner &&
+		talk_owner != NULL)
+		repl_ml_ask_end();
+}
+
+/* Begins a talk, if there is none: it ends with what this process is at now. */
+static void
+begin_talk(void)
+{
+	static bool is_registered = false;
+
+	if (!is_registered)
+		RegisterResourceReleaseCallback(end_with_owner, NULL);
+	is_registered = true;
+	/* not a subtransaction's, of which a statement may have many */
+	if (talk_owner == NULL && !talk_goes_on)
+		talk_owner = ActivePortal != NULL && ActivePortal->resowner != NULL ?
+			ActivePortal->resowner : TopTransactionResourceOwner;
 }
 
 /*
- * Begins a talk with at most so many servers: those that are asked with it,
- * see ReplMlQuestions, keep their connections until repl_ml_ask_end, which the
- * caller sees to whatever happens.  Palloc'd.
+ * Called by a process that asks in one transaction after the other: it keeps
+ * connections until it ends.
  */
-ReplMlTalk *
-repl_ml_ask_begin(int count)
-{
-	ReplMlTalk *talk = palloc0(offsetof(ReplMlTalk, all) + count * sizeof(talk->all[0]));
-
-	talk->space = count;
-	return talk;
-}
-
-/* Closes the connections of a talk; what is open on them is rolled back. */
 void
-repl_ml_ask_end(ReplMlTalk *talk)
+repl_ml_ask_keep(void)
 {
-	while (talk->count > 0)
-	{
-		PQfinish(talk->all[--talk->count].conn);
-		ReleaseExternalFD();
-	}
+	talk_goes_on = true;
 }
 
-/* Sends the question over a connection that a talk has kept; false if there is none. */
+/* Says whether a server goes on listening, and is where the question begins. */
 static bool
-take_kept(Question *question, ReplMlTalk *talk, const char *dsn)
+is_usable(PGconn *conn, const ReplMlQuestions *all)
 {
-	for (int i = 0; i < talk->count; i++)
+	/* what it has said as it left, if it has, and then the end of the connection */
+	return PQconsumeInput(conn) && !PQisBusy(conn) && PQconsumeInput(conn) &&
+		PQstatus(conn) == CONNECTION_OK &&
+		PQtransactionStatus(conn) == (all->goes_on ? PQTRANS_INTRANS : PQTRANS_IDLE);
+}
+
+/* Sends the question over a connection that has been kept; false if there is none. */
+static bool
+take_kept(Question *question, const ReplMlQuestions *all, const char *dsn)
+{
+	ListCell   *lc;
+
+	foreach(lc, talk)
 	{
-		if (talk->all[i].dsn != dsn)
+		Kept	   *kept = lfirst(lc);
+
+		if (strcmp(kept->dsn, dsn) != 0)
 			continue;
-		question->conn = talk->all[i].conn;
-		talk->all[i] = talk->all[--talk->count];
+		if (!is_usable(kept->conn, all))
+		{
+			close_kept(kept);
+			return false;
+		}
+		question->conn = kept->conn;
+		talk = foreach_delete_current(talk, lc);
+		pfree(kept->dsn);
+		pfree(kept);
 		question->events = WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE;
 		question->phase = send_query(question) ? SENDING : OVER;
 		if (question->phase == OVER)
@@ -254,13 +312,23 @@ take_kept(Question *question, ReplMlTalk *talk, const char *dsn)
 
 /* Keeps the connection of a question that has been answered. */
 static void
-keep_connection(Question *question, ReplMlTalk *talk, const char *dsn)
+keep_connection(Question *question, const char *dsn)
 {
-	if (!question->answered || question->phase != OVER || talk->count == talk->space)
+	MemoryContext old;
+	Kept	   *kept;
+
+	if (question->conn == NULL || question->phase != OVER || question->error != NULL ||
+		PQstatus(question->conn) != CONNECTION_OK ||
+		(PQtransactionStatus(question->conn) != PQTRANS_IDLE &&
+		 PQtransactionStatus(question->conn) != PQTRANS_INTRANS))
 		return;
-	talk->all[talk->count].dsn = dsn;
-	talk->all[talk->count++].conn = question->conn;
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	begin_talk();
+	kept = palloc(sizeof(Kept));
+	*kept = (Kept) {.dsn = pstrdup(dsn),.conn = question->conn};
 	question->conn = NULL;
+	talk = lappend(talk, kept);
+	MemoryContextSwitchTo(old);
 }
 
 /* Ends questions that the asker knows not to be answered any more. */

@@ -103,9 +103,6 @@ typedef struct ReplMlResult
 	bool		own_transaction;	/* ended by repl_ml_stream_free */
 } ReplMlResult;
 
-/* Connections that are asked more than once; see ask.c. */
-typedef struct ReplMlTalk ReplMlTalk;
-
 /* the error of a server that has not answered, and has not said why */
 #define REPL_ML_ASK_SILENT	"It does not answer in time."
 
@@ -124,7 +121,9 @@ typedef struct ReplMlQuestions
 														 * a server no longer;
 														 * or NULL */
 	void	   *argument;
-	ReplMlTalk *talk;			/* or NULL: each has a connection of its own */
+	bool		keeps;			/* connections stay open until the statement ends, and
+								 * kept ones are asked */
+	bool		goes_on;		/* ... in the transactions that are open on them */
 	char	  **answers;		/* set: NULL where there is none */
 	char	  **errors;			/* set, if not NULL: why there is none */
 } ReplMlQuestions;
@@ -193,8 +192,8 @@ extern void repl_ml_stream_status(WalReceiverConn *conn, XLogRecPtr received,
 extern void repl_ml_ask(int count, char *const *dsns, const char *query, TimestampTz deadline,
 						char **answers);
 extern void repl_ml_ask_beside(ReplMlQuestions *all);
-extern ReplMlTalk *repl_ml_ask_begin(int count);
-extern void repl_ml_ask_end(ReplMlTalk *talk);
+extern void repl_ml_ask_end(void);
+extern void repl_ml_ask_keep(void);
 extern char *repl_ml_ask_one(const char *dsn, const char *query, int nparams,
 							 const char *const *params, TimestampTz deadline);
 
