@@ -124,6 +124,7 @@ OBJS = \
 	src/verify/part.o \
 	src/verify/changes.o \
 	src/verify/pages.o \
+	src/verify/places.o \
 	src/verify/scan.o \
 	src/verify/throttle.o \
 	src/verify/image.o \

@@ -11,9 +11,9 @@
  *
  * Nothing of the table's owner runs here.
  *
- * Not here: what a row's bytes are (image.c), how rows are read (scan.c), and
- * what is known of some keys (known.c).  Locks: ACCESS SHARE on the table and its
- * partitions while it works.
+ * Not here: what a row's bytes are (image.c), how rows are read (scan.c), on which
+ * pages rows of chunks are (places.c), and what is known of some keys (known.c).
+ * Locks: ACCESS SHARE on the table and its partitions while it works.
  */
 #include "postgres.h"
 
@@ -39,6 +39,13 @@
 #define ROWS_BETWEEN_NEWS	4096	/* of stat_progress_verify */
 #define CLIENT_CHECK_MS		"1000"
 #define COPIES_TABLE		"table_sync"
+
+/* has memory fetched that is soon to be written */
+#ifdef __GNUC__
+#define fetch_soon(address) __builtin_prefetch(address, 1)
+#else
+#define fetch_soon(address) ((void) 0)
+#endif
 
 enum
 {
@@ -161,6 +168,9 @@ typedef struct Reading
 	ReplMlPageSum *page;		/* what the visitor adds up, to be remembered;
 								 * or NULL */
 	ReplMlPages *pages;			/* of the leaf at hand, or NULL */
+	const uint8 *wanted;		/* a bit for each chunk whose rows are wanted, or
+								 * NULL: of all, and their places are noted */
+	bool		is_noted;		/* places of the leaf at hand are known */
 	List	   *made;			/* of ReplMlPages: of those that are done */
 	MemoryContext context;		/* of all that does not go while it rests */
 	Oid			leaf;			/* the one that has been read in part */
@@ -211,12 +221,20 @@ find_place(const Reading *reading, Relation rel)
 	return reading->next;
 }
 
-/* Begins to remember the pages of a relation, if that is wanted. */
+/*
+ * Begins with a relation, of which nothing has been read: remembers its pages,
+ * notes where rows are, or looks whether that is known.
+ */
 static void
-begin_to_remember(Reading *reading, ReplMlScan *scan)
+begin_leaf(Reading *reading, ReplMlScan *scan)
 {
 	MemoryContext old;
 
+	if (reading->wanted != NULL)
+		reading->is_noted = repl_ml_places_find(RelationGetRelid(reading->part->root),
+												reading->inquiry->chunks, scan->rel);
+	else if (scan->has_pages)
+		repl_ml_places_begin_leaf(scan->rel);
 	if (reading->page == NULL)
 		return;
 	old = MemoryContextSwitchTo(reading->context);
@@ -224,15 +242,22 @@ begin_to_remember(Reading *reading, ReplMlScan *scan)
 	MemoryContextSwitchTo(old);
 }
 
-/* Lets the visitor see the rows of a page, and remembers it; returns how many. */
+/*
+ * Lets the visitor see the rows of a page, and remembers it; returns how many.
+ * -1 if none of them are wanted, and it has not been read.
+ */
 static int
 visit_page(Reading *reading, ReplMlScan *scan, BlockNumber block)
 {
 	int			rows;
 
+	if (reading->is_noted && !repl_ml_places_is_wanted(block, reading->wanted))
+		return -1;
 	if (reading->page != NULL)
 		repl_ml_pages_begin_page(reading->page);
 	rows = repl_ml_scan_page(scan, block, reading->visitor, reading->argument);
+	if (reading->wanted == NULL)
+		repl_ml_places_end_page();
 	if (reading->pages != NULL)
 		repl_ml_pages_put(reading->pages, block, &reading->page->rows,
 						  scan->settled && reading->page->settled);
@@ -252,11 +277,14 @@ visit_leaf(Reading *reading, Relation rel)
 
 	repl_ml_scan_begin(&scan, rel, reading->snapshot);
 	if (block == 0)
-		begin_to_remember(reading, &scan);
+		begin_leaf(reading, &scan);
 	for (; block < scan.pages && !is_tired; block++)
 	{
 		int			rows = visit_page(reading, &scan, block);
 
+		CHECK_FOR_INTERRUPTS();
+		if (rows < 0)
+			continue;
 		note_rows(reading, rows);
 		/* to read a page without rows is work as well */
 		is_tired = repl_ml_throttle_count(Max(rows, 1));
@@ -351,11 +379,12 @@ expected_rows(const ReplMlPart *part)
 }
 
 /*
- * Lets the visitor see all rows of a table that is open; returns how many.  They
- * are those that are committed now, or where the scan is throttled, when their
- * page is read: a row that is written meanwhile may be seen twice, or not at
- * all, and then looks as if it differed.  Returns -1 if the table could not be
- * read to its end; then it is closed, and the answer says why.
+ * Lets the visitor see all rows of a table that is open, or those on pages that
+ * have some that are wanted; returns how many.  They are those that are committed
+ * now, or where the scan is throttled, when their page is read: a row that is
+ * written meanwhile may be seen twice, or not at all, and then looks as if it
+ * differed.  Returns -1 if the table could not be read to its end; then it is
+ * closed, and the answer says why.
  */
 static int64
 visit_rows(Reading *reading)
@@ -379,29 +408,60 @@ visit_rows(Reading *reading)
 	MemoryContextSwitchTo(reading->context);
 	if (goes_on)
 		UnregisterSnapshot(reading->snapshot);
+	if (goes_on && reading->wanted == NULL)
+		repl_ml_places_end();
 	remember(reading, goes_on);
 	return goes_on ? reading->rows : -1;
 }
+
+/* so many rows later what their sums are in has come from memory */
+#define ROWS_WAITING	16
 
 /* The sums of all chunks; their number is a power of two. */
 typedef struct Sums
 {
 	uint64		mask;
 	ReplMlChunk *chunks;
+	struct
+	{
+		ReplMlChunk *chunk;		/* NULL: none is waiting */
+		ReplMlDigest row;
+	}			waiting[ROWS_WAITING];	/* rows that are not in the sums yet */
+	int			next;			/* of these, the one that has waited the longest */
 	ReplMlPageSum page;			/* that is being read */
 } Sums;
 
-/* A visitor: adds a row to its chunk. */
+/*
+ * Adds the row to its chunk that has waited the longest, and lets another one, or
+ * none, wait: each row's chunk is another one, far from the last.
+ */
+static void
+add_to_chunk(Sums *sums, ReplMlChunk *chunk, ReplMlDigest row)
+{
+	ReplMlChunk *to = sums->waiting[sums->next].chunk;
+
+	if (to != NULL)
+	{
+		to->rows++;
+		to->sum.lane[0] += sums->waiting[sums->next].row.lane[0];
+		to->sum.lane[1] += sums->waiting[sums->next].row.lane[1];
+	}
+	fetch_soon(chunk);
+	sums->waiting[sums->next].chunk = chunk;
+	sums->waiting[sums->next].row = row;
+	sums->next = (sums->next + 1) % ROWS_WAITING;
+}
+
+/* A visitor: adds a row to its chunk, and to its page. */
 static void
 add_row(ReplMlImage *image, TupleTableSlot *slot, void *argument)
 {
 	Sums	   *sums = argument;
-	ReplMlChunk *chunk = &sums->chunks[repl_ml_image_key(image, slot) & sums->mask];
+	uint64		chunk = repl_ml_image_key(image, slot) & sums->mask;
 	ReplMlDigest row = repl_ml_image_row(image, slot, true);
 
-	chunk->rows++;
-	chunk->sum.lane[0] += row.lane[0];
-	chunk->sum.lane[1] += row.lane[1];
+	repl_ml_places_add_row(chunk);
+	add_to_chunk(sums, &sums->chunks[chunk], row);
 	(void) repl_ml_pages_add_row(&sums->page, row, repl_ml_image_clock(image, slot));
 }
 
@@ -423,10 +483,13 @@ repl_ml_part_sums(const ReplMlInquiry *inquiry, const ReplMlClock *stable)
 	repl_ml_throttle_begin(inquiry->pace);
 	repl_ml_verify_join(RelationGetRelid(part.root), inquiry->chunks, REPL_ML_VERIFY_HASHING);
 	sums.chunks = palloc0(inquiry->chunks * sizeof(ReplMlChunk));
+	repl_ml_places_begin(RelationGetRelid(part.root), inquiry->chunks);
 	rows = visit_rows(&(Reading) {.inquiry = inquiry,.part = &part,.answer = answer,
 	.visitor = add_row,.argument = &sums,.page = &sums.page});
 	if (rows < 0)
 		return answer;
+	for (int i = 0; i < ROWS_WAITING; i++)
+		add_to_chunk(&sums, NULL, (ReplMlDigest) {0});
 	pq_sendint64(answer, rows);
 	enlargeStringInfo(answer, inquiry->chunks * sizeof(ReplMlChunk));
 	for (int i = 0; i < inquiry->chunks; i++)
@@ -501,7 +564,8 @@ tell_row(ReplMlImage *image, TupleTableSlot *slot, void *argument)
 
 /*
  * Returns, as the second pass, the key, the hash and the clock of each row in
- * the chunks whose bits are set.
+ * the chunks whose bits are set, of those on pages that had such rows in the first
+ * pass, if this process has made it.
  */
 StringInfo
 repl_ml_part_rows(const ReplMlInquiry *inquiry, const bytea *wanted)
@@ -525,7 +589,7 @@ repl_ml_part_rows(const ReplMlInquiry *inquiry, const bytea *wanted)
 	rows.context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml key to tell",
 										 ALLOCSET_SMALL_SIZES);
 	if (visit_rows(&(Reading) {.inquiry = inquiry,.part = &part,.answer = answer,
-				.visitor = tell_row,.argument = &rows}) >= 0)
+				.visitor = tell_row,.argument = &rows,.wanted = rows.wanted}) >= 0)
 		repl_ml_part_close(&part);
 	MemoryContextDelete(rows.context);
 	return answer;

@@ -37,7 +37,7 @@
 #include "verify/verify.h"
 
 #define ADMIN_ROLE			"repl_ml_admin"
-#define ROWS_IN_CHUNK		64
+#define ROWS_IN_CHUNK		32
 #define LEAST_ROWS_ON_PAGE	20	/* for tables without statistics */
 #define ROWS_AT_ONCE		50	/* whose details are asked for */
 #define MAX_DIFFERENCES		10000	/* that verify_table counts */
@@ -250,6 +250,7 @@ repl_ml_report_compare(ReplMlComparison *comparison)
 	}
 	PG_FINALLY();
 	{
+		repl_ml_places_forget();
 		repl_ml_verify_end();
 	}
 	PG_END_TRY();
