@@ -1,5 +1,6 @@
 # Helper of the TAP tests: recipes of doc/operations.md. A block with <!-- NNN: recipe, node --> before it is run by the
-# test of that number, on the node that it names: in the database app, or in another one named after the node.
+# test of that number, on the node that it names ("each": on all): in the database app, or in another one named after
+# the node.
 # "host=n1.example" in it stands for how n1 is reached.
 package Recipes;
 
@@ -27,10 +28,13 @@ sub follow
 	foreach my $block (grep { $_->{recipe} eq $recipe } @blocks)
 	{
 		my $sql = $block->{sql} =~ s/host=(\w+)\.example/$nodes->{$1}->connstr()/ger;
-		my ($status, undef, $stderr) = $nodes->{ $block->{node} }->psql($block->{database}, $sql, on_error_stop => 1);
+		foreach my $name ($block->{node} eq 'each' ? sort keys %$nodes : $block->{node})
+		{
+			my ($status, undef, $stderr) = $nodes->{$name}->psql($block->{database}, $sql, on_error_stop => 1);
 
-		is($status, 0, "$recipe: the recipe works on $block->{node}") or diag($stderr);
-		$said .= $stderr;
+			is($status, 0, "$recipe: the recipe works on $name") or diag($stderr);
+			$said .= $stderr;
+		}
 		$block->{followed} = 1;
 		$between->() if $between;
 	}
