@@ -233,6 +233,15 @@ foreach my $path (map { s{^\Q$top\E/}{}r } glob("$top/*.md $top/doc/*.md"))
 	$prose{$path} = slurp_file("$top/$path") =~ s/^```.*?^```$//msgr;
 	$places{$path} = { map { anchor($_) => 1 } $prose{$path} =~ /^#+ (.*)$/mg };
 }
+# the two that are not only read from top to bottom have all their sections in their contents
+foreach my $path (qw(README.md doc/operations.md))
+{
+	my ($head) = $prose{$path} =~ /\A(.*?)^## /ms;
+	my @sections = $prose{$path} =~ /^## (.*)$/mg;
+
+	push @sections, $1 =~ /^### (.*)$/mg if $prose{$path} =~ /^## Tasks\n(.*?)^## /ms;
+	is(join(', ', grep { index($head, '(#' . anchor($_) . ')') < 0 } @sections), '', "$path: its contents name all that is in it");
+}
 foreach my $path (sort keys %prose)
 {
 	my $folder = dirname($path) eq '.' ? '' : dirname($path) . '/';
