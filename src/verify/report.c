@@ -250,8 +250,9 @@ repl_ml_report_compare(ReplMlComparison *comparison)
 	}
 	PG_FINALLY();
 	{
-		repl_ml_places_forget();
+		/* the last may fail, as where a disk is full */
 		repl_ml_verify_end();
+		repl_ml_places_forget();
 	}
 	PG_END_TRY();
 	SetUserIdAndSecContext(saved.user, saved.context);
