@@ -108,6 +108,7 @@ OBJS = \
 	src/copy/fetch.o \
 	src/copy/differing.o \
 	src/copy/digests.o \
+	src/copy/former.o \
 	src/copy/meet.o \
 	src/copy/rows.o \
 	src/copy/enrol.o \

@@ -10,7 +10,7 @@ use PostgreSQL::Test::Utils;
 use ReplMl;
 use Test::More;
 
-our @EXPORT = qw(call start_writer stop_writer crash_and_restart kill_server no_errors left_behind is_clean);
+our @EXPORT = qw(call start_writer stop_writer crash_and_restart kill_server no_errors left_behind is_clean save_directory restore_in_place);
 
 # A call of one of repl_ml's functions with these texts as arguments.
 sub call
@@ -132,6 +132,30 @@ UNION ALL SELECT 'heartbeat' FROM repl_ml.heartbeat
 UNION ALL SELECT 'tombstone' FROM repl_ml.tombstone
 UNION ALL SELECT 'copy' FROM repl_ml.table_sync
 SQL
+}
+
+# Copies the data directory of a stopped node; returns the copy.
+sub save_directory
+{
+	my ($node) = @_;
+	my $copy = PostgreSQL::Test::Utils::tempdir() . '/saved';
+	system('cp', '-a', '-T', $node->data_dir, $copy) == 0 or die 'cp failed';
+	return $copy;
+}
+
+# Overwrites the files of a directory with those of a backup, so that they keep their inodes, and
+# removes what the backup does not have.
+sub restore_in_place
+{
+	my ($from, $to) = @_;
+	my @here = split /\n/, `cd '$to' && find . ! -type d`;
+	my %there = map { $_ => 1 } split /\n/, `cd '$from' && find . ! -type d`;
+
+	unlink map { "$to/$_" } grep { !$there{$_} } @here;
+	foreach my $file (keys %there)
+	{
+		system("cat '$from/$file' > '$to/$file'") == 0 or die;
+	}
 }
 
 1;

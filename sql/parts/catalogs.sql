@@ -49,11 +49,9 @@ CREATE TABLE repl_ml.heartbeat (
     lacks        text,
     behind       repl_ml.vclock NOT NULL DEFAULT '{}',
     sequence     bigint NOT NULL DEFAULT 1,
-    server_start timestamptz NOT NULL DEFAULT pg_catalog.pg_postmaster_start_time(),
-    start_sequence bigint NOT NULL DEFAULT 0,
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
 );
-COMMENT ON TABLE repl_ml.heartbeat IS 'each node''s last heartbeat: every write of it below safe_counter came before; applied is what it had of the others; parked whether some of that is parked there or still to be copied, lacks of which tables it lacks rows that others could not send; behind how many microseconds its wall clock is behind that of others, at least; sequence numbers them, so that who misses one knows that something was passed over; start_sequence is the last one before server_start, so that who has heard a later one knows that the node was set back';
+COMMENT ON TABLE repl_ml.heartbeat IS 'each node''s last heartbeat: every write of it below safe_counter came before; applied is what it had of the others; parked whether some of that is parked there or still to be copied, lacks of which tables it lacks rows that others could not send; behind how many microseconds its wall clock is behind that of others, at least; sequence numbers them, so that who misses one knows that something was passed over';
 
 -- Deleted rows; key_hash is local, everything else travels
 CREATE TABLE repl_ml.tombstone (
@@ -186,7 +184,7 @@ CREATE TABLE repl_ml.local_node (
     node_name         name NOT NULL,
     group_name        name NOT NULL,
     group_id          uuid NOT NULL,
-    state             text NOT NULL CHECK (state IN ('joining', 'copying', 'ready', 'dropped')),
+    state             text NOT NULL CHECK (state IN ('joining', 'copying', 'ready', 'set_back', 'dropped')),
     system_identifier bigint NOT NULL,
     timeline          bigint NOT NULL,
     database          oid NOT NULL,
@@ -194,19 +192,35 @@ CREATE TABLE repl_ml.local_node (
     donor             integer,
     copy_data         boolean NOT NULL DEFAULT true,
     incarnation       integer NOT NULL DEFAULT 1,
-    keep              text CHECK (keep IN ('mine', 'theirs'))
+    keep              text CHECK (keep IN ('mine', 'theirs')),
+    former_node       integer,
+    former_safe       bigint,
+    former_counter    bigint,
+    secret_hash       bytea
 );
 CREATE UNIQUE INDEX local_node_singleton ON repl_ml.local_node ((true));
-COMMENT ON TABLE repl_ml.local_node IS 'this node: its id and the place it lives in; incarnation: how often it has been found to be the same node in another place; copy_data: whether it came without rows; keep: whose rows stay of those that had no clock';
+COMMENT ON TABLE repl_ml.local_node IS 'this node: its id and the place it lives in; incarnation: how often it has been found to be the same node in another place; copy_data: whether it came without rows; keep: whose rows stay of those that had no clock. Of a node that was set back (state set_back, and then under its next id): former_node is the id under which it was, and what it wrote since then has counters of that id above former_counter, when it had its own writes up to former_safe; with secret_hash it shows who it is';
 
 -- Whose clocks the rows of this database have, which is in no group now
 CREATE TABLE repl_ml.left_group (
     group_id  uuid PRIMARY KEY,
     node_id   integer NOT NULL,
     node_name name NOT NULL,
-    left_at   timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+    left_at   timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    safe_counter bigint,
+    counter   bigint
 );
-COMMENT ON TABLE repl_ml.left_group IS 'the group that this database has left with the clocks of its rows, and what it was there; see repl_ml.leave_group';
+COMMENT ON TABLE repl_ml.left_group IS 'the group that this database has left with the clocks of its rows, and what it was there; safe_counter and counter if it had been set back, as in repl_ml.local_node; see repl_ml.leave_group';
+
+-- What this server found at each of its starts
+CREATE TABLE repl_ml.server_start (
+    started_at   timestamptz PRIMARY KEY,
+    sequence     bigint NOT NULL,
+    lsn          pg_lsn NOT NULL,
+    safe_counter bigint NOT NULL,
+    counter      bigint NOT NULL
+);
+COMMENT ON TABLE repl_ml.server_start IS 'what this server found at each of its starts: number and safe counter of the node''s last heartbeat before it, the end of the WAL, and the counter from which it goes on. A peer that has more than the first start that it does not know found knows that the node was set back before that; see repl_ml.note_set_back';
 
 -- Of two places that ask at once to be one node, each member answers one
 CREATE TABLE repl_ml.vouched (

@@ -92,7 +92,6 @@ CREATE FUNCTION repl_ml.link_name(node_id integer) RETURNS text
     RETURN (SELECT pg_catalog.format('repl_ml_%s_%s', oid, node_id) FROM pg_catalog.pg_database WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database());
 COMMENT ON FUNCTION repl_ml.link_name(integer) IS 'name of the origin that tracks a peer here, and of the slot that peer reads from here';
 
--- What a peer asks before anything else
 -- A standby has no WAL of its own
 CREATE FUNCTION repl_ml.lacks_since(lsn pg_lsn) RETURNS timestamptz
     AS 'MODULE_PATHNAME', 'repl_ml_lacks_since' LANGUAGE C VOLATILE STRICT;
@@ -104,26 +103,6 @@ CREATE FUNCTION repl_ml.wal_end() RETURNS pg_lsn
     SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END
     $$;
 COMMENT ON FUNCTION repl_ml.wal_end() IS 'up to where this server''s WAL is durable, or replayed on a standby';
-
-CREATE FUNCTION repl_ml.local_info(asked_by integer DEFAULT NULL,
-    OUT version text, OUT group_id uuid, OUT group_name name, OUT node_id integer, OUT node_name name, OUT state text,
-    OUT fenced boolean, OUT system_identifier bigint, OUT database oid, OUT flush_lsn pg_lsn, OUT asker_dropped boolean,
-    OUT incarnation integer, OUT asker_incarnation integer, OUT server_start timestamptz, OUT start_sequence bigint, OUT brings_rows boolean)
-    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-    AS $$
-    SELECT e.extversion, l.group_id, l.group_name, l.node_id, l.node_name, l.state,
-           (l.system_identifier, l.timeline, l.database, l.directory) IS DISTINCT FROM
-           (f.system_identifier, f.timeline, f.database, f.directory),
-           f.system_identifier, f.database, repl_ml.wal_end(),
-           EXISTS (SELECT FROM repl_ml.member m WHERE m.node_id = asked_by AND m.state = 'dropped'),
-           l.incarnation, (SELECT m.incarnation FROM repl_ml.member m WHERE m.node_id = asked_by),
-           pg_catalog.pg_postmaster_start_time(), CASE WHEN h.server_start = pg_catalog.pg_postmaster_start_time() THEN h.start_sequence ELSE h.sequence END,
-           l.node_id IS NOT NULL AND NOT l.copy_data AND l.donor IS NOT NULL
-      FROM pg_catalog.pg_extension e CROSS JOIN repl_ml.local_fingerprint() f LEFT JOIN repl_ml.local_node l ON true
-      LEFT JOIN repl_ml.heartbeat h ON h.node_id = l.node_id
-     WHERE e.extname = 'repl_ml'
-    $$;
-COMMENT ON FUNCTION repl_ml.local_info(integer) IS 'who this node is: asked by peers';
 
 -- How far this node has another one's WAL: applied, or put aside to be applied
 CREATE FUNCTION repl_ml.received_lsn(of_node integer) RETURNS pg_lsn
@@ -137,6 +116,40 @@ CREATE FUNCTION repl_ml.received_lsn(of_node integer) RETURNS pg_lsn
                       WHERE o.roname = repl_ml.link_name(of_node)), '0/0')
     $$;
 COMMENT ON FUNCTION repl_ml.received_lsn(integer) IS 'up to which WAL position of a peer this node durably has everything, applied or put aside';
+
+-- What is known here of a peer that was set back perhaps: the last start of its server and the last heartbeat of it that came, the
+-- end of what has been applied, and the greatest counter of its heartbeats that anybody has heard, as far as is known here
+CREATE FUNCTION repl_ml.known_of(node integer, OUT server_start timestamptz, OUT sequence bigint, OUT lsn pg_lsn, OUT counter bigint)
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT h.server_start, h.sequence, repl_ml.received_lsn(node),
+           (SELECT pg_catalog.max(repl_ml.counter(b.applied, node)) FROM repl_ml.heartbeat b JOIN repl_ml.member m ON m.node_id = b.node_id
+             WHERE m.state <> 'dropped' AND b.node_id <> node)
+      FROM (SELECT) one LEFT JOIN repl_ml.heard h ON h.node_id = node
+    $$;
+COMMENT ON FUNCTION repl_ml.known_of(integer) IS 'how far a peer has come, as this node knows: what it must not be behind when it has been started again';
+
+-- What a peer asks before anything else
+CREATE FUNCTION repl_ml.local_info(asked_by integer DEFAULT NULL,
+    OUT version text, OUT group_id uuid, OUT group_name name, OUT node_id integer, OUT node_name name, OUT state text,
+    OUT fenced boolean, OUT system_identifier bigint, OUT database oid, OUT flush_lsn pg_lsn, OUT asker_dropped boolean,
+    OUT incarnation integer, OUT asker_incarnation integer, OUT server_start timestamptz, OUT brings_rows boolean,
+    OUT asker_start timestamptz, OUT asker_sequence bigint, OUT asker_lsn pg_lsn, OUT asker_counter bigint)
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT e.extversion, l.group_id, l.group_name, l.node_id, l.node_name, l.state,
+           (l.system_identifier, l.timeline, l.database, l.directory) IS DISTINCT FROM
+           (f.system_identifier, f.timeline, f.database, f.directory),
+           f.system_identifier, f.database, repl_ml.wal_end(),
+           EXISTS (SELECT FROM repl_ml.member m WHERE m.node_id = asked_by AND m.state = 'dropped'),
+           l.incarnation, (SELECT m.incarnation FROM repl_ml.member m WHERE m.node_id = asked_by),
+           pg_catalog.pg_postmaster_start_time(), l.node_id IS NOT NULL AND NOT l.copy_data AND l.donor IS NOT NULL,
+           k.server_start, k.sequence, k.lsn, k.counter
+      FROM pg_catalog.pg_extension e CROSS JOIN repl_ml.local_fingerprint() f LEFT JOIN repl_ml.local_node l ON true
+      LEFT JOIN LATERAL (SELECT o.* FROM repl_ml.known_of(asked_by) o WHERE asked_by IS NOT NULL AND NOT pg_catalog.pg_is_in_recovery()) k ON true
+     WHERE e.extname = 'repl_ml'
+    $$;
+COMMENT ON FUNCTION repl_ml.local_info(integer) IS 'who this node is: asked by peers';
 
 -- A table's rows, as a peer copies them, whether it may, and then those it does not get
 CREATE FUNCTION repl_ml.require_copyable(relation regclass, columns name[]) RETURNS boolean

@@ -96,6 +96,131 @@ CREATE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name 
 COMMENT ON FUNCTION repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text) IS
     'called on members by a joining node; false if the node id is taken, null if this member knows of no invitation (yet)';
 
+-- For the supervisor: notes what this server has found when it was started; once a start
+CREATE FUNCTION repl_ml.note_start(counter bigint) RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    INSERT INTO repl_ml.server_start (started_at, sequence, lsn, safe_counter, counter)
+    SELECT pg_catalog.pg_postmaster_start_time(), coalesce(h.sequence, 0), c.redo_lsn, coalesce(h.safe_counter, 0), note_start.counter
+      FROM pg_catalog.pg_control_checkpoint() c CROSS JOIN repl_ml.local_node l LEFT JOIN repl_ml.heartbeat h ON h.node_id = l.node_id
+    ON CONFLICT ON CONSTRAINT server_start_pkey DO NOTHING;
+    -- of an older one a member that has been away for that long would have to know
+    DELETE FROM repl_ml.server_start s WHERE s.started_at < (SELECT n.started_at FROM repl_ml.server_start n ORDER BY n.started_at DESC OFFSET 1000 LIMIT 1)
+    $$;
+COMMENT ON FUNCTION repl_ml.note_start(bigint) IS 'notes what this server found at its start, whose WAL began with the checkpoint that still is the last one; counter: from which its counters went on';
+
+-- What a peer knows of this node: did its server, at the first start that the peer does not know of, have that much? If not, this
+-- node was set back before that start. Then it takes no part until it has come back, under its next id.
+CREATE FUNCTION repl_ml.note_set_back(peer integer, known_start timestamptz, sequence bigint, lsn pg_lsn, counter bigint) RETURNS text
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        self repl_ml.local_node;
+        start repl_ml.server_start;
+        reason text;
+    BEGIN
+        SELECT * INTO self FROM repl_ml.local_node;
+        IF self.state = 'set_back' THEN
+            RETURN 'It has found that out and comes back by itself.';
+        ELSIF self.node_id IS NULL OR self.state = 'dropped' OR known_start IS NULL OR (SELECT i.fenced FROM repl_ml.local_info() i) THEN
+            RETURN NULL;
+        END IF;
+        IF NOT EXISTS (SELECT FROM repl_ml.server_start s WHERE s.started_at = pg_catalog.pg_postmaster_start_time()) THEN
+            RAISE EXCEPTION 'node "%" has just been started', self.node_name USING ERRCODE = 'cannot_connect_now', HINT = 'Try again.';
+        END IF;
+        SELECT s.* INTO start FROM repl_ml.server_start s LEFT JOIN repl_ml.server_start k ON k.started_at = known_start
+         WHERE CASE WHEN k.started_at IS NULL THEN s.started_at > known_start ELSE (s.lsn, s.started_at) > (k.lsn, k.started_at) END
+         ORDER BY s.lsn, s.started_at LIMIT 1;
+        IF NOT FOUND THEN
+            IF EXISTS (SELECT FROM repl_ml.server_start s WHERE s.started_at = known_start) THEN
+                RETURN NULL;
+            END IF;
+            SELECT s.* INTO start FROM repl_ml.server_start s ORDER BY s.lsn DESC, s.started_at DESC LIMIT 1;
+        END IF;
+        IF sequence > start.sequence THEN
+            reason := pg_catalog.format('It has sent its heartbeat number %s, and the last one that its server found when it was started at %s was number %s.', sequence, start.started_at, start.sequence);
+        ELSIF lsn > start.lsn THEN
+            reason := pg_catalog.format('Changes up to %s have been applied from it, and its WAL ended at %s when its server was started at %s.', lsn, start.lsn, start.started_at);
+        ELSIF counter > start.safe_counter AND counter < start.counter THEN
+            reason := pg_catalog.format('Members have heard its heartbeat with counter %s, and the last one that its server found when it was started at %s had %s.', counter, start.started_at, start.safe_counter);
+        ELSE
+            RETURN NULL;
+        END IF;
+        UPDATE repl_ml.local_node l SET state = 'set_back', donor = note_set_back.peer, former_node = l.node_id, former_safe = start.safe_counter, former_counter = start.counter, secret_hash = NULL;
+        RAISE LOG 'node "%" has been set back to an older state and leaves its group, to come back under a new id', self.node_name
+            USING DETAIL = reason;
+        PERFORM repl_ml.wake_workers();
+        RETURN reason;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.note_set_back(integer, timestamptz, bigint, pg_lsn, bigint) IS 'called by a peer, or here with what a peer says: whether this node was set back, which is noted; null if it was not';
+
+-- A member that is asked to let in a node that was set back looks for itself whether the node says so
+CREATE FUNCTION repl_ml.return_secret(in_group uuid, node integer) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT pg_catalog.encode(l.secret_hash, 'hex') FROM repl_ml.local_node l WHERE l.group_id = in_group AND l.node_id = node AND l.state = 'set_back'
+    $$;
+COMMENT ON FUNCTION repl_ml.return_secret(uuid, integer) IS 'called by members on a node that was set back and wants to come back under its name: the hash of what it will show; null where that is not so';
+
+CREATE FUNCTION repl_ml.readmit_node(in_group uuid, node integer) RETURNS void
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        known repl_ml.member;
+        secret text;
+    BEGIN
+        PERFORM repl_ml.require_member();
+        SELECT m.* INTO known FROM repl_ml.member m JOIN repl_ml.local_node l ON l.group_id = in_group AND l.node_id <> node WHERE m.node_id = node;
+        -- one that a person has dropped does not come back by itself
+        IF known.state = 'dropped' AND NOT EXISTS (SELECT FROM repl_ml.invitation i WHERE i.node_name = known.node_name AND i.invited_by = pg_catalog.format('node %s', node)::name) THEN
+            known.node_id := NULL;
+        END IF;
+        IF known.node_id IS NOT NULL THEN
+            secret := (repl_ml.ask_members(ARRAY[known.dsn], pg_catalog.format('SELECT repl_ml.return_secret(%L, %s)', in_group, node)))[1];
+        END IF;
+        IF secret IS NULL THEN
+            RAISE EXCEPTION 'node % cannot come back to the group by itself', node USING ERRCODE = 'object_not_in_prerequisite_state',
+                DETAIL = CASE WHEN known.node_id IS NULL THEN 'It is no member of the group.' ELSE pg_catalog.format('What is found as node "%s" does not say that it has been set back, or cannot be reached.', known.node_name) END,
+                HINT = CASE WHEN known.node_id IS NULL THEN 'Run SELECT repl_ml.leave_group(force => true, keep_clocks => true) there, and join it again with copy_data => false.'
+                            ELSE 'Correct its address with SELECT repl_ml.set_node_address(...) on a member.' END;
+        END IF;
+        UPDATE repl_ml.member m SET state = 'dropped' WHERE m.node_id = node AND m.state <> 'dropped';
+        INSERT INTO repl_ml.invitation AS i (node_name, secret_hash, valid_until, invited_by)
+        VALUES (known.node_name, pg_catalog.decode(secret, 'hex'), pg_catalog.clock_timestamp() + '10 min', pg_catalog.format('node %s', node)::name)
+        ON CONFLICT ON CONSTRAINT invitation_pkey DO UPDATE SET secret_hash = excluded.secret_hash, valid_until = excluded.valid_until, invited_by = excluded.invited_by;
+        PERFORM repl_ml.wake_workers();
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.readmit_node(uuid, integer) IS 'called on a member by a node that was set back: drops its former id and invites it under its name, if what is found at its address says the same. Errors: 55000';
+
+-- What it wrote stays here as that of a former member; who writes still does so under an id that is none any more
+CREATE FUNCTION repl_ml.leave_set_back() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s'
+    AS $$
+    DECLARE
+        t regclass;
+    BEGIN
+        PERFORM repl_ml.give_up_waits();
+        FOR t IN SELECT c.oid::regclass FROM repl_ml.replicated_table r JOIN pg_catalog.pg_namespace n ON n.nspname = r.schema_name
+                   JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = r.table_name AND c.relkind IN ('r', 'p')
+                  WHERE r.state = 'enrolled' ORDER BY c.oid LOOP
+            BEGIN
+                EXECUTE pg_catalog.format('LOCK TABLE %s IN SHARE MODE', t);
+            EXCEPTION WHEN lock_not_available THEN
+                PERFORM pg_catalog.pg_terminate_backend(k.pid) FROM (SELECT DISTINCT k.pid FROM pg_catalog.pg_locks k JOIN pg_catalog.pg_stat_activity a ON a.pid = k.pid AND a.backend_type = 'client backend'
+                  WHERE k.granted AND k.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+                    AND k.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
+                    AND k.relation IN (SELECT p.relid FROM pg_catalog.pg_partition_tree(t) p UNION ALL SELECT t)) k;
+                RAISE EXCEPTION 'table % is still being written', t USING ERRCODE = 'lock_not_available',
+                    HINT = 'If there are prepared transactions, end them: see SELECT * FROM pg_prepared_xacts.';
+            END;
+        END LOOP;
+        PERFORM repl_ml.forget_group(true);
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.leave_set_back() IS 'for a node that was set back, in the transaction that makes it a member again: waits until nobody writes, ends who does for long, and forgets the group';
+
 -- May the place that asks be the node? Answers 'yes', or why not. Also where this node is fenced itself: all may have moved.
 CREATE FUNCTION repl_ml.vouch_for(in_group uuid, node integer, incarnation integer, flush_lsn pg_lsn, last_heartbeat bigint, place text) RETURNS text
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -337,6 +462,7 @@ CREATE FUNCTION repl_ml.empty_lists(keep_clocks boolean DEFAULT false) RETURNS v
         DELETE FROM repl_ml.verification;
         DELETE FROM repl_ml.unsent;
         DELETE FROM repl_ml.heard;
+        DELETE FROM repl_ml.server_start;
         DELETE FROM repl_ml.dropped_node;
         DELETE FROM repl_ml.transaction_record;
         DELETE FROM repl_ml.discarded_transaction;
@@ -359,9 +485,10 @@ CREATE FUNCTION repl_ml.become_member(group_name name, group_id uuid, node_id in
         END IF;
         PERFORM repl_ml.empty_lists(former.group_id IS NOT NULL);
         DELETE FROM repl_ml.left_group;
-        INSERT INTO repl_ml.local_node (node_id, node_name, group_name, group_id, state, system_identifier, timeline, database, directory, donor, copy_data, keep)
+        INSERT INTO repl_ml.local_node (node_id, node_name, group_name, group_id, state, system_identifier, timeline, database, directory, donor, copy_data, keep, former_node, former_safe, former_counter)
         SELECT become_member.node_id, become_member.node_name, become_member.group_name, become_member.group_id, become_member.state,
-               f.system_identifier, f.timeline, f.database, f.directory, become_member.donor, become_member.copy_data, become_member.keep
+               f.system_identifier, f.timeline, f.database, f.directory, become_member.donor, become_member.copy_data, become_member.keep,
+               CASE WHEN former.counter IS NOT NULL THEN former.node_id END, former.safe_counter, former.counter
           FROM repl_ml.local_fingerprint() f;
         PERFORM repl_ml.make_publication();
         PERFORM repl_ml.wake_workers();
@@ -617,6 +744,42 @@ CREATE FUNCTION repl_ml.drop_node(node_name name, if_exists boolean DEFAULT fals
 COMMENT ON FUNCTION repl_ml.drop_node(name, boolean) IS
     'removes a node from the group, on all members: for a node that will not come back. Its id is never used again. Superusers only. Errors: 42704 no such node, 22023 this node';
 
+-- The part of leaving that is done here
+CREATE FUNCTION repl_ml.forget_group(keep_clocks boolean) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
+    AS $$
+    DECLARE
+        self repl_ml.local_node;
+        r record;
+    BEGIN
+        SELECT * INTO self FROM repl_ml.local_node;
+        DELETE FROM repl_ml.local_node;
+        FOR r IN SELECT c.oid::regclass AS relation FROM repl_ml.replicated_table t
+                   JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema_name
+                   JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.table_name LOOP
+            IF NOT keep_clocks THEN
+                PERFORM repl_ml.disenrol(r.relation);
+            END IF;
+        END LOOP;
+        DROP PUBLICATION IF EXISTS repl_ml;
+        DELETE FROM repl_ml.member;
+        DELETE FROM repl_ml.replicated_table;
+        PERFORM repl_ml.empty_lists(keep_clocks);
+        IF keep_clocks THEN
+            INSERT INTO repl_ml.left_group (group_id, node_id, node_name, safe_counter, counter)
+            SELECT self.group_id, self.node_id, self.node_name, CASE WHEN self.state = 'set_back' THEN self.former_safe END, CASE WHEN self.state = 'set_back' THEN self.former_counter END;
+        END IF;
+        DELETE FROM repl_ml.vouched;
+        FOR r IN SELECT o.roname FROM pg_catalog.pg_replication_origin o
+                  WHERE pg_catalog.starts_with(o.roname, repl_ml.link_name(0) COLLATE "C") OR o.roname ~ ('^' || pg_catalog.regexp_replace(repl_ml.link_name(0), '0$', '') || '[0-9]+$') LOOP
+            PERFORM pg_catalog.pg_replication_origin_drop(r.roname);
+        END LOOP;
+        -- also those a copied directory brought along: they would keep WAL for ever
+        PERFORM repl_ml.drop_own_slots();
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.forget_group(boolean) IS 'makes this database one that is in no group';
+
 CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false, keep_clocks boolean DEFAULT false) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
     AS $$
@@ -687,28 +850,7 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false, keep_clocks boo
             -- they hold locks of the tables, and may wait for a peer that does not answer
             PERFORM repl_ml.give_up_waits();
         END IF;
-        DELETE FROM repl_ml.local_node;
-        FOR r IN SELECT c.oid::regclass AS relation FROM repl_ml.replicated_table t
-                   JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema_name
-                   JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.table_name LOOP
-            IF NOT keep_clocks THEN
-                PERFORM repl_ml.disenrol(r.relation);
-            END IF;
-        END LOOP;
-        DROP PUBLICATION IF EXISTS repl_ml;
-        DELETE FROM repl_ml.member;
-        DELETE FROM repl_ml.replicated_table;
-        PERFORM repl_ml.empty_lists(keep_clocks);
-        IF keep_clocks THEN
-            INSERT INTO repl_ml.left_group (group_id, node_id, node_name) VALUES (self.group_id, self.node_id, self.node_name);
-        END IF;
-        DELETE FROM repl_ml.vouched;
-        FOR r IN SELECT o.roname FROM pg_catalog.pg_replication_origin o
-                  WHERE pg_catalog.starts_with(o.roname, repl_ml.link_name(0) COLLATE "C") OR o.roname ~ ('^' || pg_catalog.regexp_replace(repl_ml.link_name(0), '0$', '') || '[0-9]+$') LOOP
-            PERFORM pg_catalog.pg_replication_origin_drop(r.roname);
-        END LOOP;
-        -- also those a copied directory brought along: they would keep WAL for ever
-        PERFORM repl_ml.drop_own_slots();
+        PERFORM repl_ml.forget_group(keep_clocks);
         PERFORM repl_ml.wake_workers();
     END
     $$;

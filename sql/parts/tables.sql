@@ -329,7 +329,7 @@ COMMENT ON FUNCTION repl_ml.may_become_ready() IS 'whether all is copied to this
 CREATE FUNCTION repl_ml.become_ready() RETURNS void
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
-    UPDATE repl_ml.local_node SET state = 'ready';
+    UPDATE repl_ml.local_node SET state = 'ready', former_node = NULL, former_safe = NULL, former_counter = NULL, secret_hash = NULL;
     -- an invitation is for one node
     UPDATE repl_ml.invitation i SET valid_until = pg_catalog.now() FROM repl_ml.local_node l WHERE i.node_name = l.node_name AND i.valid_until > pg_catalog.now();
     UPDATE repl_ml.member m SET state = 'ready' FROM repl_ml.local_node l WHERE m.node_id = l.node_id AND m.state = 'joining'

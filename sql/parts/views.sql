@@ -186,14 +186,14 @@ COMMENT ON VIEW repl_ml.stat_write_waiters IS
 CREATE VIEW repl_ml.health AS
     -- the limit says to the planner what the table is; many rows expected would have the statement compiled
     WITH self AS (
-        SELECT l.node_id, l.node_name, l.group_name, l.state,
+        SELECT l.node_id, l.node_name, l.group_name, l.state, l.former_node,
                NOT pg_catalog.pg_is_in_recovery()
                AND (l.system_identifier, l.timeline, l.database, l.directory) IS DISTINCT FROM (f.system_identifier, f.timeline, f.database, f.directory) AS fenced,
                pg_catalog.pg_is_in_recovery() AS standby,
                pg_catalog.current_setting('repl_ml.heartbeat_interval')::interval AS heartbeat
           FROM repl_ml.local_fingerprint() f, repl_ml.local_node l LIMIT 1),
     -- a node that takes part; of the others only the first check has something to say
-    active AS (SELECT s.* FROM self s WHERE NOT s.fenced AND NOT s.standby AND s.state <> 'dropped'),
+    active AS (SELECT s.* FROM self s WHERE NOT s.fenced AND NOT s.standby AND s.state NOT IN ('dropped', 'set_back')),
     peer AS (SELECT m.node_id, m.node_name, m.state FROM repl_ml.member m JOIN active s ON s.node_id <> m.node_id WHERE m.state <> 'dropped'),
     quorum AS (
         SELECT pg_catalog.count(*) AS members, pg_catalog.count(*) / 2 + 1 AS needed, pg_catalog.count(*) FILTER (WHERE w.reachable) AS reachable,
@@ -202,10 +202,13 @@ CREATE VIEW repl_ml.health AS
     finding (place, check_name, status, detail, hint) AS (
     -- 1. who this node is
     SELECT 1, 'membership',
-           CASE WHEN s.fenced OR s.state = 'dropped' THEN 'error' WHEN s.state = 'ready' OR s.standby THEN 'ok' ELSE 'warning' END,
+           CASE WHEN s.fenced OR s.state IN ('dropped', 'set_back') THEN 'error' WHEN s.state = 'ready' OR s.standby THEN 'ok' ELSE 'warning' END,
            CASE WHEN s.standby THEN pg_catalog.format('This server is a standby of node "%s", as of %s: it takes no part in group "%s".', s.node_name, coalesce(pg_catalog.pg_last_xact_replay_timestamp()::text, 'its start'), s.group_name)
                 WHEN s.fenced THEN pg_catalog.format('This database is a copy of node "%s": it neither writes replicated tables nor talks to the group.', s.node_name)
                 WHEN s.state = 'dropped' THEN pg_catalog.format('The other members have dropped node "%s": it takes no part in group "%s" any more.', s.node_name, s.group_name)
+                WHEN s.state = 'set_back' THEN pg_catalog.format('Node "%s" has been set back to an older state: it takes no part in group "%s" until it has come back under a new id%s.', s.node_name, s.group_name,
+                     (SELECT ' (' || w.error_message || ')' FROM repl_ml.worker_stats() w WHERE w.peer = 0))
+                WHEN s.former_node IS NOT NULL AND s.state <> 'ready' THEN pg_catalog.format('Node "%s" was set back to an older state and gets from group "%s" what it lacks (%s): it must not be written yet.', s.node_name, s.group_name, s.state)
                 WHEN s.state <> 'ready' THEN pg_catalog.format('Node "%s" is still joining group "%s" (%s) and must not be written yet.', s.node_name, s.group_name, s.state)
                 ELSE pg_catalog.format('Node "%s" of group "%s", members: %s.', s.node_name, s.group_name,
                      (SELECT pg_catalog.string_agg(m.node_name || CASE m.state WHEN 'ready' THEN '' ELSE ' (joining)' END, ', ' ORDER BY m.node_id)
@@ -213,6 +216,7 @@ CREATE VIEW repl_ml.health AS
            CASE WHEN s.standby THEN 'Look at repl_ml.health on the node itself.'
                 WHEN s.fenced THEN 'If the node that it is a copy of is gone for good or goes on elsewhere, run SELECT repl_ml.leave_group(force => true) here, and join again.'
                 WHEN s.state = 'dropped' THEN 'Run SELECT repl_ml.leave_group(force => true) here; then it can join again.'
+                WHEN s.state = 'set_back' THEN coalesce((SELECT w.error_hint FROM repl_ml.worker_stats() w WHERE w.peer = 0), 'It comes back by itself, as soon as more than half of the other members can be reached.')
                 WHEN s.state <> 'ready' THEN 'It becomes ready by itself; see how far it is with SELECT * FROM repl_ml.stat_apply.' END
       FROM self s
     UNION ALL

@@ -13,8 +13,9 @@
  * repetition.
  *
  * A peer's server has at its start all that an earlier one had sent, as only what
- * is durable is sent.  So it tells the number that it found then, and who has
- * heard a later one knows that an older state was put in the peer's place.
+ * is durable is sent.  So it notes the number that it finds then, and who has
+ * heard a later one, of a former start, knows that an older state was put in the
+ * peer's place: see repl_ml.note_set_back().
  *
  * What goes missing between two heartbeats is found by link.c.  Called by
  * change.c with each heartbeat of the stream, also one that is parked, and
@@ -80,22 +81,20 @@ repl_ml_heard_forget(const ReplMlApply *apply)
 }
 
 /*
- * Called by the apply worker, in a transaction, when it has connected: the peer's
- * server was started at "server_start", and its last heartbeat before that had the
- * number "start_sequence".  Returns false if an earlier server sent a later one:
- * then the peer was set back, however far it has come since.
+ * Called by the apply worker, in a transaction, when the peer has as much as this
+ * node knows of it: its server was started at "server_start".  What comes
+ * from now on comes from there.
  */
-bool
-repl_ml_heard_fits(const ReplMlApply *apply, TimestampTz server_start, int64 start_sequence)
+void
+repl_ml_heard_start(const ReplMlApply *apply, TimestampTz server_start)
 {
-	Oid			types[3] = {INT4OID, TIMESTAMPTZOID, INT8OID};
-	Datum		values[3] = {Int32GetDatum(apply->peer->node_id),
-	TimestampTzGetDatum(server_start), Int64GetDatum(start_sequence)};
+	Oid			types[2] = {INT4OID, TIMESTAMPTZOID};
+	Datum		values[2] = {Int32GetDatum(apply->peer->node_id),
+	TimestampTzGetDatum(server_start)};
 
-	return repl_ml_spi_execute("INSERT INTO repl_ml.heard AS h (node_id, server_start)"
-							   " VALUES ($1, $2) ON CONFLICT (node_id) DO UPDATE"
-							   " SET server_start = excluded.server_start"
-							   " WHERE coalesce(h.server_start OPERATOR(pg_catalog.=) $2"
-							   " OR h.sequence OPERATOR(pg_catalog.<=) $3, true)",
-							   3, types, values, NULL) == 1;
+	repl_ml_spi_execute("INSERT INTO repl_ml.heard AS h (node_id, server_start)"
+						" VALUES ($1, $2) ON CONFLICT (node_id) DO UPDATE"
+						" SET server_start = excluded.server_start"
+						" WHERE h.server_start IS DISTINCT FROM excluded.server_start",
+						2, types, values, NULL);
 }

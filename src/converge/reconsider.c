@@ -89,6 +89,9 @@ reconsider_rule(TriggerData *trigdata)
 	/* without a table there are neither rows nor who resolves them */
 	if (!OidIsValid(relid))
 		return;
+	/* what a joining node brings along is compared with the donor's, which has done it */
+	if (repl_ml_table_is_to_come(schema_name, relid))
+		return;
 	repl_ml_policy_lock(relid);
 	keys = find_keys_after(schema_name, table_name, since);
 	if (keys == NIL)

@@ -84,7 +84,13 @@ extern ReplMlDigest *repl_ml_differing_ask(WalReceiverConn *conn, Relation rel, 
 extern void repl_ml_differing_tell(WalReceiverConn *conn, int chunks, const bool *wanted,
 								   const ReplMlRowDigest *have, int64 count, int64 *bytes);
 
+/* in former.c */
+extern void repl_ml_former_rename(Relation rel);
+extern void repl_ml_former_rename_catalogs(void);
+
 /* in meet.c */
+extern TupleTableSlot *repl_ml_meet_make(ReplMlTarget *target, Datum content,
+										 const ReplMlClock *clock);
 extern int64 repl_ml_meet_count(WalReceiverConn *conn, const char *schema_name,
 								const char *table_name);
 extern bool repl_ml_meet_is_due(void);

@@ -18,9 +18,11 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
-#include "catalog/pg_type.h"
-#include "miscadmin.h"
 #include "catalog/pg_replication_origin.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
 #include "replication/origin.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
@@ -42,6 +44,8 @@
 #define MOVED_HINT	"Leave replication slots and origins whose names begin with \"repl_ml_\" to " \
 					"repl_ml."
 
+#define KNOWN_COLUMNS	4		/* of repl_ml.known_of() */
+
 /* What the peer says of itself; see repl_ml.local_info(). */
 typedef struct PeerInfo
 {
@@ -57,12 +61,12 @@ typedef struct PeerInfo
 	Oid			database;
 	XLogRecPtr	flush_lsn;
 	TimestampTz server_start;
-	int64		start_sequence; /* of its last heartbeat before that */
 	bool		brings_rows;	/* it joins, or has joined, with rows of its own */
+	char	   *knows_of_us[KNOWN_COLUMNS]; /* see repl_ml.known_of() */
 } PeerInfo;
 
 static PeerInfo ask_peer(ReplMlApply *apply);
-static void check_progress(ReplMlApply *apply, XLogRecPtr applied, const PeerInfo *info);
+static void check_progress(ReplMlApply *apply, const PeerInfo *info);
 static void check_peer(ReplMlApply *apply, const PeerInfo *info);
 static void end_old_session(ReplMlApply *apply);
 static bool slot_is_usable(ReplMlApply *apply, const char *slot, XLogRecPtr *confirmed);
@@ -124,8 +128,8 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	if (had_origin)
 		from = replorigin_get_progress(id, false);
 	moved |= is_beyond_reach(apply, from);
-	check_progress(apply, moved ? InvalidXLogRecPtr : from, &info);
 	CommitTransactionCommand();
+	check_progress(apply, &info);
 
 	usable = slot_is_usable(apply, slot, &confirmed);
 	moved |= usable && is_beyond_reach(apply, confirmed);
@@ -213,37 +217,96 @@ order_new_link(ReplMlApply *apply, const PeerInfo *info, const char *slot, bool 
 	LWLockRelease(repl_ml_shared->lock);
 }
 
+/* Returns a call of repl_ml.note_set_back() with what is known of the node that makes it. */
+static char *
+note_set_back(int asker, char *const *known)
+{
+	StringInfoData call;
+
+	initStringInfo(&call);
+	appendStringInfo(&call, "SELECT repl_ml.note_set_back(%d", asker);
+	for (int i = 0; i < KNOWN_COLUMNS; i++)
+		appendStringInfo(&call, ", %s", known[i] == NULL ? "NULL" : quote_literal_cstr(known[i]));
+	appendStringInfoChar(&call, ')');
+	return call.data;
+}
+
+/* Sets, in the message's memory, what this node knows of the peer. */
+static void
+load_known(ReplMlApply *apply, char **known)
+{
+	repl_ml_begin();
+	SPI_execute(psprintf("SELECT server_start, sequence, lsn, counter FROM repl_ml.known_of(%d)",
+						 apply->peer->node_id), false, 1);
+	for (int i = 0; i < KNOWN_COLUMNS; i++)
+	{
+		char	   *value = repl_ml_spi_text(0, i);
+
+		known[i] = value == NULL ? NULL : MemoryContextStrdup(apply->message_context, value);
+	}
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
+}
+
+/* Asks the peer whether it was set back, as far as this node knows: why, or NULL. */
+static char *
+ask_set_back(ReplMlApply *apply)
+{
+	static const Oid types[1] = {TEXTOID};
+	char	   *known[KNOWN_COLUMNS];
+	char	   *reason = NULL;
+	ReplMlResult *result;
+
+	load_known(apply, known);
+	result = repl_ml_stream_query(apply->connection.stream, note_set_back(apply->self, known), 1,
+								  types);
+	if (repl_ml_stream_next(result) &&
+		(slot_getallattrs(result->slot), !result->slot->tts_isnull[0]))
+		reason = MemoryContextStrdup(apply->message_context,
+									 TextDatumGetCString(result->slot->tts_values[0]));
+	repl_ml_stream_free(result);
+	MemoryContextSwitchTo(apply->message_context);
+	return reason;
+}
+
 /*
- * Raises an error where the peer has less than has come from it: then it was
- * set back.  Its WAL may have grown beyond that since, but not the number of the
- * heartbeat that its server found when it was started.
+ * Raises an error where the peer has less than has come from it, or this node less
+ * than has come to the peer: then it was set back, which it has noted when
+ * this returns, and comes back by itself under another id (group/join.c).  Nothing
+ * of it is applied before.
  */
 static void
-check_progress(ReplMlApply *apply, XLogRecPtr applied, const PeerInfo *info)
+check_progress(ReplMlApply *apply, const PeerInfo *info)
 {
-	bool		fits = repl_ml_heard_fits(apply, info->server_start, info->start_sequence);
+	char	   *reason = ask_set_back(apply);
 
-	if (fits && applied <= info->flush_lsn)
-		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("node \"%s\" has been set back to an older state", apply->peer->node_name),
-			 fits ? errdetail("Changes up to %X/%X have been applied from it, but its WAL ends "
-							  "at %X/%X.",
-							  LSN_FORMAT_ARGS(applied), LSN_FORMAT_ARGS(info->flush_lsn)) :
-			 errdetail("It has sent a later heartbeat than number " INT64_FORMAT ", which is the "
-					   "last one that its server had when it was started.", info->start_sequence),
-			 errhint("Run SELECT repl_ml.leave_group(force => true) there, SELECT "
-					 "repl_ml.drop_node(%s) here, and join it again.",
-					 quote_literal_cstr(apply->peer->node_name))));
+	if (reason != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("node \"%s\" has been set back to an older state",
+						apply->peer->node_name),
+				 errdetail_internal("%s", reason),
+				 errhint("It comes back by itself: see SELECT * FROM repl_ml.health there. If it "
+						 "is to leave instead, run SELECT repl_ml.drop_node(%s) here.",
+						 quote_literal_cstr(apply->peer->node_name))));
+	repl_ml_begin();
+	SPI_execute(note_set_back(apply->peer->node_id, info->knows_of_us), false, 1);
+	repl_ml_commit();
+	StartTransactionCommand();
+	/* raises the error if that is so */
+	(void) repl_ml_identity_require();
+	repl_ml_heard_start(apply, info->server_start);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(apply->message_context);
 }
 
 /* Returns what the peer says of itself. */
 static PeerInfo
 ask_peer(ReplMlApply *apply)
 {
-	static const Oid types[14] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, OIDOID,
-	PG_LSNOID, BOOLOID, INT4OID, INT4OID, TIMESTAMPTZOID, INT8OID, BOOLOID};
+	static const Oid types[13 + KNOWN_COLUMNS] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
+		BOOLOID, OIDOID, PG_LSNOID, BOOLOID, INT4OID, INT4OID, TIMESTAMPTZOID, BOOLOID, TEXTOID,
+	TEXTOID, TEXTOID, TEXTOID};
 	PeerInfo	info = {0};
 	char	   *fields[5];
 	ReplMlResult *result = repl_ml_stream_query(apply->connection.stream,
@@ -254,7 +317,11 @@ ask_peer(ReplMlApply *apply)
 														 " fenced, database, flush_lsn,"
 														 " asker_dropped, incarnation,"
 														 " asker_incarnation, server_start,"
-														 " start_sequence, brings_rows"
+														 " brings_rows,"
+														 " asker_start::pg_catalog.text,"
+														 " asker_sequence::pg_catalog.text,"
+														 " asker_lsn::pg_catalog.text,"
+														 " asker_counter::pg_catalog.text"
 														 " FROM repl_ml.local_info(%d)",
 														 apply->self), lengthof(types), types);
 
@@ -283,10 +350,11 @@ ask_peer(ReplMlApply *apply)
 	info.our_incarnation = result->slot->tts_isnull[10] ? 0 :
 		DatumGetInt32(result->slot->tts_values[10]);
 	info.server_start = DatumGetTimestampTz(result->slot->tts_values[11]);
-	/* before its first heartbeat ever it can have been set back to nothing older */
-	info.start_sequence = result->slot->tts_isnull[12] ? PG_INT64_MAX :
-		DatumGetInt64(result->slot->tts_values[12]);
-	info.brings_rows = DatumGetBool(result->slot->tts_values[13]);
+	info.brings_rows = DatumGetBool(result->slot->tts_values[12]);
+	for (int i = 0; i < KNOWN_COLUMNS; i++)
+		info.knows_of_us[i] = result->slot->tts_isnull[13 + i] ? NULL :
+			MemoryContextStrdup(apply->message_context,
+								TextDatumGetCString(result->slot->tts_values[13 + i]));
 	repl_ml_stream_free(result);
 	return info;
 }

@@ -95,9 +95,9 @@ keeps_mine(void)
 	return repl_ml_identity()->own_rows == REPL_ML_KEEP_MINE;
 }
 
-/* Returns what the content says of a row, under a clock, for a target. */
-static TupleTableSlot *
-make_row(ReplMlTarget *target, Datum content, const ReplMlClock *clock)
+/* Returns what the content says of a row, under a clock, for a target; also for former.c. */
+TupleTableSlot *
+repl_ml_meet_make(ReplMlTarget *target, Datum content, const ReplMlClock *clock)
 {
 	TupleTableSlot *row = repl_ml_version_to_slot(content, RelationGetDescr(target->rel));
 
@@ -140,7 +140,7 @@ write_now(Oid relid, const Own *own, const ReplMlClock *above)
 	ReplMlUser	saved;
 
 	repl_ml_become_owner(root->rel, &saved);
-	ExecCopySlot(root->incoming, make_row(root, own->content, clock));
+	ExecCopySlot(root->incoming, repl_ml_meet_make(root, own->content, clock));
 	repl_ml_become_self(&saved);
 	(void) repl_ml_row_join(relid, root->incoming, &source);
 }
@@ -189,7 +189,8 @@ repl_ml_meet_row(Oid relid, TupleTableSlot *incoming, const ReplMlSource *source
 		theirs = repl_ml_history_row_as_json(target->rel, target->table->clock_attnum, row);
 	/* it is older than anything then */
 	if (differs && !keeps_mine())
-		repl_ml_target_update(target, make_row(target, own.content, repl_ml_clock_empty()));
+		repl_ml_target_update(target, repl_ml_meet_make(target, own.content,
+														repl_ml_clock_empty()));
 	repl_ml_become_self(&saved);
 	if (differs && keeps_mine())
 		write_now(relid, &own, clock);
@@ -547,20 +548,25 @@ list_tables(int donor)
 
 /*
  * Called by fetch.c before anything of users' tables is copied from the donor,
- * tombstones first: does what is to be done about rows without a clock.
+ * tombstones first: does what is to be done about rows without a clock, and about
+ * those written since this node was set back.
  */
 void
 repl_ml_meet_prepare(WalReceiverConn *conn, int donor)
 {
 	ListCell   *lc;
 
+	repl_ml_former_rename_catalogs();
 	foreach(lc, list_tables(donor))
 	{
 		Rest		rest = {.conn = conn,.donor = donor,.removed = ask_removed(conn)};
 
 		rest.rel = table_open(lfirst_oid(lc), RowExclusiveLock);
 		if (repl_ml_table_clock_attnum(lfirst_oid(lc)) != InvalidAttrNumber)
+		{
+			repl_ml_former_rename(rest.rel);
 			(void) find_unstamped(&rest, true);
+		}
 		table_close(rest.rel, NoLock);
 	}
 }

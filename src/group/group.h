@@ -34,6 +34,7 @@ extern void repl_ml_request_answer(const ReplMlJoinRequest *asked, ReplMlJoinSta
 
 /* in join.c */
 extern PGDLLEXPORT void repl_ml_join_main(Datum arg);
+extern void repl_ml_come_back(void);
 
 /* in admission.c */
 extern void repl_ml_admission_check(WalReceiverConn *donor, bool copy_data, bool is_told);

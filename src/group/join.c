@@ -6,7 +6,8 @@
  * It must commit on its own while the caller's SELECT still runs, so a
  * background worker does it, for a request in shared memory (request.c).  What
  * follows (links, schema, rows) is done by the workers of the new member and goes
- * on after a crash.
+ * on after a crash.  Of a member that was set back the supervisor does it, in
+ * place of a person: under the next id, with what it has.
  *
  * Not here: what has to fit (admission.c), when a joining node is ready
  * (supervisor.c).  Locks: repl_ml_shared->lock, for the request.  No lock is
@@ -68,6 +69,7 @@ typedef struct Candidate
 	char	   *secret;			/* shows the members that we are who was
 								 * invited */
 	List	   *members;		/* of Member, in order of node id */
+	bool		returns;		/* it is a member that was set back */
 } Candidate;
 
 typedef struct Member
@@ -78,8 +80,9 @@ typedef struct Member
 } Member;
 
 static void join_group(ReplMlJoinRequest *request);
+static void register_and_become(ReplMlJoinRequest *request, Candidate *candidate);
 static char *ask_for_admission(ReplMlJoinRequest *request, Candidate *candidate);
-static void ask_donor(ReplMlJoinRequest *request, WalReceiverConn *donor, Candidate *candidate);
+static void ask_donor(WalReceiverConn *donor, Candidate *candidate);
 static void load_members(WalReceiverConn *donor, Candidate *candidate);
 static void describe_self(ReplMlJoinRequest *request, Candidate *candidate);
 static void agree_on_id(Candidate *candidate);
@@ -137,17 +140,27 @@ join_group(ReplMlJoinRequest *request)
 	char	   *dsn = ask_for_admission(request, &candidate);
 	WalReceiverConn *donor = repl_ml_stream_connect(dsn, "join");
 
-	ask_donor(request, donor, &candidate);
+	ask_donor(donor, &candidate);
 	load_members(donor, &candidate);
 	repl_ml_admission_check(donor, request->copy_data, request->keep[0] != '\0');
 	repl_ml_stream_disconnect(donor);
-	describe_self(request, &candidate);
+	register_and_become(request, &candidate);
+}
+
+/*
+ * Agrees with the members on an id, and becomes a member under it.  What members
+ * have been told is taken back if that fails.
+ */
+static void
+register_and_become(ReplMlJoinRequest *request, Candidate *candidate)
+{
+	describe_self(request, candidate);
 
 	/* from here on the members may have something to take back */
 	PG_TRY();
 	{
-		agree_on_id(&candidate);
-		become_member(request, &candidate);
+		agree_on_id(candidate);
+		become_member(request, candidate);
 	}
 	PG_CATCH();
 	{
@@ -158,7 +171,7 @@ join_group(ReplMlJoinRequest *request)
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(TopMemoryContext);
-		unregister(&candidate);
+		unregister(candidate);
 		ReThrowError(error);
 	}
 	PG_END_TRY();
@@ -260,7 +273,7 @@ ask_for_admission(ReplMlJoinRequest *request, Candidate *candidate)
  * member that can take us in.
  */
 static void
-ask_donor(ReplMlJoinRequest *request, WalReceiverConn *donor, Candidate *candidate)
+ask_donor(WalReceiverConn *donor, Candidate *candidate)
 {
 	static const Oid types[6] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID};
 	ReplMlResult *result;
@@ -614,6 +627,8 @@ become_member(ReplMlJoinRequest *request, Candidate *candidate)
 
 	/* the list is the donor's: what a former group has left is none of it */
 	repl_ml_begin();
+	if (candidate->returns)
+		SPI_execute("SELECT repl_ml.leave_set_back()", false, 0);
 	SPI_execute("DELETE FROM repl_ml.member", false, 0);
 	SPI_execute("DELETE FROM repl_ml.replicated_table", false, 0);
 	foreach(lc, candidate->members)
@@ -624,4 +639,176 @@ become_member(ReplMlJoinRequest *request, Candidate *candidate)
 	candidate->own[MEMBER_NODE_ID] = psprintf("%d", candidate->node_id);
 	insert_member(candidate->own);
 	repl_ml_commit();
+}
+
+/* ---- a node that was set back ---- */
+
+/* Makes a secret, whose hash members find here when they are asked to let this node in. */
+static char *
+leave_secret(void)
+{
+	pg_uuid_t	random;
+	char	   *secret;
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1];
+
+	if (!pg_strong_random(random.data, UUID_LEN))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate random values")));
+	secret = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&random)));
+	values[0] = CStringGetTextDatum(secret);
+	repl_ml_begin();
+	SPI_execute_with_args("UPDATE repl_ml.local_node SET secret_hash ="
+						  " pg_catalog.sha256(pg_catalog.convert_to($1, 'UTF8'))",
+						  1, types, values, NULL, false, 0);
+	repl_ml_commit();
+	MemoryContextSwitchTo(TopMemoryContext);
+	return secret;
+}
+
+/*
+ * Sets who this node was, and returns how the other members are reached, the one
+ * that has found it out first.
+ */
+static List *
+load_former_group(ReplMlJoinRequest *request, const char **group_id, const char **node_id)
+{
+	List	   *donors = NIL;
+
+	repl_ml_begin();
+	SPI_execute("SELECT m.dsn, l.node_name, l.group_id, l.node_id, o.dsn FROM repl_ml.local_node l"
+				" JOIN repl_ml.member o ON o.node_id OPERATOR(pg_catalog.=) l.node_id"
+				" JOIN repl_ml.member m ON m.node_id OPERATOR(pg_catalog.<>) l.node_id"
+				" AND m.state OPERATOR(pg_catalog.=) 'ready'"
+				" ORDER BY m.node_id OPERATOR(pg_catalog.=) l.donor DESC, m.node_id", true, 0);
+	if (SPI_processed == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("no other member is known"),
+				 errhint("Run SELECT repl_ml.leave_group(force => true, keep_clocks => true), and "
+						 "join again with copy_data => false.")));
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		donors = lappend(donors, pstrdup(repl_ml_spi_text(i, 0)));
+		MemoryContextSwitchTo(old);
+	}
+	namestrcpy(&request->node_name, repl_ml_spi_text(0, 1));
+	*group_id = MemoryContextStrdup(TopMemoryContext, repl_ml_spi_text(0, 2));
+	*node_id = MemoryContextStrdup(TopMemoryContext, repl_ml_spi_text(0, 3));
+	strlcpy(request->dsn, repl_ml_spi_text(0, 4), REPL_ML_DSN_LENGTH);
+	repl_ml_commit();
+	MemoryContextSwitchTo(TopMemoryContext);
+	return donors;
+}
+
+/*
+ * Asks a member something; returns false if it cannot be reached, or cannot act now,
+ * as one that was set back itself, and sets why.
+ */
+static bool
+ask_if_there(const char *dsn, const char *query, int nparams, const char *const *params,
+			 ErrorData **error)
+{
+	volatile bool there = false;
+
+	PG_TRY();
+	{
+		(void) repl_ml_ask_one(dsn, query, nparams, params, deadline_after(ANSWER_MS));
+		there = true;
+	}
+	PG_CATCH();
+	{
+		if (geterrcode() == ERRCODE_QUERY_CANCELED)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(TopMemoryContext);
+		*error = CopyErrorData();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+	}
+	PG_END_TRY();
+	return there;
+}
+
+/*
+ * Has a member let this node in under its name; returns which one, the first that
+ * does.
+ */
+static char *
+ask_for_return(List *donors, const char *group_id, const char *node_id)
+{
+	const char *params[] = {group_id, node_id};
+	ErrorData  *error = NULL;
+	ListCell   *lc;
+
+	foreach(lc, donors)
+	{
+		if (ask_if_there(lfirst(lc), "SELECT repl_ml.readmit_node($1, $2)", lengthof(params),
+						 params, &error))
+			return lfirst(lc);
+	}
+	ReThrowError(error);
+}
+
+/*
+ * Tells all members that the node is no more who it was.  Raises an error unless
+ * more than half of them can be reached: a new id takes so many, and would be
+ * used up in vain.
+ */
+static void
+leave_former_id(Candidate *candidate, const char *node_id)
+{
+	const char *params[] = {candidate->group_id, node_id};
+	int			members = count_live_members(candidate);
+	int			reached = 0;
+	StringInfo	reasons = makeStringInfo();
+	ListCell   *lc;
+
+	foreach(lc, candidate->members)
+	{
+		Member	   *member = lfirst(lc);
+		ErrorData  *error;
+
+		if (strcmp(member->row[MEMBER_STATE], "dropped") == 0)
+			continue;
+		if (ask_if_there(member->row[MEMBER_DSN], "SELECT repl_ml.forget_node($1, $2)",
+						 lengthof(params), params, &error))
+			reached++;
+		else
+			append_reason(reasons, member, true, error);
+	}
+	if (reached * 2 <= members)
+		ereport(ERROR,
+				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
+				 errmsg("only %d of %d other members can be reached", reached, members),
+				 errdetail_internal("%s", reasons->data),
+				 errhint("It comes back when more than half of them can; a node that will not "
+						 "return is removed with SELECT repl_ml.drop_node(...) on a member.")));
+}
+
+/*
+ * Called by the supervisor of a node that was set back, none of whose workers
+ * runs: makes it a joining member under its next id, which brings its rows along
+ * (copy/meet.c), in place of what it was.  Raises an error if that cannot be done
+ * now.
+ */
+void
+repl_ml_come_back(void)
+{
+	ReplMlJoinRequest request = {.copy_data = false,.keep = "theirs"};
+	Candidate	candidate = {.returns = true};
+	const char *group_id;
+	const char *node_id;
+	List	   *donors = load_former_group(&request, &group_id, &node_id);
+	WalReceiverConn *donor;
+
+	candidate.secret = leave_secret();
+	donor = repl_ml_stream_connect(ask_for_return(donors, group_id, node_id), "join");
+	ask_donor(donor, &candidate);
+	load_members(donor, &candidate);
+	repl_ml_stream_disconnect(donor);
+	leave_former_id(&candidate, node_id);
+	register_and_become(&request, &candidate);
 }

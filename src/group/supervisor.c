@@ -54,7 +54,9 @@ static bool tend_peers(bool joining);
 static void bury_peer(int node_id);
 static void order_comparisons(void);
 static void show_fence(const ReplMlIdentity *self);
-static void end_apply_workers(void);
+static void note_start(void);
+static void come_back(void);
+static bool end_apply_workers(void);
 static ReplMlClock *compare_clocks(void);
 static void write_heartbeat(uint16 self);
 static void finish_join(uint16 self);
@@ -218,8 +220,18 @@ round_of_work(bool called)
 	/* it must not touch what is the node's, which may be running elsewhere */
 	if (copy.fenced || copy.dropped)
 	{
-		end_apply_workers();
+		(void) end_apply_workers();
 		show_fence(&copy);
+		return true;
+	}
+	note_start();
+	if (copy.set_back)
+	{
+		repl_ml_members_set(NIL);
+		if (end_apply_workers())
+			SetLatch(MyLatch);
+		else
+			come_back();
 		return true;
 	}
 
@@ -245,6 +257,24 @@ round_of_work(bool called)
 	if (beats % HOUSEKEEPING_BEATS == 0)
 		collect_garbage();
 	return true;
+}
+
+/* Notes what this server has found when it was started, if nobody has yet. */
+static void
+note_start(void)
+{
+	static bool noted = false;
+
+	if (noted)
+		return;
+	repl_ml_begin();
+	SPI_execute(psprintf("SELECT repl_ml.note_start(" UINT64_FORMAT ")",
+						 repl_ml_shared->start_counter), false, 1);
+	/* before anything that a peer could hear */
+	ForceSyncCommit();
+	repl_ml_commit();
+	MemoryContextSwitchTo(work_context);
+	noted = true;
 }
 
 /*
@@ -289,19 +319,86 @@ show_fence(const ReplMlIdentity *self)
 /*
  * Ends the apply workers of a node that is fenced, perhaps while they ran: it
  * reads nothing from peers, whose slots are the node's.  Nor does it compare
- * anything.
+ * anything.  Returns true while some still run.
  */
-static void
+static bool
 end_apply_workers(void)
 {
+	bool		running = false;
+
 	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
 	foreach_worker(worker, MyDatabaseId)
 	{
-		if (worker->peer != 0 && worker->pid != 0)
-			kill(worker->pid, SIGTERM);
+		if (worker->peer == 0 || worker->pid == 0)
+			continue;
+		kill(worker->pid, SIGTERM);
+		running = true;
 	}
-	(void) repl_ml_verifier_end();
+	running |= repl_ml_verifier_end();
 	LWLockRelease(repl_ml_shared->lock);
+	return running;
+}
+
+/* Forgets the apply workers, of which none runs: they were those of a former id. */
+static void
+forget_apply_workers(void)
+{
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	foreach_worker(worker, MyDatabaseId)
+	{
+		if (worker->peer != 0 && worker->pid == 0)
+			worker->database = InvalidOid;
+	}
+	LWLockRelease(repl_ml_shared->lock);
+}
+
+/* Shows an error in repl_ml.health, and in the log when it is a new one. */
+static void
+show_error(const ErrorData *error)
+{
+	bool		new;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	new = strcmp(me->error_message, error->message) != 0;
+	me->errors++;
+	me->failing = true;
+	me->error_time = GetCurrentTimestamp();
+	me->error_sqlstate = error->sqlerrcode;
+	snprintf(me->error_message, REPL_ML_ERROR_LENGTH, "%s", error->message);
+	strlcpy(me->error_hint, error->hint ? error->hint : "", REPL_ML_ERROR_LENGTH);
+	LWLockRelease(repl_ml_shared->lock);
+	if (new)
+		ereport(LOG,
+				(errmsg("this node could not come back to its group yet: %s", error->message),
+				 error->detail ? errdetail_internal("%s", error->detail) : 0,
+				 error->hint ? errhint("%s", error->hint) : 0));
+}
+
+/*
+ * Tries to make this node, which was set back, a member again under its next id
+ * (join.c).  Either way this process ends: the next one knows the new id, or
+ * tries again.
+ */
+static void
+come_back(void)
+{
+	PG_TRY();
+	{
+		repl_ml_come_back();
+		forget_apply_workers();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(TopMemoryContext);
+		error = CopyErrorData();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		show_error(error);
+	}
+	PG_END_TRY();
+	proc_exit(0);
 }
 
 /*
@@ -559,11 +656,7 @@ write_heartbeat(uint16 self)
 									  "excluded.applied,"
 									  " parked = excluded.parked, behind = excluded.behind,"
 									  " lacks = excluded.lacks,"
-									  " sequence = h.sequence OPERATOR(pg_catalog.+) 1,"
-									  " server_start = excluded.server_start,"
-									  " start_sequence = CASE WHEN h.server_start"
-									  " OPERATOR(pg_catalog.=) excluded.server_start"
-									  " THEN h.start_sequence ELSE h.sequence END",
+									  " sequence = h.sequence OPERATOR(pg_catalog.+) 1",
 									  3, types), values, NULL, false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);

@@ -27,6 +27,7 @@
 #include "server/server.h"
 
 #define STATS_COLUMNS			28
+#define COMING_BACK			"coming back"	/* of a node that was set back */
 #define ERRORS_UNTIL_TOLD		3	/* of a worker, before a waiter is told */
 
 static int	find_peer(Name node_name);
@@ -347,7 +348,10 @@ node_state(Name node_name, int *donor)
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_connect();
 	/* of several nodes of that name one that is not dropped comes first */
-	SPI_execute_with_args("SELECT m.state, coalesce(l.donor, 0) FROM repl_ml.member m"
+	SPI_execute_with_args("SELECT CASE WHEN l.state OPERATOR(pg_catalog.=) 'set_back'"
+						  " THEN '" COMING_BACK "' ELSE m.state END,"
+						  " CASE WHEN l.state OPERATOR(pg_catalog.=) 'set_back' THEN 0"
+						  " ELSE coalesce(l.donor, 0) END FROM repl_ml.member m"
 						  " LEFT JOIN repl_ml.local_node l"
 						  " ON l.node_id OPERATOR(pg_catalog.=) m.node_id"
 						  " WHERE m.node_name OPERATOR(pg_catalog.=) $1"
@@ -424,7 +428,8 @@ static void
 give_up_waiting(Name node_name, const char *state, int sqlstate)
 {
 	ReplMlWorker worker;
-	bool		failing = failing_worker(&worker, 0, 0);
+	/* the workers of a former id have nothing to say */
+	bool		failing = strcmp(state, COMING_BACK) != 0 && failing_worker(&worker, 0, 0);
 	char	   *prepared = failing ? NULL : prepared_transaction();
 
 	ereport(ERROR,

@@ -149,6 +149,7 @@ extern AttrNumber repl_ml_table_clock_attnum(Oid relid);
 extern ReplMlClock *repl_ml_table_clock(const ReplMlTable *table, Datum value, bool isnull);
 extern void repl_ml_table_fill_key_column(ReplMlTable *table, int i, Oid type, int32 typmod);
 extern Oid	repl_ml_table_local(const char *schema_name, const char *table_name);
+extern bool repl_ml_table_is_to_come(const char *schema_name, Oid relid);
 
 /* in attempt.c */
 extern ErrorData *repl_ml_attempt(void (*step) (void *argument), void *argument);

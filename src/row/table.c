@@ -322,11 +322,11 @@ is_removed(const char *schema_name, const char *table_name)
 
 /*
  * Says whether a joining node has made the table from its donor's definition,
- * with the clock column, and has not enrolled it yet: it has to stay empty
- * until it is.
+ * with the clock column, or has brought it along, and has not enrolled it yet:
+ * nothing comes into it until it is.
  */
-static bool
-is_to_be_enrolled(const char *schema_name, Oid relid)
+bool
+repl_ml_table_is_to_come(const char *schema_name, Oid relid)
 {
 	return repl_ml_identity()->joining && strcmp(schema_name, REPL_ML_SCHEMA) != 0 &&
 		GetRelationPublications(relid) == NIL;
@@ -344,7 +344,7 @@ repl_ml_table_local(const char *schema_name, const char *table_name)
 	Oid			relid = RangeVarGetRelid(range, RowExclusiveLock, true);
 
 	if (OidIsValid(relid) && repl_ml_table_clock_attnum(relid) != InvalidAttrNumber &&
-		!is_to_be_enrolled(schema_name, relid))
+		!repl_ml_table_is_to_come(schema_name, relid))
 		return relid;
 	if (is_removed(schema_name, table_name))
 		return InvalidOid;

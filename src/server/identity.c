@@ -59,7 +59,11 @@ enum
 	Anum_copy_data,
 	Anum_incarnation,
 	Anum_keep,
-	Natts_local_node = Anum_keep
+	Anum_former_node,
+	Anum_former_safe,
+	Anum_former_counter,
+	Anum_secret_hash,
+	Natts_local_node = Anum_secret_hash
 };
 
 static ReplMlIdentity cached;
@@ -163,6 +167,14 @@ repl_ml_identity_require(void)
 				 errdetail("What is written here would reach nobody."),
 				 errhint("Run SELECT repl_ml.leave_group(force => true) to go on as an ordinary "
 						 "database, then join again if wanted.")));
+	if (identity->set_back)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("node \"%s\" has been set back to an older state and is coming back to "
+						"its group", NameStr(identity->node_name)),
+				 errdetail("The other members have more of what it wrote than it has itself."),
+				 errhint("Wait with SELECT repl_ml.wait_for_node(%s, '10 min'); see SELECT * FROM "
+						 "repl_ml.health.", quote_literal_cstr(NameStr(identity->node_name)))));
 	return identity;
 }
 
@@ -201,6 +213,13 @@ load_identity(ReplMlIdentity *identity)
 		identity->dropped = strcmp(TextDatumGetCString(values[Anum_state - 1]), "dropped") == 0;
 		identity->joining = !identity->dropped &&
 			strcmp(TextDatumGetCString(values[Anum_state - 1]), "ready") != 0;
+		identity->set_back = strcmp(TextDatumGetCString(values[Anum_state - 1]), "set_back") == 0;
+		if (!nulls[Anum_former_node - 1])
+		{
+			identity->former_node = DatumGetInt32(values[Anum_former_node - 1]);
+			identity->former_safe = DatumGetInt64(values[Anum_former_safe - 1]);
+			identity->former_counter = DatumGetInt64(values[Anum_former_counter - 1]);
+		}
 		identity->incarnation = DatumGetInt32(values[Anum_incarnation - 1]);
 		identity->own_rows = DatumGetBool(values[Anum_copy_data - 1]) ? REPL_ML_NO_OWN_ROWS :
 			nulls[Anum_keep - 1] ? REPL_ML_KEEP_UNASKED :

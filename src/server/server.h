@@ -148,6 +148,7 @@ typedef struct ReplMlShared
 	LWLock	   *clock_file_lock;
 	ConditionVariable advanced; /* positions, answers, members; see position.c */
 	pg_atomic_uint64 counter;	/* greatest counter issued or seen */
+	uint64		start_counter;	/* what "counter" was at server start */
 	pg_atomic_uint64 counter_bound; /* durable: no counter above it was issued */
 	pg_atomic_uint64 group_clock;	/* greatest of the databases' */
 	pg_atomic_uint64 news_begun;	/* commits of this node's own; see news.c */
@@ -242,9 +243,13 @@ typedef struct ReplMlIdentity
 	bool		moved;			/* ... perhaps: nothing but the device differs */
 	bool		joining;		/* not ready for users' writes yet */
 	bool		dropped;		/* the others have removed us */
+	bool		set_back;		/* joining, too: it has lost what others have of it */
 	uint16		node_id;
 	int			incarnation;	/* see repl_ml.claim_identity() */
 	ReplMlOwnRows own_rows;
+	uint16		former_node;	/* its id before it was set back; 0: it was not */
+	uint64		former_safe;	/* it had all its own up to there */
+	uint64		former_counter; /* since then it has written with greater ones */
 	NameData	node_name;
 	NameData	group_name;
 	pg_uuid_t	group_id;

@@ -73,7 +73,8 @@ repl_ml_ticker_startup(void)
 	uint64		now = repl_ml_ticker_now();
 	uint64		bound = read_bound();
 
-	pg_atomic_write_u64(&repl_ml_shared->counter, Max(now, bound));
+	repl_ml_shared->start_counter = Max(now, bound);
+	pg_atomic_write_u64(&repl_ml_shared->counter, repl_ml_shared->start_counter);
 	pg_atomic_write_u64(&repl_ml_shared->counter_bound, bound);
 }
 

@@ -390,7 +390,7 @@ writing_member(void)
 	self = repl_ml_identity();
 	if (!self->member)
 		return NULL;
-	if (self->fenced || self->dropped)
+	if (self->fenced || self->dropped || self->set_back)
 		self = repl_ml_identity_require();
 	if (self->joining && !repl_ml_internal_write)
 		ereport(ERROR,

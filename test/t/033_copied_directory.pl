@@ -165,52 +165,5 @@ foreach my $what ('kept', 'kept after a crash', 'lost')
 }
 wait_converged([ $n1, $n2 ], 'item');
 
-# An older backup put back in place has the same directory and id; the peers notice.
-$n2->stop;
-my $backup = PostgreSQL::Test::Utils::tempdir() . '/backup';
-cp($n2->data_dir, $backup);
-$n2->start;
-sql($n2, q(INSERT INTO item SELECT i, 'later' FROM generate_series(200, 300) i));
-wait_converged([ $n1, $n2 ], 'item');
-my $number = sql($n1, 'SELECT sequence FROM repl_ml.heard WHERE node_id = 2');
-poll_until($n1, "SELECT sequence > $number FROM repl_ml.heard WHERE node_id = 2");
-sql($n1, q(SELECT repl_ml.pause_apply('n2')));
-$n2->stop;
-restore_in_place($backup, $n2->data_dir);
-$n2->start;
-# it goes on alone until its WAL is longer than what n1 had of it, and its heartbeats have a greater number
-my $applied = sql($n1, 'SELECT remote_lsn FROM pg_replication_origin_status WHERE external_id = (SELECT roname FROM pg_replication_origin)');
-sql($n2, q(INSERT INTO item SELECT i, 'again' FROM generate_series(400, 700) i));
-poll_until($n2, "SELECT pg_current_wal_flush_lsn() > '$applied'");
-$number = sql($n1, 'SELECT sequence FROM repl_ml.heard WHERE node_id = 2');
-poll_until($n2, "SELECT sequence > $number FROM repl_ml.heartbeat WHERE node_id = 2");
-sql($n1, q(SELECT repl_ml.resume_apply('n2')));
-poll_until($n1, q(SELECT error_sqlstate = '55000' AND error_message LIKE 'node "n2" has been set back%' FROM repl_ml.stat_apply));
-like(sql($n1, 'SELECT error_hint FROM repl_ml.stat_apply'), qr/leave_group.*drop_node.*join/, 'with the way out');
-is(sql($n1, 'SELECT count(*) FROM item WHERE id >= 200'), '101', 'n1 keeps what n2 has forgotten');
-
-# the way out
-sql($n2, 'SELECT repl_ml.leave_group(force => true); DROP TABLE item');
-sql($n1, q(SELECT repl_ml.drop_node('n2', if_exists => true)));
-sql($n2, call('join_group', 'n2', dsn($n2), dsn($n1)));
-sql($n2, q(INSERT INTO item VALUES (400, 'back')));
-wait_converged([ $n1, $n2 ], 'item');
-is(sql($n2, 'SELECT count(*) FROM item WHERE id >= 200'), '102', 'n2 has everything again');
 no_errors([ $n1, $n2 ]);
-
-# Overwrites the files of a directory with those of a backup, so that they keep their inodes, and
-# removes what the backup does not have.
-sub restore_in_place
-{
-	my ($from, $to) = @_;
-	my @here = split /\n/, `cd '$to' && find . ! -type d`;
-	my %there = map { $_ => 1 } split /\n/, `cd '$from' && find . ! -type d`;
-
-	unlink map { "$to/$_" } grep { !$there{$_} } @here;
-	foreach my $file (keys %there)
-	{
-		system("cat '$from/$file' > '$to/$file'") == 0 or die;
-	}
-}
-
 done_testing();

@@ -83,6 +83,8 @@ sql($n2, q{ALTER TABLE disabled DISABLE TRIGGER USER; UPDATE disabled SET v = 77
 $n2->adjust_conf('postgresql.conf', 'shared_preload_libraries', "'repl_ml'");
 $n2->restart;
 sql($n2, 'UPDATE t SET v = 8 WHERE id = 7');
+# the link is made anew meanwhile, perhaps
+poll_until($n1, 'SELECT v = 8 FROM t WHERE id = 7');
 wait_converged([ $n1, $n2 ], 't');
 is(sql($n2, 'SELECT count(*), sum(v) FROM t'), '11|9', 'both writes are on n2');
 
