@@ -221,6 +221,15 @@ CREATE FUNCTION repl_ml.leave_set_back() RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.leave_set_back() IS 'for a node that was set back, in the transaction that makes it a member again: waits until nobody writes, ends who does for long, and forgets the group';
 
+-- Where a node runs, of which two cannot be the same
+CREATE FUNCTION repl_ml.place(in_group uuid, node integer) RETURNS text
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT f.directory || ' ' || EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time())
+      FROM repl_ml.local_node l, repl_ml.local_fingerprint() f WHERE l.group_id = in_group AND l.node_id = node AND l.state <> 'dropped' AND l.directory <> 'superseded'
+    $$;
+COMMENT ON FUNCTION repl_ml.place(uuid, integer) IS 'called by members: in which files, and since when, a server runs as this node; null where none does';
+
 -- May the place that asks be the node? Answers 'yes', or why not. Also where this node is fenced itself: all may have moved.
 CREATE FUNCTION repl_ml.vouch_for(in_group uuid, node integer, incarnation integer, flush_lsn pg_lsn, last_heartbeat bigint, place text) RETURNS text
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -240,6 +249,8 @@ CREATE FUNCTION repl_ml.vouch_for(in_group uuid, node integer, incarnation integ
         ELSIF EXISTS (SELECT FROM repl_ml.worker_stats() w WHERE w.peer = node AND w.state IN ('streaming', 'copying'))
            OR EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = repl_ml.link_name(node) AND s.active) THEN
             RETURN pg_catalog.format('node %I is connected with another server that runs as node %I', self.node_name, known.node_name);
+        ELSIF coalesce((repl_ml.ask_members(ARRAY[known.dsn], pg_catalog.format('SELECT repl_ml.place(%L, %s)', in_group, node)))[1], place) <> place THEN
+            RETURN pg_catalog.format('node %I finds another server, which runs as node %I, at the address of that', self.node_name, known.node_name);
         ELSIF received > flush_lsn OR heard > last_heartbeat THEN
             RETURN pg_catalog.format('node %I has more of node %I than is here: this is an older state of it', self.node_name, known.node_name);
         END IF;
@@ -254,7 +265,7 @@ COMMENT ON FUNCTION repl_ml.vouch_for(uuid, integer, integer, pg_lsn, bigint, te
 
 -- Asks the other members whether this is the node it was, in another place. If more than half of all say so and none objects, it
 -- is, under its next incarnation; else the reason is returned. The incarnation before is then fenced by the members.
-CREATE FUNCTION repl_ml.claim_identity() RETURNS text
+CREATE FUNCTION repl_ml.claim_identity(force boolean DEFAULT false) RETURNS text
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
@@ -273,12 +284,12 @@ CREATE FUNCTION repl_ml.claim_identity() RETURNS text
         answers := repl_ml.ask_members(dsns, pg_catalog.format('SELECT repl_ml.vouch_for(%L, %s, %s, %L, %s, %L)',
             self.group_id, self.node_id, self.incarnation, pg_catalog.pg_current_wal_flush_lsn(),
             coalesce((SELECT h.safe_counter FROM repl_ml.heartbeat h WHERE h.node_id = self.node_id), 0),
-            here.directory || ' ' || pg_catalog.pg_postmaster_start_time()));
+            repl_ml.place(self.group_id, self.node_id)));
         IF EXISTS (SELECT FROM pg_catalog.unnest(answers) a WHERE a <> 'yes') THEN
             RETURN (SELECT pg_catalog.string_agg(a, '; ') FROM pg_catalog.unnest(answers) a WHERE a <> 'yes');
         END IF;
         agreed := 1 + (SELECT pg_catalog.count(a) FROM pg_catalog.unnest(answers) a);
-        IF 2 * agreed <= 1 + pg_catalog.cardinality(dsns) THEN
+        IF NOT force AND 2 * agreed <= 1 + pg_catalog.cardinality(dsns) THEN
             RETURN pg_catalog.format('%s of %s members have answered, this one included, and it takes more than half', agreed, 1 + pg_catalog.cardinality(dsns));
         END IF;
         UPDATE repl_ml.local_node SET directory = here.directory, incarnation = self.incarnation + 1;
@@ -287,30 +298,32 @@ CREATE FUNCTION repl_ml.claim_identity() RETURNS text
         RETURN NULL;
     END
     $$;
-COMMENT ON FUNCTION repl_ml.claim_identity() IS 'makes this place that of the node if the other members agree: null, or why not';
+COMMENT ON FUNCTION repl_ml.claim_identity(boolean) IS 'makes this place that of the node if the other members agree, with force if none of those that answer objects: null, or why not';
 
-CREATE FUNCTION repl_ml.confirm_identity() RETURNS void
+CREATE FUNCTION repl_ml.confirm_identity(force boolean DEFAULT false) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
         reason text;
     BEGIN
+        PERFORM repl_ml.refuse_nulls('force', pg_catalog.num_nulls(force));
         IF NOT EXISTS (SELECT FROM repl_ml.local_node) OR NOT (SELECT i.fenced FROM repl_ml.local_info() i) THEN
             PERFORM repl_ml.require_member();
             RETURN;
         END IF;
-        reason := repl_ml.claim_identity();
+        reason := repl_ml.claim_identity(force);
         IF reason IS NOT NULL THEN
             RAISE EXCEPTION 'this server cannot be confirmed to be node "%"', (SELECT l.node_name FROM repl_ml.local_node l)
                 USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = pg_catalog.upper(pg_catalog.left(reason, 1)) || pg_catalog.substr(reason, 2) || '.',
                 HINT = CASE WHEN reason LIKE '%within the last minute%' THEN 'If the other place was a former one of this node, try again in a minute. If a server runs there, stop it, '
+                            WHEN reason LIKE '%it takes more than half' THEN 'Start the members that do not answer. If no other server runs as this node, and none of them will answer, run SELECT repl_ml.confirm_identity(force => true); '
                             ELSE 'Stop the other server, or start the members that do not answer, and try again; ' END ||
                        'or run SELECT repl_ml.leave_group(force => true) here and join under a new node id.';
         END IF;
     END
     $$;
-COMMENT ON FUNCTION repl_ml.confirm_identity() IS
-    'says that this data directory is the node it was, moved and not copied: the other members are asked, and it is refused if one of them is connected with another server under that identity, or has more of the node than is here';
+COMMENT ON FUNCTION repl_ml.confirm_identity(boolean) IS
+    'says that this data directory is the node it was, moved and not copied, which it finds out by itself where more than half of the members can be reached; with force also where they cannot: the other members are asked, and it is refused if one of them is connected with another server under that identity, or has more of the node than is here';
 
 -- A leaving node, or one whose joining failed, takes itself off the lists
 CREATE FUNCTION repl_ml.forget_node(group_id uuid, node_id integer, joined_at timestamptz DEFAULT NULL) RETURNS void

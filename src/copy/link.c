@@ -417,9 +417,9 @@ check_peer(ReplMlApply *apply, const PeerInfo *info)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the server found as node \"%s\" is a copy of it", name),
-				 errhint("If it is the node itself, moved, run SELECT repl_ml.confirm_identity() "
-						 "there; else SELECT repl_ml.leave_group(force => true),"
-						 " and join it anew.")));
+				 errhint("If it is the node itself, moved, SELECT repl_ml.confirm_identity() there "
+						 "says what speaks against it; else run SELECT "
+						 "repl_ml.leave_group(force => true), and join it anew.")));
 	if (info->incarnation < apply->peer->incarnation)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

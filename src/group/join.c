@@ -788,6 +788,23 @@ leave_former_id(Candidate *candidate, const char *node_id)
 						 "return is removed with SELECT repl_ml.drop_node(...) on a member.")));
 }
 
+/* Takes name and address under which the group knows the node now. */
+static void
+take_present_name(ReplMlJoinRequest *request, Candidate *candidate, const char *node_id)
+{
+	ListCell   *lc;
+
+	foreach(lc, candidate->members)
+	{
+		Member	   *member = lfirst(lc);
+
+		if (strcmp(member->row[MEMBER_NODE_ID], node_id) != 0)
+			continue;
+		namestrcpy(&request->node_name, member->row[MEMBER_NODE_NAME]);
+		strlcpy(request->dsn, member->row[MEMBER_DSN], REPL_ML_DSN_LENGTH);
+	}
+}
+
 /*
  * Called by the supervisor of a node that was set back, none of whose workers
  * runs: makes it a joining member under its next id, which brings its rows along
@@ -809,6 +826,7 @@ repl_ml_come_back(void)
 	ask_donor(donor, &candidate);
 	load_members(donor, &candidate);
 	repl_ml_stream_disconnect(donor);
+	take_present_name(&request, &candidate, node_id);
 	leave_former_id(&candidate, node_id);
 	register_and_become(&request, &candidate);
 }

@@ -11,9 +11,10 @@
  *
  * The fingerprint only raises the question; the other members answer it.  They
  * know how far the node had come and whether another server runs as it
- * (repl_ml.claim_identity, vouch_for).  Where nothing but the device number
- * differs, as of a volume that was attached anew, the supervisor asks them;
- * otherwise a person does, with repl_ml.confirm_identity().  Each yes is the
+ * (repl_ml.claim_identity, vouch_for).  Where it is the same server and database
+ * in other files, as of a volume that was attached anew or a directory that was
+ * moved, the supervisor asks them; where too few of them can be reached a person
+ * decides, with repl_ml.confirm_identity(force => true).  Each yes is the
  * node's next incarnation: whoever runs under a lesser one is fenced as soon
  * as it meets a member that knows (copy/link.c).
  *
@@ -43,6 +44,7 @@
 #include "server/server.h"
 
 #define LOCAL_NODE_TABLE	"local_node"
+#define SUPERSEDED			"superseded"	/* in place of a directory: see copy/link.c */
 
 enum
 {
@@ -155,10 +157,10 @@ repl_ml_identity_require(void)
 						NameStr(identity->node_name)),
 				 errdetail("The system identifier, timeline, database or data directory differs "
 						   "from the one that joined the group."),
-				 errhint("If the node itself was moved, stop whatever else runs as it and run "
-						 "SELECT repl_ml.confirm_identity()."
-						 " Of a copy run SELECT repl_ml.leave_group(force => true) here, then "
-						 "SELECT repl_ml.join_group(...) to get a new node id.")));
+				 errhint("If it is the node itself, moved, the other members agree as soon as more "
+						 "than half can be reached: SELECT repl_ml.confirm_identity() says what "
+						 "speaks against it. Of a copy run SELECT repl_ml.leave_group(force => "
+						 "true) here, then SELECT repl_ml.join_group(...) to get a new node id.")));
 	if (identity->dropped)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -247,14 +249,13 @@ directory_fingerprint(void)
 
 /*
  * Sets "fenced" if the place is not that of the row, and "moved" if it could
- * be: on another device.
+ * be: other files of the same server, which nobody else has been found to be.
  */
 static void
 compare_fingerprint(Datum *values, ReplMlIdentity *identity)
 {
 	char	   *there = TextDatumGetCString(values[Anum_directory - 1]);
 	char	   *here = directory_fingerprint();
-	const char *inode_there = strchr(there, ':');
 	bool		same_server;
 
 	if (RecoveryInProgress())
@@ -264,8 +265,7 @@ compare_fingerprint(Datum *values, ReplMlIdentity *identity)
 		DatumGetInt64(values[Anum_timeline - 1]) == (int64) GetWALInsertionTimeLine() &&
 		DatumGetObjectId(values[Anum_database - 1]) == MyDatabaseId;
 	identity->fenced = !same_server || strcmp(there, here) != 0;
-	identity->moved = identity->fenced && same_server &&
-		inode_there != NULL && strcmp(inode_there, strchr(here, ':')) == 0;
+	identity->moved = identity->fenced && same_server && strcmp(there, SUPERSEDED) != 0;
 }
 
 /* Returns the timeline that this server writes, or replays on a standby. */

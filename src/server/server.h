@@ -240,7 +240,7 @@ typedef struct ReplMlIdentity
 {
 	bool		member;			/* false: nothing else is set */
 	bool		fenced;			/* a copy of the node that joined */
-	bool		moved;			/* ... perhaps: nothing but the device differs */
+	bool		moved;			/* ... perhaps: the same server in other files */
 	bool		joining;		/* not ready for users' writes yet */
 	bool		dropped;		/* the others have removed us */
 	bool		set_back;		/* joining, too: it has lost what others have of it */

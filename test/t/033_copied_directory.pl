@@ -97,8 +97,8 @@ sql($n2, q(INSERT INTO item VALUES (104, 'n2')));
 wait_converged([ $n1, $n2 ], 'item');
 $standby->stop;
 
-# A node that has moved to other files is asked about, and goes on when a person says so; the place it left is then fenced, also
-# by a member that was not asked, and stays so.
+# A node that has moved to other files goes on when the members agree; the place it left is then fenced, also by a member that
+# was not asked, and stays so.
 sub moves
 {
 	my ($from, $to) = @_;
@@ -111,12 +111,12 @@ $n2->stop;
 poll_until($n1, q(SELECT repl_ml.vouch_for(l.group_id, 2, 1, '0/0', 0, 'a backup') LIKE '%this is an older state of it' FROM repl_ml.local_node l));
 moves($place, "$place.left");
 cp("$place.left", $place);
+sql($n1, q(INSERT INTO repl_ml.vouched VALUES (2, 'a former place', clock_timestamp() + '1 hour') ON CONFLICT (node_id) DO UPDATE SET place = excluded.place, vouched_at = excluded.vouched_at));
 $n2->start;
 is_fenced($n2, 'n2');
-sql($n1, q(INSERT INTO repl_ml.vouched VALUES (2, 'a former place', clock_timestamp()) ON CONFLICT (node_id) DO UPDATE SET place = excluded.place, vouched_at = excluded.vouched_at));
 psql_fails($n2, 'SELECT repl_ml.confirm_identity()', '55000', 'cannot be confirmed', 'try again in a minute');
 sql($n1, 'DELETE FROM repl_ml.vouched');
-sql($n2, 'SELECT repl_ml.confirm_identity()');
+poll_until($n2, 'SELECT NOT fenced FROM repl_ml.local_info()');
 is(sql($n2, 'SELECT repl_ml.confirm_identity()'), '', 'a second time it says nothing new');
 sql($n2, q(INSERT INTO item VALUES (105, 'n2, moved')));
 sql($n1, q(INSERT INTO item VALUES (106, 'n1')));
@@ -142,13 +142,39 @@ sql($_, q(UPDATE repl_ml.local_node SET directory = '999999:' || split_part(dire
 $_->stop foreach $n1, $n2;
 $n1->start;
 is(fenced($n1), 't', 'n1 is fenced while it cannot ask anybody');
-psql_fails($n1, 'SELECT repl_ml.confirm_identity()', '55000', 'cannot be confirmed', 'start the members');
+psql_fails($n1, 'SELECT repl_ml.confirm_identity()', '55000', 'cannot be confirmed', 'Start the members that do not answer.*force => true');
 $n2->start;
 poll_until($_, 'SELECT NOT fenced FROM repl_ml.local_info()') foreach $n1, $n2;
 sql($n1, q(INSERT INTO item VALUES (107, 'n1')));
 sql($n2, q(INSERT INTO item VALUES (108, 'n2')));
 wait_converged([ $n1, $n2 ], 'item');
 is(sql($n1, q(SELECT string_agg(node_name || incarnation, ' ' ORDER BY node_id) FROM repl_ml.member WHERE state = 'ready')), 'n12 n23', 'each is its next incarnation');
+
+# Nobody can be asked: a person says that no other server runs as the node. One that answers, and objects, still counts.
+$_->stop foreach $n1, $n2;
+moves($n1->data_dir, $n1->data_dir . '.left');
+cp($n1->data_dir . '.left', $n1->data_dir);
+$n1->start;
+psql_fails($n1, q(INSERT INTO item VALUES (109, 'n1')), '55000', 'copy of node "n1"', 'more than half can be reached');
+is(sql($n1, q(SELECT status, hint ~ 'confirm_identity' FROM repl_ml.health WHERE check_name = 'membership')), 'error|t', 'health says what can be done');
+sql($n1, 'SELECT repl_ml.confirm_identity(force => true)');
+sql($n1, q(INSERT INTO item VALUES (109, 'n1')));
+$n2->start;
+wait_converged([ $n1, $n2 ], 'item');
+is(sql($n2, q(SELECT incarnation FROM repl_ml.member WHERE node_name = 'n1')), '3', 'the other one hears of it');
+my $clone = copy_node('clone', sub { cp($n1->data_dir . '.left', $_[0]->data_dir) });
+$clone->start;
+psql_fails($clone, 'SELECT repl_ml.confirm_identity(force => true)', '55000', 'cannot be confirmed to be node "n1"', 'leave_group');
+is_fenced($clone, 'n1');
+$clone->stop;
+
+# Two members, and the other one asks at the address: whoever answers there is the node.
+cut($n1, $n2);
+cut($n2, $n1);
+poll_until($n2, q(SELECT repl_ml.vouch_for(l.group_id, 1, 9, '0/0', 0, 'elsewhere') LIKE 'node n2 finds another server%' FROM repl_ml.local_node l));
+heal($n1, $n2);
+heal($n2, $n1);
+wait_converged([ $n1, $n2 ], 'item');
 
 like(sql($n1, q(SELECT repl_ml.vouch_for(l.group_id, 3, 9, '0/0', 0, 'x') FROM repl_ml.local_node l)), qr/not a member/, 'nobody vouches for a node that has left');
 
