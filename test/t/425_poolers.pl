@@ -49,15 +49,25 @@ sub move
 	$n2->append_conf('postgresql.conf', "port = $port");
 	$n2->start;
 	poll_until($_, q(SELECT count(*) = 2 AND bool_and(state = 'streaming') FROM repl_ml.stat_apply)) foreach @nodes;
-	sql($n2, "INSERT INTO t VALUES ($port, 'moved')");
+	sql($n2, "INSERT INTO t VALUES ($port, 'moved') ON CONFLICT (id) DO UPDATE SET v = 'again'");
 	wait_converged(\@nodes, 't');
-	is(sql($n3, "SELECT v FROM t WHERE id = $port"), 'moved', 'it is found at the other place by itself');
+	is(sql($n3, "SELECT v FROM t WHERE id = $port"), sql($n2, "SELECT v FROM t WHERE id = $port"), 'it is found there by itself');
 	return;
 }
 
 wait_converged(\@nodes);
 move($later);
 move($former);
+
+# a standby of it in the first place is passed by
+$n2->backup('standby');
+my $standby = PostgreSQL::Test::Cluster->new('standby');
+$standby->init_from_backup($n2, 'standby', has_streaming => 1);
+$standby->start;
+sql($n1, "SELECT repl_ml.set_node_address('n2', " . literal(places('read-write', $standby->port, $former)) . ')');
+wait_converged(\@nodes);
+move($former);
+$standby->stop;
 
 # but only places of that node: the first one that answers is asked who it is
 psql_fails($n1, "SELECT repl_ml.set_node_address('n2', " . literal(places('any', $n3->port, $n2->port)) . ')', '22023', 'does not lead to node "n2"');

@@ -1,5 +1,5 @@
 # The recipes of doc/operations.md for servers that are restarted one after the other, tables that are renamed, rows that
-# were deleted by mistake, and a node that leaves, work as they stand there, with the settings that it has.
+# were deleted by mistake, a node that leaves, and a group that is lost, work as they stand there, with the settings that it has.
 use strict;
 use warnings;
 use File::Basename qw(dirname);
@@ -28,7 +28,7 @@ foreach my $node (@nodes)
 	my ($name, $own, $first) = map { literal($_) } $node->name, map { $_->connstr('app') } $node, $node{n1};
 
 	sql($node, 'CREATE DATABASE app');
-	app($node, 'CREATE EXTENSION repl_ml');
+	app($node, 'CREATE EXTENSION repl_ml; CREATE ROLE replicator LOGIN REPLICATION IN ROLE repl_ml_replication, pg_read_all_data');
 	app($node, $name eq literal('n1') ? "SELECT repl_ml.create_group('g', $name, $own); CREATE TABLE account (id int PRIMARY KEY, email text UNIQUE); CREATE TABLE t (id int PRIMARY KEY); SELECT repl_ml.add_all_tables()"
 		: "SELECT repl_ml.join_group($name, $own, $first)");
 }
@@ -53,18 +53,24 @@ is(follow('restart', \%node), '', 'what to look at');
 
 # ---- rows that were deleted by mistake ----
 
-my ($script) = $text =~ /^<!-- 427: sh mistake -->\n```sh\n(.*?)^```/ms;
+my %script = $text =~ /^<!-- 427: sh (\w+) -->\n```sh\n(.*?)^```/msg;
 my $directory = PostgreSQL::Test::Utils::tempdir();
-ok($script, 'the script is there');
+
+# Runs a script of the document for a server.
+sub run_script
+{
+	my ($name, $server, $options) = @_;
+	local %ENV = (%ENV, PGHOST => $server->host, PGPORT => $server->port);
+	command_ok([ 'bash', "-${options}c", "cd '$directory'\n$script{$name}" ], "$name: the script");
+	return;
+}
+
 command_ok([ 'pg_dump', '-Fc', '-f', "$directory/shop.dump", $node{n2}->connstr('app') ], 'a dump, of another member');
 app($node{n3}, q(INSERT INTO account VALUES (100, 'later')));
 poll_app($node{n1}, q(SELECT count(*) = 4 FROM account));
 app($node{n1}, 'DELETE FROM account WHERE id < 100');
 poll_app($_, q(SELECT count(*) = 1 FROM account)) foreach @nodes;
-{
-	local %ENV = (%ENV, PGHOST => $node{n1}->host, PGPORT => $node{n1}->port);
-	command_ok([ 'bash', '-ec', "cd '$directory'\n$script" ], 'they are brought back');
-}
+run_script('mistake', $node{n1}, 'e');
 poll_app($_, q(SELECT string_agg(id || coalesce(email, ''), ',' ORDER BY id) FROM account), '1while n1 is down,2while n2 is down,3while n3 is down,100later') foreach @nodes;
 is(app($_, 'SELECT count(*) FROM repl_ml.conflicts'), '0', 'no conflict on ' . $_->name) foreach @nodes;
 
@@ -84,5 +90,22 @@ is(app($node{n3}, 'SELECT count(*) FROM account'), '4', 'its tables stay');
 app($node{n3}, q(INSERT INTO account VALUES (200, 'its own')));
 poll_app($_, q(SELECT detail FROM repl_ml.health WHERE check_name = 'membership'), 'Node "' . $_->name . '" of group "g", members: n1, n2.') foreach @node{qw(n1 n2)};
 is(app($node{n1}, 'SELECT count(*) FROM account'), '4', 'and are ordinary ones');
+
+# ---- all are lost, and a group is made anew from a dump ----
+
+app($node{n1}, q(SELECT repl_ml.set_table_consistency('account', 'quorum'), repl_ml.set_column_merge('account', 'email', 'max')));
+command_ok([ 'pg_dump', '-Fc', '-f', "$directory/shop.dump", $node{n1}->connstr('app') ], 'a dump');
+command_ok([ 'pg_dumpall', '--roles-only', '-f', "$directory/roles.sql", '-d', $node{n1}->connstr('postgres') ], 'and one of roles');
+$_->stop('immediate') foreach @nodes;
+my ($new, $other) = @node{qw(new other)} = map { new_node($_, $conf{room}) } qw(new other);
+run_script('lost', $new, '');
+sql($other, PostgreSQL::Test::Utils::slurp_file("$directory/roles.sql") =~ s/^CREATE ROLE (?!repl)\w+;$//mr);
+sql($other, 'CREATE DATABASE app');
+like(follow('lost', \%node), qr/replicated again, with their levels and rules: public.account, public.u/, 'what is replicated again is said');
+is(app($_, 'SELECT count(*) FROM account'), '4', 'the rows are on ' . $_->name) foreach $new, $other;
+is(app($_, q(SELECT string_agg(table_name || write_consistency, ' ' ORDER BY 1) FROM repl_ml.tables)), 'accountquorum uone', 'and the levels') foreach $new, $other;
+poll_app($new, q(SELECT count(*) = 2 FROM repl_ml.write_members() WHERE reachable));
+app($new, q(INSERT INTO account VALUES (300, 'again')));
+is(app($other, q(SELECT email FROM account WHERE id = 300)), 'again', 'which are kept');
 all_followed();
 done_testing();
