@@ -36,7 +36,8 @@
 #define LEAST_ROWS			800	/* below that a copy costs less than sums */
 #define ROWS_OF_CHUNK		16	/* as long as there are not too many chunks */
 #define LEAST_CHUNKS		64
-#define BATCH_ROWS			(2 * 1024 * 1024)	/* that are told together: memory */
+#define ROW_BYTES			32	/* that a row takes of maintenance_work_mem, as its
+								 * digest may be moved to a place twice as large */
 #define MOST_BATCHES		16	/* each reads the table, here and there */
 #define TELL_BYTES			(1024 * 1024)	/* of a statement to the peer */
 
@@ -55,6 +56,13 @@ struct ReplMlDiffering
 	int64		have_count;
 	MemoryContext context;		/* of what is told; reset with each batch */
 };
+
+/* Returns how many rows are told together: 2 million, with 64 MB. */
+static int64
+batch_rows(void)
+{
+	return maintenance_work_mem * INT64CONST(1024) / ROW_BYTES;
+}
 
 /* ---- sums ---- */
 
@@ -133,7 +141,7 @@ compare_sums(ReplMlDiffering *differing, const ReplMlDigest *theirs)
 	/* so many rows that differ, thrown at random, hit so many chunks */
 	changed = count == differing->chunks ? differing->chunks * log(differing->chunks) :
 		-differing->chunks * log(1 - (double) count / differing->chunks);
-	return changed <= rows / 3.0 && to_tell <= (int64) BATCH_ROWS * MOST_BATCHES;
+	return changed <= rows / 3.0 && to_tell <= batch_rows() * MOST_BATCHES;
 }
 
 /*
@@ -184,7 +192,7 @@ choose_batch(ReplMlDiffering *differing)
 	bool		any = false;
 
 	memset(differing->wanted, 0, differing->chunks * sizeof(bool));
-	for (; differing->next < differing->chunks && rows < BATCH_ROWS; differing->next++)
+	for (; differing->next < differing->chunks && rows < batch_rows(); differing->next++)
 	{
 		if (!differing->differs[differing->next])
 			continue;
