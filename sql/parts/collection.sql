@@ -74,17 +74,19 @@ CREATE FUNCTION repl_ml.removed_up_to() RETURNS repl_ml.vclock
 COMMENT ON FUNCTION repl_ml.removed_up_to() IS 'the clock up to which this node has had all versions of rows, and may have removed tombstones: what it does not have of them was deleted';
 
 -- What every member has applied of every node; dropped nodes send nothing more
+-- Its plan is kept, as it is asked for again and again
 CREATE FUNCTION repl_ml.stable_vector() RETURNS repl_ml.vclock
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT coalesce(repl_ml.merge_agg(pg_catalog.format('{%s:%s}', s.node_id, s.least)::repl_ml.vclock), '{}')
-      FROM (SELECT w.node_id,
-                   CASE WHEN w.state = 'dropped' THEN 36028797018963967
-                        ELSE min(coalesce(repl_ml.counter(h.applied, w.node_id), 0)) END AS least
-              FROM repl_ml.member w CROSS JOIN repl_ml.member m LEFT JOIN repl_ml.heartbeat h ON h.node_id = m.node_id
-             WHERE m.state <> 'dropped' GROUP BY w.node_id, w.state) s
-     WHERE s.least > 0
-    $$;
+    BEGIN
+        RETURN coalesce((SELECT repl_ml.merge_agg(pg_catalog.format('{%s:%s}', s.node_id, s.least)::repl_ml.vclock)
+                           FROM (SELECT w.node_id,
+                                        CASE WHEN w.state = 'dropped' THEN 36028797018963967
+                                             ELSE min(coalesce(repl_ml.counter(h.applied, w.node_id), 0)) END AS least
+                                   FROM repl_ml.member w CROSS JOIN repl_ml.member m LEFT JOIN repl_ml.heartbeat h ON h.node_id = m.node_id
+                                  WHERE m.state <> 'dropped' GROUP BY w.node_id, w.state) s
+                          WHERE s.least > 0), '{}');
+    END $$;
 COMMENT ON FUNCTION repl_ml.stable_vector() IS 'for each node the counter below which all members have all its writes, as the heartbeats tell';
 
 -- Reached by stable_vector when all have read a newer heartbeat of each member than the present one

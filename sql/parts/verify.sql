@@ -38,16 +38,17 @@ COMMENT ON FUNCTION repl_ml.greatest_lag() IS 'how late, in milliseconds, the ch
 
 -- Who is at it, too, may be so for long: what it removes is left
 CREATE FUNCTION repl_ml.forget_checks(of_schema name, of_table name) RETURNS void
-    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
-    DELETE FROM repl_ml.consistency_check c WHERE c.id IN (
-        SELECT x.id FROM repl_ml.consistency_check x
-         WHERE x.schema_name = of_schema AND x.table_name = of_table
-           AND x.id NOT IN (SELECT y.id FROM repl_ml.consistency_check y WHERE y.schema_name = of_schema AND y.table_name = of_table ORDER BY y.id DESC LIMIT 10)
-           AND x.id IS DISTINCT FROM (SELECT pg_catalog.max(y.id) FROM repl_ml.consistency_check y WHERE y.schema_name = of_schema AND y.table_name = of_table AND y.status = 'consistent')
-           AND NOT (x.unwatched AND NOT EXISTS (SELECT FROM repl_ml.consistency_check y WHERE y.schema_name = of_schema AND y.table_name = of_table AND y.status = 'consistent' AND y.id > x.id))
-           FOR UPDATE SKIP LOCKED)
-    $$;
+    BEGIN
+        DELETE FROM repl_ml.consistency_check c WHERE c.id IN (
+            SELECT x.id FROM repl_ml.consistency_check x
+             WHERE x.schema_name = of_schema AND x.table_name = of_table
+               AND x.id NOT IN (SELECT y.id FROM repl_ml.consistency_check y WHERE y.schema_name = of_schema AND y.table_name = of_table ORDER BY y.id DESC LIMIT 10)
+               AND x.id IS DISTINCT FROM (SELECT pg_catalog.max(y.id) FROM repl_ml.consistency_check y WHERE y.schema_name = of_schema AND y.table_name = of_table AND y.status = 'consistent')
+               AND NOT (x.unwatched AND NOT EXISTS (SELECT FROM repl_ml.consistency_check y WHERE y.schema_name = of_schema AND y.table_name = of_table AND y.status = 'consistent' AND y.id > x.id))
+               FOR UPDATE SKIP LOCKED);
+    END $$;
 COMMENT ON FUNCTION repl_ml.forget_checks(name, name) IS 'removes the comparisons of a table but for the last ten, the last one without a difference, and what calls for one';
 
 CREATE FUNCTION repl_ml.verify_table(relation regclass, timeout interval DEFAULT '30 s', incremental boolean DEFAULT false, OUT relation regclass, OUT status text, OUT members name[], OUT unreachable name[], OUT rows bigint, OUT chunks integer,

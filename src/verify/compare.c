@@ -14,8 +14,9 @@
  * some 50,000 rows, so that memory is bounded whatever differs; the members read
  * only pages that had rows of these (places.c).
  *
- * Members are asked over one connection each, which stays open until the statement
- * ends: for all questions of a comparison, and all tables that it compares.
+ * Members are asked over one connection each, which stays open until the
+ * transaction ends: for all questions of a comparison, and for all tables that are
+ * compared in it.
  *
  * Not here: what one node does (part.c, known.c).  No locks of ours are held while the
  * others are waited for.

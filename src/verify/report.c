@@ -188,16 +188,19 @@ repl_ml_report_begin(Oid relid, ReplMlComparison *comparison, int max_rows, int6
 static void
 load_members(ReplMlComparison *comparison)
 {
+	static SPIPlanPtr members = NULL;
+	static SPIPlanPtr stable = NULL;
 	MemoryContext context = CurrentMemoryContext;
 	MemoryContext old;
 
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
-	if (SPI_execute("SELECT m.node_id, m.node_name, m.dsn, m.state,"
-					" m.node_id OPERATOR(pg_catalog.=) l.node_id"
-					" FROM repl_ml.member m, repl_ml.local_node l"
-					" WHERE m.state OPERATOR(pg_catalog.<>) 'dropped' ORDER BY 5 DESC, 1",
-					true, 0) != SPI_OK_SELECT)
+	repl_ml_spi_plan(&members, "SELECT m.node_id, m.node_name, m.dsn, m.state,"
+					 " m.node_id OPERATOR(pg_catalog.=) l.node_id"
+					 " FROM repl_ml.member m, repl_ml.local_node l"
+					 " WHERE m.state OPERATOR(pg_catalog.<>) 'dropped' ORDER BY 5 DESC, 1",
+					 0, NULL);
+	if (SPI_execute_plan(members, NULL, NULL, true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "SPI failed");
 	old = MemoryContextSwitchTo(context);
 	comparison->count = SPI_processed;
@@ -215,7 +218,8 @@ load_members(ReplMlComparison *comparison)
 	}
 	MemoryContextSwitchTo(old);
 	/* before anybody looks at the table: so all see what it says */
-	if (SPI_execute("SELECT repl_ml.stable_vector()", true, 0) != SPI_OK_SELECT)
+	repl_ml_spi_plan(&stable, "SELECT repl_ml.stable_vector()", 0, NULL);
+	if (SPI_execute_plan(stable, NULL, NULL, true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "SPI failed");
 	comparison->stable = MemoryContextStrdup(context, repl_ml_spi_text(0, 0));
 	SPI_finish();
@@ -429,6 +433,8 @@ record(const ReplMlComparison *comparison, const Datum *values, const bool *null
 	Datum		arguments[REPORT_COLUMNS + 1];
 	char		flags[REPORT_COLUMNS + 2];
 	ReplMlUser	saved;
+	static SPIPlanPtr insert = NULL;
+	static SPIPlanPtr forget = NULL;
 
 	if (XactReadOnly)
 		return;
@@ -441,14 +447,22 @@ record(const ReplMlComparison *comparison, const Datum *values, const bool *null
 	flags[REPORT_COLUMNS] = ' ';
 	flags[REPORT_COLUMNS + 1] = '\0';
 	repl_ml_report_become_extension(&saved);
-	repl_ml_spi_execute("INSERT INTO repl_ml.consistency_check (schema_name, status, members,"
-						" unreachable, rows, chunks, differing_rows, rechecked_rows, started_at,"
-						" duration, detail, hint, mode, hashed_rows, table_name)"
-						" VALUES ($1::pg_catalog.name, $2, $3,"
-						" $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15::pg_catalog.name)",
-						REPORT_COLUMNS + 1, types, arguments, flags);
-	repl_ml_spi_execute("SELECT repl_ml.forget_checks($1::pg_catalog.name, $15::pg_catalog.name)",
-						REPORT_COLUMNS + 1, types, arguments, flags);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	repl_ml_spi_plan(&insert, "INSERT INTO repl_ml.consistency_check (schema_name, status, members,"
+					 " unreachable, rows, chunks, differing_rows, rechecked_rows, started_at,"
+					 " duration, detail, hint, mode, hashed_rows, table_name)"
+					 " VALUES ($1::pg_catalog.name, $2, $3,"
+					 " $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15::pg_catalog.name)",
+					 REPORT_COLUMNS + 1, types);
+	repl_ml_spi_plan(&forget,
+					 "SELECT repl_ml.forget_checks($1::pg_catalog.name, $15::pg_catalog.name)",
+					 REPORT_COLUMNS + 1, types);
+	if (SPI_execute_plan(insert, arguments, flags, false, 0) != SPI_OK_INSERT ||
+		SPI_execute_plan(forget, arguments, flags, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "SPI failed");
+	SPI_finish();
+	PopActiveSnapshot();
 	SetUserIdAndSecContext(saved.user, saved.context);
 }
 

@@ -5,23 +5,21 @@
  *
  * For questions of a client that must not hang on a peer that does not answer.
  * Connections are ordinary ones, closed after the question, unless a talk keeps
- * them for the next one, until its statement ends; nothing in here blocks but the
+ * them for the next one, until the transaction ends; nothing in here blocks but the
  * look-up of a host's name.
  * (stream.c is the connection that stays, over libpqwalreceiver, which has no
  * deadlines.)  No locks, and nobody may hold one while he asks.
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "libpq-fe.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/fd.h"
 #include "storage/latch.h"
-#include "tcop/pquery.h"
 #include "utils/memutils.h"
-#include "utils/portal.h"
-#include "utils/resowner.h"
 #include "utils/wait_event.h"
 
 #include "compat.h"
@@ -62,14 +60,9 @@ typedef struct Kept
 	PGconn	   *conn;			/* holds an external file descriptor */
 } Kept;
 
-/*
- * The connections that this process keeps, of Kept in TopMemoryContext, and
- * with whose end they are closed: that of the statement that asked first, or
- * none but the process's.
- */
+/* The connections that this process keeps, of Kept, in TopMemoryContext. */
 static List *talk = NIL;
-static ResourceOwner talk_owner = NULL;
-static bool talk_goes_on = false;
+static bool talk_goes_on = false;	/* beyond the end of the transaction */
 
 static void ask_all(Question *questions, ReplMlQuestions *all);
 static void begin_question(Question *question, const char *dsn);
@@ -233,31 +226,15 @@ repl_ml_ask_end(void)
 {
 	while (talk != NIL)
 		close_kept(linitial(talk));
-	talk_owner = NULL;
 }
 
-/* Called for each resource owner that ends: with the talk's its connections do. */
+/* Called as a transaction ends: with it the connections do. */
 static void
-end_with_owner(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void *arg)
+end_with_transaction(XactEvent event, void *arg)
 {
-	if (phase == RESOURCE_RELEASE_AFTER_LOCKS && CurrentResourceOwner == talk_owner &&
-		talk_owner != NULL)
+	if (!talk_goes_on &&
+		(event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE))
 		repl_ml_ask_end();
-}
-
-/* Begins a talk, if there is none: it ends with what this process is at now. */
-static void
-begin_talk(void)
-{
-	static bool is_registered = false;
-
-	if (!is_registered)
-		RegisterResourceReleaseCallback(end_with_owner, NULL);
-	is_registered = true;
-	/* not a subtransaction's, of which a statement may have many */
-	if (talk_owner == NULL && !talk_goes_on)
-		talk_owner = ActivePortal != NULL && ActivePortal->resowner != NULL ?
-			ActivePortal->resowner : TopTransactionResourceOwner;
 }
 
 /*
@@ -314,6 +291,7 @@ take_kept(Question *question, const ReplMlQuestions *all, const char *dsn)
 static void
 keep_connection(Question *question, const char *dsn)
 {
+	static bool is_registered = false;
 	MemoryContext old;
 	Kept	   *kept;
 
@@ -323,7 +301,9 @@ keep_connection(Question *question, const char *dsn)
 		 PQtransactionStatus(question->conn) != PQTRANS_INTRANS))
 		return;
 	old = MemoryContextSwitchTo(TopMemoryContext);
-	begin_talk();
+	if (!is_registered)
+		RegisterXactCallback(end_with_transaction, NULL);
+	is_registered = true;
 	kept = palloc(sizeof(Kept));
 	*kept = (Kept) {.dsn = pstrdup(dsn),.conn = question->conn};
 	question->conn = NULL;

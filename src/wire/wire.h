@@ -121,7 +121,7 @@ typedef struct ReplMlQuestions
 														 * a server no longer;
 														 * or NULL */
 	void	   *argument;
-	bool		keeps;			/* connections stay open until the statement ends, and
+	bool		keeps;			/* connections stay open until the transaction ends, and
 								 * kept ones are asked */
 	bool		goes_on;		/* ... in the transactions that are open on them */
 	char	  **answers;		/* set: NULL where there is none */
