@@ -183,7 +183,7 @@ CREATE FUNCTION repl_ml.readmit_node(in_group uuid, node integer) RETURNS void
             RAISE EXCEPTION 'node % cannot come back to the group by itself', node USING ERRCODE = 'object_not_in_prerequisite_state',
                 DETAIL = CASE WHEN known.node_id IS NULL THEN 'It is no member of the group.' ELSE pg_catalog.format('What is found as node "%s" does not say that it has been set back, or cannot be reached.', known.node_name) END,
                 HINT = CASE WHEN known.node_id IS NULL THEN 'Run SELECT repl_ml.leave_group(force => true, keep_clocks => true) there, and join it again with copy_data => false.'
-                            ELSE 'Correct its address with SELECT repl_ml.set_node_address(...) on a member.' END;
+                            ELSE 'If the node has another address now, run SELECT repl_ml.set_node_address(...) on a member. If the one that asks is a copy of a node that runs, run SELECT repl_ml.leave_group(force => true) there.' END;
         END IF;
         UPDATE repl_ml.member m SET state = 'dropped' WHERE m.node_id = node AND m.state <> 'dropped';
         INSERT INTO repl_ml.invitation AS i (node_name, secret_hash, valid_until, invited_by)

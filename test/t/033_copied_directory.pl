@@ -166,7 +166,25 @@ my $clone = copy_node('clone', sub { cp($n1->data_dir . '.left', $_[0]->data_dir
 $clone->start;
 psql_fails($clone, 'SELECT repl_ml.confirm_identity(force => true)', '55000', 'cannot be confirmed to be node "n1"', 'leave_group');
 is_fenced($clone, 'n1');
+
 $clone->stop;
+
+# Also one that takes itself for the node, as on a disk with the same numbers: members have more of the node than it has, and the
+# node is found at its address.
+$n1->stop;
+$clone = copy_node('twin', sub { cp($n1->data_dir, $_[0]->data_dir) });
+$n1->start;
+my $twin_has = sql($n2, 'SELECT sequence FROM repl_ml.heard WHERE node_id = 1');
+poll_until($n2, "SELECT sequence > $twin_has FROM repl_ml.heard WHERE node_id = 1");
+$clone->start;
+is_fenced($clone, 'n1');
+sql($clone, 'UPDATE repl_ml.local_node SET directory = f.directory FROM repl_ml.local_fingerprint() f');
+poll_until($clone, q(SELECT state = 'set_back' FROM repl_ml.local_node));
+poll_until($clone, q(SELECT status = 'error' AND detail LIKE '%does not say that it has been set back%' AND detail LIKE '%leave_group(force => true)%' FROM repl_ml.health WHERE check_name = 'membership'));
+psql_fails($clone, q(INSERT INTO item VALUES (1000, 'clone')), '55000', 'has been set back');
+is(sql($n2, q(SELECT string_agg(node_id || ' ' || state, ', ' ORDER BY node_id) FROM repl_ml.member WHERE node_name = 'n1')), '1 ready', 'it does not put the node out');
+$clone->stop;
+wait_converged([ $n1, $n2 ], 'item');
 
 # Two members, and the other one asks at the address: whoever answers there is the node.
 cut($n1, $n2);
