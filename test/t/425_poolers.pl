@@ -69,6 +69,17 @@ wait_converged(\@nodes);
 move($former);
 $standby->stop;
 
+# so can one join, through a member that is at the second place; each is asked by several connections, pg_dump's among them
+my $n4 = new_node('n4');
+sql($n4, 'CREATE EXTENSION repl_ml');
+sql($n4, "SELECT repl_ml.join_group('n4', " . literal(places('read-write', $later, $n4->port)) . ', ' . literal(places('read-write', $later, $n1->port)) . ')');
+wait_converged([ @nodes, $n4 ], 't');
+is(sql($n4, q(SET repl_ml.write_consistency = 'all'; INSERT INTO t VALUES (44, 'joined'); SELECT repl_ml.barrier('60 s'); SELECT count(*) FROM repl_ml.verify_all() WHERE status = 'consistent')), "\n1", 'it writes, asks and compares');
+is(sql($n4, q(SELECT max(v) FROM t WHERE id = 44)), 'joined', 'and reads');
+sql($n4, 'SELECT repl_ml.leave_group(); DROP TABLE t');
+$n4->stop;
+wait_converged(\@nodes, 't');
+
 # but only places of that node: the first one that answers is asked who it is
 psql_fails($n1, "SELECT repl_ml.set_node_address('n2', " . literal(places('any', $n3->port, $n2->port)) . ')', '22023', 'does not lead to node "n2"');
 # nor is one passed by because it is cut off from the others
