@@ -79,12 +79,14 @@ OBJS = \
 	src/row/amount.o \
 	src/row/store.o \
 	src/apply/progress.o \
+	src/apply/pieces.o \
 	src/apply/dispatch.o \
 	src/apply/change.o \
 	src/apply/replay.o \
 	src/apply/relation.o \
 	src/apply/locked.o \
 	src/apply/aside.o \
+	src/apply/bulk.o \
 	src/apply/park.o \
 	src/apply/again.o \
 	src/apply/record.o \
@@ -138,6 +140,7 @@ OBJS = \
 	src/group/admission.o \
 	src/group/shape.o \
 	src/group/verifier.o \
+	src/group/beside.o \
 	src/monitor/stats.o \
 	src/monitor/consistency.o
 

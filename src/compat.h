@@ -20,6 +20,7 @@
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
+#include "replication/logicalproto.h"
 #include "replication/message.h"
 #include "replication/origin.h"
 #include "replication/reorderbuffer.h"
@@ -238,6 +239,21 @@ change_tuple_compat(ReorderBufferChange *change)
 	return change->data.tp.newtuple;
 #else
 	return change->data.tp.newtuple == NULL ? NULL : &change->data.tp.newtuple->tuple;
+#endif
+}
+
+/* logicalrep_read_stream_abort: 16 put what it reads into a struct, and may read more */
+static inline void
+read_stream_abort_compat(StringInfo message, TransactionId *xid, TransactionId *subxid)
+{
+#if PG_VERSION_NUM >= 160000
+	LogicalRepStreamAbortData abort;
+
+	logicalrep_read_stream_abort(message, &abort, false);
+	*xid = abort.xid;
+	*subxid = abort.subxid;
+#else
+	logicalrep_read_stream_abort(message, xid, subxid);
 #endif
 }
 

@@ -134,6 +134,8 @@ sub wait_converged
 				"SELECT count(*) >= $peers AND coalesce(bool_and(confirmed_flush_lsn >= '$lsns[$i]'), true)"
 			  . " FROM pg_catalog.pg_replication_slots WHERE slot_name LIKE 'repl\\_ml\\_%'");
 	}
+	# large transactions are applied beside
+	poll_until($_, "SELECT NOT EXISTS (SELECT FROM repl_ml.parked_changes WHERE action = 'bulk')") foreach @$nodes;
 	is_equal_everywhere($nodes, $_) foreach @tables;
 }
 

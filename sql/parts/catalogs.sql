@@ -367,6 +367,17 @@ CREATE INDEX parked_change_put_aside_idx ON repl_ml.parked_change (id) WHERE put
 CREATE INDEX parked_change_origin_idx ON repl_ml.parked_change (origin_node, origin_lsn);
 COMMENT ON TABLE repl_ml.parked_change IS 'changes that failed to apply here; see the view repl_ml.parked_changes';
 
+-- The content of large transactions: of those that a peer has not committed yet, and of those put aside (action bulk)
+CREATE TABLE repl_ml.bulk_piece (
+    id          bigint,
+    number      integer,
+    origin_node integer NOT NULL,
+    content     bytea NOT NULL,
+    PRIMARY KEY (id, number)
+);
+ALTER TABLE repl_ml.bulk_piece ALTER COLUMN content SET STORAGE EXTERNAL;
+COMMENT ON TABLE repl_ml.bulk_piece IS 'what has come of large transactions that are not applied yet, in pieces; id is that of the row of repl_ml.parked_change that puts it aside, or will; piece -1 has the subtransactions that were rolled back';
+
 -- What came of comparisons that were made here
 CREATE TABLE repl_ml.consistency_check (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -474,6 +474,8 @@ CREATE FUNCTION repl_ml.empty_lists(keep_clocks boolean DEFAULT false) RETURNS v
         DELETE FROM repl_ml.table_shape;
         DELETE FROM repl_ml.verification;
         DELETE FROM repl_ml.unsent;
+        DELETE FROM repl_ml.bulk_piece;
+        DELETE FROM repl_ml.parked_change p WHERE p.action = 'bulk';
         DELETE FROM repl_ml.heard;
         DELETE FROM repl_ml.server_start;
         DELETE FROM repl_ml.dropped_node;

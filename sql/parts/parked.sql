@@ -43,6 +43,7 @@ CREATE FUNCTION repl_ml.discard_parked(id bigint) RETURNS void
     AS $$
     BEGIN
         PERFORM repl_ml.refuse_nulls('id', pg_catalog.num_nulls(id));
+        DELETE FROM repl_ml.bulk_piece b WHERE b.id = discard_parked.id;
         INSERT INTO repl_ml.discarded_transaction (node_id, commit_lsn, xid)
         SELECT p.origin_node, p.origin_lsn, p.origin_xid FROM repl_ml.parked_change p
          WHERE p.id = discard_parked.id AND p.action NOT IN ('evicted', 'kept') ON CONFLICT DO NOTHING;

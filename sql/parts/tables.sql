@@ -198,7 +198,8 @@ CREATE FUNCTION repl_ml.parked_tables(OUT origin_node integer, OUT origin_xid xi
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT DISTINCT ON (p.origin_node, p.schema_name, p.table_name) p.origin_node, p.origin_xid, p.origin_lsn, p.schema_name::text, p.table_name::text
-      FROM repl_ml.parked_change p WHERE p.action NOT IN ('evicted', 'kept')
+      -- who is copied waits until this node has applied large transactions
+      FROM repl_ml.parked_change p WHERE p.action NOT IN ('evicted', 'kept', 'bulk')
      ORDER BY p.origin_node, p.schema_name, p.table_name, p.origin_lsn DESC
     $$;
 COMMENT ON FUNCTION repl_ml.parked_tables() IS 'the tables of which changes are parked or put aside here, for each node they come from, with the last of its transactions';

@@ -122,14 +122,15 @@ CREATE VIEW repl_ml.stat_apply AS
            (SELECT pg_catalog.count(*) FROM repl_ml.table_sync y WHERE y.node_id = m.node_id AND y.state = 'pending') AS tables_to_copy,
            pg_catalog.clock_timestamp() - h.sent_at AS heartbeat_age,
            w.error_time, w.error_sqlstate, w.error_message, w.error_hint, w.equal_updates, w.equal_inserts,
-           w.last_error_time, w.last_error_sqlstate, w.last_error_message, w.last_error_hint
+           w.last_error_time, w.last_error_sqlstate, w.last_error_message, w.last_error_hint,
+           (SELECT pg_catalog.min(p.origin_lsn) FROM repl_ml.parked_change p WHERE p.put_aside AND p.origin_node = m.node_id) AS put_aside_lsn
       FROM repl_ml.member m
       JOIN repl_ml.local_node l ON l.node_id <> m.node_id
       LEFT JOIN repl_ml.worker_stats() w ON w.peer = m.node_id
       LEFT JOIN repl_ml.heartbeat h ON h.node_id = m.node_id
      WHERE m.state <> 'dropped';
 COMMENT ON VIEW repl_ml.stat_apply IS
-    'one row a peer: the worker that applies what the peer writes. Counters since server start; error_* is why nothing is applied now, or what is waited for, null while all is well, and last_error_* the last of these since server start; heartbeat_age is the age of the peer''s newest write that is applied here. equal_updates and equal_inserts are concurrent writes of the peer that left a row just as another node''s did: no conflict, but of two increments one is lost';
+    'one row a peer: the worker that applies what the peer writes. Counters since server start; error_* is why nothing is applied now, or what is waited for, null while all is well, and last_error_* the last of these since server start; heartbeat_age is the age of the peer''s newest write that is applied here. equal_updates and equal_inserts are concurrent writes of the peer that left a row just as another node''s did: no conflict, but of two increments one is lost. put_aside_lsn is where the first of the peer''s transactions is that are put aside to be applied soon, a large one for example: up to there everything is visible here; null: there is none';
 
 CREATE VIEW repl_ml.conflicts WITH (security_barrier) AS
     SELECT c.conflict_id, c.detected_at, c.schema_name, c.table_name, c.key, c.conflict_type, c.resolution,
@@ -159,7 +160,7 @@ CREATE VIEW repl_ml.parked_changes AS
            p.schema_name, p.table_name, p.action, p.change, p.sqlstate, p.message, p.detail, p.conflict_id, p.put_aside, p.columns
       FROM repl_ml.parked_change p LEFT JOIN repl_ml.member m ON m.node_id = p.origin_node;
 COMMENT ON VIEW repl_ml.parked_changes IS
-    'changes that could not be applied here, with the reason; action counted stands for as many as it says, which were not kept because of repl_ml.parked_limit: the table is copied when that is possible; columns: what they were; put_aside: only because a commit that waits to be acknowledged has locked the row, and is tried again by itself; see repl_ml.retry_parked and repl_ml.discard_parked';
+    'changes that could not be applied here, with the reason; action counted stands for as many as it says, which were not kept because of repl_ml.parked_limit: the table is copied when that is possible; columns: what they were; put_aside: only because a commit that waits to be acknowledged, or a large transaction that is being applied, has locked the row, and is tried again by itself; action bulk is such a large transaction; see repl_ml.retry_parked and repl_ml.discard_parked';
 
 -- Level one waits for nobody
 CREATE VIEW repl_ml.stat_write_consistency AS

@@ -42,6 +42,7 @@ typedef struct ParkedChange
 
 static void require_was_parked(int64 id);
 static bool is_counted(int64 id);
+static void refuse_large(int64 id);
 static bool write_loser(int64 id);
 static void require_fit(int64 id, ParkedChange *change);
 static char *find_unfit_column(ParkedChange *change, bool *lacks);
@@ -69,6 +70,7 @@ repl_ml_retry_parked(PG_FUNCTION_ARGS)
 	repl_ml_refuse_nulls(fcinfo);
 	change.apply.self = repl_ml_identity_require()->node_id;
 	change.apply.peer = &peer;
+	refuse_large(id);
 	if (is_counted(id))
 	{
 		repl_ml_shmem_retry_parked(MyDatabaseId);
@@ -123,6 +125,24 @@ is_counted(int64 id)
 							   " WHERE id OPERATOR(pg_catalog.=) $1"
 							   " AND action OPERATOR(pg_catalog.=) 'counted'",
 							   1, types, values, NULL) > 0;
+}
+
+/* Raises an error if it stands for a large transaction, which bulk.c applies. */
+static void
+refuse_large(int64 id)
+{
+	Oid			types[1] = {INT8OID};
+	Datum		values[1] = {Int64GetDatum(id)};
+
+	if (repl_ml_spi_execute("SELECT FROM repl_ml.parked_change"
+							" WHERE id OPERATOR(pg_catalog.=) $1"
+							" AND action OPERATOR(pg_catalog.=) '" REPL_ML_BULK "'",
+							1, types, values, NULL) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("large transaction " INT64_FORMAT " is applied by itself", id),
+				 errhint("See SELECT * FROM repl_ml.stat_apply for its last error, if there is "
+						 "one.")));
 }
 
 /*

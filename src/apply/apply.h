@@ -16,6 +16,8 @@
 #include "row/row.h"
 #include "server/server.h"
 
+#define REPL_ML_BULK	"bulk"	/* action in repl_ml.parked_change of a large transaction */
+#define REPL_ML_PIECE_OF_ABORTED	(-1)	/* with the subtransactions that were rolled back */
 #define REPL_ML_SMALL_TRANSACTION	50	/* changes of one that may share one of ours */
 
 /* The message of a parked change that is a person's, with SQLSTATE 38000. */
@@ -203,6 +205,8 @@ typedef struct ReplMlApply
 	bool		late;			/* a parked change is tried again */
 	bool		blame_transaction;	/* an error now is the transaction's, not
 									 * the stream's */
+	bool		awaits_bulk;	/* the stream waits for a large transaction,
+								 * perhaps */
 	bool		catalogs_behind;	/* the peer sends tables that are not here, and
 									 * perhaps not on our list */
 	bool		tables_pending; /* some table is to be created, enrolled or
@@ -210,6 +214,24 @@ typedef struct ReplMlApply
 	void		(*give_way) (void); /* worker.c's, for replay.c: lets others go on
 									 * who have locked something */
 } ReplMlApply;
+
+/* Before each message in repl_ml.bulk_piece, whose pieces cut it anywhere. */
+typedef struct ReplMlPieceHeader
+{
+	int			length;			/* of what follows */
+	TransactionId xid;			/* subtransaction it is of */
+	char		type;
+} ReplMlPieceHeader;
+
+/* A large transaction that has been put aside; see bulk.c. */
+typedef struct ReplMlBulk
+{
+	int64		id;				/* in repl_ml.parked_change; 0: none */
+	int			node;			/* that it comes from */
+	TransactionId xid;
+	XLogRecPtr	lsn;			/* of its commit there */
+	TimestampTz commit_time;
+} ReplMlBulk;
 
 /* What became of a parked change that was tried again. */
 typedef enum ReplMlParkedState
@@ -243,6 +265,22 @@ extern void repl_ml_apply_reaches(ReplMlApply *apply, XLogRecPtr lsn);
 extern void repl_ml_apply_show_wait(ReplMlApply *apply, const char *message, const char *hint);
 extern void repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error);
 extern void repl_ml_apply_show_copy(ReplMlApply *apply, Oid relid, int64 rows);
+
+/* in pieces.c */
+extern void repl_ml_pieces_forget(ReplMlApply *apply);
+extern bool repl_ml_pieces_receive(ReplMlApply *apply, StringInfo message);
+extern void repl_ml_pieces_sort_aborted(TransactionId *aborted, int count);
+extern bool repl_ml_pieces_is_kept(const ReplMlPieceHeader *header, const TransactionId *aborted,
+								   int count);
+
+/* in bulk.c */
+extern void repl_ml_bulk_call(void);
+extern bool repl_ml_bulk_runs(void);
+extern bool repl_ml_bulk_find(int node, int64 behind, ReplMlBulk *bulk);
+extern bool repl_ml_bulk_is_awaited(const ReplMlApply *apply);
+extern bool repl_ml_bulk_is_refused(void);
+extern void repl_ml_bulk_apply_here(ReplMlApply *apply);
+extern bool repl_ml_bulk_apply(ReplMlApply *apply, const ReplMlBulk *bulk);
 
 /* in dispatch.c */
 extern void repl_ml_dispatch(ReplMlApply *apply, StringInfo message);

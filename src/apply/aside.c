@@ -1,7 +1,8 @@
 /*
  * aside.c
  *		Transactions put aside: those that need a lock which a commit holds that
- *		itself waits to be acknowledged, or somebody who waits for such a commit.
+ *		itself waits to be acknowledged, or somebody who waits for such a commit, or
+ *		a large transaction that is applied beside.
  *
  * Two nodes' commits that write one row and wait for each other would wait
  * for ever: each is applied on the other node only after the row's lock is
@@ -9,8 +10,9 @@
  * and whole, among the parked changes, and counts as applied; the worker tries
  * it again, as one transaction, as soon as the commit has been let go.  Others
  * may overtake it: applying is commutative.  Only locks of waiting commits
- * count (locked.c, which looks for them only where commits have waited lately);
- * what is behind others is parked in the end, and does not count.
+ * and of large transactions count (locked.c, which looks for them only where
+ * there may be any); what is behind others is parked in the end, and does not
+ * count.  Large transactions are put aside, too, in another form: see pieces.c.
  *
  * The transaction that met the commit is rolled back, and its messages, which
  * replay.c has kept, are put aside one by one.
@@ -54,14 +56,14 @@ static void hand_over(int64 id, ErrorData *error);
 void
 repl_ml_aside_begin(void)
 {
-	keeping = repl_ml_quorum_in_use();
+	keeping = repl_ml_quorum_in_use() || repl_ml_bulk_runs();
 }
 
 /* Says whether the transaction being applied may have to be put aside. */
 bool
 repl_ml_aside_is_keeping(void)
 {
-	return keeping;
+	return keeping || repl_ml_bulk_runs();
 }
 
 /*
@@ -74,7 +76,8 @@ repl_ml_aside_put(const ReplMlSource *source, LogicalRepRelId id, char action,
 {
 	ErrorData	error = {
 		.sqlerrcode = ERRCODE_LOCK_NOT_AVAILABLE,
-		.message = "waits for the lock of a commit that waits to be acknowledged"
+		.message = "waits for the lock of a commit that waits to be acknowledged, or of a large "
+		"transaction"
 	};
 
 	repl_ml_park(source, repl_ml_relation_find(id), action, tuple, &error, true);
@@ -100,6 +103,7 @@ find_waiting(int64 id, bool of_its_transaction, MemoryContext context)
 						  " WHERE p.put_aside AND f.put_aside AND f.id OPERATOR(pg_catalog.=) $1"
 						  " ORDER BY p.id" :
 						  "SELECT pg_catalog.min(id) FROM repl_ml.parked_change WHERE put_aside"
+						  " AND action OPERATOR(pg_catalog.<>) '" REPL_ML_BULK "'"
 						  " GROUP BY origin_node, origin_lsn"
 						  " HAVING pg_catalog.min(id) OPERATOR(pg_catalog.>) $1 ORDER BY 1"
 						  " LIMIT " RETRY_BATCH,

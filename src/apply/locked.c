@@ -5,10 +5,12 @@
  * While a change is applied a timer looks at the lock it waits for.  It
  * interrupts the change in two cases.  A commit that waits to be acknowledged
  * holds the lock, or somebody who waits for such a commit: then it might never
- * be let go (aside.c).  Or the stream has waited for that lock, or for another
- * one of the same transaction, as long as repl_ml.apply_lock_timeout allows: then
- * the change is parked without waiting again (change.c), and retry.c tries it
- * until the lock is gone.  Looking costs next to nothing where nobody waits.
+ * be let go (aside.c).  The same is done where a large transaction holds it that
+ * is applied beside (bulk.c): the stream need not wait for that.  Or the stream
+ * has waited for that lock, or for another one of the same transaction, as long as
+ * repl_ml.apply_lock_timeout allows: then the change is parked without waiting
+ * again (change.c), and retry.c tries it until the lock is gone.  Looking costs
+ * next to nothing where nobody waits.
  *
  * Locks are known by their tags: a row's is that of the transaction that holds
  * it.  What nobody has met for a while is forgotten.
@@ -74,6 +76,7 @@ static LOCKMODE awaited_mode;
 static bool watching = false;
 static bool mind_commits = false;
 static TimeoutId timeout_id = MAX_TIMEOUTS;
+static const ReplMlDatabase *place = NULL;	/* this database's; set when first known */
 
 static void look_at_lock(void);
 static MetLock *find_met(const LOCKTAG *tag, TimestampTz now);
@@ -110,6 +113,9 @@ repl_ml_locked_watch(bool commits)
 
 	if (timeout_id == MAX_TIMEOUTS)
 		timeout_id = RegisterTimeout(USER_TIMEOUT, look_at_lock);
+	/* the handler must not look for it */
+	if (place == NULL)
+		place = repl_ml_shmem_database(MyDatabaseId);
 	for (int i = 0; i < MOST_LOCKS && !any; i++)
 		any = met[i].last != 0 && now - met[i].last <= FORGET_MS * INT64CONST(1000);
 	interval = any || commits ? SHORT_INTERVAL_MS : LOOK_INTERVAL_MS;
@@ -428,9 +434,27 @@ any_commit_waits(void)
 	return false;
 }
 
+/* Says whether a large transaction is applied beside, by another process than this. */
+static bool
+bulk_runs(void)
+{
+	return place != NULL && place->bulk_peer != 0 && place->bulk_pid != MyProcPid;
+}
+
+/*
+ * Says whether the process is one whose transaction is not to be waited for: it
+ * is a commit that waits, or a large transaction that is applied beside.
+ */
+static bool
+takes_long(const PGPROC *proc)
+{
+	return proc->syncRepState == SYNC_REP_WAITING || (bulk_runs() && proc->pid == place->bulk_pid);
+}
+
 /*
  * Says whether the process waits for a commit that waits, for somebody who
- * does, or, in the line for a row, behind somebody who does.  Looks at others'
+ * does, or, in the line for a row, behind somebody who does; or for a large
+ * transaction that is applied beside.  Looks at others'
  * locks without locks of its own: a wrong answer costs a repetition.
  */
 static bool
@@ -446,11 +470,13 @@ waits_for_commit(PGPROC *proc, int depth)
 		case LOCKTAG_TRANSACTION:
 			holder = find_holder(lock->tag.locktag_field1);
 			return holder != NULL && holder != proc &&
-				(holder->syncRepState == SYNC_REP_WAITING || waits_for_commit(holder, depth + 1));
+				(takes_long(holder) || waits_for_commit(holder, depth + 1));
 		case LOCKTAG_TUPLE:
 			return anybody_waits_for_commit(depth + 1);
 		case LOCKTAG_RELATION:
-			return any_commit_waits();
+			return any_commit_waits() || bulk_runs();
+		case LOCKTAG_ADVISORY:
+			return bulk_runs();
 		default:
 			return false;
 	}

@@ -8,6 +8,7 @@
 #define REPL_ML_GROUP_H
 
 #include "repl_ml.h"
+#include "apply/apply.h"
 #include "replication/walreceiver.h"
 #include "server/server.h"
 
@@ -25,7 +26,14 @@ extern void repl_ml_verifier_tend(void);
 extern bool repl_ml_verifier_end(void);
 extern PGDLLEXPORT void repl_ml_verifier_main(Datum arg);
 
+/* in beside.c */
+extern void repl_ml_beside_tend(void);
+extern bool repl_ml_beside_end(void);
+extern bool repl_ml_beside_is_at(int node);
+extern PGDLLEXPORT void repl_ml_beside_main(Datum arg);
+
 /* in worker.c */
+extern void repl_ml_worker_prepare(ReplMlApply *apply);
 extern PGDLLEXPORT void repl_ml_apply_main(Datum arg);
 
 /* in request.c */

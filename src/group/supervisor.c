@@ -1,7 +1,8 @@
 /*
  * supervisor.c
  *		One process a member database: keeps an apply worker running for each
- *		peer, and a verifier when a table is due; clears away what dropped peers
+ *		peer, a verifier when a table is due, and a process for large transactions;
+ *		clears away what dropped peers
  *		leave, beats the heart, finishes a join, tells what the tables are, removes
  *		tombstones and old conflicts.
  *
@@ -250,8 +251,9 @@ round_of_work(bool called)
 		repl_ml_shape_tell(called);
 		repl_ml_lacking_ask();
 		repl_ml_verifier_tend();
-		MemoryContextSwitchTo(work_context);
 	}
+	repl_ml_beside_tend();
+	MemoryContextSwitchTo(work_context);
 	if (++beats % HOUSEKEEPING_BEATS == 1)
 		mend_catalogs();
 	if (beats % HOUSEKEEPING_BEATS == 0)
@@ -335,6 +337,7 @@ end_apply_workers(void)
 		running = true;
 	}
 	running |= repl_ml_verifier_end();
+	running |= repl_ml_beside_end();
 	LWLockRelease(repl_ml_shared->lock);
 	return running;
 }
@@ -547,6 +550,10 @@ bury_peer(int node_id)
 						 node_id), false, 0);
 	SPI_execute(psprintf("DELETE FROM repl_ml.unsent WHERE node_id OPERATOR(pg_catalog.=) %d",
 						 node_id), false, 0);
+	SPI_execute(psprintf("DELETE FROM repl_ml.bulk_piece b"
+						 " WHERE b.origin_node OPERATOR(pg_catalog.=) %d"
+						 " AND NOT EXISTS (SELECT FROM repl_ml.parked_change p"
+						 " WHERE p.id OPERATOR(pg_catalog.=) b.id)", node_id), false, 0);
 	SPI_execute(psprintf("DELETE FROM repl_ml.heard WHERE node_id OPERATOR(pg_catalog.=) %d",
 						 node_id), false, 0);
 	SPI_execute("SELECT repl_ml.forget_failures()", false, 0);

@@ -53,6 +53,8 @@
 #define FLUSH_DELAY_MS		50	/* what nobody waits for may be lost by a crash
 								 * that long, and is sent again then */
 #define CLOCK_WINDOW_US		10000000	/* a peer's clock is measured anew that often */
+#define BULK_LOOK_MS		50	/* between two looks for a large transaction that is
+								 * awaited */
 #define ASIDE_DELAY_MS		5	/* between two tries of changes put aside */
 #define DEADLOCK_TIMEOUT	"10ms"	/* applying looks first, and so loses */
 
@@ -66,7 +68,6 @@ static void attach_slot(int slot);
 static void detach_worker(int code, Datum arg);
 static void forget_commit(int code, Datum arg);
 static void show_crash(char *message);
-static void prepare_session(void);
 static bool run_and_recover(void);
 static void run_connection(void);
 static void read_stream(XLogRecPtr from);
@@ -84,6 +85,7 @@ static void show_covered(XLogRecPtr lsn);
 static void acknowledge(bool reply_wanted);
 static void acknowledge_news(void);
 static void wait_for_data(pgsocket fd);
+static bool await_bulk(void);
 static void count_race(void);
 static int	race_delay(void);
 static void pause_between(TimestampTz began, int delay);
@@ -109,7 +111,8 @@ repl_ml_apply_main(Datum arg)
 	BackgroundWorkerInitializeConnectionByOid(apply.worker->database, InvalidOid, 0);
 	/* runs before the server's own callback, which aborts the transaction */
 	before_shmem_exit(forget_commit, (Datum) 0);
-	prepare_session();
+	repl_ml_worker_prepare(&apply);
+	apply.give_way = give_way;
 
 	for (;;)
 	{
@@ -245,9 +248,12 @@ show_crash(char *message)
 	repl_ml_apply_show_error(&apply, &error);
 }
 
-/* Makes the settings that hold for all that is applied, and the contexts. */
-static void
-prepare_session(void)
+/*
+ * Makes the settings that hold for all that is applied, and the contexts; for
+ * the process that applies beside, too.
+ */
+void
+repl_ml_worker_prepare(ReplMlApply *applying)
 {
 	ErrorContextCallback *context = MemoryContextAlloc(TopMemoryContext,
 													   sizeof(ErrorContextCallback));
@@ -258,17 +264,16 @@ prepare_session(void)
 	SetConfigOption("session_replication_role", "replica", PGC_SUSET, PGC_S_OVERRIDE);
 	/* what is applied is flushed when somebody waits for it, see settle_received */
 	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
-	apply.give_way = give_way;
 	repl_ml_locked_settle();
 	/* ... also before one that has been waiting for long when we begin to */
 	SetConfigOption("deadlock_timeout", DEADLOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("log_lock_waits", "off", PGC_SUSET, PGC_S_OVERRIDE);
 
-	apply.message_context = AllocSetContextCreate(TopMemoryContext, "repl_ml message",
-												  ALLOCSET_DEFAULT_SIZES);
-	MemoryContextSwitchTo(apply.message_context);
+	applying->message_context = AllocSetContextCreate(TopMemoryContext, "repl_ml message",
+													  ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(applying->message_context);
 	context->callback = add_context;
-	context->arg = NULL;
+	context->arg = applying;
 	context->previous = NULL;
 	error_context_stack = context;
 }
@@ -279,15 +284,17 @@ prepare_session(void)
 static void
 add_context(void *arg)
 {
-	if (apply.doing == NULL || apply.peer == NULL)
+	const ReplMlApply *applying = arg;
+
+	if (applying->doing == NULL || applying->peer == NULL)
 		return;
-	if (apply.table != NULL)
+	if (applying->table != NULL)
 		errcontext("applying %s on table \"%s\" from node \"%s\", transaction %u that ends at "
 				   "%X/%X",
-				   apply.doing, apply.table, apply.peer->node_name,
-				   apply.transaction.xid, LSN_FORMAT_ARGS(apply.transaction.final_lsn));
+				   applying->doing, applying->table, applying->peer->node_name,
+				   applying->transaction.xid, LSN_FORMAT_ARGS(applying->transaction.final_lsn));
 	else
-		errcontext("reading %s from node \"%s\"", apply.doing, apply.peer->node_name);
+		errcontext("reading %s from node \"%s\"", applying->doing, applying->peer->node_name);
 }
 
 /* Stays here, between connections, as long as somebody wants us to pause. */
@@ -350,6 +357,8 @@ run_connection(void)
 	repl_ml_relation_forget_all();
 
 	/* what can be tried again without the peer, while it is perhaps down */
+	apply.late = false;
+	repl_ml_bulk_apply_here(&apply);
 	repl_ml_aside_retry(&apply);
 	repl_ml_retry_step(&apply);
 
@@ -370,6 +379,8 @@ run_connection(void)
 	repl_ml_dropped_compare(&apply, apply.connection.stream);
 	repl_ml_sync_tables(&apply);
 	repl_ml_unique_announce();
+	repl_ml_pieces_forget(&apply);
+	apply.awaits_bulk = true;
 
 	/* all before it is here, and durable: it is sent no more */
 	apply.progress.received = apply.progress.applied = apply.progress.durable = from;
@@ -391,8 +402,9 @@ read_stream(XLogRecPtr from)
 	for (;;)
 	{
 		CHECK_FOR_INTERRUPTS();
-		receive_all();
-		if (is_at_rest() && repl_ml_apply_is_to_pause(&apply))
+		if (!await_bulk())
+			receive_all();
+		if (is_at_rest() && (repl_ml_apply_is_to_pause(&apply) || repl_ml_bulk_is_refused()))
 			return;
 		reload_if_asked();
 	}
@@ -485,7 +497,7 @@ receive_all(void)
 				repl_ml_retry_step(&apply);
 			compare_if_asked();
 		}
-		if (is_at_rest() && repl_ml_apply_is_to_pause(&apply))
+		if (is_at_rest() && (apply.awaits_bulk || repl_ml_apply_is_to_pause(&apply)))
 			return;
 	}
 	finish_batch();
@@ -530,7 +542,8 @@ handle_stream_message(char *data, int length)
 		measure_clock(pq_getmsgint64(&message));
 		apply.message_lsn = start;
 		apply.progress.received = Max(apply.progress.received, Max(start, end));
-		repl_ml_replay_dispatch(&apply, &message);
+		if (!repl_ml_pieces_receive(&apply, &message))
+			repl_ml_replay_dispatch(&apply, &message);
 	}
 	else if (type == 'k')
 	{
@@ -557,6 +570,40 @@ handle_stream_message(char *data, int length)
 		repl_ml_shmem_wake_supervisor(MyDatabaseId);
 		follow_catalogs();
 	}
+}
+
+/*
+ * Leaves the stream alone while a large transaction is applied beside that
+ * changes what is replicated; tells the peer that we are there.  Returns false as
+ * soon as there is none.
+ */
+static bool
+await_bulk(void)
+{
+	static bool waited = false;
+
+	if (!apply.awaits_bulk)
+		return false;
+	finish_batch();
+	apply.awaits_bulk = repl_ml_bulk_is_awaited(&apply);
+	if (apply.awaits_bulk)
+	{
+		waited = true;
+		acknowledge_news();
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, BULK_LOOK_MS,
+						 wait_event_compat("ReplMlBulk"));
+		ResetLatch(MyLatch);
+		/* what the peer has sent meanwhile is not silence */
+		apply.connection.last_message_time = GetCurrentTimestamp();
+		return true;
+	}
+	if (waited)
+	{
+		waited = false;
+		repl_ml_shmem_wake_supervisor(MyDatabaseId);
+		follow_catalogs();
+	}
+	return false;
 }
 
 /*

@@ -158,7 +158,9 @@ find_peer(Name node_name)
 }
 
 /*
- * Sets or clears the pause of a peer's worker and wakes it; returns its state.
+ * Sets or clears the pause of a peer's worker and wakes it; returns its state,
+ * as if it were that one's while a large transaction of the peer is applied
+ * beside.
  */
 static ReplMlWorkerState
 set_pause(int peer, bool pause)
@@ -178,6 +180,8 @@ set_pause(int peer, bool pause)
 		}
 	}
 	LWLockRelease(repl_ml_shared->lock);
+	if (repl_ml_beside_is_at(peer))
+		state = REPL_ML_WORKER_STREAMING;
 	return state;
 }
 
@@ -264,6 +268,7 @@ end_workers(void)
 		}
 	}
 	running |= repl_ml_verifier_end();
+	running |= repl_ml_beside_end();
 	LWLockRelease(repl_ml_shared->lock);
 	return running;
 }

@@ -113,6 +113,13 @@ typedef struct ReplMlDatabase
 	TimestampTz verifier_launched;	/* when it was last asked for; 0: it has come
 									 * and gone */
 	bool		verifier_refused;	/* there was no room for it */
+	pid_t		bulk_pid;		/* of who applies large transactions beside; 0:
+								 * none runs; under the lock, as is ... */
+	TimestampTz bulk_launched;	/* when it was last asked for; 0: it has come and
+								 * gone */
+	int			bulk_peer;		/* the node whose transaction it applies now; 0: none */
+	bool		no_bulk;		/* none was there when the supervisor looked */
+	bool		bulk_refused;	/* there was no room for the process */
 } ReplMlDatabase;
 
 typedef enum ReplMlJoinState

@@ -257,8 +257,8 @@ repl_ml_stream_start(WalReceiverConn *conn, const char *slot, XLogRecPtr from,
 	static const Oid none[1] = {InvalidOid};
 	WalRcvExecResult *result;
 	char	   *sql =
-		psprintf("START_REPLICATION SLOT %s LOGICAL %X/%X (proto_version '1', publication_names "
-				 "'%s', messages 'true', binary 'true')",
+		psprintf("START_REPLICATION SLOT %s LOGICAL %X/%X (proto_version '2', publication_names "
+				 "'%s', messages 'true', binary 'true', streaming 'on')",
 							   quote_identifier(slot), LSN_FORMAT_ARGS(from),
 							   quote_identifier(publication));
 

@@ -10,10 +10,14 @@
  * transaction leave together, not each in a packet that wakes the peer, and tell
  * it how urgently commits wait for it (commit/quorum.c).
  *
+ * A large transaction is sent while it runs, in pieces between those that commit
+ * meanwhile, so that its end holds up nobody (apply/pieces.c).
+ *
  * A change that cannot be sent (a row too long for a message, a character that
  * the peer's encoding lacks, a type whose output function fails) ends the
  * walsender once.  The next one sends each change in a subtransaction and, in
- * place of the one that fails, says which row it was and why (apply/unsent.c).
+ * place of the one that fails, says which row it was and why (apply/unsent.c); it
+ * sends nothing before its commit, so that these stand where they belong.
  *
  * Runs in the walsender.  Before it: stamp.c; after it: wire/stream.c on the
  * peer.  Not here: when what is written leaves (commit/reply.c).  Takes no lock;
@@ -40,6 +44,7 @@
 #include "replication/pgoutput.h"
 #include "replication/walsender.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -60,6 +65,8 @@
 #define MESSAGE_HEAD	25
 /* so many without another failure, and subtransactions are spared again */
 #define CAREFUL_CHANGES	10000
+/* from here on a transaction is sent while it runs, unless the server's settings say otherwise */
+#define LARGE_TRANSACTION	"4MB"
 
 extern PGDLLEXPORT void _PG_output_plugin_init(OutputPluginCallbacks *cb);
 
@@ -67,11 +74,16 @@ static LogicalDecodeStartupCB core_startup;
 static LogicalDecodeChangeCB core_change;
 static LogicalDecodeCommitCB core_commit;
 static LogicalDecodeMessageCB core_message;
+static LogicalDecodeStreamStartCB core_stream_start;
+static LogicalDecodeStreamStopCB core_stream_stop;
+static LogicalDecodeStreamCommitCB core_stream_commit;
 static LogicalOutputPluginWriterWrite core_write;
 static Size held = 0;			/* bytes that hold_message has not sent */
 static bool binary_wanted;		/* by the peer */
 static bool changes_sent = false;	/* of the transaction that is sent */
 static int	careful = 0;		/* so many changes are sent in subtransactions */
+static bool streaming_wanted = false;	/* by the peer */
+static bool in_stream = false;	/* a piece of a transaction that runs is being sent */
 
 static void start_output(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init);
 static void require_known_layout(const PGOutputData *data, List *options);
@@ -84,6 +96,10 @@ static void send_apology(LogicalDecodingContext *ctx, Relation relation,
 						 ReorderBufferChange *change, const ErrorData *error);
 static void read_name(Relation relation, HeapTuple tuple, ReplMlRowName *name);
 static void send_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commit_lsn);
+static void send_stream_start(LogicalDecodingContext *ctx, ReorderBufferTXN *txn);
+static void send_stream_stop(LogicalDecodingContext *ctx, ReorderBufferTXN *txn);
+static void send_stream_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
+							   XLogRecPtr commit_lsn);
 static void send_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr lsn,
 						 bool transactional, const char *prefix, Size size, const char *message);
 static void hold_message(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid,
@@ -113,6 +129,15 @@ _PG_output_plugin_init(OutputPluginCallbacks *cb)
 	cb->commit_cb = send_commit;
 	core_message = cb->message_cb;
 	cb->message_cb = send_message;
+	/* pgoutput has the same callbacks for changes and messages of a piece */
+	cb->stream_change_cb = send_change;
+	cb->stream_message_cb = send_message;
+	core_stream_start = cb->stream_start_cb;
+	cb->stream_start_cb = send_stream_start;
+	core_stream_stop = cb->stream_stop_cb;
+	cb->stream_stop_cb = send_stream_stop;
+	core_stream_commit = cb->stream_commit_cb;
+	cb->stream_commit_cb = send_stream_commit;
 }
 
 /*
@@ -130,6 +155,9 @@ start_output(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_
 		repl_ml_reply_watch();
 	careful = repl_ml_reply_peer() != 0 && repl_ml_members_is_careful(repl_ml_reply_peer()) ?
 		CAREFUL_CHANGES : 0;
+	streaming_wanted = ctx->streaming;
+	in_stream = false;
+	ctx->streaming &= careful == 0;
 
 	/* not the SQL functions that read a slot */
 	if (am_walsender)
@@ -137,6 +165,9 @@ start_output(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_
 		core_write = ctx->write;
 		ctx->write = hold_message;
 		held = 0;
+		/* a piece is short enough for the commits that wait behind it */
+		SetConfigOption("logical_decoding_work_mem", LARGE_TRANSACTION, PGC_USERSET,
+						PGC_S_DYNAMIC_DEFAULT);
 	}
 }
 
@@ -177,13 +208,14 @@ require_known_layout(const PGOutputData *data, List *options)
 static void
 describe_columns(StringInfo out)
 {
+	/* in a piece the transaction comes first */
+	int			at = MESSAGE_HEAD + 1 + (in_stream ? sizeof(TransactionId) : 0);
 	uint32		relid;
 	Relation	rel;
 
-	if (out->len < MESSAGE_HEAD + 1 + sizeof(relid) ||
-		out->data[MESSAGE_HEAD] != LOGICAL_REP_MSG_RELATION)
+	if (out->len < at + sizeof(relid) || out->data[MESSAGE_HEAD] != LOGICAL_REP_MSG_RELATION)
 		return;
-	memcpy(&relid, out->data + MESSAGE_HEAD + 1, sizeof(relid));
+	memcpy(&relid, out->data + at, sizeof(relid));
 	rel = RelationIdGetRelation(pg_ntoh32(relid));
 	if (rel == NULL)
 		elog(ERROR, "could not open relation with OID %u", pg_ntoh32(relid));
@@ -243,7 +275,7 @@ send_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relatio
 		}
 		PG_END_TRY();
 	}
-	changes_sent = true;
+	changes_sent |= !in_stream;
 }
 
 /*
@@ -255,7 +287,9 @@ repl_ml_output_is_of_the_row(int sqlstate)
 {
 	int			category = ERRCODE_TO_CATEGORY(sqlstate);
 
-	return category != ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION) &&
+	/* core says so when a transaction that is sent while it runs aborts */
+	return sqlstate != ERRCODE_TRANSACTION_ROLLBACK &&
+		category != ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION) &&
 		category != ERRCODE_TO_CATEGORY(ERRCODE_SYSTEM_ERROR) &&
 		category != ERRCODE_TO_CATEGORY(ERRCODE_CONNECTION_EXCEPTION) &&
 		sqlstate != ERRCODE_DISK_FULL;
@@ -297,7 +331,10 @@ send_carefully(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation rela
 	if (error == NULL)
 	{
 		if (--careful == 0)
+		{
 			repl_ml_members_set_careful(repl_ml_reply_peer(), false);
+			ctx->streaming = streaming_wanted;
+		}
 		return;
 	}
 	if (!repl_ml_output_is_of_the_row(error->sqlerrcode))
@@ -463,6 +500,35 @@ send_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commi
 	}
 	changes_sent = false;
 	core_commit(ctx, txn, commit_lsn);
+}
+
+/*
+ * pgoutput's callbacks around a piece of a transaction that runs: between them
+ * each message says which (sub)transaction it is of.
+ */
+static void
+send_stream_start(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
+{
+	core_stream_start(ctx, txn);
+	in_stream = true;
+}
+
+static void
+send_stream_stop(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
+{
+	in_stream = false;
+	core_stream_stop(ctx, txn);
+}
+
+/*
+ * pgoutput's callback for the commit of a transaction that was sent while it
+ * ran.  The peer hurries by itself.
+ */
+static void
+send_stream_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commit_lsn)
+{
+	repl_ml_quorum_sent(txn->xid, commit_lsn, txn->end_lsn);
+	core_stream_commit(ctx, txn, commit_lsn);
 }
 
 /*
