@@ -35,6 +35,7 @@
 #include "verify/verify.h"
 
 #define LONGEST_ROW_SHOWN	(1024 * 1024)
+#define KEYS_AT_ONCE		100		/* are read in one subtransaction */
 
 /* A partition, or the table, that rows are looked for in. */
 typedef struct Leaf
@@ -321,31 +322,36 @@ tell_row(Search *search, char **texts, Datum *key, StringInfo answer)
 	repl_ml_part_send_clock(answer, repl_ml_image_clock(leaf->image, leaf->slot));
 }
 
-/* The texts of a key, and what they are read into. */
+/* The texts of some keys, and what they are read into. */
 typedef struct KeyTexts
 {
 	Relation	rel;
 	ReplMlTable *table;
 	const int  *order;
-	char	  **texts;
-	Datum	   *key;
+	int			count;
+	char	  **texts;			/* of each key its columns */
+	Datum	   *keys;			/* of each key INDEX_MAX_KEYS */
 } KeyTexts;
 
-/* A step of repl_ml_attempt: reads a key with the rights of the table's owner. */
+/* A step of repl_ml_attempt: reads keys with the rights of the table's owner. */
 static void
-read_key(void *argument)
+read_keys(void *argument)
 {
 	const KeyTexts *it = argument;
+	int			natts = it->table->key_natts;
 	Datum		in_order[INDEX_MAX_KEYS];
 	ReplMlUser	saved;
 
-	for (int i = 0; i < it->table->key_natts; i++)
-		in_order[it->order[i]] = CStringGetTextDatum(it->texts[i]);
 	repl_ml_become_owner(it->rel, &saved);
-	repl_ml_key_from_array(it->table,
-						   PointerGetDatum(construct_array(in_order, it->table->key_natts, TEXTOID,
-														   -1, false, TYPALIGN_INT)),
-						   it->key);
+	for (int i = 0; i < it->count; i++)
+	{
+		for (int j = 0; j < natts; j++)
+			in_order[it->order[j]] = CStringGetTextDatum(it->texts[i * natts + j]);
+		repl_ml_key_from_array(it->table,
+							   PointerGetDatum(construct_array(in_order, natts, TEXTOID, -1,
+															   false, TYPALIGN_INT)),
+							   &it->keys[i * INDEX_MAX_KEYS]);
+	}
 	repl_ml_become_self(&saved);
 }
 
@@ -359,6 +365,17 @@ is_of_value(const ErrorData *error)
 		category == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION || category == ERRCODE_PLPGSQL_ERROR;
 }
 
+/* Reads keys; returns false if some column's type does not take its text on this node. */
+static bool
+can_read_keys(KeyTexts *it)
+{
+	ErrorData  *error = repl_ml_attempt(read_keys, it);
+
+	if (error != NULL && !is_of_value(error))
+		ReThrowError(error);
+	return error == NULL;
+}
+
 /*
  * Reads a key's texts, in the order of the columns' names, into datums.  Returns
  * false if its types do not take them on this node: then it has no such row, and
@@ -368,20 +385,51 @@ bool
 repl_ml_known_read_key(Relation rel, ReplMlTable *table, const int *order, char **texts,
 					   Datum *key)
 {
-	KeyTexts	it = {.rel = rel,.table = table,.order = order,.texts = texts,.key = key};
-	ErrorData  *error = repl_ml_attempt(read_key, &it);
+	return can_read_keys(&(KeyTexts) {.rel = rel,.table = table,.order = order,.count = 1,
+									  .texts = texts,.keys = key});
+}
 
-	if (error != NULL && !is_of_value(error))
-		ReThrowError(error);
-	return error == NULL;
+/*
+ * Tells of so many keys what "tell" does.  They are read at once, and one by one
+ * only if one of them cannot be.
+ */
+static void
+tell_some(Search *search, Datum *texts, int count, StringInfo answer, KeyTeller tell)
+{
+	int			natts = search->part->table->key_natts;
+	KeyTexts	it = {.rel = search->part->root,.table = search->part->table,
+		.order = search->order,.count = count,
+		.texts = palloc(count * natts * sizeof(char *)),
+	.keys = palloc(count * INDEX_MAX_KEYS * sizeof(Datum))};
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml key looked for",
+												  ALLOCSET_DEFAULT_SIZES);
+	bool		all_read;
+
+	for (int i = 0; i < count * natts; i++)
+		it.texts[i] = TextDatumGetCString(texts[i]);
+	all_read = can_read_keys(&it);
+	for (int i = 0; i < count; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+		char	  **columns = &it.texts[i * natts];
+		Datum	   *key = &it.keys[i * INDEX_MAX_KEYS];
+
+		CHECK_FOR_INTERRUPTS();
+		tell(search, columns,
+			 all_read || repl_ml_known_read_key(it.rel, it.table, it.order, columns, key) ?
+			 key : NULL, answer);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(context);
+	}
+	MemoryContextDelete(context);
 }
 
 /* Tells of each key what "tell" does; "texts" has the columns of all keys. */
 static void
 tell_keys(Search *search, Datum *texts, int count, StringInfo answer, KeyTeller tell)
 {
-	int			natts = search->part->table->key_natts;
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml key looked for",
+	int			keys = count / search->part->table->key_natts;
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml keys looked for",
 												  ALLOCSET_DEFAULT_SIZES);
 
 	search->context = CurrentMemoryContext;
@@ -389,18 +437,12 @@ tell_keys(Search *search, Datum *texts, int count, StringInfo answer, KeyTeller 
 	search->leaves = palloc0(Max(search->count, 1) * sizeof(Leaf));
 	for (int i = 0; i < search->count; i++)
 		open_leaf(search, &search->leaves[i], list_nth(search->part->leaves, i));
-	for (int i = 0; i + natts <= count; i += natts)
+	for (int i = 0; i < keys; i += KEYS_AT_ONCE)
 	{
 		MemoryContext old = MemoryContextSwitchTo(context);
-		char	   *columns[INDEX_MAX_KEYS];
-		Datum		key[INDEX_MAX_KEYS];
 
-		CHECK_FOR_INTERRUPTS();
-		for (int j = 0; j < natts; j++)
-			columns[j] = TextDatumGetCString(texts[i + j]);
-		tell(search, columns, repl_ml_known_read_key(search->part->root, search->part->table,
-													 search->order, columns, key) ? key : NULL,
-			 answer);
+		tell_some(search, texts + i * search->part->table->key_natts, Min(KEYS_AT_ONCE, keys - i),
+				  answer, tell);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(context);
 	}
