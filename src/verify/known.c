@@ -35,6 +35,7 @@
 #include "verify/verify.h"
 
 #define LONGEST_ROW_SHOWN	(1024 * 1024)
+#define LOCKED				"55P03" /* of changes that are applied when a lock is gone */
 #define KEYS_AT_ONCE		100		/* are read in one subtransaction */
 
 /* A partition, or the table, that rows are looked for in. */
@@ -57,7 +58,8 @@ typedef struct Search
 	Leaf	   *leaves;
 	ReplMlDetails details;
 	bool		as_they_are;	/* rows, not what they were resolved from */
-	bool		may_be_parked;	/* some change of the table is parked */
+	bool		may_be_parked;	/* some change of the table is parked ... */
+	bool		may_wait;		/* ... because its row is locked */
 	int			order[INDEX_MAX_KEYS];
 	MemoryContext context;		/* of the scans, which keep things from one key
 								 * to the next */
@@ -136,42 +138,50 @@ make_json(Search *search, Leaf *leaf)
 	return json == NULL || strlen(json) > LONGEST_ROW_SHOWN ? pstrdup("") : json;
 }
 
-/* Says whether any change of the table is parked, as that is rare. */
-static bool
-is_any_parked(const ReplMlTable *table)
+/* Finds out whether any change of the table is parked, as that is rare. */
+static void
+look_for_parked(Search *search)
 {
+	static SPIPlanPtr plan = NULL;
+	const ReplMlTable *table = search->part->table;
 	Oid			types[2] = {TEXTOID, TEXTOID};
 	Datum		values[2] = {CStringGetTextDatum(NameStr(table->schema_name)),
 	CStringGetTextDatum(NameStr(table->table_name))};
-	bool		any;
+	char	   *locked;
 
 	SPI_connect();
-	if (SPI_execute_with_args("SELECT FROM repl_ml.parked_change p"
-							  " WHERE p.schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
-							  " AND p.table_name OPERATOR(pg_catalog.=) $2::pg_catalog.name",
-							  2, types, values, NULL, true, 1) != SPI_OK_SELECT)
+	if (SPI_execute_plan(repl_ml_spi_plan(&plan, "SELECT pg_catalog.bool_or(p.sqlstate"
+										  " OPERATOR(pg_catalog.=) '" LOCKED "')"
+										  " FROM repl_ml.parked_change p"
+										  " WHERE p.schema_name OPERATOR(pg_catalog.=)"
+										  " $1::pg_catalog.name"
+										  " AND p.table_name OPERATOR(pg_catalog.=)"
+										  " $2::pg_catalog.name", 2, types),
+						 values, NULL, true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "SPI failed");
-	any = SPI_processed > 0;
+	locked = repl_ml_spi_text(0, 0);
+	search->may_be_parked = locked != NULL;
+	search->may_wait = locked != NULL && strcmp(locked, "t") == 0;
 	SPI_finish();
-	return any;
 }
 
 /*
- * Returns a parked change of the row with this key, 0 if there is none.  Keys
- * are texts, in the order of the columns' names.
+ * Returns a parked change of the row with this key, or one that is parked only
+ * because the row is locked; 0 if there is none.  Keys are texts, in the order of
+ * the columns' names.
  */
 static int64
-find_parked(Search *search, char **texts)
+find_parked(Search *search, char **texts, bool only_locked)
 {
 	ReplMlTable *table = search->part->table;
 	TupleDesc	desc = RelationGetDescr(search->part->root);
 	Datum		pairs[2 * INDEX_MAX_KEYS];
 	Datum		in_order[INDEX_MAX_KEYS];
-	Oid			types[4] = {TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID};
-	Datum		values[4];
+	Oid			types[5] = {TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID, BOOLOID};
+	Datum		values[5];
 	int64		id = 0;
 
-	if (!search->may_be_parked)
+	if (!(only_locked ? search->may_wait : search->may_be_parked))
 		return 0;
 	for (int i = 0; i < table->key_natts; i++)
 	{
@@ -187,6 +197,7 @@ find_parked(Search *search, char **texts)
 												TYPALIGN_INT));
 	values[3] = PointerGetDatum(construct_array(in_order, table->key_natts, TEXTOID, -1, false,
 												TYPALIGN_INT));
+	values[4] = BoolGetDatum(only_locked);
 	SPI_connect();
 	if (SPI_execute_with_args("SELECT pg_catalog.max(p.id) FROM repl_ml.parked_change p"
 							  " WHERE p.schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
@@ -195,8 +206,9 @@ find_parked(Search *search, char **texts)
 							  " AND p.change OPERATOR(pg_catalog.@>) pg_catalog.jsonb_object($3)"
 							  " OR p.action OPERATOR(pg_catalog.=) 'delete'"
 							  " AND p.change OPERATOR(pg_catalog.->>) 'key'"
-							  " OPERATOR(pg_catalog.=) $4::pg_catalog.text)",
-							  4, types, values, NULL, true, 1) == SPI_OK_SELECT)
+							  " OPERATOR(pg_catalog.=) $4::pg_catalog.text)"
+							  " AND (NOT $5 OR p.sqlstate OPERATOR(pg_catalog.=) '" LOCKED "')",
+							  5, types, values, NULL, true, 1) == SPI_OK_SELECT)
 	{
 		char	   *text = repl_ml_spi_text(0, 0);
 
@@ -269,7 +281,10 @@ tell_versions(Search *search, char **texts, Datum *key, StringInfo answer)
 	pq_sendbyte(answer, REPL_ML_ITEM_END);
 }
 
-/* Tells of one key whether there is a row, or what is known of its deletion. */
+/*
+ * Tells of one key whether there is a row, or what is known of its deletion, and
+ * whether a change of it waits for a lock.
+ */
 static void
 tell_key(Search *search, char **texts, Datum *key, StringInfo answer)
 {
@@ -290,9 +305,10 @@ tell_key(Search *search, char **texts, Datum *key, StringInfo answer)
 		if (deleted != NULL)
 			repl_ml_part_send_clock(answer, (bytea *) deleted);
 	}
+	pq_sendbyte(answer, find_parked(search, texts, true) != 0);
 	if (search->details == REPL_ML_DETAILS_NONE)
 		return;
-	pq_sendint64(answer, find_parked(search, texts));
+	pq_sendint64(answer, find_parked(search, texts, false));
 	if (leaf != NULL && search->details == REPL_ML_DETAILS_ALL)
 	{
 		char	   *json = make_json(search, leaf);
@@ -545,7 +561,7 @@ tell_found(Search *search, ArrayType *keys, Snapshot snapshot, StringInfo answer
 	(void) repl_ml_image_key_order(part->table, RelationGetDescr(part->root), search->order);
 	search->snapshot = RegisterSnapshot(snapshot);
 	PushActiveSnapshot(search->snapshot);
-	search->may_be_parked = search->details != REPL_ML_DETAILS_NONE && is_any_parked(part->table);
+	look_for_parked(search);
 	tell_keys(search, texts, count, answer, tell);
 	PopActiveSnapshot();
 	UnregisterSnapshot(search->snapshot);

@@ -17,7 +17,8 @@
  * That B has it and does not show it yet is no difference, either: a commit that
  * waits to be acknowledged is applied elsewhere before it is visible on its own
  * node (B tells the counter up to which its own have ended); an evicted row is
- * gone before its eviction is announced (A says so); a deletion whose tombstone
+ * gone before its eviction is announced (A says so); a change whose row a client
+ * has locked is put aside until he lets it go (B says so); a deletion whose tombstone
  * has been removed everywhere is not known any more (B tells up to where).
  * Such a round says nothing, and one is made again.  What no round has decided
  * when the time is over is on its way, and said to be.  The time is that of the
@@ -174,6 +175,7 @@ read_sight(StringInfo answer, ReplMlSight *sight, ReplMlDetails details, int col
 		sight->content = repl_ml_compare_read_digest(answer);
 	if (sight->kind != 'A')
 		repl_ml_compare_read_clock(answer, sight);
+	sight->waits = pq_getmsgbyte(answer) != 0;
 	if (details == REPL_ML_DETAILS_NONE)
 		return;
 	sight->parked = pq_getmsgint64(answer);
@@ -398,7 +400,7 @@ judge_pair(const ReplMlComparison *comparison, const ReplMlSuspect *suspect,
 		return PASSED;
 	if (had->damaged || has->damaged)
 		return are_same(had, has) ? PASSED : FAILED;
-	if (before[a].announces || (now[b].announces && has->kind == 'A') ||
+	if (has->waits || before[a].announces || (now[b].announces && has->kind == 'A') ||
 		may_be_on_its_way(had, has, &now[b]) || may_be_hidden(comparison, had->clock, b, &now[b]))
 		return UNCLEAR;
 	if (has->clock == NULL || !repl_ml_clock_is_within(had->clock, has->clock))

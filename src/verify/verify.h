@@ -99,6 +99,8 @@ typedef struct ReplMlSight
 	char		kind;			/* R: a row, T: a tombstone, A: neither; 0: it has
 								 * not been asked */
 	bool		damaged;		/* the row's clock cannot be read */
+	bool		waits;			/* a change of it will be applied when a lock is
+								 * gone */
 	const ReplMlClock *clock;	/* the row's, or its deletion's; NULL: none */
 	ReplMlDigest content;		/* of the row, without its clock */
 	int64		parked;			/* a parked change; 0: none, or details were not
