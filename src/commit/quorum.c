@@ -388,16 +388,17 @@ repl_ml_quorum_forget_link(int index)
 
 /*
  * Called by a walsender whose peer has spoken and has everything before a
- * position: lets the commits go that this acknowledges.  Returns what
+ * position, in there a commit that ends at "applied": lets the commits go that
+ * this acknowledges.  Returns what
  * repl_ml_quorum_release does.
  */
 bool
-repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged)
+repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged, XLogRecPtr applied)
 {
 	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
 
 	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
-	repl_ml_members_heard(peer, acknowledged);
+	repl_ml_members_heard(peer, acknowledged, applied);
 	return release_commits(database);
 }
 
