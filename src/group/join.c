@@ -662,6 +662,8 @@ leave_secret(void)
 	SPI_execute_with_args("UPDATE repl_ml.local_node SET secret_hash ="
 						  " pg_catalog.sha256(pg_catalog.convert_to($1, 'UTF8'))",
 						  1, types, values, NULL, false, 0);
+	/* that it was set back is durable before a member drops it for that */
+	ForceSyncCommit();
 	repl_ml_commit();
 	MemoryContextSwitchTo(TopMemoryContext);
 	return secret;
@@ -752,6 +754,39 @@ ask_for_return(List *donors, const char *group_id, const char *node_id)
 	ReThrowError(error);
 }
 
+/* Says whether the member was dropped and had that name. */
+static bool
+is_dropped_as(const Member *member, const char *name)
+{
+	return strcmp(member->row[MEMBER_STATE], "dropped") == 0 &&
+		strcmp(member->row[MEMBER_NODE_NAME], name) == 0;
+}
+
+/*
+ * Returns, separated by spaces, the id that this node knows of itself and those that
+ * the donor has dropped with it: what it became after that and is no more.
+ */
+static char *
+former_ids(Candidate *candidate, const char *node_id)
+{
+	StringInfo	ids = makeStringInfo();
+	Member	   *self = NULL;
+	ListCell   *lc;
+
+	/* they are in order */
+	appendStringInfoString(ids, node_id);
+	foreach(lc, candidate->members)
+	{
+		Member	   *member = lfirst(lc);
+
+		if (strcmp(member->row[MEMBER_NODE_ID], node_id) == 0)
+			self = member;
+		else if (self != NULL && is_dropped_as(member, self->row[MEMBER_NODE_NAME]))
+			appendStringInfo(ids, " %s", member->row[MEMBER_NODE_ID]);
+	}
+	return ids->data;
+}
+
 /*
  * Tells all members that the node is no more who it was.  Raises an error unless
  * more than half of them can be reached: a new id takes so many, and would be
@@ -760,7 +795,7 @@ ask_for_return(List *donors, const char *group_id, const char *node_id)
 static void
 leave_former_id(Candidate *candidate, const char *node_id)
 {
-	const char *params[] = {candidate->group_id, node_id};
+	const char *params[] = {candidate->group_id, former_ids(candidate, node_id)};
 	int			members = count_live_members(candidate);
 	int			reached = 0;
 	StringInfo	reasons = makeStringInfo();
@@ -773,7 +808,9 @@ leave_former_id(Candidate *candidate, const char *node_id)
 
 		if (strcmp(member->row[MEMBER_STATE], "dropped") == 0)
 			continue;
-		if (ask_if_there(member->row[MEMBER_DSN], "SELECT repl_ml.forget_node($1, $2)",
+		if (ask_if_there(member->row[MEMBER_DSN],
+						 "SELECT pg_catalog.count(repl_ml.forget_node($1, i::pg_catalog.int4)::text)"
+						 " FROM pg_catalog.regexp_split_to_table($2, ' ') i",
 						 lengthof(params), params, &error))
 			reached++;
 		else
@@ -792,14 +829,17 @@ leave_former_id(Candidate *candidate, const char *node_id)
 static void
 take_present_name(ReplMlJoinRequest *request, Candidate *candidate, const char *node_id)
 {
+	bool		found = false;
 	ListCell   *lc;
 
 	foreach(lc, candidate->members)
 	{
 		Member	   *member = lfirst(lc);
 
-		if (strcmp(member->row[MEMBER_NODE_ID], node_id) != 0)
+		if (strcmp(member->row[MEMBER_NODE_ID], node_id) != 0 &&
+			(!found || !is_dropped_as(member, NameStr(request->node_name))))
 			continue;
+		found = true;
 		namestrcpy(&request->node_name, member->row[MEMBER_NODE_NAME]);
 		strlcpy(request->dsn, member->row[MEMBER_DSN], REPL_ML_DSN_LENGTH);
 	}
