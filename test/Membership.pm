@@ -148,14 +148,16 @@ sub save_directory
 sub restore_in_place
 {
 	my ($from, $to) = @_;
-	my @here = split /\n/, `cd '$to' && find . ! -type d`;
-	my %there = map { $_ => 1 } split /\n/, `cd '$from' && find . ! -type d`;
+	my @here = split /\n/, `cd '$to' && find . -depth`;
+	my %there = map { $_ => 1 } split /\n/, `cd '$from' && find .`;
 
-	unlink map { "$to/$_" } grep { !$there{$_} } @here;
-	foreach my $file (keys %there)
+	foreach my $file (map { "$to/$_" } grep { !$there{$_} } @here)
 	{
-		system("cat '$from/$file' > '$to/$file'") == 0 or die;
+		-d $file ? rmdir $file : unlink $file;
 	}
+	# of a file that is there cp writes the contents
+	system('cp', '-R', "$from/.", $to) == 0 or die 'cp failed';
+	return;
 }
 
 1;

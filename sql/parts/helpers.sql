@@ -129,12 +129,22 @@ CREATE FUNCTION repl_ml.known_of(node integer, OUT server_start timestamptz, OUT
     $$;
 COMMENT ON FUNCTION repl_ml.known_of(integer) IS 'how far a peer has come, as this node knows: what it must not be behind when it has been started again';
 
+-- A node that was set back, and came back under another id, may be set back again, to what it was before. So it is with one that a
+-- person had leave and join.
+CREATE FUNCTION repl_ml.successor_of(node integer) RETURNS SETOF repl_ml.member
+    LANGUAGE sql STABLE ROWS 1 SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT s.* FROM repl_ml.member m JOIN repl_ml.member s ON (s.node_name, s.system_identifier) = (m.node_name, m.system_identifier)
+     WHERE m.node_id = node AND m.state = 'dropped' AND s.state <> 'dropped' AND s.node_id > node
+    $$;
+COMMENT ON FUNCTION repl_ml.successor_of(integer) IS 'the member that the database of a dropped node has become since, under its name';
+
 -- What a peer asks before anything else
 CREATE FUNCTION repl_ml.local_info(asked_by integer DEFAULT NULL,
     OUT version text, OUT group_id uuid, OUT group_name name, OUT node_id integer, OUT node_name name, OUT state text,
     OUT fenced boolean, OUT system_identifier bigint, OUT database oid, OUT flush_lsn pg_lsn, OUT asker_dropped boolean,
     OUT incarnation integer, OUT asker_incarnation integer, OUT server_start timestamptz, OUT brings_rows boolean,
-    OUT asker_start timestamptz, OUT asker_sequence bigint, OUT asker_lsn pg_lsn, OUT asker_counter bigint, OUT asker_applied pg_lsn)
+    OUT asker_start timestamptz, OUT asker_sequence bigint, OUT asker_lsn pg_lsn, OUT asker_counter bigint, OUT asker_applied pg_lsn, OUT asker_succeeded timestamptz)
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT e.extversion, l.group_id, l.group_name, l.node_id, l.node_name, l.state,
@@ -145,7 +155,8 @@ CREATE FUNCTION repl_ml.local_info(asked_by integer DEFAULT NULL,
            l.incarnation, (SELECT m.incarnation FROM repl_ml.member m WHERE m.node_id = asked_by),
            pg_catalog.pg_postmaster_start_time(), l.node_id IS NOT NULL AND NOT l.copy_data AND l.donor IS NOT NULL,
            k.server_start, k.sequence, k.lsn, k.counter,
-           CASE WHEN asked_by IS NOT NULL AND NOT pg_catalog.pg_is_in_recovery() THEN (SELECT w.applied_lsn FROM repl_ml.write_members() w WHERE w.node_id = asked_by) END
+           CASE WHEN asked_by IS NOT NULL AND NOT pg_catalog.pg_is_in_recovery() THEN (SELECT w.applied_lsn FROM repl_ml.write_members() w WHERE w.node_id = asked_by) END,
+           (SELECT s.joined_at FROM repl_ml.successor_of(asked_by) s)
       FROM pg_catalog.pg_extension e CROSS JOIN repl_ml.local_fingerprint() f LEFT JOIN repl_ml.local_node l ON true
       LEFT JOIN LATERAL (SELECT o.* FROM repl_ml.known_of(asked_by) o WHERE asked_by IS NOT NULL AND NOT pg_catalog.pg_is_in_recovery()) k ON true
      WHERE e.extname = 'repl_ml'

@@ -155,6 +155,26 @@ CREATE FUNCTION repl_ml.note_set_back(peer integer, known_start timestamptz, seq
     $$;
 COMMENT ON FUNCTION repl_ml.note_set_back(integer, timestamptz, bigint, pg_lsn, bigint) IS 'called by a peer, or here with what a peer says: whether this node was set back, which is noted; null if it was not';
 
+-- For an apply worker whose peer says that the other members have dropped this node; succeeded: when it became another one
+CREATE FUNCTION repl_ml.note_dropped(peer integer, succeeded timestamptz) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        start repl_ml.server_start;
+    BEGIN
+        -- its server has been started since then as what it was before
+        SELECT * INTO start FROM repl_ml.server_start s WHERE s.started_at > succeeded ORDER BY s.started_at LIMIT 1;
+        IF NOT FOUND THEN
+            UPDATE repl_ml.local_node SET state = 'dropped';
+            RETURN;
+        END IF;
+        UPDATE repl_ml.local_node l SET state = 'set_back', donor = note_dropped.peer, former_node = l.node_id, former_safe = start.safe_counter, former_counter = start.counter, secret_hash = NULL;
+        RAISE LOG 'this node has been set back to what it was under a former id and leaves its group, to come back under a new id';
+        PERFORM repl_ml.wake_workers();
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.note_dropped(integer, timestamptz) IS 'notes that the other members have dropped this node: for good, or, if it has joined under another id since, as one that was set back to before that';
+
 -- A member that is asked to let in a node that was set back looks for itself whether the node says so
 CREATE FUNCTION repl_ml.return_secret(in_group uuid, node integer) RETURNS text
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -168,16 +188,18 @@ CREATE FUNCTION repl_ml.readmit_node(in_group uuid, node integer) RETURNS void
     AS $$
     DECLARE
         known repl_ml.member;
+        successor repl_ml.member;
         secret text;
     BEGIN
         PERFORM repl_ml.require_member();
         SELECT m.* INTO known FROM repl_ml.member m JOIN repl_ml.local_node l ON l.group_id = in_group AND l.node_id <> node WHERE m.node_id = node;
+        SELECT * INTO successor FROM repl_ml.successor_of(known.node_id);
         -- one that a person has dropped does not come back by itself
-        IF known.state = 'dropped' AND NOT EXISTS (SELECT FROM repl_ml.invitation i WHERE i.node_name = known.node_name AND i.invited_by = pg_catalog.format('node %s', node)::name) THEN
+        IF known.state = 'dropped' AND successor.node_id IS NULL AND NOT EXISTS (SELECT FROM repl_ml.invitation i WHERE i.node_name = known.node_name AND i.invited_by = pg_catalog.format('node %s', node)::name) THEN
             known.node_id := NULL;
         END IF;
         IF known.node_id IS NOT NULL THEN
-            secret := (repl_ml.ask_members(ARRAY[known.dsn], pg_catalog.format('SELECT repl_ml.return_secret(%L, %s)', in_group, node)))[1];
+            secret := (repl_ml.ask_members(ARRAY[coalesce(successor.dsn, known.dsn)], pg_catalog.format('SELECT repl_ml.return_secret(%L, %s)', in_group, node)))[1];
         END IF;
         IF secret IS NULL THEN
             RAISE EXCEPTION 'node % cannot come back to the group by itself', node USING ERRCODE = 'object_not_in_prerequisite_state',
@@ -185,7 +207,8 @@ CREATE FUNCTION repl_ml.readmit_node(in_group uuid, node integer) RETURNS void
                 HINT = CASE WHEN known.node_id IS NULL THEN 'Run SELECT repl_ml.leave_group(force => true, keep_clocks => true) there, and join it again with copy_data => false.'
                             ELSE 'If the node has another address now, run SELECT repl_ml.set_node_address(...) on a member. If the one that asks is a copy of a node that runs, run SELECT repl_ml.leave_group(force => true) there.' END;
         END IF;
-        UPDATE repl_ml.member m SET state = 'dropped' WHERE m.node_id = node AND m.state <> 'dropped';
+        -- what is found there is not what came after it, either
+        UPDATE repl_ml.member m SET state = 'dropped' WHERE m.node_id IN (node, successor.node_id) AND m.state <> 'dropped';
         INSERT INTO repl_ml.invitation AS i (node_name, secret_hash, valid_until, invited_by)
         VALUES (known.node_name, pg_catalog.decode(secret, 'hex'), pg_catalog.clock_timestamp() + '10 min', pg_catalog.format('node %s', node)::name)
         ON CONFLICT ON CONSTRAINT invitation_pkey DO UPDATE SET secret_hash = excluded.secret_hash, valid_until = excluded.valid_until, invited_by = excluded.invited_by;

@@ -65,6 +65,7 @@ typedef struct PeerInfo
 	bool		brings_rows;	/* it joins, or has joined, with rows of its own */
 	char	   *knows_of_us[KNOWN_COLUMNS]; /* see repl_ml.known_of() */
 	XLogRecPtr	applied;		/* we have acknowledged a commit that ends there */
+	char	   *succeeded;		/* when we became another member; NULL: we have not */
 } PeerInfo;
 
 static PeerInfo ask_peer(ReplMlApply *apply);
@@ -308,9 +309,9 @@ check_progress(ReplMlApply *apply, const PeerInfo *info)
 static PeerInfo
 ask_peer(ReplMlApply *apply)
 {
-	static const Oid types[14 + KNOWN_COLUMNS] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
+	static const Oid types[15 + KNOWN_COLUMNS] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
 		BOOLOID, OIDOID, PG_LSNOID, BOOLOID, INT4OID, INT4OID, TIMESTAMPTZOID, BOOLOID, TEXTOID,
-	TEXTOID, TEXTOID, TEXTOID, PG_LSNOID};
+	TEXTOID, TEXTOID, TEXTOID, PG_LSNOID, TEXTOID};
 	PeerInfo	info = {0};
 	char	   *fields[5];
 	ReplMlResult *result = repl_ml_stream_query(apply->connection.stream,
@@ -326,7 +327,7 @@ ask_peer(ReplMlApply *apply)
 														 " asker_sequence::pg_catalog.text,"
 														 " asker_lsn::pg_catalog.text,"
 														 " asker_counter::pg_catalog.text,"
-														 " asker_applied"
+														 " asker_applied, asker_succeeded::pg_catalog.text"
 														 " FROM repl_ml.local_info(%d)",
 														 apply->self), lengthof(types), types);
 
@@ -362,6 +363,9 @@ ask_peer(ReplMlApply *apply)
 								TextDatumGetCString(result->slot->tts_values[13 + i]));
 	info.applied = result->slot->tts_isnull[13 + KNOWN_COLUMNS] ? InvalidXLogRecPtr :
 		DatumGetLSN(result->slot->tts_values[13 + KNOWN_COLUMNS]);
+	info.succeeded = result->slot->tts_isnull[14 + KNOWN_COLUMNS] ? NULL :
+		MemoryContextStrdup(apply->message_context,
+							TextDatumGetCString(result->slot->tts_values[14 + KNOWN_COLUMNS]));
 	repl_ml_stream_free(result);
 	return info;
 }
@@ -406,7 +410,9 @@ check_peer(ReplMlApply *apply, const PeerInfo *info)
 	if (info->we_are_dropped)
 	{
 		repl_ml_begin();
-		SPI_execute("UPDATE repl_ml.local_node SET state = 'dropped'", false, 0);
+		SPI_execute(psprintf("SELECT repl_ml.note_dropped(%d, %s)", apply->peer->node_id,
+							 info->succeeded == NULL ? "NULL" :
+							 quote_literal_cstr(info->succeeded)), false, 0);
 		repl_ml_commit();
 		StartTransactionCommand();
 		(void) repl_ml_identity_require();
