@@ -146,7 +146,12 @@ CREATE FUNCTION repl_ml.note_set_back(peer integer, known_start timestamptz, seq
         ELSE
             RETURN NULL;
         END IF;
-        UPDATE repl_ml.local_node l SET state = 'set_back', donor = note_set_back.peer, former_node = l.node_id, former_safe = start.safe_counter, former_counter = start.counter, secret_hash = NULL;
+        -- the first one that finds it out has said since when
+        UPDATE repl_ml.local_node l SET state = 'set_back', donor = note_set_back.peer, former_node = l.node_id, former_safe = start.safe_counter, former_counter = start.counter, secret_hash = NULL
+         WHERE l.node_id = self.node_id AND l.state <> 'set_back';
+        IF NOT FOUND THEN
+            RETURN reason;
+        END IF;
         RAISE LOG 'node "%" has been set back to an older state and leaves its group, to come back under a new id', self.node_name
             USING DETAIL = reason;
         PERFORM repl_ml.wake_workers();

@@ -327,7 +327,8 @@ ask_peer(ReplMlApply *apply)
 														 " asker_sequence::pg_catalog.text,"
 														 " asker_lsn::pg_catalog.text,"
 														 " asker_counter::pg_catalog.text,"
-														 " asker_applied, asker_succeeded::pg_catalog.text"
+														 " asker_applied,"
+														 " asker_succeeded::pg_catalog.text"
 														 " FROM repl_ml.local_info(%d)",
 														 apply->self), lengthof(types), types);
 

@@ -809,7 +809,8 @@ leave_former_id(Candidate *candidate, const char *node_id)
 		if (strcmp(member->row[MEMBER_STATE], "dropped") == 0)
 			continue;
 		if (ask_if_there(member->row[MEMBER_DSN],
-						 "SELECT pg_catalog.count(repl_ml.forget_node($1, i::pg_catalog.int4)::text)"
+						 "SELECT pg_catalog.count(repl_ml.forget_node($1,"
+						 " i::pg_catalog.int4)::pg_catalog.text)"
 						 " FROM pg_catalog.regexp_split_to_table($2, ' ') i",
 						 lengthof(params), params, &error))
 			reached++;
