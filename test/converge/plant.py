@@ -45,10 +45,6 @@ class Plants:
     def find_log_row(self, wanted=lambda row: True):
         return next(row for row in self.snapshot.log if (row.table, row.key, row.loser) in self.losers and row.loser_row and wanted(row))
 
-    def is_logged_once(self, snapshot, row):
-        """A version that has lost twice, as to a row and to a unique key, has two log rows."""
-        return sum((other.table, other.key, other.loser) == (row.table, row.key, row.loser) for other in snapshot.log) == 1
-
     def alter_row(self, node, change):
         """Sets columns of the row."""
         node.sql(altering(self.table, "UPDATE %s SET %s" % (self.table, change), "WHERE id = '%s'" % self.key))
@@ -87,11 +83,12 @@ class Plants:
         return lambda: put_back(self.node, self.table, self.text)
 
     def nothing_lost__log_row_gone(self):
-        return self.alter_log(self.node, self.find_log_row(lambda row: self.is_logged_once(self.snapshot, row)), None)
+        return self.alter_log(self.node, self.find_log_row(), None)
 
     def nothing_lost__log_rows_gone(self):
-        return self.on_all(self.alter_log, self.find_log_row(lambda row: all(
-            self.is_logged_once(snapshot, row) for snapshot in self.case.snapshots)), None)
+        """Not of an eviction, of which nothing else may be left that says there was one."""
+        return self.on_all(self.alter_log, self.find_log_row(lambda row: not row.is_eviction() and all(
+            (row.table, row.key, row.loser) in snapshot.logged for snapshot in self.case.snapshots)), None)
 
     def nothing_lost__loser_without_its_row(self):
         return self.alter_log(self.node, self.find_log_row(), "loser_row = NULL")
