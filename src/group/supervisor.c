@@ -625,7 +625,7 @@ write_heartbeat(uint16 self)
 	static SPIPlanPtr write = NULL;
 	static uint64 safe = 1;
 	Oid			types[3] = {INT4OID, INT8OID, InvalidOid};
-	Datum		values[3];
+	Datum		values[3] = {Int32GetDatum(self)};
 	ReplMlClock *behind = compare_clocks();
 	uint64		now = repl_ml_ticker_safe();
 
@@ -634,14 +634,18 @@ write_heartbeat(uint16 self)
 									  "SELECT EXISTS (SELECT FROM repl_ml.eviction),"
 									  " EXISTS (SELECT FROM pg_catalog.pg_prepared_xacts"
 									  " WHERE database OPERATOR(pg_catalog.=)"
-									  " pg_catalog.current_database())",
-									  0, NULL), NULL, NULL, true, 1);
+									  " pg_catalog.current_database()),"
+									  " (SELECT h.safe_counter FROM repl_ml.heartbeat h"
+									  " WHERE h.node_id OPERATOR(pg_catalog.=) $1)",
+									  1, types), values, NULL, true, 1);
+	/* what this node has said holds, also if transactions of before are prepared */
+	if (repl_ml_spi_text(0, 2) != NULL)
+		safe = Max(safe, strtoull(repl_ml_spi_text(0, 2), NULL, 10));
 	if (strcmp(repl_ml_spi_text(0, 1), "f") == 0)
 		safe = Max(safe, now);
 	/* left over by a worker that ended before it told the group */
 	if (strcmp(repl_ml_spi_text(0, 0), "t") == 0)
 		SPI_execute("SELECT repl_ml.announce_evictions()", false, 0);
-	values[0] = Int32GetDatum(self);
 	values[1] = Int64GetDatum((int64) safe);
 	types[2] = repl_ml_clock_type();
 	values[2] = PointerGetDatum(behind);
