@@ -297,6 +297,8 @@ sql($n2, q(SELECT repl_ml.drop_node('n1')));
 becomes($_, 'aborted', 'at nobody, after the drop', $n2, $n3) foreach ($reached_nobody, $last->{token});
 becomes($token, 'acknowledged', 'acknowledged before the drop', $n2, $n3);
 becomes($reached_n2, 'acknowledged', 'at n2 only, after the drop', $n2, $n3);
+# what they had of it is compared, and copied, beside the streams
+poll_until($_, q(SELECT NOT EXISTS (SELECT FROM repl_ml.dropped_node d, repl_ml.stat_apply a WHERE a.node_id <> ALL (d.compared)) AND NOT EXISTS (SELECT FROM repl_ml.table_sync WHERE state = 'pending'))) foreach $n2, $n3;
 wait_converged([ $n2, $n3 ], 't');
 is(sql($n3, "SELECT count(*) FROM repl_ml.transaction_record WHERE node_id = 1"),
 	sql($n2, "SELECT count(*) FROM repl_ml.transaction_record WHERE node_id = 1"), 'n3 has got what n2 remembers');

@@ -29,6 +29,9 @@ poll_until($_, q(SELECT count(*) = 2 FROM repl_ml.tables WHERE state = 'replicat
 sql($n1, q(INSERT INTO t SELECT g, g || repeat('x', 200) FROM generate_series(1, 10000) g; INSERT INTO parted SELECT g, g || repeat('x', 200) FROM generate_series(1, 10000) g; ANALYZE));
 wait_converged(\@nodes);
 
+# who has applied that has told the statistics of it
+poll_until($n2, q(SELECT sum(n_tup_ins) FILTER (WHERE relname = 't') >= 10000 AND sum(n_tup_ins) FILTER (WHERE relname IN ('low', 'rest')) >= 10000 FROM pg_stat_user_tables));
+
 my $asking = q(application_name = 'repl_ml question');
 
 # The keys of the rows that differ, asked of n1.
