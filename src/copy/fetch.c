@@ -50,6 +50,8 @@ typedef struct CopyOf
 	bool		careful;		/* see rows.c */
 } CopyOf;
 
+static void fetch_floors(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name,
+						 const char *table_name);
 static int64 copy_content(ReplMlApply *apply, WalReceiverConn *conn, Oid relid,
 						  const char *schema_name, const char *table_name);
 static void require_same_table(WalReceiverConn *conn, const char *schema_name,
@@ -68,6 +70,35 @@ static List *list_columns(Relation rel, StringInfo list);
 static int	read_copy(void *out, int min, int max);
 
 /*
+ * Learns, before a table of users is copied, which tombstones their writers had
+ * removed when they wrote the rows of that moment: a tombstone that is still here
+ * does not count for these (tombstone.c), and the streams that tell of the
+ * removals may be behind the copy.  In a transaction of its own, as streams write
+ * the same few rows.  The table is locked there first, so that the moment is not
+ * before the last one that rewrote it.
+ */
+static void
+fetch_floors(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name,
+			 const char *table_name)
+{
+	if (strcmp(schema_name, REPL_ML_SCHEMA) == 0)
+		return;
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (OidIsValid(repl_ml_table_local(schema_name, table_name)))
+	{
+		repl_ml_stream_utility(conn, psprintf("LOCK TABLE %s IN ACCESS SHARE MODE",
+											  quote_qualified_identifier(schema_name, table_name)));
+		(void) copy_rows(apply, conn, repl_ml_catalog_oid("collection"), false);
+		repl_ml_targets_close();
+	}
+	PopActiveSnapshot();
+	replorigin_session_origin_lsn = InvalidXLogRecPtr;
+	replorigin_session_origin_timestamp = 0;
+	CommitTransactionCommand();
+}
+
+/*
  * Called by sync.c: joins all rows of one table of the peer, in one transaction,
  * and ticks it off.  A row that the peer has resolved from several versions must
  * come after these, or it would pass for one of them: so they are copied first,
@@ -82,20 +113,21 @@ repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schem
 	Oid			relid;
 	int64		rows = 0;
 
+	copy_bytes = 0;
+	repl_ml_stream_utility(conn, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
+	fetch_floors(apply, conn, schema_name, table_name);
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	repl_ml_crash_copies();
-	copy_bytes = 0;
 	relid = repl_ml_table_local(schema_name, table_name);
 	if (OidIsValid(relid))
 	{
-		repl_ml_stream_utility(conn, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
 		rows = copy_content(apply, conn, relid, schema_name, table_name);
-		repl_ml_stream_utility(conn, "COMMIT");
 		repl_ml_targets_close();
 	}
 	else
 		repl_ml_park_forget_copied(apply->peer->node_id, schema_name, table_name);
+	repl_ml_stream_utility(conn, "COMMIT");
 	repl_ml_unsent_copied(apply, schema_name, table_name);
 
 	/* in the same transaction: after a crash it is copied again */
