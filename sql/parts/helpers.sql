@@ -72,11 +72,11 @@ CREATE FUNCTION repl_ml.worker_stats(
 COMMENT ON FUNCTION repl_ml.worker_stats() IS 'state and counters of this database''s workers since server start; peer 0 is the supervisor. reached_lsn: neither slot nor origin of the link is beyond it, or somebody has moved them; null: not known';
 
 -- The shared memory of commit/quorum.c
-CREATE FUNCTION repl_ml.write_members(OUT node_id integer, OUT reachable boolean, OUT acknowledged_lsn pg_lsn, OUT silent_for interval, OUT applied_lsn pg_lsn)
+CREATE FUNCTION repl_ml.write_members(OUT node_id integer, OUT reachable boolean, OUT acknowledged_lsn pg_lsn, OUT silent_for interval)
     RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'repl_ml_write_members' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 3;
 COMMENT ON FUNCTION repl_ml.write_members() IS
-    'the members that count for write consistency, as this node sees them: whether they are connected and have spoken within two heartbeats, and up to where they have what this node wrote; applied_lsn: the end of a commit in there, the last one unless more are under way; no row while this is not known, as on a node that is not ready';
+    'the members that count for write consistency, as this node sees them: whether they are connected and have spoken within two heartbeats, and up to where they have what this node wrote; no row while this is not known, as on a node that is not ready';
 CREATE FUNCTION repl_ml.write_waiters(OUT pid integer, OUT level text, OUT required integer, OUT waiting_since timestamptz, OUT lsn pg_lsn, OUT parked_on integer[])
     RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'repl_ml_write_waiters' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 2;
@@ -144,7 +144,7 @@ CREATE FUNCTION repl_ml.local_info(asked_by integer DEFAULT NULL,
     OUT version text, OUT group_id uuid, OUT group_name name, OUT node_id integer, OUT node_name name, OUT state text,
     OUT fenced boolean, OUT system_identifier bigint, OUT database oid, OUT flush_lsn pg_lsn, OUT asker_dropped boolean,
     OUT incarnation integer, OUT asker_incarnation integer, OUT server_start timestamptz, OUT brings_rows boolean,
-    OUT asker_start timestamptz, OUT asker_sequence bigint, OUT asker_lsn pg_lsn, OUT asker_counter bigint, OUT asker_applied pg_lsn, OUT asker_succeeded timestamptz)
+    OUT asker_start timestamptz, OUT asker_sequence bigint, OUT asker_lsn pg_lsn, OUT asker_counter bigint, OUT asker_succeeded timestamptz)
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT e.extversion, l.group_id, l.group_name, l.node_id, l.node_name, l.state,
@@ -155,7 +155,6 @@ CREATE FUNCTION repl_ml.local_info(asked_by integer DEFAULT NULL,
            l.incarnation, (SELECT m.incarnation FROM repl_ml.member m WHERE m.node_id = asked_by),
            pg_catalog.pg_postmaster_start_time(), l.node_id IS NOT NULL AND NOT l.copy_data AND l.donor IS NOT NULL,
            k.server_start, k.sequence, k.lsn, k.counter,
-           CASE WHEN asked_by IS NOT NULL AND NOT pg_catalog.pg_is_in_recovery() THEN (SELECT w.applied_lsn FROM repl_ml.write_members() w WHERE w.node_id = asked_by) END,
            (SELECT s.joined_at FROM repl_ml.successor_of(asked_by) s)
       FROM pg_catalog.pg_extension e CROSS JOIN repl_ml.local_fingerprint() f LEFT JOIN repl_ml.local_node l ON true
       LEFT JOIN LATERAL (SELECT o.* FROM repl_ml.known_of(asked_by) o WHERE asked_by IS NOT NULL AND NOT pg_catalog.pg_is_in_recovery()) k ON true

@@ -73,8 +73,6 @@ typedef struct ReplMlMemberState
 	int			node_id;		/* 0: this node */
 	bool		reachable;
 	XLogRecPtr	acknowledged;	/* it has this node's WAL before, durably applied */
-	XLogRecPtr	applied;		/* end of a commit in there, the last one perhaps;
-								 * of this node none */
 	int64		silent;			/* since it last spoke, µs; -1: it has not */
 } ReplMlMemberState;
 
@@ -141,7 +139,6 @@ extern void repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run)
 /* in reply.c */
 extern void repl_ml_reply_watch(void);
 extern int	repl_ml_reply_peer(void);
-extern void repl_ml_reply_sent(XLogRecPtr end);
 extern void repl_ml_reply_written(Size bytes);
 
 /* in members.c */
@@ -171,7 +168,7 @@ extern bool repl_ml_urgency_parse(const char *name, ReplMlUrgency *urgency);
 extern bool repl_ml_quorum_forget(int index, Oid oid);
 extern bool repl_ml_quorum_owns_waits(void);
 extern void repl_ml_quorum_dismiss_strangers(void);
-extern bool repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged, XLogRecPtr applied);
+extern bool repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged);
 extern bool repl_ml_quorum_release(void);
 extern void repl_ml_quorum_sent(TransactionId xid, XLogRecPtr commit, XLogRecPtr lsn);
 extern void repl_ml_quorum_parked(int peer, XLogRecPtr lsn);

@@ -163,7 +163,7 @@ detach_walsender(int code, Datum arg)
  * spoken, and has everything before a position.
  */
 void
-repl_ml_members_heard(int peer, XLogRecPtr acknowledged, XLogRecPtr applied)
+repl_ml_members_heard(int peer, XLogRecPtr acknowledged)
 {
 	ReplMlLink *link = find_link(peer);
 
@@ -171,7 +171,6 @@ repl_ml_members_heard(int peer, XLogRecPtr acknowledged, XLogRecPtr applied)
 		return;
 	link->heard = repl_ml_monotonic_now();
 	link->acknowledged = Max(link->acknowledged, acknowledged);
-	link->applied = Max(link->applied, applied);
 }
 
 /*
@@ -588,7 +587,6 @@ repl_ml_members_states(ReplMlMemberState *states)
 				.node_id = link->peer,
 					.reachable = is_reachable(link),
 					.acknowledged = link->acknowledged,
-					.applied = link->applied,
 					.silent = link->heard == 0 ? -1 : (int64) (now - Min(link->heard, now))
 			};
 	}

@@ -388,17 +388,16 @@ repl_ml_quorum_forget_link(int index)
 
 /*
  * Called by a walsender whose peer has spoken and has everything before a
- * position, in there a commit that ends at "applied": lets the commits go that
- * this acknowledges.  Returns what
+ * position: lets the commits go that this acknowledges.  Returns what
  * repl_ml_quorum_release does.
  */
 bool
-repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged, XLogRecPtr applied)
+repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged)
 {
 	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
 
 	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
-	repl_ml_members_heard(peer, acknowledged, applied);
+	repl_ml_members_heard(peer, acknowledged);
 	return release_commits(database);
 }
 

@@ -33,8 +33,6 @@ typedef struct ReplMlLink
 	XLogRecPtr	busy;			/* it may be long in applying a large change
 								 * that ends here */
 	XLogRecPtr	acknowledged;	/* it has everything before, durably applied */
-	XLogRecPtr	applied;		/* it has the commit that ends here; it may have
-								 * later ones */
 	int			score;			/* how often it was lately among the first that
 								 * acknowledged, up to REPL_ML_BEST_SCORE */
 	bool		careful;		/* a change could not be sent to it: see
@@ -180,7 +178,7 @@ extern void repl_ml_quorum_forget_link(int index);
 extern int	repl_ml_quorum_required(const ReplMlQuorumDatabase *database, ReplMlLevel level);
 
 /* in members.c */
-extern void repl_ml_members_heard(int peer, XLogRecPtr acknowledged, XLogRecPtr applied);
+extern void repl_ml_members_heard(int peer, XLogRecPtr acknowledged);
 extern int	repl_ml_members_reachable(void);
 extern int	repl_ml_members_index(int peer);
 extern void repl_ml_members_name_set(const ReplMlPeerSet *set, char *names, Size size);

@@ -33,7 +33,6 @@
 #define AGAIN_MS	1
 #define LAST_PATIENCE_MS	5000	/* for a peer's answer when the server ends */
 #define HELD_BYTES	8192		/* so much leaves in any case */
-#define COMMITS		1024		/* of more, unacknowledged ones the first are forgotten */
 
 /* Set once, by repl_ml_reply_watch. */
 static int	peer = 0;
@@ -44,10 +43,6 @@ static Size written = 0;
 static bool holding = false;
 
 static XLogRecPtr told = InvalidXLogRecPtr; /* of the last message of a change */
-
-/* Ends of the last commits that were sent and are not acknowledged yet, in their order. */
-static XLogRecPtr commits[COMMITS];
-static int	commit_count = 0;
 
 static int	flush_if_writable(void);
 static void putmessage_noblock(char type, const char *data, size_t length);
@@ -187,32 +182,6 @@ hear_parked(void)
 	repl_ml_quorum_parked(peer, heard);
 }
 
-/* Called by output.c: a commit that changes something is sent, and ends there. */
-void
-repl_ml_reply_sent(XLogRecPtr end)
-{
-	if (commit_count == COMMITS)
-	{
-		commit_count /= 2;
-		memmove(commits, commits + COMMITS - commit_count, commit_count * sizeof(XLogRecPtr));
-	}
-	commits[commit_count++] = end;
-}
-
-/* Forgets the commits before a position; returns where the last of them ends, or 0. */
-static XLogRecPtr
-take_acknowledged(XLogRecPtr acknowledged)
-{
-	XLogRecPtr	last = InvalidXLogRecPtr;
-	int			taken = 0;
-
-	while (taken < commit_count && commits[taken] <= acknowledged)
-		last = commits[taken++];
-	commit_count -= taken;
-	memmove(commits, commits + taken, commit_count * sizeof(XLogRecPtr));
-	return last;
-}
-
 /*
  * Tells quorum.c if the peer has spoken since the last call; what may go for
  * it goes.
@@ -230,7 +199,7 @@ listen_to_peer(void)
 	{
 		reply_time = MyWalSnd->replyTime;
 		acknowledged = MyWalSnd->flush;
-		again = repl_ml_quorum_heard(peer, acknowledged, take_acknowledged(acknowledged));
+		again = repl_ml_quorum_heard(peer, acknowledged);
 	}
 	else if (again)
 		again = repl_ml_quorum_release();

@@ -8,8 +8,7 @@
  * is copied (sync.c): a join may repeat rows, so nothing has to fit exactly.
  * So it is where somebody has moved one of them, of which the worker's place in
  * shared memory tells (reached_lsn), or a gap in the peer's heartbeats
- * (apply/heard.c); and where this server has lost what it had acknowledged, as the
- * peer knows.
+ * (apply/heard.c).
  *
  * Called by the apply worker before it streams (group/worker.c).  Not what is
  * copied (sync.c).  Locks: none while the peer is asked; core's on the catalog
@@ -64,7 +63,6 @@ typedef struct PeerInfo
 	TimestampTz server_start;
 	bool		brings_rows;	/* it joins, or has joined, with rows of its own */
 	char	   *knows_of_us[KNOWN_COLUMNS]; /* see repl_ml.known_of() */
-	XLogRecPtr	applied;		/* we have acknowledged a commit that ends there */
 	char	   *succeeded;		/* when we became another member; NULL: we have not */
 } PeerInfo;
 
@@ -131,8 +129,6 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	if (had_origin)
 		from = replorigin_get_progress(id, false);
 	moved |= is_beyond_reach(apply, from);
-	/* or this node has lost what it had acknowledged, since the last heartbeat perhaps */
-	moved |= from < info.applied;
 	CommitTransactionCommand();
 	check_progress(apply, &info);
 
@@ -309,9 +305,9 @@ check_progress(ReplMlApply *apply, const PeerInfo *info)
 static PeerInfo
 ask_peer(ReplMlApply *apply)
 {
-	static const Oid types[15 + KNOWN_COLUMNS] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
+	static const Oid types[14 + KNOWN_COLUMNS] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
 		BOOLOID, OIDOID, PG_LSNOID, BOOLOID, INT4OID, INT4OID, TIMESTAMPTZOID, BOOLOID, TEXTOID,
-	TEXTOID, TEXTOID, TEXTOID, PG_LSNOID, TEXTOID};
+	TEXTOID, TEXTOID, TEXTOID, TEXTOID};
 	PeerInfo	info = {0};
 	char	   *fields[5];
 	ReplMlResult *result = repl_ml_stream_query(apply->connection.stream,
@@ -327,7 +323,6 @@ ask_peer(ReplMlApply *apply)
 														 " asker_sequence::pg_catalog.text,"
 														 " asker_lsn::pg_catalog.text,"
 														 " asker_counter::pg_catalog.text,"
-														 " asker_applied,"
 														 " asker_succeeded::pg_catalog.text"
 														 " FROM repl_ml.local_info(%d)",
 														 apply->self), lengthof(types), types);
@@ -362,11 +357,9 @@ ask_peer(ReplMlApply *apply)
 		info.knows_of_us[i] = result->slot->tts_isnull[13 + i] ? NULL :
 			MemoryContextStrdup(apply->message_context,
 								TextDatumGetCString(result->slot->tts_values[13 + i]));
-	info.applied = result->slot->tts_isnull[13 + KNOWN_COLUMNS] ? InvalidXLogRecPtr :
-		DatumGetLSN(result->slot->tts_values[13 + KNOWN_COLUMNS]);
-	info.succeeded = result->slot->tts_isnull[14 + KNOWN_COLUMNS] ? NULL :
+	info.succeeded = result->slot->tts_isnull[13 + KNOWN_COLUMNS] ? NULL :
 		MemoryContextStrdup(apply->message_context,
-							TextDatumGetCString(result->slot->tts_values[14 + KNOWN_COLUMNS]));
+							TextDatumGetCString(result->slot->tts_values[13 + KNOWN_COLUMNS]));
 	repl_ml_stream_free(result);
 	return info;
 }

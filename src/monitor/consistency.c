@@ -20,7 +20,7 @@
 #include "commit/commit.h"
 #include "server/server.h"
 
-#define MEMBER_COLUMNS		5
+#define MEMBER_COLUMNS		4
 #define WAITER_COLUMNS		6
 #define STATS_COLUMNS		12
 
@@ -58,10 +58,9 @@ repl_ml_write_members(PG_FUNCTION_ARGS)
 		int			node_id = state->node_id == 0 ? repl_ml_identity()->node_id : state->node_id;
 		Datum		values[MEMBER_COLUMNS] = {Int32GetDatum(node_id),
 			BoolGetDatum(state->reachable), LSNGetDatum(state->acknowledged),
-			microseconds(state->silent), LSNGetDatum(state->applied)};
+			microseconds(state->silent)};
 		bool		nulls[MEMBER_COLUMNS] = {false, false,
-			XLogRecPtrIsInvalid(state->acknowledged), state->silent < 0,
-			XLogRecPtrIsInvalid(state->applied)};
+			XLogRecPtrIsInvalid(state->acknowledged), state->silent < 0};
 
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}

@@ -490,10 +490,7 @@ send_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commi
 	const char *word = repl_ml_urgency_name(urgency);
 
 	if (changes_sent)
-	{
 		repl_ml_quorum_sent(txn->xid, commit_lsn, txn->end_lsn);
-		repl_ml_reply_sent(txn->end_lsn);
-	}
 	if (urgency != REPL_ML_WHENEVER)
 	{
 		OutputPluginPrepareWrite(ctx, false);
