@@ -131,10 +131,10 @@ COMMENT ON FUNCTION repl_ml.known_of(integer) IS 'how far a peer has come, as th
 
 -- A node that was set back, and came back under another id, may be set back again, to what it was before. So it is with one that a
 -- person had leave and join.
-CREATE FUNCTION repl_ml.successor_of(node integer) RETURNS SETOF repl_ml.member
+CREATE FUNCTION repl_ml.successor_of(node integer, OUT node_id integer, OUT dsn text, OUT joined_at timestamptz) RETURNS SETOF record
     LANGUAGE sql STABLE ROWS 1 SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT s.* FROM repl_ml.member m JOIN repl_ml.member s ON (s.node_name, s.system_identifier) = (m.node_name, m.system_identifier)
+    SELECT s.node_id, s.dsn, s.joined_at FROM repl_ml.member m JOIN repl_ml.member s ON (s.node_name, s.system_identifier) = (m.node_name, m.system_identifier)
      WHERE m.node_id = node AND m.state = 'dropped' AND s.state <> 'dropped' AND s.node_id > node
     $$;
 COMMENT ON FUNCTION repl_ml.successor_of(integer) IS 'the member that the database of a dropped node has become since, under its name';

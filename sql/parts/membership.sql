@@ -193,7 +193,7 @@ CREATE FUNCTION repl_ml.readmit_node(in_group uuid, node integer) RETURNS void
     AS $$
     DECLARE
         known repl_ml.member;
-        successor repl_ml.member;
+        successor record;
         secret text;
     BEGIN
         PERFORM repl_ml.require_member();
