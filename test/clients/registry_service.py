@@ -21,7 +21,7 @@ for version in range(first, last + 1):
     for _ in dsns:
         for consistency in old:
             who = trainer if consistency == "session" else server
-            ((seen,),) = who.read(newest, ("churn",), consistency, patience=0.2)
+            ((seen,),) = who.read(newest, ("churn",), consistency, patience=1.0)
             old[consistency] += seen is None or seen < version
 old["late"] = trainer.wait_for_replication(0.2)
 print(json.dumps(old))
