@@ -34,7 +34,9 @@ SHOWN = 12         # findings of a seed
 CONF = ["repl_ml.write_timeout = '%ds'" % WRITE_TIMEOUT, "repl_ml.heartbeat_interval = '200ms'", "wal_sender_timeout = '2s'", "wal_receiver_timeout = '2s'",
         "repl_ml.max_apply_delay = '500ms'", "fsync = on",
         # a client that gives up while the network is cut may leave a session with its locks
-        "tcp_keepalives_idle = 2", "tcp_keepalives_interval = 1", "tcp_keepalives_count = 3"]
+        "tcp_keepalives_idle = 2", "tcp_keepalives_interval = 1", "tcp_keepalives_count = 3",
+        # ... which would have changes parked, that barriers do not wait for, from repl_ml.apply_lock_timeout on
+        "idle_in_transaction_session_timeout = '2s'"]
 REGISTERS = "SELECT key, value, __repl_clock::text FROM history_register WHERE key / 1000000000 = %d ORDER BY key"
 ENTRIES = "SELECT id FROM history_entry WHERE id / 1000000000 = %d ORDER BY id"
 LOSERS = "SELECT (loser_row ->> 'value')::bigint FROM repl_ml.conflict_history WHERE table_name = 'history_register' AND key[1]::bigint / 1000000000 = %d"
