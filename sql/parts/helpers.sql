@@ -205,9 +205,33 @@ CREATE FUNCTION repl_ml.end_old_session(of_node integer) RETURNS boolean
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT pg_catalog.bool_and(pg_catalog.pg_terminate_backend(s.active_pid, 2000)) FROM pg_catalog.pg_replication_slots s
-     WHERE s.slot_name = repl_ml.link_name(of_node) AND s.plugin = 'repl_ml' AND s.active_pid <> pg_catalog.pg_backend_pid()
+     WHERE s.slot_name = repl_ml.link_name(of_node) AND s.active_pid <> pg_catalog.pg_backend_pid()
     $$;
-COMMENT ON FUNCTION repl_ml.end_old_session(integer) IS 'ends the walsender that still serves a peer which connects anew; NULL if there is none';
+COMMENT ON FUNCTION repl_ml.end_old_session(integer) IS 'ends the walsender that still serves a peer which connects anew, or whoever else has its slot; NULL if there is none';
+
+-- The slot by which a peer reads this node
+CREATE FUNCTION repl_ml.slot_fault(of_node integer, OUT fault text, OUT confirmed pg_lsn)
+    LANGUAGE sql VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT CASE WHEN s.slot_name IS NULL THEN 'There is none.'
+                WHEN s.plugin IS DISTINCT FROM 'repl_ml' OR s.database <> pg_catalog.current_database() OR s.temporary OR s.two_phase THEN 'Somebody has made it for something else.'
+                WHEN s.restart_lsn IS NULL OR s.wal_status IS NULL OR s.wal_status = 'lost' THEN 'The server has let go of what it kept.'
+                WHEN s.confirmed_flush_lsn > repl_ml.wal_end() THEN 'It is ahead of the server''s WAL.'
+                -- segments have names of 8 digits for the timeline and 16 for the number
+                WHEN EXISTS (SELECT pg_catalog.upper(pg_catalog.lpad(pg_catalog.to_hex(n / (4294967296 / b.size)), 8, '0') || pg_catalog.lpad(pg_catalog.to_hex(n % (4294967296 / b.size)), 8, '0'))
+                               FROM pg_catalog.generate_series(pg_catalog.div(s.restart_lsn - '0/0', b.size)::bigint, pg_catalog.div(repl_ml.wal_end() - '0/0' - 1, b.size)::bigint) n
+                             EXCEPT SELECT pg_catalog.right(f.name, 16) FROM pg_catalog.pg_ls_waldir() f)
+                    THEN pg_catalog.format('Of the WAL from %s on, which it needs, a part is gone.', s.restart_lsn)
+           END, s.confirmed_flush_lsn
+      FROM (SELECT pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size')) AS size) b
+      LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = repl_ml.link_name(of_node)
+    $$;
+COMMENT ON FUNCTION repl_ml.slot_fault(integer, OUT text, OUT pg_lsn) IS 'why the slot by which a peer reads this node is of no use and has to be made anew, null if it is of use; and up to where the peer had confirmed';
+
+-- How the last stream to a peer ended
+CREATE FUNCTION repl_ml.stream_ended_with(of_node integer) RETURNS text
+    AS 'MODULE_PATHNAME', 'repl_ml_stream_ended_with' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.stream_ended_with(integer) IS 'asked by a peer that connects anew: the SQLSTATE with which the last walsender that served it ended; null where there was no error, or it is not known any more';
 
 -- Which commits of a peer this node has by now, or never will have, of those it had parked something of
 CREATE FUNCTION repl_ml.decided_commits(of_node integer, commits pg_lsn[]) RETURNS text

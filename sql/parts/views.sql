@@ -333,17 +333,18 @@ CREATE VIEW repl_ml.health AS
               FROM repl_ml.parked_change p) c
     UNION ALL
     -- 9. WAL that is kept for peers
-    SELECT 9, 'slots', CASE WHEN pg_catalog.bool_or(p.node_id IS NOT NULL AND (p.wal_status = 'lost' OR p.slot_name IS NULL)) THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
+    SELECT 9, 'slots', CASE WHEN pg_catalog.count(p.fault) > 0 THEN 'error' WHEN pg_catalog.count(p.node_id) > 0 THEN 'warning' ELSE 'ok' END,
            coalesce(pg_catalog.string_agg(CASE WHEN p.slot_name IS NULL THEN pg_catalog.format('Node "%s" has no slot here.', p.node_name)
                              WHEN p.wal_status = 'lost' THEN pg_catalog.format('WAL that node "%s" had not read is gone.', p.node_name)
+                             WHEN p.fault IS NOT NULL THEN pg_catalog.format('The slot of node "%s" is of no use: %s', p.node_name, p.fault)
                              WHEN p.wal_status = 'unreserved' THEN pg_catalog.format('WAL that node "%s" has not read, %s, is removed at the next checkpoint.', p.node_name, pg_catalog.pg_size_pretty(p.kept))
                              ELSE pg_catalog.format('Node "%s" holds back %s of WAL.', p.node_name, pg_catalog.pg_size_pretty(p.kept)) END, ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
                     'No member holds back more WAL than max_wal_size.'),
-           CASE WHEN pg_catalog.bool_or(p.node_id IS NOT NULL AND (p.wal_status = 'lost' OR p.slot_name IS NULL)) THEN 'It is made anew when the node connects, and all tables are then copied and joined.'
+           CASE WHEN pg_catalog.count(p.fault) > 0 THEN 'It is made anew when the node connects, and all tables are then copied and joined.'
                 WHEN pg_catalog.count(p.node_id) > 0 THEN 'Watch the disk. Start the node, or remove it with SELECT repl_ml.drop_node(...) if it will not come back.' END
-      FROM active s LEFT JOIN (SELECT x.*, r.slot_name, r.wal_status, pg_catalog.pg_wal_lsn_diff(repl_ml.wal_end(), r.restart_lsn) AS kept
-                          FROM peer x LEFT JOIN pg_catalog.pg_replication_slots r ON r.slot_name = repl_ml.link_name(x.node_id)) p
-             ON s.state = 'ready' AND p.state = 'ready' AND (p.slot_name IS NULL OR p.wal_status <> 'reserved')
+      FROM active s LEFT JOIN (SELECT x.*, r.slot_name, r.wal_status, f.fault, pg_catalog.pg_wal_lsn_diff(repl_ml.wal_end(), r.restart_lsn) AS kept
+                          FROM peer x LEFT JOIN pg_catalog.pg_replication_slots r ON r.slot_name = repl_ml.link_name(x.node_id) CROSS JOIN LATERAL repl_ml.slot_fault(x.node_id) f) p
+             ON s.state = 'ready' AND p.state = 'ready' AND (p.fault IS NOT NULL OR p.wal_status <> 'reserved')
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
     -- 10. tables that are not what the group's list says

@@ -120,6 +120,11 @@ typedef struct ReplMlConnection
 	bool		progressed;		/* a transaction was applied over it */
 	bool		passed_over;	/* a heartbeat is missing: the link is to be
 								 * made anew */
+	bool		listening;		/* what fails now is the peer's stream */
+	int			failures;		/* of that, in a row, with nothing applied
+								 * between */
+	int			failure;		/* SQLSTATE of the last one */
+	int			patience;		/* so many, and copy/link.c makes the slot anew */
 	TimestampTz last_message_time;
 	int64		clock;			/* as peer_clock, lately */
 	int64		former_clock;	/* ... and before */

@@ -147,6 +147,8 @@ extern void repl_ml_members_attach(int peer);
 extern void repl_ml_members_set_busy(int peer, XLogRecPtr lsn);
 extern void repl_ml_members_alive(int peer);
 extern void repl_ml_members_set_careful(int peer, bool careful);
+extern void repl_ml_members_set_ended(int sqlstate);
+extern int	repl_ml_members_ended(int peer);
 extern bool repl_ml_members_is_careful(int peer);
 extern int	repl_ml_members_peers(int *peers);
 extern int	repl_ml_members_among(const int *peers, int count, int *members);

@@ -31,6 +31,9 @@
 
 static void detach_walsender(int code, Datum arg);
 
+static ReplMlLink *served = NULL;	/* the place of the peer that this walsender
+									 * serves; set by repl_ml_members_attach */
+
 /*
  * Returns what the peer of a link answered, a clock, once link->answered is
  * set.
@@ -131,7 +134,9 @@ repl_ml_members_attach(int peer)
 		link->walsender = MyProcPid;
 		link->heard = repl_ml_monotonic_now();
 		link->decides = true;
+		link->ended_with = 0;
 	}
+	served = link;
 	LWLockRelease(repl_ml_quorum->lock);
 	repl_ml_news_count_walsender(1);
 	before_shmem_exit(detach_walsender, Int32GetDatum(peer));
@@ -251,6 +256,34 @@ repl_ml_members_is_careful(int peer)
 	careful = link != NULL && link->careful;
 	LWLockRelease(repl_ml_quorum->lock);
 	return careful;
+}
+
+/*
+ * Called by a walsender whose stream ends with an error.  Takes no lock, as it may
+ * still hold whatever it held then; the place is its own as long as it serves the
+ * peer.
+ */
+void
+repl_ml_members_set_ended(int sqlstate)
+{
+	if (served != NULL && served->walsender == MyProcPid)
+		served->ended_with = sqlstate;
+}
+
+/* Returns the error with which the last walsender of the peer ended; 0: none. */
+int
+repl_ml_members_ended(int peer)
+{
+	int			sqlstate = 0;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
+	foreach_link(link)
+	{
+		if (link->peer == peer)
+			sqlstate = link->ended_with;
+	}
+	LWLockRelease(repl_ml_quorum->lock);
+	return sqlstate;
 }
 
 /*

@@ -37,6 +37,8 @@ typedef struct ReplMlLink
 								 * acknowledged, up to REPL_ML_BEST_SCORE */
 	bool		careful;		/* a change could not be sent to it: see
 								 * write/output.c */
+	int			ended_with;		/* SQLSTATE of the error that ended the last
+								 * walsender; 0: none */
 	bool		decides;		/* the level quorum needs it, as it is among the
 								 * best */
 	bool		answered;		/* has ever answered a barrier: see answers */

@@ -24,6 +24,7 @@
 #include "replication/walsender.h"
 #include "replication/walsender_private.h"
 #include "storage/latch.h"
+#include "utils/builtins.h"
 #include "utils/timeout.h"
 
 #include "commit/commit.h"
@@ -34,10 +35,6 @@
 #define LAST_PATIENCE_MS	5000	/* for a peer's answer when the server ends */
 #define HELD_BYTES	8192		/* so much leaves in any case */
 
-/* Set once, by repl_ml_reply_watch. */
-static int	peer = 0;
-static TimeoutId timeout_id;
-
 /* Written since the last flush; and whether that is on purpose. */
 static Size written = 0;
 static bool holding = false;
@@ -45,6 +42,7 @@ static bool holding = false;
 static XLogRecPtr told = InvalidXLogRecPtr; /* of the last message of a change */
 
 static int	flush_if_writable(void);
+static int	putmessage(char type, const char *data, size_t length);
 static void putmessage_noblock(char type, const char *data, size_t length);
 static bool is_send_pending(void);
 static bool may_hold(void);
@@ -53,6 +51,16 @@ static void listen_to_peer(void);
 static void hurry_at_end(void);
 static void wake_walsender(void);
 
+/* Set once, by repl_ml_reply_watch. */
+static int	peer = 0;
+static TimeoutId timeout_id;
+static ReplMlWatcher watcher = {
+	.putmessage = putmessage,
+	.putmessage_noblock = putmessage_noblock,
+	.flush_if_writable = flush_if_writable,
+	.is_send_pending = is_send_pending
+};
+
 /*
  * Called in a walsender that begins to serve a slot: if the slot is a peer's,
  * its replies count from now on.
@@ -60,11 +68,6 @@ static void wake_walsender(void);
 void
 repl_ml_reply_watch(void)
 {
-	static ReplMlWatcher watcher = {
-		.putmessage_noblock = putmessage_noblock,
-		.flush_if_writable = flush_if_writable,
-		.is_send_pending = is_send_pending
-	};
 	Oid			database;
 	int			node_id;
 
@@ -137,6 +140,26 @@ putmessage_noblock(char type, const char *data, size_t length)
 			return;
 	}
 	repl_ml_messages_put_noblock(type, data, length);
+}
+
+/*
+ * Sees what the walsender says outside the stream: of an error, which ends that,
+ * it notes the SQLSTATE, which the peer does not get to know of core's client
+ * (copy/link.c).  The fields of the message are those of the protocol.
+ */
+static int
+putmessage(char type, const char *data, size_t length)
+{
+	const char *end = data + length;
+
+	for (const char *field = data; type == 'E' && field < end && *field != '\0';
+		 field += strnlen(field, end - field) + 1)
+	{
+		if (*field == PG_DIAG_SQLSTATE && end - field > 1 + 5)
+			repl_ml_members_set_ended(MAKE_SQLSTATE(field[1], field[2], field[3], field[4],
+													field[5]));
+	}
+	return repl_ml_messages_put(&watcher, type, data, length);
 }
 
 /*
@@ -236,4 +259,19 @@ static void
 wake_walsender(void)
 {
 	SetLatch(MyLatch);
+}
+
+PG_FUNCTION_INFO_V1(repl_ml_stream_ended_with);
+
+/* repl_ml.stream_ended_with(of_node): the SQLSTATE, or null. */
+Datum
+repl_ml_stream_ended_with(PG_FUNCTION_ARGS)
+{
+	int			sqlstate;
+
+	repl_ml_shmem_require();
+	sqlstate = repl_ml_members_ended(PG_GETARG_INT32(0));
+	if (sqlstate == 0)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(unpack_sql_state(sqlstate)));
 }

@@ -44,6 +44,9 @@
 #define MOVED_HINT	"Leave replication slots and origins whose names begin with \"repl_ml_\" to " \
 					"repl_ml."
 
+#define FEWEST_FAILURES	5		/* of a stream, in a row, before its slot is given up; ever
+								 * more if another one is no better */
+
 #define KNOWN_COLUMNS	4		/* of repl_ml.known_of() */
 
 /* What the peer says of itself; see repl_ml.local_info(). */
@@ -70,10 +73,11 @@ static PeerInfo ask_peer(ReplMlApply *apply);
 static void check_progress(ReplMlApply *apply, const PeerInfo *info);
 static void check_peer(ReplMlApply *apply, const PeerInfo *info);
 static void end_old_session(ReplMlApply *apply);
-static bool slot_is_usable(ReplMlApply *apply, const char *slot, XLogRecPtr *confirmed);
+static char *find_slot_fault(ReplMlApply *apply, XLogRecPtr *confirmed);
+static char *find_stream_fault(ReplMlApply *apply);
 static bool is_beyond_reach(ReplMlApply *apply, XLogRecPtr lsn);
 static void order_new_link(ReplMlApply *apply, const PeerInfo *info, const char *slot,
-						   bool had_origin, bool usable);
+						   bool had_origin, const char *fault);
 static XLogRecPtr make_slot(ReplMlApply *apply, const char *slot);
 static void make_origin(const char *origin, XLogRecPtr from);
 static void order_copies(ReplMlApply *apply, const PeerInfo *info, bool rebuilt);
@@ -94,7 +98,7 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	XLogRecPtr	confirmed;
 	bool		had_origin;
 	bool		moved = apply->connection.passed_over;
-	bool		usable;
+	char	   *fault;
 
 	/* a joining node is on the list a moment before it knows itself */
 	while (info.node_id == 0 && strcmp(apply->peer->state, "joining") == 0 &&
@@ -132,11 +136,13 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	CommitTransactionCommand();
 	check_progress(apply, &info);
 
-	usable = slot_is_usable(apply, slot, &confirmed);
-	moved |= usable && is_beyond_reach(apply, confirmed);
-	if (!had_origin || !usable || moved)
+	fault = find_slot_fault(apply, &confirmed);
+	if (fault == NULL)
+		fault = find_stream_fault(apply);
+	moved |= fault == NULL && is_beyond_reach(apply, confirmed);
+	if (!had_origin || fault != NULL || moved)
 	{
-		order_new_link(apply, &info, slot, had_origin, usable);
+		order_new_link(apply, &info, slot, had_origin, fault);
 		confirmed = from = make_slot(apply, slot);
 		StartTransactionCommand();
 		make_origin(origin, from);
@@ -177,14 +183,23 @@ is_beyond_reach(ReplMlApply *apply, XLogRecPtr lsn)
  */
 static void
 order_new_link(ReplMlApply *apply, const PeerInfo *info, const char *slot, bool had_origin,
-			   bool usable)
+			   const char *fault)
 {
-	if (had_origin && !usable)
+	if (had_origin && fault != NULL)
+	{
+		ErrorData	error = {
+			.sqlerrcode = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+			.message = psprintf("slot \"%s\" on node \"%s\" is lost and is made anew: %s",
+								slot, apply->peer->node_name, fault)
+		};
+
+		repl_ml_apply_show_error(apply, &error);
 		ereport(WARNING,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("slot \"%s\" on node \"%s\" is lost and is made anew",
 						slot, apply->peer->node_name),
-				 errdetail("All tables are copied from that node again and joined.")));
+				 errdetail("%s All tables are copied from that node again and joined.", fault)));
+	}
 	else if (had_origin)
 	{
 		ErrorData	error = {
@@ -443,7 +458,8 @@ check_peer(ReplMlApply *apply, const PeerInfo *info)
 
 /*
  * Ends the walsender that still has our slot: its network may have failed
- * without a word, and it would notice only when its kernel tries again.
+ * without a word, and it would notice only when its kernel tries again.  Nor may
+ * anybody else keep the slot's name.
  */
 static void
 end_old_session(ReplMlApply *apply)
@@ -454,36 +470,104 @@ end_old_session(ReplMlApply *apply)
 }
 
 /*
- * Says whether the slot is there, ours, and has kept everything; sets what it
- * was told that we have.  One that is ahead of the peer's WAL was told so by
- * mistake, and would leave out what comes up to there.
+ * Returns why the slot is of no use: it is not there, not ours, or has not kept
+ * everything; NULL if it is of use.  Sets what the slot was told that we have.
+ * One that is ahead of the peer's WAL was told so by mistake, and would leave out
+ * what comes up to there.
  */
-static bool
-slot_is_usable(ReplMlApply *apply, const char *slot, XLogRecPtr *confirmed)
+static char *
+find_slot_fault(ReplMlApply *apply, XLogRecPtr *confirmed)
 {
 	static const Oid types[2] = {TEXTOID, PG_LSNOID};
-	char	   *sql = psprintf("SELECT wal_status, confirmed_flush_lsn"
-							   " FROM pg_catalog.pg_replication_slots"
-							   " WHERE slot_name OPERATOR(pg_catalog.=) %s"
-							   " AND plugin OPERATOR(pg_catalog.=) '%s'"
-							   " AND database OPERATOR(pg_catalog.=) pg_catalog.current_database()"
-							   " AND NOT temporary"
-							   " AND confirmed_flush_lsn OPERATOR(pg_catalog.<=)"
-							   " pg_catalog.pg_current_wal_flush_lsn()",
-							   quote_literal_cstr(slot), REPL_ML_PLUGIN);
-	ReplMlResult *result = repl_ml_stream_query(apply->connection.stream, sql, 2, types);
-	bool		usable = false;
+	ReplMlResult *result = repl_ml_stream_query(apply->connection.stream,
+												psprintf("SELECT fault, confirmed"
+														 " FROM repl_ml.slot_fault(%d)",
+														 apply->self), 2, types);
+	char	   *fault = NULL;
 
-	*confirmed = InvalidXLogRecPtr;
-	if (repl_ml_stream_next(result))
+	if (!repl_ml_stream_next(result))
+		elog(ERROR, "no row from repl_ml.slot_fault");
+	slot_getallattrs(result->slot);
+	if (!result->slot->tts_isnull[0])
+		fault = MemoryContextStrdup(apply->message_context,
+									TextDatumGetCString(result->slot->tts_values[0]));
+	*confirmed = result->slot->tts_isnull[1] ? InvalidXLogRecPtr :
+		DatumGetLSN(result->slot->tts_values[1]);
+	repl_ml_stream_free(result);
+	return fault;
+}
+
+/*
+ * Returns the SQLSTATE of the error that ended the last stream; 0 if the peer does
+ * not know it any more, as after a restart.  Of what ends it while it runs core's
+ * client says only that something did.
+ */
+static int
+find_stream_error(ReplMlApply *apply)
+{
+	static const Oid types[1] = {TEXTOID};
+	int			sqlstate = apply->connection.failure;
+	ReplMlResult *result;
+
+	if (sqlstate != ERRCODE_PROTOCOL_VIOLATION)
+		return sqlstate;
+	sqlstate = 0;
+	result = repl_ml_stream_query(apply->connection.stream,
+								  psprintf("SELECT repl_ml.stream_ended_with(%d)", apply->self),
+								  1, types);
+	if (repl_ml_stream_next(result) &&
+		(slot_getallattrs(result->slot), !result->slot->tts_isnull[0]))
 	{
-		slot_getallattrs(result->slot);
-		usable = !result->slot->tts_isnull[0] &&
-			strcmp(TextDatumGetCString(result->slot->tts_values[0]), "lost") != 0;
-		*confirmed = DatumGetLSN(result->slot->tts_values[1]);
+		const char *state = TextDatumGetCString(result->slot->tts_values[0]);
+
+		if (strlen(state) == 5)
+			sqlstate = MAKE_SQLSTATE(state[0], state[1], state[2], state[3], state[4]);
 	}
 	repl_ml_stream_free(result);
-	return usable;
+	return sqlstate;
+}
+
+/* Says whether what ends a stream with that error may be over by itself, or by a setting. */
+static bool
+may_pass(int sqlstate)
+{
+	switch (ERRCODE_TO_CATEGORY(sqlstate))
+	{
+		case 0:					/* it is not known */
+		case MAKE_SQLSTATE('0', '8', '0', '0', '0'):	/* connection */
+		case MAKE_SQLSTATE('2', '8', '0', '0', '0'):	/* authorization */
+		case MAKE_SQLSTATE('4', '0', '0', '0', '0'):	/* rollback */
+		case MAKE_SQLSTATE('5', '3', '0', '0', '0'):	/* disk, memory */
+		case MAKE_SQLSTATE('5', '7', '0', '0', '0'):	/* shutdown, cancel */
+			return true;
+		default:
+			return sqlstate == ERRCODE_INSUFFICIENT_PRIVILEGE ||
+				sqlstate == ERRCODE_OBJECT_IN_USE ||
+				sqlstate == ERRCODE_LOCK_NOT_AVAILABLE;
+	}
+}
+
+/*
+ * Returns why the slot is given up, though nothing can be seen of it: its stream
+ * has ended with an error again and again, as of WAL that is damaged, and nothing
+ * came over it.  NULL otherwise.
+ */
+static char *
+find_stream_fault(ReplMlApply *apply)
+{
+	int			patience = Max(apply->connection.patience, FEWEST_FAILURES);
+	int			sqlstate;
+
+	if (apply->connection.failures < patience)
+		return NULL;
+	sqlstate = find_stream_error(apply);
+	if (may_pass(sqlstate))
+		return NULL;
+	/* if another slot is no better, a copy after each few failures does not help, either */
+	apply->connection.patience = Min(patience * 2, INT_MAX / 2);
+	apply->connection.failures = 0;
+	return psprintf("Its stream has ended %d times with SQLSTATE %s.", patience,
+					unpack_sql_state(sqlstate));
 }
 
 /*

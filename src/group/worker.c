@@ -397,7 +397,9 @@ read_stream(XLogRecPtr from)
 {
 	char	   *slot = repl_ml_origin_name(apply.connection.peer_database, apply.self);
 
+	apply.connection.listening = true;
 	repl_ml_stream_start(apply.connection.stream, slot, from, REPL_ML_PUBLICATION);
+	apply.connection.listening = false;
 	apply.connection.last_message_time = GetCurrentTimestamp();
 	for (;;)
 	{
@@ -462,6 +464,18 @@ flush_delay(void)
 	return FLUSH_DELAY_MS;		/* keep the compiler quiet */
 }
 
+/* Returns the length of the next message of the stream, 0 if none is there yet. */
+static int
+receive(char **data, pgsocket *fd)
+{
+	int			length;
+
+	apply.connection.listening = true;
+	length = walrcv_receive(apply.connection.stream, data, fd);
+	apply.connection.listening = false;
+	return length;
+}
+
 /* Handles what has arrived; then acknowledges and waits for more. */
 static void
 receive_all(void)
@@ -471,7 +485,7 @@ receive_all(void)
 	char	   *data;
 	int			length;
 
-	while ((length = walrcv_receive(apply.connection.stream, &data, &fd)) != 0)
+	while ((length = receive(&data, &fd)) != 0)
 	{
 		CHECK_FOR_INTERRUPTS();
 		repl_ml_check_server();
@@ -934,6 +948,23 @@ give_way(void)
 }
 
 /*
+ * Counts what ends the peer's stream again and again, for copy/link.c, and
+ * forgets that when something has been applied.
+ */
+static void
+count_failure(int sqlstate)
+{
+	if (apply.connection.progressed)
+		apply.connection.failures = apply.connection.patience = 0;
+	if (apply.connection.listening)
+	{
+		apply.connection.failures++;
+		apply.connection.failure = sqlstate;
+	}
+	apply.connection.listening = false;
+}
+
+/*
  * Shows an error, gives everything back and remembers which transaction it
  * hit.  Returns true if the same may be tried again at once.
  */
@@ -959,6 +990,7 @@ recover_from_error(void)
 		 (hit != InvalidXLogRecPtr ? apply.retry.failures : apply.retry.races) == 0);
 	if (!race)
 		EmitErrorReport();
+	count_failure(error->sqlerrcode);
 	FlushErrorState();
 	forget_commit(0, (Datum) 0);
 	AbortOutOfAnyTransaction();
