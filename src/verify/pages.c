@@ -99,6 +99,7 @@ struct ReplMlPages
 	uint32		unsettled_count;	/* of what is put now */
 	StringInfoData unsettled;	/* ... the first of these */
 	int			segment;		/* that is at hand, or TOTAL_SEGMENT */
+	ItemPointerData place;		/* where that is stored; invalid: nowhere */
 	bool		dirty;			/* it has to be written */
 	ReplMlChunk page[SEGMENT_PAGES];
 };
@@ -135,15 +136,14 @@ read_content(ReplMlPages *pages, HeapTuple tuple)
 										   RelationGetDescr(pages->catalog), &isnull));
 }
 
-/* Stores the content of a segment. */
+/* Stores the content of a segment, where it is stored already if that is a place. */
 static void
-store(ReplMlPages *pages, int segment, const void *content, Size size)
+store(ReplMlPages *pages, int segment, ItemPointer place, const void *content, Size size)
 {
 	bytea	   *bytes = palloc(VARHDRSZ + size);
 	Datum		values[Natts_page] = {ObjectIdGetDatum(pages->relid),
 	Int32GetDatum(segment), PointerGetDatum(bytes)};
 	bool		nulls[Natts_page] = {false};
-	HeapTuple	stored = find_stored(pages, segment);
 	HeapTuple	tuple;
 
 	SET_VARSIZE(bytes, VARHDRSZ + size);
@@ -151,13 +151,10 @@ store(ReplMlPages *pages, int segment, const void *content, Size size)
 	tuple = heap_form_tuple(RelationGetDescr(pages->catalog), values, nulls);
 	if (pages->indexes == NULL)
 		pages->indexes = CatalogOpenIndexes(pages->catalog);
-	if (stored == NULL)
-		CatalogTupleInsertWithInfo(pages->catalog, tuple, pages->indexes);
+	if (ItemPointerIsValid(place))
+		CatalogTupleUpdateWithInfo(pages->catalog, place, tuple, pages->indexes);
 	else
-	{
-		CatalogTupleUpdateWithInfo(pages->catalog, &stored->t_self, tuple, pages->indexes);
-		heap_freetuple(stored);
-	}
+		CatalogTupleInsertWithInfo(pages->catalog, tuple, pages->indexes);
 	heap_freetuple(tuple);
 	pfree(bytes);
 }
@@ -169,7 +166,7 @@ static void
 put_segment_away(ReplMlPages *pages)
 {
 	if (pages->dirty && pages->writes)
-		store(pages, pages->segment, pages->page, sizeof(pages->page));
+		store(pages, pages->segment, &pages->place, pages->page, sizeof(pages->page));
 	pages->dirty = false;
 }
 
@@ -188,9 +185,11 @@ take_segment(ReplMlPages *pages, int segment)
 	tuple = find_stored(pages, segment);
 	if (tuple == NULL)
 	{
+		ItemPointerSetInvalid(&pages->place);
 		pages->dirty = true;
 		return;
 	}
+	pages->place = tuple->t_self;
 	content = read_content(pages, tuple);
 	if (VARSIZE_ANY_EXHDR(content) == sizeof(pages->page))
 		memcpy(pages->page, VARDATA_ANY(content), sizeof(pages->page));
@@ -372,7 +371,12 @@ store_total(ReplMlPages *pages)
 {
 	Size		size = offsetof(Total, unsettled) + pages->unsettled.len;
 	Total	   *total = palloc0(size);
+	HeapTuple	stored = find_stored(pages, TOTAL_SEGMENT);
+	ItemPointerData place;
 
+	ItemPointerSetInvalid(&place);
+	if (stored != NULL)
+		place = stored->t_self;
 	total->shape = pages->shape;
 	total->since = pages->since;
 	total->file = pages->file;
@@ -385,7 +389,7 @@ store_total(ReplMlPages *pages)
 		total->file = InvalidOid;
 		size = offsetof(Total, unsettled);
 	}
-	store(pages, TOTAL_SEGMENT, total, size);
+	store(pages, TOTAL_SEGMENT, &place, total, size);
 	pfree(total);
 }
 
