@@ -66,10 +66,20 @@ CREATE FUNCTION repl_ml.worker_stats(
     OUT transactions bigint, OUT changes bigint, OUT conflicts bigint, OUT equal_updates bigint, OUT equal_inserts bigint, OUT parked bigint, OUT retries bigint, OUT errors bigint,
     OUT copy_relation regclass, OUT copy_rows bigint,
     OUT error_time timestamptz, OUT error_sqlstate text, OUT error_message text, OUT error_hint text,
-    OUT last_error_time timestamptz, OUT last_error_sqlstate text, OUT last_error_message text, OUT last_error_hint text)
+    OUT last_error_time timestamptz, OUT last_error_sqlstate text, OUT last_error_message text, OUT last_error_hint text,
+    OUT current_xid xid, OUT current_lsn pg_lsn, OUT current_since timestamptz, OUT current_changes bigint, OUT current_parked bigint, OUT locked_since timestamptz, OUT last_apply_time timestamptz)
     RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'repl_ml_worker_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 3;
 COMMENT ON FUNCTION repl_ml.worker_stats() IS 'state and counters of this database''s workers since server start; peer 0 is the supervisor. reached_lsn: neither slot nor origin of the link is beyond it, or somebody has moved them; null: not known';
+
+-- The connections of the peers that read what this node writes
+CREATE FUNCTION repl_ml.link_stats(OUT peer integer, OUT paused boolean, OUT reachable boolean, OUT silent_since timestamptz, OUT connections bigint, OUT sent_bytes bigint, OUT stats_reset timestamptz)
+    RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'repl_ml_link_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 3;
+COMMENT ON FUNCTION repl_ml.link_stats() IS 'what this server knows of the peers that read what this node writes: paused if one does not because somebody there has paused that, reachable (null: unknown), when it last spoke (null: it has not), and since stats_reset how often it has connected and how many bytes of changes were sent to it';
+CREATE FUNCTION repl_ml.hear_pause(of_node integer) RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_hear_pause' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.hear_pause(integer) IS 'called by a peer as long as it does not read what this node writes because somebody has paused that';
 
 -- The shared memory of commit/quorum.c
 CREATE FUNCTION repl_ml.write_members(OUT node_id integer, OUT reachable boolean, OUT acknowledged_lsn pg_lsn, OUT silent_for interval)

@@ -90,7 +90,7 @@ COMMENT ON VIEW repl_ml.tables IS 'replicated tables and their state on this nod
 
 CREATE VIEW repl_ml.stat_replication AS
     SELECT s.active_pid AS pid, w.usesysid, w.usename, w.application_name, w.client_addr, w.client_hostname, w.client_port,
-           w.backend_start, w.backend_xmin, coalesce(w.state, 'down') AS state, w.sent_lsn, w.write_lsn,
+           w.backend_start, w.backend_xmin, coalesce(w.state, CASE WHEN i.paused THEN 'paused' ELSE 'down' END) AS state, w.sent_lsn, w.write_lsn,
            coalesce(w.flush_lsn, s.confirmed_flush_lsn) AS flush_lsn, w.replay_lsn,
            -- core's are those of the last answer, and stand still with who stands still
            CASE WHEN k.written IS NULL THEN w.write_lag WHEN k.written > '-infinity' THEN pg_catalog.clock_timestamp() - k.written END AS write_lag,
@@ -106,6 +106,7 @@ CREATE VIEW repl_ml.stat_replication AS
       JOIN repl_ml.local_node l ON l.node_id <> m.node_id
       LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = repl_ml.link_name(m.node_id)
       LEFT JOIN pg_catalog.pg_stat_replication w ON w.pid = s.active_pid
+      LEFT JOIN repl_ml.link_stats() i ON i.peer = m.node_id
       LEFT JOIN LATERAL (SELECT '2000-01-01 00:00:00+00'::timestamptz + repl_ml.counter(b.applied, l.node_id) * '1 us'::interval AS applied_own
                            FROM repl_ml.heartbeat b WHERE b.node_id = m.node_id) h ON true
       LEFT JOIN LATERAL (SELECT repl_ml.lacks_since(w.write_lsn) AS written, repl_ml.lacks_since(w.flush_lsn) AS flushed, repl_ml.lacks_since(w.replay_lsn) AS replayed,
@@ -271,13 +272,17 @@ CREATE VIEW repl_ml.health AS
      WHERE s.state = 'ready'
     UNION ALL
     -- 5. peers that do not get what this node writes
-    SELECT 5, 'sending', CASE WHEN pg_catalog.count(p.node_id) = 0 THEN 'ok' ELSE 'error' END,
+    SELECT 5, 'sending', CASE WHEN pg_catalog.count(p.node_id) = 0 THEN 'ok' WHEN pg_catalog.bool_and(i.paused IS TRUE) THEN 'warning' ELSE 'error' END,
            coalesce(pg_catalog.string_agg(pg_catalog.format('Node "%s" %s.', p.node_name,
-                        CASE WHEN w.silent_for IS NULL THEN 'has not been heard since this server''s start'
+                        CASE WHEN i.paused THEN 'does not read what this node writes, as that is paused there'
+                             WHEN w.silent_for IS NULL THEN 'has not been heard since this server''s start'
                              ELSE pg_catalog.format('has not answered for %s seconds', pg_catalog.round(EXTRACT(epoch FROM w.silent_for), 1)) END), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
                     'All members read what this node writes.'),
-           CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'See whether the server runs and can reach this one: on it, SELECT * FROM repl_ml.stat_apply shows the error. Until then this server keeps WAL for it.' END
-      FROM active s LEFT JOIN (repl_ml.write_members() w JOIN peer p USING (node_id)) ON NOT w.reachable
+           CASE WHEN pg_catalog.count(p.node_id) > 0 THEN pg_catalog.concat_ws(' ',
+                     pg_catalog.string_agg(pg_catalog.format('On node "%s" run SELECT repl_ml.resume_apply(%L).', p.node_name, s.node_name), ' ' ORDER BY p.node_id) FILTER (WHERE i.paused),
+                     CASE WHEN NOT pg_catalog.bool_and(i.paused IS TRUE) THEN 'See whether the server runs and can reach this one: on it, SELECT * FROM repl_ml.stat_apply shows the error.' END,
+                     'Until then this server keeps WAL for it.') END
+      FROM active s LEFT JOIN (repl_ml.write_members() w JOIN peer p USING (node_id) LEFT JOIN repl_ml.link_stats() i ON i.peer = p.node_id) ON NOT w.reachable
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
     -- 6. peers of which this node gets nothing
@@ -298,15 +303,41 @@ CREATE VIEW repl_ml.health AS
             WHERE coalesce(w.state, 'stopped') NOT IN ('streaming', 'copying', 'preparing')) p ON true
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
-    -- 7. peers whose changes come late
+    -- 7. peers whose changes come late, and what is in their way: of several causes the first one
     SELECT 7, 'delay', CASE WHEN pg_catalog.count(p.node_id) = 0 THEN 'ok' ELSE 'warning' END,
-           coalesce(pg_catalog.string_agg(pg_catalog.format('What node "%s" wrote in the last %s seconds is not applied here.', p.node_name,
-                        pg_catalog.round(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - p.sent_at), 1)), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
+           coalesce(pg_catalog.string_agg(pg_catalog.format(
+                        CASE WHEN p.cause IS NULL THEN 'No heartbeat of node "%s" has come for %s seconds, though it is connected.' ELSE 'What node "%s" wrote in the last %s seconds is not applied here: %s.' END, p.node_name,
+                        pg_catalog.round(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - p.sent_at), 1), p.cause), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
                     'What the other members write arrives in time.'),
-           CASE WHEN pg_catalog.count(p.node_id) > 0 THEN 'A large transaction or a lock may hold it up: look for the backend "repl_ml apply" in pg_stat_activity.' END
-      FROM active s LEFT JOIN (SELECT x.*, h.sent_at + coalesce(repl_ml.counter(h.behind, l.node_id), 0) * '1 us'::interval AS sent_at
-                                 FROM repl_ml.local_node l CROSS JOIN peer x JOIN repl_ml.heartbeat h ON h.node_id = x.node_id) p
-             ON pg_catalog.clock_timestamp() - p.sent_at > 10 * s.heartbeat
+           pg_catalog.string_agg(DISTINCT p.remedy, ' ')
+      FROM active s LEFT JOIN (
+           SELECT x.*, c.cause, c.remedy
+             FROM active a CROSS JOIN LATERAL (
+                  SELECT y.node_id, y.node_name, h.sent_at + coalesce(repl_ml.counter(h.behind, a.node_id), 0) * '1 us'::interval AS sent_at
+                    FROM peer y JOIN repl_ml.heartbeat h ON h.node_id = y.node_id) x
+             LEFT JOIN repl_ml.worker_stats() w ON w.peer = x.node_id
+            CROSS JOIN LATERAL (SELECT coalesce(pg_catalog.clock_timestamp() - w.last_message_time > 5 * a.heartbeat, true) AS silent,
+                                       EXISTS (SELECT FROM repl_ml.parked_change k WHERE k.put_aside AND k.action = 'bulk' AND k.origin_node = x.node_id) AS bulk) f
+            CROSS JOIN LATERAL (
+                  SELECT CASE WHEN w.state = 'paused' THEN 'that is paused here'
+                              WHEN w.state = 'copying' THEN pg_catalog.format('table %s is being copied from it before', coalesce(w.copy_relation::text, 'after table'))
+                              WHEN coalesce(w.state, 'stopped') <> 'streaming' THEN pg_catalog.format('there is no stream from it (%s)', coalesce(w.state, 'stopped'))
+                              WHEN w.locked_since IS NOT NULL THEN pg_catalog.format('one of its transactions has been waiting since %s for locks of transactions of this node', pg_catalog.date_trunc('second', w.locked_since))
+                              WHEN w.current_parked > 0 THEN pg_catalog.format('its transaction %s cannot be applied, and %s of the %s changes of it that have come are parked so far', w.current_xid, w.current_parked, w.current_changes)
+                              WHEN pg_catalog.clock_timestamp() - w.current_since > a.heartbeat THEN pg_catalog.format('its transaction %s has been being applied since %s, %s changes so far', w.current_xid, pg_catalog.date_trunc('second', w.current_since), w.current_changes)
+                              WHEN f.silent THEN pg_catalog.format('nothing has come from it for %s seconds', pg_catalog.round(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - w.last_message_time), 1))
+                              WHEN f.bulk THEN 'a large transaction of it is being applied before'
+                              WHEN pg_catalog.clock_timestamp() - w.last_apply_time <= 2 * a.heartbeat THEN 'what it wrote before is being applied, and more of it comes than can be applied in time' END,
+                         CASE WHEN w.state = 'paused' THEN pg_catalog.format('Run SELECT repl_ml.resume_apply(%L).', x.node_name)
+                              WHEN w.state = 'copying' THEN 'See how far that is with SELECT * FROM repl_ml.stat_apply.'
+                              WHEN coalesce(w.state, 'stopped') <> 'streaming' THEN 'See the check "applying".'
+                              WHEN w.locked_since IS NOT NULL THEN 'See who holds them with SELECT * FROM pg_stat_activity or pg_prepared_xacts; after repl_ml.apply_lock_timeout the changes that meet them are parked.'
+                              WHEN w.current_parked > 0 THEN 'See the check "parked_changes" for why.'
+                              WHEN pg_catalog.clock_timestamp() - w.current_since > a.heartbeat THEN 'See how far that is with SELECT * FROM repl_ml.stat_apply: current_changes should grow.'
+                              WHEN f.silent THEN 'Check the network to that node and whether its server still works: a connection that is silent for wal_receiver_timeout is ended.'
+                              WHEN f.bulk OR pg_catalog.clock_timestamp() - w.last_apply_time <= 2 * a.heartbeat THEN 'See how far that is with SELECT * FROM repl_ml.stat_apply: heartbeat_age should shrink.'
+                              ELSE pg_catalog.format('On node "%s" see SHOW repl_ml.heartbeat_interval, and with SELECT * FROM repl_ml.stat_replication whether it is still reading its WAL for this node.', x.node_name) END) c (cause, remedy)
+            WHERE pg_catalog.clock_timestamp() - x.sent_at > 10 * a.heartbeat) p ON true
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
     -- 8. changes that could not be applied

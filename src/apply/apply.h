@@ -104,6 +104,13 @@ typedef struct ReplMlTally
 	int64		parked;
 } ReplMlTally;
 
+/* The last status for which an echo was wanted. */
+typedef struct ReplMlPing
+{
+	uint64		sent;			/* when, monotonic; 0: none over this connection */
+	TimestampTz time;			/* ... as the peer was told */
+} ReplMlPing;
+
 /*
  * The connections to the peer, and what was seen over the stream's.  That is
  * made and dropped by worker.c, which notes when the peer last spoke, and looked
@@ -117,6 +124,7 @@ typedef struct ReplMlConnection
 	RepOriginId origin;
 	Oid			peer_database;	/* the peer's, part of its slots' names */
 	bool		answered;		/* it has been made */
+	bool		streams;		/* something has come over it */
 	bool		progressed;		/* a transaction was applied over it */
 	bool		passed_over;	/* a heartbeat is missing: the link is to be
 								 * made anew */
@@ -126,6 +134,7 @@ typedef struct ReplMlConnection
 	int			failure;		/* SQLSTATE of the last one */
 	int			patience;		/* so many, and copy/link.c makes the slot anew */
 	TimestampTz last_message_time;
+	ReplMlPing	ping;
 	int64		clock;			/* as peer_clock, lately */
 	int64		former_clock;	/* ... and before */
 	uint64		clock_since;	/* monotonic: when "lately" began */
@@ -269,6 +278,9 @@ extern void repl_ml_apply_tell_parked(ReplMlApply *apply, XLogRecPtr end);
 extern void repl_ml_apply_reaches(ReplMlApply *apply, XLogRecPtr lsn);
 extern void repl_ml_apply_show_wait(ReplMlApply *apply, const char *message, const char *hint);
 extern void repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error);
+extern void repl_ml_apply_show_transaction(ReplMlApply *apply);
+extern void repl_ml_apply_show_changes(ReplMlApply *apply);
+extern void repl_ml_apply_show_locked(ReplMlApply *apply, TimestampTz since);
 extern void repl_ml_apply_show_copy(ReplMlApply *apply, Oid relid, int64 rows);
 
 /* in pieces.c */

@@ -96,6 +96,7 @@ repl_ml_change_handle(ReplMlApply *apply, LogicalRepRelId id, char action,
 		apply_watched(&one);
 	else
 		apply_carefully(&one);
+	repl_ml_apply_show_changes(apply);
 	repl_ml_crash_writes(InvalidOid);
 }
 

@@ -127,6 +127,7 @@ repl_ml_dispatch_reset(ReplMlApply *apply)
 	apply->blame_transaction = false;
 	apply->batch.crowded = false;
 	memset(&apply->batch.tally, 0, sizeof(apply->batch.tally));
+	repl_ml_apply_show_transaction(apply);
 	repl_ml_crash_rests();
 	repl_ml_targets_forget();
 }
@@ -170,6 +171,7 @@ repl_ml_dispatch_locked(ReplMlApply *apply, XLogRecPtr final_lsn, int sqlstate)
 	if (repl_ml_locked_for_long(sqlstate))
 		apply->retry.locked_since = Min(apply->retry.locked_since,
 								  TimestampTzPlusMilliseconds(now, -repl_ml_apply_lock_timeout));
+	repl_ml_apply_show_locked(apply, apply->retry.locked_since);
 	repl_ml_locked_note(now);
 }
 
@@ -199,6 +201,7 @@ handle_begin(ReplMlApply *apply, StringInfo message)
 		mind_locks(apply);
 	if (begin.final_lsn == apply->retry.blocked_lsn)
 		apply->transaction.mode = REPL_ML_APPLY_ASIDE;
+	repl_ml_apply_show_transaction(apply);
 }
 
 /*
@@ -309,11 +312,15 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 		apply->retry.failures = 0;
 	}
 	if (transaction->final_lsn >= apply->retry.locked_lsn)
+	{
 		apply->retry.locked_lsn = InvalidXLogRecPtr;
+		repl_ml_apply_show_locked(apply, 0);
+	}
 	if (transaction->final_lsn >= apply->retry.blocked_lsn)
 		apply->retry.blocked_lsn = InvalidXLogRecPtr;
 	transaction->open = false;
 	transaction->started = false;
+	repl_ml_apply_show_transaction(apply);
 }
 
 /*
@@ -392,6 +399,7 @@ show_progress(ReplMlApply *apply)
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	apply->worker->applied_lsn = apply->batch.end;
 	apply->worker->applied_commit_time = apply->batch.commit_time;
+	apply->worker->applied_time = GetCurrentTimestamp();
 	apply->worker->transactions += apply->batch.tally.transactions;
 	apply->worker->changes += apply->batch.tally.changes;
 	apply->worker->conflicts += apply->batch.tally.conflicts;

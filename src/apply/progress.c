@@ -77,6 +77,46 @@ repl_ml_apply_show_wait(ReplMlApply *apply, const char *message, const char *hin
 }
 
 /*
+ * Shows which of the peer's transactions is being applied: called by dispatch.c
+ * when it begins, and when there is none any more.
+ */
+void
+repl_ml_apply_show_transaction(ReplMlApply *apply)
+{
+	ReplMlWorker *shown = apply->worker;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	shown->current_xid = apply->transaction.open ? apply->transaction.xid : InvalidTransactionId;
+	shown->current_lsn = apply->transaction.final_lsn;
+	shown->current_since = apply->transaction.open ? GetCurrentTimestamp() : 0;
+	pg_atomic_write_u64(&shown->current_changes, 0);
+	pg_atomic_write_u64(&shown->current_parked, 0);
+	LWLockRelease(repl_ml_shared->lock);
+}
+
+/* Called by change.c after each change: shows how far its transaction is. */
+void
+repl_ml_apply_show_changes(ReplMlApply *apply)
+{
+	pg_atomic_write_u64(&apply->worker->current_changes, apply->transaction.changes);
+	pg_atomic_write_u64(&apply->worker->current_parked, apply->transaction.parked);
+}
+
+/*
+ * Shows since when what is to be applied has been waiting for others' locks; 0: it
+ * does not.
+ */
+void
+repl_ml_apply_show_locked(ReplMlApply *apply, TimestampTz since)
+{
+	if (apply->worker->locked_since == since)
+		return;
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	apply->worker->locked_since = since;
+	LWLockRelease(repl_ml_shared->lock);
+}
+
+/*
  * Notes, before it happens, that the origin is moved to there, or the slot by an
  * acknowledgement: see copy/link.c.
  */
@@ -103,8 +143,8 @@ repl_ml_apply_tell_parked(ReplMlApply *apply, XLogRecPtr end)
 
 	if (end <= told)
 		return;
-	repl_ml_stream_status(apply->connection.stream, told, end, told, false);
-	repl_ml_stream_status(apply->connection.stream, told, end, told, true);
+	(void) repl_ml_stream_status(apply->connection.stream, told, end, told, false, false);
+	(void) repl_ml_stream_status(apply->connection.stream, told, end, told, true, false);
 }
 
 /* Set by those who park, cleared when copy/retry.c has seen them; this file only. */

@@ -59,6 +59,9 @@ typedef struct ReplMlPeerSet
 	uint64		bits[REPL_ML_PEER_WORDS];
 } ReplMlPeerSet;
 
+/* So often a worker that is paused says so to the peer that it does not read, ms. */
+#define REPL_ML_PAUSE_TOLD_MS	Min(5000, 5 * repl_ml_heartbeat_interval)
+
 /* A member as repl_ml_members_set takes it. */
 typedef struct ReplMlMember
 {
@@ -75,6 +78,20 @@ typedef struct ReplMlMemberState
 	XLogRecPtr	acknowledged;	/* it has this node's WAL before, durably applied */
 	int64		silent;			/* since it last spoke, µs; -1: it has not */
 } ReplMlMemberState;
+
+/* The connection of a peer that reads what this node writes, as views show it. */
+typedef struct ReplMlLinkState
+{
+	int			peer;
+	bool		paused;			/* it does not read, because somebody there wants that */
+	bool		known;			/* whether it can be reached is known, as it is a ready
+								 * member */
+	bool		reachable;
+	int64		silent;			/* since it last spoke, µs; -1: it has not */
+	int64		connections;	/* that it has made, the present one included */
+	int64		sent_bytes;		/* over all of them */
+	TimestampTz since;			/* when these two were begun to be counted */
+} ReplMlLinkState;
 
 /* A commit that waits to be acknowledged, as views show it. */
 typedef struct ReplMlWaiting
@@ -158,6 +175,8 @@ extern bool repl_ml_members_is_cut_off(void);
 extern char *repl_ml_members_missing(XLogRecPtr lsn);
 extern int	repl_ml_members_of_set(const ReplMlPeerSet *set, int *peers);
 extern int	repl_ml_members_states(ReplMlMemberState *states);
+extern int	repl_ml_members_links(ReplMlLinkState *states);
+extern void repl_ml_members_sent(int peer, Size bytes);
 extern bool repl_ml_members_set_answer(int peer, const ReplMlClock *positions);
 extern bool repl_ml_members_answered(uint16 self, XLogRecPtr question, ReplMlClock **positions);
 extern char *repl_ml_members_silent(uint16 self, XLogRecPtr question);

@@ -17,6 +17,7 @@
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "utils/builtins.h"
+#include "utils/timestamp.h"
 
 #include "commit/commit.h"
 #include "commit/quorum_private.h"
@@ -28,6 +29,8 @@
 #define ALIVE_US		UINT64CONST(20000)	/* that it is alive is told so often */
 #define RECONNECTION_US		UINT64CONST(500000) /* so soon a worker that has
 												 * lost a race is back */
+#define PAUSE_TOLD_US		(UINT64CONST(3000) * REPL_ML_PAUSE_TOLD_MS) /* so long one is
+																		 * believed */
 
 static void detach_walsender(int code, Datum arg);
 
@@ -72,6 +75,7 @@ find_link(int peer)
 	repl_ml_quorum_forget_link(repl_ml_link_index(unused));
 	unused->database = MyDatabaseId;
 	unused->peer = peer;
+	unused->since = GetCurrentTimestamp();
 	return unused;
 }
 
@@ -133,6 +137,8 @@ repl_ml_members_attach(int peer)
 	{
 		link->walsender = MyProcPid;
 		link->heard = repl_ml_monotonic_now();
+		link->paused = 0;
+		link->connections++;
 		link->decides = true;
 		link->ended_with = 0;
 	}
@@ -336,6 +342,37 @@ repl_ml_members_alive(int peer)
 	if (link != NULL)
 		link->alive = now;
 	LWLockRelease(repl_ml_quorum->lock);
+}
+
+PG_FUNCTION_INFO_V1(repl_ml_hear_pause);
+
+/*
+ * repl_ml.hear_pause(of_node): called by a peer's apply worker as long as it is
+ * paused, so that nobody takes the peer for one that is down.
+ */
+Datum
+repl_ml_hear_pause(PG_FUNCTION_ARGS)
+{
+	ReplMlLink *link;
+
+	repl_ml_shmem_require();
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	link = find_link(PG_GETARG_INT32(0));
+	if (link != NULL)
+		link->paused = repl_ml_monotonic_now();
+	LWLockRelease(repl_ml_quorum->lock);
+	PG_RETURN_VOID();
+}
+
+/*
+ * Says whether the peer reads nothing of this node because somebody there wants
+ * that, as it has told lately.  The caller holds the lock.
+ */
+static bool
+is_paused(const ReplMlLink *link)
+{
+	return link->walsender == 0 && link->paused != 0 &&
+		repl_ml_monotonic_now() - link->paused <= PAUSE_TOLD_US;
 }
 
 /*
@@ -623,6 +660,46 @@ repl_ml_members_states(ReplMlMemberState *states)
 					.silent = link->heard == 0 ? -1 : (int64) (now - Min(link->heard, now))
 			};
 	}
+	LWLockRelease(repl_ml_quorum->lock);
+	return count;
+}
+
+/* Called by a walsender now and then: so much has been sent to the peer since. */
+void
+repl_ml_members_sent(int peer, Size bytes)
+{
+	ReplMlLink *link;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
+	link = find_link(peer);
+	if (link != NULL)
+		link->sent_bytes += bytes;
+	LWLockRelease(repl_ml_quorum->lock);
+}
+
+/*
+ * Writes the links to peers of this database into an array of
+ * REPL_ML_MAX_WORKERS; returns how many.
+ */
+int
+repl_ml_members_links(ReplMlLinkState *states)
+{
+	uint64		now = repl_ml_monotonic_now();
+	int			count = 0;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
+	foreach_link(link)
+		states[count++] = (ReplMlLinkState)
+	{
+		.peer = link->peer,
+			.paused = is_paused(link),
+			.known = link->counts,
+			.reachable = is_reachable(link),
+			.silent = link->heard == 0 ? -1 : (int64) (now - Min(link->heard, now)),
+			.connections = link->connections,
+			.sent_bytes = link->sent_bytes,
+			.since = link->since
+	};
 	LWLockRelease(repl_ml_quorum->lock);
 	return count;
 }

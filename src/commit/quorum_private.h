@@ -30,11 +30,16 @@ typedef struct ReplMlLink
 	uint64		lost;			/* when it was last connected, monotonic µs */
 	uint64		heard;			/* when it last spoke, monotonic µs; 0: never */
 	uint64		alive;			/* the same, to our apply worker */
+	uint64		paused;			/* when it last said that it reads nothing of this node
+								 * because somebody wants that; 0: it does */
 	XLogRecPtr	busy;			/* it may be long in applying a large change
 								 * that ends here */
 	XLogRecPtr	acknowledged;	/* it has everything before, durably applied */
 	int			score;			/* how often it was lately among the first that
 								 * acknowledged, up to REPL_ML_BEST_SCORE */
+	int64		connections;	/* since "since" */
+	int64		sent_bytes;
+	TimestampTz since;			/* when this place became the peer's */
 	bool		careful;		/* a change could not be sent to it: see
 								 * write/output.c */
 	int			ended_with;		/* SQLSTATE of the error that ended the last

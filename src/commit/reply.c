@@ -35,8 +35,9 @@
 #define LAST_PATIENCE_MS	5000	/* for a peer's answer when the server ends */
 #define HELD_BYTES	8192		/* so much leaves in any case */
 
-/* Written since the last flush; and whether that is on purpose. */
+/* Written since the last flush, and since it was counted; and whether that is held on purpose. */
 static Size written = 0;
+static Size uncounted = 0;
 static bool holding = false;
 
 static XLogRecPtr told = InvalidXLogRecPtr; /* of the last message of a change */
@@ -93,6 +94,7 @@ void
 repl_ml_reply_written(Size bytes)
 {
 	written += bytes;
+	uncounted += bytes;
 }
 
 /*
@@ -206,6 +208,21 @@ hear_parked(void)
 }
 
 /*
+ * Sends back the time of a status that wants that, and ours: see REPL_ML_ECHO.
+ */
+static void
+echo(TimestampTz time)
+{
+	char		message[1 + 2 * sizeof(int64)] = {REPL_ML_ECHO};
+	uint64		times[2] = {pg_hton64(time), pg_hton64(GetCurrentTimestamp())};
+
+	if ((time & 1) == 0)
+		return;
+	memcpy(message + 1, times, sizeof(times));
+	repl_ml_messages_put_noblock('d', message, sizeof(message));
+}
+
+/*
  * Tells quorum.c if the peer has spoken since the last call; what may go for
  * it goes.
  */
@@ -217,9 +234,16 @@ listen_to_peer(void)
 	static bool again = false;
 
 	hear_parked();
+	if (uncounted > 0)
+	{
+		repl_ml_members_sent(peer, uncounted);
+		uncounted = 0;
+	}
 	/* nobody but this process writes these */
 	if (MyWalSnd->replyTime != reply_time || MyWalSnd->flush != acknowledged)
 	{
+		if (MyWalSnd->replyTime != reply_time)
+			echo(MyWalSnd->replyTime);
 		reply_time = MyWalSnd->replyTime;
 		acknowledged = MyWalSnd->flush;
 		again = repl_ml_quorum_heard(peer, acknowledged);

@@ -56,6 +56,7 @@
 #define BULK_LOOK_MS		50	/* between two looks for a large transaction that is
 								 * awaited */
 #define ASIDE_DELAY_MS		5	/* between two tries of changes put aside */
+#define TELL_PATIENCE_MS	1000	/* how long a peer may take to hear that we are paused */
 #define DEADLOCK_TIMEOUT	"10ms"	/* applying looks first, and so loses */
 
 static ReplMlApply apply;		/* the process's state; this file only */
@@ -71,6 +72,7 @@ static void show_crash(char *message);
 static bool run_and_recover(void);
 static void run_connection(void);
 static void read_stream(XLogRecPtr from);
+static void show_streaming(void);
 static void reload_if_asked(void);
 static void receive_all(void);
 static void handle_stream_message(char *data, int length);
@@ -297,15 +299,49 @@ add_context(void *arg)
 		errcontext("reading %s from node \"%s\"", applying->doing, applying->peer->node_name);
 }
 
+/*
+ * Tells the peer that we read nothing because somebody wants that, or it would
+ * take us for one that is down.  Whether it hears that makes no difference here.
+ */
+static void
+tell_pause(void)
+{
+	const ReplMlIdentity *self;
+	ReplMlPeer *peer;
+	char	   *question;
+	char	   *answer = NULL;
+
+	MemoryContextSwitchTo(apply.message_context);
+	repl_ml_begin();
+	self = repl_ml_identity_require();
+	question = psprintf("SET statement_timeout = '1s'; SELECT repl_ml.hear_pause(%d)::text",
+						self->node_id);
+	peer = repl_ml_peer_load(apply.worker->peer);
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply.message_context);
+	repl_ml_ask(1, &peer->dsn, question,
+				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), TELL_PATIENCE_MS), &answer);
+	MemoryContextReset(apply.message_context);
+}
+
 /* Stays here, between connections, as long as somebody wants us to pause. */
 static void
 wait_while_paused(void)
 {
+	TimestampTz told = 0;
+
 	while (repl_ml_apply_is_to_pause(&apply))
 	{
 		repl_ml_apply_set_state(&apply, REPL_ML_WORKER_PAUSED);
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10000,
-						 wait_event_compat("ReplMlPaused"));
+		if (TimestampDifferenceExceeds(told, GetCurrentTimestamp(), REPL_ML_PAUSE_TOLD_MS))
+		{
+			told = GetCurrentTimestamp();
+			tell_pause();
+			/* the wait for an answer may have eaten a call */
+			continue;
+		}
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 REPL_ML_PAUSE_TOLD_MS, wait_event_compat("ReplMlPaused"));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
@@ -386,7 +422,6 @@ run_connection(void)
 	apply.progress.received = apply.progress.applied = apply.progress.durable = from;
 	apply.progress.volatile_since = 0;
 	apply.progress.urgency = REPL_ML_WHENEVER;
-	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
 	read_stream(from);
 	disconnect();
 }
@@ -401,6 +436,10 @@ read_stream(XLogRecPtr from)
 	repl_ml_stream_start(apply.connection.stream, slot, from, REPL_ML_PUBLICATION);
 	apply.connection.listening = false;
 	apply.connection.last_message_time = GetCurrentTimestamp();
+	/* what the peer cannot do shows only now, so it streams when it has spoken */
+	apply.connection.streams = false;
+	apply.connection.ping.sent = 0;
+	acknowledge(false);
 	for (;;)
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -476,6 +515,16 @@ receive(char **data, pgsocket *fd)
 	return length;
 }
 
+/* Shows that the stream goes on, once something has come over the connection. */
+static void
+show_streaming(void)
+{
+	if (apply.connection.streams)
+		return;
+	apply.connection.streams = true;
+	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
+}
+
 /* Handles what has arrived; then acknowledges and waits for more. */
 static void
 receive_all(void)
@@ -496,6 +545,7 @@ receive_all(void)
 					 errhint("The apply worker connects again by itself; if that goes on, see the "
 							 "server log of that node.")));
 		handle_stream_message(data, length);
+		show_streaming();
 		now = apply.connection.last_message_time = GetCurrentTimestamp();
 		repl_ml_members_alive(apply.peer->node_id);
 		if (is_at_rest())
@@ -567,6 +617,10 @@ handle_stream_message(char *data, int length)
 		if (pq_getmsgbyte(&message))
 			acknowledge(false);
 	}
+	else if (type == REPL_ML_ECHO)
+	{
+		/* that it has come is all for now */
+	}
 	else
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
@@ -603,6 +657,7 @@ await_bulk(void)
 	if (apply.awaits_bulk)
 	{
 		waited = true;
+		show_streaming();
 		acknowledge_news();
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, BULK_LOOK_MS,
 						 wait_event_compat("ReplMlBulk"));
@@ -749,13 +804,26 @@ settle_received(bool at_once)
 	show_covered(apply.progress.applied);
 }
 
-/* Sends the peer how far we are, as it is noted. */
+/*
+ * Sends the peer how far we are, as it is noted.  As often as it has to hear that
+ * we are there it is asked for an echo: so a silent peer is known from one that has
+ * nothing to say.
+ */
 static void
 send_status(bool reply_wanted)
 {
+	ReplMlPing *ping = &apply.connection.ping;
+	uint64		now = repl_ml_monotonic_now();
+	bool		is_ping = now - ping->sent >= (uint64) status_interval() * 1000;
+	TimestampTz time;
+
+
 	repl_ml_apply_reaches(&apply, apply.progress.durable);
-	repl_ml_stream_status(apply.connection.stream, apply.progress.received, apply.progress.applied,
-						  apply.progress.durable, reply_wanted);
+	time = repl_ml_stream_status(apply.connection.stream, apply.progress.received,
+								 apply.progress.applied, apply.progress.durable, reply_wanted,
+								 is_ping);
+	if (is_ping)
+		*ping = (ReplMlPing) {.sent = now,.time = time};
 	apply.progress.told = apply.progress.durable;
 	apply.progress.told_at = GetCurrentTimestamp();
 	apply.progress.committed = false;

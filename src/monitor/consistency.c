@@ -1,11 +1,12 @@
 /*
  * consistency.c
- *		Write consistency from SQL: which members can be reached, which commits
- *		wait for whom, what became of those that did.
+ *		Write consistency from SQL: which members can be reached and how they read
+ *		what this node writes, which commits wait for whom, what became of those
+ *		that did.
  *
- * Under the views nodes, stat_write_waiters, stat_write_consistency and
- * health, which put names to the numbers.  The state itself, and its lock, are
- * those of commit/.  Called by backends only.
+ * Under the views nodes, stat_replication, stat_write_waiters,
+ * stat_write_consistency and health, which put names to the numbers.  The state
+ * itself, and its lock, are those of commit/.  Called by backends only.
  */
 #include "postgres.h"
 
@@ -21,6 +22,7 @@
 #include "server/server.h"
 
 #define MEMBER_COLUMNS		4
+#define LINK_COLUMNS		7
 #define WAITER_COLUMNS		6
 #define STATS_COLUMNS		12
 
@@ -61,6 +63,35 @@ repl_ml_write_members(PG_FUNCTION_ARGS)
 			microseconds(state->silent)};
 		bool		nulls[MEMBER_COLUMNS] = {false, false,
 			XLogRecPtrIsInvalid(state->acknowledged), state->silent < 0};
+
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+PG_FUNCTION_INFO_V1(repl_ml_link_stats);
+
+/* repl_ml.link_stats(): returns a row for each peer that reads here, or has. */
+Datum
+repl_ml_link_stats(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	ReplMlLinkState *states;
+	int			count;
+	TimestampTz now = GetCurrentTimestamp();
+
+	repl_ml_shmem_require();
+	InitMaterializedSRF(fcinfo, 0);
+	states = palloc(REPL_ML_MAX_WORKERS * sizeof(ReplMlLinkState));
+	count = repl_ml_members_links(states);
+	for (int i = 0; i < count; i++)
+	{
+		const ReplMlLinkState *state = &states[i];
+		Datum		values[LINK_COLUMNS] = {Int32GetDatum(state->peer),
+			BoolGetDatum(state->paused), BoolGetDatum(state->reachable),
+			TimestampTzGetDatum(now - state->silent), Int64GetDatum(state->connections),
+			Int64GetDatum(state->sent_bytes), TimestampTzGetDatum(state->since)};
+		bool		nulls[LINK_COLUMNS] = {false, false, !state->known, state->silent < 0};
 
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}

@@ -26,7 +26,7 @@
 #include "group/group.h"
 #include "server/server.h"
 
-#define STATS_COLUMNS			28
+#define STATS_COLUMNS			35
 #define COMING_BACK			"coming back"	/* of a node that was set back */
 #define ERRORS_UNTIL_TOLD		3	/* of a worker, before a waiter is told */
 
@@ -62,6 +62,35 @@ put_error(const ReplMlWorker *worker, bool shown, Datum *values, bool *nulls, in
 	values[(*i)++] = CStringGetTextDatum(worker->error_message);
 	nulls[*i] = !shown || worker->error_hint[0] == '\0';
 	values[(*i)++] = CStringGetTextDatum(worker->error_hint);
+}
+
+/* Returns a count that is written without the lock. */
+static int64
+read_count(const pg_atomic_uint64 *count)
+{
+	return (int64) pg_atomic_read_u64(unconstify(pg_atomic_uint64 *, count));
+}
+
+/*
+ * Puts what a worker applies now at *i of a row, and since when it has been waiting
+ * for locks; nulls if there is none.
+ */
+static void
+put_current(const ReplMlWorker *worker, Datum *values, bool *nulls, int *i)
+{
+	bool		idle = worker->pid == 0 || !TransactionIdIsValid(worker->current_xid);
+
+	for (int column = 0; column < 5; column++)
+		nulls[*i + column] = idle;
+	values[(*i)++] = TransactionIdGetDatum(worker->current_xid);
+	values[(*i)++] = LSNGetDatum(worker->current_lsn);
+	values[(*i)++] = TimestampTzGetDatum(worker->current_since);
+	values[(*i)++] = Int64GetDatum(read_count(&worker->current_changes));
+	values[(*i)++] = Int64GetDatum(read_count(&worker->current_parked));
+	values[*i] = time_or_null(worker->pid == 0 ? 0 : worker->locked_since, &nulls[*i]);
+	(*i)++;
+	values[*i] = time_or_null(worker->applied_time, &nulls[*i]);
+	(*i)++;
 }
 
 /* Puts a worker into the result of worker_stats. */
@@ -106,6 +135,7 @@ put_worker(ReturnSetInfo *rsinfo, const ReplMlWorker *worker)
 	/* what is wrong now, and what was the last time */
 	put_error(worker, worker->failing, values, nulls, &i);
 	put_error(worker, worker->error_time != 0, values, nulls, &i);
+	put_current(worker, values, nulls, &i);
 	Assert(i == STATS_COLUMNS);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }

@@ -67,6 +67,7 @@ typedef struct ReplMlWorker
 								 * beyond it, or somebody has moved them; 0: not
 								 * known */
 	TimestampTz applied_commit_time;	/* commit time of that transaction */
+	TimestampTz applied_time;	/* when anything was applied here last */
 	TimestampTz last_message_time;
 	int64		peer_clock;		/* peer's wall clock less our monotonic one,
 								 * at least; 0: not known */
@@ -81,6 +82,14 @@ typedef struct ReplMlWorker
 								 * loss */
 	int64		errors;			/* connection or apply attempts ended by an
 								 * error */
+	TransactionId current_xid;	/* the peer's transaction being applied, else
+								 * InvalidTransactionId */
+	XLogRecPtr	current_lsn;	/* where it ends */
+	TimestampTz current_since;
+	pg_atomic_uint64 current_changes;	/* of it, so far; without the lock, as ... */
+	pg_atomic_uint64 current_parked;
+	TimestampTz locked_since;	/* it has met others' locks, and is tried again; 0: it
+								 * has not */
 	Oid			copy_relation;	/* table being copied, else InvalidOid */
 	int64		copy_rows;
 	bool		failing;		/* the last error, or what it waited for, is why

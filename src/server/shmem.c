@@ -320,6 +320,8 @@ repl_ml_shmem_worker(Oid database, int peer)
 	if (unused != NULL)
 	{
 		memset(unused, 0, sizeof(ReplMlWorker));
+		pg_atomic_init_u64(&unused->current_changes, 0);
+		pg_atomic_init_u64(&unused->current_parked, 0);
 		unused->database = database;
 		unused->peer = peer;
 		unused->state = REPL_ML_WORKER_STOPPED;

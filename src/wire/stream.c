@@ -274,12 +274,14 @@ repl_ml_stream_start(WalReceiverConn *conn, const char *slot, XLogRecPtr from,
 
 /*
  * Tells the peer how far we are: WAL received, applied, and applied durably.
- * Only the last one lets it forget.
+ * Only the last one lets it forget.  A reply is core's keepalive, an echo
+ * REPL_ML_ECHO.  Returns the time that the status has.
  */
-void
+TimestampTz
 repl_ml_stream_status(WalReceiverConn *conn, XLogRecPtr received,
-					  XLogRecPtr applied, XLogRecPtr durable, bool reply_wanted)
+					  XLogRecPtr applied, XLogRecPtr durable, bool reply_wanted, bool echo_wanted)
 {
+	TimestampTz time = (GetCurrentTimestamp() & ~INT64CONST(1)) | (echo_wanted ? 1 : 0);
 	StringInfoData message;
 
 	initStringInfo(&message);
@@ -287,10 +289,11 @@ repl_ml_stream_status(WalReceiverConn *conn, XLogRecPtr received,
 	pq_sendint64(&message, received);
 	pq_sendint64(&message, durable);
 	pq_sendint64(&message, applied);
-	pq_sendint64(&message, GetCurrentTimestamp());
+	pq_sendint64(&message, time);
 	pq_sendbyte(&message, reply_wanted);
 	walrcv_send(conn, message.data, message.len);
 	pfree(message.data);
+	return time;
 }
 
 /* Runs one command and raises the peer's error, if any, as ours. */

@@ -95,6 +95,13 @@ typedef struct ReplMlMarks
  */
 #define REPL_ML_UNSENT			"unsent"
 
+/*
+ * Type of a message of the stream that a walsender of ours adds to core's: it has
+ * the time of the status that it echoes, and the peer's own.  A status whose time,
+ * in microseconds, is odd wants an echo.
+ */
+#define REPL_ML_ECHO			'e'
+
 /* Rows a query returned, until repl_ml_stream_free. */
 typedef struct ReplMlResult
 {
@@ -185,8 +192,9 @@ extern void repl_ml_stream_free(ReplMlResult *result);
 extern void repl_ml_stream_copy_out(WalReceiverConn *conn, const char *sql);
 extern void repl_ml_stream_start(WalReceiverConn *conn, const char *slot, XLogRecPtr from,
 								 const char *publication);
-extern void repl_ml_stream_status(WalReceiverConn *conn, XLogRecPtr received,
-								  XLogRecPtr applied, XLogRecPtr durable, bool reply_wanted);
+extern TimestampTz repl_ml_stream_status(WalReceiverConn *conn, XLogRecPtr received,
+										 XLogRecPtr applied, XLogRecPtr durable,
+										 bool reply_wanted, bool echo_wanted);
 
 /* in ask.c */
 extern void repl_ml_ask(int count, char *const *dsns, const char *query, TimestampTz deadline,

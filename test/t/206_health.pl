@@ -95,7 +95,7 @@ all_is_well($n1);
 # applying
 sql($n1, "SELECT repl_ml.pause_apply('n2')");
 becomes($n1, 'applying', 'warning', qr/Nothing of node "n2" is applied \(paused\)\./, qr/Run SELECT repl_ml.resume_apply\('n2'\)/);
-becomes($n1, 'delay', 'warning', qr/What node "n2" wrote in the last [0-9.]+ seconds is not applied here\./, 'pg_stat_activity');
+becomes($n1, 'delay', 'warning', qr/What node "n2" wrote in the last [0-9.]+ seconds is not applied here: that is paused here\./, qr/Run SELECT repl_ml.resume_apply\('n2'\)/);
 sql($n1, "SELECT repl_ml.resume_apply('n2')");
 all_is_well($n1);
 

@@ -1,0 +1,108 @@
+# What is shown is so, and the cause that is named is the cause: a peer that is paused is not down, by whomever it is
+# asked; what holds up a peer's changes is named as what it is.
+#
+# Seen failing: without repl_ml.hear_pause (down, and an error in health), and with the sentence of before (a large
+# transaction or a lock, whatever it was).
+use strict;
+use warnings;
+use ReplMl;
+use Test::More;
+
+my ($n1, $n2) = my @nodes = new_group(2, 'CREATE TABLE t (id int PRIMARY KEY, v text); SELECT repl_ml.add_all_tables()');
+wait_converged(\@nodes, 't');
+
+sub set
+{
+	my ($node, $setting) = @_;
+	sql($node, $_) foreach "ALTER SYSTEM $setting", 'SELECT pg_reload_conf()';
+	return;
+}
+
+sub state { my ($node) = @_; return sql($node, 'SELECT state FROM repl_ml.stat_replication'); }
+
+# Waits until a check of a node says this.
+sub says
+{
+	my ($node, $check, $said) = @_;
+	poll_until($node, "SELECT status || ': ' || detail || coalesce(' ' || hint, '') ~ " . literal($said) . " FROM repl_ml.health WHERE check_name = '$check'");
+	return;
+}
+
+sub all_is_well
+{
+	my ($node) = @_;
+	poll_until($node, q(SELECT coalesce(string_agg(check_name || ' ' || detail, ', '), 'nothing') FROM repl_ml.health WHERE status <> 'ok'), 'nothing');
+	return;
+}
+
+# ---- paused, here and there ----
+
+set($_, q(SET repl_ml.heartbeat_interval = '100ms')) foreach @nodes;
+sql($n2, q(SELECT repl_ml.pause_apply('n1')));
+is(sql($n2, 'SELECT state FROM repl_ml.stat_apply'), 'paused', 'who has paused says so');
+poll_until($n1, q(SELECT state = 'paused' FROM repl_ml.stat_replication));
+says($n1, 'sending', '^warning: Node "n2" does not read what this node writes, as that is paused there\. On node "n2" run SELECT repl_ml\.resume_apply\(.n1.\)\.');
+is(sql($n1, 'SELECT pid, reachable FROM repl_ml.stat_replication r JOIN repl_ml.nodes n USING (node_id)'), '|f', 'though it is not connected');
+# and of two that have paused each other both know it
+sql($n1, q(SELECT repl_ml.pause_apply('n2')));
+poll_until($n2, q(SELECT state = 'paused' FROM repl_ml.stat_replication));
+is(state($n1), 'paused', 'that nothing comes from it makes no difference');
+says($_, 'delay', 'is not applied here: that is paused here\. Run SELECT repl_ml\.resume_apply') foreach @nodes;
+# a pause outlives a restart of who is told of it
+$n1->restart;
+poll_until($n1, q(SELECT state = 'paused' FROM repl_ml.stat_replication));
+$n2->stop;
+poll_until($n1, q(SELECT state = 'down' FROM repl_ml.stat_replication));
+$n2->start;
+sql($n2, q(SELECT repl_ml.resume_apply('n1')));
+poll_until($n1, q(SELECT state = 'streaming' FROM repl_ml.stat_replication));
+all_is_well($_) foreach @nodes;
+
+# ---- what holds up the peer's changes ----
+
+# a lock, of which the others' changes wait until it is parked
+set($n2, q(SET repl_ml.apply_lock_timeout = '1h'));
+my $client = $n2->background_psql('postgres');
+$client->query_safe('BEGIN; LOCK TABLE t IN SHARE MODE');
+sql($n1, q(INSERT INTO t VALUES (1, 'locked')));
+says($n2, 'delay', 'is not applied here: one of its transactions has been waiting since .* for locks of transactions of this node\. See who holds them');
+isnt(sql($n2, 'SELECT locked_since FROM repl_ml.worker_stats() WHERE peer > 0'), '', 'since when');
+$client->query_safe('ROLLBACK');
+wait_converged(\@nodes, 't');
+all_is_well($n2);
+is(sql($n2, 'SELECT locked_since FROM repl_ml.worker_stats() WHERE peer > 0'), '', 'and no longer');
+
+# a transaction whose changes take their time: what is being applied, and how far that is
+sql($n2, q(CREATE FUNCTION busy(ms int) RETURNS void LANGUAGE plpgsql AS $$ DECLARE until timestamptz := clock_timestamp() + ms * interval '1 ms'; BEGIN WHILE clock_timestamp() < until LOOP END LOOP; END $$;
+	CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM public.busy(300); RETURN NEW; END $$;
+	CREATE TRIGGER slow BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION slow(); ALTER TABLE t ENABLE ALWAYS TRIGGER slow));
+sql($n1, q(INSERT INTO t SELECT i, 'slow' FROM generate_series(11, 22) i));
+my $xid = sql($n1, 'SELECT xmin FROM t WHERE id = 11');
+says($n2, 'delay', "is not applied here: its transaction $xid has been being applied since .*, [0-9]+ changes so far\\. See how far");
+poll_until($n2, "SELECT current_xid = '$xid' AND current_changes > 3 FROM repl_ml.worker_stats() WHERE peer > 0");
+sql($n2, 'DROP TRIGGER slow ON t');
+wait_converged(\@nodes, 't');
+all_is_well($n2);
+
+# one that is parked row by row
+sql($n2, q(CREATE OR REPLACE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM public.busy(150); RAISE 'refused'; END $$;
+	CREATE TRIGGER slow BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION slow(); ALTER TABLE t ENABLE ALWAYS TRIGGER slow));
+sql($n1, q(INSERT INTO t SELECT i, 'refused' FROM generate_series(31, 50) i));
+says($n2, 'delay', 'is not applied here: its transaction [0-9]+ cannot be applied, and [0-9]+ of the [0-9]+ changes of it that have come are parked so far\. See the check "parked_changes"');
+sql($n2, 'DROP TRIGGER slow ON t');
+poll_until($n2, q(SELECT count(*) = 0 FROM repl_ml.parked_changes WHERE repl_ml.retry_parked(id) IS NULL OR true));
+wait_converged(\@nodes, 't');
+all_is_well($n2);
+
+# a server that stands still says nothing; one that writes no heartbeats does, and nothing is late
+my $walsender = sql($n1, 'SELECT pid FROM repl_ml.stat_replication');
+kill STOP => $walsender;
+says($n2, 'delay', 'is not applied here: nothing has come from it for [0-9.]+ seconds\. Check the network');
+kill CONT => $walsender;
+all_is_well($n2);
+set($n1, q(SET repl_ml.heartbeat_interval = '60s'));
+says($n2, 'delay', '^warning: No heartbeat of node "n1" has come for [0-9.]+ seconds, though it is connected\. On node "n1" see SHOW repl_ml.heartbeat_interval');
+set($n1, q(SET repl_ml.heartbeat_interval = '100ms'));
+all_is_well($n2);
+
+done_testing();
