@@ -39,7 +39,7 @@ $$;
 
 -- Seeing: connection strings and rows excepted
 GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.write_members(), repl_ml.write_waiters(), repl_ml.write_stats(), repl_ml.unacknowledged(), repl_ml.verify_progress(), repl_ml.verifier_state(), repl_ml.local_fingerprint(),
-    repl_ml.wal_end(), repl_ml.lacks_since(pg_lsn), repl_ml.link_name(integer), repl_ml.slot_fault(integer), repl_ml.publication_fault(), repl_ml.enrol_obstacle(regclass), repl_ml.column_types(regclass), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
+    repl_ml.wal_end(), repl_ml.lacks_since(pg_lsn), repl_ml.link_name(integer), repl_ml.slot_fault(integer), repl_ml.publication_fault(), repl_ml.enrol_obstacle(regclass), repl_ml.column_types(regclass), repl_ml.column_identity(regclass, name), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
 GRANT EXECUTE ON FUNCTION repl_ml.link_stats() TO pg_monitor;
 GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.shape_differences, repl_ml.unreplicated_tables, repl_ml.conflict_policies, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts,
     repl_ml.stat_write_consistency, repl_ml.stat_write_waiters, repl_ml.stat_progress_verify, repl_ml.consistency_checks, repl_ml.scheduled_checks, repl_ml.health TO pg_monitor;

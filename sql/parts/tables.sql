@@ -159,7 +159,7 @@ CREATE FUNCTION repl_ml.send_columns(relation regclass) RETURNS bytea
 COMMENT ON FUNCTION repl_ml.send_columns(regclass) IS 'names, types and identities of a table''s columns, for a node that copies it';
 CREATE FUNCTION repl_ml.agree_on_column(relation regclass, column_name name, ours text, theirs text) RETURNS boolean
     AS 'MODULE_PATHNAME', 'repl_ml_agree_on_column' LANGUAGE C VOLATILE STRICT;
-COMMENT ON FUNCTION repl_ml.agree_on_column(regclass, name, text, text) IS 'gives a column also the identities it has on another node; false if its table is locked';
+COMMENT ON FUNCTION repl_ml.agree_on_column(regclass, name, text, text) IS 'gives a column also the identities it has on another node, or a new one if it had been joined with what it is not; false if its table is locked';
 CREATE FUNCTION repl_ml.column_identity(relation regclass, column_name name) RETURNS text
     LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp
     AS $$
@@ -185,9 +185,11 @@ CREATE FUNCTION repl_ml.agree_on_columns() RETURNS boolean
       JOIN pg_catalog.pg_attribute a ON a.attrelid = t.relation AND a.attnum > 0 AND NOT a.attisdropped AND a.attname <> '__repl_clock'
      CROSS JOIN LATERAL (SELECT t.relation, repl_ml.column_identity(t.relation, a.attname) AS ours, t.shape ->> pg_catalog.format('1identity of column %I', a.attname) AS theirs) c
      WHERE NOT pg_catalog.string_to_array(c.ours, ',') @> pg_catalog.string_to_array(c.theirs, ',')
+       -- what has something in common and is another all the same has been joined by mistake
        AND (pg_catalog.string_to_array(c.ours, ',') && pg_catalog.string_to_array(c.theirs, ',')
-            OR NOT pg_catalog.string_to_array(c.theirs, ',') && pg_catalog.string_to_array(t.seen_here, ',')
-           AND NOT pg_catalog.string_to_array(c.ours, ',') && pg_catalog.string_to_array(t.seen, ','))
+            OR NOT pg_catalog.string_to_array(c.theirs, ',') && pg_catalog.string_to_array(t.seen_here, ','))
+       AND NOT EXISTS (SELECT pg_catalog.unnest(pg_catalog.string_to_array(c.ours, ',')) INTERSECT SELECT pg_catalog.unnest(pg_catalog.string_to_array(t.seen, ','))
+                       EXCEPT SELECT pg_catalog.unnest(pg_catalog.string_to_array(c.theirs, ',')))
        -- of one type
        AND t.shape ->> pg_catalog.format('1column %I', a.attname) = t.shape_here ->> pg_catalog.format('1column %I', a.attname)
     $$;

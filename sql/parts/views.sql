@@ -69,7 +69,10 @@ CREATE VIEW repl_ml.tables AS
            (SELECT pg_catalog.count(*) FROM repl_ml.table_sync y
              WHERE y.schema_name = t.schema_name AND y.table_name = t.table_name AND y.state = 'pending') AS pending_copies,
            k.parked_changes, coalesce(f.problem, k.problem) AS problem, t.write_consistency,
-           CASE WHEN h.differs_on IS NULL AND s.known = (SELECT pg_catalog.count(*) FROM repl_ml.member x WHERE x.state = 'ready') THEN '{}' ELSE h.differs_on END AS differs_on, h.difference
+           CASE WHEN h.differs_on IS NOT NULL THEN h.differs_on
+                -- what was just altered here nobody has been told yet
+                WHEN s.known = (SELECT pg_catalog.count(*) FROM repl_ml.member x WHERE x.state = 'ready')
+                 AND s.told IS NOT DISTINCT FROM repl_ml.column_identity(c.oid, '__repl_clock') THEN '{}' END AS differs_on, h.difference
       FROM repl_ml.replicated_table t
       LEFT JOIN repl_ml.member m ON m.node_id = t.enrolled_by
       LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace)
@@ -83,7 +86,8 @@ CREATE VIEW repl_ml.tables AS
       LEFT JOIN (SELECT d.schema_name, d.table_name, pg_catalog.array_agg(d.node_name ORDER BY d.node_id) AS differs_on,
                         (pg_catalog.array_agg(pg_catalog.format('%s: %s here, %s on node "%s"', d.object, d.here, d.there, d.node_name) ORDER BY d.node_id))[1] AS difference
                    FROM repl_ml.shape_differences d GROUP BY 1, 2) h ON h.schema_name = t.schema_name AND h.table_name = t.table_name
-      LEFT JOIN (SELECT s.schema_name, s.table_name, pg_catalog.count(*) AS known FROM repl_ml.table_shape s JOIN repl_ml.member m USING (node_id)
+      LEFT JOIN (SELECT s.schema_name, s.table_name, pg_catalog.count(*) AS known, pg_catalog.max(s.seen) FILTER (WHERE s.node_id = (SELECT l.node_id FROM repl_ml.local_node l)) AS told
+                   FROM repl_ml.table_shape s JOIN repl_ml.member m USING (node_id)
                   WHERE m.state = 'ready' GROUP BY 1, 2) s ON s.schema_name = t.schema_name AND s.table_name = t.table_name
      WHERE t.state = 'enrolled';
 COMMENT ON VIEW repl_ml.tables IS 'replicated tables and their state on this node (restored: listed in a dump of a member, and not replicated); problem is why it could not be created or copied, or why the last of the parked_changes could not be applied; differs_on the members on which it is another table, null where that is not known, and difference the first object that differs';

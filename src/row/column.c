@@ -14,10 +14,14 @@
  *
  * What is added on two nodes has two identities at first.  They are joined as
  * soon as the nodes know of each other: then the column has both.  So the
- * identity is a set, and columns are the same if their sets meet.  If they do
- * not, they still are the same unless one of the nodes has had the other's
- * column, and has it no more under this name.  For that the label of the clock
- * column lists all identities there have ever been in the table on this node.
+ * identity is a set, and two columns of one name are the same unless one of the
+ * nodes has had an identity of the other's, and has it no more under this name.
+ * For that the label of the clock column lists all identities there have ever been
+ * in the table on this node.
+ *
+ * A node that alters a table again before it has heard of another's first time
+ * takes that for its second.  It finds out when a third node's column, which it has
+ * had, is joined with that one: then its column gets an identity of its own again.
  *
  * Called by backends that alter tables (write/guard.c), the walsender
  * (write/output.c), who applies what it sends (apply/relation.c), and SQL.
@@ -170,20 +174,6 @@ split_identities(const char *identities)
 	return all;
 }
 
-/* Says whether one identity is in both lists. */
-static bool
-have_common(const char *a, const char *b)
-{
-	List	   *all = split_identities(a);
-	ListCell   *lc;
-	bool		found = false;
-
-	foreach(lc, all)
-		found |= strstr(b, lfirst(lc)) != NULL;
-	list_free_deep(all);
-	return found;
-}
-
 /* Orders identities, for list_sort. */
 static int
 compare_identities(const ListCell *a, const ListCell *b)
@@ -212,6 +202,23 @@ join_identities(const char *a, const char *b)
 }
 
 /*
+ * Says whether a node that has seen "seen", and has "own" now, has had one of these
+ * identities and has it no more.
+ */
+static bool
+has_had(const char *seen, const char *own, const char *identities)
+{
+	List	   *all = split_identities(identities);
+	ListCell   *lc;
+	bool		found = false;
+
+	foreach(lc, all)
+		found |= strstr(seen, lfirst(lc)) != NULL && strstr(own, lfirst(lc)) == NULL;
+	list_free_deep(all);
+	return found;
+}
+
+/*
  * Says, for apply/relation.c and for copies, whether a column there and one
  * here, which have one name, are the same, given what has been seen there and
  * here.  See the head of this file.
@@ -221,10 +228,9 @@ repl_ml_column_is_same(const char *theirs, const char *seen_there, const char *o
 					   const char *seen_here)
 {
 	/* tables of our own have none */
-	if ((theirs[0] == '\0' && ours[0] == '\0') || have_common(theirs, ours))
-		return true;
-	return theirs[0] != '\0' && ours[0] != '\0' && !have_common(theirs, seen_here) &&
-		!have_common(ours, seen_there);
+	if (theirs[0] == '\0' || ours[0] == '\0')
+		return theirs[0] == ours[0];
+	return !has_had(seen_here, ours, theirs) && !has_had(seen_there, theirs, ours);
 }
 
 /* Says whether the name is one of those up to the NULL. */
@@ -447,8 +453,9 @@ repl_ml_forget_columns(PG_FUNCTION_ARGS)
 
 /*
  * repl_ml.agree_on_column(relation, column, ours, theirs): gives the column
- * the identities of another node's, too, if it still has just "ours"; returns
- * false if the table is busy, so that the caller tries it later.
+ * the identities of another node's, too, if it still has just "ours"; or a new one,
+ * if it was joined with what it is not.  Returns false if the table is busy, so that
+ * the caller tries it later.
  */
 PG_FUNCTION_INFO_V1(repl_ml_agree_on_column);
 Datum
@@ -464,8 +471,12 @@ repl_ml_agree_on_column(PG_FUNCTION_ARGS)
 	attnum = get_attnum(relid, NameStr(*PG_GETARG_NAME(1)));
 	if (attnum > 0 && strcmp(repl_ml_column_identity(relid, attnum), ours) == 0)
 	{
-		set_label(relid, attnum, join_identities(ours, theirs));
-		note_seen(relid, theirs);
+		char	   *seen = repl_ml_column_identity(relid, repl_ml_table_clock_attnum(relid));
+		char	   *agreed = has_had(seen, ours, theirs) ? make_identity() :
+			join_identities(ours, theirs);
+
+		set_label(relid, attnum, agreed);
+		note_seen(relid, join_identities(agreed, theirs));
 		CommandCounterIncrement();
 	}
 	PG_RETURN_BOOL(true);
