@@ -73,10 +73,10 @@ CREATE FUNCTION repl_ml.worker_stats(
 COMMENT ON FUNCTION repl_ml.worker_stats() IS 'state and counters of this database''s workers since server start; peer 0 is the supervisor. reached_lsn: neither slot nor origin of the link is beyond it, or somebody has moved them; null: not known';
 
 -- The connections of the peers that read what this node writes
-CREATE FUNCTION repl_ml.link_stats(OUT peer integer, OUT paused boolean, OUT reachable boolean, OUT silent_since timestamptz, OUT connections bigint, OUT sent_bytes bigint, OUT stats_reset timestamptz)
+CREATE FUNCTION repl_ml.link_stats(OUT peer integer, OUT paused boolean, OUT reachable boolean, OUT silent_since timestamptz, OUT connections bigint, OUT sent_bytes bigint, OUT stats_reset timestamptz, OUT apply_rate double precision)
     RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'repl_ml_link_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 3;
-COMMENT ON FUNCTION repl_ml.link_stats() IS 'what this server knows of the peers that read what this node writes: paused if one does not because somebody there has paused that, reachable (null: unknown), when it last spoke (null: it has not), and since stats_reset how often it has connected and how many bytes of changes were sent to it';
+COMMENT ON FUNCTION repl_ml.link_stats() IS 'what this server knows of the peers that read what this node writes: paused if one does not because somebody there has paused that, reachable (null: unknown), when it last spoke (null: it has not), since stats_reset how often it has connected and how many bytes of changes were sent to it, and at how many bytes a second of this node''s WAL it has come on in the last minute';
 CREATE FUNCTION repl_ml.hear_pause(of_node integer) RETURNS void
     AS 'MODULE_PATHNAME', 'repl_ml_hear_pause' LANGUAGE C VOLATILE STRICT;
 COMMENT ON FUNCTION repl_ml.hear_pause(integer) IS 'called by a peer as long as it does not read what this node writes because somebody has paused that';
@@ -106,6 +106,10 @@ COMMENT ON FUNCTION repl_ml.link_name(integer) IS 'name of the origin that track
 CREATE FUNCTION repl_ml.lacks_since(lsn pg_lsn) RETURNS timestamptz
     AS 'MODULE_PATHNAME', 'repl_ml_lacks_since' LANGUAGE C VOLATILE STRICT;
 COMMENT ON FUNCTION repl_ml.lacks_since(pg_lsn) IS 'when this node committed the oldest transaction that who has no more WAL than this lacks, at most a sixteenth of that time ago too late: null if it lacks none, -infinity if that is not known';
+
+CREATE FUNCTION repl_ml.commits_behind(lsn pg_lsn) RETURNS bigint
+    AS 'MODULE_PATHNAME', 'repl_ml_commits_behind' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.commits_behind(pg_lsn) IS 'how many of this node''s commits who has no more WAL than this lacks, interpolated where there were more than a hundred a second; null if that is not known, as of before the server''s start';
 
 CREATE FUNCTION repl_ml.wal_end() RETURNS pg_lsn
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp

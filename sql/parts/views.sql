@@ -105,7 +105,13 @@ CREATE VIEW repl_ml.stat_replication AS
            pg_catalog.pg_wal_lsn_diff(repl_ml.wal_end(), s.confirmed_flush_lsn)::bigint AS lag_bytes,
            CASE WHEN h.applied_own IS NOT NULL THEN
                greatest(pg_catalog.clock_timestamp() - h.applied_own, '0'::interval) END AS heartbeat_lag,
-           CASE WHEN k.lacking = '-infinity' THEN h.applied_own ELSE k.lacking END AS lag_since
+           CASE WHEN k.lacking = '-infinity' THEN h.applied_own ELSE k.lacking END AS lag_since,
+           k.behind AS transactions_behind, i.apply_rate,
+           CASE WHEN k.lacking IS NULL AND k.behind = 0 THEN '0'::interval
+                WHEN i.apply_rate > 0 THEN least(pg_catalog.pg_wal_lsn_diff(repl_ml.wal_end(), s.confirmed_flush_lsn)::float8 / i.apply_rate, 1e9) * '1 s'::interval END AS catchup_interval,
+           i.sent_bytes, pg_catalog.pg_wal_lsn_diff(repl_ml.wal_end(), s.restart_lsn)::bigint AS wal_kept,
+           CASE WHEN NOT i.reachable AND NOT i.paused THEN coalesce(i.silent_since, pg_catalog.pg_postmaster_start_time()) END AS unreachable_since,
+           greatest(i.connections - 1, 0) AS reconnects, i.stats_reset
       FROM repl_ml.member m
       JOIN repl_ml.local_node l ON l.node_id <> m.node_id
       LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = repl_ml.link_name(m.node_id)
@@ -114,7 +120,8 @@ CREATE VIEW repl_ml.stat_replication AS
       LEFT JOIN LATERAL (SELECT '2000-01-01 00:00:00+00'::timestamptz + repl_ml.counter(b.applied, l.node_id) * '1 us'::interval AS applied_own
                            FROM repl_ml.heartbeat b WHERE b.node_id = m.node_id) h ON true
       LEFT JOIN LATERAL (SELECT repl_ml.lacks_since(w.write_lsn) AS written, repl_ml.lacks_since(w.flush_lsn) AS flushed, repl_ml.lacks_since(w.replay_lsn) AS replayed,
-                                repl_ml.lacks_since(greatest(w.replay_lsn, s.confirmed_flush_lsn)) AS lacking) k ON true
+                                repl_ml.lacks_since(greatest(w.replay_lsn, s.confirmed_flush_lsn)) AS lacking,
+                                repl_ml.commits_behind(greatest(w.replay_lsn, s.confirmed_flush_lsn)) AS behind) k ON true
      WHERE m.state <> 'dropped';
 COMMENT ON VIEW repl_ml.stat_replication IS
     'one row a peer, also when it is down: how far it has confirmed what this node wrote. Lags are the age of the oldest commit of this node that the peer has not written, flushed or applied, else the last ones measured, as in pg_stat_replication; NULL when unknown or idle; lag_since is when this node committed the oldest transaction that the peer has not applied, also while it is down, NULL when there is none; heartbeat_lag is the age of the newest heartbeat of this node that the peer is known to have applied: it includes both directions and the heartbeat interval';

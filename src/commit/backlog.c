@@ -9,7 +9,8 @@
  * first of these that is beyond what a peer has says since when it lags, whoever
  * is connected.
  *
- * No more than one commit in 10 ms is noted.  When there is no room, notes are
+ * With them is noted how many commits there have been, so it is known how many a
+ * peer lacks.  No more than one commit in 10 ms is noted.  When there is no room, notes are
  * left out so that an age is wrong by a sixteenth at most, and always too small:
  * there is room for a year's.  Times are those of a clock that nobody sets.  Of
  * the time before the server started nothing is known: see the view
@@ -38,6 +39,7 @@ typedef struct Note
 {
 	XLogRecPtr	lsn;			/* who has no more than this lacks it */
 	uint64		time;			/* repl_ml_monotonic_now() */
+	uint64		number;			/* of commits up to it */
 } Note;
 
 /* The commits of a database; by index of repl_ml_shared->databases. */
@@ -54,6 +56,7 @@ typedef struct Backlog
 	LWLock	   *lock;
 	pg_atomic_uint64 last[REPL_ML_MAX_DATABASES];	/* times of last notes, to be
 													 * looked at without the lock */
+	pg_atomic_uint64 number[REPL_ML_MAX_DATABASES]; /* of commits, noted or not */
 	Commits		commits[REPL_ML_MAX_DATABASES];
 } Backlog;
 
@@ -109,6 +112,7 @@ repl_ml_backlog_note(void)
 	ReplMlDatabase *entry;
 	Commits    *commits;
 	uint64		now = repl_ml_monotonic_now();
+	uint64		number;
 	int			i;
 
 	if (backlog == NULL || !repl_ml_ticker_used() ||
@@ -116,6 +120,7 @@ repl_ml_backlog_note(void)
 		return;
 	i = entry - repl_ml_shared->databases;
 	commits = &backlog->commits[i];
+	number = pg_atomic_add_fetch_u64(&backlog->number[i], 1);
 	if (commits->database == MyDatabaseId && now < pg_atomic_read_u64(&backlog->last[i]) + APART)
 		return;
 
@@ -131,32 +136,20 @@ repl_ml_backlog_note(void)
 
 	/* its commit record is not written yet, so no peer that has this much has it */
 	commits->notes[commits->count].lsn = GetXLogInsertRecPtr();
+	commits->notes[commits->count].number = number;
 	commits->notes[commits->count++].time = now;
 	pg_atomic_write_u64(&backlog->last[i], now);
 	LWLockRelease(backlog->lock);
 }
 
-/*
- * Finds the age of the oldest commit that who has "lsn" lacks, 0 if it lacks
- * none.  Returns false where that is not known.
- */
-static bool
-find_age(XLogRecPtr lsn, uint64 *age)
+/* Says which note is the first that who has "lsn" lacks; "count" if none is. */
+static int
+find_first_lacking(const Commits *commits, XLogRecPtr lsn)
 {
-	ReplMlDatabase *entry = repl_ml_shmem_database(MyDatabaseId);
-	Commits    *commits = entry == NULL ? NULL :
-		&backlog->commits[entry - repl_ml_shared->databases];
-	bool		known;
 	int			from = 0;
-	int			to;
+	int			to = commits->count;
 
-	*age = 0;
-	if (commits == NULL)
-		return false;
-	LWLockAcquire(backlog->lock, LW_SHARED);
-	known = commits->database == MyDatabaseId && lsn >= commits->known_from;
-	to = commits->count;
-	while (known && from < to)
+	while (from < to)
 	{
 		int			middle = (from + to) / 2;
 
@@ -165,8 +158,52 @@ find_age(XLogRecPtr lsn, uint64 *age)
 		else
 			from = middle + 1;
 	}
-	if (known && from < commits->count)
-		*age = repl_ml_monotonic_now() - commits->notes[from].time;
+	return from;
+}
+
+/*
+ * Returns how many of the commits are at or before "lsn", which is in front of
+ * note i: between two notes they are taken to be evenly spread over the WAL.
+ */
+static uint64
+count_before(const Commits *commits, int i, XLogRecPtr lsn)
+{
+	const Note *next = &commits->notes[i];
+	const Note *former = next - 1;
+	uint64		between;
+
+	if (i == 0)
+		return next->number - 1;
+	/* of those between the two */
+	between = next->number - former->number - 1;
+	return former->number +
+		(uint64) ((double) between * (lsn - former->lsn) / Max(next->lsn - former->lsn, 1));
+}
+
+/*
+ * Finds the age of the oldest commit that who has "lsn" lacks, 0 if it lacks
+ * none, and how many it lacks.  Returns false where that is not known.
+ */
+static bool
+find_lacking(XLogRecPtr lsn, uint64 *age, uint64 *number)
+{
+	ReplMlDatabase *entry = repl_ml_shmem_database(MyDatabaseId);
+	int			place = entry == NULL ? -1 : entry - repl_ml_shared->databases;
+	Commits    *commits = entry == NULL ? NULL : &backlog->commits[place];
+	bool		known;
+	int			first;
+
+	*age = *number = 0;
+	if (commits == NULL)
+		return false;
+	LWLockAcquire(backlog->lock, LW_SHARED);
+	known = commits->database == MyDatabaseId && lsn >= commits->known_from;
+	first = known ? find_first_lacking(commits, lsn) : 0;
+	if (known && first < commits->count)
+	{
+		*age = repl_ml_monotonic_now() - commits->notes[first].time;
+		*number = pg_atomic_read_u64(&backlog->number[place]) - count_before(commits, first, lsn);
+	}
 	LWLockRelease(backlog->lock);
 	return known;
 }
@@ -182,10 +219,28 @@ Datum
 repl_ml_lacks_since(PG_FUNCTION_ARGS)
 {
 	uint64		age;
+	uint64		number;
 
-	if (backlog == NULL || !find_age(PG_GETARG_LSN(0), &age))
+	if (backlog == NULL || !find_lacking(PG_GETARG_LSN(0), &age, &number))
 		PG_RETURN_TIMESTAMPTZ(DT_NOBEGIN);
 	if (age == 0)
 		PG_RETURN_NULL();
 	PG_RETURN_TIMESTAMPTZ(GetCurrentTimestamp() - (TimestampTz) age);
+}
+
+PG_FUNCTION_INFO_V1(repl_ml_commits_behind);
+
+/*
+ * repl_ml.commits_behind(lsn): returns how many of this node's commits who has
+ * "lsn" lacks; NULL if that is not known.
+ */
+Datum
+repl_ml_commits_behind(PG_FUNCTION_ARGS)
+{
+	uint64		age;
+	uint64		number;
+
+	if (backlog == NULL || !find_lacking(PG_GETARG_LSN(0), &age, &number))
+		PG_RETURN_NULL();
+	PG_RETURN_INT64((int64) number);
 }

@@ -88,6 +88,8 @@ typedef struct ReplMlLinkState
 								 * member */
 	bool		reachable;
 	int64		silent;			/* since it last spoke, µs; -1: it has not */
+	double		rate;			/* at which it has come on with our WAL, bytes a second; -1:
+								 * not known */
 	int64		connections;	/* that it has made, the present one included */
 	int64		sent_bytes;		/* over all of them */
 	TimestampTz since;			/* when these two were begun to be counted */

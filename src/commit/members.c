@@ -182,6 +182,39 @@ repl_ml_members_heard(int peer, XLogRecPtr acknowledged)
 		return;
 	link->heard = repl_ml_monotonic_now();
 	link->acknowledged = Max(link->acknowledged, acknowledged);
+	if (link->heard - link->samples[link->newest].time < REPL_ML_LINK_SAMPLE_US)
+		return;
+	link->newest = (link->newest + 1) % REPL_ML_LINK_SAMPLES;
+	link->samples[link->newest] =
+		(ReplMlLinkSample) {.time = link->heard,.lsn = link->acknowledged};
+}
+
+/*
+ * Returns how many bytes of this node's WAL the peer has come on with in a second,
+ * over the last minute; -1: not known.  The caller holds the lock.
+ */
+static double
+find_rate(const ReplMlLink *link)
+{
+	uint64		now = repl_ml_monotonic_now();
+	const ReplMlLinkSample *oldest = NULL;
+
+	if (link->samples[link->newest].time == 0)
+		return -1;
+	for (int i = 0; i < REPL_ML_LINK_SAMPLES; i++)
+	{
+		const ReplMlLinkSample *sample = &link->samples[i];
+
+		if (sample->time != 0 &&
+			now - sample->time <= (REPL_ML_LINK_SAMPLES + 1) * REPL_ML_LINK_SAMPLE_US &&
+			(oldest == NULL || sample->time < oldest->time))
+			oldest = sample;
+	}
+	/* it has not spoken since */
+	if (oldest == NULL)
+		return 0;
+	return oldest->time == now || oldest->lsn == InvalidXLogRecPtr ? -1 :
+		(link->acknowledged - oldest->lsn) / ((now - oldest->time) / 1e6);
 }
 
 /*
@@ -696,6 +729,7 @@ repl_ml_members_links(ReplMlLinkState *states)
 			.known = link->counts,
 			.reachable = is_reachable(link),
 			.silent = link->heard == 0 ? -1 : (int64) (now - Min(link->heard, now)),
+			.rate = find_rate(link),
 			.connections = link->connections,
 			.sent_bytes = link->sent_bytes,
 			.since = link->since

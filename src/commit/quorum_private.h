@@ -18,6 +18,15 @@
 	(VARHDRSZ + REPL_ML_MAX_CLOCK_ENTRIES * REPL_ML_CLOCK_ENTRY_SIZE + 64)
 
 #define REPL_ML_BEST_SCORE	8
+#define REPL_ML_LINK_SAMPLES	12	/* of what a peer has, for how fast it gets that ... */
+#define REPL_ML_LINK_SAMPLE_US	UINT64CONST(5000000)	/* ... taken so often */
+
+/* What a peer had when it spoke. */
+typedef struct ReplMlLinkSample
+{
+	uint64		time;			/* monotonic µs; 0: none */
+	XLogRecPtr	lsn;
+} ReplMlLinkSample;
 
 /* A peer, as a node that acknowledges. */
 typedef struct ReplMlLink
@@ -37,6 +46,8 @@ typedef struct ReplMlLink
 	XLogRecPtr	acknowledged;	/* it has everything before, durably applied */
 	int			score;			/* how often it was lately among the first that
 								 * acknowledged, up to REPL_ML_BEST_SCORE */
+	ReplMlLinkSample samples[REPL_ML_LINK_SAMPLES];
+	int			newest;			/* of them */
 	int64		connections;	/* since "since" */
 	int64		sent_bytes;
 	TimestampTz since;			/* when this place became the peer's */

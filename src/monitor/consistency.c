@@ -22,7 +22,7 @@
 #include "server/server.h"
 
 #define MEMBER_COLUMNS		4
-#define LINK_COLUMNS		7
+#define LINK_COLUMNS		8
 #define WAITER_COLUMNS		6
 #define STATS_COLUMNS		12
 
@@ -90,9 +90,11 @@ repl_ml_link_stats(PG_FUNCTION_ARGS)
 		Datum		values[LINK_COLUMNS] = {Int32GetDatum(state->peer),
 			BoolGetDatum(state->paused), BoolGetDatum(state->reachable),
 			TimestampTzGetDatum(now - state->silent), Int64GetDatum(state->connections),
-			Int64GetDatum(state->sent_bytes), TimestampTzGetDatum(state->since)};
+			Int64GetDatum(state->sent_bytes), TimestampTzGetDatum(state->since),
+			Float8GetDatum(state->rate)};
 		bool		nulls[LINK_COLUMNS] = {false, false, !state->known, state->silent < 0};
 
+		nulls[LINK_COLUMNS - 1] = state->rate < 0;
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;

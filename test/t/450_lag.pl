@@ -38,6 +38,7 @@ my $to = now($n1);
 sql($n1, "INSERT INTO t VALUES ($_, 'more')") foreach 3 .. 30;
 is(since($from, $to, qw(write_lag flush_lag replay_lag)), 't|t|t|t', 'the lag is the age of the first commit');
 is(sql($n1, "SELECT pid IS NOT NULL, state FROM $view"), 't|streaming', 'of a peer that is connected');
+is(sql($n1, "SELECT transactions_behind, catchup_interval IS NULL OR catchup_interval > '0' FROM $view"), '29|t', 'it lacks as many as were committed');
 is(sql($n1, "SET ROLE pg_monitor; SELECT lag_since BETWEEN '$from' AND '$to' FROM $view"), 't', 'whoever asks');
 
 # a commit that waits for the peer
@@ -74,6 +75,7 @@ BEGIN
     END LOOP;
 END $$
 SQL
+is(sql($n1, "SELECT transactions_behind BETWEEN 550 AND 600 FROM $view"), 't', 'of many commits most are counted');
 is(sql($n1, "SELECT lag_since >= '$from', lag_since - '$from' < (clock_timestamp() - '$from') / 8 FROM $view"), 't|t', 'of many commits the first one counts, or one soon after it');
 kill CONT => $worker;
 wait_converged(\@nodes, 't');
@@ -86,11 +88,18 @@ sql($n1, q(INSERT INTO t VALUES (200, 'down')));
 $to = now($n1);
 is(since($from, $to), 't', 'a peer that is down lags');
 is(sql($n1, "SELECT pid, replay_lag FROM $view"), '|', 'without a connection that had a lag');
+is(sql($n1, "SELECT transactions_behind, sent_bytes > 10000, wal_kept > 0, reconnects >= 0, stats_reset < '$from' FROM $view"), '1|t|t|t|t', 'what it lacks then, and has had');
+# it is given up when it has not spoken for two heartbeats
+sql($n1, $_) foreach q(ALTER SYSTEM SET repl_ml.heartbeat_interval = '100ms'), 'SELECT pg_reload_conf()';
+poll_until($n1, "SELECT unreachable_since IS NOT NULL FROM $view");
+is(sql($n1, "SELECT unreachable_since BETWEEN timestamptz '$from' - interval '1 min' AND '$from' FROM $view"), 't', 'since when it has not spoken');
+sql($n1, $_) foreach q(ALTER SYSTEM SET repl_ml.heartbeat_interval = '60s'), 'SELECT pg_reload_conf()';
 $n1->restart;
 is(sql($n1, "SELECT lag_since <= '$to' FROM $view"), 't', 'also after a restart of this node');
+is(sql($n1, "SELECT transactions_behind FROM $view"), '', 'how many it lacks is not known then');
 $n2->start;
 wait_converged(\@nodes, 't');
-poll_until($n1, "SELECT lag_since IS NULL FROM $view");
+poll_until($n1, "SELECT lag_since IS NULL AND transactions_behind = 0 AND catchup_interval = '0' AND unreachable_since IS NULL FROM $view");
 
 # another database of the server
 $n1->safe_psql('postgres', 'CREATE DATABASE other');
