@@ -180,6 +180,8 @@ settle('t');
 # Damage that leaves no trace: bytes in the file.
 my $file = $n2->data_dir . '/' . sql($n2, q(SELECT pg_relation_filepath('t')));
 sql($n2, 'CHECKPOINT');
+# where pages have checksums, a damaged one is an error before anybody compares it
+$n2->append_conf('postgresql.conf', 'ignore_checksum_failure = on');
 $n2->stop;
 {
 	open(my $heap, '+<:raw', $file) or die "$file: $!";
