@@ -6,41 +6,23 @@ import asyncio
 import sys
 
 socket, server, delay = sys.argv[1], sys.argv[2], float(sys.argv[3]) / 1000
-MOST_WAITING = 1000  # pieces; who sends more waits
 
-
-async def read(reader, waiting):
-    clock = asyncio.get_running_loop().time
+async def carry(reader, writer):
+    """Hands on what comes, each piece so much later."""
+    loop = asyncio.get_running_loop()
     data = b"-"
     while data:
         try:
             data = await reader.read(65536)
         except OSError:
             data = b""
-        await waiting.put((clock() + delay, data))
+        # in their order: none is due before one that came earlier
+        loop.call_later(delay, writer.write if data else close, data or writer)
 
 
-async def write(writer, waiting):
-    clock = asyncio.get_running_loop().time
-    while True:
-        due, data = await waiting.get()
-        await asyncio.sleep(due - clock())
-        if not data:
-            writer.close()
-            return
-        writer.write(data)
-        await writer.drain()
-
-
-async def carry(reader, writer):
-    waiting = asyncio.Queue(MOST_WAITING)
-    reading = asyncio.create_task(read(reader, waiting))
-    try:
-        await write(writer, waiting)
-    except OSError:
-        pass
-    finally:
-        reading.cancel()
+def close(writer):
+    if writer.can_write_eof():
+        writer.write_eof()
 
 
 async def serve(reader, writer):
