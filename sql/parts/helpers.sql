@@ -67,7 +67,11 @@ CREATE FUNCTION repl_ml.worker_stats(
     OUT copy_relation regclass, OUT copy_rows bigint,
     OUT error_time timestamptz, OUT error_sqlstate text, OUT error_message text, OUT error_hint text,
     OUT last_error_time timestamptz, OUT last_error_sqlstate text, OUT last_error_message text, OUT last_error_hint text,
-    OUT current_xid xid, OUT current_lsn pg_lsn, OUT current_since timestamptz, OUT current_changes bigint, OUT current_parked bigint, OUT locked_since timestamptz, OUT last_apply_time timestamptz)
+    OUT current_xid xid, OUT current_lsn pg_lsn, OUT current_since timestamptz, OUT current_changes bigint, OUT current_parked bigint, OUT locked_since timestamptz, OUT last_apply_time timestamptz,
+    OUT received_bytes bigint, OUT apply_time double precision, OUT lock_time double precision, OUT flush_time double precision, OUT stats_reset timestamptz,
+    OUT last_msg_send_time timestamptz, OUT told_lsn pg_lsn, OUT told_time timestamptz, OUT last_error_context text,
+    OUT inserts bigint, OUT updates bigint, OUT deletes bigint, OUT duplicates bigint, OUT dominated bigint, OUT met_tombstones bigint,
+    OUT confl_insert_exists bigint, OUT confl_update_origin_differs bigint, OUT confl_update_exists bigint, OUT confl_update_deleted bigint, OUT confl_delete_origin_differs bigint)
     RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'repl_ml_worker_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 3;
 COMMENT ON FUNCTION repl_ml.worker_stats() IS 'state and counters of this database''s workers since server start; peer 0 is the supervisor. reached_lsn: neither slot nor origin of the link is beyond it, or somebody has moved them; null: not known';

@@ -126,23 +126,31 @@ CREATE VIEW repl_ml.stat_replication AS
 COMMENT ON VIEW repl_ml.stat_replication IS
     'one row a peer, also when it is down: how far it has confirmed what this node wrote. Lags are the age of the oldest commit of this node that the peer has not written, flushed or applied, else the last ones measured, as in pg_stat_replication; NULL when unknown or idle; lag_since is when this node committed the oldest transaction that the peer has not applied, also while it is down, NULL when there is none; heartbeat_lag is the age of the newest heartbeat of this node that the peer is known to have applied: it includes both directions and the heartbeat interval';
 
+-- node_id and node_name stand for subid and subname
 CREATE VIEW repl_ml.stat_apply AS
-    SELECT m.node_id, m.node_name, nullif(w.pid, 0) AS pid, coalesce(w.state, 'stopped') AS state,
-           w.received_lsn, w.applied_lsn, w.peer_lsn, w.applied_commit_time, w.last_message_time, w.start_time,
+    SELECT m.node_id, m.node_name, nullif(w.pid, 0) AS pid, w.copy_relation::oid AS relid, w.received_lsn, w.last_msg_send_time, w.last_message_time AS last_msg_receipt_time,
+           w.told_lsn AS latest_end_lsn, w.told_time AS latest_end_time, w.errors AS apply_error_count,
+           w.confl_insert_exists, w.confl_update_origin_differs, w.confl_update_exists, w.confl_update_deleted, w.confl_delete_origin_differs, w.stats_reset,
+           coalesce(w.state, 'stopped') AS state, w.applied_lsn, w.peer_lsn, w.applied_commit_time, w.last_message_time, w.start_time,
            w.transactions, w.changes, w.conflicts, w.parked, w.retries, w.errors,
            w.copy_relation, w.copy_rows,
            (SELECT pg_catalog.count(*) FROM repl_ml.table_sync y WHERE y.node_id = m.node_id AND y.state = 'pending') AS tables_to_copy,
            pg_catalog.clock_timestamp() - h.sent_at AS heartbeat_age,
            w.error_time, w.error_sqlstate, w.error_message, w.error_hint, w.equal_updates, w.equal_inserts,
            w.last_error_time, w.last_error_sqlstate, w.last_error_message, w.last_error_hint,
-           (SELECT pg_catalog.min(p.origin_lsn) FROM repl_ml.parked_change p WHERE p.put_aside AND p.origin_node = m.node_id) AS put_aside_lsn
+           k.put_aside_lsn, w.inserts, w.updates, w.deletes, w.duplicates, w.dominated, w.met_tombstones,
+           k.parked_now, k.put_aside_now, w.received_bytes, w.apply_time, w.lock_time, w.flush_time,
+           w.current_xid, w.current_lsn, w.current_since, w.current_changes, w.current_parked, w.locked_since, w.last_apply_time, w.last_error_context
       FROM repl_ml.member m
       JOIN repl_ml.local_node l ON l.node_id <> m.node_id
       LEFT JOIN repl_ml.worker_stats() w ON w.peer = m.node_id
       LEFT JOIN repl_ml.heartbeat h ON h.node_id = m.node_id
+     CROSS JOIN LATERAL (SELECT pg_catalog.min(p.origin_lsn) FILTER (WHERE p.put_aside) AS put_aside_lsn, pg_catalog.count(*) FILTER (WHERE p.put_aside) AS put_aside_now,
+                                coalesce(pg_catalog.sum(CASE WHEN p.put_aside OR p.action IN ('evicted', 'kept') THEN 0 WHEN p.action = 'counted' THEN (p.change->>'changes')::bigint ELSE 1 END), 0)::bigint AS parked_now
+                           FROM repl_ml.parked_change p WHERE p.origin_node = m.node_id) k
      WHERE m.state <> 'dropped';
 COMMENT ON VIEW repl_ml.stat_apply IS
-    'one row a peer: the worker that applies what the peer writes. Counters since server start; error_* is why nothing is applied now, or what is waited for, null while all is well, and last_error_* the last of these since server start; heartbeat_age is the age of the peer''s newest write that is applied here. equal_updates and equal_inserts are concurrent writes of the peer that left a row just as another node''s did: no conflict, but of two increments one is lost. put_aside_lsn is where the first of the peer''s transactions is that are put aside to be applied soon, a large one for example: up to there everything is visible here; null: there is none';
+    'one row a peer: the worker that applies what the peer writes; first what core says of subscriptions. Counters since stats_reset; error_* is why nothing is applied now, or what is waited for, null while all is well, and last_error_* the last of these since then; heartbeat_age is the age of the peer''s newest write that is applied here. equal_updates and equal_inserts are concurrent writes of the peer that left a row just as another node''s did: no conflict, but of two increments one is lost. put_aside_lsn is where the first of the peer''s transactions is that are put aside to be applied soon, a large one for example: up to there everything is visible here; null: there is none. current_* is the transaction that is being applied';
 
 CREATE VIEW repl_ml.conflicts WITH (security_barrier) AS
     SELECT c.conflict_id, c.detected_at, c.schema_name, c.table_name, c.key, c.conflict_type, c.resolution,

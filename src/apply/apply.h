@@ -90,7 +90,7 @@ typedef struct ReplMlTransaction
 	int64		changes;
 	int64		heartbeats;		/* changes that are just that */
 	int64		conflicts;
-	ReplMlEqualWrites equal;
+	ReplMlCounts counts;
 	int64		parked;
 } ReplMlTransaction;
 
@@ -100,7 +100,7 @@ typedef struct ReplMlTally
 	int64		transactions;
 	int64		changes;
 	int64		conflicts;
-	ReplMlEqualWrites equal;
+	ReplMlCounts counts;
 	int64		parked;
 } ReplMlTally;
 
@@ -134,6 +134,7 @@ typedef struct ReplMlConnection
 	int			failure;		/* SQLSTATE of the last one */
 	int			patience;		/* so many, and copy/link.c makes the slot anew */
 	TimestampTz last_message_time;
+	TimestampTz sent_time;		/* of that message, by the peer's clock */
 	ReplMlPing	ping;
 	int64		clock;			/* as peer_clock, lately */
 	int64		former_clock;	/* ... and before */
@@ -217,6 +218,8 @@ typedef struct ReplMlApply
 	const char *doing;			/* for the error context: the message handled */
 	const char *table;			/* ... and the table, or NULL */
 	bool		late;			/* a parked change is tried again */
+	ReplMlTimes times;			/* not shown yet, as ... */
+	int64		received_bytes;
 	bool		blame_transaction;	/* an error now is the transaction's, not
 									 * the stream's */
 	bool		awaits_bulk;	/* the stream waits for a large transaction,

@@ -328,8 +328,7 @@ show_applied(int peer, const ReplMlTransaction *transaction)
 			continue;
 		worker->changes += transaction->changes;
 		worker->conflicts += transaction->conflicts;
-		worker->equal_updates += transaction->equal.updates;
-		worker->equal_inserts += transaction->equal.inserts;
+		repl_ml_counts_add(&worker->counts, &transaction->counts);
 		worker->parked += transaction->parked;
 	}
 	LWLockRelease(repl_ml_shared->lock);

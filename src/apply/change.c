@@ -217,10 +217,23 @@ get_source(ReplMlApply *apply)
 		.lsn = apply->transaction.final_lsn,
 		.commit_time = apply->transaction.commit_time,
 		.late = apply->late,
-		.equal = &apply->transaction.equal
+		.counts = &apply->transaction.counts
 	};
 
 	return source;
+}
+
+/* Counts a row of users' tables that has come; a deletion comes as a tombstone. */
+static void
+count_row(ReplMlApply *apply, ReplMlRemoteTable *table, char action)
+{
+	ReplMlCount count = action == 'I' ? REPL_ML_INSERTED : REPL_ML_UPDATED;
+
+	if (repl_ml_relation_is_of_tombstones(table))
+		count = REPL_ML_DELETED;
+	else if (strcmp(table->remote.nspname, REPL_ML_SCHEMA) == 0)
+		return;
+	apply->transaction.counts.of[count]++;
 }
 
 /*
@@ -240,6 +253,7 @@ repl_ml_change_join(ReplMlApply *apply, LogicalRepRelId id, char action,
 	apply->table = table->remote.relname;
 	if (!OidIsValid(table->local))
 		return;					/* no longer replicated */
+	count_row(apply, table, action);
 
 	repl_ml_targets_renew();
 	is_catalog = strcmp(table->remote.nspname, REPL_ML_SCHEMA) == 0;

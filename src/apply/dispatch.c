@@ -291,8 +291,7 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 	apply->batch.tally.transactions++;
 	apply->batch.tally.changes += transaction->changes;
 	apply->batch.tally.conflicts += transaction->conflicts;
-	apply->batch.tally.equal.updates += transaction->equal.updates;
-	apply->batch.tally.equal.inserts += transaction->equal.inserts;
+	repl_ml_counts_add(&apply->batch.tally.counts, &transaction->counts);
 	apply->batch.tally.parked += transaction->parked;
 
 	/* before anything behind it is acknowledged */
@@ -375,7 +374,12 @@ repl_ml_dispatch_finish(ReplMlApply *apply, bool durable)
 		replorigin_session_origin_lsn = apply->batch.end;
 		replorigin_session_origin_timestamp = apply->batch.commit_time;
 		if (durable)
+		{
+			uint64		began = repl_ml_monotonic_now();
+
 			repl_ml_news_commit();
+			apply->times.flushing += repl_ml_monotonic_now() - began;
+		}
 		else
 			CommitTransactionCommand();
 		pgstat_report_stat(false);
@@ -403,8 +407,7 @@ show_progress(ReplMlApply *apply)
 	apply->worker->transactions += apply->batch.tally.transactions;
 	apply->worker->changes += apply->batch.tally.changes;
 	apply->worker->conflicts += apply->batch.tally.conflicts;
-	apply->worker->equal_updates += apply->batch.tally.equal.updates;
-	apply->worker->equal_inserts += apply->batch.tally.equal.inserts;
+	repl_ml_counts_add(&apply->worker->counts, &apply->batch.tally.counts);
 	apply->worker->parked += apply->batch.tally.parked;
 	LWLockRelease(repl_ml_shared->lock);
 	memset(&apply->batch.tally, 0, sizeof(apply->batch.tally));

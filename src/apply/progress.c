@@ -57,6 +57,7 @@ repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error)
 		snprintf(shown->error_message, REPL_ML_ERROR_LENGTH, "%s: %s", error->message,
 				 error->detail);
 	strlcpy(shown->error_hint, error->hint ? error->hint : "", REPL_ML_ERROR_LENGTH);
+	strlcpy(shown->error_context, error->context ? error->context : "", REPL_ML_ERROR_LENGTH);
 	LWLockRelease(repl_ml_shared->lock);
 }
 
@@ -73,6 +74,7 @@ repl_ml_apply_show_wait(ReplMlApply *apply, const char *message, const char *hin
 	shown->error_sqlstate = ERRCODE_OBJECT_IN_USE;
 	strlcpy(shown->error_message, message, REPL_ML_ERROR_LENGTH);
 	strlcpy(shown->error_hint, hint, REPL_ML_ERROR_LENGTH);
+	shown->error_context[0] = '\0';
 	LWLockRelease(repl_ml_shared->lock);
 }
 
@@ -112,6 +114,8 @@ repl_ml_apply_show_locked(ReplMlApply *apply, TimestampTz since)
 	if (apply->worker->locked_since == since)
 		return;
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	if (since == 0)
+		apply->worker->times.locked += Max(GetCurrentTimestamp() - apply->worker->locked_since, 0);
 	apply->worker->locked_since = since;
 	LWLockRelease(repl_ml_shared->lock);
 }

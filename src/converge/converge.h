@@ -10,17 +10,8 @@
 #include "repl_ml.h"
 #include "nodes/pg_list.h"
 #include "row/row.h"
+#include "server/server.h"
 #include "wire/wire.h"
-
-/*
- * Writes that did not know each other and wrote the same: no version lost
- * anything by itself, an increment may have.
- */
-typedef struct ReplMlEqualWrites
-{
-	int64		updates;
-	int64		inserts;
-} ReplMlEqualWrites;
 
 /* Where a version came from, for the history. */
 typedef struct ReplMlSource
@@ -33,8 +24,8 @@ typedef struct ReplMlSource
 	bool		late;			/* it was parked: tombstones may have been
 								 * removed since */
 	bool		copied;			/* most such versions are here already */
-	ReplMlEqualWrites *equal;	/* counts those that the version meets; NULL:
-								 * they are not counted */
+	ReplMlCounts *counts;		/* what becomes of the version is counted there; NULL:
+								 * nowhere */
 } ReplMlSource;
 
 /* What a row becomes of its concurrent versions. */

@@ -59,6 +59,37 @@ static TupleTableSlot *put_under_clock(ReplMlTarget *target, TupleTableSlot *slo
 									   const ReplMlClock *clock);
 static const ReplMlClock *read_clock(ReplMlTarget *target, TupleTableSlot *slot);
 
+/* Counts what has become of the arriving version, if it comes from a peer's stream. */
+static void
+count(const ReplMlJoin *join, ReplMlCount what)
+{
+	if (join->source->counts != NULL)
+		join->source->counts->of[what]++;
+}
+
+/* Counts a conflict by its type. */
+static void
+count_conflict(const ReplMlJoin *join, const char *type)
+{
+	static const struct
+	{
+		const char *type;
+		ReplMlCount count;
+	}			types[] = {
+		{"insert_exists", REPL_ML_CONFL_INSERT_EXISTS},
+		{"update_origin_differs", REPL_ML_CONFL_UPDATE_ORIGIN_DIFFERS},
+		{"update_exists", REPL_ML_CONFL_UPDATE_EXISTS},
+		{"update_deleted", REPL_ML_CONFL_UPDATE_DELETED},
+		{"delete_origin_differs", REPL_ML_CONFL_DELETE_ORIGIN_DIFFERS},
+	};
+
+	for (int i = 0; i < lengthof(types); i++)
+	{
+		if (strcmp(types[i].type, type) == 0)
+			count(join, types[i].count);
+	}
+}
+
 /*
  * Says whether two clocks are of the same write, whatever else they know of.
  */
@@ -317,7 +348,14 @@ update_history(ReplMlJoin *join, List *no_longer)
 	foreach(lc, list_concat(no_longer, join->no_losers))
 		grown -= repl_ml_history_take_back(lfirst(lc));
 	foreach(lc, join->conflicts)
-		grown += repl_ml_history_record(lfirst(lc), join->source);
+	{
+		const ReplMlConflict *conflict = lfirst(lc);
+		int			recorded = repl_ml_history_record(conflict, join->source);
+
+		if (recorded > 0)
+			count_conflict(join, conflict->type);
+		grown += recorded;
+	}
 	return grown;
 }
 
@@ -377,6 +415,8 @@ join_into_row(ReplMlJoin *join)
 
 	if (repl_ml_clock_is_within(join->arriving.clock, here))
 	{
+		count(join, have_same_dot(join->arriving.clock, here) ? REPL_ML_DUPLICATE :
+			  REPL_ML_DOMINATED);
 		log_late_eviction(join, here);
 		return;
 	}
@@ -448,6 +488,7 @@ join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer)
 	known = repl_ml_tombstone_find(table, join->key, 0);
 	if (known != NULL && repl_ml_clock_is_within(clock, known))
 	{
+		count(join, REPL_ML_MET_TOMBSTONE);
 		log_late_eviction(join, known);
 		return;
 	}
@@ -501,6 +542,8 @@ bury_row(ReplMlJoin *join)
 		dead = repl_ml_tombstone_find(table, join->key, 0);
 	}
 	known = dead != NULL && repl_ml_clock_is_within(clock, dead);
+	if (known)
+		count(join, have_same_dot(clock, dead) ? REPL_ML_DUPLICATE : REPL_ML_DOMINATED);
 	if (!known ||
 		(join->eviction != NULL && repl_ml_tombstone_eviction(table, join->key, clock) == NULL))
 		repl_ml_tombstone_insert(table, join->key, clock, join->eviction);
@@ -713,7 +756,7 @@ static void
 count_equal_write(ReplMlJoin *join, const ReplMlVersions *versions,
 				  const ReplMlResolution *resolution)
 {
-	if (join->source->equal == NULL || join->arriving.clock == NULL)
+	if (join->source->counts == NULL || join->arriving.clock == NULL)
 		return;
 	for (int i = 0; i < versions->count; i++)
 	{
@@ -725,9 +768,9 @@ count_equal_write(ReplMlJoin *join, const ReplMlVersions *versions,
 			 !have_same_dot(resolution->winner->clock, join->arriving.clock)))
 			continue;
 		if (repl_ml_history_is_insert(resolution->winner, loser))
-			join->source->equal->inserts++;
+			count(join, REPL_ML_EQUAL_INSERTS);
 		else
-			join->source->equal->updates++;
+			count(join, REPL_ML_EQUAL_UPDATES);
 		return;
 	}
 }

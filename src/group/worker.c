@@ -515,6 +515,17 @@ receive(char **data, pgsocket *fd)
 	return length;
 }
 
+/* Handles a message, and counts how long and how large it was. */
+static void
+handle_timed(char *data, int length)
+{
+	uint64		began = repl_ml_monotonic_now();
+
+	handle_stream_message(data, length);
+	apply.times.applying += repl_ml_monotonic_now() - began;
+	apply.received_bytes += length;
+}
+
 /* Shows that the stream goes on, once something has come over the connection. */
 static void
 show_streaming(void)
@@ -544,7 +555,7 @@ receive_all(void)
 					 errmsg("node \"%s\" ended the stream", apply.peer->node_name),
 					 errhint("The apply worker connects again by itself; if that goes on, see the "
 							 "server log of that node.")));
-		handle_stream_message(data, length);
+		handle_timed(data, length);
 		show_streaming();
 		now = apply.connection.last_message_time = GetCurrentTimestamp();
 		repl_ml_members_alive(apply.peer->node_id);
@@ -732,6 +743,8 @@ measure_clock(int64 sent)
 	uint64		now = repl_ml_monotonic_now();
 	int64		clock = (int64) ((uint64) sent - now);
 
+	apply.connection.sent_time = sent;
+
 	if (now - apply.connection.clock_since > CLOCK_WINDOW_US)
 	{
 		apply.connection.former_clock = apply.connection.clock;
@@ -751,7 +764,15 @@ show_received(void)
 	apply.worker->peer_lsn = Max(apply.worker->peer_lsn, apply.progress.received);
 	apply.worker->last_message_time = apply.connection.last_message_time;
 	apply.worker->peer_clock = Max(apply.connection.clock, apply.connection.former_clock);
+	apply.worker->received_bytes += apply.received_bytes;
+	apply.worker->times.applying += apply.times.applying;
+	apply.worker->times.flushing += apply.times.flushing;
+	apply.worker->sent_time = apply.connection.sent_time;
+	apply.worker->told_lsn = apply.progress.told;
+	apply.worker->told_time = apply.progress.told_at;
 	LWLockRelease(repl_ml_shared->lock);
+	apply.received_bytes = 0;
+	memset(&apply.times, 0, sizeof(apply.times));
 }
 
 /* Tells this server's processes how far we are, see read/position.c. */
@@ -789,7 +810,10 @@ settle_received(bool at_once)
 		 TimestampDifferenceExceeds(apply.progress.volatile_since, GetCurrentTimestamp(),
 									flush_delay())))
 	{
+		uint64		began = repl_ml_monotonic_now();
+
 		repl_ml_news_flush(XactLastCommitEnd);
+		apply.times.flushing += repl_ml_monotonic_now() - began;
 		apply.progress.volatile_since = 0;
 	}
 	apply.progress.applied = Max(apply.progress.applied, apply.progress.received);

@@ -26,7 +26,7 @@
 #include "group/group.h"
 #include "server/server.h"
 
-#define STATS_COLUMNS			35
+#define STATS_COLUMNS			(35 + 9 + REPL_ML_COUNTS - REPL_ML_INSERTED)
 #define COMING_BACK			"coming back"	/* of a node that was set back */
 #define ERRORS_UNTIL_TOLD		3	/* of a worker, before a waiter is told */
 
@@ -93,6 +93,34 @@ put_current(const ReplMlWorker *worker, Datum *values, bool *nulls, int *i)
 	(*i)++;
 }
 
+/* Returns microseconds as milliseconds, as core's views have times. */
+static Datum
+milliseconds(uint64 time)
+{
+	return Float8GetDatum(time / 1000.0);
+}
+
+/* Puts what a worker has counted at *i of a row, and what goes with its last error. */
+static void
+put_counts(const ReplMlWorker *worker, Datum *values, bool *nulls, int *i)
+{
+	values[(*i)++] = Int64GetDatum(worker->received_bytes);
+	values[(*i)++] = milliseconds(worker->times.applying);
+	values[(*i)++] = milliseconds(worker->times.locked);
+	values[(*i)++] = milliseconds(worker->times.flushing);
+	values[(*i)++] = TimestampTzGetDatum(worker->counts_since);
+	values[*i] = time_or_null(worker->sent_time, &nulls[*i]);
+	(*i)++;
+	values[*i] = lsn_or_null(worker->told_lsn, &nulls[*i]);
+	(*i)++;
+	values[*i] = time_or_null(worker->told_time, &nulls[*i]);
+	(*i)++;
+	nulls[*i] = worker->error_time == 0 || worker->error_context[0] == '\0';
+	values[(*i)++] = CStringGetTextDatum(worker->error_context);
+	for (int count = REPL_ML_INSERTED; count < REPL_ML_COUNTS; count++)
+		values[(*i)++] = Int64GetDatum(worker->counts.of[count]);
+}
+
 /* Puts a worker into the result of worker_stats. */
 static void
 put_worker(ReturnSetInfo *rsinfo, const ReplMlWorker *worker)
@@ -122,8 +150,8 @@ put_worker(ReturnSetInfo *rsinfo, const ReplMlWorker *worker)
 	values[i++] = Int64GetDatum(worker->transactions);
 	values[i++] = Int64GetDatum(worker->changes);
 	values[i++] = Int64GetDatum(worker->conflicts);
-	values[i++] = Int64GetDatum(worker->equal_updates);
-	values[i++] = Int64GetDatum(worker->equal_inserts);
+	values[i++] = Int64GetDatum(worker->counts.of[REPL_ML_EQUAL_UPDATES]);
+	values[i++] = Int64GetDatum(worker->counts.of[REPL_ML_EQUAL_INSERTS]);
 	values[i++] = Int64GetDatum(worker->parked);
 	values[i++] = Int64GetDatum(worker->retries);
 	values[i++] = Int64GetDatum(worker->errors);
@@ -136,6 +164,7 @@ put_worker(ReturnSetInfo *rsinfo, const ReplMlWorker *worker)
 	put_error(worker, worker->failing, values, nulls, &i);
 	put_error(worker, worker->error_time != 0, values, nulls, &i);
 	put_current(worker, values, nulls, &i);
+	put_counts(worker, values, nulls, &i);
 	Assert(i == STATS_COLUMNS);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }

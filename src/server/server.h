@@ -39,6 +39,42 @@ typedef enum ReplMlWorkerState
 } ReplMlWorkerState;
 
 /*
+ * What has become of changes, and which of what kind were met: a worker counts them
+ * for the view stat_apply.
+ */
+typedef enum ReplMlCount
+{
+	REPL_ML_EQUAL_UPDATES,		/* concurrent ones, of which one may be lost */
+	REPL_ML_EQUAL_INSERTS,
+	REPL_ML_INSERTED,			/* rows of users' tables that came */
+	REPL_ML_UPDATED,
+	REPL_ML_DELETED,
+	REPL_ML_DUPLICATE,			/* versions that were here already */
+	REPL_ML_DOMINATED,			/* older than what was here */
+	REPL_ML_MET_TOMBSTONE,		/* of rows that have been deleted since */
+	REPL_ML_CONFL_INSERT_EXISTS,	/* conflicts, in core's words */
+	REPL_ML_CONFL_UPDATE_ORIGIN_DIFFERS,
+	REPL_ML_CONFL_UPDATE_EXISTS,
+	REPL_ML_CONFL_UPDATE_DELETED,
+	REPL_ML_CONFL_DELETE_ORIGIN_DIFFERS,
+	REPL_ML_COUNTS
+} ReplMlCount;
+
+typedef struct ReplMlCounts
+{
+	int64		of[REPL_ML_COUNTS];
+} ReplMlCounts;
+
+/* Where the time of an apply worker goes, µs. */
+typedef struct ReplMlTimes
+{
+	uint64		applying;		/* handling what has come, waits included */
+	uint64		locked;			/* until what had met others' locks was applied, or
+								 * parked */
+	uint64		flushing;		/* making it durable */
+} ReplMlTimes;
+
+/*
  * One worker, running or not.  A slot belongs to (database, peer) from the
  * first start on and keeps its counters over restarts; peer 0 is the
  * database's supervisor.  Written by the worker itself under the lock.
@@ -75,8 +111,13 @@ typedef struct ReplMlWorker
 	int64		transactions;
 	int64		changes;
 	int64		conflicts;
-	int64		equal_updates;	/* concurrent ones, of which one may be lost */
-	int64		equal_inserts;
+	ReplMlCounts counts;
+	int64		received_bytes;
+	ReplMlTimes times;
+	TimestampTz counts_since;
+	TimestampTz sent_time;		/* of the last message, by the peer's clock */
+	XLogRecPtr	told_lsn;		/* what the peer knows to be applied here, durably ... */
+	TimestampTz told_time;		/* ... and since when */
 	int64		parked;
 	int64		retries;		/* transactions replayed after a lock or race
 								 * loss */
@@ -98,6 +139,7 @@ typedef struct ReplMlWorker
 	int			error_sqlstate;
 	char		error_message[REPL_ML_ERROR_LENGTH];
 	char		error_hint[REPL_ML_ERROR_LENGTH];
+	char		error_context[REPL_ML_ERROR_LENGTH];
 } ReplMlWorker;
 
 /*
@@ -223,6 +265,14 @@ typedef struct ReplMlWatcher
 	bool		(*is_send_pending) (void);
 	struct ReplMlWatcher *next; /* messages.c's */
 } ReplMlWatcher;
+
+/* Adds counts to others. */
+static inline void
+repl_ml_counts_add(ReplMlCounts *sum, const ReplMlCounts *more)
+{
+	for (int i = 0; i < REPL_ML_COUNTS; i++)
+		sum->of[i] += more->of[i];
+}
 
 /* Returns the microseconds of a clock that nobody sets. */
 static inline uint64

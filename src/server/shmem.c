@@ -14,6 +14,7 @@
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
+#include "utils/timestamp.h"
 
 #include "server/server.h"
 
@@ -324,6 +325,7 @@ repl_ml_shmem_worker(Oid database, int peer)
 		pg_atomic_init_u64(&unused->current_parked, 0);
 		unused->database = database;
 		unused->peer = peer;
+		unused->counts_since = GetCurrentTimestamp();
 		unused->state = REPL_ML_WORKER_STOPPED;
 	}
 	return unused;
