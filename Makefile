@@ -63,6 +63,7 @@ OBJS = \
 	src/server/peer.o \
 	src/server/news.o \
 	src/server/messages.o \
+	src/server/rate.o \
 	src/server/crash.o \
 	src/row/table.o \
 	src/row/owner.o \
@@ -79,6 +80,7 @@ OBJS = \
 	src/row/amount.o \
 	src/row/store.o \
 	src/apply/progress.o \
+	src/apply/network.o \
 	src/apply/pieces.o \
 	src/apply/dispatch.o \
 	src/apply/change.o \
@@ -142,6 +144,7 @@ OBJS = \
 	src/group/verifier.o \
 	src/group/beside.o \
 	src/monitor/stats.o \
+	src/monitor/network.o \
 	src/monitor/consistency.o
 
 # libpq's headers and library: connection strings are taken apart with PQconninfoParse.

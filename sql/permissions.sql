@@ -48,7 +48,7 @@ SELECT c.relname, privileges('regress_repl_ml_monitor', c.oid) AS monitor, privi
 
 -- no view shows a connection string
 SELECT c.oid::regclass, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
- WHERE c.relnamespace = 'repl_ml'::regnamespace AND c.relkind = 'v' AND a.attname ~ 'dsn|conn' AND a.attname !~ '^reconnect';
+ WHERE c.relnamespace = 'repl_ml'::regnamespace AND c.relkind = 'v' AND a.attname ~ 'dsn|conn' AND a.attname !~ '^(re|dis)?connect';
 
 -- what is granted also works: each one reads every view and calls what he may
 CREATE FUNCTION try(who regrole, statement text) RETURNS text LANGUAGE plpgsql AS $$

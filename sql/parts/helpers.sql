@@ -77,10 +77,17 @@ CREATE FUNCTION repl_ml.worker_stats(
 COMMENT ON FUNCTION repl_ml.worker_stats() IS 'state and counters of this database''s workers since server start; peer 0 is the supervisor. reached_lsn: neither slot nor origin of the link is beyond it, or somebody has moved them; null: not known';
 
 -- The connections of the peers that read what this node writes
-CREATE FUNCTION repl_ml.link_stats(OUT peer integer, OUT paused boolean, OUT reachable boolean, OUT silent_since timestamptz, OUT connections bigint, OUT sent_bytes bigint, OUT stats_reset timestamptz, OUT apply_rate double precision)
+CREATE FUNCTION repl_ml.link_stats(OUT peer integer, OUT paused boolean, OUT reachable boolean, OUT silent_since timestamptz, OUT connections bigint, OUT sent_bytes bigint, OUT stats_reset timestamptz, OUT apply_rate double precision, OUT sent_rate double precision)
     RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'repl_ml_link_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 3;
 COMMENT ON FUNCTION repl_ml.link_stats() IS 'what this server knows of the peers that read what this node writes: paused if one does not because somebody there has paused that, reachable (null: unknown), when it last spoke (null: it has not), since stats_reset how often it has connected and how many bytes of changes were sent to it, and at how many bytes a second of this node''s WAL it has come on in the last minute';
+CREATE FUNCTION repl_ml.network_stats(OUT peer integer, OUT connected_since timestamptz,
+    OUT round_trip interval, OUT round_trip_mean interval, OUT round_trip_p95 interval, OUT round_trip_p99 interval, OUT round_trips integer, OUT measured_time timestamptz,
+    OUT clock_offset interval, OUT clock_uncertainty interval, OUT pings bigint, OUT pings_lost bigint, OUT unanswered_for interval,
+    OUT heartbeats bigint, OUT heartbeats_late bigint, OUT heartbeats_lost bigint, OUT connections bigint, OUT disconnect_time timestamptz, OUT disconnect_cause text, OUT received_rate double precision)
+    RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'repl_ml_network_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 3;
+COMMENT ON FUNCTION repl_ml.network_stats() IS 'what the apply workers of this database have measured of their connections to peers; see the view repl_ml.stat_network';
 CREATE FUNCTION repl_ml.hear_pause(of_node integer) RETURNS void
     AS 'MODULE_PATHNAME', 'repl_ml_hear_pause' LANGUAGE C VOLATILE STRICT;
 COMMENT ON FUNCTION repl_ml.hear_pause(integer) IS 'called by a peer as long as it does not read what this node writes because somebody has paused that';

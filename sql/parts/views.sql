@@ -152,6 +152,27 @@ CREATE VIEW repl_ml.stat_apply AS
 COMMENT ON VIEW repl_ml.stat_apply IS
     'one row a peer: the worker that applies what the peer writes; first what core says of subscriptions. Counters since stats_reset; error_* is why nothing is applied now, or what is waited for, null while all is well, and last_error_* the last of these since then; heartbeat_age is the age of the peer''s newest write that is applied here. equal_updates and equal_inserts are concurrent writes of the peer that left a row just as another node''s did: no conflict, but of two increments one is lost. put_aside_lsn is where the first of the peer''s transactions is that are put aside to be applied soon, a large one for example: up to there everything is visible here; null: there is none. current_* is the transaction that is being applied';
 
+-- What is measured is measured by who connects
+CREATE VIEW repl_ml.stat_network AS
+    SELECT m.node_id, m.node_name, 'incoming' AS direction, n.connected_since IS NOT NULL AS connected, n.connected_since,
+           n.round_trip, n.round_trip_mean, n.round_trip_p95, n.round_trip_p99, n.round_trips, n.measured_time,
+           n.clock_offset, n.clock_uncertainty, n.pings, n.pings_lost, n.unanswered_for, n.heartbeats, n.heartbeats_late, n.heartbeats_lost,
+           w.received_bytes AS bytes, n.received_rate AS bytes_per_second, w.last_message_time, greatest(n.connections - 1, 0) AS reconnects,
+           n.disconnect_time, n.disconnect_cause, w.stats_reset
+      FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id <> m.node_id
+      LEFT JOIN repl_ml.network_stats() n ON n.peer = m.node_id LEFT JOIN repl_ml.worker_stats() w ON w.peer = m.node_id
+     WHERE m.state <> 'dropped'
+    UNION ALL
+    SELECT m.node_id, m.node_name, 'outgoing', a.pid IS NOT NULL, a.backend_start, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+           i.sent_bytes, i.sent_rate, i.silent_since, greatest(i.connections - 1, 0), NULL, NULL, i.stats_reset
+      FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id <> m.node_id
+      LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = repl_ml.link_name(m.node_id)
+      LEFT JOIN pg_catalog.pg_stat_replication a ON a.pid = s.active_pid
+      LEFT JOIN repl_ml.link_stats() i ON i.peer = m.node_id
+     WHERE m.state <> 'dropped';
+COMMENT ON VIEW repl_ml.stat_network IS
+    'the two connections to each peer: incoming, over which this node reads what the peer writes, and outgoing, over which the peer reads. Round trips, the peer''s clock and heartbeats are measured by who connects, so for outgoing see the row incoming on the peer. A round trip is from the apply worker to the peer''s walsender and back, once a second, over the last round_trips of them; clock_offset is by how much the peer''s clock is ahead, wrong by clock_uncertainty at most';
+
 CREATE VIEW repl_ml.conflicts WITH (security_barrier) AS
     SELECT c.conflict_id, c.detected_at, c.schema_name, c.table_name, c.key, c.conflict_type, c.resolution,
            coalesce(w.node_name, c.winner_node::text::name) AS winner_node, coalesce(l.node_name, c.loser_node::text::name) AS loser_node,

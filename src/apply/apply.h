@@ -104,13 +104,6 @@ typedef struct ReplMlTally
 	int64		parked;
 } ReplMlTally;
 
-/* The last status for which an echo was wanted. */
-typedef struct ReplMlPing
-{
-	uint64		sent;			/* when, monotonic; 0: none over this connection */
-	TimestampTz time;			/* ... as the peer was told */
-} ReplMlPing;
-
 /*
  * The connections to the peer, and what was seen over the stream's.  That is
  * made and dropped by worker.c, which notes when the peer last spoke, and looked
@@ -135,7 +128,7 @@ typedef struct ReplMlConnection
 	int			patience;		/* so many, and copy/link.c makes the slot anew */
 	TimestampTz last_message_time;
 	TimestampTz sent_time;		/* of that message, by the peer's clock */
-	ReplMlPing	ping;
+	uint64		pinged;			/* when an echo was last wanted, monotonic; 0: never */
 	int64		clock;			/* as peer_clock, lately */
 	int64		former_clock;	/* ... and before */
 	uint64		clock_since;	/* monotonic: when "lately" began */
@@ -285,6 +278,14 @@ extern void repl_ml_apply_show_transaction(ReplMlApply *apply);
 extern void repl_ml_apply_show_changes(ReplMlApply *apply);
 extern void repl_ml_apply_show_locked(ReplMlApply *apply, TimestampTz since);
 extern void repl_ml_apply_show_copy(ReplMlApply *apply, Oid relid, int64 rows);
+
+/* in network.c */
+extern void repl_ml_network_busy(uint64 time);
+extern void repl_ml_network_ping(ReplMlApply *apply, TimestampTz time);
+extern void repl_ml_network_echo(ReplMlApply *apply, TimestampTz time, TimestampTz peer_time);
+extern void repl_ml_network_connected(ReplMlApply *apply);
+extern void repl_ml_network_ended(ReplMlApply *apply, const char *cause);
+extern void repl_ml_network_heartbeat(ReplMlApply *apply, int64 missing);
 
 /* in pieces.c */
 extern void repl_ml_pieces_forget(ReplMlApply *apply);

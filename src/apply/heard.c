@@ -56,7 +56,11 @@ repl_ml_heard_note(ReplMlApply *apply, const char *text)
 	follows = SPI_processed == 1;
 	SPI_finish();
 	if (follows)
+	{
+		repl_ml_network_heartbeat(apply, 0);
 		return;
+	}
+	repl_ml_network_heartbeat(apply, 1);
 	apply->connection.passed_over = true;
 	ereport(ERROR,
 			(errcode(ERRCODE_CONNECTION_FAILURE),

@@ -92,6 +92,7 @@ typedef struct ReplMlLinkState
 								 * not known */
 	int64		connections;	/* that it has made, the present one included */
 	int64		sent_bytes;		/* over all of them */
+	double		sent_rate;		/* ... a second, lately; -1: not known */
 	TimestampTz since;			/* when these two were begun to be counted */
 } ReplMlLinkState;
 

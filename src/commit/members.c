@@ -706,7 +706,10 @@ repl_ml_members_sent(int peer, Size bytes)
 	LWLockAcquire(repl_ml_quorum->lock, LW_EXCLUSIVE);
 	link = find_link(peer);
 	if (link != NULL)
+	{
 		link->sent_bytes += bytes;
+		repl_ml_rate_note(&link->rate, link->sent_bytes);
+	}
 	LWLockRelease(repl_ml_quorum->lock);
 }
 
@@ -732,6 +735,7 @@ repl_ml_members_links(ReplMlLinkState *states)
 			.rate = find_rate(link),
 			.connections = link->connections,
 			.sent_bytes = link->sent_bytes,
+			.sent_rate = link->walsender == 0 ? 0 : repl_ml_rate_get(&link->rate, link->sent_bytes),
 			.since = link->since
 	};
 	LWLockRelease(repl_ml_quorum->lock);

@@ -50,6 +50,7 @@ typedef struct ReplMlLink
 	int			newest;			/* of them */
 	int64		connections;	/* since "since" */
 	int64		sent_bytes;
+	ReplMlRate	rate;			/* of them */
 	TimestampTz since;			/* when this place became the peer's */
 	bool		careful;		/* a change could not be sent to it: see
 								 * write/output.c */

@@ -207,6 +207,7 @@ static void
 detach_worker(int code, Datum arg)
 {
 	disconnect();
+	repl_ml_network_ended(&apply, "the apply worker ended");
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	repl_ml_crash_detach(apply.worker->stop ? 0 : code);
 	apply.worker->pid = 0;
@@ -423,6 +424,8 @@ run_connection(void)
 	apply.progress.volatile_since = 0;
 	apply.progress.urgency = REPL_ML_WHENEVER;
 	read_stream(from);
+	repl_ml_network_ended(&apply, repl_ml_apply_is_to_pause(&apply) ? "applying was paused here" :
+						  "there is a large transaction to be applied");
 	disconnect();
 }
 
@@ -438,7 +441,7 @@ read_stream(XLogRecPtr from)
 	apply.connection.last_message_time = GetCurrentTimestamp();
 	/* what the peer cannot do shows only now, so it streams when it has spoken */
 	apply.connection.streams = false;
-	apply.connection.ping.sent = 0;
+	apply.connection.pinged = 0;
 	acknowledge(false);
 	for (;;)
 	{
@@ -520,9 +523,12 @@ static void
 handle_timed(char *data, int length)
 {
 	uint64		began = repl_ml_monotonic_now();
+	uint64		took;
 
 	handle_stream_message(data, length);
-	apply.times.applying += repl_ml_monotonic_now() - began;
+	took = repl_ml_monotonic_now() - began;
+	repl_ml_network_busy(took);
+	apply.times.applying += took;
 	apply.received_bytes += length;
 }
 
@@ -533,6 +539,7 @@ show_streaming(void)
 	if (apply.connection.streams)
 		return;
 	apply.connection.streams = true;
+	repl_ml_network_connected(&apply);
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_STREAMING);
 }
 
@@ -630,7 +637,9 @@ handle_stream_message(char *data, int length)
 	}
 	else if (type == REPL_ML_ECHO)
 	{
-		/* that it has come is all for now */
+		TimestampTz time = pq_getmsgint64(&message);
+
+		repl_ml_network_echo(&apply, time, pq_getmsgint64(&message));
 	}
 	else
 		ereport(ERROR,
@@ -765,6 +774,7 @@ show_received(void)
 	apply.worker->last_message_time = apply.connection.last_message_time;
 	apply.worker->peer_clock = Max(apply.connection.clock, apply.connection.former_clock);
 	apply.worker->received_bytes += apply.received_bytes;
+	repl_ml_rate_note(&apply.worker->network.rate, apply.worker->received_bytes);
 	apply.worker->times.applying += apply.times.applying;
 	apply.worker->times.flushing += apply.times.flushing;
 	apply.worker->sent_time = apply.connection.sent_time;
@@ -836,9 +846,8 @@ settle_received(bool at_once)
 static void
 send_status(bool reply_wanted)
 {
-	ReplMlPing *ping = &apply.connection.ping;
 	uint64		now = repl_ml_monotonic_now();
-	bool		is_ping = now - ping->sent >= (uint64) status_interval() * 1000;
+	bool		is_ping = now - apply.connection.pinged >= (uint64) status_interval() * 1000;
 	TimestampTz time;
 
 
@@ -847,7 +856,10 @@ send_status(bool reply_wanted)
 								 apply.progress.applied, apply.progress.durable, reply_wanted,
 								 is_ping);
 	if (is_ping)
-		*ping = (ReplMlPing) {.sent = now,.time = time};
+	{
+		apply.connection.pinged = now;
+		repl_ml_network_ping(&apply, time);
+	}
 	apply.progress.told = apply.progress.durable;
 	apply.progress.told_at = GetCurrentTimestamp();
 	apply.progress.committed = false;
@@ -1074,6 +1086,7 @@ recover_from_error(void)
 	HOLD_INTERRUPTS();
 	MemoryContextSwitchTo(TopMemoryContext);
 	error = CopyErrorData();
+	repl_ml_network_ended(&apply, error->message);
 	blocked = repl_ml_locked_by_commit(error->sqlerrcode);
 	locked = !apply.batch.crowded && repl_ml_locked_is_race(error->sqlerrcode);
 	/* also a key, in the stream or a copy, that has been inserted since we looked */

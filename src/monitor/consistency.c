@@ -22,7 +22,7 @@
 #include "server/server.h"
 
 #define MEMBER_COLUMNS		4
-#define LINK_COLUMNS		8
+#define LINK_COLUMNS		9
 #define WAITER_COLUMNS		6
 #define STATS_COLUMNS		12
 
@@ -91,10 +91,11 @@ repl_ml_link_stats(PG_FUNCTION_ARGS)
 			BoolGetDatum(state->paused), BoolGetDatum(state->reachable),
 			TimestampTzGetDatum(now - state->silent), Int64GetDatum(state->connections),
 			Int64GetDatum(state->sent_bytes), TimestampTzGetDatum(state->since),
-			Float8GetDatum(state->rate)};
+			Float8GetDatum(state->rate), Float8GetDatum(state->sent_rate)};
 		bool		nulls[LINK_COLUMNS] = {false, false, !state->known, state->silent < 0};
 
-		nulls[LINK_COLUMNS - 1] = state->rate < 0;
+		nulls[LINK_COLUMNS - 2] = state->rate < 0;
+		nulls[LINK_COLUMNS - 1] = state->sent_rate < 0;
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;

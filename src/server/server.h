@@ -74,6 +74,36 @@ typedef struct ReplMlTimes
 	uint64		flushing;		/* making it durable */
 } ReplMlTimes;
 
+/* How many bytes came at two moments of the last seconds: see rate.c's functions. */
+typedef struct ReplMlRate
+{
+	uint64		time[2];		/* monotonic µs, the older one first; 0: none yet */
+	int64		bytes[2];
+} ReplMlRate;
+
+#define REPL_ML_ROUND_TRIPS		120 /* kept, about two minutes' */
+
+/* What an apply worker has measured of its connection to the peer; see apply/network.c. */
+typedef struct ReplMlNetwork
+{
+	uint32		round_trips[REPL_ML_ROUND_TRIPS];	/* µs */
+	int64		offsets[REPL_ML_ROUND_TRIPS];	/* by which the peer's clock was ahead then */
+	int			next;			/* place in both */
+	int			count;			/* how many are there */
+	TimestampTz measured_time;	/* of the last one */
+	int64		pings;
+	int64		pings_lost;		/* not answered when the connection ended */
+	uint64		unanswered_since;	/* monotonic; 0: the last one was answered */
+	int64		heartbeats;
+	int64		heartbeats_late;
+	int64		heartbeats_lost;
+	int64		connections;
+	TimestampTz connected_since;	/* 0: it is not */
+	TimestampTz disconnect_time;
+	char		disconnect_cause[REPL_ML_ERROR_LENGTH];
+	ReplMlRate	rate;
+} ReplMlNetwork;
+
 /*
  * One worker, running or not.  A slot belongs to (database, peer) from the
  * first start on and keeps its counters over restarts; peer 0 is the
@@ -113,6 +143,7 @@ typedef struct ReplMlWorker
 	int64		conflicts;
 	ReplMlCounts counts;
 	int64		received_bytes;
+	ReplMlNetwork network;
 	ReplMlTimes times;
 	TimestampTz counts_since;
 	TimestampTz sent_time;		/* of the last message, by the peer's clock */
@@ -405,6 +436,10 @@ extern void repl_ml_news_tell(void);
 extern void repl_ml_news_settle(void);
 extern int	repl_ml_news_due(void);
 extern void repl_ml_positions_advanced(void);
+
+/* in rate.c */
+extern void repl_ml_rate_note(ReplMlRate *rate, int64 bytes);
+extern double repl_ml_rate_get(const ReplMlRate *rate, int64 bytes);
 
 /* in messages.c */
 extern void repl_ml_messages_watch(ReplMlWatcher *watcher);
