@@ -224,11 +224,12 @@ COMMENT ON TABLE repl_ml.server_start IS 'what this server found at each of its 
 
 -- Of two places that ask at once to be one node, each member answers one
 CREATE TABLE repl_ml.vouched (
-    node_id    integer PRIMARY KEY,
-    place      text NOT NULL,
-    vouched_at timestamptz NOT NULL
+    node_id     integer PRIMARY KEY,
+    place       text NOT NULL,
+    incarnation integer NOT NULL DEFAULT 1,
+    vouched_at  timestamptz NOT NULL
 );
-COMMENT ON TABLE repl_ml.vouched IS 'for which place this node has last said that it may be a peer''s';
+COMMENT ON TABLE repl_ml.vouched IS 'for which place this node has last said that it may be a peer''s, and as which incarnation';
 
 CREATE FUNCTION repl_ml.local_node_changed() RETURNS pg_catalog.trigger
     AS 'MODULE_PATHNAME', 'repl_ml_local_node_changed' LANGUAGE C;
@@ -269,9 +270,10 @@ COMMENT ON TABLE repl_ml.record_floor IS 'up to which of a node''s transactions 
 CREATE TABLE repl_ml.heard (
     node_id     integer PRIMARY KEY,
     sequence    bigint,
-    server_start timestamptz
+    server_start timestamptz,
+    incarnation integer NOT NULL DEFAULT 1
 );
-COMMENT ON TABLE repl_ml.heard IS 'the number of the last heartbeat of each peer that has come over its link, also if it was parked (null: none since the link was made), and when the server was started that it came from';
+COMMENT ON TABLE repl_ml.heard IS 'the number of the last heartbeat of each peer that has come over its link, also if it was parked (null: none since the link was made), when the server was started that it came from, and which incarnation of the node that was';
 
 -- Tables to copy from a peer before or beside its stream
 CREATE TABLE repl_ml.table_sync (

@@ -19,6 +19,12 @@ COMMENT ON FUNCTION repl_ml.refuse_nulls(text, integer) IS 'raises an error if a
 CREATE FUNCTION repl_ml.local_fingerprint(OUT system_identifier bigint, OUT timeline bigint, OUT database oid, OUT directory text)
     AS 'MODULE_PATHNAME', 'repl_ml_local_fingerprint' LANGUAGE C STABLE PARALLEL SAFE;
 COMMENT ON FUNCTION repl_ml.local_fingerprint() IS 'what tells this data directory and database from a copy';
+CREATE FUNCTION repl_ml.history_with(timeline bigint) RETURNS pg_lsn
+    AS 'MODULE_PATHNAME', 'repl_ml_history_with' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.history_with(bigint) IS 'up to where this server''s WAL is that of the timeline; null if it has not come from it';
+CREATE FUNCTION repl_ml.resume_counter(above bigint) RETURNS bigint
+    AS 'MODULE_PATHNAME', 'repl_ml_resume_counter' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.resume_counter(bigint) IS 'called where this server has become the node that another one was, whose counters were known to be so great: lets those of this one go on above';
 
 -- Raises an error where this database is not a member that may act
 CREATE FUNCTION repl_ml.require_member(OUT node_id integer, OUT node_name name)
@@ -154,6 +160,13 @@ CREATE FUNCTION repl_ml.known_of(node integer, OUT server_start timestamptz, OUT
     $$;
 COMMENT ON FUNCTION repl_ml.known_of(integer) IS 'how far a peer has come, as this node knows: what it must not be behind when it has been started again';
 
+CREATE FUNCTION repl_ml.known_incarnation(node integer) RETURNS integer
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT greatest(m.incarnation, h.incarnation) FROM repl_ml.member m LEFT JOIN repl_ml.heard h USING (node_id) WHERE m.node_id = node
+    $$;
+COMMENT ON FUNCTION repl_ml.known_incarnation(integer) IS 'the last incarnation of a node that is known here, from the list or as this node was connected with it';
+
 -- A node that was set back, and came back under another id, may be set back again, to what it was before. So it is with one that a
 -- person had leave and join.
 CREATE FUNCTION repl_ml.successor_of(node integer, OUT node_id integer, OUT dsn text, OUT joined_at timestamptz) RETURNS SETOF record
@@ -177,7 +190,7 @@ CREATE FUNCTION repl_ml.local_info(asked_by integer DEFAULT NULL,
            (f.system_identifier, f.timeline, f.database, f.directory),
            f.system_identifier, f.database, repl_ml.wal_end(),
            EXISTS (SELECT FROM repl_ml.member m WHERE m.node_id = asked_by AND m.state = 'dropped'),
-           l.incarnation, (SELECT m.incarnation FROM repl_ml.member m WHERE m.node_id = asked_by),
+           l.incarnation, repl_ml.known_incarnation(asked_by),
            pg_catalog.pg_postmaster_start_time(), l.node_id IS NOT NULL AND NOT l.copy_data AND l.donor IS NOT NULL,
            k.server_start, k.sequence, k.lsn, k.counter,
            (SELECT s.joined_at FROM repl_ml.successor_of(asked_by) s)

@@ -109,8 +109,9 @@ CREATE FUNCTION repl_ml.note_start(counter bigint) RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.note_start(bigint) IS 'notes what this server found at its start, whose WAL began with the checkpoint that still is the last one; counter: from which its counters went on';
 
--- What a peer knows of this node: did its server, at the first start that the peer does not know of, have that much? If not, this
--- node was set back before that start. Then it takes no part until it has come back, under its next id.
+-- What a peer knows of this node: did its server, at the first start that the peer does not know of, have that much? And does it know
+-- of the start that the peer has last heard of? Two servers that were both promoted have the same positions for what each has written.
+-- If not, this node was set back before that start. Then it takes no part until it has come back, under its next id.
 CREATE FUNCTION repl_ml.note_set_back(peer integer, known_start timestamptz, sequence bigint, lsn pg_lsn, counter bigint) RETURNS text
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
@@ -137,7 +138,10 @@ CREATE FUNCTION repl_ml.note_set_back(peer integer, known_start timestamptz, seq
             END IF;
             SELECT s.* INTO start FROM repl_ml.server_start s ORDER BY s.lsn DESC, s.started_at DESC LIMIT 1;
         END IF;
-        IF sequence > start.sequence THEN
+        IF NOT EXISTS (SELECT FROM repl_ml.server_start s WHERE s.started_at = known_start) AND EXISTS (SELECT FROM repl_ml.server_start s WHERE s.started_at < known_start) THEN
+            -- it had noted that one before anybody could hear of it
+            reason := pg_catalog.format('Members have been connected with a server that was started as it at %s, of which it does not know.', known_start);
+        ELSIF sequence > start.sequence THEN
             reason := pg_catalog.format('It has sent its heartbeat number %s, and the last one that its server found when it was started at %s was number %s.', sequence, start.started_at, start.sequence);
         ELSIF lsn > start.lsn THEN
             reason := pg_catalog.format('Changes up to %s have been applied from it, and its WAL ended at %s when its server was started at %s.', lsn, start.lsn, start.started_at);
@@ -188,13 +192,14 @@ CREATE FUNCTION repl_ml.return_secret(in_group uuid, node integer) RETURNS text
     $$;
 COMMENT ON FUNCTION repl_ml.return_secret(uuid, integer) IS 'called by members on a node that was set back and wants to come back under its name: the hash of what it will show; null where that is not so';
 
-CREATE FUNCTION repl_ml.readmit_node(in_group uuid, node integer) RETURNS void
+CREATE FUNCTION repl_ml.readmit_node(in_group uuid, node integer, incarnation integer) RETURNS void
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
         known repl_ml.member;
         successor record;
         secret text;
+        reason text;
     BEGIN
         PERFORM repl_ml.require_member();
         SELECT m.* INTO known FROM repl_ml.member m JOIN repl_ml.local_node l ON l.group_id = in_group AND l.node_id <> node WHERE m.node_id = node;
@@ -203,24 +208,31 @@ CREATE FUNCTION repl_ml.readmit_node(in_group uuid, node integer) RETURNS void
         IF known.state = 'dropped' AND successor.node_id IS NULL AND NOT EXISTS (SELECT FROM repl_ml.invitation i WHERE i.node_name = known.node_name AND i.invited_by = pg_catalog.format('node %s', node)::name) THEN
             known.node_id := NULL;
         END IF;
-        IF known.node_id IS NOT NULL THEN
+        IF known.node_id IS NULL THEN
+            reason := 'It is no member of the group.';
+        ELSIF repl_ml.known_incarnation(node) > incarnation THEN
+            reason := pg_catalog.format('Another server has become node "%s" since.', known.node_name);
+        ELSIF EXISTS (SELECT FROM repl_ml.worker_stats() w WHERE w.peer IN (node, successor.node_id) AND w.state IN ('streaming', 'copying'))
+           OR EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name IN (repl_ml.link_name(node), repl_ml.link_name(successor.node_id)) AND s.active) THEN
+            reason := pg_catalog.format('This node is connected with a server that runs as node "%s".', known.node_name);
+        ELSE
+            reason := pg_catalog.format('What is found as node "%s" does not say that it has been set back, or cannot be reached.', known.node_name);
             secret := (repl_ml.ask_members(ARRAY[coalesce(successor.dsn, known.dsn)], pg_catalog.format('SELECT repl_ml.return_secret(%L, %s)', in_group, node)))[1];
         END IF;
         IF secret IS NULL THEN
             RAISE EXCEPTION 'node % cannot come back to the group by itself', node USING ERRCODE = 'object_not_in_prerequisite_state',
-                DETAIL = CASE WHEN known.node_id IS NULL THEN 'It is no member of the group.' ELSE pg_catalog.format('What is found as node "%s" does not say that it has been set back, or cannot be reached.', known.node_name) END,
-                HINT = CASE WHEN known.node_id IS NULL THEN 'Run SELECT repl_ml.leave_group(force => true, keep_clocks => true) there, and join it again with copy_data => false.'
+                DETAIL = reason, HINT = CASE WHEN known.node_id IS NULL THEN 'Run SELECT repl_ml.leave_group(force => true, keep_clocks => true) there, and join it again with copy_data => false.'
                             ELSE 'If the node has another address now, run SELECT repl_ml.set_node_address(...) on a member. If the one that asks is a copy of a node that runs, run SELECT repl_ml.leave_group(force => true) there.' END;
         END IF;
         -- what is found there is not what came after it, either
-        UPDATE repl_ml.member m SET state = 'dropped' WHERE m.node_id IN (node, successor.node_id) AND m.state <> 'dropped';
+        UPDATE repl_ml.member m SET state = 'dropped', incarnation = CASE m.node_id WHEN node THEN readmit_node.incarnation ELSE m.incarnation END WHERE m.node_id IN (node, successor.node_id) AND m.state <> 'dropped';
         INSERT INTO repl_ml.invitation AS i (node_name, secret_hash, valid_until, invited_by)
         VALUES (known.node_name, pg_catalog.decode(secret, 'hex'), pg_catalog.clock_timestamp() + '10 min', pg_catalog.format('node %s', node)::name)
         ON CONFLICT ON CONSTRAINT invitation_pkey DO UPDATE SET secret_hash = excluded.secret_hash, valid_until = excluded.valid_until, invited_by = excluded.invited_by;
         PERFORM repl_ml.wake_workers();
     END
     $$;
-COMMENT ON FUNCTION repl_ml.readmit_node(uuid, integer) IS 'called on a member by a node that was set back: drops its former id and invites it under its name, if what is found at its address says the same. Errors: 55000';
+COMMENT ON FUNCTION repl_ml.readmit_node(uuid, integer, integer) IS 'called on a member by a node that was set back: drops its former id and invites it under its name, if what is found at its address says the same, and nobody else is it. Errors: 55000';
 
 -- What it wrote stays here as that of a former member; who writes still does so under an id that is none any more
 CREATE FUNCTION repl_ml.leave_set_back() RETURNS void
@@ -254,79 +266,134 @@ CREATE FUNCTION repl_ml.place(in_group uuid, node integer) RETURNS text
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT f.directory || ' ' || EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time())
-      FROM repl_ml.local_node l, repl_ml.local_fingerprint() f WHERE l.group_id = in_group AND l.node_id = node AND l.state <> 'dropped' AND l.directory <> 'superseded'
+      FROM repl_ml.local_node l, repl_ml.local_fingerprint() f WHERE l.group_id = in_group AND l.node_id = node AND l.state <> 'dropped' AND l.directory <> 'superseded' AND NOT pg_catalog.pg_is_in_recovery()
     $$;
-COMMENT ON FUNCTION repl_ml.place(uuid, integer) IS 'called by members: in which files, and since when, a server runs as this node; null where none does';
+COMMENT ON FUNCTION repl_ml.place(uuid, integer) IS 'called by members: in which files, and since when, a server runs as this node, fenced or not; null where none does, as on a standby';
 
--- May the place that asks be the node? Answers 'yes', or why not. Also where this node is fenced itself: all may have moved.
-CREATE FUNCTION repl_ml.vouch_for(in_group uuid, node integer, incarnation integer, flush_lsn pg_lsn, last_heartbeat bigint, place text) RETURNS text
+-- May the place that asks be the node, as that incarnation? Answers 'yes'; 'older', and why, if it may, but has less of the node than
+-- is here; 'higher' and the last incarnation, if there has been that one; else what speaks against it. Also where this node is
+-- fenced itself: all may have moved. A place that is on another timeline, or older, has to be found where the node is: that the
+-- node is not found anywhere is no proof that it is gone.
+CREATE FUNCTION repl_ml.vouch_for(in_group uuid, node integer, incarnation integer, proposed integer, promoted boolean, lsn pg_lsn, last_heartbeat bigint, place text) RETURNS text
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
         self repl_ml.local_node;
         known repl_ml.member;
-        received pg_lsn := repl_ml.received_lsn(node);
-        heard bigint := (SELECT h.safe_counter FROM repl_ml.heartbeat h WHERE h.node_id = node);
+        given repl_ml.vouched;
+        older boolean := repl_ml.received_lsn(node) > lsn OR (SELECT h.safe_counter > last_heartbeat FROM repl_ml.heartbeat h WHERE h.node_id = node);
+        there text;
     BEGIN
         SELECT * INTO self FROM repl_ml.local_node l WHERE l.group_id = in_group AND l.state <> 'dropped';
         SELECT * INTO known FROM repl_ml.member m WHERE m.node_id = node AND m.state <> 'dropped';
         IF self.node_id IS NULL OR known.node_id IS NULL THEN
             RETURN pg_catalog.format('on %I node %s is not a member of its group', coalesce(self.node_name, pg_catalog.current_database()), node);
-        ELSIF known.incarnation > vouch_for.incarnation THEN
+        ELSIF repl_ml.known_incarnation(node) > vouch_for.incarnation THEN
             RETURN pg_catalog.format('node %I has heard of it in another place since', self.node_name);
         ELSIF EXISTS (SELECT FROM repl_ml.worker_stats() w WHERE w.peer = node AND w.state IN ('streaming', 'copying'))
            OR EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = repl_ml.link_name(node) AND s.active) THEN
             RETURN pg_catalog.format('node %I is connected with another server that runs as node %I', self.node_name, known.node_name);
-        ELSIF coalesce((repl_ml.ask_members(ARRAY[known.dsn], pg_catalog.format('SELECT repl_ml.place(%L, %s)', in_group, node)))[1], place) <> place THEN
-            RETURN pg_catalog.format('node %I finds another server, which runs as node %I, at the address of that', self.node_name, known.node_name);
-        ELSIF received > flush_lsn OR heard > last_heartbeat THEN
-            RETURN pg_catalog.format('node %I has more of node %I than is here: this is an older state of it', self.node_name, known.node_name);
         END IF;
-        INSERT INTO repl_ml.vouched AS v VALUES (node, place, pg_catalog.clock_timestamp())
-        ON CONFLICT (node_id) DO UPDATE SET place = excluded.place, vouched_at = excluded.vouched_at
-         WHERE v.place = excluded.place OR v.vouched_at < excluded.vouched_at - '1 min'::interval;
-        RETURN CASE WHEN FOUND THEN 'yes' ELSE pg_catalog.format('node %I has been asked the same from another place within the last minute, and says yes to one only', self.node_name) END;
+        there := (repl_ml.ask_members(ARRAY[known.dsn], pg_catalog.format('SELECT repl_ml.place(%L, %s)', in_group, node)))[1];
+        IF there <> place THEN
+            RETURN pg_catalog.format('node %I finds another server, which runs as node %I, at the address of that', self.node_name, known.node_name);
+        ELSIF there IS NULL AND (promoted OR older) THEN
+            RETURN pg_catalog.format('node %I does not find this server at the address of node %I', self.node_name, known.node_name) ||
+                CASE WHEN older THEN ', and has more of that than is here: this is an older state of it' ELSE '' END;
+        END IF;
+        INSERT INTO repl_ml.vouched AS v VALUES (node, place, proposed, pg_catalog.clock_timestamp())
+        ON CONFLICT (node_id) DO UPDATE SET place = excluded.place, incarnation = excluded.incarnation, vouched_at = excluded.vouched_at
+         WHERE CASE WHEN v.place = excluded.place THEN v.incarnation <= excluded.incarnation
+                    -- what it has come from itself is settled
+                    ELSE v.incarnation <= vouch_for.incarnation OR v.incarnation < excluded.incarnation AND v.vouched_at < excluded.vouched_at - '1 min'::interval END;
+        IF FOUND THEN
+            RETURN CASE WHEN older THEN pg_catalog.format('older: node %I has more of node %I than is here', self.node_name, known.node_name) ELSE 'yes' END;
+        END IF;
+        SELECT * INTO given FROM repl_ml.vouched v WHERE v.node_id = node;
+        RETURN CASE WHEN given.incarnation >= proposed AND (given.place = place OR given.vouched_at < pg_catalog.clock_timestamp() - '1 min'::interval) THEN 'higher ' || given.incarnation
+                    ELSE pg_catalog.format('node %I has been asked the same from another place within the last minute, and says yes to one only', self.node_name) END;
     END
     $$;
-COMMENT ON FUNCTION repl_ml.vouch_for(uuid, integer, integer, pg_lsn, bigint, text) IS
-    'called on members by a server that is fenced and says it is a node that has moved: yes, or what speaks against it';
+COMMENT ON FUNCTION repl_ml.vouch_for(uuid, integer, integer, integer, boolean, pg_lsn, bigint, text) IS
+    'called on members by a server that is fenced and says it is a node that has moved, or that it was promoted: yes, or what speaks against it';
 
--- Asks the other members whether this is the node it was, in another place. If more than half of all say so and none objects, it
--- is, under its next incarnation; else the reason is returned. The incarnation before is then fenced by the members.
+-- Called where the other members agree that this server is the node that another one was, whose WAL it has up to there: what was
+-- in that one's memory and files, and not in its WAL, is made anew. Nothing of slots and origins: peers and this node compare their tables.
+CREATE FUNCTION repl_ml.take_over(lsn pg_lsn) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        self repl_ml.local_node;
+        counter bigint;
+    BEGIN
+        SELECT * INTO self FROM repl_ml.local_node;
+        counter := repl_ml.resume_counter(coalesce((SELECT pg_catalog.max(greatest(repl_ml.counter(h.applied, self.node_id), repl_ml.counter(h.__repl_clock, self.node_id))) FROM repl_ml.heartbeat h), 0));
+        INSERT INTO repl_ml.server_start (started_at, sequence, lsn, safe_counter, counter)
+        SELECT pg_catalog.pg_postmaster_start_time(), coalesce(h.sequence, 0), take_over.lsn, coalesce(h.safe_counter, 0), counter
+          FROM repl_ml.local_node l LEFT JOIN repl_ml.heartbeat h USING (node_id)
+        ON CONFLICT ON CONSTRAINT server_start_pkey DO UPDATE SET lsn = excluded.lsn, counter = excluded.counter;
+        PERFORM repl_ml.drop_own_slots();
+        PERFORM repl_ml.drop_own_origins();
+        RETURN counter;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.take_over(pg_lsn) IS 'makes anew what a server, which goes on as the node that another one was, does not have of that one; returns from where counters go on';
+
+-- Asks the other members whether this is the node it was, in another place. If more than half of them say so and none objects, it
+-- is, under its next incarnation; if they have more of it than is here, it was set back. Else the reason is returned. The
+-- incarnation before is then fenced by the members. This node does not count: two places that ask must not find other halves.
 CREATE FUNCTION repl_ml.claim_identity(force boolean DEFAULT false) RETURNS text
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
         self repl_ml.local_node;
         here record;
-        dsns text[];
+        lsn pg_lsn;
+        members integer[];
         answers text[];
-        agreed integer;
+        proposed integer;
+        counter bigint;
+        higher integer;
+        older integer;
     BEGIN
         SELECT * INTO self FROM repl_ml.local_node FOR UPDATE;
         SELECT * INTO here FROM repl_ml.local_fingerprint();
-        IF (here.system_identifier, here.database, here.timeline) IS DISTINCT FROM (self.system_identifier, self.database, self.timeline) THEN
-            RETURN 'this is not the node''s data directory but made of it (by a promotion, a recovery to an earlier time, a dump or an upgrade)';
+        lsn := CASE WHEN (here.system_identifier, here.database) = (self.system_identifier, self.database) THEN repl_ml.history_with(self.timeline) END;
+        IF lsn IS NULL THEN
+            RETURN 'this is not the node''s data directory but made of it (by a dump, an upgrade, or a recovery from another one)';
         END IF;
-        dsns := ARRAY(SELECT m.dsn FROM repl_ml.member m WHERE m.node_id <> self.node_id AND m.state <> 'dropped' ORDER BY m.node_id);
-        answers := repl_ml.ask_members(dsns, pg_catalog.format('SELECT repl_ml.vouch_for(%L, %s, %s, %L, %s, %L)',
-            self.group_id, self.node_id, self.incarnation, pg_catalog.pg_current_wal_flush_lsn(),
-            coalesce((SELECT h.safe_counter FROM repl_ml.heartbeat h WHERE h.node_id = self.node_id), 0),
-            repl_ml.place(self.group_id, self.node_id)));
-        IF EXISTS (SELECT FROM pg_catalog.unnest(answers) a WHERE a <> 'yes') THEN
+        members := ARRAY(SELECT m.node_id FROM repl_ml.member m WHERE m.node_id <> self.node_id AND m.state <> 'dropped' ORDER BY m.node_id);
+        proposed := self.incarnation + 1;
+        FOR attempt IN 1 .. 2 LOOP
+            answers := repl_ml.ask_members(ARRAY(SELECT m.dsn FROM repl_ml.member m WHERE m.node_id = ANY (members) ORDER BY m.node_id),
+                pg_catalog.format('SELECT repl_ml.vouch_for(%L, %s, %s, %s, %L, %L, %s, %L)', self.group_id, self.node_id, self.incarnation, proposed, here.timeline <> self.timeline, lsn,
+                coalesce((SELECT h.safe_counter FROM repl_ml.heartbeat h WHERE h.node_id = self.node_id), 0), repl_ml.place(self.group_id, self.node_id)));
+            higher := (SELECT pg_catalog.max(pg_catalog.split_part(a, ' ', 2)::integer) FROM pg_catalog.unnest(answers) a WHERE a LIKE 'higher %');
+            EXIT WHEN higher IS NULL;
+            proposed := higher + 1;
+        END LOOP;
+        IF EXISTS (SELECT FROM pg_catalog.unnest(answers) a WHERE a <> 'yes' AND a NOT LIKE 'older: %') THEN
             RETURN (SELECT pg_catalog.string_agg(a, '; ') FROM pg_catalog.unnest(answers) a WHERE a <> 'yes');
         END IF;
-        agreed := 1 + (SELECT pg_catalog.count(a) FROM pg_catalog.unnest(answers) a);
-        IF NOT force AND 2 * agreed <= 1 + pg_catalog.cardinality(dsns) THEN
-            RETURN pg_catalog.format('%s of %s members have answered, this one included, and it takes more than half', agreed, 1 + pg_catalog.cardinality(dsns));
+        IF NOT force AND 2 * (SELECT pg_catalog.count(a) FROM pg_catalog.unnest(answers) a) <= pg_catalog.cardinality(members) AND members <> '{}' THEN
+            RETURN pg_catalog.format('%s of %s other members have answered, and it takes more than half', (SELECT pg_catalog.count(a) FROM pg_catalog.unnest(answers) a), pg_catalog.cardinality(members));
         END IF;
-        UPDATE repl_ml.local_node SET directory = here.directory, incarnation = self.incarnation + 1;
-        UPDATE repl_ml.member SET incarnation = self.incarnation + 1 WHERE node_id = self.node_id;
+        IF here.timeline <> self.timeline THEN
+            counter := repl_ml.take_over(lsn);
+        END IF;
+        UPDATE repl_ml.local_node SET timeline = here.timeline, directory = here.directory, incarnation = proposed;
+        older := (SELECT pg_catalog.min(u.member) FROM ROWS FROM (pg_catalog.unnest(members), pg_catalog.unnest(answers)) u (member, answer) WHERE u.answer LIKE 'older: %');
+        IF older IS NULL THEN
+            UPDATE repl_ml.member SET incarnation = proposed WHERE node_id = self.node_id;
+        ELSE
+            UPDATE repl_ml.local_node l SET state = 'set_back', donor = older, former_node = l.node_id, secret_hash = NULL, former_counter = coalesce(counter, repl_ml.resume_counter(0)),
+                   former_safe = coalesce((SELECT h.safe_counter FROM repl_ml.heartbeat h WHERE h.node_id = l.node_id), 0);
+        END IF;
         PERFORM repl_ml.wake_workers();
         RETURN NULL;
     END
     $$;
-COMMENT ON FUNCTION repl_ml.claim_identity(boolean) IS 'makes this place that of the node if the other members agree, with force if none of those that answer objects: null, or why not';
+COMMENT ON FUNCTION repl_ml.claim_identity(boolean) IS 'makes this place that of the node if the other members agree, with force if none of those that answer objects, or notes that the node was set back: null, or why not';
 
 CREATE FUNCTION repl_ml.confirm_identity(force boolean DEFAULT false) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
@@ -813,10 +880,7 @@ CREATE FUNCTION repl_ml.forget_group(keep_clocks boolean) RETURNS void
             SELECT self.group_id, self.node_id, self.node_name, CASE WHEN self.state = 'set_back' THEN self.former_safe END, CASE WHEN self.state = 'set_back' THEN self.former_counter END;
         END IF;
         DELETE FROM repl_ml.vouched;
-        FOR r IN SELECT o.roname FROM pg_catalog.pg_replication_origin o
-                  WHERE pg_catalog.starts_with(o.roname, repl_ml.link_name(0) COLLATE "C") OR o.roname ~ ('^' || pg_catalog.regexp_replace(repl_ml.link_name(0), '0$', '') || '[0-9]+$') LOOP
-            PERFORM pg_catalog.pg_replication_origin_drop(r.roname);
-        END LOOP;
+        PERFORM repl_ml.drop_own_origins();
         -- also those a copied directory brought along: they would keep WAL for ever
         PERFORM repl_ml.drop_own_slots();
     END
@@ -901,6 +965,14 @@ COMMENT ON FUNCTION repl_ml.leave_group(boolean, boolean) IS
     'takes this database out of its group: its tables stay, as ordinary ones, or with the clocks of their rows and what is known of deleted ones, for who joins the same group again with copy_data => false. With force also when no member can be told, or when this is a copy of a node. Superusers only. Errors: 55000 not a member, or peers are behind or down';
 
 -- Slots that peers read from here, and their walsenders
+CREATE FUNCTION repl_ml.drop_own_origins() RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT pg_catalog.pg_replication_origin_drop(o.roname) FROM pg_catalog.pg_replication_origin o
+     WHERE pg_catalog.starts_with(o.roname, repl_ml.link_name(0) COLLATE "C") OR o.roname ~ ('^' || pg_catalog.regexp_replace(repl_ml.link_name(0), '0$', '') || '[0-9]+$')
+    $$;
+COMMENT ON FUNCTION repl_ml.drop_own_origins() IS 'drops the origins under which this database applies what comes from peers';
+
 CREATE FUNCTION repl_ml.drop_own_slots() RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$

@@ -256,7 +256,7 @@ CREATE VIEW repl_ml.health AS
                      (SELECT pg_catalog.string_agg(m.node_name || CASE m.state WHEN 'ready' THEN '' ELSE ' (joining)' END, ', ' ORDER BY m.node_id)
                         FROM repl_ml.member m WHERE m.state <> 'dropped')) END,
            CASE WHEN s.standby THEN 'Look at repl_ml.health on the node itself.'
-                WHEN s.fenced THEN 'If it is the node itself in another place, it goes on as soon as more than half of the members agree: SELECT repl_ml.confirm_identity() says what speaks against it. If the node that it is a copy of is gone for good or goes on elsewhere, run SELECT repl_ml.leave_group(force => true) here, and join again.'
+                WHEN s.fenced THEN 'If it is the node itself, in another place or promoted, it goes on as soon as more than half of the other members agree: SELECT repl_ml.confirm_identity() says what speaks against it. If the node that it is a copy of is gone for good or goes on elsewhere, run SELECT repl_ml.leave_group(force => true) here, and join again.'
                 WHEN s.state = 'dropped' THEN 'Run SELECT repl_ml.leave_group(force => true) here; then it can join again.'
                 WHEN s.state = 'set_back' THEN coalesce((SELECT w.error_hint FROM repl_ml.worker_stats() w WHERE w.peer = 0), 'It comes back by itself, as soon as more than half of the other members can be reached.')
                 WHEN s.state <> 'ready' THEN 'It becomes ready by itself; see how far it is with SELECT * FROM repl_ml.stat_apply.' END

@@ -383,7 +383,8 @@ extern void repl_ml_record_copy(const ReplMlApply *apply, WalReceiverConn *conn)
 /* in heard.c */
 extern void repl_ml_heard_note(ReplMlApply *apply, const char *text);
 extern void repl_ml_heard_forget(const ReplMlApply *apply);
-extern void repl_ml_heard_start(const ReplMlApply *apply, TimestampTz server_start);
+extern void repl_ml_heard_start(const ReplMlApply *apply, TimestampTz server_start,
+								int incarnation);
 
 /* in unsent.c */
 extern bool repl_ml_unsent_order_copies(ReplMlApply *apply);

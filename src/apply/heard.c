@@ -86,19 +86,22 @@ repl_ml_heard_forget(const ReplMlApply *apply)
 
 /*
  * Called by the apply worker, in a transaction, when the peer has as much as this
- * node knows of it: its server was started at "server_start".  What comes
- * from now on comes from there.
+ * node knows of it: its server was started at "server_start", as this incarnation
+ * of the node.  What comes from now on comes from there, and what is a lesser one is
+ * the node no more.
  */
 void
-repl_ml_heard_start(const ReplMlApply *apply, TimestampTz server_start)
+repl_ml_heard_start(const ReplMlApply *apply, TimestampTz server_start, int incarnation)
 {
-	Oid			types[2] = {INT4OID, TIMESTAMPTZOID};
-	Datum		values[2] = {Int32GetDatum(apply->peer->node_id),
-	TimestampTzGetDatum(server_start)};
+	Oid			types[3] = {INT4OID, TIMESTAMPTZOID, INT4OID};
+	Datum		values[3] = {Int32GetDatum(apply->peer->node_id),
+	TimestampTzGetDatum(server_start), Int32GetDatum(incarnation)};
 
-	repl_ml_spi_execute("INSERT INTO repl_ml.heard AS h (node_id, server_start)"
-						" VALUES ($1, $2) ON CONFLICT (node_id) DO UPDATE"
-						" SET server_start = excluded.server_start"
-						" WHERE h.server_start IS DISTINCT FROM excluded.server_start",
-						2, types, values, NULL);
+	repl_ml_spi_execute("INSERT INTO repl_ml.heard AS h (node_id, server_start, incarnation)"
+						" VALUES ($1, $2, $3) ON CONFLICT (node_id) DO UPDATE"
+						" SET server_start = excluded.server_start,"
+						" incarnation = excluded.incarnation"
+						" WHERE (h.server_start, h.incarnation)"
+						" IS DISTINCT FROM (excluded.server_start, excluded.incarnation)",
+						3, types, values, NULL);
 }

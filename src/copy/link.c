@@ -132,7 +132,8 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	had_origin = id != InvalidRepOriginId;
 	if (had_origin)
 		from = replorigin_get_progress(id, false);
-	moved |= is_beyond_reach(apply, from);
+	/* one without a position is what is left of one that was being dropped */
+	moved |= is_beyond_reach(apply, from) || (had_origin && from == InvalidXLogRecPtr);
 	CommitTransactionCommand();
 	check_progress(apply, &info);
 
@@ -311,7 +312,9 @@ check_progress(ReplMlApply *apply, const PeerInfo *info)
 	StartTransactionCommand();
 	/* raises the error if that is so */
 	(void) repl_ml_identity_require();
-	repl_ml_heard_start(apply, info->server_start);
+	repl_ml_heard_start(apply, info->server_start, info->incarnation);
+	/* before anything of it is applied */
+	ForceSyncCommit();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(apply->message_context);
 }
@@ -416,21 +419,21 @@ check_peer(ReplMlApply *apply, const PeerInfo *info)
 	 * from here on this node is not to write: who asks for its identity raises
 	 * the error
 	 */
+	if (info->our_incarnation > incarnation)
+	{
+		/* another server has been confirmed to be this node: see identity.c */
+		repl_ml_begin();
+		SPI_execute("UPDATE repl_ml.local_node SET directory = 'superseded'", false, 0);
+		repl_ml_commit();
+		StartTransactionCommand();
+		(void) repl_ml_identity_require();
+	}
 	if (info->we_are_dropped)
 	{
 		repl_ml_begin();
 		SPI_execute(psprintf("SELECT repl_ml.note_dropped(%d, %s)", apply->peer->node_id,
 							 info->succeeded == NULL ? "NULL" :
 							 quote_literal_cstr(info->succeeded)), false, 0);
-		repl_ml_commit();
-		StartTransactionCommand();
-		(void) repl_ml_identity_require();
-	}
-	if (info->our_incarnation > incarnation)
-	{
-		/* another server has been confirmed to be this node: see identity.c */
-		repl_ml_begin();
-		SPI_execute("UPDATE repl_ml.local_node SET directory = 'superseded'", false, 0);
 		repl_ml_commit();
 		StartTransactionCommand();
 		(void) repl_ml_identity_require();

@@ -674,12 +674,14 @@ leave_secret(void)
  * that has found it out first.
  */
 static List *
-load_former_group(ReplMlJoinRequest *request, const char **group_id, const char **node_id)
+load_former_group(ReplMlJoinRequest *request, const char **group_id, const char **node_id,
+				  const char **incarnation)
 {
 	List	   *donors = NIL;
 
 	repl_ml_begin();
-	SPI_execute("SELECT m.dsn, l.node_name, l.group_id, l.node_id, o.dsn FROM repl_ml.local_node l"
+	SPI_execute("SELECT m.dsn, l.node_name, l.group_id, l.node_id, o.dsn, l.incarnation"
+				" FROM repl_ml.local_node l"
 				" JOIN repl_ml.member o ON o.node_id OPERATOR(pg_catalog.=) l.node_id"
 				" JOIN repl_ml.member m ON m.node_id OPERATOR(pg_catalog.<>) l.node_id"
 				" AND m.state OPERATOR(pg_catalog.=) 'ready'"
@@ -700,6 +702,7 @@ load_former_group(ReplMlJoinRequest *request, const char **group_id, const char 
 	namestrcpy(&request->node_name, repl_ml_spi_text(0, 1));
 	*group_id = MemoryContextStrdup(TopMemoryContext, repl_ml_spi_text(0, 2));
 	*node_id = MemoryContextStrdup(TopMemoryContext, repl_ml_spi_text(0, 3));
+	*incarnation = MemoryContextStrdup(TopMemoryContext, repl_ml_spi_text(0, 5));
 	strlcpy(request->dsn, repl_ml_spi_text(0, 4), REPL_ML_DSN_LENGTH);
 	repl_ml_commit();
 	MemoryContextSwitchTo(TopMemoryContext);
@@ -739,15 +742,15 @@ ask_if_there(const char *dsn, const char *query, int nparams, const char *const 
  * does.
  */
 static char *
-ask_for_return(List *donors, const char *group_id, const char *node_id)
+ask_for_return(List *donors, const char *group_id, const char *node_id, const char *incarnation)
 {
-	const char *params[] = {group_id, node_id};
+	const char *params[] = {group_id, node_id, incarnation};
 	ErrorData  *error = NULL;
 	ListCell   *lc;
 
 	foreach(lc, donors)
 	{
-		if (ask_if_there(lfirst(lc), "SELECT repl_ml.readmit_node($1, $2)", lengthof(params),
+		if (ask_if_there(lfirst(lc), "SELECT repl_ml.readmit_node($1, $2, $3)", lengthof(params),
 						 params, &error))
 			return lfirst(lc);
 	}
@@ -859,11 +862,13 @@ repl_ml_come_back(void)
 	Candidate	candidate = {.returns = true};
 	const char *group_id;
 	const char *node_id;
-	List	   *donors = load_former_group(&request, &group_id, &node_id);
+	const char *incarnation;
+	List	   *donors = load_former_group(&request, &group_id, &node_id, &incarnation);
 	WalReceiverConn *donor;
 
 	candidate.secret = leave_secret();
-	donor = repl_ml_stream_connect(ask_for_return(donors, group_id, node_id), "join");
+	donor = repl_ml_stream_connect(ask_for_return(donors, group_id, node_id,
+													  incarnation), "join");
 	ask_donor(donor, &candidate);
 	load_members(donor, &candidate);
 	repl_ml_stream_disconnect(donor);

@@ -281,7 +281,7 @@ note_start(void)
 
 /*
  * Says once why the node takes no part in its group.  If it was dropped, its
- * slots go; if it may just have been moved, the other members are asked, in each
+ * slots go; if it may just have been moved or promoted, the other members are asked, in each
  * round, until they agree.
  */
 static void

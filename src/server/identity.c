@@ -13,10 +13,17 @@
  * know how far the node had come and whether another server runs as it
  * (repl_ml.claim_identity, vouch_for).  Where it is the same server and database
  * in other files, as of a volume that was attached anew or a directory that was
- * moved, the supervisor asks them; where too few of them can be reached a person
- * decides, with repl_ml.confirm_identity(force => true).  Each yes is the
- * node's next incarnation: whoever runs under a lesser one is fenced as soon
- * as it meets a member that knows (copy/link.c).
+ * moved, or on another timeline, as of a standby that was promoted or a recovery
+ * to an earlier time, the supervisor asks them; where too few of them can be
+ * reached a person decides, with repl_ml.confirm_identity(force => true).  Each
+ * yes is the node's next incarnation: whoever runs under a lesser one is fenced as
+ * soon as it meets a member that knows (copy/link.c).  Where they have more of the
+ * node than is here, it was set back (repl_ml.note_set_back).
+ *
+ * What is here of the node is its WAL up to where the timeline was left that it
+ * last ran on: whatever came after that is no write of the node's.  What peers have
+ * is the end of a transaction in its WAL.  So the one is compared with the other,
+ * and never with the end of the WAL here.
  *
  * The row is cached per process; a trigger on the table invalidates it.  Not
  * here: who else is in the group (peer.c).  No locks but that of the table while
@@ -29,6 +36,7 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "access/timeline.h"
 #include "access/xlog.h"
 #include "access/xlogrecovery.h"
 #include "catalog/namespace.h"
@@ -38,6 +46,7 @@
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
+#include "utils/pg_lsn.h"
 #include "utils/snapmgr.h"
 
 #include "compat.h"
@@ -249,7 +258,8 @@ directory_fingerprint(void)
 
 /*
  * Sets "fenced" if the place is not that of the row, and "moved" if it could
- * be: other files of the same server, which nobody else has been found to be.
+ * be: other files of the same server, or another timeline, which nobody else has
+ * been found to be.
  */
 static void
 compare_fingerprint(Datum *values, ReplMlIdentity *identity)
@@ -262,9 +272,9 @@ compare_fingerprint(Datum *values, ReplMlIdentity *identity)
 		return;					/* nothing can be written here anyway */
 	same_server = DatumGetInt64(values[Anum_system_identifier - 1]) ==
 		(int64) GetSystemIdentifier() &&
-		DatumGetInt64(values[Anum_timeline - 1]) == (int64) GetWALInsertionTimeLine() &&
 		DatumGetObjectId(values[Anum_database - 1]) == MyDatabaseId;
-	identity->fenced = !same_server || strcmp(there, here) != 0;
+	identity->fenced = !same_server || strcmp(there, here) != 0 ||
+		DatumGetInt64(values[Anum_timeline - 1]) != (int64) GetWALInsertionTimeLine();
 	identity->moved = identity->fenced && same_server && strcmp(there, SUPERSEDED) != 0;
 }
 
@@ -300,6 +310,41 @@ repl_ml_local_fingerprint(PG_FUNCTION_ARGS)
 	values[2] = ObjectIdGetDatum(MyDatabaseId);
 	values[3] = CStringGetTextDatum(directory_fingerprint());
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
+
+PG_FUNCTION_INFO_V1(repl_ml_history_with);
+
+/*
+ * repl_ml.history_with(timeline bigint): returns up to where this server's WAL is
+ * that of the timeline; where this one is it, up to where it is durable; null if it
+ * has not come from it.
+ */
+Datum
+repl_ml_history_with(PG_FUNCTION_ARGS)
+{
+	TimeLineID	timeline = (TimeLineID) PG_GETARG_INT64(0);
+	TimeLineID	current = current_timeline();
+	List	   *history;
+
+	if (timeline == current)
+		PG_RETURN_LSN(GetFlushRecPtr(NULL));
+	history = readTimeLineHistory(current);
+	if (!tliInHistory(timeline, history))
+		PG_RETURN_NULL();
+	PG_RETURN_LSN(tliSwitchPoint(timeline, history, NULL));
+}
+
+PG_FUNCTION_INFO_V1(repl_ml_resume_counter);
+
+/*
+ * repl_ml.resume_counter(above bigint): called where this server has become the
+ * node that another one was.  Has this one's counters go on above those that were
+ * issued there, as far as they are known; returns from where.
+ */
+Datum
+repl_ml_resume_counter(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64((int64) repl_ml_ticker_resume((uint64) PG_GETARG_INT64(0)));
 }
 
 PG_FUNCTION_INFO_V1(repl_ml_local_node_changed);

@@ -127,7 +127,8 @@ repl_ml_peer_load(int node_id)
 {
 	static ReplMlPeer peer;
 
-	SPI_execute(psprintf("SELECT node_name, dsn, state, incarnation FROM repl_ml.member"
+	SPI_execute(psprintf("SELECT node_name, dsn, state, repl_ml.known_incarnation(node_id)"
+						 " FROM repl_ml.member"
 						 " WHERE node_id OPERATOR(pg_catalog.=) %d", node_id), true, 1);
 	if (SPI_processed == 0 || strcmp(repl_ml_spi_text(0, 2), "dropped") == 0)
 		ereport(ERROR,

@@ -337,7 +337,7 @@ typedef struct ReplMlIdentity
 {
 	bool		member;			/* false: nothing else is set */
 	bool		fenced;			/* a copy of the node that joined */
-	bool		moved;			/* ... perhaps: the same server in other files */
+	bool		moved;			/* ... perhaps: in other files, or promoted */
 	bool		joining;		/* not ready for users' writes yet */
 	bool		dropped;		/* the others have removed us */
 	bool		set_back;		/* joining, too: it has lost what others have of it */
@@ -407,6 +407,7 @@ extern Oid	repl_ml_catalog_oid(const char *name);
 extern void repl_ml_ticker_startup(void);
 extern uint64 repl_ml_ticker_next(uint64 above);
 extern void repl_ml_ticker_observe(uint64 counter);
+extern uint64 repl_ml_ticker_resume(uint64 above);
 extern uint64 repl_ml_ticker_now(void);
 extern void repl_ml_ticker_follow(int64 group_clock);
 extern uint64 repl_ml_ticker_safe(void);

@@ -208,6 +208,26 @@ repl_ml_ticker_observe(uint64 counter)
 }
 
 /*
+ * Called where this server has become the node that another one was, whose
+ * heartbeats had counters up to "above": makes counters go on with a greater one
+ * than that server can have issued, which as after a crash is one above its bound.
+ * Returns it; it is durable.
+ */
+uint64
+repl_ml_ticker_resume(uint64 above)
+{
+	uint64		old = pg_atomic_read_u64(&repl_ml_shared->counter);
+	uint64		resumed;
+
+	do
+	{
+		resumed = Max(Max(old, repl_ml_ticker_now()), above + BOUND_AHEAD);
+	} while (!pg_atomic_compare_exchange_u64(&repl_ml_shared->counter, &old, resumed));
+	raise_bound(resumed);
+	return resumed;
+}
+
+/*
  * Says whether this counter was issued in the transaction this backend is
  * running.
  */

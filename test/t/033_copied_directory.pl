@@ -92,7 +92,7 @@ is(sql($standby, 'SELECT count(*) FROM item'), sql($n2, 'SELECT count(*) FROM it
 is(sql($standby, 'SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE $$repl_ml%$$'), '0', 'no worker on a standby');
 $standby->promote;
 is_fenced($standby, 'n2');
-refused($standby, 'n2', 'not the node.s data directory but made of it');
+refused($standby, 'n2', 'is connected with another server that runs as node n2');
 sql($n2, q(INSERT INTO item VALUES (104, 'n2')));
 wait_converged([ $n1, $n2 ], 'item');
 $standby->stop;
@@ -108,10 +108,10 @@ sub moves
 sub fenced { my ($node) = @_; return sql($node, 'SELECT fenced FROM repl_ml.local_info()'); }
 my $place = $n2->data_dir;
 $n2->stop;
-poll_until($n1, q(SELECT repl_ml.vouch_for(l.group_id, 2, 1, '0/0', 0, 'a backup') LIKE '%this is an older state of it' FROM repl_ml.local_node l));
+poll_until($n1, q(SELECT repl_ml.vouch_for(l.group_id, 2, 1, 2, false, '0/0', 0, 'a backup') LIKE '%does not find this server%this is an older state of it' FROM repl_ml.local_node l));
 moves($place, "$place.left");
 cp("$place.left", $place);
-sql($n1, q(INSERT INTO repl_ml.vouched VALUES (2, 'a former place', clock_timestamp() + '1 hour') ON CONFLICT (node_id) DO UPDATE SET place = excluded.place, vouched_at = excluded.vouched_at));
+sql($n1, q(INSERT INTO repl_ml.vouched VALUES (2, 'a former place', 2, clock_timestamp() + '1 hour') ON CONFLICT (node_id) DO UPDATE SET place = excluded.place, incarnation = excluded.incarnation, vouched_at = excluded.vouched_at));
 $n2->start;
 is_fenced($n2, 'n2');
 psql_fails($n2, 'SELECT repl_ml.confirm_identity()', '55000', 'cannot be confirmed', 'try again in a minute');
@@ -180,7 +180,7 @@ $clone->start;
 is_fenced($clone, 'n1');
 sql($clone, 'UPDATE repl_ml.local_node SET directory = f.directory FROM repl_ml.local_fingerprint() f');
 poll_until($clone, q(SELECT state = 'set_back' FROM repl_ml.local_node));
-poll_until($clone, q(SELECT status = 'error' AND detail LIKE '%does not say that it has been set back%' AND detail LIKE '%leave_group(force => true)%' FROM repl_ml.health WHERE check_name = 'membership'));
+poll_until($clone, q(SELECT status = 'error' AND detail LIKE '%is connected with a server that runs as node "n1"%' AND detail LIKE '%leave_group(force => true)%' FROM repl_ml.health WHERE check_name = 'membership'));
 psql_fails($clone, q(INSERT INTO item VALUES (1000, 'clone')), '55000', 'has been set back');
 is(sql($n2, q(SELECT string_agg(node_id || ' ' || state, ', ' ORDER BY node_id) FROM repl_ml.member WHERE node_name = 'n1')), '1 ready', 'it does not put the node out');
 $clone->stop;
@@ -189,12 +189,12 @@ wait_converged([ $n1, $n2 ], 'item');
 # Two members, and the other one asks at the address: whoever answers there is the node.
 cut($n1, $n2);
 cut($n2, $n1);
-poll_until($n2, q(SELECT repl_ml.vouch_for(l.group_id, 1, 9, '0/0', 0, 'elsewhere') LIKE 'node n2 finds another server%' FROM repl_ml.local_node l));
+poll_until($n2, q(SELECT repl_ml.vouch_for(l.group_id, 1, 9, 10, false, '0/0', 0, 'elsewhere') LIKE 'node n2 finds another server%' FROM repl_ml.local_node l));
 heal($n1, $n2);
 heal($n2, $n1);
 wait_converged([ $n1, $n2 ], 'item');
 
-like(sql($n1, q(SELECT repl_ml.vouch_for(l.group_id, 3, 9, '0/0', 0, 'x') FROM repl_ml.local_node l)), qr/not a member/, 'nobody vouches for a node that has left');
+like(sql($n1, q(SELECT repl_ml.vouch_for(l.group_id, 3, 9, 10, false, '0/0', 0, 'x') FROM repl_ml.local_node l)), qr/not a member/, 'nobody vouches for a node that has left');
 
 # The counter goes on above all it has issued, with its file, after a crash, and without the file.
 sub newest { my ($node) = @_; return sql($node, 'SELECT max(repl_ml.max_counter(__repl_clock)) FROM item') }

@@ -145,10 +145,10 @@ is(sql($n3, q(SELECT count(*) FROM t WHERE v = 'second')), '11', 'it has what it
 # What else tells: the WAL, and what others have heard. Each start that a peer does not know of is looked at, so a restart
 # hides nothing.
 my $call = sub { return sql($n3, "BEGIN; SELECT repl_ml.note_set_back(1, $_[0]); ROLLBACK") };
-my $start = q((SELECT started_at FROM repl_ml.server_start ORDER BY lsn LIMIT 1));
-is($call->("$start, 1, '0/1', 0"), '', 'a peer that has heard of this start');
+is($call->("(SELECT max(started_at) FROM repl_ml.server_start), 1, '0/1', 0"), '', 'a peer that has heard of this start');
 $n3->restart;
-poll_until($n3, 'SELECT count(*) = 2 FROM repl_ml.server_start');
+poll_until($n3, 'SELECT max(started_at) = pg_postmaster_start_time() FROM repl_ml.server_start');
+my $start = '(SELECT started_at FROM repl_ml.server_start ORDER BY lsn DESC OFFSET 1 LIMIT 1)';
 my $last = '(SELECT %s FROM repl_ml.server_start ORDER BY lsn DESC LIMIT 1)';
 my $of = sub { return sprintf($last, $_[0]) };
 is($call->("$start, " . $of->('sequence') . ', ' . $of->('lsn') . ', ' . $of->('safe_counter')), '', 'one that knows as much as the next start found');
@@ -158,6 +158,7 @@ like($call->("$start, NULL, NULL, " . $of->('safe_counter + 1')), qr/^Members ha
 is($call->("$start, NULL, NULL, " . $of->('counter')), '', 'but not since that start');
 like($call->("'2001-01-01', " . $of->('sequence + 1') . ', NULL, NULL'), qr/^It has sent/, 'who knows of a start that this node has forgotten');
 is($call->('NULL, 1000000, NULL, NULL'), '', 'who has never compared');
+like($call->('clock_timestamp(), NULL, NULL, NULL'), qr/of which it does not know/, 'who was connected with another server');
 
 # One that a person has dropped meanwhile stays out.
 $n3->stop;
@@ -171,7 +172,7 @@ sql($n1, q(SELECT repl_ml.drop_node('n3')));
 $n3->start;
 poll_until($n3, q(SELECT state = 'dropped' FROM repl_ml.local_node));
 my $former = id_of($n3);
-psql_fails($n1, "SELECT repl_ml.readmit_node(l.group_id, $former) FROM repl_ml.local_node l", '55000', 'cannot come back to the group by itself', 'leave_group');
-psql_fails($n1, q(SELECT repl_ml.readmit_node(l.group_id, 2) FROM repl_ml.local_node l), '55000', 'cannot come back', 'set_node_address');
+psql_fails($n1, "SELECT repl_ml.readmit_node(l.group_id, $former, 1) FROM repl_ml.local_node l", '55000', 'cannot come back to the group by itself', 'leave_group');
+psql_fails($n1, q(SELECT repl_ml.readmit_node(l.group_id, 2, 1) FROM repl_ml.local_node l), '55000', 'cannot come back', 'set_node_address');
 is(sql($n1, q(SELECT state FROM repl_ml.member WHERE node_id = 2)), 'ready', 'nobody else can have a node leave so');
 done_testing();
