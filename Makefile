@@ -173,7 +173,7 @@ EXTRA_CLEAN = tmp_regress tmp_isolation tmp_server.conf tmp_symbols tmp_algebra 
 PG_CONFIG ?= pg_config
 
 # These bring their own server and must run on a machine that has none yet, so they do without PGXS.
-standalone := check check-core demo demo-stop bench bench-commits bench-idle bench-verify
+standalone := check check-core check-patroni demo demo-stop bench bench-commits bench-idle bench-verify
 ifneq ($(filter $(standalone),$(MAKECMDGOALS)),)
 
 ifneq ($(filter-out $(standalone),$(MAKECMDGOALS)),)
@@ -188,6 +188,8 @@ check:
 	@PG_CONFIG='$(chosen_pg_config)' TESTS='$(TESTS)' test/run_checks
 check-core:
 	@PG_CONFIG='$(chosen_pg_config)' TESTS='$(TESTS)' CORE_SOURCE='$(CORE_SOURCE)' test/core_suites
+check-patroni:
+	@PG_CONFIG='$(chosen_pg_config)' TESTS='$(TESTS)' test/patroni/run
 demo:
 	@PG_CONFIG='$(chosen_pg_config)' test/demo.sh start
 demo-stop:
