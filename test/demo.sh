@@ -346,10 +346,15 @@ show_views() {
 show_result() {
 	local node
 	running=yes
+	say "The group at a glance"
+	print n1 -c "SELECT * FROM repl_ml.top"
+	claim "no line of it is longer than 100 columns" yes \
+		"$(print n1 -c "SELECT * FROM repl_ml.top" | awk '{ if (length($0) > 100) long = 1 } END { print long ? "no" : "yes" }')"
 	say "The group is running"
 	for node in "${nodes[@]}"; do
 		echo "$node:  $private_bin/psql '$(dsn "$node")'      log: $scratch/$node/log"
 	done
+	echo "Watch it:  SELECT * FROM repl_ml.top \\watch 2"
 	echo "Anyone on this machine may connect without a password: it is a demonstration."
 	echo "Stop it and remove its files:  make demo-stop"
 	[ "$failures" -eq 0 ] || die "$failures of the claims above did not hold"

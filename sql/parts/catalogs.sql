@@ -49,9 +49,11 @@ CREATE TABLE repl_ml.heartbeat (
     lacks        text,
     behind       repl_ml.vclock NOT NULL DEFAULT '{}',
     sequence     bigint NOT NULL DEFAULT 1,
+    told         jsonb,
+    told_at      timestamptz,
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
 );
-COMMENT ON TABLE repl_ml.heartbeat IS 'each node''s last heartbeat: every write of it below safe_counter came before; applied is what it had of the others; parked whether some of that is parked there or still to be copied, lacks of which tables it lacks rows that others could not send; behind how many microseconds its wall clock is behind that of others, at least; sequence numbers them, so that who misses one knows that something was passed over';
+COMMENT ON TABLE repl_ml.heartbeat IS 'each node''s last heartbeat: every write of it below safe_counter came before; applied is what it had of the others; parked whether some of that is parked there or still to be copied, lacks of which tables it lacks rows that others could not send; behind how many microseconds its wall clock is behind that of others, at least; sequence numbers them, so that who misses one knows that something was passed over; told what the node said of itself at told_at, see repl_ml.own_status()';
 
 -- Deleted rows; key_hash is local, everything else travels
 CREATE TABLE repl_ml.tombstone (

@@ -68,4 +68,5 @@ GRANT EXECUTE ON FUNCTION repl_ml.hear_pause(integer) TO repl_ml_replication;
 
 -- What the views of how it goes are made of
 GRANT EXECUTE ON FUNCTION repl_ml.link_stats(), repl_ml.network_stats(), repl_ml.commits_behind(pg_lsn) TO pg_monitor;
-GRANT SELECT ON repl_ml.stat_network TO pg_monitor;
+GRANT EXECUTE ON FUNCTION repl_ml.own_status(), repl_ml.status(), repl_ml.short_time(interval) TO pg_monitor;
+GRANT SELECT ON repl_ml.stat_network, repl_ml.group_status, repl_ml.top TO pg_monitor;

@@ -173,6 +173,93 @@ CREATE VIEW repl_ml.stat_network AS
 COMMENT ON VIEW repl_ml.stat_network IS
     'the two connections to each peer: incoming, over which this node reads what the peer writes, and outgoing, over which the peer reads. Round trips, the peer''s clock and heartbeats are measured by who connects, so for outgoing see the row incoming on the peer. A round trip is from the apply worker to the peer''s walsender and back, once a second, over the last round_trips of them; clock_offset is by how much the peer''s clock is ahead, wrong by clock_uncertainty at most';
 
+-- What each heartbeat, or every fifth, tells the others of this node
+CREATE FUNCTION repl_ml.own_status() RETURNS jsonb
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off
+    AS $$
+    BEGIN
+        RETURN (
+            SELECT pg_catalog.jsonb_build_object('state', l.state, 'quorum', q.quorum,
+                       'version', (SELECT x.extversion FROM pg_catalog.pg_extension x WHERE x.extname = 'repl_ml'),
+                       'server_version', pg_catalog.current_setting('server_version'), 'server_start', pg_catalog.pg_postmaster_start_time(),
+                       'conflicts', a.conflicts, 'parked', p.parked, 'put_aside', p.put_aside, 'wal_kept', r.wal_kept,
+                       'commits_waiting', c.waiting, 'longest_wait', c.longest,
+                       'receiving', coalesce(a.receiving, '{}'), 'sending', coalesce(r.sending, '{}'))
+              FROM repl_ml.local_node l
+             CROSS JOIN (SELECT pg_catalog.count(*) FILTER (WHERE w.reachable) > pg_catalog.count(*) / 2 AS quorum FROM repl_ml.write_members() w) q
+             CROSS JOIN (SELECT pg_catalog.sum(s.conflicts) AS conflicts,
+                                pg_catalog.jsonb_object_agg(s.node_name, pg_catalog.jsonb_build_object('state', s.state, 'lag', pg_catalog.round(EXTRACT(epoch FROM s.heartbeat_age), 3), 'error', s.error_message)) AS receiving
+                           FROM repl_ml.stat_apply s) a
+             CROSS JOIN (SELECT coalesce(pg_catalog.sum(CASE WHEN k.put_aside OR k.action IN ('evicted', 'kept') THEN 0 WHEN k.action = 'counted' THEN (k.change->>'changes')::bigint ELSE 1 END), 0)::bigint AS parked,
+                                pg_catalog.count(*) FILTER (WHERE k.put_aside) AS put_aside FROM repl_ml.parked_change k) p
+             CROSS JOIN (SELECT pg_catalog.max(s.wal_kept) AS wal_kept,
+                                pg_catalog.jsonb_object_agg(s.node_name, pg_catalog.jsonb_build_object('state', s.state,
+                                    'lag', CASE WHEN s.lag_since IS NOT NULL THEN pg_catalog.round(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - s.lag_since), 3) WHEN s.transactions_behind = 0 THEN 0 END,
+                                    'transactions_behind', s.transactions_behind)) AS sending
+                           FROM repl_ml.stat_replication s) r
+             CROSS JOIN (SELECT pg_catalog.count(*) AS waiting, pg_catalog.round(EXTRACT(epoch FROM pg_catalog.max(pg_catalog.clock_timestamp() - w.waiting_since)), 3) AS longest FROM repl_ml.write_waiters() w) c);
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.own_status() IS 'what this node knows of itself, as it tells the others; see the view repl_ml.group_status';
+
+CREATE VIEW repl_ml.group_status AS
+    SELECT m.node_id, m.node_name, m.node_id = l.node_id AS is_local, coalesce(t.told->>'state', m.state) AS state,
+           CASE WHEN m.state <> 'ready' THEN m.state WHEN (t.told->>'quorum')::boolean THEN 'writer' WHEN NOT (t.told->>'quorum')::boolean THEN 'minority' END AS role,
+           t.told_at, greatest(pg_catalog.clock_timestamp() - t.told_at, '0'::interval) AS told_age,
+           w.reachable, (t.told->>'conflicts')::bigint AS conflicts, (t.told->>'parked')::bigint AS parked, (t.told->>'put_aside')::bigint AS put_aside, (t.told->>'wal_kept')::bigint AS wal_kept,
+           (t.told->>'commits_waiting')::bigint AS commits_waiting, (t.told->>'longest_wait')::float8 * '1 s'::interval AS longest_wait,
+           t.told->>'version' AS version, t.told->>'server_version' AS server_version, (t.told->>'server_start')::timestamptz AS server_start,
+           t.told_at - (t.told->>'server_start')::timestamptz AS uptime, t.told->'receiving' AS receiving, t.told->'sending' AS sending
+      FROM repl_ml.member m JOIN repl_ml.local_node l ON true
+      LEFT JOIN repl_ml.heartbeat h ON h.node_id = m.node_id
+      LEFT JOIN repl_ml.write_members() w ON w.node_id = m.node_id
+     CROSS JOIN LATERAL (SELECT CASE WHEN m.node_id = l.node_id THEN repl_ml.own_status() ELSE h.told END AS told,
+                                CASE WHEN m.node_id = l.node_id THEN pg_catalog.clock_timestamp() ELSE h.told_at END AS told_at) t
+     WHERE m.state <> 'dropped';
+COMMENT ON VIEW repl_ml.group_status IS
+    'one row a member, with the numbers that it has told of itself, and when (told_at, by its clock): of this node those of now. What a member that is down or cut off has told last is as old as told_age says; null: it has told nothing. receiving and sending have an entry for each of its peers, with the state and lag in seconds of its two connections';
+
+CREATE FUNCTION repl_ml.status() RETURNS jsonb
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET jit = off
+    AS $$
+    BEGIN
+        RETURN (
+            SELECT pg_catalog.jsonb_build_object('group', n.detail, 'node', g.node, 'date', pg_catalog.clock_timestamp(), 'status', n.status, 'members', coalesce(g.members, '[]'), 'health', n.health)
+              FROM (SELECT CASE WHEN pg_catalog.bool_or(h.status = 'error') THEN 'error' WHEN pg_catalog.bool_or(h.status = 'warning') THEN 'warning' ELSE 'ok' END AS status,
+                           pg_catalog.min(h.detail) FILTER (WHERE h.check_name = 'membership') AS detail,
+                           pg_catalog.jsonb_agg(pg_catalog.to_jsonb(h)) AS health
+                      FROM repl_ml.health h) n
+             CROSS JOIN (SELECT pg_catalog.min(s.node_name::text) FILTER (WHERE s.is_local) AS node, pg_catalog.jsonb_agg(pg_catalog.to_jsonb(s) ORDER BY s.node_id) AS members
+                           FROM repl_ml.group_status s) g);
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.status() IS 'the group as this node sees it, in one document: members with what each has told of itself, and this node''s health. Errors: none';
+
+CREATE FUNCTION repl_ml.short_time(duration interval) RETURNS text
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT CASE WHEN x.s < 100 THEN pg_catalog.round(x.s, 1) || 's' WHEN x.s < 6000 THEN pg_catalog.round(x.s / 60) || 'm'
+                WHEN x.s < 360000 THEN pg_catalog.round(x.s / 3600) || 'h' ELSE pg_catalog.round(x.s / 86400) || 'd' END
+      FROM (SELECT greatest(EXTRACT(epoch FROM duration), 0) AS s) x
+    $$;
+COMMENT ON FUNCTION repl_ml.short_time(interval) IS 'a time in no more than five characters, up to a hundred years';
+
+-- For \watch: no row is longer than 100 columns, with numbers below a hundred thousand
+CREATE VIEW repl_ml.top AS
+    SELECT pg_catalog.left(s.node_name::text, 8) || CASE WHEN s.is_local THEN '*' ELSE '' END AS node,
+           CASE WHEN s.is_local THEN 'now' ELSE coalesce(repl_ml.short_time(s.told_age), 'never') END AS told,
+           CASE WHEN s.is_local THEN '' ELSE coalesce(pg_catalog.left(a.state, 9), '?') END AS "from", repl_ml.short_time(a.heartbeat_age) AS lag,
+           CASE WHEN s.is_local THEN '' ELSE coalesce(pg_catalog.left(r.state, 9), '?') END AS "to", repl_ml.short_time(pg_catalog.clock_timestamp() - r.lag_since) AS behind,
+           pg_catalog.round((EXTRACT(epoch FROM n.round_trip) * 1000)::numeric, 1) AS rtt,
+           s.conflicts AS conf, s.parked AS park, s.commits_waiting AS wait, pg_catalog.round(s.wal_kept / 1048576.0) AS wal_mb
+      FROM repl_ml.group_status s
+      LEFT JOIN repl_ml.stat_apply a ON a.node_id = s.node_id
+      LEFT JOIN repl_ml.stat_replication r ON r.node_id = s.node_id
+      LEFT JOIN repl_ml.stat_network n ON n.node_id = s.node_id AND n.direction = 'incoming'
+     ORDER BY s.node_id;
+COMMENT ON VIEW repl_ml.top IS
+    'the group at a glance, for SELECT * FROM repl_ml.top and \watch in psql: of each member (* this one) what it told last, and how long ago; from and to are the connections of this node to it';
+
 CREATE VIEW repl_ml.conflicts WITH (security_barrier) AS
     SELECT c.conflict_id, c.detected_at, c.schema_name, c.table_name, c.key, c.conflict_type, c.resolution,
            coalesce(w.node_name, c.winner_node::text::name) AS winner_node, coalesce(l.node_name, c.loser_node::text::name) AS loser_node,

@@ -42,6 +42,7 @@
 
 #define COMPARISON_INTERVAL_MS	1000
 #define HOUSEKEEPING_BEATS	10	/* heartbeats between two collections */
+#define TELL_BEATS			5	/* ... that tell how this node is */
 
 static ReplMlWorker *me = NULL; /* our slot; set once at start */
 static MemoryContext work_context = NULL;	/* reset each round */
@@ -59,7 +60,7 @@ static void note_start(void);
 static void come_back(void);
 static bool end_apply_workers(void);
 static ReplMlClock *compare_clocks(void);
-static void write_heartbeat(uint16 self);
+static void write_heartbeat(uint16 self, bool tells);
 static void finish_join(uint16 self);
 static void collect_tombstones(void);
 static void mend_catalogs(void);
@@ -243,7 +244,7 @@ round_of_work(bool called)
 	if (repl_ml_recall())
 		SetLatch(MyLatch);
 	MemoryContextSwitchTo(work_context);
-	write_heartbeat(copy.node_id);
+	write_heartbeat(copy.node_id, called || beats % TELL_BEATS == 0);
 	if (copy.joining)
 		finish_join(copy.node_id);
 	else
@@ -616,16 +617,16 @@ compare_clocks(void)
 /*
  * Writes this node's heartbeat: below safe_counter everything of ours comes
  * before it in the WAL.  A prepared transaction holds the counter where it
- * was.
+ * was.  Now and then it tells how this node is; others repeat that.
  */
 static void
-write_heartbeat(uint16 self)
+write_heartbeat(uint16 self, bool tells)
 {
 	static SPIPlanPtr look = NULL;
 	static SPIPlanPtr write = NULL;
 	static uint64 safe = 1;
-	Oid			types[3] = {INT4OID, INT8OID, InvalidOid};
-	Datum		values[3] = {Int32GetDatum(self)};
+	Oid			types[4] = {INT4OID, INT8OID, InvalidOid, BOOLOID};
+	Datum		values[4] = {Int32GetDatum(self)};
 	ReplMlClock *behind = compare_clocks();
 	uint64		now = repl_ml_ticker_safe();
 
@@ -649,10 +650,12 @@ write_heartbeat(uint16 self)
 	values[1] = Int64GetDatum((int64) safe);
 	types[2] = repl_ml_clock_type();
 	values[2] = PointerGetDatum(behind);
+	values[3] = BoolGetDatum(tells);
 	/* applied: what the others' heartbeats say and the present counter */
 	SPI_execute_plan(repl_ml_spi_plan(&write,
 									  "INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at,"
-									  " safe_counter, applied, parked, behind, lacks)"
+									  " safe_counter, applied, parked, behind, lacks,"
+									  " told, told_at)"
 									  " SELECT $1, pg_catalog.clock_timestamp(), $2,"
 									  " coalesce((SELECT repl_ml.merge_agg(pg_catalog.format("
 									  "'{%s:%s}', o.node_id, o.safe_counter)::repl_ml.vclock)"
@@ -660,15 +663,19 @@ write_heartbeat(uint16 self)
 									  " WHERE o.node_id OPERATOR(pg_catalog.<>) $1), '{}')"
 									  " OPERATOR(repl_ml.||)"
 									  " pg_catalog.format('{%s:%s}', $1, $2)::repl_ml.vclock,"
-									  " repl_ml.holds_late_changes(), $3, repl_ml.lacking()"
+									  " repl_ml.holds_late_changes(), $3, repl_ml.lacking(),"
+									  " CASE WHEN $4 THEN repl_ml.own_status() END,"
+									  " CASE WHEN $4 THEN pg_catalog.clock_timestamp() END"
 									  " ON CONFLICT (node_id) DO UPDATE"
 									  " SET sent_at = excluded.sent_at,"
 									  " safe_counter = excluded.safe_counter, applied = "
 									  "excluded.applied,"
 									  " parked = excluded.parked, behind = excluded.behind,"
 									  " lacks = excluded.lacks,"
+									  " told = coalesce(excluded.told, h.told),"
+									  " told_at = coalesce(excluded.told_at, h.told_at),"
 									  " sequence = h.sequence OPERATOR(pg_catalog.+) 1",
-									  3, types), values, NULL, false, 0);
+									  4, types), values, NULL, false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 }
