@@ -220,9 +220,11 @@ CREATE TABLE repl_ml.server_start (
     sequence     bigint NOT NULL,
     lsn          pg_lsn NOT NULL,
     safe_counter bigint NOT NULL,
-    counter      bigint NOT NULL
+    counter      bigint NOT NULL,
+    first_xid    xid8,
+    became_at    timestamptz
 );
-COMMENT ON TABLE repl_ml.server_start IS 'what this server found at each of its starts: number and safe counter of the node''s last heartbeat before it, the end of the WAL, and the counter from which it goes on. A peer that has more than the first start that it does not know found knows that the node was set back before that; see repl_ml.note_set_back';
+COMMENT ON TABLE repl_ml.server_start IS 'what this server found at each of its starts: number and safe counter of the node''s last heartbeat before it, the end of the WAL, and the counter from which it goes on; where it became the node that another server was, from which transaction id on and when. A peer that has more than the first start that it does not know found knows that the node was set back before that; see repl_ml.note_set_back';
 
 -- Of two places that ask at once to be one node, each member answers one
 CREATE TABLE repl_ml.vouched (

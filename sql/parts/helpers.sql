@@ -22,9 +22,9 @@ COMMENT ON FUNCTION repl_ml.local_fingerprint() IS 'what tells this data directo
 CREATE FUNCTION repl_ml.history_with(timeline bigint) RETURNS pg_lsn
     AS 'MODULE_PATHNAME', 'repl_ml_history_with' LANGUAGE C VOLATILE STRICT;
 COMMENT ON FUNCTION repl_ml.history_with(bigint) IS 'up to where this server''s WAL is that of the timeline; null if it has not come from it';
-CREATE FUNCTION repl_ml.resume_counter(above bigint) RETURNS bigint
+CREATE FUNCTION repl_ml.resume_counter(above bigint, OUT counter bigint, OUT first_xid xid8)
     AS 'MODULE_PATHNAME', 'repl_ml_resume_counter' LANGUAGE C VOLATILE STRICT;
-COMMENT ON FUNCTION repl_ml.resume_counter(bigint) IS 'called where this server has become the node that another one was, whose counters were known to be so great: lets those of this one go on above';
+COMMENT ON FUNCTION repl_ml.resume_counter(bigint) IS 'called where this server has become the node that another one was, whose counters were known to be so great: lets those of this one go on above; and from which id on transactions are this server''s';
 
 -- Raises an error where this database is not a member that may act
 CREATE FUNCTION repl_ml.require_member(OUT node_id integer, OUT node_name name)
@@ -299,6 +299,7 @@ CREATE FUNCTION repl_ml.transaction_facts(group_id uuid, origin integer, xid xid
                         OR EXISTS (SELECT FROM repl_ml.unsent c WHERE c.node_id = transaction_facts.origin AND c.origin_xid = transaction_facts.xid::xid)
                         OR EXISTS (SELECT FROM repl_ml.discarded_transaction c WHERE c.node_id = transaction_facts.origin AND c.xid = transaction_facts.xid::xid),
                -- what is put aside counts, as it did when the commit was acknowledged
+               'reissued_until', (SELECT pg_catalog.max(s.became_at) FROM repl_ml.server_start s WHERE s.first_xid <= transaction_facts.xid),
                'applied_lsn', CASE WHEN p.pending THEN '0/0' ELSE repl_ml.received_lsn(transaction_facts.origin) END,
                'has', r.commit_lsn IS NOT NULL AND d.node_id IS NOT NULL AND NOT p.pending,
                'has_not', r.commit_lsn IS NULL AND d.node_id IS NOT NULL AND NOT p.pending AND (d.applied_lsn > '0/0' OR l.copy_data)

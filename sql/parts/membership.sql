@@ -324,17 +324,17 @@ CREATE FUNCTION repl_ml.take_over(lsn pg_lsn) RETURNS bigint
     AS $$
     DECLARE
         self repl_ml.local_node;
-        counter bigint;
+        resumed record;
     BEGIN
         SELECT * INTO self FROM repl_ml.local_node;
-        counter := repl_ml.resume_counter(coalesce((SELECT pg_catalog.max(greatest(repl_ml.counter(h.applied, self.node_id), repl_ml.counter(h.__repl_clock, self.node_id))) FROM repl_ml.heartbeat h), 0));
-        INSERT INTO repl_ml.server_start (started_at, sequence, lsn, safe_counter, counter)
-        SELECT pg_catalog.pg_postmaster_start_time(), coalesce(h.sequence, 0), take_over.lsn, coalesce(h.safe_counter, 0), counter
+        SELECT * INTO resumed FROM repl_ml.resume_counter(coalesce((SELECT pg_catalog.max(greatest(repl_ml.counter(h.applied, self.node_id), repl_ml.counter(h.__repl_clock, self.node_id))) FROM repl_ml.heartbeat h), 0));
+        INSERT INTO repl_ml.server_start (started_at, sequence, lsn, safe_counter, counter, first_xid, became_at)
+        SELECT pg_catalog.pg_postmaster_start_time(), coalesce(h.sequence, 0), take_over.lsn, coalesce(h.safe_counter, 0), resumed.counter, resumed.first_xid, pg_catalog.clock_timestamp()
           FROM repl_ml.local_node l LEFT JOIN repl_ml.heartbeat h USING (node_id)
-        ON CONFLICT ON CONSTRAINT server_start_pkey DO UPDATE SET lsn = excluded.lsn, counter = excluded.counter;
+        ON CONFLICT ON CONSTRAINT server_start_pkey DO UPDATE SET lsn = excluded.lsn, counter = excluded.counter, first_xid = excluded.first_xid, became_at = excluded.became_at;
         PERFORM repl_ml.drop_own_slots();
         PERFORM repl_ml.drop_own_origins();
-        RETURN counter;
+        RETURN resumed.counter;
     END
     $$;
 COMMENT ON FUNCTION repl_ml.take_over(pg_lsn) IS 'makes anew what a server, which goes on as the node that another one was, does not have of that one; returns from where counters go on';
@@ -386,7 +386,7 @@ CREATE FUNCTION repl_ml.claim_identity(force boolean DEFAULT false) RETURNS text
         IF older IS NULL THEN
             UPDATE repl_ml.member SET incarnation = proposed WHERE node_id = self.node_id;
         ELSE
-            UPDATE repl_ml.local_node l SET state = 'set_back', donor = older, former_node = l.node_id, secret_hash = NULL, former_counter = coalesce(counter, repl_ml.resume_counter(0)),
+            UPDATE repl_ml.local_node l SET state = 'set_back', donor = older, former_node = l.node_id, secret_hash = NULL, former_counter = coalesce(counter, (SELECT r.counter FROM repl_ml.resume_counter(0) r)),
                    former_safe = coalesce((SELECT h.safe_counter FROM repl_ml.heartbeat h WHERE h.node_id = l.node_id), 0);
         END IF;
         PERFORM repl_ml.wake_workers();

@@ -78,6 +78,8 @@ CREATE FUNCTION repl_ml.transaction_status(token text) RETURNS text
             facts := facts || ARRAY(SELECT a::jsonb FROM pg_catalog.unnest(repl_ml.ask_members(ARRAY(
                 SELECT m.dsn FROM repl_ml.member m WHERE m.state <> 'dropped' AND m.node_id = t.node_id), question)) a WHERE a IS NOT NULL);
         END IF;
+        -- before a standby became the node another server gave out these ids: here the number is another transaction's
+        facts := ARRAY(SELECT f FROM pg_catalog.unnest(facts) f WHERE (f ->> 'node' = t.node_id::text AND t.issued_at < (f ->> 'reissued_until')::timestamptz) IS NOT TRUE);
         SELECT f ->> 'state' INTO origin_state FROM pg_catalog.unnest(facts) f WHERE f ->> 'node' = t.node_id::text;
         SELECT (f ->> 'past')::boolean INTO past FROM pg_catalog.unnest(facts) f WHERE f ->> 'node' = t.node_id::text;
         IF origin_state = 'aborted' OR (origin_state = 'acknowledged' AND NOT past) THEN

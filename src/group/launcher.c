@@ -84,6 +84,10 @@ repl_ml_launcher_main(Datum arg)
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	repl_ml_session_settle();
 
+	/* the postmaster starts us as soon as there may be transactions */
+	if (pg_atomic_read_u64(&repl_ml_shared->first_xid) == 0)
+		pg_atomic_write_u64(&repl_ml_shared->first_xid,
+							U64FromFullTransactionId(ReadNextFullTransactionId()));
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	repl_ml_shared->launcher_pid = MyProcPid;
 	repl_ml_shared->launcher_latch = MyLatch;

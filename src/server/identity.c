@@ -48,6 +48,7 @@
 #include "utils/lsyscache.h"
 #include "utils/pg_lsn.h"
 #include "utils/snapmgr.h"
+#include "utils/xid8.h"
 
 #include "compat.h"
 #include "server/server.h"
@@ -337,14 +338,27 @@ repl_ml_history_with(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(repl_ml_resume_counter);
 
 /*
- * repl_ml.resume_counter(above bigint): called where this server has become the
- * node that another one was.  Has this one's counters go on above those that were
- * issued there, as far as they are known; returns from where.
+ * repl_ml.resume_counter(above bigint, OUT counter bigint, OUT first_xid xid8):
+ * called where this server has become the node that another one was.  Has this
+ * one's counters go on above those that were issued there, as far as they are known;
+ * returns from where, and from which on transaction ids are this server's own.
  */
 Datum
 repl_ml_resume_counter(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_INT64((int64) repl_ml_ticker_resume((uint64) PG_GETARG_INT64(0)));
+	uint64		first_xid;
+	TupleDesc	desc;
+	Datum		values[2];
+	bool		nulls[2] = {false, false};
+
+	repl_ml_shmem_require();
+	first_xid = pg_atomic_read_u64(&repl_ml_shared->first_xid);
+	nulls[1] = first_xid == 0;
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	values[0] = Int64GetDatum((int64) repl_ml_ticker_resume((uint64) PG_GETARG_INT64(0)));
+	values[1] = FullTransactionIdGetDatum(FullTransactionIdFromU64(first_xid));
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
 PG_FUNCTION_INFO_V1(repl_ml_local_node_changed);

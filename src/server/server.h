@@ -244,6 +244,7 @@ typedef struct ReplMlShared
 	pg_atomic_uint64 news_ended;
 	pg_atomic_uint64 news_told; /* of those begun, known to the walsenders */
 	pg_atomic_uint32 peer_walsenders;
+	pg_atomic_uint64 first_xid; /* of this server since its start or promotion */
 	pid_t		launcher_pid;
 	Latch	   *launcher_latch;
 	ReplMlJoinRequest join;

@@ -111,6 +111,7 @@ create_struct(void)
 		pg_atomic_init_u64(&repl_ml_shared->news_begun, 0);
 		pg_atomic_init_u64(&repl_ml_shared->news_ended, 0);
 		pg_atomic_init_u64(&repl_ml_shared->news_told, 0);
+		pg_atomic_init_u64(&repl_ml_shared->first_xid, 0);
 		pg_atomic_init_u32(&repl_ml_shared->peer_walsenders, 0);
 		for (int i = 0; i < REPL_ML_MAX_DATABASES; i++)
 			pg_atomic_init_u64(&repl_ml_shared->databases[i].tombstones, 0);

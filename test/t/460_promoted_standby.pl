@@ -1,5 +1,8 @@
 # A promoted standby of a member is that member again by itself, if it has all that the others have of it, and what only it has
 # gets to them; if it has less it comes back under a new id, and nothing is lost. Of two servers that are one node one is fenced.
+#
+# Seen failing: before a promoted server asked (it stays fenced); without drop_own_origins() in take_over() (what the node had
+# told a peer that it has, and the standby had not replayed, is lost); with transaction_status() that takes every id for its own.
 use strict;
 use warnings;
 use Membership;
@@ -70,11 +73,14 @@ sql($n1, q(SET repl_ml.write_consistency = quorum; INSERT INTO t VALUES (101, 'q
 cut($_, $n1) foreach $n2, $n3;
 sql($n1, q(BEGIN; INSERT INTO t VALUES (103, 'prepared'); PREPARE TRANSACTION 'p'));
 sql($n1, q(INSERT INTO t VALUES (104, 'only on the standby'); UPDATE t SET v = 'only on the standby' WHERE id = 1; DELETE FROM t WHERE id = 2));
+my $kept = sql($n1, q(BEGIN; INSERT INTO t VALUES (108, 'kept'); SELECT repl_ml.transaction_token(); COMMIT));
 replayed($s1, $n1);
 $s1->stop;
 sql($n2, q(INSERT INTO t VALUES (201, 'not on the standby')));
 poll_until($n1, 'SELECT count(*) = 1 FROM t WHERE id = 201');
 poll_until($n2, q(SELECT confirmed_flush_lsn >= pg_current_wal_flush_lsn() FROM pg_replication_slots WHERE slot_name = repl_ml.link_name(1)));
+# what only the primary has: many, so that their ids are given out again
+my $lost = sql($n1, q(BEGIN; INSERT INTO t VALUES (107, 'lost'); SELECT repl_ml.transaction_token(); COMMIT));
 kill_server($n1);
 $s1->start;
 is(sql($s1, 'SELECT count(*) FROM t WHERE id = 201'), '0', 'a standby that lacks what came from a peer');
@@ -84,10 +90,14 @@ is_node($s1, '1 ready 2');
 sql($s1, q(COMMIT PREPARED 'p'));
 @nodes = ($s1, $n2, $n3);
 is_settled('complete');
-is(sql($_, $rows), '1 only on the standby, 101 quorum, 103 prepared, 104 only on the standby, 201 not on the standby', 'rows on ' . $_->name) foreach @nodes;
+is(sql($_, $rows), '1 only on the standby, 101 quorum, 103 prepared, 104 only on the standby, 108 kept, 201 not on the standby', 'rows on ' . $_->name) foreach @nodes;
 sql($s1, q(SET repl_ml.write_consistency = 'all'; INSERT INTO t VALUES (105, 'all')));
 is(sql($s1, q(SELECT repl_ml.barrier('10 s'))), '', 'a barrier there');
 is(sql($s1, q(SELECT count(*) FROM t WHERE id = 105 AND repl_ml.counter(__repl_clock, 1) > (SELECT max(repl_ml.counter(__repl_clock, 1)) FROM t WHERE id <> 105))), '1', 'counters go on above');
+
+sql($s1, q(DO $$BEGIN FOR i IN 1 .. 50 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END$$));
+is(sql($_, "SELECT repl_ml.transaction_status('$lost')"), 'unknown', 'of a transaction that is lost nobody says more, whose id is another one now; on ' . $_->name) foreach $s1, $n2;
+like(sql($s1, "SELECT repl_ml.transaction_status('$kept')"), qr/^(committed|acknowledged)$/, 'of one that is not lost it is known');
 
 # The primary of before, started beside, is fenced.
 $n1->start;
