@@ -4,12 +4,12 @@
  *		that were promoted.  What the members have of the node is always a part of
  *		what the server has from which they read it.
  *
- * A server is what it has of the node, a set of writes.  Server 0
- * starts as the node; 1 and 2 replay its WAL, up to any point, until they are
+ * A server is what it has of the node, a set of writes.  Server 0 starts as the node; 1 and 2 replay its WAL, up to any point, until they are
  * promoted.  A promoted one asks the members P and Q whether it may be the node
- * (repl_ml.vouch_for), and is its next incarnation if enough agree.  Members read from any server that they find, after they have compared
- * incarnation and position (copy/link.c); one that lacks something has been set
- * back, and goes on under another id, which is return.pml's.
+ * (repl_ml.vouch_for), and is its next incarnation if enough agree.
+ * Members read from any server that they find, after they have compared incarnation,
+ * start and position (copy/link.c); one that lacks something has been set back, and
+ * goes on under another id, which is return.pml's.
  *
  * Positions are numbers, as in the code: of two histories the same number stands for
  * different writes.
