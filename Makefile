@@ -124,6 +124,7 @@ OBJS = \
 	src/verify/increment.o \
 	src/verify/settle.o \
 	src/verify/repair.o \
+	src/verify/key.o \
 	src/verify/mend.o \
 	src/verify/known.o \
 	src/verify/part.o \

@@ -31,7 +31,7 @@ BEGIN
     FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p
               WHERE p.pronamespace OPERATOR(pg_catalog.=) 'repl_ml'::pg_catalog.regnamespace
                 AND NOT (p.provolatile OPERATOR(pg_catalog.=) 'i' AND p.proparallel OPERATOR(pg_catalog.=) 's')
-                AND p.proname OPERATOR(pg_catalog.<>) ALL ('{tick, insert_pending, moved_pending, orphans, current_vector, wait_for_vector, barrier, transaction_token, transaction_status, verify_table, verify_all, diff_rows}') LOOP
+                AND p.proname OPERATOR(pg_catalog.<>) ALL ('{tick, insert_pending, moved_pending, orphans, current_vector, wait_for_vector, barrier, transaction_token, transaction_status, verify_table, verify_all, diff_rows, row_history, row_status}') LOOP
         EXECUTE pg_catalog.format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', f);
     END LOOP;
 END
@@ -64,7 +64,7 @@ GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, i
     repl_ml.verify_positions(), repl_ml.verify_changes(text, text, text, integer, repl_ml.vclock), repl_ml.verify_news(text, text, text, integer, text[]),
     repl_ml.repair_source(text, text, text, integer, text[], boolean), repl_ml.repair_rows(text, text, text, integer, text[], integer, boolean, bytea, text[]) TO repl_ml_replication;
 GRANT EXECUTE ON PROCEDURE repl_ml.verify_sums(text, text, text, integer, repl_ml.vclock, integer, integer, bytea), repl_ml.verify_rows(text, text, text, integer, bytea, integer, integer, bytea) TO repl_ml_replication;
-GRANT EXECUTE ON FUNCTION repl_ml.hear_pause(integer) TO repl_ml_replication;
+GRANT EXECUTE ON FUNCTION repl_ml.hear_pause(integer), repl_ml.row_sight(name, name, text[]) TO repl_ml_replication;
 
 -- What the views of how it goes are made of
 GRANT EXECUTE ON FUNCTION repl_ml.link_stats(), repl_ml.network_stats(), repl_ml.commits_behind(pg_lsn) TO pg_monitor;

@@ -236,6 +236,164 @@ CREATE VIEW repl_ml.stat_progress_verify AS
 COMMENT ON VIEW repl_ml.stat_progress_verify IS
     'comparisons of tables that are going on, those that other members ask this node for among them: what is being done, and how many rows have been seen';
 
+--
+-- Why a row is as it is
+--
+
+-- $1 is the key, in the order of the primary key; operators are those of its index
+CREATE FUNCTION repl_ml.key_condition(relation regclass) RETURNS text
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT pg_catalog.string_agg(pg_catalog.format('t.%I OPERATOR(%I.%s) ($1::text[])[%s]::%s', a.attname, n.nspname, o.oprname, k.place, pg_catalog.format_type(a.atttypid, a.atttypmod)), ' AND ' ORDER BY k.place)
+      FROM pg_catalog.pg_index i
+     CROSS JOIN LATERAL pg_catalog.generate_series(1, i.indnkeyatts) k(place)
+      JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[k.place - 1]
+      JOIN pg_catalog.pg_opclass c ON c.oid = i.indclass[k.place - 1]
+      JOIN pg_catalog.pg_amop m ON m.amopfamily = c.opcfamily AND m.amopstrategy = 3 AND m.amoplefttype = c.opcintype AND m.amoprighttype = c.opcintype
+      JOIN pg_catalog.pg_operator o ON o.oid = m.amopopr JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
+     WHERE i.indrelid = relation AND i.indisprimary
+    $$;
+COMMENT ON FUNCTION repl_ml.key_condition(regclass) IS 'the condition that a row t of the table has the primary key $1, a text[]';
+
+-- The version of a key that is here, or its deletion
+CREATE FUNCTION repl_ml.row_here(relation regclass, key text[], OUT state text, OUT clock repl_ml.vclock, OUT content jsonb)
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        s name;
+        t name;
+    BEGIN
+        SELECT n.nspname, c.relname INTO s, t FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation;
+        IF pg_catalog.cardinality(key) <> (SELECT i.indnkeyatts FROM pg_catalog.pg_index i WHERE i.indrelid = relation AND i.indisprimary) THEN
+            RAISE EXCEPTION 'the primary key of table "%.%" has % columns, and not %', s, t, (SELECT i.indnkeyatts FROM pg_catalog.pg_index i WHERE i.indrelid = relation AND i.indisprimary), pg_catalog.cardinality(key)
+                USING ERRCODE = 'invalid_parameter_value', HINT = 'Give the values of the primary key''s columns as text, in their order: ARRAY[''1'', ''x''].';
+        END IF;
+        SELECT 'present', q.r[1]::repl_ml.vclock, q.r[2]::jsonb INTO state, clock, content
+          FROM repl_ml.query_as_owner(relation, pg_catalog.format('SELECT t.__repl_clock::text, (pg_catalog.to_jsonb(t.*) OPERATOR(pg_catalog.-) ''__repl_clock'')::text FROM %s t WHERE %s', relation, repl_ml.key_condition(relation)),
+                                      ARRAY[key::text]) q(r);
+        IF state IS NULL THEN
+            SELECT CASE WHEN pg_catalog.count(*) > 0 THEN 'deleted' ELSE 'absent' END, repl_ml.merge_agg(d.__repl_clock) INTO state, clock
+              FROM repl_ml.tombstone d WHERE d.schema_name = s AND d.table_name = t AND d.key = row_here.key AND d.eviction IS NULL;
+        END IF;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.row_here(regclass, text[]) IS 'what this node has of a key: present with its row, deleted, or absent; and the clock of that';
+
+CREATE FUNCTION repl_ml.row_facts(relation regclass, key text[], may_read boolean, OUT at timestamptz, OUT kind text, OUT node_name name, OUT clock repl_ml.vclock, OUT content jsonb, OUT detail text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    #variable_conflict use_column
+    DECLARE
+        s name;
+        t name;
+        names name[];
+    BEGIN
+        SELECT n.nspname, c.relname INTO s, t FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation;
+        SELECT pg_catalog.array_agg(a.attname ORDER BY k.place) INTO names
+          FROM pg_catalog.pg_index i CROSS JOIN LATERAL pg_catalog.generate_series(1, i.indnkeyatts) k(place)
+          JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[k.place - 1] WHERE i.indrelid = relation AND i.indisprimary;
+        RETURN QUERY
+        SELECT f.at, f.kind, m.node_name, f.clock, CASE WHEN may_read THEN f.content END, f.detail
+          FROM (SELECT '2000-01-01 00:00:00+00'::timestamptz + repl_ml.max_counter(h.clock) * '1 us'::interval AS at, 'row' AS kind, repl_ml.last_writer(h.clock) AS node, h.clock, h.content, NULL AS detail
+                  FROM repl_ml.row_here(relation, row_facts.key) h WHERE h.state = 'present'
+                UNION ALL
+                SELECT d.deleted_at, 'tombstone', repl_ml.last_writer(d.__repl_clock), d.__repl_clock, NULL,
+                       CASE WHEN d.eviction IS NOT NULL THEN 'of a version that lost a unique key' WHEN d.merged THEN 'what several versions were resolved to' END
+                  FROM repl_ml.tombstone d WHERE d.schema_name = s AND d.table_name = t AND d.key = row_facts.key
+                UNION ALL
+                SELECT '2000-01-01 00:00:00+00'::timestamptz + repl_ml.max_counter(v.__repl_clock) * '1 us'::interval, 'version', repl_ml.last_writer(v.__repl_clock), v.__repl_clock,
+                       CASE WHEN v.content IS NOT NULL THEN pg_catalog.jsonb_object(v.content) - '__repl_clock' END,
+                       CASE WHEN v.eviction IS NOT NULL THEN 'it lost a unique key' WHEN v.content IS NULL THEN 'a deletion' ELSE 'kept, as it and others did not know of each other' END
+                  FROM repl_ml.concurrent_version v WHERE v.schema_name = s AND v.table_name = t AND v.key = row_facts.key
+                UNION ALL
+                SELECT c.detected_at, 'conflict', c.loser_node, c.loser_clock, c.loser_row,
+                       pg_catalog.format('%s: it lost to the version %s of node "%s", resolved by %s', c.conflict_type, c.winner_clock, coalesce(w.node_name, c.winner_node::text::name), c.resolution)
+                  FROM repl_ml.conflict_history c LEFT JOIN repl_ml.member w ON w.node_id = c.winner_node
+                 WHERE c.schema_name = s AND c.table_name = t AND c.key = row_facts.key
+                UNION ALL
+                SELECT p.parked_at, 'parked', p.origin_node, NULL, p.change,
+                       pg_catalog.format('%s, %s: %s', p.action, p.sqlstate, CASE WHEN may_read THEN p.message ELSE 'see repl_ml.parked_changes' END)
+                  FROM repl_ml.parked_change p
+                 WHERE p.schema_name = s AND p.table_name = t AND p.action NOT IN ('counted', 'bulk')
+                   AND (p.change->>'key' = row_facts.key::text
+                        OR (SELECT pg_catalog.bool_and(p.change->>(c.name::text) = c.value) FROM ROWS FROM (pg_catalog.unnest(names), pg_catalog.unnest(row_facts.key)) c(name, value)))
+                UNION ALL
+                SELECT r.repaired_at, 'repair', r.source_node, NULL, r.after, pg_catalog.format('%s, because it was %s', r.action, r.verdict)
+                  FROM repl_ml.row_repair r WHERE r.schema_name = s AND r.table_name = t AND r.key = row_facts.key
+                UNION ALL
+                SELECT u.noted_at, 'unsent', u.node_id, u.clock, NULL, u.message
+                  FROM repl_ml.unsent u WHERE u.schema_name = s AND u.table_name = t AND u.key = row_facts.key) f
+          LEFT JOIN repl_ml.member m ON m.node_id = f.node
+         ORDER BY f.at, f.kind;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.row_facts(regclass, text[], boolean) IS 'what this node knows of a key; rows only if the asker may read them';
+CREATE FUNCTION repl_ml.row_history(relation regclass, key text[], OUT at timestamptz, OUT kind text, OUT node_name name, OUT clock repl_ml.vclock, OUT content jsonb, OUT detail text)
+    RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'repl_ml_row_history' LANGUAGE C VOLATILE ROWS 10 SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION repl_ml.row_history(regclass, text[]) IS
+    'what this node knows of one row, by its primary key as text: the row, its tombstones, versions that are kept, conflicts, parked changes, repairs, and what could not be sent; when each was written or noted, by which node, under which clock, with the row where there is one. Rows are null for who may not read the table. For repl_ml_admin and the owner of the table. Errors: 42501 it is neither yours nor are you in repl_ml_admin, 22023 the key has another number of columns, 55000 the table is not replicated';
+
+-- What one node tells another that asks
+CREATE FUNCTION repl_ml.row_sight(schema_name name, table_name name, key text[]) RETURNS jsonb
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        relation regclass := (SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                                JOIN repl_ml.replicated_table r ON r.schema_name = n.nspname AND r.table_name = c.relname AND r.state = 'enrolled'
+                               WHERE n.nspname = row_sight.schema_name AND c.relname = row_sight.table_name AND n.nspname <> 'repl_ml');
+    BEGIN
+        IF relation IS NULL OR repl_ml.key_condition(relation) IS NULL THEN
+            RETURN '{"state": "no table"}';
+        END IF;
+        RETURN (SELECT pg_catalog.jsonb_build_object('state', h.state, 'clock', h.clock::text, 'content', h.content,
+                           'parked', (SELECT pg_catalog.count(*) FROM repl_ml.row_facts(relation, row_sight.key, false) f WHERE f.kind = 'parked'))
+                  FROM repl_ml.row_here(relation, row_sight.key) h);
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.row_sight(name, name, text[]) IS 'what this node has of a key, for a member that asks';
+CREATE FUNCTION repl_ml.row_sights(relation regclass, key text[], may_read boolean, OUT node_name name, OUT state text, OUT verdict text, OUT clock repl_ml.vclock, OUT written_at timestamptz, OUT written_by name, OUT parked bigint, OUT content jsonb)
+    RETURNS SETOF record
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    #variable_conflict use_column
+    DECLARE
+        s name;
+        t name;
+        dsns text[];
+        peers integer[];
+        answers text[];
+    BEGIN
+        SELECT n.nspname, c.relname INTO s, t FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation;
+        -- a wrong key is an error here, not a silence of all others
+        PERFORM repl_ml.row_here(relation, row_sights.key);
+        SELECT coalesce(pg_catalog.array_agg(m.dsn ORDER BY m.node_id), '{}'), coalesce(pg_catalog.array_agg(m.node_id ORDER BY m.node_id), '{}') INTO dsns, peers
+          FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id <> m.node_id WHERE m.state <> 'dropped';
+        answers := repl_ml.ask_members(dsns, pg_catalog.format('SELECT repl_ml.row_sight(%L, %L, %L)', s, t, row_sights.key));
+        RETURN QUERY
+        WITH sight AS (
+            SELECT x.node_id, coalesce(x.answer->>'state', 'unreachable') AS state, (x.answer->>'clock')::repl_ml.vclock AS clock, (x.answer->>'parked')::bigint AS parked, x.answer->'content' AS content
+              FROM (SELECT l.node_id, repl_ml.row_sight(s, t, row_sights.key) AS answer FROM repl_ml.local_node l
+                    UNION ALL SELECT a.node_id, a.answer::jsonb FROM ROWS FROM (pg_catalog.unnest(peers), pg_catalog.unnest(answers)) a(node_id, answer)) x)
+        SELECT m.node_name, o.state,
+               CASE WHEN o.state NOT IN ('present', 'deleted', 'absent') THEN NULL
+                    WHEN NOT EXISTS (SELECT FROM sight z WHERE z.clock IS NOT NULL AND NOT coalesce(z.clock OPERATOR(repl_ml.<@) o.clock, false)) THEN 'newest'
+                    WHEN o.clock IS NULL OR EXISTS (SELECT FROM sight z WHERE o.clock OPERATOR(repl_ml.<@) z.clock AND NOT z.clock OPERATOR(repl_ml.<@) o.clock) THEN 'lags'
+                    ELSE 'concurrent' END,
+               o.clock, '2000-01-01 00:00:00+00'::timestamptz + repl_ml.max_counter(o.clock) * '1 us'::interval, w.node_name, o.parked,
+               CASE WHEN may_read THEN nullif(o.content, 'null') END
+          FROM sight o JOIN repl_ml.member m ON m.node_id = o.node_id LEFT JOIN repl_ml.member w ON w.node_id = repl_ml.last_writer(o.clock)
+         ORDER BY o.node_id;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.row_sights(regclass, text[], boolean) IS 'what each member has of a key; rows only if the asker may read them';
+CREATE FUNCTION repl_ml.row_status(relation regclass, key text[], OUT node_name name, OUT state text, OUT verdict text, OUT clock repl_ml.vclock, OUT written_at timestamptz, OUT written_by name, OUT parked bigint, OUT content jsonb)
+    RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'repl_ml_row_status' LANGUAGE C VOLATILE ROWS 10 SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION repl_ml.row_status(regclass, text[]) IS
+    'what each member has of one row, by its primary key as text: present, deleted, absent, no table, or unreachable; whether that is the newest version, lags behind one, or is concurrent with one (verdict), its clock, who wrote it when, how many changes of it are parked there, and the row. Rows are null for who may not read the table. For repl_ml_admin and the owner of the table. Errors: as row_history';
+
 -- Keys and rows are for who may read all of the table, as in diff_rows; of tables that are gone, for superusers
 CREATE VIEW repl_ml.repair_history WITH (security_barrier) AS
     SELECT h.id, h.repaired_at, h.schema_name, h.table_name, CASE WHEN may.read THEN h.key END AS key, h.action, h.verdict, h.source_node,
