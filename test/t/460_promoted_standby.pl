@@ -155,4 +155,19 @@ $n3->start;
 poll_until($n3, q(SELECT node_id = 5 AND state = 'ready' FROM repl_ml.local_node));
 is_settled('recovered');
 is(sql($n3, q(SELECT string_agg(id || '', ' ' ORDER BY id) FROM t WHERE id IN (4, 401, 402))), '401 402', 'what it had done since then is done');
+
+# An older state in another place, as a snapshot of a volume under another device number.
+$n2->stop;
+my $older = save_directory($n2);
+$n2->start;
+poll_until($n2, q(SELECT count(*) = 3 AND bool_and(reachable) FROM repl_ml.write_members()));
+sql($n2, q(SET repl_ml.write_consistency = quorum; INSERT INTO t VALUES (501, 'after')));
+wait_converged(\@nodes, 't');
+$n2->stop;
+rename $n2->data_dir, $n2->data_dir . '.before' or die $!;
+system('cp', '-a', '-T', $older, $n2->data_dir) == 0 or die 'cp failed';
+$n2->start;
+poll_until($n2, q(SELECT node_id = 6 AND state = 'ready' FROM repl_ml.local_node));
+is_settled('older and elsewhere');
+is(sql($n2, q(SELECT count(*) FROM t WHERE id = 501)), '1', 'it has what it had acknowledged');
 done_testing();
