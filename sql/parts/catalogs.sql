@@ -15,9 +15,12 @@ CREATE TABLE repl_ml.member (
     state             text NOT NULL CHECK (state IN ('joining', 'ready', 'dropped')),
     joined_at         timestamptz NOT NULL,
     incarnation       integer NOT NULL DEFAULT 1,
+    former_id         integer,
+    former_safe       bigint,
+    former_counter    bigint,
     __repl_clock      repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
 );
-COMMENT ON TABLE repl_ml.member IS 'members of the group, also former ones; see the view repl_ml.nodes';
+COMMENT ON TABLE repl_ml.member IS 'members of the group, also former ones; see the view repl_ml.nodes. Of one that is back after it was set back: former_id is what it was; what that wrote above former_counter, when it had its own up to former_safe, is this one''s';
 
 -- Enrolled tables, known by name
 CREATE TABLE repl_ml.replicated_table (

@@ -169,13 +169,24 @@ COMMENT ON FUNCTION repl_ml.known_incarnation(integer) IS 'the last incarnation 
 
 -- A node that was set back, and came back under another id, may be set back again, to what it was before. So it is with one that a
 -- person had leave and join.
+CREATE FUNCTION repl_ml.latest_of(node integer, OUT node_id integer, OUT node_name name, OUT dsn text, OUT state text, OUT joined_at timestamptz) RETURNS SETOF record
+    LANGUAGE sql STABLE ROWS 1 SET search_path = pg_catalog, pg_temp
+    AS $$
+    -- whose names may have changed
+    WITH RECURSIVE family (node_id) AS (
+        SELECT node UNION
+        SELECT s.node_id FROM family f JOIN repl_ml.member m ON m.node_id = f.node_id
+          JOIN repl_ml.member s ON s.former_id = m.node_id OR s.node_id = m.former_id OR (s.node_name, s.system_identifier) = (m.node_name, m.system_identifier))
+    SELECT m.node_id, m.node_name, m.dsn, m.state, m.joined_at FROM family f JOIN repl_ml.member m ON m.node_id = f.node_id WHERE m.node_id >= node ORDER BY m.node_id DESC LIMIT 1
+    $$;
+COMMENT ON FUNCTION repl_ml.latest_of(integer) IS 'what the database of a node is known as since it has been set back, if it was; also where that has been dropped';
 CREATE FUNCTION repl_ml.successor_of(node integer, OUT node_id integer, OUT dsn text, OUT joined_at timestamptz) RETURNS SETOF record
     LANGUAGE sql STABLE ROWS 1 SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT s.node_id, s.dsn, s.joined_at FROM repl_ml.member m JOIN repl_ml.member s ON (s.node_name, s.system_identifier) = (m.node_name, m.system_identifier)
-     WHERE m.node_id = node AND m.state = 'dropped' AND s.state <> 'dropped' AND s.node_id > node
+    SELECT s.node_id, s.dsn, s.joined_at FROM repl_ml.latest_of(node) s JOIN repl_ml.member m ON m.node_id = node
+     WHERE m.state = 'dropped' AND s.state <> 'dropped' AND s.node_id > node
     $$;
-COMMENT ON FUNCTION repl_ml.successor_of(integer) IS 'the member that the database of a dropped node has become since, under its name';
+COMMENT ON FUNCTION repl_ml.successor_of(integer) IS 'the member that the database of a dropped node has become since';
 
 -- What a peer asks before anything else
 CREATE FUNCTION repl_ml.local_info(asked_by integer DEFAULT NULL,

@@ -56,7 +56,8 @@ COMMENT ON FUNCTION repl_ml.invite_node(name, interval) IS
 
 -- A joining node puts itself on the members' lists
 CREATE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name name, dsn text, host text, port integer,
-                                      dbname text, system_identifier bigint, joined_at timestamptz, secret text DEFAULT NULL) RETURNS boolean
+                                      dbname text, system_identifier bigint, joined_at timestamptz, secret text DEFAULT NULL,
+                                      former_id integer DEFAULT NULL, former_safe bigint DEFAULT NULL, former_counter bigint DEFAULT NULL) RETURNS boolean
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     BEGIN
@@ -86,14 +87,14 @@ CREATE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name 
         END IF;
         PERFORM repl_ml.require_setup((SELECT pg_catalog.count(*)::integer + 1 FROM repl_ml.member m
                                         WHERE m.state <> 'dropped' AND m.node_id <> register_node.node_id));
-        INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname, system_identifier, state, joined_at)
-        VALUES (node_id, node_name, dsn, host, port, dbname, system_identifier, 'joining', joined_at)
+        INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname, system_identifier, state, joined_at, former_id, former_safe, former_counter)
+        VALUES (node_id, node_name, dsn, host, port, dbname, system_identifier, 'joining', joined_at, former_id, former_safe, former_counter)
         ON CONFLICT DO NOTHING;
         PERFORM repl_ml.wake_workers();
         RETURN true;
     END
     $$;
-COMMENT ON FUNCTION repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text) IS
+COMMENT ON FUNCTION repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text, integer, bigint, bigint) IS
     'called on members by a joining node; false if the node id is taken, null if this member knows of no invitation (yet)';
 
 -- For the supervisor: notes what this server has found when it was started; once a start
@@ -196,28 +197,27 @@ CREATE FUNCTION repl_ml.readmit_node(in_group uuid, node integer, incarnation in
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
-        known repl_ml.member;
-        successor record;
+        known record;
         secret text;
         reason text;
     BEGIN
         PERFORM repl_ml.require_member();
-        SELECT m.* INTO known FROM repl_ml.member m JOIN repl_ml.local_node l ON l.group_id = in_group AND l.node_id <> node WHERE m.node_id = node;
-        SELECT * INTO successor FROM repl_ml.successor_of(known.node_id);
+        -- under the name and at the address that it had last
+        SELECT m.* INTO known FROM repl_ml.local_node l CROSS JOIN LATERAL repl_ml.latest_of(node) m WHERE l.group_id = in_group AND l.node_id <> node;
         -- one that a person has dropped does not come back by itself
-        IF known.state = 'dropped' AND successor.node_id IS NULL AND NOT EXISTS (SELECT FROM repl_ml.invitation i WHERE i.node_name = known.node_name AND i.invited_by = pg_catalog.format('node %s', node)::name) THEN
+        IF known.state = 'dropped' AND NOT EXISTS (SELECT FROM repl_ml.invitation i WHERE i.node_name = known.node_name AND i.invited_by = pg_catalog.format('node %s', node)::name) THEN
             known.node_id := NULL;
         END IF;
         IF known.node_id IS NULL THEN
             reason := 'It is no member of the group.';
         ELSIF repl_ml.known_incarnation(node) > incarnation THEN
             reason := pg_catalog.format('Another server has become node "%s" since.', known.node_name);
-        ELSIF EXISTS (SELECT FROM repl_ml.worker_stats() w WHERE w.peer IN (node, successor.node_id) AND w.state IN ('streaming', 'copying'))
-           OR EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name IN (repl_ml.link_name(node), repl_ml.link_name(successor.node_id)) AND s.active) THEN
+        ELSIF EXISTS (SELECT FROM repl_ml.worker_stats() w WHERE w.peer IN (node, known.node_id) AND w.state IN ('streaming', 'copying'))
+           OR EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name IN (repl_ml.link_name(node), repl_ml.link_name(known.node_id)) AND s.active) THEN
             reason := pg_catalog.format('This node is connected with a server that runs as node "%s".', known.node_name);
         ELSE
             reason := pg_catalog.format('What is found as node "%s" does not say that it has been set back, or cannot be reached.', known.node_name);
-            secret := (repl_ml.ask_members(ARRAY[coalesce(successor.dsn, known.dsn)], pg_catalog.format('SELECT repl_ml.return_secret(%L, %s)', in_group, node)))[1];
+            secret := (repl_ml.ask_members(ARRAY[known.dsn], pg_catalog.format('SELECT repl_ml.return_secret(%L, %s)', in_group, node)))[1];
         END IF;
         IF secret IS NULL THEN
             RAISE EXCEPTION 'node % cannot come back to the group by itself', node USING ERRCODE = 'object_not_in_prerequisite_state',
@@ -225,7 +225,7 @@ CREATE FUNCTION repl_ml.readmit_node(in_group uuid, node integer, incarnation in
                             ELSE 'If the node has another address now, run SELECT repl_ml.set_node_address(...) on a member. If the one that asks is a copy of a node that runs, run SELECT repl_ml.leave_group(force => true) there.' END;
         END IF;
         -- what is found there is not what came after it, either
-        UPDATE repl_ml.member m SET state = 'dropped', incarnation = CASE m.node_id WHEN node THEN readmit_node.incarnation ELSE m.incarnation END WHERE m.node_id IN (node, successor.node_id) AND m.state <> 'dropped';
+        UPDATE repl_ml.member m SET state = 'dropped', incarnation = CASE m.node_id WHEN node THEN readmit_node.incarnation ELSE m.incarnation END WHERE m.node_id IN (node, known.node_id) AND m.state <> 'dropped';
         INSERT INTO repl_ml.invitation AS i (node_name, secret_hash, valid_until, invited_by)
         VALUES (known.node_name, pg_catalog.decode(secret, 'hex'), pg_catalog.clock_timestamp() + '10 min', pg_catalog.format('node %s', node)::name)
         ON CONFLICT ON CONSTRAINT invitation_pkey DO UPDATE SET secret_hash = excluded.secret_hash, valid_until = excluded.valid_until, invited_by = excluded.invited_by;
@@ -233,6 +233,18 @@ CREATE FUNCTION repl_ml.readmit_node(in_group uuid, node integer, incarnation in
     END
     $$;
 COMMENT ON FUNCTION repl_ml.readmit_node(uuid, integer, integer) IS 'called on a member by a node that was set back: drops its former id and invites it under its name, if what is found at its address says the same, and nobody else is it. Errors: 55000';
+
+-- Nodes that were set back together have had of each other what they wrote late, and rename it once they know what each is now
+CREATE FUNCTION repl_ml.others_return(asker integer) RETURNS boolean
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT EXISTS (SELECT FROM repl_ml.invitation i JOIN repl_ml.member m ON i.invited_by = pg_catalog.format('node %s', m.node_id)::name
+                    WHERE m.state = 'dropped' AND i.valid_until > pg_catalog.clock_timestamp()
+                      AND NOT EXISTS (SELECT FROM repl_ml.member s WHERE s.former_id = m.node_id AND s.state <> 'dropped'))
+        OR 'true' = ANY (repl_ml.ask_members(ARRAY(SELECT m.dsn FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id <> m.node_id WHERE m.state <> 'dropped' AND m.node_id <> asker),
+                                             $ask$SELECT (state = 'set_back')::text FROM repl_ml.local_info()$ask$))
+    $$;
+COMMENT ON FUNCTION repl_ml.others_return(integer) IS 'asked by a node that is coming back after it was set back: whether others are, too, and have no new id yet';
 
 -- What it wrote stays here as that of a former member; who writes still does so under an id that is none any more
 CREATE FUNCTION repl_ml.leave_set_back() RETURNS void

@@ -43,6 +43,7 @@ typedef struct OtherMember
 static List *load_others(ReplMlApply *apply);
 static bool donor_has(ReplMlApply *apply, OtherMember *other);
 static bool donor_is_settled(ReplMlApply *apply, List *others);
+static bool others_return(ReplMlApply *apply);
 static void stop_waiting(List *others);
 static void note_parked_there(ReplMlApply *apply);
 
@@ -73,7 +74,7 @@ repl_ml_await_donor(ReplMlApply *apply)
 		repl_ml_begin();
 		others = load_others(apply);
 		repl_ml_commit();
-		if (donor_is_settled(apply, others) ||
+		if ((donor_is_settled(apply, others) && !others_return(apply)) ||
 			TimestampDifferenceExceeds(start, GetCurrentTimestamp(), DONOR_PATIENCE_MS))
 			break;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, POLL_MS,
@@ -81,8 +82,35 @@ repl_ml_await_donor(ReplMlApply *apply)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
+	repl_ml_sync_catalogs(apply, apply->connection.stream);
 	note_parked_there(apply);
 	stop_waiting(others);
+}
+
+/*
+ * Says whether this node comes back after it was set back, and others do, too, but are not
+ * registered yet: what they wrote late may be here, and is renamed first (former.c).
+ */
+static bool
+others_return(ReplMlApply *apply)
+{
+	static const Oid types[1] = {BOOLOID};
+	ReplMlResult *result;
+	bool		returns;
+
+	repl_ml_begin();
+	returns = repl_ml_identity_require()->former_node != 0;
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
+	if (!returns)
+		return false;
+	result = repl_ml_stream_query(apply->connection.stream,
+								  psprintf("SELECT repl_ml.others_return(%d)", apply->self), 1,
+								  types);
+	returns = repl_ml_stream_next(result) &&
+		(slot_getallattrs(result->slot), DatumGetBool(result->slot->tts_values[0]));
+	repl_ml_stream_free(result);
+	return returns;
 }
 
 /* Returns the other members, our link to each, and whether it fails. */

@@ -62,9 +62,9 @@ repl_ml_sync_catalogs(ReplMlApply *apply, WalReceiverConn *conn)
  * Sets the next table to be copied from the peer, or returns false.  One that
  * could not be enrolled here is left for later (enrol.c), unless this node
  * joins, and so is one whose copy failed lately: it must not keep all others
- * from being streamed; and all of a peer that joins with rows of its own, until
- * it is ready.  Those whose rows take the server down are left, or,
- * with "banned", only they are found.
+ * from being streamed.  All of a peer that joins with rows of its own waits until
+ * it is ready, as these have not met the group's before.  Those whose rows take the
+ * server down are left, or, with "banned", only they are found.
  */
 static bool
 next_pending(ReplMlApply *apply, bool banned, char **schema_name, char **table_name)
@@ -79,15 +79,15 @@ next_pending(ReplMlApply *apply, bool banned, char **schema_name, char **table_n
 			" WHERE p.schema_name OPERATOR(pg_catalog.=) y.schema_name"
 			" AND p.table_name OPERATOR(pg_catalog.=) y.table_name"
 			" AND p.action OPERATOR(pg_catalog.<>) 'remove')"
-			" AND NOT repl_ml.waits_to_retry(y.node_id, y.schema_name, y.table_name, 'copy')"
-			" AND NOT EXISTS (SELECT FROM repl_ml.member m"
-			" WHERE m.node_id OPERATOR(pg_catalog.=) y.node_id"
-			" AND m.state OPERATOR(pg_catalog.=) 'joining')";
+			" AND NOT repl_ml.waits_to_retry(y.node_id, y.schema_name, y.table_name, 'copy')";
 
 	/* our own tables first: tombstones before the rows they are of */
 	SPI_execute(psprintf("SELECT schema_name, table_name FROM repl_ml.table_sync y"
 						 " WHERE node_id OPERATOR(pg_catalog.=) %d"
 						 " AND state OPERATOR(pg_catalog.=) 'pending'%s"
+						 " AND NOT EXISTS (SELECT FROM repl_ml.member m"
+						 " WHERE m.node_id OPERATOR(pg_catalog.=) y.node_id"
+						 " AND m.state OPERATOR(pg_catalog.=) 'joining')"
 						 " AND coalesce(pg_catalog.to_regclass("
 						 "pg_catalog.format('%%I.%%I', schema_name, table_name))"
 						 "::pg_catalog.oid, 0)"

@@ -53,6 +53,9 @@ enum
 	MEMBER_JOINED_AT,
 	MEMBER_STATE,
 	MEMBER_INCARNATION,
+	MEMBER_FORMER_ID,
+	MEMBER_FORMER_SAFE,
+	MEMBER_FORMER_COUNTER,
 	MEMBER_CLOCK,
 	MEMBER_COLUMNS
 };
@@ -312,12 +315,21 @@ ask_donor(WalReceiverConn *donor, Candidate *candidate)
 	repl_ml_stream_free(result);
 }
 
+/* Says whether a member's row may lack that. */
+static bool
+may_be_null(int column)
+{
+	return column == MEMBER_HOST || column == MEMBER_PORT || column == MEMBER_DBNAME ||
+		column == MEMBER_FORMER_ID || column == MEMBER_FORMER_SAFE ||
+		column == MEMBER_FORMER_COUNTER;
+}
+
 /* Takes the donor's list of members.  What it says is used as values only. */
 static void
 load_members(WalReceiverConn *donor, Candidate *candidate)
 {
 	static const Oid types[MEMBER_COLUMNS] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
-	TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+	TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
 	ReplMlResult *result = repl_ml_stream_query(donor,
 												"SELECT node_id::pg_catalog.text,"
 												" node_name::pg_catalog.text, dsn, host,"
@@ -325,6 +337,9 @@ load_members(WalReceiverConn *donor, Candidate *candidate)
 												" system_identifier::pg_catalog.text,"
 												" joined_at::pg_catalog.text, state,"
 												" incarnation::pg_catalog.text,"
+												" former_id::pg_catalog.text,"
+												" former_safe::pg_catalog.text,"
+												" former_counter::pg_catalog.text,"
 												" __repl_clock::pg_catalog.text"
 												" FROM repl_ml.member ORDER BY node_id",
 												MEMBER_COLUMNS, types);
@@ -335,8 +350,7 @@ load_members(WalReceiverConn *donor, Candidate *candidate)
 
 		slot_getallattrs(result->slot);
 		for (int i = 0; i < MEMBER_COLUMNS; i++)
-			member->row[i] = i == MEMBER_HOST || i == MEMBER_PORT || i == MEMBER_DBNAME ?
-				get_text(result, i) : get_required_text(result, i);
+			member->row[i] = may_be_null(i) ? get_text(result, i) : get_required_text(result, i);
 		member->node_id = pg_strtoint32(member->row[MEMBER_NODE_ID]);
 		candidate->members = lappend(candidate->members, member);
 		candidate->node_id = Max(candidate->node_id, member->node_id);
@@ -371,7 +385,7 @@ describe_self(ReplMlJoinRequest *request, Candidate *candidate)
 	Datum		members[1] = {Int32GetDatum(count_live_members(candidate) + 1)};
 	Datum		dsn[1] = {CStringGetTextDatum(request->dsn)};
 	static const int columns[] = {MEMBER_HOST, MEMBER_PORT, MEMBER_DBNAME, MEMBER_SYSTEM_IDENTIFIER,
-	MEMBER_JOINED_AT};
+		MEMBER_JOINED_AT, MEMBER_FORMER_ID, MEMBER_FORMER_SAFE, MEMBER_FORMER_COUNTER};
 
 	candidate->own[MEMBER_NODE_NAME] = pstrdup(NameStr(request->node_name));
 	candidate->own[MEMBER_DSN] = pstrdup(request->dsn);
@@ -382,8 +396,10 @@ describe_self(ReplMlJoinRequest *request, Candidate *candidate)
 
 	/* where a member reaches us is tried out from here */
 	SPI_execute_with_args("SELECT repl_ml.require_setup($1)", 1, types, members, NULL, true, 0);
-	SPI_execute_with_args("SELECT p.host, p.port, p.dbname, p.system_identifier, pg_catalog.now()"
-						  " FROM repl_ml.probe($1) p",
+	SPI_execute_with_args("SELECT p.host, p.port, p.dbname, p.system_identifier, pg_catalog.now(),"
+						  " l.former_node, l.former_safe, l.former_counter"
+						  " FROM repl_ml.probe($1) p LEFT JOIN repl_ml.local_node l"
+						  " ON l.state OPERATOR(pg_catalog.=) 'set_back'",
 						  1, texts, dsn, NULL, false, 1);
 	for (int i = 0; i < lengthof(columns); i++)
 	{
@@ -426,7 +442,9 @@ register_with(Candidate *candidate, Member *member, volatile bool *invited)
 	const char *params[] = {candidate->group_id, psprintf("%d", candidate->node_id),
 		candidate->own[MEMBER_NODE_NAME], candidate->own[MEMBER_DSN], candidate->own[MEMBER_HOST],
 		candidate->own[MEMBER_PORT], candidate->own[MEMBER_DBNAME],
-	candidate->own[MEMBER_SYSTEM_IDENTIFIER], candidate->own[MEMBER_JOINED_AT], candidate->secret};
+		candidate->own[MEMBER_SYSTEM_IDENTIFIER], candidate->own[MEMBER_JOINED_AT],
+		candidate->secret, candidate->own[MEMBER_FORMER_ID], candidate->own[MEMBER_FORMER_SAFE],
+	candidate->own[MEMBER_FORMER_COUNTER]};
 	char	   *answer;
 
 	for (;;)
@@ -435,7 +453,7 @@ register_with(Candidate *candidate, Member *member, volatile bool *invited)
 		member->asked = true;
 		answer = repl_ml_ask_one(member->row[MEMBER_DSN],
 								 "SELECT repl_ml.register_node($1, $2, $3, $4, $5, $6, $7, $8, $9,"
-								 " $10)",
+								 " $10, $11, $12, $13)",
 								 lengthof(params), params, deadline_after(ANSWER_MS));
 		*invited = answer != NULL;
 		if (answer != NULL)
@@ -600,11 +618,13 @@ insert_member(char *const *row)
 		values[i] = row[i] == NULL ? (Datum) 0 : CStringGetTextDatum(row[i]);
 	}
 	SPI_execute_with_args("INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname,"
-						  " system_identifier, joined_at, state, incarnation, __repl_clock)"
+						  " system_identifier, joined_at, state, incarnation, former_id,"
+						  " former_safe, former_counter, __repl_clock)"
 						  " VALUES ($1::pg_catalog.int4, $2::pg_catalog.name, $3, $4,"
 						  " $5::pg_catalog.int4, $6, $7::pg_catalog.int8,"
 						  " $8::pg_catalog.timestamptz, $9, $10::pg_catalog.int4,"
-						  " $11::repl_ml.vclock)",
+						  " $11::pg_catalog.int4, $12::pg_catalog.int8, $13::pg_catalog.int8,"
+						  " $14::repl_ml.vclock)",
 						  MEMBER_COLUMNS, types, values, nulls, false, 0);
 }
 
@@ -757,12 +777,47 @@ ask_for_return(List *donors, const char *group_id, const char *node_id, const ch
 	ReThrowError(error);
 }
 
-/* Says whether the member was dropped and had that name. */
+/*
+ * Says whether the dropped member is what this node became when it had been set back before,
+ * given what is known to be such: one of these says so, by its former id or its name.
+ */
 static bool
-is_dropped_as(const Member *member, const char *name)
+is_later_self(const Member *member, List *selves)
 {
-	return strcmp(member->row[MEMBER_STATE], "dropped") == 0 &&
-		strcmp(member->row[MEMBER_NODE_NAME], name) == 0;
+	const char *former = member->row[MEMBER_FORMER_ID];
+	ListCell   *lc;
+
+	if (strcmp(member->row[MEMBER_STATE], "dropped") != 0)
+		return false;
+	foreach(lc, selves)
+	{
+		Member	   *self = lfirst(lc);
+
+		if (strcmp(member->row[MEMBER_NODE_NAME], self->row[MEMBER_NODE_NAME]) == 0 ||
+			(former != NULL && strcmp(former, self->row[MEMBER_NODE_ID]) == 0))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Returns the members, in order, that this node has been: the id that it knows, and what it
+ * became after that.
+ */
+static List *
+find_selves(Candidate *candidate, const char *node_id)
+{
+	List	   *selves = NIL;
+	ListCell   *lc;
+
+	foreach(lc, candidate->members)
+	{
+		Member	   *member = lfirst(lc);
+
+		if (strcmp(member->row[MEMBER_NODE_ID], node_id) == 0 || is_later_self(member, selves))
+			selves = lappend(selves, member);
+	}
+	return selves;
 }
 
 /*
@@ -773,21 +828,12 @@ static char *
 former_ids(Candidate *candidate, const char *node_id)
 {
 	StringInfo	ids = makeStringInfo();
-	Member	   *self = NULL;
 	ListCell   *lc;
 
-	/* they are in order */
-	appendStringInfoString(ids, node_id);
-	foreach(lc, candidate->members)
-	{
-		Member	   *member = lfirst(lc);
-
-		if (strcmp(member->row[MEMBER_NODE_ID], node_id) == 0)
-			self = member;
-		else if (self != NULL && is_dropped_as(member, self->row[MEMBER_NODE_NAME]))
-			appendStringInfo(ids, " %s", member->row[MEMBER_NODE_ID]);
-	}
-	return ids->data;
+	foreach(lc, find_selves(candidate, node_id))
+		appendStringInfo(ids, "%s%s", ids->len > 0 ? " " : "",
+						 ((Member *) lfirst(lc))->row[MEMBER_NODE_ID]);
+	return ids->len > 0 ? ids->data : pstrdup(node_id);
 }
 
 /*
@@ -833,20 +879,13 @@ leave_former_id(Candidate *candidate, const char *node_id)
 static void
 take_present_name(ReplMlJoinRequest *request, Candidate *candidate, const char *node_id)
 {
-	bool		found = false;
-	ListCell   *lc;
+	List	   *selves = find_selves(candidate, node_id);
+	Member	   *last = selves == NIL ? NULL : llast(selves);
 
-	foreach(lc, candidate->members)
-	{
-		Member	   *member = lfirst(lc);
-
-		if (strcmp(member->row[MEMBER_NODE_ID], node_id) != 0 &&
-			(!found || !is_dropped_as(member, NameStr(request->node_name))))
-			continue;
-		found = true;
-		namestrcpy(&request->node_name, member->row[MEMBER_NODE_NAME]);
-		strlcpy(request->dsn, member->row[MEMBER_DSN], REPL_ML_DSN_LENGTH);
-	}
+	if (last == NULL)
+		return;
+	namestrcpy(&request->node_name, last->row[MEMBER_NODE_NAME]);
+	strlcpy(request->dsn, last->row[MEMBER_DSN], REPL_ML_DSN_LENGTH);
 }
 
 /*

@@ -61,6 +61,16 @@ set_back_to($saved);
 poll_until($n2, "SELECT node_id > $id FROM repl_ml.local_node");
 set_back_to($saved);
 is_back($id + 2);
+
+# and when it has had another name since
+$id = sql($n2, 'SELECT node_id FROM repl_ml.local_node');
+sql($n1, q(SELECT repl_ml.rename_node('n2', 'm2')));
+poll_until($n2, q(SELECT node_name = 'm2' FROM repl_ml.local_node));
+wait_converged(\@nodes, 't');
+set_back_to($saved);
+is_back($id + 1);
+is(sql($_, q(SELECT string_agg(node_name, ' ' ORDER BY node_id) FROM repl_ml.member WHERE state = 'ready')), 'n1 m2', 'it has its present name: ' . $_->name) foreach @nodes;
+is(sql($n2, 'SELECT node_name FROM repl_ml.local_node'), 'm2', 'and knows it');
 is(sql($_, q(SELECT string_agg(status, ' ') FROM repl_ml.verify_all())), 'consistent', 'nothing differs: ' . $_->name) foreach @nodes;
 is(sql($_, q(SELECT string_agg(detail, ' ') FROM repl_ml.health WHERE check_name IN ('membership', 'applying', 'sending') AND status <> 'ok')), '', 'health of ' . $_->name) foreach @nodes;
 done_testing();
