@@ -225,12 +225,20 @@ repl_ml_positions_lacking(const ReplMlClock *wanted, const ReplMlClock *have)
 	return text.len > 0 ? text.data : NULL;
 }
 
-/* Flushes this node's WAL up to a position that GetXLogInsertRecPtr has returned. */
-static void
-flush_up_to(XLogRecPtr lsn)
+/*
+ * Returns the end of the WAL that there is before a position that
+ * GetXLogInsertRecPtr has returned: behind the header of a page that has no record so
+ * far nothing can be flushed.  And nobody may ask for just the header: walsenders that
+ * see that it is flushed read the page again and again, and send nothing any more.
+ */
+static XLogRecPtr
+get_end_before(XLogRecPtr lsn)
 {
-	/* behind the header of a page that has no record so far, nothing can be flushed */
-	XLogFlush(lsn % XLOG_BLCKSZ <= SizeOfXLogLongPHD ? lsn - lsn % XLOG_BLCKSZ : lsn);
+	XLogRecPtr	page = lsn - lsn % XLOG_BLCKSZ;
+	int			header = XLogSegmentOffset(page, wal_segment_size) == 0 ? SizeOfXLogLongPHD :
+		SizeOfXLogShortPHD;
+
+	return lsn % XLOG_BLCKSZ <= header ? page : lsn;
 }
 
 /*
@@ -242,15 +250,16 @@ ReplMlClock *
 repl_ml_positions_to_share(bool at_once)
 {
 	ReplMlClock *positions = repl_ml_positions();
-	XLogRecPtr	own = repl_ml_clock_counter(positions, repl_ml_identity()->node_id);
+	XLogRecPtr	end = get_end_before(repl_ml_clock_counter(positions,
+														   repl_ml_identity()->node_id));
 
 	/*
 	 * nor does anybody flush what is no transaction's (pruning), before the
 	 * next heartbeat
 	 */
-	XLogSetAsyncXactLSN(own);
+	XLogSetAsyncXactLSN(end);
 	if (at_once)
-		flush_up_to(own);
+		XLogFlush(end);
 	/* the peers will be asked for all of it, also for what is news to none */
 	repl_ml_news_begin();
 	repl_ml_news_end();
