@@ -143,6 +143,7 @@ OBJS = \
 	src/group/admission.o \
 	src/group/shape.o \
 	src/group/verifier.o \
+	src/group/health.o \
 	src/group/beside.o \
 	src/monitor/stats.o \
 	src/monitor/network.o \

@@ -50,4 +50,7 @@ extern void repl_ml_admission_check(WalReceiverConn *donor, bool copy_data, bool
 /* in shape.c */
 extern void repl_ml_shape_tell(bool called);
 
+/* in health.c */
+extern void repl_ml_health_tell(void);
+
 #endif							/* REPL_ML_GROUP_H */

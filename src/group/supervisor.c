@@ -42,6 +42,7 @@
 
 #define COMPARISON_INTERVAL_MS	1000
 #define HOUSEKEEPING_BEATS	10	/* heartbeats between two collections */
+#define HEALTH_BEATS		5	/* ... looks at health */
 #define TELL_BEATS			5	/* ... that tell how this node is */
 
 static ReplMlWorker *me = NULL; /* our slot; set once at start */
@@ -254,6 +255,9 @@ round_of_work(bool called)
 		repl_ml_verifier_tend();
 	}
 	repl_ml_beside_tend();
+	MemoryContextSwitchTo(work_context);
+	if (beats % HEALTH_BEATS == 0)
+		repl_ml_health_tell();
 	MemoryContextSwitchTo(work_context);
 	if (++beats % HOUSEKEEPING_BEATS == 1)
 		mend_catalogs();

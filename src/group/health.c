@@ -1,0 +1,101 @@
+/*
+ * health.c
+ *		Tells when a check of repl_ml.health changes its status: once to the log, and
+ *		to who listens to the channel repl_ml_health.
+ *
+ * Not what the checks are (sql/parts/views.sql).  The supervisor's alone; what it has
+ * told is forgotten with it, so after a start whatever is not well is told again.
+ * No locks but those of a look at the view.
+ */
+#include "postgres.h"
+
+#include <time.h>
+
+#include "commands/async.h"
+#include "executor/spi.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "group/group.h"
+#include "server/server.h"
+
+#define CHANNEL			"repl_ml_health"
+#define MOST_CHECKS		64
+#define REST			500		/* times the CPU time of a look there is none */
+
+/* What has been told of a check. */
+typedef struct ToldCheck
+{
+	NameData	name;
+	char		status[16];
+} ToldCheck;
+
+static ToldCheck told[MOST_CHECKS];
+static int	told_count = 0;
+
+/* Returns what was told of a check, made with "ok" where nothing was; NULL if there is no room. */
+static ToldCheck *
+find_told(const char *name)
+{
+	for (int i = 0; i < told_count; i++)
+	{
+		if (strcmp(NameStr(told[i].name), name) == 0)
+			return &told[i];
+	}
+	if (told_count == MOST_CHECKS)
+		return NULL;
+	namestrcpy(&told[told_count].name, name);
+	strlcpy(told[told_count].status, "ok", sizeof(told[0].status));
+	return &told[told_count++];
+}
+
+/* Tells a change: the row of SPI's result has check, status, detail, hint and payload. */
+static void
+tell_change(uint64 row, ToldCheck *check)
+{
+	const char *status = repl_ml_spi_text(row, 1);
+	const char *hint = repl_ml_spi_text(row, 3);
+
+	ereport(LOG,
+			(errmsg("health of this node: \"%s\" is now %s, was %s: %s", NameStr(check->name),
+					status, check->status, repl_ml_spi_text(row, 2)),
+			 hint != NULL ? errhint("%s", hint) : 0));
+	Async_Notify(CHANNEL, repl_ml_spi_text(row, 4));
+	strlcpy(check->status, status, sizeof(check->status));
+}
+
+/*
+ * Called by the supervisor with some heartbeats, outside transactions.  Where many
+ * tables make a look costly, looks are fewer.
+ */
+void
+repl_ml_health_tell(void)
+{
+	static SPIPlanPtr plan = NULL;
+	static TimestampTz next = 0;
+	bool		is_first = plan == NULL;
+	clock_t		began = clock();
+
+	if (GetCurrentTimestamp() < next)
+		return;
+
+	repl_ml_begin();
+	SPI_execute_plan(repl_ml_spi_plan(&plan,
+									  "SELECT h.check_name, h.status, h.detail, h.hint,"
+									  " pg_catalog.jsonb_build_object('check_name', h.check_name,"
+									  " 'status', h.status,"
+									  " 'detail', pg_catalog.left(h.detail, 1000))::pg_catalog.text"
+									  " FROM repl_ml.health h", 0, NULL), NULL, NULL, true, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		ToldCheck  *check = find_told(repl_ml_spi_text(i, 0));
+
+		if (check != NULL && strcmp(check->status, repl_ml_spi_text(i, 1)) != 0)
+			tell_change(i, check);
+	}
+	repl_ml_commit();
+	/* to plan it takes longest */
+	if (!is_first)
+		next = GetCurrentTimestamp() +
+			(TimestampTz) ((clock() - began) * (double) USECS_PER_SEC / CLOCKS_PER_SEC * REST);
+}
