@@ -8,6 +8,7 @@
 #   make syntax             compile without output (other majors' headers)
 #   make check              everything, with dependencies and a private server; see test/run_checks
 #   make check-core         PostgreSQL's own suites with the library preloaded; see test/core_suites
+#   make check-monitoring   monitoring/ with Debian's exporters and Prometheus, which it installs
 #   make demo, demo-stop    a three-node cluster on loopback; see test/demo.sh
 #   make bench              cost of stamping; see test/bench/run
 #   make bench-commits      cost of commits beside PostgreSQL's own replication; see test/bench/commits
@@ -21,7 +22,7 @@ DATA_built = sql/repl_ml--1.0.sql
 
 # The parts of the install script, in the order in which they need each other.
 SQL_PARTS = extension clock stamp catalogs helpers membership tables setup conflicts parked read \
-	collection transactions verify views privileges
+	collection transactions verify views metrics privileges
 
 # In the order of the way of a change.
 OBJS = \
@@ -175,7 +176,7 @@ EXTRA_CLEAN = tmp_regress tmp_isolation tmp_server.conf tmp_symbols tmp_algebra 
 PG_CONFIG ?= pg_config
 
 # These bring their own server and must run on a machine that has none yet, so they do without PGXS.
-standalone := check check-core check-patroni demo demo-stop bench bench-commits bench-idle bench-verify
+standalone := check check-core check-monitoring check-patroni demo demo-stop bench bench-commits bench-idle bench-verify
 ifneq ($(filter $(standalone),$(MAKECMDGOALS)),)
 
 ifneq ($(filter-out $(standalone),$(MAKECMDGOALS)),)
@@ -190,6 +191,9 @@ check:
 	@PG_CONFIG='$(chosen_pg_config)' TESTS='$(TESTS)' test/run_checks
 check-core:
 	@PG_CONFIG='$(chosen_pg_config)' TESTS='$(TESTS)' CORE_SOURCE='$(CORE_SOURCE)' test/core_suites
+check-monitoring:
+	@apt-get install -y -q prometheus prometheus-postgres-exporter prometheus-sql-exporter >/dev/null
+	@PG_CONFIG='$(chosen_pg_config)' TESTS='490 491' test/run_checks
 check-patroni:
 	@PG_CONFIG='$(chosen_pg_config)' TESTS='$(TESTS)' test/patroni/run
 demo:

@@ -73,7 +73,7 @@ copy_server() {
 copy_sources() {
 	as_user mkdir -p "$scratch/build" || return 1
 	(cd "$top" && tar --exclude='*.o' --exclude='*.bc' --exclude='*.so' -cf - \
-		Makefile LICENSE META.json *.md doc examples repl_ml.control src sql expected test) |
+		Makefile LICENSE META.json *.md doc examples monitoring repl_ml.control src sql expected test) |
 		as_user tar -C "$scratch/build" -xf -
 }
 
