@@ -77,7 +77,7 @@ def run_seed(group, seed, transactions, without, watched):
     versions = [version for writer in writers for version in writer.committed]
     case = Case(group, versions, clients[0].prefix, {(relay.table.name, relay.key)}, disturbance.copied(), additions)
     problems = [("tester", "".join(traceback.format_exception(client.error))) for client in [*clients, relay, *adders] if client.error]
-    problems += check(case) + workers_are_well(group, began) + [("verify", alarm) for alarm in watcher.alarms]
+    problems += check(case) + workers_are_well(group, began, disturbance.copied()) + [("verify", alarm) for alarm in watcher.alarms]
     problems += [("verify", text) for text in verify.at_rest(case, problems)]
     summary = "seed %d, %d nodes: %d versions of %d rows, %d refused, %d uncertain, %d in order, %d additions, %d conflicts, %d evictions, %.1f s; %s" % (
         seed, len(group.nodes), len(versions), len(case.history.rows), sum(writer.refused for writer in writers), lost, relay.handed_on, len(additions),
