@@ -168,7 +168,7 @@ sub all_is_collected
 		poll_until($node, "SELECT count(*) = 0 FROM repl_ml.$_") foreach qw(concurrent_version tombstone eviction);
 	}
 	wait_converged(\@nodes, 'doc', 'keyed');
-	no_worker_failed(\@nodes);
+	no_worker_failed(\@nodes, 'slot % is lost and is made anew: There is none.');
 	pass("$name: nothing is kept for ever");
 	return;
 }
@@ -216,7 +216,7 @@ sub copies_are_waited_for
 	poll_until($n4, "SELECT ($retries) > $before");
 	$client->query_safe('COMMIT');
 	is_copied('copies held up for a moment');
-	no_worker_failed(\@nodes);
+	no_worker_failed(\@nodes, 'slot % is lost and is made anew: There is none.');
 
 	sql($n4, q(ALTER SYSTEM SET repl_ml.apply_lock_timeout = '100ms'));
 	sql($n4, 'SELECT pg_reload_conf()');
