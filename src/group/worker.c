@@ -777,7 +777,9 @@ show_received(void)
 	repl_ml_rate_note(&apply.worker->network.rate, apply.worker->received_bytes);
 	apply.worker->times.applying += apply.times.applying;
 	apply.worker->times.flushing += apply.times.flushing;
-	apply.worker->sent_time = apply.connection.sent_time;
+	/* a new connection may have brought none so far */
+	if (apply.connection.sent_time != 0)
+		apply.worker->sent_time = apply.connection.sent_time;
 	apply.worker->told_lsn = apply.progress.told;
 	apply.worker->told_time = apply.progress.told_at;
 	LWLockRelease(repl_ml_shared->lock);

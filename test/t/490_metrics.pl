@@ -128,30 +128,30 @@ SKIP:
 
 # ---- files ----
 
-sub slurp_file { return PostgreSQL::Test::Utils::slurp_file("$files/$_[0]") }
+sub read_file { return PostgreSQL::Test::Utils::slurp_file("$files/$_[0]") }
 
 my $written;
 IPC::Run::run([ 'psql', '-XqAt', '-d', dsn($n1), '-f', "$files/postgres_exporter.sql" ], '>', \$written) or die 'psql failed';
-is(slurp_file('postgres_exporter.yml'), $written, "postgres_exporter's file is what the views say");
+is(read_file('postgres_exporter.yml'), $written, "postgres_exporter's file is what the views say");
 my $queries = 0;
-foreach my $query (slurp_file('postgres_exporter.yml') =~ /query: >-\n((?:    .*\n)+?)  metrics:/g)
+foreach my $query (read_file('postgres_exporter.yml') =~ /query: >-\n((?:    .*\n)+?)  metrics:/g)
 {
 	sql($n1, "SET ROLE exporter; $query");
 	$queries++;
 }
 is($queries, sql($n1, 'SELECT count(DISTINCT family) FROM repl_ml.metric_families'), '... and asks for each family');
-my ($all) = slurp_file('sql_exporter.yml') =~ /query: \|\n((?:          .*\n)+)/;
+my ($all) = read_file('sql_exporter.yml') =~ /query: \|\n((?:          .*\n)+)/;
 is(sql($n1, "SET ROLE exporter; SELECT count(*) = (SELECT count(*) FROM repl_ml.metrics WHERE value IS NOT NULL), bool_and(q IS NOT NULL) FROM ($all) q"), 't|t', "sql_exporter's asks for all");
 is(sql($n1, "SELECT string_agg(DISTINCT l, ' ' ORDER BY l) FROM repl_ml.metric_families CROSS JOIN unnest(labels) l"),
-	join(' ', sort grep { $_ ne 'name' } split /, /, (slurp_file('sql_exporter.yml') =~ /labels: \[(.*)\]/)[0]), '... with all labels');
+	join(' ', sort grep { $_ ne 'name' } split /, /, (read_file('sql_exporter.yml') =~ /labels: \[(.*)\]/)[0]), '... with all labels');
 
 # each metric that an alert or a panel names is one
 my %metrics = map { $_ => 1 } split /\n/, sql($n1, 'SELECT name FROM repl_ml.metric_families');
 foreach my $file (qw(alerts.yml alerts_test.yml dashboard.json))
 {
-	my %named = map { $_ => 1 } slurp_file($file) =~ /\b(repl_ml_[a-z0-9_]+[a-z0-9])/g;
+	my %named = map { $_ => 1 } read_file($file) =~ /\b(repl_ml_[a-z0-9_]+[a-z0-9])/g;
 	is(join(' ', grep { !$metrics{$_} } sort keys %named), '', "$file names metrics that there are");
 }
-is(join(' ', grep { slurp_file('alerts_test.yml') !~ /alertname: $_\b/ } slurp_file('alerts.yml') =~ /alert: (\w+)/g), '', 'every alert has a test');
+is(join(' ', grep { read_file('alerts_test.yml') !~ /alertname: $_\b/ } read_file('alerts.yml') =~ /alert: (\w+)/g), '', 'every alert has a test');
 
 done_testing();

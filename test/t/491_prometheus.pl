@@ -207,10 +207,13 @@ foreach my $panel (@{ JSON::PP->new->decode(read_file('dashboard.json'))->{panel
 		(my $query = $target->{expr}) =~ s/\$instance/.*/g;
 		$query =~ s/\$__rate_interval/1m/g;
 		my @labels = $target->{legendFormat} =~ /\{\{(\w+)\}\}/g;
-		my $data = wait_for($panel->{title}, sub { my $d = ask('query', query => $query); $d && @{ $d->{result} } ? $d : undef }) ;
-		# what is parked is mended by now
-		$data ||= ask('query_range', query => $query, start => time - 600, end => time, step => '1s');
-		ok(@{ $data->{result} } > 0 && !(grep { my $m = $_->{metric}; grep { !defined $m->{$_} } @labels } @{ $data->{result} }), "panel \"$panel->{title}\": $query");
+		# what is parked is mended by now, and has been seen
+		my $data = wait_for($panel->{title}, sub {
+			my ($shown) = grep { $_ && @{ $_->{result} } } ask('query', query => $query),
+				ask('query_range', query => $query, start => time - 600, end => time, step => '1s');
+			return $shown;
+		});
+		ok($data && !(grep { my $m = $_->{metric}; grep { !defined $m->{$_} } @labels } @{ $data->{result} }), "panel \"$panel->{title}\": $query");
 	}
 }
 
