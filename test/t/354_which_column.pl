@@ -95,10 +95,11 @@ sql($_, q(ALTER TABLE within DROP b, ADD b text)) foreach $n2, $n3;
 poll_until($_, q(SELECT count(*) = 0 FROM repl_ml.parked_changes WHERE table_name = 'within')) foreach $n2, $n3;
 is(content($n2, 'within'), '1,a1;2,a2;3,a3;4,a4,b4', 'within: then that, too');
 
-# all alter, none writes: nothing waits, nothing is copied; also where one does it in more steps
+# all alter, none writes: nothing waits, nothing is copied; also where one does it in more steps (in one transaction: of
+# a column that it adds and drops again the others may hear, take theirs for that one, and have to drop it, too)
 my $copies = q(SELECT string_agg(node_id || table_name || state, ' ' ORDER BY node_id, table_name) FROM repl_ml.table_sync WHERE table_name IN ('twice', 'redone'));
 my @copied = map { sql($_, $copies) } @nodes;
-sql($n1, 'ALTER TABLE redone ADD c text; ALTER TABLE redone DROP c; ALTER TABLE redone ADD d text; ALTER TABLE redone RENAME d TO c');
+sql($n1, 'BEGIN; ALTER TABLE redone ADD c text; ALTER TABLE redone DROP c; ALTER TABLE redone ADD d text; ALTER TABLE redone RENAME d TO c; COMMIT');
 sql($_, 'ALTER TABLE redone ADD c text') foreach $n2, $n3;
 sql($_, 'ALTER TABLE twice DROP b, ADD b int') foreach @nodes;
 agreed($_) foreach qw(twice redone);
