@@ -329,6 +329,7 @@ CREATE FUNCTION repl_ml.row_facts(relation regclass, key text[], may_read boolea
     END
     $$;
 COMMENT ON FUNCTION repl_ml.row_facts(regclass, text[], boolean) IS 'what this node knows of a key; rows only if the asker may read them';
+
 CREATE FUNCTION repl_ml.row_history(relation regclass, key text[], OUT at timestamptz, OUT kind text, OUT node_name name, OUT clock repl_ml.vclock, OUT content jsonb, OUT detail text)
     RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'repl_ml_row_history' LANGUAGE C VOLATILE ROWS 10 SET search_path = pg_catalog, pg_temp;
@@ -353,6 +354,8 @@ CREATE FUNCTION repl_ml.row_sight(schema_name name, table_name name, key text[])
     END
     $$;
 COMMENT ON FUNCTION repl_ml.row_sight(name, name, text[]) IS 'what this node has of a key, for a member that asks';
+
+-- What all of them tell
 CREATE FUNCTION repl_ml.row_sights(relation regclass, key text[], may_read boolean, OUT node_name name, OUT state text, OUT verdict text, OUT clock repl_ml.vclock, OUT written_at timestamptz, OUT written_by name, OUT parked bigint, OUT content jsonb)
     RETURNS SETOF record
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
@@ -388,6 +391,7 @@ CREATE FUNCTION repl_ml.row_sights(relation regclass, key text[], may_read boole
     END
     $$;
 COMMENT ON FUNCTION repl_ml.row_sights(regclass, text[], boolean) IS 'what each member has of a key; rows only if the asker may read them';
+
 CREATE FUNCTION repl_ml.row_status(relation regclass, key text[], OUT node_name name, OUT state text, OUT verdict text, OUT clock repl_ml.vclock, OUT written_at timestamptz, OUT written_by name, OUT parked bigint, OUT content jsonb)
     RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'repl_ml_row_status' LANGUAGE C VOLATILE ROWS 10 SET search_path = pg_catalog, pg_temp;

@@ -281,7 +281,7 @@ extern void repl_ml_apply_show_copy(ReplMlApply *apply, Oid relid, int64 rows);
 
 /* in network.c */
 extern void repl_ml_network_busy(uint64 time);
-extern void repl_ml_network_ping(ReplMlApply *apply, TimestampTz time);
+extern void repl_ml_network_ping(ReplMlApply *apply, TimestampTz time, uint64 sent);
 extern void repl_ml_network_echo(ReplMlApply *apply, TimestampTz time, TimestampTz peer_time);
 extern void repl_ml_network_connected(ReplMlApply *apply);
 extern void repl_ml_network_ended(ReplMlApply *apply, const char *cause);

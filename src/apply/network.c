@@ -44,19 +44,18 @@ repl_ml_network_busy(uint64 time)
 	busy += time;
 }
 
-/* Called when a status has been sent that wants an echo. */
+/* Called when a status has been sent that wants an echo, with a moment before that. */
 void
-repl_ml_network_ping(ReplMlApply *apply, TimestampTz time)
+repl_ml_network_ping(ReplMlApply *apply, TimestampTz time, uint64 sent)
 {
-	uint64		now = repl_ml_monotonic_now();
 	ReplMlNetwork *network = &apply->worker->network;
 
-	pings[next_ping] = (Ping) {.time = time,.sent = now,.busy = busy};
+	pings[next_ping] = (Ping) {.time = time,.sent = sent,.busy = busy};
 	next_ping = (next_ping + 1) % PINGS;
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	network->pings++;
 	if (network->unanswered_since == 0)
-		network->unanswered_since = now;
+		network->unanswered_since = sent;
 	LWLockRelease(repl_ml_shared->lock);
 }
 
@@ -78,8 +77,9 @@ note_round_trip(ReplMlNetwork *network, uint64 round_trip, int64 offset)
 void
 repl_ml_network_echo(ReplMlApply *apply, TimestampTz time, TimestampTz peer_time)
 {
-	uint64		now = repl_ml_monotonic_now();
+	/* in this order: a moment between them makes the round trip longer, and not the clock wrong */
 	int64		wall = GetCurrentTimestamp();
+	uint64		now = repl_ml_monotonic_now();
 	ReplMlNetwork *network = &apply->worker->network;
 	const Ping *answered = NULL;
 

@@ -11,6 +11,7 @@
 
 #include <time.h>
 
+#include "access/xact.h"
 #include "commands/async.h"
 #include "executor/spi.h"
 #include "utils/builtins.h"
@@ -64,20 +65,11 @@ tell_change(uint64 row, ToldCheck *check)
 	strlcpy(check->status, status, sizeof(check->status));
 }
 
-/*
- * Called by the supervisor with some heartbeats, outside transactions.  Where many
- * tables make a look costly, looks are fewer.
- */
-void
-repl_ml_health_tell(void)
+/* Looks at the view, in a transaction of its own, and tells what has changed. */
+static void
+look(void)
 {
 	static SPIPlanPtr plan = NULL;
-	static TimestampTz next = 0;
-	bool		is_first = plan == NULL;
-	clock_t		began = clock();
-
-	if (GetCurrentTimestamp() < next)
-		return;
 
 	repl_ml_begin();
 	SPI_execute_plan(repl_ml_spi_plan(&plan,
@@ -94,8 +86,44 @@ repl_ml_health_tell(void)
 			tell_change(i, check);
 	}
 	repl_ml_commit();
+}
+
+/*
+ * Called by the supervisor with some heartbeats, outside transactions.  Where many
+ * tables make a look costly, looks are fewer.  A look that fails, as when somebody
+ * has altered the view, is logged once and tried again; heartbeats go on.
+ */
+void
+repl_ml_health_tell(void)
+{
+	static bool has_planned = false;
+	static bool failed = false;
+	static TimestampTz next = 0;
+	MemoryContext context = CurrentMemoryContext;
+	clock_t		began = clock();
+	double		took;
+
+	if (GetCurrentTimestamp() < next)
+		return;
+	PG_TRY();
+	{
+		look();
+		failed = false;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		if (!failed)
+			EmitErrorReport();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		failed = true;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	took = (clock() - began) * (double) USECS_PER_SEC / CLOCKS_PER_SEC;
 	/* to plan it takes longest */
-	if (!is_first)
-		next = GetCurrentTimestamp() +
-			(TimestampTz) ((clock() - began) * (double) USECS_PER_SEC / CLOCKS_PER_SEC * REST);
+	if (has_planned)
+		next = GetCurrentTimestamp() + (TimestampTz) (took * REST);
+	has_planned = true;
 }

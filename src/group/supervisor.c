@@ -621,7 +621,8 @@ compare_clocks(void)
 /*
  * Writes this node's heartbeat: below safe_counter everything of ours comes
  * before it in the WAL.  A prepared transaction holds the counter where it
- * was.  Now and then it tells how this node is; others repeat that.
+ * was.  If it "tells", it says anew how this node is (repl_ml.own_status); one that
+ * does not repeats what was said last.
  */
 static void
 write_heartbeat(uint16 self, bool tells)

@@ -852,7 +852,6 @@ send_status(bool reply_wanted)
 	bool		is_ping = now - apply.connection.pinged >= (uint64) status_interval() * 1000;
 	TimestampTz time;
 
-
 	repl_ml_apply_reaches(&apply, apply.progress.durable);
 	time = repl_ml_stream_status(apply.connection.stream, apply.progress.received,
 								 apply.progress.applied, apply.progress.durable, reply_wanted,
@@ -860,7 +859,7 @@ send_status(bool reply_wanted)
 	if (is_ping)
 	{
 		apply.connection.pinged = now;
-		repl_ml_network_ping(&apply, time);
+		repl_ml_network_ping(&apply, time, now);
 	}
 	apply.progress.told = apply.progress.durable;
 	apply.progress.told_at = GetCurrentTimestamp();

@@ -3,13 +3,11 @@
  *		Connections to and from peers from SQL, for the view stat_network.
  *
  * What apply workers have measured (apply/network.c), and what walsenders have
- * sent (commit/members.c); percentiles are made here.  Called by backends; locks:
- * repl_ml_shared->lock for a look.
+ * sent (commit/members.c); percentiles are made here.  Called by backends.  No locks.
  */
 #include "postgres.h"
 
 #include "funcapi.h"
-#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -138,20 +136,15 @@ PG_FUNCTION_INFO_V1(repl_ml_network_stats);
 Datum
 repl_ml_network_stats(PG_FUNCTION_ARGS)
 {
-	ReplMlWorker *copies;
-	int			count = 0;
+	int			count;
+	ReplMlWorker *copies = repl_ml_shmem_copy_workers(&count);
 
-	repl_ml_shmem_require();
 	InitMaterializedSRF(fcinfo, 0);
-	copies = palloc(sizeof(ReplMlWorker) * REPL_ML_MAX_WORKERS);
-	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
-	foreach_worker(worker, MyDatabaseId)
-	{
-		if (worker->peer != 0)
-			copies[count++] = *worker;
-	}
-	LWLockRelease(repl_ml_shared->lock);
 	for (int i = 0; i < count; i++)
-		put_network((ReturnSetInfo *) fcinfo->resultinfo, &copies[i]);
+	{
+		/* not the supervisor */
+		if (copies[i].peer != 0)
+			put_network((ReturnSetInfo *) fcinfo->resultinfo, &copies[i]);
+	}
 	return (Datum) 0;
 }

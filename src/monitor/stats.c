@@ -175,16 +175,10 @@ PG_FUNCTION_INFO_V1(repl_ml_worker_stats);
 Datum
 repl_ml_worker_stats(PG_FUNCTION_ARGS)
 {
-	ReplMlWorker *copies;
-	int			count = 0;
+	int			count;
+	ReplMlWorker *copies = repl_ml_shmem_copy_workers(&count);
 
-	repl_ml_shmem_require();
 	InitMaterializedSRF(fcinfo, 0);
-	copies = palloc(sizeof(ReplMlWorker) * REPL_ML_MAX_WORKERS);
-	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
-	foreach_worker(worker, MyDatabaseId)
-		copies[count++] = *worker;
-	LWLockRelease(repl_ml_shared->lock);
 	for (int i = 0; i < count; i++)
 		put_worker((ReturnSetInfo *) fcinfo->resultinfo, &copies[i]);
 	return (Datum) 0;

@@ -375,6 +375,7 @@ extern bool repl_ml_shmem_may_have_tombstone(Oid relid);
 extern void repl_ml_shmem_mark_unsent(void);
 extern bool repl_ml_shmem_may_lack(void);
 extern ReplMlWorker *repl_ml_shmem_worker(Oid database, int peer);
+extern ReplMlWorker *repl_ml_shmem_copy_workers(int *count);
 extern void repl_ml_shmem_retry_parked(Oid database);
 extern void repl_ml_shmem_wake_supervisor(Oid database);
 extern void repl_ml_shmem_set_member(Oid database, bool member);

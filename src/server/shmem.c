@@ -332,6 +332,25 @@ repl_ml_shmem_worker(Oid database, int peer)
 	return unused;
 }
 
+/*
+ * Returns copies of this database's workers, as views show them, palloc'd, and sets
+ * how many; the supervisor's is among them.
+ */
+ReplMlWorker *
+repl_ml_shmem_copy_workers(int *count)
+{
+	ReplMlWorker *copies;
+
+	repl_ml_shmem_require();
+	copies = palloc(sizeof(ReplMlWorker) * REPL_ML_MAX_WORKERS);
+	*count = 0;
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	foreach_worker(worker, MyDatabaseId)
+		copies[(*count)++] = *worker;
+	LWLockRelease(repl_ml_shared->lock);
+	return copies;
+}
+
 /* Makes the database's supervisor look at the catalogs again at once. */
 void
 repl_ml_shmem_wake_supervisor(Oid database)
