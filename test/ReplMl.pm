@@ -8,6 +8,7 @@ use Exporter 'import';
 use File::Basename qw(dirname);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use Session;
 use Test::More;
 
 our @EXPORT = qw(
@@ -65,8 +66,20 @@ sub new_node
 # How the other nodes reach this one.
 sub dsn { my ($node) = @_; return $node->connstr('postgres'); }
 
-# Runs SQL that has to succeed and returns what psql prints.
-sub sql { my ($node, $sql) = @_; return $node->safe_psql('postgres', $sql); }
+# Runs SQL that has to succeed and returns what psql prints. Plain questions go to a session that stays; any other
+# statement is the whole of a session, and after those that only new sessions notice there is no old one.
+sub sql
+{
+	my ($node, $sql) = @_;
+
+	if (Session::fits($sql) && $sql !~ /repl_ml\.\w+\(/)
+	{
+		my $answer = Session::ask($node, $sql, $PostgreSQL::Test::Utils::timeout_default);
+		return $answer if defined $answer;
+	}
+	Session::finish($node->connstr('postgres')) if $sql =~ /\b(?:DATABASE|ROLE|USER)\b/i;
+	return $node->safe_psql('postgres', $sql);
+}
 
 # Text as an SQL literal.
 sub literal
@@ -106,6 +119,25 @@ sub join_node
 # Waits until the query gives the result (default: t); dies after the usual timeout,
 # PG_TEST_TIMEOUT_DEFAULT, with the last result in the log.
 sub poll_until
+{
+	my ($node, $sql, $expected) = @_;
+	my $until = time + $PostgreSQL::Test::Utils::timeout_default;
+	my $found;
+
+	return patiently($node, $sql, $expected) unless Session::fits($sql);
+	$expected = 't' unless defined $expected;
+	while (time < $until)
+	{
+		$found = Session::ask($node, $sql, $until - time);
+		return if defined $found && $found eq $expected;
+		select undef, undef, undef, 0.05;
+	}
+	diag($node->name . ' said last: ' . (defined $found ? $found : 'nothing'));
+	die $node->name . ": timed out waiting for: $sql";
+}
+
+# The same with a psql for each try, of a statement that is no plain question.
+sub patiently
 {
 	my ($node, $sql, $expected) = @_;
 	my $found;

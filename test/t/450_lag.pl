@@ -16,12 +16,16 @@ sql($n1, $_) foreach q(ALTER SYSTEM SET repl_ml.heartbeat_interval = '60s'), 'SE
 
 sub now { return sql($_[0], 'SELECT clock_timestamp()') }
 
-# Whether lag_since, and what the lags say of it, is between two moments.
+# Whether lag_since, and what the lags say of it, is between two moments: a lag counts up to a moment of the look.
 sub since
 {
 	my ($from, $to, @lags) = @_;
-	my $list = join ', ', map { "clock_timestamp() - $_ BETWEEN '$from' AND timestamptz '$to' + interval '10 ms'" } @lags;
-	return sql($n1, "SELECT " . join(', ', "lag_since BETWEEN '$from' AND '$to'", $list || ()) . " FROM $view");
+	my $before = now($n1);
+	my ($since, @looked) = split /\|/, sql($n1, 'SELECT ' . join(', ', 'lag_since', @lags) . " FROM $view");
+	my $after = now($n1);
+	my @within = ("'$since' BETWEEN timestamptz '$from' AND '$to'",
+		map { "'$_' BETWEEN timestamptz '$before' - '$to' AND timestamptz '$after' - '$from'" } @looked);
+	return sql($n1, 'SELECT ' . join ', ', @within);
 }
 
 sql($n1, q(INSERT INTO t VALUES (1, 'one')));
