@@ -158,13 +158,14 @@ sub wait_converged
 	my ($nodes, @tables) = @_;
 	my $peers = @$nodes - 1;
 
-	# first all positions, so that nothing committed on a later node meanwhile is waited for
+	# first all positions, so that nothing committed on a later node meanwhile is waited for; a slot goes on only with what has
+	# something for its peer, which tells how far it is with everything
 	my @lsns = map { sql($_, 'SELECT pg_current_wal_flush_lsn()') } @$nodes;
 	foreach my $i (0 .. $#$nodes)
 	{
 		poll_until($nodes->[$i],
-				"SELECT count(*) >= $peers AND coalesce(bool_and(confirmed_flush_lsn >= '$lsns[$i]'), true)"
-			  . " FROM pg_catalog.pg_replication_slots WHERE slot_name LIKE 'repl\\_ml\\_%'");
+				"SELECT count(*) >= $peers AND coalesce(bool_and(greatest(confirmed_flush_lsn, CASE WHEN replay_lsn <= write_lsn THEN replay_lsn END) >= '$lsns[$i]'), true)"
+			  . " FROM pg_catalog.pg_replication_slots s LEFT JOIN pg_catalog.pg_stat_replication w ON w.pid = s.active_pid WHERE slot_name LIKE 'repl\\_ml\\_%'");
 	}
 	# large transactions are applied beside
 	poll_until($_, "SELECT NOT EXISTS (SELECT FROM repl_ml.parked_changes WHERE action = 'bulk')") foreach @$nodes;

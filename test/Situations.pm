@@ -33,7 +33,8 @@ sub let_in
 	my ($node, $peer) = @_;
 	my $lsn = sql($peer, 'SELECT pg_current_wal_flush_lsn()');
 	heal($node, $peer);
-	poll_until($peer, "SELECT confirmed_flush_lsn >= '$lsn' FROM pg_catalog.pg_replication_slots"
+	poll_until($peer, "SELECT greatest(confirmed_flush_lsn, CASE WHEN replay_lsn <= write_lsn THEN replay_lsn END) >= '$lsn'"
+		  . ' FROM pg_catalog.pg_replication_slots s LEFT JOIN pg_catalog.pg_stat_replication w ON w.pid = s.active_pid'
 		  . " WHERE slot_name = (SELECT repl_ml.link_name(node_id) FROM repl_ml.member WHERE node_name = '" . $node->name . "')");
 	return;
 }

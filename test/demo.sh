@@ -211,8 +211,8 @@ converge() {
 		lsns[$node]=$lsn
 	done
 	for node in "${nodes[@]}"; do
-		poll "$node" t "SELECT count(*) = 2 AND bool_and(confirmed_flush_lsn >= '${lsns[$node]}')
-			FROM pg_replication_slots WHERE slot_name LIKE 'repl\\_ml\\_%'"
+		poll "$node" t "SELECT count(*) = 2 AND bool_and(greatest(confirmed_flush_lsn, replay_lsn) >= '${lsns[$node]}')
+			FROM pg_replication_slots s LEFT JOIN pg_stat_replication w ON w.pid = s.active_pid WHERE slot_name LIKE 'repl\\_ml\\_%'"
 	done
 }
 

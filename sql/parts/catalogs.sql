@@ -278,9 +278,10 @@ CREATE TABLE repl_ml.heard (
     node_id     integer PRIMARY KEY,
     sequence    bigint,
     server_start timestamptz,
-    incarnation integer NOT NULL DEFAULT 1
+    incarnation integer NOT NULL DEFAULT 1,
+    incomplete  boolean NOT NULL DEFAULT false
 );
-COMMENT ON TABLE repl_ml.heard IS 'the number of the last heartbeat of each peer that has come over its link, also if it was parked (null: none since the link was made), when the server was started that it came from, and which incarnation of the node that was';
+COMMENT ON TABLE repl_ml.heard IS 'the number of the last heartbeat of each peer that has come over its link, also if it was parked (null: none since the link was made), when the server was started that it came from, and which incarnation of the node that was; incomplete: the link was made anew, and what was passed over is not copied yet';
 
 -- Tables to copy from a peer before or beside its stream
 CREATE TABLE repl_ml.table_sync (

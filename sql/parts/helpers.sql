@@ -80,7 +80,7 @@ CREATE FUNCTION repl_ml.worker_stats(
     OUT confl_insert_exists bigint, OUT confl_update_origin_differs bigint, OUT confl_update_exists bigint, OUT confl_update_deleted bigint, OUT confl_delete_origin_differs bigint)
     RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'repl_ml_worker_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 3;
-COMMENT ON FUNCTION repl_ml.worker_stats() IS 'state and counters of this database''s workers since server start; peer 0 is the supervisor. reached_lsn: neither slot nor origin of the link is beyond it, or somebody has moved them; null: not known';
+COMMENT ON FUNCTION repl_ml.worker_stats() IS 'state and counters of this database''s workers since server start; peer 0 is the supervisor. reached_lsn: the origin of the link is not beyond it, or somebody has moved it; null: not known';
 
 -- The connections of the peers that read what this node writes
 CREATE FUNCTION repl_ml.link_stats(OUT peer integer, OUT paused boolean, OUT reachable boolean, OUT silent_since timestamptz, OUT connections bigint, OUT sent_bytes bigint, OUT stats_reset timestamptz, OUT apply_rate double precision, OUT sent_rate double precision)
@@ -136,7 +136,7 @@ CREATE FUNCTION repl_ml.wal_end() RETURNS pg_lsn
 COMMENT ON FUNCTION repl_ml.wal_end() IS 'up to where this server''s WAL is durable, or replayed on a standby';
 
 -- How far this node has another one's WAL: applied, or put aside to be applied
-CREATE FUNCTION repl_ml.received_lsn(of_node integer) RETURNS pg_lsn
+CREATE FUNCTION repl_ml.reached_lsn(of_node integer) RETURNS pg_lsn
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT coalesce((SELECT d.applied_lsn FROM repl_ml.dropped_node d WHERE d.node_id = of_node),
@@ -146,6 +146,12 @@ CREATE FUNCTION repl_ml.received_lsn(of_node integer) RETURNS pg_lsn
                        FROM pg_catalog.pg_replication_origin o
                       WHERE o.roname = repl_ml.link_name(of_node)), '0/0')
     $$;
+COMMENT ON FUNCTION repl_ml.reached_lsn(integer) IS 'up to which WAL position of a peer this node durably has something, and everything once the copies are done that its link was made anew for';
+CREATE FUNCTION repl_ml.received_lsn(of_node integer) RETURNS pg_lsn
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT CASE WHEN EXISTS (SELECT FROM repl_ml.heard h WHERE h.node_id = of_node AND h.incomplete) THEN '0/0' ELSE repl_ml.reached_lsn(of_node) END
+    $$;
 COMMENT ON FUNCTION repl_ml.received_lsn(integer) IS 'up to which WAL position of a peer this node durably has everything, applied or put aside';
 
 -- What is known here of a peer that was set back perhaps: the last start of its server and the last heartbeat of it that came, the
@@ -153,7 +159,7 @@ COMMENT ON FUNCTION repl_ml.received_lsn(integer) IS 'up to which WAL position o
 CREATE FUNCTION repl_ml.known_of(node integer, OUT server_start timestamptz, OUT sequence bigint, OUT lsn pg_lsn, OUT counter bigint)
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT h.server_start, h.sequence, repl_ml.received_lsn(node),
+    SELECT h.server_start, h.sequence, repl_ml.reached_lsn(node),
            (SELECT pg_catalog.max(repl_ml.counter(b.applied, node)) FROM repl_ml.heartbeat b JOIN repl_ml.member m ON m.node_id = b.node_id
              WHERE m.state <> 'dropped' AND b.node_id <> node)
       FROM (SELECT) one LEFT JOIN repl_ml.heard h ON h.node_id = node

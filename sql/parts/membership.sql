@@ -293,7 +293,7 @@ CREATE FUNCTION repl_ml.vouch_for(in_group uuid, node integer, incarnation integ
         self repl_ml.local_node;
         known repl_ml.member;
         given repl_ml.vouched;
-        older boolean := repl_ml.received_lsn(node) > lsn OR (SELECT h.safe_counter > last_heartbeat FROM repl_ml.heartbeat h WHERE h.node_id = node);
+        older boolean := repl_ml.reached_lsn(node) > lsn OR (SELECT h.safe_counter > last_heartbeat FROM repl_ml.heartbeat h WHERE h.node_id = node);
         there text;
     BEGIN
         SELECT * INTO self FROM repl_ml.local_node l WHERE l.group_id = in_group AND l.state <> 'dropped';
@@ -932,7 +932,8 @@ CREATE FUNCTION repl_ml.leave_group(force boolean DEFAULT false, keep_clocks boo
             LOOP
                 SELECT pg_catalog.min(m.node_name::text COLLATE "C") AS node_name, pg_catalog.bool_or(s.active) AS active INTO peer
                   FROM repl_ml.member m LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = repl_ml.link_name(m.node_id)
-                 WHERE m.node_id <> self.node_id AND m.state = 'ready' AND s.confirmed_flush_lsn < lsn;
+                  LEFT JOIN repl_ml.write_members() w ON w.node_id = m.node_id
+                 WHERE m.node_id <> self.node_id AND m.state = 'ready' AND greatest(s.confirmed_flush_lsn, w.acknowledged_lsn) < lsn;
                 EXIT WHEN force OR peer.node_name IS NULL;
                 -- one that reads gets its time, one that is down does not come back soon
                 IF pg_catalog.clock_timestamp() > start + (CASE WHEN peer.active THEN '30 s' ELSE '3 s' END)::interval THEN

@@ -95,20 +95,21 @@ COMMENT ON VIEW repl_ml.tables IS 'replicated tables and their state on this nod
 CREATE VIEW repl_ml.stat_replication AS
     SELECT s.active_pid AS pid, w.usesysid, w.usename, w.application_name, w.client_addr, w.client_hostname, w.client_port,
            w.backend_start, w.backend_xmin, coalesce(w.state, CASE WHEN i.paused THEN 'paused' ELSE 'down' END) AS state, w.sent_lsn, w.write_lsn,
-           coalesce(w.flush_lsn, s.confirmed_flush_lsn) AS flush_lsn, w.replay_lsn,
+           coalesce(w.replay_lsn, s.confirmed_flush_lsn) AS flush_lsn, w.replay_lsn,
            -- core's are those of the last answer, and stand still with who stands still
            CASE WHEN k.written IS NULL THEN w.write_lag WHEN k.written > '-infinity' THEN pg_catalog.clock_timestamp() - k.written END AS write_lag,
-           CASE WHEN k.flushed IS NULL THEN w.flush_lag WHEN k.flushed > '-infinity' THEN pg_catalog.clock_timestamp() - k.flushed END AS flush_lag,
+           CASE WHEN k.replayed IS NULL THEN w.flush_lag WHEN k.replayed > '-infinity' THEN pg_catalog.clock_timestamp() - k.replayed END AS flush_lag,
            CASE WHEN k.replayed IS NULL THEN w.replay_lag WHEN k.replayed > '-infinity' THEN pg_catalog.clock_timestamp() - k.replayed END AS replay_lag,
            w.sync_priority, w.sync_state, w.reply_time,
            m.node_id, m.node_name, s.slot_name, s.wal_status, s.safe_wal_size,
-           pg_catalog.pg_wal_lsn_diff(repl_ml.wal_end(), s.confirmed_flush_lsn)::bigint AS lag_bytes,
+           -- a slot goes on with what has something for the peer, what that has told with everything
+           pg_catalog.pg_wal_lsn_diff(repl_ml.wal_end(), greatest(w.replay_lsn, s.confirmed_flush_lsn))::bigint AS lag_bytes,
            CASE WHEN h.applied_own IS NOT NULL THEN
                greatest(pg_catalog.clock_timestamp() - h.applied_own, '0'::interval) END AS heartbeat_lag,
            CASE WHEN k.lacking = '-infinity' THEN h.applied_own ELSE k.lacking END AS lag_since,
            k.behind AS transactions_behind, i.apply_rate,
            CASE WHEN k.lacking IS NULL AND k.behind = 0 THEN '0'::interval
-                WHEN i.apply_rate > 0 THEN least(pg_catalog.pg_wal_lsn_diff(repl_ml.wal_end(), s.confirmed_flush_lsn)::float8 / i.apply_rate, 1e9) * '1 s'::interval END AS catchup_interval,
+                WHEN i.apply_rate > 0 THEN least(pg_catalog.pg_wal_lsn_diff(repl_ml.wal_end(), greatest(w.replay_lsn, s.confirmed_flush_lsn))::float8 / i.apply_rate, 1e9) * '1 s'::interval END AS catchup_interval,
            i.sent_bytes, pg_catalog.pg_wal_lsn_diff(repl_ml.wal_end(), s.restart_lsn)::bigint AS wal_kept,
            CASE WHEN NOT i.reachable AND NOT i.paused THEN coalesce(i.silent_since, pg_catalog.pg_postmaster_start_time()) END AS unreachable_since,
            greatest(i.connections - 1, 0) AS reconnects, i.stats_reset
@@ -119,7 +120,7 @@ CREATE VIEW repl_ml.stat_replication AS
       LEFT JOIN repl_ml.link_stats() i ON i.peer = m.node_id
       LEFT JOIN LATERAL (SELECT '2000-01-01 00:00:00+00'::timestamptz + repl_ml.counter(b.applied, l.node_id) * '1 us'::interval AS applied_own
                            FROM repl_ml.heartbeat b WHERE b.node_id = m.node_id) h ON true
-      LEFT JOIN LATERAL (SELECT repl_ml.lacks_since(w.write_lsn) AS written, repl_ml.lacks_since(w.flush_lsn) AS flushed, repl_ml.lacks_since(w.replay_lsn) AS replayed,
+      LEFT JOIN LATERAL (SELECT repl_ml.lacks_since(w.write_lsn) AS written, repl_ml.lacks_since(w.replay_lsn) AS replayed,
                                 repl_ml.lacks_since(greatest(w.replay_lsn, s.confirmed_flush_lsn)) AS lacking,
                                 repl_ml.commits_behind(greatest(w.replay_lsn, s.confirmed_flush_lsn)) AS behind) k ON true
      WHERE m.state <> 'dropped';

@@ -121,6 +121,9 @@ typedef struct ReplMlConnection
 	bool		progressed;		/* a transaction was applied over it */
 	bool		passed_over;	/* a heartbeat is missing: the link is to be
 								 * made anew */
+	bool		compared;		/* slot and origin have been, or that was tried */
+	bool		incomplete;		/* the link was made anew, and what was passed over is
+								 * not copied yet */
 	bool		listening;		/* what fails now is the peer's stream */
 	int			failures;		/* of that, in a row, with nothing applied
 								 * between */
@@ -144,6 +147,8 @@ typedef struct ReplMlProgress
 	XLogRecPtr	received;
 	XLogRecPtr	applied;
 	XLogRecPtr	durable;
+	XLogRecPtr	kept;			/* where the origin durably is: behind the last
+								 * transaction with anything for us */
 	XLogRecPtr	told;			/* durable, as the peer knows */
 	TimestampTz told_at;
 	bool		committed;		/* transactions, since */
@@ -382,7 +387,9 @@ extern void repl_ml_record_copy(const ReplMlApply *apply, WalReceiverConn *conn)
 
 /* in heard.c */
 extern void repl_ml_heard_note(ReplMlApply *apply, const char *text);
-extern void repl_ml_heard_forget(const ReplMlApply *apply);
+extern void repl_ml_heard_forget(ReplMlApply *apply, bool incomplete);
+extern bool repl_ml_heard_is_incomplete(const ReplMlApply *apply);
+extern void repl_ml_heard_complete(ReplMlApply *apply);
 extern void repl_ml_heard_start(const ReplMlApply *apply, TimestampTz server_start,
 								int incarnation);
 

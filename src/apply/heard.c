@@ -72,16 +72,48 @@ repl_ml_heard_note(ReplMlApply *apply, const char *text)
 
 /*
  * Called by the apply worker before the link is made anew, in the transaction that
- * orders the copies: what came last over the old one means nothing.
+ * orders the copies: what came last over the old one means nothing.  "incomplete": until
+ * they have been made, how far this node has the peer's WAL is not known.
  */
 void
-repl_ml_heard_forget(const ReplMlApply *apply)
+repl_ml_heard_forget(ReplMlApply *apply, bool incomplete)
 {
-	Oid			types[1] = {INT4OID};
-	Datum		values[1] = {Int32GetDatum(apply->peer->node_id)};
+	Oid			types[2] = {INT4OID, BOOLOID};
+	Datum		values[2] = {Int32GetDatum(apply->peer->node_id), BoolGetDatum(incomplete)};
 
-	repl_ml_spi_execute("UPDATE repl_ml.heard SET sequence = NULL"
-						" WHERE node_id OPERATOR(pg_catalog.=) $1", 1, types, values, NULL);
+	repl_ml_spi_execute("UPDATE repl_ml.heard SET sequence = NULL, incomplete = $2"
+						" WHERE node_id OPERATOR(pg_catalog.=) $1", 2, types, values, NULL);
+	apply->connection.incomplete = incomplete;
+}
+
+/*
+ * Says, for the apply worker, whether copies are not done that the link was made anew
+ * for, perhaps before a restart.  Within repl_ml_begin and repl_ml_commit.
+ */
+bool
+repl_ml_heard_is_incomplete(const ReplMlApply *apply)
+{
+	return repl_ml_query_int(psprintf("SELECT 1 FROM repl_ml.heard"
+									  " WHERE node_id OPERATOR(pg_catalog.=) %d AND incomplete",
+									  apply->peer->node_id)) != 0;
+}
+
+/*
+ * Called by the apply worker, outside a transaction, when it has made all copies that
+ * can be made: what could not be copied, health names.
+ */
+void
+repl_ml_heard_complete(ReplMlApply *apply)
+{
+	if (!apply->connection.incomplete)
+		return;
+	repl_ml_begin();
+	SPI_execute(psprintf("UPDATE repl_ml.heard SET incomplete = false"
+						 " WHERE node_id OPERATOR(pg_catalog.=) %d", apply->peer->node_id), false,
+				0);
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
+	apply->connection.incomplete = false;
 }
 
 /*

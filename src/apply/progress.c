@@ -121,8 +121,7 @@ repl_ml_apply_show_locked(ReplMlApply *apply, TimestampTz since)
 }
 
 /*
- * Notes, before it happens, that the origin is moved to there, or the slot by an
- * acknowledgement: see copy/link.c.
+ * Notes, before it happens, that the origin is moved to there: see copy/link.c.
  */
 void
 repl_ml_apply_reaches(ReplMlApply *apply, XLogRecPtr lsn)
@@ -147,8 +146,10 @@ repl_ml_apply_tell_parked(ReplMlApply *apply, XLogRecPtr end)
 
 	if (end <= told)
 		return;
-	(void) repl_ml_stream_status(apply->connection.stream, told, end, told, false, false);
-	(void) repl_ml_stream_status(apply->connection.stream, told, end, told, true, false);
+	(void) repl_ml_stream_status(apply->connection.stream, told, end, apply->progress.kept, false,
+								 false);
+	(void) repl_ml_stream_status(apply->connection.stream, told, end, apply->progress.kept, true,
+								 false);
 }
 
 /* Set by those who park, cleared when copy/retry.c has seen them; this file only. */

@@ -224,7 +224,9 @@ echo(TimestampTz time)
 
 /*
  * Tells quorum.c if the peer has spoken since the last call; what may go for
- * it goes.
+ * it goes.  What the peer calls applied is durable there; what it calls flushed is
+ * where its origin is, which WAL that has nothing for it does not move: that is for
+ * the slot.
  */
 static void
 listen_to_peer(void)
@@ -232,6 +234,7 @@ listen_to_peer(void)
 	static XLogRecPtr acknowledged = InvalidXLogRecPtr;
 	static TimestampTz reply_time = 0;
 	static bool again = false;
+	XLogRecPtr	durable;
 
 	hear_parked();
 	if (uncounted > 0)
@@ -239,13 +242,14 @@ listen_to_peer(void)
 		repl_ml_members_sent(peer, uncounted);
 		uncounted = 0;
 	}
-	/* nobody but this process writes these */
-	if (MyWalSnd->replyTime != reply_time || MyWalSnd->flush != acknowledged)
+	/* nobody but this process writes these; what is parked is no acknowledgement */
+	durable = MyWalSnd->apply <= MyWalSnd->write ? MyWalSnd->apply : acknowledged;
+	if (MyWalSnd->replyTime != reply_time || durable != acknowledged)
 	{
 		if (MyWalSnd->replyTime != reply_time)
 			echo(MyWalSnd->replyTime);
 		reply_time = MyWalSnd->replyTime;
-		acknowledged = MyWalSnd->flush;
+		acknowledged = durable;
 		again = repl_ml_quorum_heard(peer, acknowledged);
 	}
 	else if (again)

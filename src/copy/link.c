@@ -6,9 +6,11 @@
  * Slot and origin belong together.  Where one of them is missing the link is
  * made anew from the peer's present position, and what the slot did not keep
  * is copied (sync.c): a join may repeat rows, so nothing has to fit exactly.
- * So it is where somebody has moved one of them, of which the worker's place in
- * shared memory tells (reached_lsn), or a gap in the peer's heartbeats
- * (apply/heard.c).
+ * The peer's slot is told where the origin is on disk, and nothing beyond.  So one
+ * that is ahead of it says that this server has lost what it had acknowledged, as its
+ * storage was set back, or that somebody has moved one of them; so do the worker's
+ * place in shared memory (reached_lsn), and a gap in the peer's heartbeats
+ * (apply/heard.c).  Then the link is made anew, too.
  *
  * Called by the apply worker before it streams (group/worker.c).  Not what is
  * copied (sync.c).  Locks: none while the peer is asked; core's on the catalog
@@ -41,8 +43,8 @@
 									 * that we look whether some are prepared */
 #define PREPARED_POLL_MS		500
 
-#define MOVED_HINT	"Leave replication slots and origins whose names begin with \"repl_ml_\" to " \
-					"repl_ml."
+#define MOVED_HINT	"Check this server's storage, and leave replication slots and origins whose " \
+					"names begin with \"repl_ml_\" to repl_ml."
 
 #define FEWEST_FAILURES	5		/* of a stream, in a row, before its slot is given up; ever
 								 * more if another one is no better */
@@ -77,7 +79,7 @@ static char *find_slot_fault(ReplMlApply *apply, XLogRecPtr *confirmed);
 static char *find_stream_fault(ReplMlApply *apply);
 static bool is_beyond_reach(ReplMlApply *apply, XLogRecPtr lsn);
 static void order_new_link(ReplMlApply *apply, const PeerInfo *info, const char *slot,
-						   bool had_origin, const char *fault);
+						   bool had_origin, const char *fault, bool has_lost);
 static XLogRecPtr make_slot(ReplMlApply *apply, const char *slot);
 static void make_origin(const char *origin, XLogRecPtr from);
 static void order_copies(ReplMlApply *apply, const PeerInfo *info, bool rebuilt);
@@ -96,6 +98,7 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	RepOriginId id;
 	XLogRecPtr	from = InvalidXLogRecPtr;
 	XLogRecPtr	confirmed;
+	bool		has_lost;
 	bool		had_origin;
 	bool		moved = apply->connection.passed_over;
 	char	   *fault;
@@ -140,13 +143,15 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	fault = find_slot_fault(apply, &confirmed);
 	if (fault == NULL)
 		fault = find_stream_fault(apply);
-	moved |= fault == NULL && is_beyond_reach(apply, confirmed);
-	if (!had_origin || fault != NULL || moved)
+	has_lost = moved || confirmed > from;
+	if (!had_origin || fault != NULL || has_lost)
 	{
-		order_new_link(apply, &info, slot, had_origin, fault);
-		confirmed = from = make_slot(apply, slot);
+		order_new_link(apply, &info, slot, had_origin, fault, has_lost);
+		from = make_slot(apply, slot);
 		StartTransactionCommand();
 		make_origin(origin, from);
+		/* the slot must not be ahead of it after a crash */
+		ForceSyncCommit();
 		CommitTransactionCommand();
 	}
 
@@ -159,13 +164,13 @@ repl_ml_link_prepare(ReplMlApply *apply)
 	replorigin_session_origin = apply->connection.origin;
 	from = replorigin_session_get_progress(true);	/* durably */
 	CommitTransactionCommand();
-	repl_ml_apply_reaches(apply, Max(from, confirmed));
+	repl_ml_apply_reaches(apply, from);
 	return from;
 }
 
 /*
- * Says whether a slot or an origin is where this worker, since the server was
- * started, has never been about to put it: then somebody else has.
+ * Says whether the origin is where this worker, since the server was started, has
+ * never been about to put it: then somebody else has.
  */
 static bool
 is_beyond_reach(ReplMlApply *apply, XLogRecPtr lsn)
@@ -180,11 +185,13 @@ is_beyond_reach(ReplMlApply *apply, XLogRecPtr lsn)
 
 /*
  * Says why the link is made anew, and orders the copies, durably, before there
- * is a slot that hides what the old one did not keep.
+ * is a slot that hides what the old one did not keep.  Where this node may have lost
+ * what it had acknowledged, it does not say any more how far it is until these are
+ * done: no barrier passes here, or takes its answer, meanwhile.
  */
 static void
 order_new_link(ReplMlApply *apply, const PeerInfo *info, const char *slot, bool had_origin,
-			   const char *fault)
+			   const char *fault, bool has_lost)
 {
 	if (had_origin && fault != NULL)
 	{
@@ -215,15 +222,16 @@ order_new_link(ReplMlApply *apply, const PeerInfo *info, const char *slot, bool 
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("a part of what node \"%s\" has written was passed over, so the link is "
 						"made anew", apply->peer->node_name),
-				 errdetail("Somebody has moved the slot \"%s\" on that node, or made it anew, or "
-						   "has moved the replication origin \"%s\" here. All tables are copied "
-						   "from that node again and joined.", slot,
+				 errdetail("This server has lost what it had acknowledged, as its storage was set "
+						   "back or lied about a flush; or somebody has moved the slot \"%s\" on "
+						   "that node, or made it anew, or has moved the replication origin \"%s\" "
+						   "here. All tables are copied from that node again and joined.", slot,
 						   repl_ml_origin_name(MyDatabaseId, apply->peer->node_id)),
 				 errhint("%s", MOVED_HINT)));
 	}
 	StartTransactionCommand();
-	repl_ml_heard_forget(apply);
-	order_copies(apply, info, had_origin);
+	repl_ml_heard_forget(apply, had_origin || has_lost);
+	order_copies(apply, info, had_origin || has_lost);
 	ForceSyncCommit();
 	CommitTransactionCommand();
 
@@ -231,6 +239,11 @@ order_new_link(ReplMlApply *apply, const PeerInfo *info, const char *slot, bool 
 	apply->connection.passed_over = false;
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	apply->worker->reached_lsn = InvalidXLogRecPtr;
+	if (has_lost)
+	{
+		apply->worker->covered_known = false;
+		apply->worker->covered_lsn = InvalidXLogRecPtr;
+	}
 	LWLockRelease(repl_ml_shared->lock);
 }
 

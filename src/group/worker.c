@@ -57,6 +57,8 @@
 								 * awaited */
 #define ASIDE_DELAY_MS		5	/* between two tries of changes put aside */
 #define TELL_PATIENCE_MS	1000	/* how long a peer may take to hear that we are paused */
+#define KEPT_BEHIND		(16 * 1024 * 1024)	/* so much WAL without anything for us the peer
+											 * need not keep */
 #define DEADLOCK_TIMEOUT	"10ms"	/* applying looks first, and so loses */
 
 static ReplMlApply apply;		/* the process's state; this file only */
@@ -84,6 +86,7 @@ static bool is_at_rest(void);
 static void finish_batch(void);
 static void show_received(void);
 static void show_covered(XLogRecPtr lsn);
+static void keep_received(void);
 static void acknowledge(bool reply_wanted);
 static void acknowledge_news(void);
 static void wait_for_data(pgsocket fd);
@@ -389,8 +392,11 @@ run_connection(void)
 	/* a copy: what is tried again below resets contexts and reads the identity */
 	name = self->node_name;
 	apply.peer = repl_ml_peer_load(apply.worker->peer);
+	apply.connection.incomplete = repl_ml_heard_is_incomplete(&apply);
 	repl_ml_commit();
-	show_covered(find_applied());
+	/* a server that was just started may have lost what it had, as the peer's slot tells */
+	if (!apply.connection.incomplete && (apply.connection.compared || apply.worker->covered_known))
+		show_covered(find_applied());
 	repl_ml_relation_forget_all();
 
 	/* what can be tried again without the peer, while it is perhaps down */
@@ -409,18 +415,23 @@ run_connection(void)
 	 * tables
 	 */
 	from = repl_ml_link_prepare(&apply);
+	apply.connection.compared = true;
+	if (!apply.connection.incomplete)
+		show_covered(from);
 	repl_ml_sync_catalogs(&apply, apply.connection.stream);
 	apply.catalogs_behind = false;
 	repl_ml_await_donor(&apply);
 	repl_ml_enrol_pending(&apply);
 	repl_ml_dropped_compare(&apply, apply.connection.stream);
 	repl_ml_sync_tables(&apply);
+	repl_ml_heard_complete(&apply);
 	repl_ml_unique_announce();
 	repl_ml_pieces_forget(&apply);
 	apply.awaits_bulk = true;
 
 	/* all before it is here, and durable: it is sent no more */
-	apply.progress.received = apply.progress.applied = apply.progress.durable = from;
+	apply.progress.received = apply.progress.applied = from;
+	apply.progress.durable = apply.progress.kept = from;
 	apply.progress.volatile_since = 0;
 	apply.progress.urgency = REPL_ML_WHENEVER;
 	read_stream(from);
@@ -633,7 +644,10 @@ handle_stream_message(char *data, int length)
 		measure_clock(pq_getmsgint64(&message));
 		apply.progress.received = Max(apply.progress.received, end);
 		if (pq_getmsgbyte(&message))
+		{
+			keep_received();
 			acknowledge(false);
+		}
 	}
 	else if (type == REPL_ML_ECHO)
 	{
@@ -806,6 +820,42 @@ show_covered(XLogRecPtr lsn)
 }
 
 /*
+ * Makes everything applied count as durable, when it has been flushed.  The peer is
+ * told of both: of that, for commits that wait, and of where the origin is on disk,
+ * for its slot, which so is never beyond that, however much WAL had nothing for us.
+ */
+static void
+note_durable(void)
+{
+	apply.progress.volatile_since = 0;
+	apply.progress.durable = apply.progress.applied;
+	apply.progress.kept = replorigin_session_get_progress(true);
+}
+
+/*
+ * Moves the origin, durably, over what had nothing for us, between transactions:
+ * where the peer asks how far we are, as it does before its server ends, or would
+ * keep much WAL.  Otherwise its next transaction, a heartbeat perhaps, does it.
+ */
+static void
+keep_received(void)
+{
+	if (!is_at_rest() || apply.progress.kept >= apply.progress.received)
+		return;
+	repl_ml_apply_reaches(&apply, apply.progress.received);
+	StartTransactionCommand();
+	/* without that nothing is written */
+	(void) GetCurrentTransactionId();
+	replorigin_session_origin_lsn = apply.progress.received;
+	replorigin_session_origin_timestamp = 0;
+	CommitTransactionCommand();
+	forget_commit(0, (Datum) 0);
+	MemoryContextSwitchTo(apply.message_context);
+	repl_ml_news_flush(XactLastCommitEnd);
+	apply.progress.kept = apply.progress.received;
+}
+
+/*
  * Makes everything received count as applied, outside transactions: what is
  * not ours to apply needs no keeping.  It is made durable if somebody waits
  * for it, or if it has not been for a while: one flush for all that has come.
@@ -831,7 +881,9 @@ settle_received(bool at_once)
 	apply.progress.applied = Max(apply.progress.applied, apply.progress.received);
 	if (apply.progress.volatile_since == 0)
 	{
-		apply.progress.durable = apply.progress.applied;
+		note_durable();
+		if (apply.progress.received - apply.progress.kept > KEPT_BEHIND)
+			keep_received();
 		/* whoever hurried us will again */
 		if (apply.progress.urgency == REPL_ML_NOW)
 			apply.progress.seen = apply.batch.end;
@@ -852,9 +904,8 @@ send_status(bool reply_wanted)
 	bool		is_ping = now - apply.connection.pinged >= (uint64) status_interval() * 1000;
 	TimestampTz time;
 
-	repl_ml_apply_reaches(&apply, apply.progress.durable);
 	time = repl_ml_stream_status(apply.connection.stream, apply.progress.received,
-								 apply.progress.applied, apply.progress.durable, reply_wanted,
+								 apply.progress.durable, apply.progress.kept, reply_wanted,
 								 is_ping);
 	if (is_ping)
 	{
@@ -1037,8 +1088,7 @@ give_way(void)
 	delay = apply.retry.aside ? Min(race_delay(), ASIDE_DELAY_MS) : race_delay();
 	if (apply.progress.volatile_since != 0)
 		repl_ml_news_flush(XactLastCommitEnd);
-	apply.progress.volatile_since = 0;
-	apply.progress.durable = apply.progress.applied;
+	note_durable();
 	show_covered(apply.progress.applied);
 	send_status(false);
 	repl_ml_aside_retry(&apply);
@@ -1097,6 +1147,8 @@ recover_from_error(void)
 	if (!race)
 		EmitErrorReport();
 	count_failure(error->sqlerrcode);
+	/* one that has just been started itself will say soon whether it has more of us */
+	apply.connection.compared |= error->sqlerrcode != ERRCODE_CANNOT_CONNECT_NOW;
 	FlushErrorState();
 	forget_commit(0, (Datum) 0);
 	AbortOutOfAnyTransaction();

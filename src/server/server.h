@@ -129,9 +129,8 @@ typedef struct ReplMlWorker
 	XLogRecPtr	covered_lsn;	/* peer's WAL received, and applied or put
 								 * aside, so far */
 	bool		covered_known;
-	XLogRecPtr	reached_lsn;	/* neither slot nor origin of the link is
-								 * beyond it, or somebody has moved them; 0: not
-								 * known */
+	XLogRecPtr	reached_lsn;	/* the origin of the link is not beyond it, or
+								 * somebody has moved it; 0: not known */
 	TimestampTz applied_commit_time;	/* commit time of that transaction */
 	TimestampTz applied_time;	/* when anything was applied here last */
 	TimestampTz last_message_time;

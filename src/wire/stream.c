@@ -273,13 +273,14 @@ repl_ml_stream_start(WalReceiverConn *conn, const char *slot, XLogRecPtr from,
 }
 
 /*
- * Tells the peer how far we are: WAL received, applied, and applied durably.
- * Only the last one lets it forget.  A reply is core's keepalive, an echo
- * REPL_ML_ECHO.  Returns the time that the status has.
+ * Tells the peer how far we are: WAL received; applied, or passed over as it had
+ * nothing for us, durably; and where our origin durably is.  Only the last one lets
+ * it forget.  A reply is core's keepalive, an echo REPL_ML_ECHO.  Returns the time
+ * that the status has.
  */
 TimestampTz
-repl_ml_stream_status(WalReceiverConn *conn, XLogRecPtr received,
-					  XLogRecPtr applied, XLogRecPtr durable, bool reply_wanted, bool echo_wanted)
+repl_ml_stream_status(WalReceiverConn *conn, XLogRecPtr received, XLogRecPtr durable,
+					  XLogRecPtr kept, bool reply_wanted, bool echo_wanted)
 {
 	TimestampTz time = (GetCurrentTimestamp() & ~INT64CONST(1)) | (echo_wanted ? 1 : 0);
 	StringInfoData message;
@@ -287,8 +288,8 @@ repl_ml_stream_status(WalReceiverConn *conn, XLogRecPtr received,
 	initStringInfo(&message);
 	pq_sendbyte(&message, 'r');
 	pq_sendint64(&message, received);
+	pq_sendint64(&message, kept);
 	pq_sendint64(&message, durable);
-	pq_sendint64(&message, applied);
 	pq_sendint64(&message, time);
 	pq_sendbyte(&message, reply_wanted);
 	walrcv_send(conn, message.data, message.len);

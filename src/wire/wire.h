@@ -193,8 +193,8 @@ extern void repl_ml_stream_copy_out(WalReceiverConn *conn, const char *sql);
 extern void repl_ml_stream_start(WalReceiverConn *conn, const char *slot, XLogRecPtr from,
 								 const char *publication);
 extern TimestampTz repl_ml_stream_status(WalReceiverConn *conn, XLogRecPtr received,
-										 XLogRecPtr applied, XLogRecPtr durable,
-										 bool reply_wanted, bool echo_wanted);
+										 XLogRecPtr durable, XLogRecPtr kept, bool reply_wanted,
+										 bool echo_wanted);
 
 /* in ask.c */
 extern void repl_ml_ask(int count, char *const *dsns, const char *query, TimestampTz deadline,

@@ -175,6 +175,6 @@ class Group:
                        lambda: "workers of %s stream: %s" % (node.name, node.sql("SELECT node_name, state, error_sqlstate, error_message FROM repl_ml.stat_apply")))
         positions = [(node, node.sql("SELECT pg_current_wal_flush_lsn()")[0][0]) for node in self.nodes]
         for node, position in positions:
-            wait_until(lambda: node.sql("SELECT count(*) FILTER (WHERE confirmed_flush_lsn >= %s) >= %s FROM pg_replication_slots WHERE slot_name LIKE 'repl\\_ml\\_%%'",
+            wait_until(lambda: node.sql("SELECT count(*) FILTER (WHERE greatest(confirmed_flush_lsn, CASE WHEN replay_lsn <= write_lsn THEN replay_lsn END) >= %s) >= %s FROM pg_replication_slots s LEFT JOIN pg_stat_replication w ON w.pid = s.active_pid WHERE slot_name LIKE 'repl\\_ml\\_%%'",
                                         position, len(self.nodes) - 1)[0][0],
                        "all have what %s wrote" % node.name)

@@ -278,7 +278,7 @@ class Cluster:
                        lambda: "workers of %s stream: %s" % (server.name, server.sql("SELECT node_name, state, error_sqlstate, error_message FROM repl_ml.stat_apply")))
         positions = [(server, server.sql("SELECT pg_current_wal_flush_lsn()")[0][0]) for server in self.servers]
         for server, position in positions:
-            wait_until(lambda: server.sql("SELECT count(*) FILTER (WHERE confirmed_flush_lsn >= %s) >= %s FROM pg_replication_slots WHERE slot_name LIKE 'repl\\_ml\\_%%'",
+            wait_until(lambda: server.sql("SELECT count(*) FILTER (WHERE greatest(confirmed_flush_lsn, CASE WHEN replay_lsn <= write_lsn THEN replay_lsn END) >= %s) >= %s FROM pg_replication_slots s LEFT JOIN pg_stat_replication w ON w.pid = s.active_pid WHERE slot_name LIKE 'repl\\_ml\\_%%'",
                                           position, len(self.servers) - 1)[0][0],
                        "all have what %s wrote" % server.name)
 

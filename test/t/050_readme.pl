@@ -110,7 +110,7 @@ sub wait_for_all
 	foreach my $i (0 .. $#all)
 	{
 		$all[$i]->poll_query_until('app',
-			"SELECT count(*) = $#all AND bool_and(confirmed_flush_lsn >= '$lsns[$i]') FROM pg_replication_slots")
+			"SELECT count(*) = $#all AND bool_and(greatest(confirmed_flush_lsn, replay_lsn) >= '$lsns[$i]') FROM pg_replication_slots s LEFT JOIN pg_stat_replication w ON w.pid = s.active_pid")
 		  or die $all[$i]->name . ' is not read by all';
 	}
 }

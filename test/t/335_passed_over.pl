@@ -1,9 +1,13 @@
 # A slot or a replication origin of a link that somebody moves by hand, or makes anew, loses nothing: it is noticed, said
-# in the log, and what was passed over is copied; and whatever else ends a link raises no such alarm.
+# in the log, and what was passed over is copied; and whatever else ends a link raises no such alarm. So it is with a node whose
+# storage has lost what it had acknowledged, and nothing of its own: it keeps its id, and gets that back before any barrier passes.
 #
-# Seen failing: without the look at reached_lsn (copy/link.c) what is moved while both servers run stays away, without that at
-# the heartbeats' numbers (apply/heard.c) what is moved while the reader is down or before it restarts; and where heartbeats are
-# acknowledged before they are durable a crash of the reader raises an alarm.
+# Seen failing: without the look at reached_lsn (copy/link.c) an origin that is moved while both servers run stays unnoticed, without
+# that at heartbeats' numbers (apply/heard.c) one that is moved before the reader restarts; where slot and origin are not compared
+# what storage has lost stays away, and where slots are told of what has nothing for the reader each end of a link is an alarm.
+# Barriers pass without what was acknowledged where a node that was started says how far it is before it has compared
+# (group/worker.c), or before copies are done (heard.c); one that runs does so where link.c does not forget how far it was. Where
+# heartbeats are acknowledged before they are durable a crash of the reader raises an alarm.
 use strict;
 use warnings;
 use Membership;
@@ -145,5 +149,82 @@ foreach my $node ($n1, $n2)
 }
 wait_converged([ $n1, $n2, $n3 ], 't');
 is(alarms($_), $before{ $_->name } // 0, $_->name . ': no alarm without a reason') foreach $n1, $n2, $n3;
+
+# A volume of n2 that is set back to what it was a moment ago, while it runs. Since then it has sent nothing, and no heartbeat tells.
+# What n1 wrote meanwhile nobody else has: n3 does not read it.
+set_interval($_, '60s') foreach $n1, $n2, $n3;
+poll_until($_, q(SELECT count(*) = 3 AND bool_and(reachable) FROM repl_ml.write_members())) foreach $n1, $n2, $n3;
+wait_converged([ $n1, $n2, $n3 ], 't');
+my $identity = sql($n2, 'SELECT node_id FROM repl_ml.local_node');
+my ($postmaster) = split /\n/, slurp_file($n2->data_dir . '/postmaster.pid');
+my @processes = ($postmaster, split /\n/, sql($n2, "SELECT pid FROM pg_stat_activity WHERE backend_type <> 'client backend'"));
+kill STOP => @processes;
+my $saved = save_directory($n2);
+kill CONT => @processes;
+cut($n3, $n1);
+poll_until($n1, q(SELECT count(*) = 1 FROM repl_ml.write_members() WHERE node_id = 2 AND reachable));
+sql($n1, q(SET repl_ml.write_consistency = quorum; INSERT INTO t VALUES (1000, 'acknowledged'); DELETE FROM t WHERE id = 1));
+is(sql($n2, q(SELECT count(*) FROM t WHERE id IN (1, 1000))), '1', 'n2 has it, and has said so');
+kill_server($n2);
+restore_in_place($saved, $n2->data_dir);
+unlink $n2->data_dir . '/postmaster.pid';
+my $offset = -s $n2->logfile;
+
+# as long as n2 has not compared with n1, and then as n1 does not let the link be made anew, it does not get it back, and no majority
+# with n2 knows what is acknowledged
+my $holds = $n1->background_psql('postgres');
+$holds->query_safe('BEGIN; LOCK TABLE t; SAVEPOINT s; LOCK TABLE repl_ml.heard');
+$n2->start;
+
+sub no_majority_knows
+{
+	my ($name) = @_;
+	poll_until($_->[0], "SELECT state = 'streaming' FROM repl_ml.stat_apply WHERE node_name = '$_->[1]'") foreach [ $n2, 'n3' ], [ $n3, 'n2' ];
+	psql_fails($_, q(SELECT repl_ml.barrier('1 s')), '57014', 'acknowledged', 'SELECT') foreach $n2, $n3;
+	is(sql($n2, q(SELECT count(*) FROM t WHERE id = 1000)), '0', "$name: it is not there");
+	return;
+}
+poll_until($n2, q(SELECT state = 'preparing' FROM repl_ml.stat_apply WHERE node_name = 'n1'));
+no_majority_knows('not compared');
+$holds->query_safe('ROLLBACK TO s');
+poll_until($n2, q(SELECT last_error_message ~ 'passed over' FROM repl_ml.stat_apply WHERE node_name = 'n1'));
+no_majority_knows('not made anew');
+my $slows = $n2->background_psql('postgres');
+$slows->query_safe('BEGIN; LOCK TABLE t IN SHARE MODE');
+$holds->query_safe('ROLLBACK');
+$holds->quit;
+
+# nor while the copies are due, whatever is started again meanwhile
+poll_until($n2, q(SELECT state = 'copying' AND repl_ml.received_lsn(1) = '0/0' FROM repl_ml.stat_apply WHERE node_name = 'n1'));
+$n1->stop('immediate');
+kill_server($n2);
+eval { $slows->quit };
+$n2->start;
+poll_until($n2, q(SELECT last_error_sqlstate LIKE '08%' FROM repl_ml.stat_apply WHERE node_name = 'n1'));
+no_majority_knows('not copied');
+$n1->start;
+sql($n2, q(SELECT repl_ml.barrier('60 s')));
+is(sql($n2, q(SELECT string_agg(id || ' ' || v, ', ') FROM t WHERE id IN (1, 1000))), '1000 acknowledged', 'it is back');
+is(sql($n2, q(SELECT incomplete FROM repl_ml.heard WHERE node_id = 1)), 'f', 'and n2 says how far it is');
+heal($n3, $n1);
+wait_converged([ $n1, $n2, $n3 ], 't');
+like(slurp_file($n2->logfile, $offset), qr/a part of what node "n1" has written was passed over, so the link is made anew/, 'it says why');
+is(sql($n2, 'SELECT node_id FROM repl_ml.local_node'), $identity, 'what it had sent it still had, so it is who it was');
+
+# Nor does a node that runs say how far it is, as soon as it has noticed.
+cut($n2, $n1);
+sql($n1, q(INSERT INTO t VALUES (2000, 'unread')));
+poll_until($n1, "SELECT NOT active FROM pg_replication_slots WHERE slot_name = '$slot'");
+advance_slot();
+$holds = $n1->background_psql('postgres');
+$holds->query_safe('BEGIN; LOCK TABLE t');
+is(sql($n2, 'SELECT repl_ml.counter(repl_ml.current_vector(), 1) > 0'), 't', 'it knows how far it is');
+heal($n2, $n1);
+poll_until($n2, q(SELECT state = 'preparing' AND last_error_message ~ 'passed over' FROM repl_ml.stat_apply WHERE node_name = 'n1'));
+poll_until($n2, 'SELECT repl_ml.counter(repl_ml.current_vector(), 1) IS NULL');
+$holds->query_safe('ROLLBACK');
+$holds->quit;
+poll_until($n2, q(SELECT count(*) = 1 FROM t WHERE id = 2000));
+poll_until($n2, 'SELECT repl_ml.counter(repl_ml.current_vector(), 1) > 0');
 
 done_testing();

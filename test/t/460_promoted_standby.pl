@@ -78,7 +78,7 @@ replayed($s1, $n1);
 $s1->stop;
 sql($n2, q(INSERT INTO t VALUES (201, 'not on the standby')));
 poll_until($n1, 'SELECT count(*) = 1 FROM t WHERE id = 201');
-poll_until($n2, q(SELECT confirmed_flush_lsn >= pg_current_wal_flush_lsn() FROM pg_replication_slots WHERE slot_name = repl_ml.link_name(1)));
+poll_until($n2, q(SELECT acknowledged_lsn >= pg_current_wal_flush_lsn() FROM repl_ml.write_members() WHERE node_id = 1));
 # what only the primary has: many, so that their ids are given out again
 my $lost = sql($n1, q(BEGIN; INSERT INTO t VALUES (107, 'lost'); SELECT repl_ml.transaction_token(); COMMIT));
 kill_server($n1);
