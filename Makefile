@@ -14,6 +14,7 @@
 #   make bench-commits      cost of commits beside PostgreSQL's own replication; see test/bench/commits
 #   make bench-idle         CPU time of an idle group; see test/bench/commits
 #   make bench-verify       cost of comparing; see test/bench/verify
+#   make bench-views        cost of looking at views; see test/bench/views
 
 MODULE_big = repl_ml
 EXTENSION = repl_ml
@@ -59,6 +60,7 @@ OBJS = \
 	src/server/shmem.o \
 	src/server/session.o \
 	src/server/catalog.o \
+	src/server/published.o \
 	src/server/ticker.o \
 	src/server/identity.o \
 	src/server/peer.o \
@@ -148,6 +150,7 @@ OBJS = \
 	src/group/beside.o \
 	src/monitor/stats.o \
 	src/monitor/network.o \
+	src/monitor/shapes.o \
 	src/monitor/consistency.o
 
 # libpq's headers and library: connection strings are taken apart with PQconninfoParse.
@@ -176,7 +179,7 @@ EXTRA_CLEAN = tmp_regress tmp_isolation tmp_server.conf tmp_symbols tmp_algebra 
 PG_CONFIG ?= pg_config
 
 # These bring their own server and must run on a machine that has none yet, so they do without PGXS.
-standalone := check check-core check-monitoring check-patroni demo demo-stop bench bench-commits bench-idle bench-verify
+standalone := check check-core check-monitoring check-patroni demo demo-stop bench bench-commits bench-idle bench-verify bench-views
 ifneq ($(filter $(standalone),$(MAKECMDGOALS)),)
 
 ifneq ($(filter-out $(standalone),$(MAKECMDGOALS)),)
@@ -208,6 +211,8 @@ bench-idle:
 	@PG_CONFIG='$(chosen_pg_config)' test/bench/commits idle
 bench-verify:
 	@PG_CONFIG='$(chosen_pg_config)' test/bench/verify
+bench-views:
+	@PG_CONFIG='$(chosen_pg_config)' test/bench/views
 
 else # all other goals
 

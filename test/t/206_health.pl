@@ -16,7 +16,7 @@ SQL
 wait_converged(\@nodes, 't');
 
 # Each view of ours is planned for as few rows as there are: not so many that the server compiles it.
-# Seen failing: without repl_ml.analyze_catalogs (sql/parts/collection.sql), health and others cost too much.
+# Seen failing: without repl_ml.analyze_catalogs (sql/parts/collection.sql), top and stat_apply cost too much.
 sql($n1, <<'SQL');
 CREATE FUNCTION cost(view regclass) RETURNS float8 LANGUAGE plpgsql AS $$
 DECLARE plan json; BEGIN EXECUTE format('EXPLAIN (FORMAT json) SELECT * FROM %s', view) INTO plan; RETURN plan->0->'Plan'->'Total Cost'; END $$
