@@ -8,6 +8,7 @@
 #   make syntax             compile without output (other majors' headers)
 #   make check              everything, with dependencies and a private server; see test/run_checks
 #   make check-core         PostgreSQL's own suites with the library preloaded; see test/core_suites
+#   make check-truth        what the views say of lags, by an independent clock; two minutes, on an idle machine
 #   make check-monitoring   monitoring/ with Debian's exporters and Prometheus, which it installs
 #   make demo, demo-stop    a three-node cluster on loopback; see test/demo.sh
 #   make bench              cost of stamping; see test/bench/run
@@ -179,7 +180,7 @@ EXTRA_CLEAN = tmp_regress tmp_isolation tmp_server.conf tmp_symbols tmp_algebra 
 PG_CONFIG ?= pg_config
 
 # These bring their own server and must run on a machine that has none yet, so they do without PGXS.
-standalone := check check-core check-monitoring check-patroni demo demo-stop bench bench-commits bench-idle bench-verify bench-views
+standalone := check check-truth check-core check-monitoring check-patroni demo demo-stop bench bench-commits bench-idle bench-verify bench-views
 ifneq ($(filter $(standalone),$(MAKECMDGOALS)),)
 
 ifneq ($(filter-out $(standalone),$(MAKECMDGOALS)),)
@@ -192,6 +193,8 @@ chosen_pg_config := $(if $(filter file default,$(origin PG_CONFIG)),,$(PG_CONFIG
 .PHONY: $(standalone)
 check:
 	@PG_CONFIG='$(chosen_pg_config)' TESTS='$(TESTS)' test/run_checks
+check-truth:
+	@TRUTH=1 PG_CONFIG='$(chosen_pg_config)' TESTS='492' test/run_checks
 check-core:
 	@PG_CONFIG='$(chosen_pg_config)' TESTS='$(TESTS)' CORE_SOURCE='$(CORE_SOURCE)' test/core_suites
 check-monitoring:
