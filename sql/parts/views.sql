@@ -314,7 +314,8 @@ CREATE VIEW repl_ml.top AS
            CASE WHEN s.is_local THEN 'now' ELSE coalesce(repl_ml.short_time(s.told_age), 'never') END AS told,
            CASE WHEN s.is_local THEN '' ELSE coalesce(pg_catalog.left(a.state, 9), '?') END AS "from", repl_ml.short_time(a.heartbeat_age) AS lag,
            CASE WHEN s.is_local THEN '' ELSE coalesce(pg_catalog.left(r.state, 9), '?') END AS "to", repl_ml.short_time(pg_catalog.clock_timestamp() - r.lag_since) AS behind,
-           pg_catalog.round((EXTRACT(epoch FROM n.round_trip) * 1000)::numeric, 1) AS rtt,
+           -- of a connection that has ended it says nothing any more
+           CASE WHEN n.connected THEN pg_catalog.round((EXTRACT(epoch FROM n.round_trip) * 1000)::numeric, 1) END AS rtt,
            s.conflicts AS conf, s.parked AS park, s.commits_waiting AS wait, pg_catalog.round(s.wal_kept / 1048576.0) AS wal_mb
       FROM repl_ml.group_status s
       LEFT JOIN repl_ml.stat_apply a ON a.node_id = s.node_id
@@ -403,8 +404,9 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
     peer AS (SELECT m.node_id, m.node_name, m.state FROM repl_ml.member m JOIN active s ON s.node_id <> m.node_id WHERE m.state <> 'dropped'),
     quorum AS (
         SELECT pg_catalog.count(*) AS members, pg_catalog.count(*) / 2 + 1 AS needed, pg_catalog.count(*) FILTER (WHERE w.reachable) AS reachable,
-               pg_catalog.string_agg(m.node_name, ', ' ORDER BY m.node_id) FILTER (WHERE NOT w.reachable) AS missing
-          FROM repl_ml.write_members() w JOIN repl_ml.member m USING (node_id)),
+               pg_catalog.string_agg(m.node_name || CASE WHEN i.paused THEN ' (paused there)' ELSE '' END, ', ' ORDER BY m.node_id) FILTER (WHERE NOT w.reachable) AS missing,
+               pg_catalog.bool_and(i.paused IS TRUE) FILTER (WHERE NOT w.reachable) AS paused
+          FROM repl_ml.write_members() w JOIN repl_ml.member m USING (node_id) LEFT JOIN repl_ml.link_stats() i ON i.peer = m.node_id),
     compared AS NOT MATERIALIZED (
         SELECT k.schema_name, k.table_name, k.status, k.differing_rows, k.started_at, NULL::name AS by_node FROM repl_ml.consistency_check k WHERE NOT k.unwatched
          UNION ALL SELECT v.schema_name, v.table_name, v.status, v.differing_rows, v.compared_at, m.node_name
@@ -453,6 +455,7 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
            CASE WHEN q.members = 0 THEN 'This takes a moment after the server''s start; if it stays so, look for errors of "repl_ml supervisor" in the server''s log.'
                 WHEN q.members = 1 THEN NULL
                 WHEN g.in_the_way THEN 'Remove synchronous_standby_names from the server''s configuration and restart it, or set it to repl_ml_quorum and reload the configuration.'
+                WHEN q.paused THEN 'See the check "sending".'
                 WHEN q.reachable < q.members THEN 'Start the missing nodes or mend the network to them. A node that will not come back is removed with SELECT repl_ml.drop_node(...), after which the group is smaller.'
                 WHEN q.members = 2 THEN 'A third member would let one of them fail.' END
       FROM active s, quorum q,
@@ -489,7 +492,8 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
            CASE WHEN pg_catalog.count(p.node_id) > 0 THEN pg_catalog.concat_ws(' ',
                      pg_catalog.string_agg(pg_catalog.format('On node "%s" run SELECT repl_ml.resume_apply(%L).', p.node_name, s.node_name), ' ' ORDER BY p.node_id) FILTER (WHERE i.paused),
                      CASE WHEN NOT pg_catalog.bool_and(i.paused IS TRUE) THEN 'See whether the server runs and can reach this one: on it, SELECT * FROM repl_ml.stat_apply shows the error.' END,
-                     'Until then this server keeps WAL for it.') END
+                     CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_replication_slots r WHERE r.slot_name = ANY (pg_catalog.array_agg(repl_ml.link_name(p.node_id)) FILTER (WHERE p.node_id IS NOT NULL)))
+                          THEN 'Until then this server keeps WAL for it.' END) END
       FROM active s LEFT JOIN (repl_ml.write_members() w JOIN peer p USING (node_id) LEFT JOIN repl_ml.link_stats() i ON i.peer = p.node_id) ON NOT w.reachable
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
@@ -525,25 +529,29 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
                     FROM peer y JOIN repl_ml.heartbeat h ON h.node_id = y.node_id) x
              LEFT JOIN repl_ml.worker_stats() w ON w.peer = x.node_id
             CROSS JOIN LATERAL (SELECT coalesce(pg_catalog.clock_timestamp() - w.last_message_time > 5 * a.heartbeat, true) AS silent,
+                                       -- since what is applied now
+                                       CASE WHEN w.last_error_time > x.sent_at THEN pg_catalog.rtrim(pg_catalog.split_part(w.last_error_message, E'\n', 1), '.') END AS error,
                                        EXISTS (SELECT FROM repl_ml.parked_change k WHERE k.put_aside AND k.action = 'bulk' AND k.origin_node = x.node_id) AS bulk) f
             CROSS JOIN LATERAL (
                   SELECT CASE WHEN w.state = 'paused' THEN 'that is paused here'
                               WHEN w.state = 'copying' THEN pg_catalog.format('table %s is being copied from it before', coalesce(w.copy_relation::text, 'after table'))
-                              WHEN coalesce(w.state, 'stopped') <> 'streaming' THEN pg_catalog.format('there is no stream from it (%s)', coalesce(w.state, 'stopped'))
+                              WHEN coalesce(w.state, 'stopped') <> 'streaming' THEN pg_catalog.format('there is no stream from it (%s)', coalesce(w.state, 'stopped')) || coalesce(', and the last one ended with: ' || f.error, '')
                               WHEN w.locked_since IS NOT NULL THEN pg_catalog.format('one of its transactions has been waiting since %s for locks of transactions of this node', pg_catalog.date_trunc('second', w.locked_since))
                               WHEN w.current_parked > 0 THEN pg_catalog.format('its transaction %s cannot be applied, and %s of the %s changes of it that have come are parked so far', w.current_xid, w.current_parked, w.current_changes)
                               WHEN pg_catalog.clock_timestamp() - w.current_since > a.heartbeat THEN pg_catalog.format('its transaction %s has been being applied since %s, %s changes so far', w.current_xid, pg_catalog.date_trunc('second', w.current_since), w.current_changes)
                               WHEN f.silent THEN pg_catalog.format('nothing has come from it for %s seconds', pg_catalog.round(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - w.last_message_time), 1))
                               WHEN f.bulk THEN 'a large transaction of it is being applied before'
-                              WHEN pg_catalog.clock_timestamp() - w.last_apply_time <= 2 * a.heartbeat THEN 'what it wrote before is being applied, and more of it comes than can be applied in time' END,
+                              WHEN pg_catalog.clock_timestamp() - w.last_apply_time <= 2 * a.heartbeat THEN 'what it wrote before is being applied, and more of it comes than can be applied in time'
+                              WHEN f.error IS NOT NULL THEN pg_catalog.format('its stream has ended, and been begun again, with: %s', f.error) END,
                          CASE WHEN w.state = 'paused' THEN pg_catalog.format('Run SELECT repl_ml.resume_apply(%L).', x.node_name)
                               WHEN w.state = 'copying' THEN 'See how far that is with SELECT * FROM repl_ml.stat_apply.'
-                              WHEN coalesce(w.state, 'stopped') <> 'streaming' THEN 'See the check "applying".'
+                              WHEN coalesce(w.state, 'stopped') <> 'streaming' THEN coalesce(CASE WHEN f.error IS NOT NULL THEN w.last_error_hint END, 'See the check "applying".')
                               WHEN w.locked_since IS NOT NULL THEN 'See who holds them with SELECT * FROM pg_stat_activity or pg_prepared_xacts; after repl_ml.apply_lock_timeout the changes that meet them are parked.'
                               WHEN w.current_parked > 0 THEN 'See the check "parked_changes" for why.'
                               WHEN pg_catalog.clock_timestamp() - w.current_since > a.heartbeat THEN 'See how far that is with SELECT * FROM repl_ml.stat_apply: current_changes should grow.'
                               WHEN f.silent THEN 'Check the network to that node and whether its server still works: a connection that is silent for wal_receiver_timeout is ended.'
                               WHEN f.bulk OR pg_catalog.clock_timestamp() - w.last_apply_time <= 2 * a.heartbeat THEN 'See how far that is with SELECT * FROM repl_ml.stat_apply: heartbeat_age should shrink.'
+                              WHEN f.error IS NOT NULL THEN coalesce(w.last_error_hint, 'See SELECT * FROM repl_ml.stat_apply, and the server''s log.')
                               ELSE pg_catalog.format('On node "%s" see SHOW repl_ml.heartbeat_interval, and with SELECT * FROM repl_ml.stat_replication whether it is still reading its WAL for this node.', x.node_name) END) c (cause, remedy)
             WHERE pg_catalog.clock_timestamp() - x.sent_at > 10 * a.heartbeat) p ON true
     HAVING pg_catalog.count(s.node_id) > 0

@@ -133,7 +133,7 @@ is($n1->safe_psql('other', 'CREATE EXTENSION repl_ml; SELECT * FROM repl_ml.heal
 # a server that is down, and holds back WAL
 sql($n1, "ALTER SYSTEM SET max_wal_size = '32MB'; ALTER SYSTEM SET min_wal_size = '32MB'; SELECT pg_reload_conf()");
 $n3->stop;
-becomes($n1, 'applying', 'error', qr/Nothing of node "n3" is applied \((?:waiting|connecting)\): [^.].*\./, qr{Check the connection string|stat_apply|connects again by itself});
+becomes($n1, 'applying', 'error', qr/Nothing of node "n3" is applied \((?:waiting|connecting)\): [^.].*\./, qr{Check that the server runs|stat_apply|connects again by itself});
 sql($n1, 'CREATE TABLE filler (id int); SELECT repl_ml.keep_local($$filler$$); SELECT pg_switch_wal();' . "INSERT INTO filler VALUES (1); SELECT pg_switch_wal();" x 4);
 becomes($n1, 'slots', 'warning', qr/.*Node "n3" holds back [0-9]+ MB of WAL\./, 'Watch the disk');
 sql($n1, "ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'; SELECT pg_reload_conf()");
