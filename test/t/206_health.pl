@@ -27,6 +27,11 @@ poll_until($n1, q(SELECT count(*) > 10 AND bool_and(cost(oid::regclass) < curren
 sql($n1, 'ALTER SYSTEM RESET repl_ml.heartbeat_interval');
 sql($n1, 'SELECT pg_reload_conf()');
 
+# Who looks at all of them holds no lock that anybody else waits for.
+my $views = sql($n1, q(SELECT string_agg(format('SELECT count(*) FROM %s x WHERE x IS NOT NULL', oid::regclass), '; ') FROM pg_class WHERE relnamespace = 'repl_ml'::regnamespace AND relkind = 'v'));
+my @locks = split /\n/, sql($n1, "BEGIN; $views; SELECT 'lock ' || string_agg(DISTINCT mode, ' ') FROM pg_locks WHERE pid = pg_backend_pid() AND locktype <> 'virtualxid'");
+is($locks[-1], 'lock AccessShareLock', 'views take no locks but those of readers');
+
 # Waits until a check has a status; tests its detail and hint.
 sub becomes
 {
