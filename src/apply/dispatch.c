@@ -384,6 +384,7 @@ repl_ml_dispatch_finish(ReplMlApply *apply, bool durable)
 			CommitTransactionCommand();
 		pgstat_report_stat(false);
 		repl_ml_crash_survived(apply->batch.end);
+		apply->connection.progressed = true;
 		note_volatile(apply);
 		MemoryContextSwitchTo(apply->message_context);
 	}
@@ -391,7 +392,6 @@ repl_ml_dispatch_finish(ReplMlApply *apply, bool durable)
 	apply->batch.count = 0;
 	apply->progress.applied = Max(apply->progress.applied, apply->batch.end);
 	apply->progress.committed = true;
-	apply->connection.progressed = true;
 	repl_ml_replay_committed();
 	show_progress(apply);
 }

@@ -2,7 +2,8 @@
 # there beside the stream, whole, once, and whatever happens meanwhile; and nothing says it is there before it is.
 #
 # Seen failing: position.c without without_put_aside (token, barrier); locked.c, bulk_runs false (the first UPDATE is
-# not acknowledged); pieces.c, repl_ml_pieces_is_kept true (rows that were rolled back).
+# not acknowledged); pieces.c, repl_ml_pieces_is_kept true (rows that were rolled back); worker.c without repl_ml_pieces_forget
+# (with a crash, disk full); dispatch.c, progressed also where nothing was applied (disk full: it is tried five times a second).
 use strict;
 use warnings;
 use FindBin;
@@ -209,6 +210,42 @@ $n3->append_conf('postgresql.conf', 'max_worker_processes = 20');
 $n3->restart;
 poll_until($_, 'SELECT count(*) = 2 FROM repl_ml.stat_replication WHERE pid IS NOT NULL') foreach $n1, $n3;
 poll_until($n1, q(SELECT status = 'ok' FROM repl_ml.health WHERE check_name = 'write_consistency'));
+
+#
+# There is no disk space for it: it waits for that, nothing of it is left meanwhile, and the others' commits go on.
+#
+my $disk = $n3->basedir . '/disk';
+my @own = ('unshare', '-U', "--map-user=$>", '--map-group=' . (split ' ', $))[0]);
+my @small = ('unshare', '-Urm', 'sh', '-c', 'mount -t tmpfs -o size=16m tmpfs "$0" && "$@"', $disk);
+mkdir $disk;
+SKIP:
+{
+	skip 'no file system can be mounted here', 7 if !run_log([ @small, @own, 'true' ]);
+	my $tables = 'repl_ml.bulk_piece SET TABLESPACE';
+	$n3->stop;
+	system_or_bail(@small, 'sh', '-c', 'mkdir -m 700 "$0/space" && head -c 15500k /dev/zero >"$0/filled" && exec "$@"', $disk,
+		@own, 'pg_ctl', '-w', '-D', $n3->data_dir, '-l', $n3->logfile, 'start');
+	$n3->_update_pid(1);
+	my $started = sql($n3, 'SELECT pg_postmaster_start_time()');
+	sql($n3, 'VACUUM FULL repl_ml.bulk_piece');
+	sql($n3, "CREATE TABLESPACE disk LOCATION '$disk/space'");
+	sql($n3, "ALTER TABLE $tables disk");
+	poll_until($n3, q(SELECT count(*) = 2 FROM repl_ml.stat_apply WHERE state = 'streaming'));
+	sql($n1, q(INSERT INTO big SELECT g, g, (SELECT string_agg(md5(g || ' ' || i), '') FROM generate_series(1, 8) i) FROM generate_series(750001, 756000) g));
+	poll_until($n3, q(SELECT last_error_sqlstate = '53100' FROM repl_ml.stat_apply WHERE node_name = 'n1'));
+	is(sql($n1, 'SET repl_ml.write_consistency = quorum; INSERT INTO small VALUES (3, 3) RETURNING 3'), '3', 'disk full: a commit is acknowledged by the others');
+	is(sql($n3, 'SELECT count(*) FROM repl_ml.bulk_piece'), '0', 'disk full: nothing of it is left');
+	poll_until($n3, q(SELECT status = 'error' AND detail ~ 'could not extend file' FROM repl_ml.health WHERE check_name = 'applying'));
+	poll_until($n3, q(SELECT errors >= 5 FROM repl_ml.stat_apply WHERE node_name = 'n1'));
+	my @tries = slurp_file($n3->logfile) =~ /^(\S+ \S+) UTC.*ERROR:  could not extend file/mg;
+	is(sql($n3, "SELECT timestamp '$tries[-1]' - timestamp '$tries[-2]' > '1.2 s'"), 't', 'disk full: it is tried ever more rarely');
+	sql($n3, "COPY (SELECT) TO PROGRAM 'rm $disk/filled; cat >/dev/null'");
+	all_equal('disk full', @nodes);
+	is(sql($n3, 'SELECT count(*) FROM big WHERE id BETWEEN 750001 AND 756000'), '6000', 'disk full: it comes when there is space');
+	is(sql($n3, 'SELECT pg_postmaster_start_time()'), $started, 'disk full: the server has stayed up');
+	sql($n3, "ALTER TABLE $tables pg_default");
+	sql($n3, 'DROP TABLESPACE disk');
+}
 
 #
 # Its origin is dropped meanwhile: who has it aside has all of it in the end.
