@@ -121,9 +121,10 @@ class Group:
         """Loses the slot, so that all tables are copied again."""
         slot = self.slot(reader, writer)
         self.pause(reader, writer)
-        wait_until(lambda: writer.sql("SELECT count(*) = 1 FROM pg_replication_slots WHERE NOT active AND slot_name = %s", slot)[0][0],
+        # lost a moment ago, it is not there again yet
+        wait_until(lambda: writer.sql("SELECT count(*) = 0 FROM pg_replication_slots WHERE active AND slot_name = %s", slot)[0][0],
                    "slot %s is not in use" % slot)
-        writer.sql("SELECT pg_drop_replication_slot(%s)", slot)
+        writer.sql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s", slot)
         self.resume(reader, writer)
 
     def end_worker(self, reader, writer):
