@@ -8,12 +8,14 @@
 #   make syntax             compile without output (other majors' headers)
 #   make check              everything, with dependencies and a private server; see test/run_checks
 #   make check-core         PostgreSQL's own suites with the library preloaded; see test/core_suites
+#   make check-truth        what the views say of lags, by an independent clock; two minutes, on an idle machine
 #   make check-monitoring   monitoring/ with Debian's exporters and Prometheus, which it installs
 #   make demo, demo-stop    a three-node cluster on loopback; see test/demo.sh
 #   make bench              cost of stamping; see test/bench/run
 #   make bench-commits      cost of commits beside PostgreSQL's own replication; see test/bench/commits
 #   make bench-idle         CPU time of an idle group; see test/bench/commits
 #   make bench-verify       cost of comparing; see test/bench/verify
+#   make bench-views        cost of looking at views; see test/bench/views
 #   make bench-large        what a large transaction does to others' commits; see test/bench/large
 
 MODULE_big = repl_ml
@@ -60,6 +62,7 @@ OBJS = \
 	src/server/shmem.o \
 	src/server/session.o \
 	src/server/catalog.o \
+	src/server/published.o \
 	src/server/ticker.o \
 	src/server/identity.o \
 	src/server/peer.o \
@@ -149,6 +152,7 @@ OBJS = \
 	src/group/beside.o \
 	src/monitor/stats.o \
 	src/monitor/network.o \
+	src/monitor/shapes.o \
 	src/monitor/consistency.o
 
 # libpq's headers and library: connection strings are taken apart with PQconninfoParse.
@@ -177,7 +181,7 @@ EXTRA_CLEAN = tmp_regress tmp_isolation tmp_server.conf tmp_symbols tmp_algebra 
 PG_CONFIG ?= pg_config
 
 # These bring their own server and must run on a machine that has none yet, so they do without PGXS.
-standalone := check check-core check-monitoring check-patroni demo demo-stop bench bench-commits bench-idle bench-verify bench-large
+standalone := check check-truth check-core check-monitoring check-patroni demo demo-stop bench bench-commits bench-idle bench-verify bench-views bench-large
 ifneq ($(filter $(standalone),$(MAKECMDGOALS)),)
 
 ifneq ($(filter-out $(standalone),$(MAKECMDGOALS)),)
@@ -190,6 +194,8 @@ chosen_pg_config := $(if $(filter file default,$(origin PG_CONFIG)),,$(PG_CONFIG
 .PHONY: $(standalone)
 check:
 	@PG_CONFIG='$(chosen_pg_config)' TESTS='$(TESTS)' test/run_checks
+check-truth:
+	@TRUTH=1 PG_CONFIG='$(chosen_pg_config)' TESTS='492' test/run_checks
 check-core:
 	@PG_CONFIG='$(chosen_pg_config)' TESTS='$(TESTS)' CORE_SOURCE='$(CORE_SOURCE)' test/core_suites
 check-monitoring:
@@ -209,6 +215,8 @@ bench-idle:
 	@PG_CONFIG='$(chosen_pg_config)' test/bench/commits idle
 bench-verify:
 	@PG_CONFIG='$(chosen_pg_config)' test/bench/verify
+bench-views:
+	@PG_CONFIG='$(chosen_pg_config)' test/bench/views
 bench-large:
 	@PG_CONFIG='$(chosen_pg_config)' test/bench/large
 

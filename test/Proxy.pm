@@ -35,13 +35,14 @@ sub start_proxy
 sub dsn { my ($self) = @_; return "host=$self->{dir} port=" . $self->{node}->port . ' dbname=postgres'; }
 
 # How the network is from now on: there and back (to the server and from it) are milliseconds that everything takes, or
-# 'cut': then it waits until that is over. What is left out is as it should be.
+# 'cut': then it waits until that is over; of 100 pieces so many as are lost come 200 ms later, as what TCP sends again does.
+# What is left out is as it should be.
 sub bend
 {
 	my ($self, %how) = @_;
 	my $file = "$self->{dir}/how";
 
-	PostgreSQL::Test::Utils::append_to_file("$file.new", join(' ', map { $how{$_} // 0 } qw(there back)));
+	PostgreSQL::Test::Utils::append_to_file("$file.new", join(' ', map { $how{$_} // 0 } qw(there back lost)));
 	rename "$file.new", $file or die "cannot rename: $!";
 	return;
 }
@@ -64,7 +65,7 @@ sub run
 	while (1)
 	{
 		my %how;
-		@how{qw(there back)} = split / /, PostgreSQL::Test::Utils::slurp_file($file);
+		@how{qw(there back lost)} = split / /, PostgreSQL::Test::Utils::slurp_file($file);
 		foreach my $socket ($select->can_read((grep { @$_ } values %queue) ? 0.002 : 0.05))
 		{
 			if ($socket == $listener)
@@ -81,7 +82,7 @@ sub run
 			# nothing: it has ended
 			my $data = '';
 			$data = undef if !sysread $socket, $data, 65536;
-			push @{ $queue{ $partner{$socket} } }, [ time, $data ];
+			push @{ $queue{ $partner{$socket} } }, [ time + (rand(100) < $how{lost} ? 0.2 : 0), $data ];
 			$select->remove($socket) if !defined $data;
 		}
 		SOCKET: foreach my $socket (keys %queue)

@@ -167,8 +167,8 @@ sub wait_converged
 				"SELECT count(*) >= $peers AND coalesce(bool_and(greatest(confirmed_flush_lsn, CASE WHEN replay_lsn <= write_lsn THEN replay_lsn END) >= '$lsns[$i]'), true)"
 			  . " FROM pg_catalog.pg_replication_slots s LEFT JOIN pg_catalog.pg_stat_replication w ON w.pid = s.active_pid WHERE slot_name LIKE 'repl\\_ml\\_%'");
 	}
-	# large transactions are applied beside
-	poll_until($_, "SELECT NOT EXISTS (SELECT FROM repl_ml.parked_changes WHERE action = 'bulk')") foreach @$nodes;
+	# large transactions are applied beside, and what met their locks after them
+	poll_until($_, 'SELECT NOT EXISTS (SELECT FROM repl_ml.parked_changes WHERE put_aside)') foreach @$nodes;
 	is_equal_everywhere($nodes, $_) foreach @tables;
 }
 

@@ -145,6 +145,7 @@ sub set_skew
 	return;
 }
 
+# Without a mode the node has been stopped before.
 sub restart_skewed
 {
 	my ($node, $mode) = @_;
@@ -153,7 +154,7 @@ sub restart_skewed
 	local $ENV{FAKETIME_NO_CACHE} = 1;
 	local $ENV{FAKETIME_DONT_RESET} = 1;
 	local $ENV{FAKETIME_DONT_FAKE_MONOTONIC} = 1;
-	$node->stop($mode);
+	$node->stop($mode) if defined $mode;
 	$node->start;
 	return;
 }

@@ -123,7 +123,7 @@ CREATE TABLE repl_ml.table_shape (
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
     PRIMARY KEY (node_id, schema_name, table_name)
 );
-COMMENT ON TABLE repl_ml.table_shape IS 'what a replicated table is on each member: its columns, types, keys, constraints and partitions, each with a digit for their order, as text that is the same wherever they are the same; null where it is missing; and in seen the identities of all columns it has ever had';
+COMMENT ON TABLE repl_ml.table_shape IS 'what a replicated table is on each member: its columns, types, keys, constraints and partitions, each with a digit for their order, as text that is the same wherever they are the same; null where it is missing; and in seen the identities of all columns it has ever had, or, in the row without names, which is about the database, a sum over all others of the member';
 
 -- What each member has compared by itself, when it was due; written by itself
 CREATE TABLE repl_ml.verification (

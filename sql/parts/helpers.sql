@@ -69,7 +69,7 @@ COMMENT ON FUNCTION repl_ml.wake_workers() IS 'makes the workers of this databas
 CREATE FUNCTION repl_ml.worker_stats(
     OUT peer integer, OUT pid integer, OUT state text, OUT received_lsn pg_lsn, OUT applied_lsn pg_lsn, OUT peer_lsn pg_lsn, OUT reached_lsn pg_lsn,
     OUT applied_commit_time timestamptz, OUT last_message_time timestamptz, OUT start_time timestamptz,
-    OUT transactions bigint, OUT changes bigint, OUT conflicts bigint, OUT equal_updates bigint, OUT equal_inserts bigint, OUT parked bigint, OUT retries bigint, OUT errors bigint,
+    OUT transactions bigint, OUT changes bigint, OUT conflicts bigint, OUT equal_updates bigint, OUT equal_inserts bigint, OUT parked bigint, OUT retries bigint, OUT errors bigint, OUT sync_errors bigint,
     OUT copy_relation regclass, OUT copy_rows bigint,
     OUT error_time timestamptz, OUT error_sqlstate text, OUT error_message text, OUT error_hint text,
     OUT last_error_time timestamptz, OUT last_error_sqlstate text, OUT last_error_message text, OUT last_error_hint text,
@@ -77,7 +77,7 @@ CREATE FUNCTION repl_ml.worker_stats(
     OUT received_bytes bigint, OUT apply_time double precision, OUT lock_time double precision, OUT flush_time double precision, OUT stats_reset timestamptz,
     OUT last_msg_send_time timestamptz, OUT told_lsn pg_lsn, OUT told_time timestamptz, OUT last_error_context text,
     OUT inserts bigint, OUT updates bigint, OUT deletes bigint, OUT duplicates bigint, OUT dominated bigint, OUT met_tombstones bigint,
-    OUT confl_insert_exists bigint, OUT confl_update_origin_differs bigint, OUT confl_update_exists bigint, OUT confl_update_deleted bigint, OUT confl_delete_origin_differs bigint)
+    OUT confl_insert_exists bigint, OUT confl_update_origin_differs bigint, OUT confl_update_exists bigint, OUT confl_update_deleted bigint, OUT confl_delete_origin_differs bigint, OUT confl_update_missing bigint, OUT confl_delete_missing bigint)
     RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'repl_ml_worker_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 3;
 COMMENT ON FUNCTION repl_ml.worker_stats() IS 'state and counters of this database''s workers since server start; peer 0 is the supervisor. reached_lsn: the origin of the link is not beyond it, or somebody has moved it; null: not known';
@@ -116,7 +116,7 @@ COMMENT ON FUNCTION repl_ml.write_stats() IS 'what became of this database''s co
 
 -- The origin and slot name that belong to a peer of this database
 CREATE FUNCTION repl_ml.link_name(node_id integer) RETURNS text
-    RETURN (SELECT pg_catalog.format('repl_ml_%s_%s', oid, node_id) FROM pg_catalog.pg_database WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database());
+    AS 'MODULE_PATHNAME', 'repl_ml_link_name' LANGUAGE C STABLE STRICT;
 COMMENT ON FUNCTION repl_ml.link_name(integer) IS 'name of the origin that tracks a peer here, and of the slot that peer reads from here';
 
 -- A standby has no WAL of its own
@@ -129,10 +129,7 @@ CREATE FUNCTION repl_ml.commits_behind(lsn pg_lsn) RETURNS bigint
 COMMENT ON FUNCTION repl_ml.commits_behind(pg_lsn) IS 'how many of this node''s commits who has no more WAL than this lacks, interpolated where there were more than a hundred a second; null if that is not known, as of before the server''s start';
 
 CREATE FUNCTION repl_ml.wal_end() RETURNS pg_lsn
-    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
-    AS $$
-    SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END
-    $$;
+    AS 'MODULE_PATHNAME', 'repl_ml_wal_end' LANGUAGE C VOLATILE STRICT;
 COMMENT ON FUNCTION repl_ml.wal_end() IS 'up to where this server''s WAL is durable, or replayed on a standby';
 
 -- How far this node has another one's WAL: applied, or put aside to be applied
@@ -264,24 +261,44 @@ CREATE FUNCTION repl_ml.end_old_session(of_node integer) RETURNS boolean
     $$;
 COMMENT ON FUNCTION repl_ml.end_old_session(integer) IS 'ends the walsender that still serves a peer which connects anew, or whoever else has its slot; NULL if there is none';
 
--- The slot by which a peer reads this node
-CREATE FUNCTION repl_ml.slot_fault(of_node integer, OUT fault text, OUT confirmed pg_lsn)
-    LANGUAGE sql VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+-- The slots by which peers read this node; the directory of the WAL is looked at once
+CREATE FUNCTION repl_ml.slot_faults(of_nodes integer[], OUT node_id integer, OUT fault text, OUT confirmed pg_lsn)
+    RETURNS SETOF record
+    LANGUAGE plpgsql VOLATILE STRICT ROWS 10 SET search_path = pg_catalog, pg_temp SET jit = off
     AS $$
-    SELECT CASE WHEN s.slot_name IS NULL THEN 'There is none.'
+    #variable_conflict use_column
+    BEGIN
+    RETURN QUERY
+    WITH wal AS MATERIALIZED (
+        SELECT b.size, pg_catalog.div(repl_ml.wal_end() - '0/0' - 1, b.size)::bigint AS last
+          FROM (SELECT pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size')) AS size) b),
+    -- segments have names of 8 digits for the timeline and 16 for the number
+    segment AS MATERIALIZED (
+        SELECT DISTINCT ('x' || pg_catalog.substr(f.name, 9, 8))::bit(32)::bigint * (4294967296 / w.size) + ('x' || pg_catalog.substr(f.name, 17, 8))::bit(32)::bigint AS number
+          FROM pg_catalog.pg_ls_waldir() f, wal w WHERE f.name ~ '^[0-9A-F]{24}$'),
+    -- from which one on there is none missing
+    whole AS MATERIALIZED (
+        SELECT coalesce(pg_catalog.min(x.number), w.last + 1) AS first
+          FROM wal w LEFT JOIN (SELECT s.number, s.number + pg_catalog.row_number() OVER (ORDER BY s.number DESC) AS run FROM segment s, wal v WHERE s.number <= v.last) x ON x.run = w.last + 1
+         GROUP BY w.last)
+    SELECT n.id, CASE WHEN s.slot_name IS NULL THEN 'There is none.'
                 WHEN s.plugin IS DISTINCT FROM 'repl_ml' OR s.database <> pg_catalog.current_database() OR s.temporary OR s.two_phase THEN 'Somebody has made it for something else.'
                 WHEN s.restart_lsn IS NULL OR s.wal_status IS NULL OR s.wal_status = 'lost' THEN 'The server has let go of what it kept.'
                 WHEN s.confirmed_flush_lsn > repl_ml.wal_end() THEN 'It is ahead of the server''s WAL.'
-                -- segments have names of 8 digits for the timeline and 16 for the number
-                WHEN EXISTS (SELECT pg_catalog.upper(pg_catalog.lpad(pg_catalog.to_hex(n / (4294967296 / b.size)), 8, '0') || pg_catalog.lpad(pg_catalog.to_hex(n % (4294967296 / b.size)), 8, '0'))
-                               FROM pg_catalog.generate_series(pg_catalog.div(s.restart_lsn - '0/0', b.size)::bigint, pg_catalog.div(repl_ml.wal_end() - '0/0' - 1, b.size)::bigint) n
-                             EXCEPT SELECT pg_catalog.right(f.name, 16) FROM pg_catalog.pg_ls_waldir() f)
-                    THEN pg_catalog.format('Of the WAL from %s on, which it needs, a part is gone.', s.restart_lsn)
+                WHEN pg_catalog.div(s.restart_lsn - '0/0', w.size) < h.first THEN pg_catalog.format('Of the WAL from %s on, which it needs, a part is gone.', s.restart_lsn)
            END, s.confirmed_flush_lsn
-      FROM (SELECT pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size')) AS size) b
-      LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = repl_ml.link_name(of_node)
+      FROM pg_catalog.unnest(of_nodes) n (id) CROSS JOIN wal w CROSS JOIN whole h
+      LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = repl_ml.link_name(n.id);
+    END
     $$;
-COMMENT ON FUNCTION repl_ml.slot_fault(integer, OUT text, OUT pg_lsn) IS 'why the slot by which a peer reads this node is of no use and has to be made anew, null if it is of use; and up to where the peer had confirmed';
+COMMENT ON FUNCTION repl_ml.slot_faults(integer[], OUT integer, OUT text, OUT pg_lsn) IS 'for each of these peers why the slot by which it reads this node is of no use and has to be made anew, null if it is of use; and up to where the peer had confirmed';
+
+CREATE FUNCTION repl_ml.slot_fault(of_node integer, OUT fault text, OUT confirmed pg_lsn)
+    LANGUAGE sql VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT f.fault, f.confirmed FROM repl_ml.slot_faults(ARRAY[of_node]) f
+    $$;
+COMMENT ON FUNCTION repl_ml.slot_fault(integer, OUT text, OUT pg_lsn) IS 'the same of one peer, asked by it';
 
 -- How the last stream to a peer ended
 CREATE FUNCTION repl_ml.stream_ended_with(of_node integer) RETURNS text

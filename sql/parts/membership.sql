@@ -514,17 +514,18 @@ COMMENT ON FUNCTION repl_ml.lacking() IS 'the tables of which peers could not se
 
 -- What the publication was changed to while the library was not there to refuse it
 CREATE FUNCTION repl_ml.publication_fault() RETURNS text
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT CASE WHEN p.oid IS NULL THEN 'does not exist'
-                WHEN NOT p.pubinsert OR NOT p.pubupdate THEN 'leaves out changes'
-                WHEN p.pubdelete OR p.pubtruncate OR NOT p.pubviaroot OR p.puballtables THEN 'does not publish what the nodes read'
-                WHEN f.filtered THEN 'leaves out rows or columns'
-                WHEN f.catalogs < 9 THEN 'lacks tables of repl_ml' END
-      FROM (SELECT) one LEFT JOIN pg_catalog.pg_publication p ON p.pubname = 'repl_ml',
-           LATERAL (SELECT pg_catalog.bool_or(r.prqual IS NOT NULL OR r.prattrs IS NOT NULL) AS filtered,
-                           pg_catalog.count(*) FILTER (WHERE c.relnamespace = 'repl_ml'::pg_catalog.regnamespace) AS catalogs
-                      FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_class c ON c.oid = r.prrelid WHERE r.prpubid = p.oid) f
+    BEGIN
+        RETURN (
+            SELECT CASE WHEN p.oid IS NULL THEN 'does not exist'
+                        WHEN NOT p.pubinsert OR NOT p.pubupdate THEN 'leaves out changes'
+                        WHEN p.pubdelete OR p.pubtruncate OR NOT p.pubviaroot OR p.puballtables THEN 'does not publish what the nodes read'
+                        WHEN EXISTS (SELECT FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL)) THEN 'leaves out rows or columns'
+                        WHEN EXISTS (SELECT FROM pg_catalog.unnest('{member,replicated_table,heartbeat,tombstone,collection,conflict_policy,table_shape,invitation,verification}'::name[]) c (name)
+                                      WHERE NOT repl_ml.is_published(repl_ml.find_table('repl_ml', c.name))) THEN 'lacks tables of repl_ml' END
+              FROM (SELECT) one LEFT JOIN pg_catalog.pg_publication p ON p.pubname = 'repl_ml');
+    END
     $$;
 COMMENT ON FUNCTION repl_ml.publication_fault() IS 'what is wrong with the publication repl_ml; null where it is as it should be';
 

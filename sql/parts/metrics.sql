@@ -57,6 +57,7 @@ CREATE VIEW repl_ml.metric_families AS
         ('write', 'waiting', 'gauge', 'Commits that wait to be acknowledged.'),
         ('write', 'oldest_wait_seconds', 'gauge', 'For how long the one that waits longest has been waiting.'),
         ('conflict', 'kept', 'gauge', 'Conflicts in repl_ml.conflicts, which keeps them for repl_ml.conflict_retention.'),
+        ('conflict', 'last_hour', 'gauge', 'How many of them were found in the last sixty minutes.'),
         ('conflict', 'last_timestamp_seconds', 'gauge', 'When the last of them was found.'),
         ('parked', 'changes', 'gauge', 'Changes that could not be applied here, and that this node lacks.'),
         ('parked', 'oldest_timestamp_seconds', 'gauge', 'Since when the oldest of them is parked.'),
@@ -70,72 +71,88 @@ CREATE VIEW repl_ml.metric_families AS
 COMMENT ON VIEW repl_ml.metric_families IS
     'what repl_ml.metrics can show: one row for each metric, with the labels that its family has';
 
--- A family is a branch of its own: who asks for one pays for no other
+-- A function, so that a session plans each family once, and who asks for one pays for no other
+CREATE FUNCTION repl_ml.samples(of_family name, OUT labels jsonb, OUT metric name, OUT value float8)
+    RETURNS SETOF record
+    LANGUAGE plpgsql STABLE STRICT SECURITY DEFINER ROWS 30 SET search_path = pg_catalog, pg_temp SET jit = off
+    AS $$
+    #variable_conflict use_column
+    BEGIN
+        CASE of_family
+        WHEN 'group' THEN RETURN QUERY
+            SELECT pg_catalog.jsonb_build_object('group_name', l.group_name, 'node_name', l.node_name, 'version', e.extversion), 'info'::name, 1::float8
+              FROM repl_ml.local_node l, pg_catalog.pg_extension e WHERE e.extname = 'repl_ml';
+        WHEN 'node' THEN RETURN QUERY
+            SELECT '{}'::jsonb, v.metric::name, v.value::float8
+              FROM repl_ml.local_node l
+             CROSS JOIN (SELECT pg_catalog.count(*) AS members, pg_catalog.count(*) FILTER (WHERE w.reachable) AS reachable FROM repl_ml.write_members() w) m
+             CROSS JOIN (SELECT CASE WHEN pg_catalog.bool_and(u.transactions IS NOT NULL) THEN pg_catalog.sum(u.transactions) END AS transactions FROM repl_ml.unacknowledged() u) u
+             CROSS JOIN LATERAL (VALUES ('ready', (l.state = 'ready')::integer::float8), ('members', m.members), ('members_reachable', m.reachable), ('unacknowledged_transactions', u.transactions),
+                    ('put_aside_changes', (SELECT pg_catalog.count(*) FROM repl_ml.parked_change p WHERE p.put_aside)),
+                    ('discarded_transactions', (SELECT pg_catalog.count(*) FROM repl_ml.discarded_transaction))) v (metric, value);
+        WHEN 'member' THEN RETURN QUERY
+            SELECT pg_catalog.jsonb_build_object('peer', n.node_name), v.metric::name, v.value::float8
+              FROM repl_ml.nodes n CROSS JOIN LATERAL (VALUES ('reachable', n.reachable::integer::float8), ('silent_seconds', EXTRACT(epoch FROM n.silent_for))) v (metric, value)
+             WHERE NOT n.is_local AND n.state <> 'dropped';
+        WHEN 'replication' THEN RETURN QUERY
+            SELECT pg_catalog.jsonb_build_object('peer', r.node_name), v.metric::name, v.value::float8
+              FROM repl_ml.stat_replication r
+             CROSS JOIN LATERAL (VALUES ('streaming', (r.state = 'streaming')::integer::float8), ('paused', (r.state = 'paused')::integer),
+                    ('lag_seconds', CASE WHEN r.lag_since IS NOT NULL THEN greatest(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - r.lag_since), 0) WHEN r.transactions_behind = 0 THEN 0 END),
+                    ('heartbeat_lag_seconds', EXTRACT(epoch FROM r.heartbeat_lag)), ('lag_transactions', r.transactions_behind), ('lag_bytes', r.lag_bytes), ('wal_kept_bytes', r.wal_kept),
+                    ('slot_lost', (r.wal_status = 'lost')::integer), ('unreachable_seconds', coalesce(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - r.unreachable_since), 0)),
+                    ('sent_bytes_total', r.sent_bytes), ('reconnects_total', r.reconnects)) v (metric, value);
+        WHEN 'apply' THEN RETURN QUERY
+            SELECT pg_catalog.jsonb_build_object('peer', a.node_name), v.metric::name, v.value::float8
+              FROM repl_ml.stat_apply a
+             CROSS JOIN LATERAL (VALUES ('streaming', (a.state = 'streaming')::integer::float8), ('paused', (a.state = 'paused')::integer), ('failing', (a.error_message IS NOT NULL)::integer),
+                    ('heartbeat_age_seconds', EXTRACT(epoch FROM a.heartbeat_age)), ('tables_to_copy', a.tables_to_copy), ('transactions_total', a.transactions), ('changes_total', a.changes),
+                    ('conflicts_total', a.conflicts), ('parked_total', a.parked), ('retries_total', a.retries), ('errors_total', a.errors)) v (metric, value);
+        WHEN 'network' THEN RETURN QUERY
+            SELECT pg_catalog.jsonb_build_object('peer', n.node_name), v.metric::name, v.value::float8
+              FROM repl_ml.stat_network n
+             CROSS JOIN LATERAL (VALUES ('round_trip_seconds', EXTRACT(epoch FROM n.round_trip)), ('round_trip_p99_seconds', EXTRACT(epoch FROM n.round_trip_p99)),
+                    ('clock_offset_seconds', EXTRACT(epoch FROM n.clock_offset)), ('clock_uncertainty_seconds', EXTRACT(epoch FROM n.clock_uncertainty)),
+                    ('unanswered_seconds', coalesce(EXTRACT(epoch FROM n.unanswered_for), 0)), ('pings_lost_total', n.pings_lost), ('heartbeats_late_total', n.heartbeats_late),
+                    ('heartbeats_lost_total', n.heartbeats_lost), ('received_bytes_total', n.bytes)) v (metric, value)
+             WHERE n.direction = 'incoming';
+        WHEN 'write' THEN RETURN QUERY
+            SELECT pg_catalog.jsonb_build_object('level', c.level), v.metric::name, v.value::float8
+              FROM repl_ml.write_stats() c
+              LEFT JOIN LATERAL (SELECT pg_catalog.count(*) AS waiting, pg_catalog.min(w.waiting_since) AS since FROM repl_ml.write_waiters() w WHERE w.level = c.level) w ON true
+             CROSS JOIN LATERAL (VALUES ('acknowledged_total', c.commits::float8), ('refused_total', c.refused), ('timeouts_total', c.timeouts), ('cancelled_total', c.cancelled), ('parked_total', c.parked),
+                    ('wait_seconds_total', EXTRACT(epoch FROM c.total_wait)), ('waiting', w.waiting), ('oldest_wait_seconds', coalesce(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - w.since), 0))) v (metric, value);
+        WHEN 'conflict' THEN RETURN QUERY
+            SELECT pg_catalog.jsonb_build_object('schema', c.schema_name, 'table', c.table_name, 'type', c.conflict_type, 'resolution', c.resolution), v.metric::name, v.value::float8
+              FROM repl_ml.stat_conflicts c CROSS JOIN LATERAL (VALUES ('kept', c.conflicts::float8), ('last_hour', c.last_hour), ('last_timestamp_seconds', EXTRACT(epoch FROM c.last_detected_at))) v (metric, value);
+        WHEN 'parked' THEN RETURN QUERY
+            SELECT pg_catalog.jsonb_build_object('schema', p.schema_name, 'table', p.table_name), v.metric::name, v.value::float8
+              FROM (SELECT x.schema_name, x.table_name, pg_catalog.sum(CASE x.action WHEN 'counted' THEN (x.change->>'changes')::bigint ELSE 1 END) AS changes, pg_catalog.min(x.parked_at) AS since
+                      FROM repl_ml.parked_change x WHERE x.action NOT IN ('evicted', 'kept') AND NOT x.put_aside GROUP BY 1, 2) p
+             CROSS JOIN LATERAL (VALUES ('changes', p.changes::float8), ('oldest_timestamp_seconds', EXTRACT(epoch FROM p.since))) v (metric, value);
+        WHEN 'table' THEN RETURN QUERY
+            SELECT pg_catalog.jsonb_build_object('state', t.state), v.metric::name, v.value::float8
+              FROM (SELECT x.state, pg_catalog.count(*) AS count, pg_catalog.count(d.table_name) AS different
+                      FROM repl_ml.table_states() x LEFT JOIN (SELECT DISTINCT y.schema_name, y.table_name FROM repl_ml.differing_shapes() y) d ON d.schema_name = x.schema_name AND d.table_name = x.table_name GROUP BY 1) t
+             CROSS JOIN LATERAL (VALUES ('listed', t.count::float8), ('different', t.different)) v (metric, value);
+        WHEN 'verification' THEN RETURN QUERY
+            SELECT pg_catalog.jsonb_build_object('schema', c.schema_name, 'table', c.table_name), v.metric::name, v.value::float8
+              FROM (SELECT x.schema_name, x.table_name, pg_catalog.max(x.started_at) FILTER (WHERE x.is_last) AS last, pg_catalog.max(x.started_at) FILTER (WHERE x.is_last_good) AS last_good,
+                           pg_catalog.bool_or(x.status = 'consistent') FILTER (WHERE x.is_last) AS consistent, pg_catalog.max(x.differing_rows) FILTER (WHERE x.is_last) AS differing
+                      FROM repl_ml.consistency_checks x GROUP BY 1, 2) c
+             CROSS JOIN LATERAL (VALUES ('consistent', c.consistent::integer::float8), ('differing_rows', c.differing), ('last_timestamp_seconds', EXTRACT(epoch FROM c.last)),
+                    ('last_good_timestamp_seconds', EXTRACT(epoch FROM c.last_good))) v (metric, value);
+        WHEN 'health' THEN RETURN QUERY
+            SELECT pg_catalog.jsonb_build_object('check', h.check_name), 'status'::name, CASE h.status WHEN 'ok' THEN 0 WHEN 'warning' THEN 1 WHEN 'error' THEN 2 END::float8
+              FROM repl_ml.health h;
+        END CASE;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.samples(name) IS 'the values of one family of metrics, for the view repl_ml.metric_samples';
+
 CREATE VIEW repl_ml.metric_samples AS
-    SELECT 'group'::name AS family, pg_catalog.jsonb_build_object('group_name', l.group_name, 'node_name', l.node_name, 'version', e.extversion) AS labels, 'info'::name AS metric, 1::float8 AS value
-      FROM repl_ml.local_node l, pg_catalog.pg_extension e WHERE e.extname = 'repl_ml'
-    UNION ALL
-    SELECT 'node'::name, '{}'::jsonb, v.metric::name, v.value::float8
-      FROM repl_ml.local_node l
-     CROSS JOIN (SELECT pg_catalog.count(*) AS members, pg_catalog.count(*) FILTER (WHERE w.reachable) AS reachable FROM repl_ml.write_members() w) m
-     CROSS JOIN (SELECT CASE WHEN pg_catalog.bool_and(u.transactions IS NOT NULL) THEN pg_catalog.sum(u.transactions) END AS transactions FROM repl_ml.unacknowledged() u) u
-     CROSS JOIN LATERAL (VALUES ('ready', (l.state = 'ready')::integer::float8), ('members', m.members), ('members_reachable', m.reachable), ('unacknowledged_transactions', u.transactions),
-            ('put_aside_changes', (SELECT pg_catalog.count(*) FROM repl_ml.parked_change p WHERE p.put_aside)),
-            ('discarded_transactions', (SELECT pg_catalog.count(*) FROM repl_ml.discarded_transaction))) v (metric, value)
-    UNION ALL
-    SELECT 'member'::name, pg_catalog.jsonb_build_object('peer', n.node_name), v.metric::name, v.value::float8
-      FROM repl_ml.nodes n CROSS JOIN LATERAL (VALUES ('reachable', n.reachable::integer::float8), ('silent_seconds', EXTRACT(epoch FROM n.silent_for))) v (metric, value)
-     WHERE NOT n.is_local AND n.state <> 'dropped'
-    UNION ALL
-    SELECT 'replication'::name, pg_catalog.jsonb_build_object('peer', r.node_name), v.metric::name, v.value::float8
-      FROM repl_ml.stat_replication r
-     CROSS JOIN LATERAL (VALUES ('streaming', (r.state = 'streaming')::integer::float8), ('paused', (r.state = 'paused')::integer),
-            ('lag_seconds', CASE WHEN r.lag_since IS NOT NULL THEN greatest(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - r.lag_since), 0) WHEN r.transactions_behind = 0 THEN 0 END),
-            ('heartbeat_lag_seconds', EXTRACT(epoch FROM r.heartbeat_lag)), ('lag_transactions', r.transactions_behind), ('lag_bytes', r.lag_bytes), ('wal_kept_bytes', r.wal_kept),
-            ('slot_lost', (r.wal_status = 'lost')::integer), ('unreachable_seconds', coalesce(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - r.unreachable_since), 0)),
-            ('sent_bytes_total', r.sent_bytes), ('reconnects_total', r.reconnects)) v (metric, value)
-    UNION ALL
-    SELECT 'apply'::name, pg_catalog.jsonb_build_object('peer', a.node_name), v.metric::name, v.value::float8
-      FROM repl_ml.stat_apply a
-     CROSS JOIN LATERAL (VALUES ('streaming', (a.state = 'streaming')::integer::float8), ('paused', (a.state = 'paused')::integer), ('failing', (a.error_message IS NOT NULL)::integer),
-            ('heartbeat_age_seconds', EXTRACT(epoch FROM a.heartbeat_age)), ('tables_to_copy', a.tables_to_copy), ('transactions_total', a.transactions), ('changes_total', a.changes),
-            ('conflicts_total', a.conflicts), ('parked_total', a.parked), ('retries_total', a.retries), ('errors_total', a.errors)) v (metric, value)
-    UNION ALL
-    SELECT 'network'::name, pg_catalog.jsonb_build_object('peer', n.node_name), v.metric::name, v.value::float8
-      FROM repl_ml.stat_network n
-     CROSS JOIN LATERAL (VALUES ('round_trip_seconds', EXTRACT(epoch FROM n.round_trip)), ('round_trip_p99_seconds', EXTRACT(epoch FROM n.round_trip_p99)),
-            ('clock_offset_seconds', EXTRACT(epoch FROM n.clock_offset)), ('clock_uncertainty_seconds', EXTRACT(epoch FROM n.clock_uncertainty)),
-            ('unanswered_seconds', coalesce(EXTRACT(epoch FROM n.unanswered_for), 0)), ('pings_lost_total', n.pings_lost), ('heartbeats_late_total', n.heartbeats_late),
-            ('heartbeats_lost_total', n.heartbeats_lost), ('received_bytes_total', n.bytes)) v (metric, value)
-     WHERE n.direction = 'incoming'
-    UNION ALL
-    SELECT 'write'::name, pg_catalog.jsonb_build_object('level', c.level), v.metric::name, v.value::float8
-      FROM repl_ml.write_stats() c
-      LEFT JOIN LATERAL (SELECT pg_catalog.count(*) AS waiting, pg_catalog.min(w.waiting_since) AS since FROM repl_ml.write_waiters() w WHERE w.level = c.level) w ON true
-     CROSS JOIN LATERAL (VALUES ('acknowledged_total', c.commits::float8), ('refused_total', c.refused), ('timeouts_total', c.timeouts), ('cancelled_total', c.cancelled), ('parked_total', c.parked),
-            ('wait_seconds_total', EXTRACT(epoch FROM c.total_wait)), ('waiting', w.waiting), ('oldest_wait_seconds', coalesce(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - w.since), 0))) v (metric, value)
-    UNION ALL
-    SELECT 'conflict'::name, pg_catalog.jsonb_build_object('schema', c.schema_name, 'table', c.table_name, 'type', c.conflict_type, 'resolution', c.resolution), v.metric::name, v.value::float8
-      FROM repl_ml.stat_conflicts c CROSS JOIN LATERAL (VALUES ('kept', c.conflicts::float8), ('last_timestamp_seconds', EXTRACT(epoch FROM c.last_detected_at))) v (metric, value)
-    UNION ALL
-    SELECT 'parked'::name, pg_catalog.jsonb_build_object('schema', p.schema_name, 'table', p.table_name), v.metric::name, v.value::float8
-      FROM (SELECT x.schema_name, x.table_name, pg_catalog.sum(CASE x.action WHEN 'counted' THEN (x.change->>'changes')::bigint ELSE 1 END) AS changes, pg_catalog.min(x.parked_at) AS since
-              FROM repl_ml.parked_change x WHERE x.action NOT IN ('evicted', 'kept') AND NOT x.put_aside GROUP BY 1, 2) p
-     CROSS JOIN LATERAL (VALUES ('changes', p.changes::float8), ('oldest_timestamp_seconds', EXTRACT(epoch FROM p.since))) v (metric, value)
-    UNION ALL
-    SELECT 'table'::name, pg_catalog.jsonb_build_object('state', t.state), v.metric::name, v.value::float8
-      FROM (SELECT x.state, pg_catalog.count(*) AS count, pg_catalog.count(*) FILTER (WHERE x.differs_on <> '{}') AS different FROM repl_ml.tables x GROUP BY 1) t
-     CROSS JOIN LATERAL (VALUES ('listed', t.count::float8), ('different', t.different)) v (metric, value)
-    UNION ALL
-    SELECT 'verification'::name, pg_catalog.jsonb_build_object('schema', c.schema_name, 'table', c.table_name), v.metric::name, v.value::float8
-      FROM (SELECT x.schema_name, x.table_name, pg_catalog.max(x.started_at) FILTER (WHERE x.is_last) AS last, pg_catalog.max(x.started_at) FILTER (WHERE x.is_last_good) AS last_good,
-                   pg_catalog.bool_or(x.status = 'consistent') FILTER (WHERE x.is_last) AS consistent, pg_catalog.max(x.differing_rows) FILTER (WHERE x.is_last) AS differing
-              FROM repl_ml.consistency_checks x GROUP BY 1, 2) c
-     CROSS JOIN LATERAL (VALUES ('consistent', c.consistent::integer::float8), ('differing_rows', c.differing), ('last_timestamp_seconds', EXTRACT(epoch FROM c.last)),
-            ('last_good_timestamp_seconds', EXTRACT(epoch FROM c.last_good))) v (metric, value)
-    UNION ALL
-    SELECT 'health'::name, pg_catalog.jsonb_build_object('check', h.check_name), 'status'::name, CASE h.status WHEN 'ok' THEN 0 WHEN 'warning' THEN 1 WHEN 'error' THEN 2 END::float8
-      FROM repl_ml.health h;
+    SELECT f.family, s.labels, s.metric, s.value
+      FROM pg_catalog.unnest('{group,node,member,replication,apply,network,write,conflict,parked,table,verification,health}'::name[]) f (family) CROSS JOIN LATERAL repl_ml.samples(f.family) s;
 COMMENT ON VIEW repl_ml.metric_samples IS
     'the values of repl_ml.metrics by family, for an exporter that asks for one family after the other: WHERE family = ''replication'' reads nothing of the others';
 

@@ -38,8 +38,9 @@ END
 $$;
 
 -- Seeing: connection strings and rows excepted
-GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.write_members(), repl_ml.write_waiters(), repl_ml.write_stats(), repl_ml.unacknowledged(), repl_ml.verify_progress(), repl_ml.verifier_state(), repl_ml.local_fingerprint(),
-    repl_ml.wal_end(), repl_ml.lacks_since(pg_lsn), repl_ml.link_name(integer), repl_ml.slot_fault(integer), repl_ml.publication_fault(), repl_ml.enrol_obstacle(regclass), repl_ml.column_types(regclass), repl_ml.column_identity(regclass, name), repl_ml.check_setup(text), repl_ml.check_settings(integer) TO pg_monitor;
+GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.write_members(), repl_ml.write_waiters(), repl_ml.write_stats(), repl_ml.unacknowledged(), repl_ml.verify_progress(),
+    repl_ml.wal_end(), repl_ml.lacks_since(pg_lsn), repl_ml.link_name(integer), repl_ml.enrol_obstacle(regclass), repl_ml.column_types(regclass), repl_ml.check_setup(text), repl_ml.check_settings(integer),
+    repl_ml.listed_tables(), repl_ml.differing_shapes(), repl_ml.forgotten_tables(), repl_ml.planned_checks(), repl_ml.checks(), repl_ml.samples(name) TO pg_monitor;
 GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.shape_differences, repl_ml.unreplicated_tables, repl_ml.conflict_policies, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts,
     repl_ml.stat_write_consistency, repl_ml.stat_write_waiters, repl_ml.stat_progress_verify, repl_ml.consistency_checks, repl_ml.scheduled_checks, repl_ml.health TO pg_monitor;
 -- what pg_dump saves of an extension has to be read by whoever dumps the database
@@ -69,4 +70,4 @@ GRANT EXECUTE ON FUNCTION repl_ml.hear_pause(integer), repl_ml.row_sight(name, n
 -- What the views of how it goes are made of
 GRANT EXECUTE ON FUNCTION repl_ml.link_stats(), repl_ml.network_stats(), repl_ml.commits_behind(pg_lsn) TO pg_monitor;
 GRANT EXECUTE ON FUNCTION repl_ml.own_status(), repl_ml.status(), repl_ml.short_time(interval) TO pg_monitor;
-GRANT SELECT ON repl_ml.stat_network, repl_ml.group_status, repl_ml.top TO pg_monitor;
+GRANT SELECT ON repl_ml.conflicts_by_hour, repl_ml.stat_network, repl_ml.group_status, repl_ml.top TO pg_monitor;

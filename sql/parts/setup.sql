@@ -125,7 +125,7 @@ CREATE FUNCTION repl_ml.check_setup(peer_dsn text DEFAULT NULL, OUT check_name t
                 GET STACKED DIAGNOSTICS v = PG_EXCEPTION_DETAIL;
                 detail := sqlerrm || coalesce(': ' || nullif(v, ''), '');
                 status := 'error';
-                hint := 'Check the connection string, pg_hba.conf on that server, and that the role has LOGIN and REPLICATION.';
+                hint := 'Check that the server runs, the connection string, pg_hba.conf on that server, and that the role has LOGIN and REPLICATION.';
             END;
             RETURN NEXT;
             IF status = 'ok' THEN

@@ -169,13 +169,25 @@ CREATE FUNCTION repl_ml.column_identity(relation regclass, column_name name) RET
     $$;
 COMMENT ON FUNCTION repl_ml.column_identity(regclass, name) IS 'the identities of a column, of __repl_clock all that columns of the table have ever had here; null if there are none';
 
+-- Of a thousand tables that are looked at again and again; a join reads all of pg_class for that
+CREATE FUNCTION repl_ml.find_table(schema_name name, table_name name) RETURNS oid
+    AS 'MODULE_PATHNAME', 'repl_ml_find_table' LANGUAGE C STABLE STRICT;
+COMMENT ON FUNCTION repl_ml.find_table(name, name) IS 'the relation of this name; null if there is none';
+CREATE FUNCTION repl_ml.is_published(relation oid) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'repl_ml_is_published' LANGUAGE C STABLE;
+COMMENT ON FUNCTION repl_ml.is_published(oid) IS 'whether a table is in the publication repl_ml; false of null';
+
+CREATE FUNCTION repl_ml.seen_columns(relation oid) RETURNS text
+    AS 'MODULE_PATHNAME', 'repl_ml_seen_columns' LANGUAGE C STABLE STRICT;
+COMMENT ON FUNCTION repl_ml.seen_columns(oid) IS 'all identities that columns of a table have ever had here; null if there are none';
+
 -- What two nodes have added, each for itself, is one column as soon as one of them has heard of the other's; see repl_ml_column_is_same
 CREATE FUNCTION repl_ml.agree_on_columns() RETURNS boolean
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT coalesce(pg_catalog.bool_and(repl_ml.agree_on_column(c.relation, a.attname, c.ours, c.theirs)), true)
       FROM repl_ml.local_node l
-     CROSS JOIN LATERAL (SELECT s.shape, s.seen, r.oid::regclass AS relation, repl_ml.column_identity(r.oid, '__repl_clock') AS seen_here,
+     CROSS JOIN LATERAL (SELECT s.shape, s.seen, r.oid::regclass AS relation, repl_ml.seen_columns(r.oid) AS seen_here,
                                 coalesce(o.shape, repl_ml.describe_table(r.oid)) AS shape_here
                            FROM repl_ml.table_shape s JOIN repl_ml.member m ON m.node_id = s.node_id AND m.state <> 'dropped'
                            JOIN pg_catalog.pg_namespace n ON n.nspname = s.schema_name
@@ -650,14 +662,19 @@ COMMENT ON FUNCTION repl_ml.describe_database() IS 'what of the database and its
 CREATE FUNCTION repl_ml.tell_shapes() RETURNS void
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
-    WITH present AS MATERIALIZED (
+    WITH described AS MATERIALIZED (
+        SELECT t.schema_name, t.table_name, repl_ml.describe_table(c.oid) AS shape, repl_ml.seen_columns(c.oid) AS seen
+          FROM repl_ml.replicated_table t LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace)
+            ON n.nspname = t.schema_name AND c.relname = t.table_name AND c.relkind IN ('r', 'p')
+         WHERE t.state = 'enrolled'),
+    present AS MATERIALIZED (
         SELECT l.node_id, x.schema_name, x.table_name, x.shape, x.seen
           FROM repl_ml.local_node l, (
-               SELECT t.schema_name, t.table_name, repl_ml.describe_table(c.oid) AS shape, repl_ml.column_identity(c.oid, '__repl_clock') AS seen
-                 FROM repl_ml.replicated_table t LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace)
-                   ON n.nspname = t.schema_name AND c.relname = t.table_name AND c.relkind IN ('r', 'p')
-                WHERE t.state = 'enrolled'
-               UNION ALL SELECT '', '', repl_ml.describe_database(), NULL) x)
+               SELECT * FROM described
+               -- members whose sums are the same have the same tables, and need not be compared one by one
+               UNION ALL SELECT '', '', repl_ml.describe_database(),
+                    (SELECT pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(coalesce(pg_catalog.string_agg(pg_catalog.format('%I.%I %s', d.schema_name, d.table_name, d.shape), E'\n' ORDER BY d.schema_name, d.table_name), ''), 'UTF8')), 'hex')
+                       FROM described d)) x)
     INSERT INTO repl_ml.table_shape (node_id, schema_name, table_name, shape, seen)
     SELECT p.* FROM present p
      WHERE NOT EXISTS (SELECT FROM repl_ml.table_shape s WHERE (s.node_id, s.schema_name, s.table_name) = (p.node_id, p.schema_name, p.table_name)

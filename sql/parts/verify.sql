@@ -155,26 +155,53 @@ CREATE FUNCTION repl_ml.verifier_state() RETURNS text
 COMMENT ON FUNCTION repl_ml.verifier_state() IS 'what compares tables on this node by repl_ml.verify_schedule: off, idle, running, or refused as no background worker was free';
 
 -- The first in the order of ids begins, the others wait a little for each before them that could
+CREATE FUNCTION repl_ml.verify_plan(OUT schedule interval, OUT full_schedule interval, OUT grace interval, OUT since timestamptz, OUT place bigint, OUT patience interval)
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        schedule := pg_catalog.current_setting('repl_ml.verify_schedule');
+        full_schedule := pg_catalog.current_setting('repl_ml.verify_full_schedule');
+        grace := least(greatest(schedule / 10, '2 s'), '10 min');
+        since := greatest(pg_catalog.pg_postmaster_start_time(), pg_catalog.pg_conf_load_time());
+        place := (SELECT pg_catalog.count(*) FROM repl_ml.write_members() w, repl_ml.local_node l WHERE w.reachable AND w.node_id < l.node_id);
+        patience := 2 * schedule + (place + 1) * grace;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.verify_plan() IS
+    'how this node keeps to repl_ml.verify_schedule: how many reachable members are before it, each of which gets the grace before it begins itself; since when; and how long after a comparison the next one is late';
+
+CREATE FUNCTION repl_ml.planned_checks(OUT schema_name name, OUT table_name name, OUT compared_at timestamptz, OUT compared_by name, OUT status text, OUT good_at timestamptz, OUT full_at timestamptz, OUT goes_on_at name,
+        OUT is_late boolean, OUT due_at timestamptz, OUT is_full boolean)
+    RETURNS SETOF record
+    LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1000 SET search_path = pg_catalog, pg_temp SET jit = off SET enable_nestloop = off SET enable_mergejoin = off
+    AS $$
+    #variable_conflict use_column
+    BEGIN
+        RETURN QUERY
+        SELECT r.schema_name, r.table_name, v.compared_at, m.node_name, ('{consistent,differs,incomplete}'::text[])[v.last[3]::integer], v.good_at, v.full_at, g.node_name,
+               s.schedule > '0 s' AND coalesce(v.compared_at, s.since) + s.patience < pg_catalog.clock_timestamp(),
+               CASE WHEN s.schedule > '0 s' AND v.goes_on IS NULL AND y.table_name IS NULL
+                    THEN greatest(coalesce(v.compared_at + s.schedule, s.since) + s.place * s.grace,
+                                  -- it was interrupted
+                                  CASE WHEN v.compared_at IS DISTINCT FROM v.begun_at THEN v.begun_at + s.grace END) END,
+               s.full_schedule <= s.schedule OR v.full_at IS NULL OR v.full_at + s.full_schedule <= pg_catalog.clock_timestamp()
+          FROM repl_ml.verify_plan() s
+         CROSS JOIN repl_ml.replicated_table r
+          LEFT JOIN (SELECT x.schema_name, x.table_name, pg_catalog.max(x.begun_at) AS begun_at, pg_catalog.max(x.compared_at) AS compared_at, pg_catalog.max(x.good_at) AS good_at, pg_catalog.max(x.full_at) AS full_at,
+                            -- where and how the last one ended; to sort for that takes longer than all else
+                            pg_catalog.max(ARRAY[pg_catalog.date_part('epoch', x.compared_at), x.node_id, pg_catalog.array_position('{consistent,differs,incomplete}', x.status)]) FILTER (WHERE x.compared_at IS NOT NULL) AS last,
+                            pg_catalog.max(x.node_id) FILTER (WHERE x.ended_at IS NULL AND w.reachable) AS goes_on
+                       FROM repl_ml.verification x LEFT JOIN repl_ml.write_members() w ON w.node_id = x.node_id GROUP BY 1, 2) v
+                 ON v.schema_name = r.schema_name AND v.table_name = r.table_name
+          LEFT JOIN repl_ml.member m ON m.node_id = v.last[2] LEFT JOIN repl_ml.member g ON g.node_id = v.goes_on
+          LEFT JOIN (SELECT DISTINCT x.schema_name, x.table_name FROM repl_ml.table_sync x WHERE x.state = 'pending') y ON y.schema_name = r.schema_name AND y.table_name = r.table_name
+         WHERE r.state = 'enrolled';
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.planned_checks() IS 'the rows of the view repl_ml.scheduled_checks';
+
 CREATE VIEW repl_ml.scheduled_checks AS
-    SELECT r.schema_name, r.table_name, v.compared_at, v.compared_by, v.status, v.good_at, v.full_at, v.goes_on_at,
-           s.schedule > '0 s' AND coalesce(v.compared_at, s.since) + 2 * s.schedule + (s.place + 1) * s.grace < pg_catalog.clock_timestamp() AS is_late,
-           CASE WHEN s.schedule > '0 s' AND v.goes_on_at IS NULL
-                 AND NOT EXISTS (SELECT FROM repl_ml.table_sync y WHERE y.schema_name = r.schema_name AND y.table_name = r.table_name AND y.state = 'pending')
-                THEN greatest(coalesce(v.compared_at + s.schedule, s.since) + s.place * s.grace,
-                              -- it was interrupted
-                              CASE WHEN v.compared_at IS DISTINCT FROM v.begun_at THEN v.begun_at + s.grace END) END AS due_at,
-           s.full_schedule <= s.schedule OR v.full_at IS NULL OR v.full_at + s.full_schedule <= pg_catalog.clock_timestamp() AS is_full
-      FROM (SELECT x.schedule, x.full_schedule, least(greatest(x.schedule / 10, '2 s'), '10 min') AS grace, greatest(pg_catalog.pg_postmaster_start_time(), pg_catalog.pg_conf_load_time()) AS since,
-                   (SELECT pg_catalog.count(*) FROM repl_ml.write_members() w, repl_ml.local_node l WHERE w.reachable AND w.node_id < l.node_id) AS place
-              FROM (SELECT pg_catalog.current_setting('repl_ml.verify_schedule')::interval AS schedule, pg_catalog.current_setting('repl_ml.verify_full_schedule')::interval AS full_schedule) x) s
-     CROSS JOIN repl_ml.replicated_table r
-      LEFT JOIN LATERAL (
-           SELECT pg_catalog.max(x.begun_at) AS begun_at, pg_catalog.max(x.compared_at) AS compared_at, pg_catalog.max(x.good_at) AS good_at, pg_catalog.max(x.full_at) AS full_at,
-                  (pg_catalog.array_agg(m.node_name ORDER BY x.compared_at DESC) FILTER (WHERE x.compared_at IS NOT NULL))[1] AS compared_by,
-                  (pg_catalog.array_agg(x.status ORDER BY x.compared_at DESC) FILTER (WHERE x.compared_at IS NOT NULL))[1] AS status,
-                  pg_catalog.max(m.node_name) FILTER (WHERE x.ended_at IS NULL AND EXISTS (SELECT FROM repl_ml.write_members() w WHERE w.node_id = x.node_id AND w.reachable))::name AS goes_on_at
-             FROM repl_ml.verification x LEFT JOIN repl_ml.member m ON m.node_id = x.node_id WHERE x.schema_name = r.schema_name AND x.table_name = r.table_name) v ON true
-     WHERE r.state = 'enrolled';
+    SELECT c.schema_name, c.table_name, c.compared_at, c.compared_by, c.status, c.good_at, c.full_at, c.goes_on_at, c.is_late, c.due_at, c.is_full FROM repl_ml.planned_checks() c;
 COMMENT ON VIEW repl_ml.scheduled_checks IS
     'for each replicated table what repl_ml.verify_schedule makes of it: when a scheduled comparison began last and came to an end, on which member, what it found; when one found the table the same on all members, and read all rows; who is at it now; whether the next one is late, when it is due on this node (null: not scheduled here, or somebody is at it, or the table is still to be copied), and whether that one reads all rows';
 

@@ -28,68 +28,129 @@ CREATE VIEW repl_ml.conflict_policies AS
 COMMENT ON VIEW repl_ml.conflict_policies IS
     'how conflicts of replicated tables are resolved now, as far as this node knows: one row for a table''s resolver (column_name null), one for each column with a merge rule; tables without a row use last_write';
 
+-- With many tables a join of what all members have told costs too much for a view that is looked at all the time
+CREATE FUNCTION repl_ml.compared_tables(local integer, members integer[], only_different boolean, OUT schema_name name, OUT table_name name, OUT known bigint, OUT seen text, OUT differs_on integer[])
+    RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'repl_ml_compared_tables' LANGUAGE C STABLE STRICT ROWS 1000;
+COMMENT ON FUNCTION repl_ml.compared_tables(integer, integer[], boolean) IS
+    'for each table that this node has told the group of how many of the members have told what it is there, which columns it has had here, and on which of them it is another table (null: none); the row without names, if there is one, is about the database and its server';
+
+-- What is known of the group's tables here. Joins go by hashes, whatever the planner takes the catalogs' sizes for: many tables may have
+-- come since they were analyzed
+CREATE FUNCTION repl_ml.table_states(OUT schema_name name, OUT table_name name, OUT relid oid, OUT enrolled_by integer, OUT state text, OUT pending_copies bigint, OUT write_consistency text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql STABLE ROWS 1000 SET search_path = pg_catalog, pg_temp SET jit = off SET enable_nestloop = off SET enable_mergejoin = off
+    AS $$
+    #variable_conflict use_column
+    BEGIN
+        RETURN QUERY
+        SELECT t.schema_name, t.table_name, c.oid, t.enrolled_by,
+               CASE WHEN c.oid IS NULL THEN 'missing' WHEN NOT EXISTS (SELECT FROM repl_ml.local_node) THEN 'restored' WHEN NOT repl_ml.is_published(c.oid) THEN 'pending' ELSE 'replicated' END,
+               coalesce(y.pending, 0), t.write_consistency
+          FROM repl_ml.replicated_table t CROSS JOIN LATERAL repl_ml.find_table(t.schema_name, t.table_name) c (oid)
+          LEFT JOIN (SELECT s.schema_name, s.table_name, pg_catalog.count(*) AS pending FROM repl_ml.table_sync s WHERE s.state = 'pending' GROUP BY 1, 2) y
+                 ON y.schema_name = t.schema_name AND y.table_name = t.table_name
+         WHERE t.state = 'enrolled';
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.table_states() IS 'the tables of the group and their state here, for the view repl_ml.tables and what counts them';
+
 -- This node's tables beside each other member's; where they are the same there is no row
+CREATE FUNCTION repl_ml.differing_shapes(OUT schema_name name, OUT table_name name, OUT node_id integer, OUT node_name name, OUT object text, OUT here text, OUT there text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 10 SET search_path = pg_catalog, pg_temp SET jit = off SET enable_seqscan = off
+    AS $$
+    #variable_conflict use_column
+    BEGIN
+        RETURN QUERY
+        SELECT DISTINCT ON (c.schema_name, c.table_name, m.node_id) c.schema_name, c.table_name, m.node_id, m.node_name,
+               pg_catalog.substr(k.key, 2), coalesce(k.here, 'missing'), coalesce(k.there, 'missing')
+          FROM repl_ml.local_node l
+         CROSS JOIN LATERAL repl_ml.compared_tables(l.node_id, (SELECT pg_catalog.array_agg(x.node_id) FROM repl_ml.member x WHERE x.state = 'ready'), true) c
+         CROSS JOIN LATERAL pg_catalog.unnest(c.differs_on) d (node_id)
+          JOIN repl_ml.member m ON m.node_id = d.node_id
+          JOIN repl_ml.table_shape s ON s.node_id = l.node_id AND s.schema_name = c.schema_name AND s.table_name = c.table_name
+          JOIN repl_ml.table_shape p ON p.node_id = d.node_id AND p.schema_name = c.schema_name AND p.table_name = c.table_name
+          LEFT JOIN repl_ml.replicated_table t ON t.schema_name = c.schema_name AND t.table_name = c.table_name
+         CROSS JOIN LATERAL (SELECT coalesce(a.key, b.key) AS key, a.value AS here, b.value AS there
+                               FROM pg_catalog.jsonb_each_text(coalesce(s.shape, '{}')) a FULL JOIN pg_catalog.jsonb_each_text(coalesce(p.shape, '{}')) b ON a.key = b.key
+                              WHERE a.value IS DISTINCT FROM b.value) k
+         WHERE c.table_name = '' OR t.state = 'enrolled'
+         ORDER BY c.schema_name, c.table_name, m.node_id, k.key COLLATE "C";
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.differing_shapes() IS 'the rows of the view repl_ml.shape_differences';
+
 CREATE VIEW repl_ml.shape_differences AS
-    SELECT DISTINCT ON (p.schema_name, p.table_name, p.node_id) p.schema_name, p.table_name, p.node_id, m.node_name,
-           pg_catalog.substr(k.key, 2) AS object, coalesce(k.here, 'missing') AS here, coalesce(k.there, 'missing') AS there
-      FROM repl_ml.local_node l
-      JOIN repl_ml.table_shape s ON s.node_id = l.node_id
-      JOIN repl_ml.table_shape p ON p.schema_name = s.schema_name AND p.table_name = s.table_name AND p.shape IS DISTINCT FROM s.shape
-      JOIN repl_ml.member m ON m.node_id = p.node_id AND m.node_id <> l.node_id AND m.state = 'ready'
-      LEFT JOIN repl_ml.replicated_table t ON t.schema_name = s.schema_name AND t.table_name = s.table_name
-     CROSS JOIN LATERAL (SELECT coalesce(a.key, b.key) AS key, a.value AS here, b.value AS there
-                           FROM pg_catalog.jsonb_each_text(coalesce(s.shape, '{}')) a FULL JOIN pg_catalog.jsonb_each_text(coalesce(p.shape, '{}')) b ON a.key = b.key
-                          WHERE a.value IS DISTINCT FROM b.value) k
-     WHERE s.table_name = '' OR t.state = 'enrolled'
-     ORDER BY p.schema_name, p.table_name, p.node_id, k.key COLLATE "C";
+    SELECT d.schema_name, d.table_name, d.node_id, d.node_name, d.object, d.here, d.there FROM repl_ml.differing_shapes() d;
 COMMENT ON VIEW repl_ml.shape_differences IS
     'replicated tables that are not the same here and on another member: one row for each such member, with the first object that differs and what it is here and there; the row without table is about the database and its server';
 
 -- Not those of extensions, temporary ones and partitions; nor those that were taken out of the group or are meant to stay local
+CREATE FUNCTION repl_ml.forgotten_tables(OUT schema_name name, OUT table_name name, OUT relid oid)
+    RETURNS SETOF record
+    LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 10 SET search_path = pg_catalog, pg_temp SET jit = off SET enable_nestloop = off SET enable_mergejoin = off
+    AS $$
+    #variable_conflict use_column
+    BEGIN
+        RETURN QUERY
+        SELECT x.schema_name, x.table_name, x.oid
+          FROM (SELECT n.nspname AS schema_name, c.relname AS table_name, c.oid
+                  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                  LEFT JOIN repl_ml.replicated_table t ON t.schema_name = n.nspname AND t.table_name = c.relname
+                 WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND NOT c.relispartition
+                   AND n.nspname NOT IN ('repl_ml', 'information_schema') AND n.nspname NOT LIKE 'pg\_%' AND t.table_name IS NULL
+                   AND EXISTS (SELECT FROM repl_ml.local_node) OFFSET 0) x
+         -- few are left, and found by an index
+         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = x.oid AND d.deptype = 'e');
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.forgotten_tables() IS 'the tables of the view repl_ml.unreplicated_tables';
+
 CREATE VIEW repl_ml.unreplicated_tables AS
-    SELECT n.nspname AS schema_name, c.relname AS table_name, c.oid::regclass AS relation,
+    SELECT f.schema_name, f.table_name, f.relid::regclass AS relation,
            -- looked for only where they are asked for
-           (SELECT o.message FROM repl_ml.enrol_obstacle(c.oid) o LIMIT 1) AS obstacle,
-           (SELECT o.hint FROM repl_ml.enrol_obstacle(c.oid) o LIMIT 1) AS hint
-      FROM repl_ml.local_node l
-     CROSS JOIN pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-     WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND NOT c.relispartition
-       AND n.nspname NOT IN ('repl_ml', 'information_schema') AND n.nspname NOT LIKE 'pg\_%'
-       AND NOT EXISTS (SELECT FROM repl_ml.replicated_table t WHERE t.schema_name = n.nspname AND t.table_name = c.relname)
-       AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e');
+           (SELECT o.message FROM repl_ml.enrol_obstacle(f.relid) o LIMIT 1) AS obstacle,
+           (SELECT o.hint FROM repl_ml.enrol_obstacle(f.relid) o LIMIT 1) AS hint
+      FROM repl_ml.forgotten_tables() f;
 COMMENT ON VIEW repl_ml.unreplicated_tables IS
     'tables of this database that no other node gets rows of, because nobody has added them to the group; obstacle is why one cannot be added, hint what to do about it. See repl_ml.add_table and repl_ml.keep_local';
 
+CREATE FUNCTION repl_ml.listed_tables(OUT schema_name name, OUT table_name name, OUT relation regclass, OUT resolver text, OUT enrolled_by name, OUT state text, OUT pending_copies bigint,
+        OUT parked_changes bigint, OUT problem text, OUT write_consistency text, OUT differs_on name[], OUT difference text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1000 SET search_path = pg_catalog, pg_temp SET jit = off SET enable_nestloop = off SET enable_mergejoin = off
+    AS $$
+    #variable_conflict use_column
+    BEGIN
+        RETURN QUERY
+        SELECT t.schema_name, t.table_name, t.relid::regclass, coalesce(e.resolver, 'last_write'), m.node_name, t.state, t.pending_copies,
+               coalesce(k.parked_changes, 0)::bigint, coalesce(f.problem, k.problem), t.write_consistency,
+               CASE WHEN h.differs_on IS NOT NULL THEN h.differs_on
+                    -- what was just altered here nobody has been told yet
+                    WHEN s.known = (SELECT pg_catalog.count(*) FROM repl_ml.member x WHERE x.state = 'ready') AND s.seen IS NOT DISTINCT FROM repl_ml.seen_columns(t.relid) THEN '{}' END, h.difference
+          FROM repl_ml.table_states() t
+          LEFT JOIN repl_ml.member m ON m.node_id = t.enrolled_by
+          LEFT JOIN (SELECT p.schema_name, p.table_name, p.resolver FROM repl_ml.conflict_policies p WHERE p.column_name IS NULL) e
+                 ON e.schema_name = t.schema_name AND e.table_name = t.table_name
+          LEFT JOIN (SELECT x.schema_name, x.table_name, pg_catalog.sum(CASE x.action WHEN 'counted' THEN (x.change->>'changes')::bigint ELSE 1 END) AS parked_changes,
+                            (pg_catalog.array_agg(x.message ORDER BY x.id DESC))[1] AS problem
+                       FROM repl_ml.parked_change x WHERE x.action NOT IN ('evicted', 'kept') GROUP BY 1, 2) k ON k.schema_name = t.schema_name AND k.table_name = t.table_name
+          LEFT JOIN (SELECT DISTINCT ON (x.schema_name, x.table_name) x.schema_name, x.table_name,
+                            pg_catalog.format('could not %s it: %s', x.action, x.message) || coalesce(' (' || x.detail || ')', '') AS problem
+                       FROM repl_ml.table_failure x ORDER BY x.schema_name, x.table_name, x.failed_at DESC) f ON f.schema_name = t.schema_name AND f.table_name = t.table_name
+          LEFT JOIN (SELECT d.schema_name, d.table_name, pg_catalog.array_agg(d.node_name ORDER BY d.node_id) AS differs_on,
+                            (pg_catalog.array_agg(pg_catalog.format('%s: %s here, %s on node "%s"', d.object, d.here, d.there, d.node_name) ORDER BY d.node_id))[1] AS difference
+                       FROM repl_ml.differing_shapes() d GROUP BY 1, 2) h ON h.schema_name = t.schema_name AND h.table_name = t.table_name
+          LEFT JOIN repl_ml.compared_tables((SELECT l.node_id FROM repl_ml.local_node l), (SELECT pg_catalog.array_agg(x.node_id) FROM repl_ml.member x WHERE x.state = 'ready'), false) s
+                 ON s.schema_name = t.schema_name AND s.table_name = t.table_name;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.listed_tables() IS 'the rows of the view repl_ml.tables';
+
 CREATE VIEW repl_ml.tables AS
-    SELECT t.schema_name, t.table_name, c.oid::regclass AS relation,
-           coalesce((SELECT p.resolver FROM repl_ml.conflict_policies p
-                      WHERE p.schema_name = t.schema_name AND p.table_name = t.table_name AND p.column_name IS NULL), 'last_write') AS resolver,
-           m.node_name AS enrolled_by,
-           CASE WHEN c.oid IS NULL THEN 'missing' WHEN NOT EXISTS (SELECT FROM repl_ml.local_node) THEN 'restored' WHEN r.oid IS NULL THEN 'pending' ELSE 'replicated' END AS state,
-           (SELECT pg_catalog.count(*) FROM repl_ml.table_sync y
-             WHERE y.schema_name = t.schema_name AND y.table_name = t.table_name AND y.state = 'pending') AS pending_copies,
-           k.parked_changes, coalesce(f.problem, k.problem) AS problem, t.write_consistency,
-           CASE WHEN h.differs_on IS NOT NULL THEN h.differs_on
-                -- what was just altered here nobody has been told yet
-                WHEN s.known = (SELECT pg_catalog.count(*) FROM repl_ml.member x WHERE x.state = 'ready')
-                 AND s.told IS NOT DISTINCT FROM repl_ml.column_identity(c.oid, '__repl_clock') THEN '{}' END AS differs_on, h.difference
-      FROM repl_ml.replicated_table t
-      LEFT JOIN repl_ml.member m ON m.node_id = t.enrolled_by
-      LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace)
-             ON n.nspname = t.schema_name AND c.relname = t.table_name
-      LEFT JOIN (pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid AND p.pubname = 'repl_ml') ON r.prrelid = c.oid
-      CROSS JOIN LATERAL (SELECT coalesce(pg_catalog.sum(CASE x.action WHEN 'counted' THEN (x.change->>'changes')::bigint ELSE 1 END), 0)::bigint AS parked_changes, (pg_catalog.array_agg(x.message ORDER BY x.id DESC))[1] AS problem
-                            FROM repl_ml.parked_change x
-                           WHERE x.schema_name = t.schema_name AND x.table_name = t.table_name AND x.action NOT IN ('evicted', 'kept')) k
-      LEFT JOIN LATERAL (SELECT pg_catalog.format('could not %s it: %s', x.action, x.message) || coalesce(' (' || x.detail || ')', '') AS problem FROM repl_ml.table_failure x
-                          WHERE x.schema_name = t.schema_name AND x.table_name = t.table_name ORDER BY x.failed_at DESC LIMIT 1) f ON true
-      LEFT JOIN (SELECT d.schema_name, d.table_name, pg_catalog.array_agg(d.node_name ORDER BY d.node_id) AS differs_on,
-                        (pg_catalog.array_agg(pg_catalog.format('%s: %s here, %s on node "%s"', d.object, d.here, d.there, d.node_name) ORDER BY d.node_id))[1] AS difference
-                   FROM repl_ml.shape_differences d GROUP BY 1, 2) h ON h.schema_name = t.schema_name AND h.table_name = t.table_name
-      LEFT JOIN (SELECT s.schema_name, s.table_name, pg_catalog.count(*) AS known, pg_catalog.max(s.seen) FILTER (WHERE s.node_id = (SELECT l.node_id FROM repl_ml.local_node l)) AS told
-                   FROM repl_ml.table_shape s JOIN repl_ml.member m USING (node_id)
-                  WHERE m.state = 'ready' GROUP BY 1, 2) s ON s.schema_name = t.schema_name AND s.table_name = t.table_name
-     WHERE t.state = 'enrolled';
+    SELECT t.schema_name, t.table_name, t.relation, t.resolver, t.enrolled_by, t.state, t.pending_copies, t.parked_changes, t.problem, t.write_consistency, t.differs_on, t.difference
+      FROM repl_ml.listed_tables() t;
 COMMENT ON VIEW repl_ml.tables IS 'replicated tables and their state on this node (restored: listed in a dump of a member, and not replicated); problem is why it could not be created or copied, or why the last of the parked_changes could not be applied; differs_on the members on which it is another table, null where that is not known, and difference the first object that differs';
 
 CREATE VIEW repl_ml.stat_replication AS
@@ -129,9 +190,11 @@ COMMENT ON VIEW repl_ml.stat_replication IS
 
 -- node_id and node_name stand for subid and subname
 CREATE VIEW repl_ml.stat_apply AS
-    SELECT m.node_id, m.node_name, nullif(w.pid, 0) AS pid, w.copy_relation::oid AS relid, w.received_lsn, w.last_msg_send_time, w.last_message_time AS last_msg_receipt_time,
-           w.told_lsn AS latest_end_lsn, w.told_time AS latest_end_time, w.errors AS apply_error_count,
-           w.confl_insert_exists, w.confl_update_origin_differs, w.confl_update_exists, w.confl_update_deleted, w.confl_delete_origin_differs, w.stats_reset,
+    SELECT m.node_id, m.node_name, CASE WHEN w.pid > 0 THEN CASE w.state WHEN 'copying' THEN 'table synchronization' ELSE 'apply' END END AS worker_type,
+           nullif(w.pid, 0) AS pid, NULL::integer AS leader_pid, w.copy_relation::oid AS relid, w.received_lsn, w.last_msg_send_time, w.last_message_time AS last_msg_receipt_time,
+           w.told_lsn AS latest_end_lsn, w.told_time AS latest_end_time, w.errors - w.sync_errors AS apply_error_count, w.sync_errors AS sync_error_count,
+           w.confl_insert_exists, w.confl_update_origin_differs, w.confl_update_exists, w.confl_update_deleted, w.confl_update_missing, w.confl_delete_origin_differs, w.confl_delete_missing,
+           NULL::bigint AS confl_multiple_unique_conflicts, w.stats_reset,
            coalesce(w.state, 'stopped') AS state, w.applied_lsn, w.peer_lsn, w.applied_commit_time, w.last_message_time, w.start_time,
            w.transactions, w.changes, w.conflicts, w.parked, w.retries, w.errors,
            w.copy_relation, w.copy_rows,
@@ -251,7 +314,8 @@ CREATE VIEW repl_ml.top AS
            CASE WHEN s.is_local THEN 'now' ELSE coalesce(repl_ml.short_time(s.told_age), 'never') END AS told,
            CASE WHEN s.is_local THEN '' ELSE coalesce(pg_catalog.left(a.state, 9), '?') END AS "from", repl_ml.short_time(a.heartbeat_age) AS lag,
            CASE WHEN s.is_local THEN '' ELSE coalesce(pg_catalog.left(r.state, 9), '?') END AS "to", repl_ml.short_time(pg_catalog.clock_timestamp() - r.lag_since) AS behind,
-           pg_catalog.round((EXTRACT(epoch FROM n.round_trip) * 1000)::numeric, 1) AS rtt,
+           -- of a connection that has ended it says nothing any more
+           CASE WHEN n.connected THEN pg_catalog.round((EXTRACT(epoch FROM n.round_trip) * 1000)::numeric, 1) END AS rtt,
            s.conflicts AS conf, s.parked AS park, s.commits_waiting AS wait, pg_catalog.round(s.wal_kept / 1048576.0) AS wal_mb
       FROM repl_ml.group_status s
       LEFT JOIN repl_ml.stat_apply a ON a.node_id = s.node_id
@@ -280,9 +344,16 @@ COMMENT ON VIEW repl_ml.conflicts IS
 CREATE VIEW repl_ml.stat_conflicts AS
     SELECT c.schema_name, c.table_name, c.conflict_type, c.resolution, pg_catalog.count(*) AS conflicts,
            pg_catalog.min(c.detected_at) AS first_detected_at, pg_catalog.max(c.detected_at) AS last_detected_at,
-           pg_catalog.count(*) FILTER (WHERE c.winner_row = c.loser_row) AS equal
+           pg_catalog.count(*) FILTER (WHERE c.winner_row = c.loser_row) AS equal,
+           pg_catalog.count(*) FILTER (WHERE c.detected_at > pg_catalog.clock_timestamp() - '1 hour'::interval) AS last_hour
       FROM repl_ml.conflict_history c GROUP BY 1, 2, 3, 4;
-COMMENT ON VIEW repl_ml.stat_conflicts IS 'kept conflicts by table and type; equal: those in which both wrote the same (see repl_ml.log_equal_writes)';
+COMMENT ON VIEW repl_ml.stat_conflicts IS 'kept conflicts by table and type; equal: those in which both wrote the same (see repl_ml.log_equal_writes); last_hour: those of the last sixty minutes';
+
+-- For a chart
+CREATE VIEW repl_ml.conflicts_by_hour AS
+    SELECT pg_catalog.date_trunc('hour', c.detected_at, 'UTC') AS hour, c.schema_name, c.table_name, c.conflict_type, pg_catalog.count(*) AS conflicts
+      FROM repl_ml.conflict_history c GROUP BY 1, 2, 3, 4;
+COMMENT ON VIEW repl_ml.conflicts_by_hour IS 'kept conflicts by the hour (of UTC) in which this node resolved them, table and type; an hour without any has no row. How far back that goes: repl_ml.conflict_retention';
 
 CREATE VIEW repl_ml.parked_changes AS
     SELECT p.id, p.parked_at, coalesce(m.node_name, p.origin_node::text::name) AS origin_node, p.origin_xid, p.origin_lsn,
@@ -313,22 +384,33 @@ CREATE VIEW repl_ml.stat_write_waiters AS
 COMMENT ON VIEW repl_ml.stat_write_waiters IS
     'commits on this node that wait to be acknowledged: by how many members (required, this node counts), who has the transaction (acknowledged_by), who has not (waiting_for), and who has parked something of it and does not count (parked_on), since when';
 
-CREATE VIEW repl_ml.health AS
-    -- the limit says to the planner what the table is; many rows expected would have the statement compiled
+-- A function, since to plan it costs more than to run it, and a session plans it once
+CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail text, OUT hint text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 20 SET search_path = pg_catalog, pg_temp SET jit = off SET enable_nestloop = off SET enable_mergejoin = off
+    AS $$
+    #variable_conflict use_column
+    BEGIN
+    RETURN QUERY
     WITH self AS (
         SELECT l.node_id, l.node_name, l.group_name, l.state, l.former_node,
                NOT pg_catalog.pg_is_in_recovery()
                AND (l.system_identifier, l.timeline, l.database, l.directory) IS DISTINCT FROM (f.system_identifier, f.timeline, f.database, f.directory) AS fenced,
                pg_catalog.pg_is_in_recovery() AS standby,
                pg_catalog.current_setting('repl_ml.heartbeat_interval')::interval AS heartbeat
-          FROM repl_ml.local_fingerprint() f, repl_ml.local_node l LIMIT 1),
+          FROM repl_ml.local_fingerprint() f, repl_ml.local_node l),
     -- a node that takes part; of the others only the first check has something to say
     active AS (SELECT s.* FROM self s WHERE NOT s.fenced AND NOT s.standby AND s.state NOT IN ('dropped', 'set_back')),
     peer AS (SELECT m.node_id, m.node_name, m.state FROM repl_ml.member m JOIN active s ON s.node_id <> m.node_id WHERE m.state <> 'dropped'),
     quorum AS (
         SELECT pg_catalog.count(*) AS members, pg_catalog.count(*) / 2 + 1 AS needed, pg_catalog.count(*) FILTER (WHERE w.reachable) AS reachable,
-               pg_catalog.string_agg(m.node_name, ', ' ORDER BY m.node_id) FILTER (WHERE NOT w.reachable) AS missing
-          FROM repl_ml.write_members() w JOIN repl_ml.member m USING (node_id)),
+               pg_catalog.string_agg(m.node_name || CASE WHEN i.paused THEN ' (paused there)' ELSE '' END, ', ' ORDER BY m.node_id) FILTER (WHERE NOT w.reachable) AS missing,
+               pg_catalog.bool_and(i.paused IS TRUE) FILTER (WHERE NOT w.reachable) AS paused
+          FROM repl_ml.write_members() w JOIN repl_ml.member m USING (node_id) LEFT JOIN repl_ml.link_stats() i ON i.peer = m.node_id),
+    compared AS NOT MATERIALIZED (
+        SELECT k.schema_name, k.table_name, k.status, k.differing_rows, k.started_at, NULL::name AS by_node FROM repl_ml.consistency_check k WHERE NOT k.unwatched
+         UNION ALL SELECT v.schema_name, v.table_name, v.status, v.differing_rows, v.compared_at, m.node_name
+          FROM self s JOIN repl_ml.verification v ON v.node_id <> s.node_id JOIN repl_ml.member m ON m.node_id = v.node_id WHERE v.compared_at IS NOT NULL),
     finding (place, check_name, status, detail, hint) AS (
     -- 1. who this node is
     SELECT 1, 'membership',
@@ -354,7 +436,7 @@ CREATE VIEW repl_ml.health AS
            CASE WHEN r.tables > 0 THEN pg_catalog.format(' It was restored from a dump of a member, with %s of its tables.', r.tables) ELSE '' END,
            CASE WHEN r.tables > 0 THEN 'Run SELECT repl_ml.create_group(...), which replicates these tables again; or DROP EXTENSION repl_ml CASCADE and DROP PUBLICATION IF EXISTS repl_ml, and they are ordinary ones.'
                 ELSE 'Run SELECT repl_ml.create_group(...) or repl_ml.join_group(...).' END
-      FROM (SELECT pg_catalog.count(*) AS tables FROM repl_ml.tables t WHERE t.state = 'restored') r
+      FROM (SELECT pg_catalog.count(*) AS tables FROM repl_ml.table_states() t WHERE t.state = 'restored') r
      WHERE NOT EXISTS (SELECT FROM self)
     UNION ALL
     -- 2. which commits are possible now
@@ -373,6 +455,7 @@ CREATE VIEW repl_ml.health AS
            CASE WHEN q.members = 0 THEN 'This takes a moment after the server''s start; if it stays so, look for errors of "repl_ml supervisor" in the server''s log.'
                 WHEN q.members = 1 THEN NULL
                 WHEN g.in_the_way THEN 'Remove synchronous_standby_names from the server''s configuration and restart it, or set it to repl_ml_quorum and reload the configuration.'
+                WHEN q.paused THEN 'See the check "sending".'
                 WHEN q.reachable < q.members THEN 'Start the missing nodes or mend the network to them. A node that will not come back is removed with SELECT repl_ml.drop_node(...), after which the group is smaller.'
                 WHEN q.members = 2 THEN 'A third member would let one of them fail.' END
       FROM active s, quorum q,
@@ -409,7 +492,8 @@ CREATE VIEW repl_ml.health AS
            CASE WHEN pg_catalog.count(p.node_id) > 0 THEN pg_catalog.concat_ws(' ',
                      pg_catalog.string_agg(pg_catalog.format('On node "%s" run SELECT repl_ml.resume_apply(%L).', p.node_name, s.node_name), ' ' ORDER BY p.node_id) FILTER (WHERE i.paused),
                      CASE WHEN NOT pg_catalog.bool_and(i.paused IS TRUE) THEN 'See whether the server runs and can reach this one: on it, SELECT * FROM repl_ml.stat_apply shows the error.' END,
-                     'Until then this server keeps WAL for it.') END
+                     CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_replication_slots r WHERE r.slot_name = ANY (pg_catalog.array_agg(repl_ml.link_name(p.node_id)) FILTER (WHERE p.node_id IS NOT NULL)))
+                          THEN 'Until then this server keeps WAL for it.' END) END
       FROM active s LEFT JOIN (repl_ml.write_members() w JOIN peer p USING (node_id) LEFT JOIN repl_ml.link_stats() i ON i.peer = p.node_id) ON NOT w.reachable
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
@@ -445,25 +529,29 @@ CREATE VIEW repl_ml.health AS
                     FROM peer y JOIN repl_ml.heartbeat h ON h.node_id = y.node_id) x
              LEFT JOIN repl_ml.worker_stats() w ON w.peer = x.node_id
             CROSS JOIN LATERAL (SELECT coalesce(pg_catalog.clock_timestamp() - w.last_message_time > 5 * a.heartbeat, true) AS silent,
+                                       -- since what is applied now
+                                       CASE WHEN w.last_error_time > x.sent_at THEN pg_catalog.rtrim(pg_catalog.split_part(w.last_error_message, E'\n', 1), '.') END AS error,
                                        EXISTS (SELECT FROM repl_ml.parked_change k WHERE k.put_aside AND k.action = 'bulk' AND k.origin_node = x.node_id) AS bulk) f
             CROSS JOIN LATERAL (
                   SELECT CASE WHEN w.state = 'paused' THEN 'that is paused here'
                               WHEN w.state = 'copying' THEN pg_catalog.format('table %s is being copied from it before', coalesce(w.copy_relation::text, 'after table'))
-                              WHEN coalesce(w.state, 'stopped') <> 'streaming' THEN pg_catalog.format('there is no stream from it (%s)', coalesce(w.state, 'stopped'))
+                              WHEN coalesce(w.state, 'stopped') <> 'streaming' THEN pg_catalog.format('there is no stream from it (%s)', coalesce(w.state, 'stopped')) || coalesce(', and the last one ended with: ' || f.error, '')
                               WHEN w.locked_since IS NOT NULL THEN pg_catalog.format('one of its transactions has been waiting since %s for locks of transactions of this node', pg_catalog.date_trunc('second', w.locked_since))
                               WHEN w.current_parked > 0 THEN pg_catalog.format('its transaction %s cannot be applied, and %s of the %s changes of it that have come are parked so far', w.current_xid, w.current_parked, w.current_changes)
                               WHEN pg_catalog.clock_timestamp() - w.current_since > a.heartbeat THEN pg_catalog.format('its transaction %s has been being applied since %s, %s changes so far', w.current_xid, pg_catalog.date_trunc('second', w.current_since), w.current_changes)
                               WHEN f.silent THEN pg_catalog.format('nothing has come from it for %s seconds', pg_catalog.round(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - w.last_message_time), 1))
                               WHEN f.bulk THEN 'a large transaction of it is being applied before'
-                              WHEN pg_catalog.clock_timestamp() - w.last_apply_time <= 2 * a.heartbeat THEN 'what it wrote before is being applied, and more of it comes than can be applied in time' END,
+                              WHEN pg_catalog.clock_timestamp() - w.last_apply_time <= 2 * a.heartbeat THEN 'what it wrote before is being applied, and more of it comes than can be applied in time'
+                              WHEN f.error IS NOT NULL THEN pg_catalog.format('its stream has ended, and been begun again, with: %s', f.error) END,
                          CASE WHEN w.state = 'paused' THEN pg_catalog.format('Run SELECT repl_ml.resume_apply(%L).', x.node_name)
                               WHEN w.state = 'copying' THEN 'See how far that is with SELECT * FROM repl_ml.stat_apply.'
-                              WHEN coalesce(w.state, 'stopped') <> 'streaming' THEN 'See the check "applying".'
+                              WHEN coalesce(w.state, 'stopped') <> 'streaming' THEN coalesce(CASE WHEN f.error IS NOT NULL THEN w.last_error_hint END, 'See the check "applying".')
                               WHEN w.locked_since IS NOT NULL THEN 'See who holds them with SELECT * FROM pg_stat_activity or pg_prepared_xacts; after repl_ml.apply_lock_timeout the changes that meet them are parked.'
                               WHEN w.current_parked > 0 THEN 'See the check "parked_changes" for why.'
                               WHEN pg_catalog.clock_timestamp() - w.current_since > a.heartbeat THEN 'See how far that is with SELECT * FROM repl_ml.stat_apply: current_changes should grow.'
                               WHEN f.silent THEN 'Check the network to that node and whether its server still works: a connection that is silent for wal_receiver_timeout is ended.'
                               WHEN f.bulk OR pg_catalog.clock_timestamp() - w.last_apply_time <= 2 * a.heartbeat THEN 'See how far that is with SELECT * FROM repl_ml.stat_apply: heartbeat_age should shrink.'
+                              WHEN f.error IS NOT NULL THEN coalesce(w.last_error_hint, 'See SELECT * FROM repl_ml.stat_apply, and the server''s log.')
                               ELSE pg_catalog.format('On node "%s" see SHOW repl_ml.heartbeat_interval, and with SELECT * FROM repl_ml.stat_replication whether it is still reading its WAL for this node.', x.node_name) END) c (cause, remedy)
             WHERE pg_catalog.clock_timestamp() - x.sent_at > 10 * a.heartbeat) p ON true
     HAVING pg_catalog.count(s.node_id) > 0
@@ -502,7 +590,8 @@ CREATE VIEW repl_ml.health AS
            CASE WHEN pg_catalog.count(p.fault) > 0 THEN 'It is made anew when the node connects, and all tables are then copied and joined.'
                 WHEN pg_catalog.count(p.node_id) > 0 THEN 'Watch the disk. Start the node, or remove it with SELECT repl_ml.drop_node(...) if it will not come back.' END
       FROM active s LEFT JOIN (SELECT x.*, r.slot_name, r.wal_status, f.fault, pg_catalog.pg_wal_lsn_diff(repl_ml.wal_end(), r.restart_lsn) AS kept
-                          FROM peer x LEFT JOIN pg_catalog.pg_replication_slots r ON r.slot_name = repl_ml.link_name(x.node_id) CROSS JOIN LATERAL repl_ml.slot_fault(x.node_id) f) p
+                          FROM peer x LEFT JOIN pg_catalog.pg_replication_slots r ON r.slot_name = repl_ml.link_name(x.node_id)
+                          LEFT JOIN repl_ml.slot_faults((SELECT pg_catalog.array_agg(y.node_id) FROM peer y)) f ON f.node_id = x.node_id) p
              ON s.state = 'ready' AND p.state = 'ready' AND (p.fault IS NOT NULL OR p.wal_status <> 'reserved')
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
@@ -513,7 +602,11 @@ CREATE VIEW repl_ml.health AS
                         ': ' || pg_catalog.rtrim(pg_catalog.split_part(t.problem, E'\n', 1), '.')), ' ' ORDER BY t.schema_name, t.table_name) FILTER (WHERE t.table_name IS NOT NULL),
                     'All of the group''s tables are replicated here.'),
            CASE WHEN pg_catalog.count(t.table_name) > 0 THEN 'This goes on by itself; what keeps it from that is in the column problem of repl_ml.tables.' END
-      FROM active s LEFT JOIN repl_ml.tables t ON t.state <> 'replicated' OR t.pending_copies > 0
+      FROM active s LEFT JOIN (
+           SELECT x.schema_name, x.table_name, x.state, l.problem FROM repl_ml.table_states() x
+             -- mostly there is none, and nothing to look for
+             LEFT JOIN repl_ml.listed_tables() l ON l.schema_name = x.schema_name AND l.table_name = x.table_name
+            WHERE x.state <> 'replicated' OR x.pending_copies > 0 OFFSET 0) t ON true
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
     -- 11. tables that are not the same on all members
@@ -606,20 +699,22 @@ CREATE VIEW repl_ml.health AS
            CASE WHEN c.bad IS NOT NULL OR u.bad IS NOT NULL THEN pg_catalog.concat_ws(' ',
                      'Tables that were not the same on all members when they were last compared here: ' || c.bad || '.',
                      'Tables whose triggers were disabled or dropped here, so that what was written reached nobody, and which have not been found equal since: ' || u.bad || '.')
-                WHEN c.tables = 0 THEN 'No table has been compared here.'
+                WHEN NOT e.compared THEN 'No table has been compared here.'
                 ELSE 'No table differed when it was last compared here.' END,
            CASE WHEN c.bad IS NOT NULL OR u.bad IS NOT NULL THEN 'See SELECT * FROM repl_ml.diff_rows(...); repl_ml.repair_table(...) makes them equal. Then compare them again with repl_ml.verify_table(...).' END
       FROM active s,
-           LATERAL (SELECT pg_catalog.count(*) AS tables, pg_catalog.string_agg(pg_catalog.format('%I.%I (%s rows, %s%s)', l.schema_name, l.table_name, l.differing_rows, pg_catalog.date_trunc('second', l.started_at), CASE WHEN l.by_node IS NULL THEN '' ELSE pg_catalog.format(', by node "%s"', l.by_node) END), ', ' ORDER BY l.schema_name, l.table_name) FILTER (WHERE l.status = 'differs') AS bad
-              FROM (SELECT DISTINCT ON (x.schema_name, x.table_name) x.* FROM (
-                           SELECT k.schema_name, k.table_name, k.status, k.differing_rows, k.started_at, NULL::name AS by_node FROM repl_ml.consistency_check k WHERE NOT k.unwatched
-                            UNION ALL SELECT v.schema_name, v.table_name, v.status, v.differing_rows, v.compared_at, m.node_name FROM repl_ml.verification v JOIN repl_ml.member m USING (node_id)
-                            WHERE v.node_id <> s.node_id AND v.compared_at IS NOT NULL) x
-                     WHERE EXISTS (SELECT FROM repl_ml.replicated_table r WHERE r.schema_name = x.schema_name AND r.table_name = x.table_name AND r.state = 'enrolled')
+           -- sorted is only what may differ
+           (SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I (%s rows, %s%s)', l.schema_name, l.table_name, l.differing_rows, pg_catalog.date_trunc('second', l.started_at), CASE WHEN l.by_node IS NULL THEN '' ELSE pg_catalog.format(', by node "%s"', l.by_node) END), ', ' ORDER BY l.schema_name, l.table_name) FILTER (WHERE l.status = 'differs') AS bad
+              FROM (SELECT DISTINCT ON (x.schema_name, x.table_name) x.* FROM compared x
+                     WHERE (x.schema_name, x.table_name) IN (SELECT y.schema_name, y.table_name FROM compared y WHERE y.status = 'differs')
+                       AND EXISTS (SELECT FROM repl_ml.replicated_table r WHERE r.schema_name = x.schema_name AND r.table_name = x.table_name AND r.state = 'enrolled')
                      ORDER BY x.schema_name, x.table_name, x.started_at DESC) l) c,
-           (SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I', r.schema_name, r.table_name), ', ' ORDER BY r.schema_name, r.table_name) AS bad FROM repl_ml.replicated_table r
-             WHERE r.state = 'enrolled' AND (SELECT pg_catalog.max(x.id) FILTER (WHERE x.unwatched) > coalesce(pg_catalog.max(x.id) FILTER (WHERE x.status = 'consistent'), 0)
-                                               FROM repl_ml.consistency_check x WHERE x.schema_name = r.schema_name AND x.table_name = r.table_name)) u
+           (SELECT EXISTS (SELECT FROM compared x JOIN repl_ml.replicated_table r ON r.schema_name = x.schema_name AND r.table_name = x.table_name WHERE r.state = 'enrolled') AS compared) e,
+           (SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I', r.schema_name, r.table_name), ', ' ORDER BY r.schema_name, r.table_name) AS bad
+              FROM (SELECT x.schema_name, x.table_name FROM repl_ml.consistency_check x
+                     WHERE (x.schema_name, x.table_name) IN (SELECT y.schema_name, y.table_name FROM repl_ml.consistency_check y WHERE y.unwatched) GROUP BY 1, 2
+                    HAVING pg_catalog.max(x.id) FILTER (WHERE x.unwatched) > coalesce(pg_catalog.max(x.id) FILTER (WHERE x.status = 'consistent'), 0)) k
+              JOIN repl_ml.replicated_table r ON r.schema_name = k.schema_name AND r.table_name = k.table_name WHERE r.state = 'enrolled') u
      WHERE s.state = 'ready'
     UNION ALL
     -- 19. tables that are compared by themselves
@@ -634,9 +729,19 @@ CREATE VIEW repl_ml.health AS
       FROM active s, LATERAL (SELECT repl_ml.verifier_state() AS state, pg_catalog.count(d.compared_at) AS compared, pg_catalog.min(d.good_at) AS oldest,
                   pg_catalog.string_agg(pg_catalog.format('%I.%I', d.schema_name, d.table_name), ', ' ORDER BY d.schema_name, d.table_name) FILTER (WHERE d.good_at IS NULL) AS never,
                   pg_catalog.string_agg(pg_catalog.format('%I.%I (%s)', d.schema_name, d.table_name, coalesce('last of ' || pg_catalog.date_trunc('second', d.compared_at)::text, 'none so far')), ', ' ORDER BY d.schema_name, d.table_name) FILTER (WHERE d.is_late) AS overdue
-             FROM repl_ml.scheduled_checks d) v
+             FROM (SELECT r.schema_name, r.table_name, c.compared_at, c.good_at, p.schedule > '0 s' AND coalesce(c.compared_at, p.since) + p.patience < pg_catalog.clock_timestamp() AS is_late
+                     FROM repl_ml.verify_plan() p CROSS JOIN repl_ml.replicated_table r
+                     LEFT JOIN (SELECT x.schema_name, x.table_name, pg_catalog.max(x.compared_at) AS compared_at, pg_catalog.max(x.good_at) AS good_at FROM repl_ml.verification x GROUP BY 1, 2) c
+                            ON c.schema_name = r.schema_name AND c.table_name = r.table_name
+                    WHERE r.state = 'enrolled') d) v
      WHERE s.state = 'ready')
     SELECT f.check_name, f.status, f.detail, f.hint FROM finding f ORDER BY f.place;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.checks() IS 'the rows of the view repl_ml.health';
+
+CREATE VIEW repl_ml.health AS
+    SELECT c.check_name, c.status, c.detail, c.hint FROM repl_ml.checks() c;
 COMMENT ON VIEW repl_ml.health IS
     'how this node and its group are: one row for each check, with status ok, warning (look into it) or error (something does not work, now), what it is (detail) and what to do (hint); ask every node';
 

@@ -279,6 +279,7 @@ extern void repl_ml_apply_tell_parked(ReplMlApply *apply, XLogRecPtr end);
 extern void repl_ml_apply_reaches(ReplMlApply *apply, XLogRecPtr lsn);
 extern void repl_ml_apply_show_wait(ReplMlApply *apply, const char *message, const char *hint);
 extern void repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error);
+extern void repl_ml_apply_count_sync_error(ReplMlApply *apply);
 extern void repl_ml_apply_show_transaction(ReplMlApply *apply);
 extern void repl_ml_apply_show_changes(ReplMlApply *apply);
 extern void repl_ml_apply_show_locked(ReplMlApply *apply, TimestampTz since);

@@ -61,6 +61,15 @@ repl_ml_apply_show_error(ReplMlApply *apply, const ErrorData *error)
 	LWLockRelease(repl_ml_shared->lock);
 }
 
+/* Counts the error that is shown as one of a copy. */
+void
+repl_ml_apply_count_sync_error(ReplMlApply *apply)
+{
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	apply->worker->sync_errors++;
+	LWLockRelease(repl_ml_shared->lock);
+}
+
 /* Shows in repl_ml.stat_apply what the worker waits for, which is no error. */
 void
 repl_ml_apply_show_wait(ReplMlApply *apply, const char *message, const char *hint)

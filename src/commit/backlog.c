@@ -10,9 +10,10 @@
  * is connected.
  *
  * With them is noted how many commits there have been, so it is known how many a
- * peer lacks.  No more than one commit in 10 ms is noted.  When there is no room, notes are
- * left out so that an age is wrong by a sixteenth at most, and always too small:
- * there is room for a year's.  Times are those of a clock that nobody sets.  Of
+ * peer lacks.  No more than one commit in 10 ms is noted; of those after it the last
+ * one's position is kept, so that an age is too small by 10 ms at most.  When there
+ * is no room, notes are left out so that it is wrong by a sixteenth at most, and
+ * always too small: there is room for a year's.  Times are those of a clock that nobody sets.  Of
  * the time before the server started nothing is known: see the view
  * stat_replication for what is said then.
  *
@@ -22,6 +23,7 @@
 #include "postgres.h"
 
 #include "access/xlog.h"
+#include "access/xlogrecovery.h"
 #include "miscadmin.h"
 #include "utils/pg_lsn.h"
 #include "utils/timestamp.h"
@@ -57,6 +59,8 @@ typedef struct Backlog
 	pg_atomic_uint64 last[REPL_ML_MAX_DATABASES];	/* times of last notes, to be
 													 * looked at without the lock */
 	pg_atomic_uint64 number[REPL_ML_MAX_DATABASES]; /* of commits, noted or not */
+	pg_atomic_uint64 end[REPL_ML_MAX_DATABASES];	/* position of the last one */
+	pg_atomic_uint64 end_time[REPL_ML_MAX_DATABASES];	/* about when that was */
 	Commits		commits[REPL_ML_MAX_DATABASES];
 } Backlog;
 
@@ -102,6 +106,17 @@ thin_out(Commits *commits, uint64 now)
 	commits->count = kept;
 }
 
+/* Keeps where the last commit is; of two at once the later one. */
+static void
+keep_end(int i, XLogRecPtr lsn, uint64 now)
+{
+	uint64		end = pg_atomic_read_u64(&backlog->end[i]);
+
+	while (end < lsn && !pg_atomic_compare_exchange_u64(&backlog->end[i], &end, lsn))
+		;
+	pg_atomic_write_u64(&backlog->end_time[i], now);
+}
+
 /*
  * Called by a backend whose transaction is about to commit, or to be prepared:
  * notes that, if it has written what goes to peers.
@@ -121,6 +136,8 @@ repl_ml_backlog_note(void)
 	i = entry - repl_ml_shared->databases;
 	commits = &backlog->commits[i];
 	number = pg_atomic_add_fetch_u64(&backlog->number[i], 1);
+	/* its commit record is not written yet, so no peer that has this much has it */
+	keep_end(i, GetXLogInsertRecPtr(), now);
 	if (commits->database == MyDatabaseId && now < pg_atomic_read_u64(&backlog->last[i]) + APART)
 		return;
 
@@ -130,11 +147,12 @@ repl_ml_backlog_note(void)
 		commits->database = MyDatabaseId;
 		commits->known_from = GetXLogInsertRecPtr();
 		commits->count = 0;
+		pg_atomic_write_u64(&backlog->end[i], 0);	/* another database's */
 	}
 	if (commits->count == NOTES)
 		thin_out(commits, now);
 
-	/* its commit record is not written yet, so no peer that has this much has it */
+	/* the notes are in the order of the WAL */
 	commits->notes[commits->count].lsn = GetXLogInsertRecPtr();
 	commits->notes[commits->count].number = number;
 	commits->notes[commits->count++].time = now;
@@ -163,13 +181,13 @@ find_first_lacking(const Commits *commits, XLogRecPtr lsn)
 
 /*
  * Returns how many of the commits are at or before "lsn", which is in front of
- * note i: between two notes they are taken to be evenly spread over the WAL.
+ * "next", the note i or what follows the last one: between two notes they are taken
+ * to be evenly spread over the WAL.
  */
 static uint64
-count_before(const Commits *commits, int i, XLogRecPtr lsn)
+count_before(const Commits *commits, int i, const Note *next, XLogRecPtr lsn)
 {
-	const Note *next = &commits->notes[i];
-	const Note *former = next - 1;
+	const Note *former = &commits->notes[i - 1];
 	uint64		between;
 
 	if (i == 0)
@@ -178,6 +196,17 @@ count_before(const Commits *commits, int i, XLogRecPtr lsn)
 	between = next->number - former->number - 1;
 	return former->number +
 		(uint64) ((double) between * (lsn - former->lsn) / Max(next->lsn - former->lsn, 1));
+}
+
+/* Returns the last commit, which may not have been noted, as if it had been. */
+static Note
+get_end(int i, uint64 number)
+{
+	Note		end = {.lsn = pg_atomic_read_u64(&backlog->end[i]),
+		.time = pg_atomic_read_u64(&backlog->end_time[i]),
+	.number = number};
+
+	return end;
 }
 
 /*
@@ -199,13 +228,32 @@ find_lacking(XLogRecPtr lsn, uint64 *age, uint64 *number)
 	LWLockAcquire(backlog->lock, LW_SHARED);
 	known = commits->database == MyDatabaseId && lsn >= commits->known_from;
 	first = known ? find_first_lacking(commits, lsn) : 0;
-	if (known && first < commits->count)
+	if (known)
 	{
-		*age = repl_ml_monotonic_now() - commits->notes[first].time;
-		*number = pg_atomic_read_u64(&backlog->number[place]) - count_before(commits, first, lsn);
+		uint64		total = pg_atomic_read_u64(&backlog->number[place]);
+		Note		next = first < commits->count ? commits->notes[first] : get_end(place, total);
+
+		if (next.lsn >= lsn)
+		{
+			*age = Max(repl_ml_monotonic_now() - next.time, 1);
+			*number = total - count_before(commits, first, &next, lsn);
+		}
 	}
 	LWLockRelease(backlog->lock);
 	return known;
+}
+
+PG_FUNCTION_INFO_V1(repl_ml_wal_end);
+
+/* repl_ml.wal_end(): returns up to where WAL is durable here, or replayed on a standby. */
+Datum
+repl_ml_wal_end(PG_FUNCTION_ARGS)
+{
+	XLogRecPtr	end = RecoveryInProgress() ? GetXLogReplayRecPtr(NULL) : GetFlushRecPtr(NULL);
+
+	if (XLogRecPtrIsInvalid(end))
+		PG_RETURN_NULL();
+	PG_RETURN_LSN(end);
 }
 
 PG_FUNCTION_INFO_V1(repl_ml_lacks_since);

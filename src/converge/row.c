@@ -90,6 +90,14 @@ count_conflict(const ReplMlJoin *join, const char *type)
 	}
 }
 
+/* Counts a user's row that was not here, as nobody has had it here so far. */
+static void
+count_missing(const ReplMlJoin *join, ReplMlCount what)
+{
+	if (strcmp(NameStr(join->target->table->schema_name), REPL_ML_SCHEMA) != 0)
+		count(join, what);
+}
+
 /*
  * Says whether two clocks are of the same write, whatever else they know of.
  */
@@ -502,6 +510,9 @@ join_into_nothing(ReplMlJoin *join, const ReplMlClock *dead, uint16 writer)
 		dead = known;
 	if (dead != NULL && repl_ml_clock_is_within(dead, clock))
 		forget_evictions(join, dead, false);
+	/* a row that has just got this key has the clock of a new one, as it is */
+	if (dead == NULL && !join->source->inserted && repl_ml_clock_count(clock) > 1)
+		count_missing(join, REPL_ML_CONFL_UPDATE_MISSING);
 	if (!store_row(join, join->arriving.row, clock, false, NULL))
 		return;
 
@@ -554,6 +565,8 @@ bury_row(ReplMlJoin *join)
 			join_deletion_with_row(join);
 		return;
 	}
+	if (!known && join->eviction == NULL)
+		count_missing(join, REPL_ML_CONFL_DELETE_MISSING);
 
 	/*
 	 * A client may have deleted it while we waited for him.  Of one that comes

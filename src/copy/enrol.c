@@ -225,6 +225,8 @@ repl_ml_table_failed(ReplMlApply *apply, const char *schema_name, const char *ta
 
 	apply->tables_pending = true;
 	repl_ml_apply_show_error(apply, error);
+	if (strcmp(action, "copy") == 0)
+		repl_ml_apply_count_sync_error(apply);
 	repl_ml_begin();
 	values[0] = Int32GetDatum(apply->peer->node_id);
 	values[1] = CStringGetTextDatum(schema_name);

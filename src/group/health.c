@@ -22,7 +22,7 @@
 
 #define CHANNEL			"repl_ml_health"
 #define MOST_CHECKS		64
-#define REST			500		/* times the CPU time of a look there is none */
+#define REST			1000	/* times the CPU time of a look there is none */
 
 /* What has been told of a check. */
 typedef struct ToldCheck

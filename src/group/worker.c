@@ -1175,8 +1175,12 @@ recover_from_error(void)
 		count_race();
 	else
 	{
+		bool		copying = apply.worker->state == REPL_ML_WORKER_COPYING;
+
 		repl_ml_apply_set_state(&apply, REPL_ML_WORKER_WAITING);
 		repl_ml_apply_show_error(&apply, error);
+		if (copying)
+			repl_ml_apply_count_sync_error(&apply);
 	}
 	if (error != apply.retry.failure)
 		FreeErrorData(error);

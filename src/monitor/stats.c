@@ -26,7 +26,7 @@
 #include "group/group.h"
 #include "server/server.h"
 
-#define STATS_COLUMNS			(35 + 9 + REPL_ML_COUNTS - REPL_ML_INSERTED)
+#define STATS_COLUMNS			(36 + 9 + REPL_ML_COUNTS - REPL_ML_INSERTED)
 #define COMING_BACK			"coming back"	/* of a node that was set back */
 #define ERRORS_UNTIL_TOLD		3	/* of a worker, before a waiter is told */
 
@@ -155,6 +155,7 @@ put_worker(ReturnSetInfo *rsinfo, const ReplMlWorker *worker)
 	values[i++] = Int64GetDatum(worker->parked);
 	values[i++] = Int64GetDatum(worker->retries);
 	values[i++] = Int64GetDatum(worker->errors);
+	values[i++] = Int64GetDatum(worker->sync_errors);
 	nulls[i] = !OidIsValid(worker->copy_relation);
 	values[i++] = ObjectIdGetDatum(worker->copy_relation);
 	nulls[i] = !OidIsValid(worker->copy_relation);

@@ -84,6 +84,23 @@ repl_ml_column_identity(Oid relid, AttrNumber attnum)
 	return label == NULL ? pstrdup("") : label;
 }
 
+PG_FUNCTION_INFO_V1(repl_ml_seen_columns);
+
+/* repl_ml.seen_columns(table): returns all identities that columns of it have ever had here. */
+Datum
+repl_ml_seen_columns(PG_FUNCTION_ARGS)
+{
+	Oid			relid = PG_GETARG_OID(0);
+	AttrNumber	clock = get_attnum(relid, REPL_ML_CLOCK_COLUMN);
+	char	   *seen = "";
+
+	if (clock != InvalidAttrNumber)
+		seen = repl_ml_column_identity(relid, clock);
+	if (seen[0] == '\0')
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(seen));
+}
+
 /* Sets a column's label; NULL removes it. */
 static void
 set_label(Oid relid, AttrNumber attnum, const char *label)

@@ -116,8 +116,9 @@ repl_ml_shape_fill(ReplMlTable *table, Relation rel)
 	table->former_count = 0;
 	table->former = NULL;
 	MemoryContextSwitchTo(old);
-	/* the group's own tables have no tombstones */
-	if (!OidIsValid(list) || RelationGetNamespace(rel) == repl_ml_schema_oid())
+	/* the group's own tables have no tombstones, and a walsender that decodes meets none */
+	if (!OidIsValid(list) || RelationGetNamespace(rel) == repl_ml_schema_oid() ||
+		HistoricSnapshotActive())
 		return;
 	scan_list(table, NULL, add_former_shape, &state);
 }

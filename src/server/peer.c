@@ -48,6 +48,15 @@ repl_ml_origin_name(Oid database, int peer)
 	return psprintf("repl_ml_%u_%d", database, peer);
 }
 
+PG_FUNCTION_INFO_V1(repl_ml_link_name);
+
+/* repl_ml.link_name(node_id): returns the name of a peer's origin and slot in this database. */
+Datum
+repl_ml_link_name(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(repl_ml_origin_name(MyDatabaseId, PG_GETARG_INT32(0))));
+}
+
 /* Says whether it is such a name, and sets whose. */
 bool
 repl_ml_origin_parse(const char *name, Oid *database, int *peer)

@@ -57,6 +57,8 @@ typedef enum ReplMlCount
 	REPL_ML_CONFL_UPDATE_EXISTS,
 	REPL_ML_CONFL_UPDATE_DELETED,
 	REPL_ML_CONFL_DELETE_ORIGIN_DIFFERS,
+	REPL_ML_CONFL_UPDATE_MISSING,
+	REPL_ML_CONFL_DELETE_MISSING,
 	REPL_ML_COUNTS
 } ReplMlCount;
 
@@ -153,6 +155,7 @@ typedef struct ReplMlWorker
 								 * loss */
 	int64		errors;			/* connection or apply attempts ended by an
 								 * error */
+	int64		sync_errors;	/* of these, in copies of tables */
 	TransactionId current_xid;	/* the peer's transaction being applied, else
 								 * InvalidTransactionId */
 	XLogRecPtr	current_lsn;	/* where it ends */

@@ -141,8 +141,8 @@ repl_ml_stream_connect(const char *dsn, const char *purpose)
 				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
 				 errmsg("could not connect to the peer"),
 				 errdetail_internal("%s", pchomp(reason)),
-				 errhint("Check the connection string, pg_hba.conf on that server, and that the "
-						 "role has LOGIN and REPLICATION.")));
+				 errhint("Check that the server runs, the connection string, pg_hba.conf on that "
+						 "server, and that the role has LOGIN and REPLICATION.")));
 	return conn;
 }
 

@@ -7,7 +7,8 @@
  * record of the table's type, gives NULL for the clock: it stands for the
  * column's default.  NATURAL JOIN means the columns that the user knows: of two
  * tables with clocks it does not compare these, which are equal by accident
- * only.  (A USING that names the clock does.)
+ * only; nor does a USING that names the clock, which is how a view with a natural
+ * join is dumped.
  *
  * Both are changes of the parsed statement, so that they cost nothing when it
  * runs: of an INSERT when it is planned, after views and rules have been
@@ -43,8 +44,8 @@ static void fill_clocks(Query *query);
 static void fill_clock(List *targets, Oid relid);
 static void analyze_query(ParseState *pstate, Query *query, JumbleState *jumble);
 static bool mend_joins(Node *node, void *context);
-static bool mend_joins_of(Node *node, Query *query);
-static void leave_clock_out(JoinExpr *join, Query *query);
+static bool mend_joins_of(Node *node, void *context);
+static void leave_clock_out(JoinExpr *join);
 
 /* Called by _PG_init: installs the hooks. */
 void
@@ -136,7 +137,7 @@ fill_clock(List *targets, Oid relid)
 }
 
 /*
- * The analyzer's hook: mends natural joins, also those of views that are made.
+ * The analyzer's hook: mends joins, also those of views that are made.
  */
 static void
 analyze_query(ParseState *pstate, Query *query, JumbleState *jumble)
@@ -147,7 +148,7 @@ analyze_query(ParseState *pstate, Query *query, JumbleState *jumble)
 		(void) mend_joins((Node *) query, NULL);
 }
 
-/* Mends the natural joins of a query and of all queries in it. */
+/* Mends the joins of a query and of all queries in it. */
 static bool
 mend_joins(Node *node, void *context)
 {
@@ -155,55 +156,48 @@ mend_joins(Node *node, void *context)
 		return false;
 	if (!IsA(node, Query))
 		return expression_tree_walker(node, mend_joins, context);
-	(void) mend_joins_of((Node *) ((Query *) node)->jointree, (Query *) node);
+	(void) mend_joins_of((Node *) ((Query *) node)->jointree, context);
 	return query_tree_walker((Query *) node, mend_joins, context, 0);
 }
 
-/* Mends the natural joins of one query's FROM, not those of queries in it. */
+/* Mends the joins of one query's FROM, not those of queries in it. */
 static bool
-mend_joins_of(Node *node, Query *query)
+mend_joins_of(Node *node, void *context)
 {
 	if (node == NULL || IsA(node, Query))
 		return false;
-	if (IsA(node, JoinExpr) && ((JoinExpr *) node)->isNatural)
-		leave_clock_out((JoinExpr *) node, query);
+	if (IsA(node, JoinExpr) && ((JoinExpr *) node)->usingClause != NIL)
+		leave_clock_out((JoinExpr *) node);
 	if (!IsA(node, FromExpr) && !IsA(node, JoinExpr) && !IsA(node, List))
 		return false;
-	return expression_tree_walker(node, mend_joins_of, (void *) query);
+	return expression_tree_walker(node, mend_joins_of, context);
 }
 
 /*
- * Takes the comparison of clocks out of a natural join.  The join still has
- * one clock column, the left table's where it can; where the clock is the last
- * common column, as nearly always, it is no column of USING any more either,
- * which is how a view says what it joins by.
+ * Takes the comparison of clocks out of a join, whatever their columns are called
+ * there.  All that the analyzer says of its columns stays: who deparses a view relies
+ * on it.
  */
 static void
-leave_clock_out(JoinExpr *join, Query *query)
+leave_clock_out(JoinExpr *join)
 {
-	RangeTblEntry *entry = rt_fetch(join->rtindex, query->rtable);
 	int			count = list_length(join->usingClause);
 	List	   *quals = count > 1 ? ((BoolExpr *) join->quals)->args : list_make1(join->quals);
-	int			place = 0;
+	List	   *others = NIL;
+	ListCell   *lc;
 
-	while (place < count &&
-		   strcmp(strVal(list_nth(join->usingClause, place)), REPL_ML_CLOCK_COLUMN) != 0)
-		place++;
-	if (place == count || list_length(quals) != count || !IsA(list_nth(quals, place), OpExpr) ||
-		exprType(linitial(((OpExpr *) list_nth(quals, place))->args)) != repl_ml_clock_type())
-		return;
-	quals = list_delete_nth_cell(quals, place);
-	if (count == 1)
-		join->quals = NULL;
-	else
-		join->quals = count == 2 ? linitial(quals) : (Node *) makeBoolExpr(AND_EXPR, quals, -1);
-
-	/* from between others it cannot go without giving columns other numbers */
-	if (place == count - 1 && entry->joinmergedcols == count &&
-		(join->jointype == JOIN_INNER || join->jointype == JOIN_LEFT))
+	foreach(lc, quals)
 	{
-		join->usingClause = list_delete_nth_cell(join->usingClause, place);
-		entry->joinrightcols = list_delete_nth_cell(entry->joinrightcols, place);
-		entry->joinmergedcols--;
+		OpExpr	   *qual = (OpExpr *) lfirst(lc);
+
+		if (!IsA(qual, OpExpr) || exprType(linitial(qual->args)) != repl_ml_clock_type())
+			others = lappend(others, qual);
 	}
+	if (list_length(others) == list_length(quals))
+		return;
+	if (others == NIL)
+		join->quals = makeBoolConst(true, false);
+	else
+		join->quals = list_length(others) == 1 ? linitial(others) :
+			(Node *) makeBoolExpr(AND_EXPR, others, -1);
 }

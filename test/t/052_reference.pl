@@ -175,6 +175,12 @@ foreach (section('## Error codes') =~ /^(\| `\w{5}` .*)$/mg)
 same_lines([ keys %code ], [ keys %raised ], 'all SQLSTATEs that the sources raise are described')
   or diag(map { "$_: @{ $raised{$_} }\n" } grep { !$code{$_} } sort keys %raised);
 
+# ---- wait events ----
+
+my %events = map { $_ => 1 } map { slurp_file($_) =~ /"(ReplMl[A-Z][A-Za-z]*)"/g } glob("$top/src/*/*.c");
+same_lines([ section('## Wait events') =~ /^\| `(ReplMl\w+)` \| /mg ], [ sort keys %events ], 'all wait events are described');
+is(join(' ', grep { /\bPG_WAIT_EXTENSION\b/ } map { slurp_file($_) } glob("$top/src/*/*.c")), '', 'no wait is without a name');
+
 # ---- what operations.md quotes ----
 
 my $operations = slurp_file("$top/doc/operations.md");
@@ -191,7 +197,7 @@ sub is_quoted
 	return;
 }
 
-my $health = sql($node, "SELECT pg_get_viewdef('repl_ml.health'::regclass)") =~ s/''/'/gr;
+my $health = sql($node, q(SELECT prosrc FROM pg_proc WHERE oid = 'repl_ml.checks'::regproc)) =~ s/''/'/gr;
 my $says = section('## What health says', $operations);
 is_quoted($_, $health) foreach grep { !/^(it says|-+)$/ } $says =~ /^\| (?! )(.*?) \| /mg;
 is_quoted($_, $sources =~ s/\\"/"/gr)

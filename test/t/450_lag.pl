@@ -2,7 +2,7 @@
 # after a restart of this node, and is gone when the peer has all; other databases' commits are none of its business.
 #
 # Seen failing: with core's lags, which stand still; with those where nothing else is known; with a commit that is noted
-# after it has waited; without the heartbeat's time after a restart; with the oldest notes left out.
+# after it has waited; without the heartbeat's time after a restart; with the oldest notes left out; without keep_end.
 use strict;
 use warnings;
 use ReplMl;
@@ -29,6 +29,18 @@ sub since
 }
 
 sql($n1, q(INSERT INTO t VALUES (1, 'one')));
+wait_converged(\@nodes, 't');
+poll_until($n1, "SELECT lag_since IS NULL FROM $view");
+
+# of two commits at once the second one is not lost sight of, by who has the first one
+my $between = sql($n1, <<'SQL');
+CREATE TABLE place (lsn pg_lsn);
+DO $$ DECLARE x pg_lsn; BEGIN
+INSERT INTO t VALUES (101, 'one'); COMMIT; x := pg_current_wal_insert_lsn(); INSERT INTO t VALUES (102, 'two'); COMMIT; INSERT INTO place VALUES (x); END $$;
+SELECT lsn FROM place
+SQL
+is(sql($n1, "SELECT clock_timestamp() - repl_ml.lacks_since('$between') BETWEEN '0' AND '1 min', repl_ml.commits_behind('$between') BETWEEN 1 AND 3"), 't|t', 'who has only the first one lacks one');
+is(sql($n1, 'SELECT repl_ml.lacks_since(pg_current_wal_insert_lsn()), repl_ml.commits_behind(pg_current_wal_insert_lsn())'), '|0', 'and who has both, none');
 wait_converged(\@nodes, 't');
 poll_until($n1, "SELECT lag_since IS NULL FROM $view");
 

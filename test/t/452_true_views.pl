@@ -1,7 +1,7 @@
 # What is shown is so, and the cause that is named is the cause: a peer that is paused is not down, by whomever it is
 # asked; what holds up a peer's changes is named as what it is.
 #
-# Seen failing: without repl_ml.hear_pause (down, and an error in health), and with the sentence of before (a large
+# Seen failing: without f.error in the check "delay"; without repl_ml.hear_pause (down, and an error in health), and with the sentence of before (a large
 # transaction or a lock, whatever it was).
 use strict;
 use warnings;
@@ -43,6 +43,12 @@ is(sql($n2, 'SELECT state FROM repl_ml.stat_apply'), 'paused', 'who has paused s
 poll_until($n1, q(SELECT state = 'paused' FROM repl_ml.stat_replication));
 says($n1, 'sending', '^warning: Node "n2" does not read what this node writes, as that is paused there\. On node "n2" run SELECT repl_ml\.resume_apply\(.n1.\)\.');
 is(sql($n1, 'SELECT pid, reachable FROM repl_ml.stat_replication r JOIN repl_ml.nodes n USING (node_id)'), '|f', 'though it is not connected');
+says($n1, 'write_consistency', '^error: .* Missing: n2 \(paused there\)\. See the check "sending"');
+# of a slot that is gone nobody says that it keeps anything
+is(sql($n1, q(SELECT hint ~ 'Until then this server keeps WAL' FROM repl_ml.health WHERE check_name = 'sending')), 't', 'the slot keeps WAL');
+sql($n1, 'SELECT pg_drop_replication_slot(repl_ml.link_name(2))');
+is(sql($n1, q(SELECT hint ~ 'keeps WAL' FROM repl_ml.health WHERE check_name = 'sending')), 'f', 'without it nothing does');
+says($n1, 'slots', '^error: Node "n2" has no slot here\.');
 # and of two that have paused each other both know it
 sql($n1, q(SELECT repl_ml.pause_apply('n2')));
 poll_until($n2, q(SELECT state = 'paused' FROM repl_ml.stat_replication));
@@ -81,6 +87,15 @@ my $xid = sql($n1, 'SELECT xmin FROM t WHERE id = 11');
 says($n2, 'delay', "is not applied here: its transaction $xid has been being applied since .*, [0-9]+ changes so far\\. See how far");
 poll_until($n2, "SELECT current_xid = '$xid' AND current_changes > 3 FROM repl_ml.worker_stats() WHERE peer > 0");
 sql($n2, 'DROP TRIGGER slow ON t');
+wait_converged(\@nodes, 't');
+all_is_well($n2);
+
+# an error that comes again and again, as of a full disk
+sql($n2, q(CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no space is left' USING ERRCODE = 'disk_full', HINT = 'Make room.'; END $$;
+	CREATE TRIGGER full_disk BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION no_room(); ALTER TABLE t ENABLE ALWAYS TRIGGER full_disk));
+sql($n1, q(INSERT INTO t VALUES (25, 'no room')));
+says($n2, 'delay', 'is not applied here: (there is no stream from it \(\w+\), and the last one ended|its stream has ended, and been begun again,) with: no space is left\. Make room\.');
+sql($n2, 'DROP TRIGGER full_disk ON t');
 wait_converged(\@nodes, 't');
 all_is_well($n2);
 

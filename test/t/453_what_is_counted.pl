@@ -8,7 +8,7 @@ use Test::More;
 my ($n1, $n2, $n3) = my @nodes = new_group(3, 'CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY, k int UNIQUE); SELECT repl_ml.add_all_tables()');
 wait_converged(\@nodes, 't', 'u');
 
-my @names = qw(inserts updates deletes duplicates dominated met_tombstones parked parked_now confl_insert_exists confl_update_origin_differs confl_update_exists confl_update_deleted confl_delete_origin_differs);
+my @names = qw(inserts updates deletes duplicates dominated met_tombstones parked parked_now confl_insert_exists confl_update_origin_differs confl_update_exists confl_update_deleted confl_delete_origin_differs confl_update_missing confl_delete_missing);
 
 # By how much a node's counts of a peer have grown while something was done, those that have.
 sub grown
@@ -37,6 +37,17 @@ is(grown($n3, $n1, sub {
 	heal($n3, $n1);
 	$all->();
 }), 'inserts 1 updates 1 dominated 1 met_tombstones 1', 'what was older than what is here, and what had been deleted');
+
+# nobody has had here what was updated or deleted there; an update brings all that is needed, and a key that changes is a new row
+is(grown($n3, $n2, sub {
+	cut($n3, $n1);
+	sql($n1, q(INSERT INTO t VALUES (7, 'unknown'), (8, 'unknown')));
+	poll_until($n2, q(SELECT count(*) = 2 FROM t WHERE id IN (7, 8)));
+	sql($n2, q(UPDATE t SET v = 'known' WHERE id = 7; DELETE FROM t WHERE id = 8; INSERT INTO t VALUES (30, 'moves'); UPDATE t SET id = 31 WHERE id = 30));
+	poll_until($n3, q(SELECT count(*) = 1 FROM t WHERE id = 31));
+	heal($n3, $n1);
+	$all->();
+}), 'inserts 1 updates 2 deletes 2 confl_update_missing 1 confl_delete_missing 1', 'rows that are missing');
 
 # conflicts, by what both did without knowing of each other; the second one wins
 sub conflict
