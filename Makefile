@@ -17,6 +17,7 @@
 #   make bench-verify       cost of comparing; see test/bench/verify
 #   make bench-views        cost of looking at views; see test/bench/views
 #   make bench-large        what a large transaction does to others' commits; see test/bench/large
+#   make bench-strong       cost of strong tables; see test/bench/strong
 
 MODULE_big = repl_ml
 EXTENSION = repl_ml
@@ -24,7 +25,7 @@ PGFILEDESC = "repl_ml - multi-master replication with row clocks"
 DATA_built = sql/repl_ml--1.0.sql
 
 # The parts of the install script, in the order in which they need each other.
-SQL_PARTS = extension clock stamp catalogs helpers membership tables setup conflicts parked read \
+SQL_PARTS = extension clock stamp catalogs helpers membership tables setup conflicts parked read strong \
 	collection transactions verify views metrics privileges
 
 # In the order of the way of a change.
@@ -35,9 +36,11 @@ OBJS = \
 	src/write/statement.o \
 	src/write/guard.o \
 	src/write/own.o \
+	src/write/strong.o \
 	src/write/definition.o \
 	src/write/output.o \
 	src/commit/level.o \
+	src/commit/lease.o \
 	src/commit/commit.o \
 	src/commit/reply.o \
 	src/commit/waiter.o \
@@ -147,6 +150,7 @@ OBJS = \
 	src/group/join.o \
 	src/group/admission.o \
 	src/group/shape.o \
+	src/group/tenure.o \
 	src/group/verifier.o \
 	src/group/health.o \
 	src/group/beside.o \
@@ -181,7 +185,7 @@ EXTRA_CLEAN = tmp_regress tmp_isolation tmp_server.conf tmp_symbols tmp_algebra 
 PG_CONFIG ?= pg_config
 
 # These bring their own server and must run on a machine that has none yet, so they do without PGXS.
-standalone := check check-truth check-core check-monitoring check-patroni demo demo-stop bench bench-commits bench-idle bench-verify bench-views bench-large
+standalone := check check-truth check-core check-monitoring check-patroni demo demo-stop bench bench-commits bench-idle bench-verify bench-views bench-large bench-strong
 ifneq ($(filter $(standalone),$(MAKECMDGOALS)),)
 
 ifneq ($(filter-out $(standalone),$(MAKECMDGOALS)),)
@@ -219,6 +223,8 @@ bench-views:
 	@PG_CONFIG='$(chosen_pg_config)' test/bench/views
 bench-large:
 	@PG_CONFIG='$(chosen_pg_config)' test/bench/large
+bench-strong:
+	@PG_CONFIG='$(chosen_pg_config)' test/bench/strong
 
 else # all other goals
 

@@ -47,6 +47,7 @@ static const ReplMlSegment segments[] = {
 	{"repl_ml unacknowledged", repl_ml_unacknowledged_shmem_size,
 	 repl_ml_unacknowledged_shmem_init},
 	{"repl_ml backlog", repl_ml_backlog_shmem_size, repl_ml_backlog_shmem_init},
+	{"repl_ml lease", repl_ml_lease_shmem_size, repl_ml_lease_shmem_init},
 	{"repl_ml verify", repl_ml_verify_shmem_size, repl_ml_verify_shmem_init},
 };
 
@@ -156,8 +157,10 @@ _PG_init(void)
 	repl_ml_own_init();
 	repl_ml_whole_row_init();
 	repl_ml_level_init();
+	repl_ml_lease_init();
 	repl_ml_commit_init();
 	repl_ml_definition_init();
+	repl_ml_strong_init();
 	repl_ml_read_init();
 	repl_ml_routing_init();
 	repl_ml_size_init();

@@ -29,10 +29,11 @@ CREATE TABLE repl_ml.replicated_table (
     state        text NOT NULL CHECK (state IN ('enrolled', 'removed')),
     enrolled_by  integer NOT NULL,
     write_consistency text NOT NULL DEFAULT 'one' CHECK (write_consistency IN ('one', 'quorum', 'all')),
+    class        text NOT NULL DEFAULT 'eventual' CHECK (class IN ('eventual', 'strong')),
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
     PRIMARY KEY (schema_name, table_name)
 );
-COMMENT ON TABLE repl_ml.replicated_table IS 'tables the group replicates, and the least consistency of transactions that write them; see repl_ml.add_table and repl_ml.set_table_consistency';
+COMMENT ON TABLE repl_ml.replicated_table IS 'tables the group replicates, and the least consistency of transactions that write them and their class; see repl_ml.add_table and repl_ml.set_table_consistency';
 -- whoever makes a group of a restored dump finds in it what the tables were; see repl_ml.take_up_lists
 SELECT pg_catalog.pg_extension_config_dump('repl_ml.replicated_table', '');
 CREATE FUNCTION repl_ml.table_consistency_changed() RETURNS pg_catalog.trigger
@@ -282,6 +283,20 @@ CREATE TABLE repl_ml.heard (
     incomplete  boolean NOT NULL DEFAULT false
 );
 COMMENT ON TABLE repl_ml.heard IS 'the number of the last heartbeat of each peer that has come over its link, also if it was parked (null: none since the link was made), when the server was started that it came from, and which incarnation of the node that was; incomplete: the link was made anew, and what was passed over is not copied yet';
+
+-- What this node knows of the lease of strong tables; one row, written by whoever votes and by the lease's process
+CREATE TABLE repl_ml.lease_state (
+    lease    name PRIMARY KEY DEFAULT 'strong',
+    promised bigint NOT NULL DEFAULT 0,
+    round    bigint NOT NULL DEFAULT 0,
+    turn     bigint NOT NULL DEFAULT 0,
+    holder   integer NOT NULL DEFAULT 0,
+    base     repl_ml.vclock NOT NULL DEFAULT '{}',
+    timeline bigint NOT NULL DEFAULT 0,
+    since    timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+INSERT INTO repl_ml.lease_state DEFAULT VALUES;
+COMMENT ON TABLE repl_ml.lease_state IS 'the last tenure of strong tables'' lease that this node had, or gave to another: round and turn count them, holder is whose it is (0: it knows of none), base the positions that have to be here before it may be used, timeline where it was written; promised is the last round this node has voted for';
 
 -- Tables to copy from a peer before or beside its stream
 CREATE TABLE repl_ml.table_sync (

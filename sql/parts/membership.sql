@@ -587,6 +587,7 @@ CREATE FUNCTION repl_ml.empty_lists(keep_clocks boolean DEFAULT false) RETURNS v
         DELETE FROM repl_ml.heard;
         DELETE FROM repl_ml.server_start;
         DELETE FROM repl_ml.dropped_node;
+        UPDATE repl_ml.lease_state SET promised = 0, round = 0, turn = 0, holder = 0, base = '{}', timeline = (SELECT f.timeline FROM repl_ml.local_fingerprint() f);
         DELETE FROM repl_ml.transaction_record;
         DELETE FROM repl_ml.discarded_transaction;
         DELETE FROM repl_ml.record_floor;
@@ -631,8 +632,8 @@ CREATE FUNCTION repl_ml.take_up_lists(tables repl_ml.replicated_table[], policie
         problem text;
         advice text;
     BEGIN
-        INSERT INTO repl_ml.replicated_table (schema_name, table_name, state, enrolled_by, write_consistency)
-        SELECT u.schema_name, u.table_name, 'removed', 1, u.write_consistency FROM pg_catalog.unnest(tables) u;
+        INSERT INTO repl_ml.replicated_table (schema_name, table_name, state, enrolled_by, write_consistency, class)
+        SELECT u.schema_name, u.table_name, 'removed', 1, u.write_consistency, u.class FROM pg_catalog.unnest(tables) u;
         FOR p IN SELECT DISTINCT ON (u.schema_name, u.table_name, u.column_name) u.* FROM pg_catalog.unnest(policies) u
                   ORDER BY u.schema_name, u.table_name, u.column_name, repl_ml.max_counter(u.__repl_clock) DESC, repl_ml.last_writer(u.__repl_clock) DESC LOOP
             IF p.rule = 'node_priority' THEN

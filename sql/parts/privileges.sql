@@ -38,11 +38,11 @@ END
 $$;
 
 -- Seeing: connection strings and rows excepted
-GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.write_members(), repl_ml.write_waiters(), repl_ml.write_stats(), repl_ml.unacknowledged(), repl_ml.verify_progress(),
+GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.write_members(), repl_ml.write_waiters(), repl_ml.write_stats(), repl_ml.lease_stats(), repl_ml.unacknowledged(), repl_ml.verify_progress(),
     repl_ml.wal_end(), repl_ml.lacks_since(pg_lsn), repl_ml.link_name(integer), repl_ml.enrol_obstacle(regclass), repl_ml.column_types(regclass), repl_ml.check_setup(text), repl_ml.check_settings(integer),
     repl_ml.listed_tables(), repl_ml.differing_shapes(), repl_ml.forgotten_tables(), repl_ml.planned_checks(), repl_ml.checks(), repl_ml.samples(name) TO pg_monitor;
 GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.shape_differences, repl_ml.unreplicated_tables, repl_ml.conflict_policies, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts,
-    repl_ml.stat_write_consistency, repl_ml.stat_write_waiters, repl_ml.stat_progress_verify, repl_ml.consistency_checks, repl_ml.scheduled_checks, repl_ml.health TO pg_monitor;
+    repl_ml.stat_write_consistency, repl_ml.stat_write_waiters, repl_ml.strong_lease, repl_ml.stat_strong, repl_ml.stat_progress_verify, repl_ml.consistency_checks, repl_ml.scheduled_checks, repl_ml.health TO pg_monitor;
 -- what pg_dump saves of an extension has to be read by whoever dumps the database
 GRANT SELECT ON repl_ml.replicated_table, repl_ml.conflict_policy TO PUBLIC;
 -- they filter their rows by themselves
@@ -65,7 +65,7 @@ GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, i
     repl_ml.verify_positions(), repl_ml.verify_changes(text, text, text, integer, repl_ml.vclock), repl_ml.verify_news(text, text, text, integer, text[]),
     repl_ml.repair_source(text, text, text, integer, text[], boolean), repl_ml.repair_rows(text, text, text, integer, text[], integer, boolean, bytea, text[]) TO repl_ml_replication;
 GRANT EXECUTE ON PROCEDURE repl_ml.verify_sums(text, text, text, integer, repl_ml.vclock, integer, integer, bytea), repl_ml.verify_rows(text, text, text, integer, bytea, integer, integer, bytea) TO repl_ml_replication;
-GRANT EXECUTE ON FUNCTION repl_ml.hear_pause(integer), repl_ml.row_sight(name, name, text[]) TO repl_ml_replication;
+GRANT EXECUTE ON FUNCTION repl_ml.lease_state(), repl_ml.lease_vote(bigint, integer, integer[], integer), repl_ml.lease_ask(integer), repl_ml.hear_pause(integer), repl_ml.row_sight(name, name, text[]) TO repl_ml_replication;
 
 -- What the views of how it goes are made of
 GRANT EXECUTE ON FUNCTION repl_ml.link_stats(), repl_ml.network_stats(), repl_ml.commits_behind(pg_lsn) TO pg_monitor;

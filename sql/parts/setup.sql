@@ -36,9 +36,9 @@ CREATE FUNCTION repl_ml.check_settings(members integer, OUT check_name text, OUT
 
         FOR need IN
             SELECT * FROM (VALUES
-                ('max_worker_processes', 5 + peers + (pg_catalog.current_setting('repl_ml.verify_schedule')::interval > '0 s')::integer,
+                ('max_worker_processes', 5 + peers + EXISTS (SELECT FROM repl_ml.replicated_table t WHERE t.class = 'strong' AND t.state = 'enrolled')::integer + (pg_catalog.current_setting('repl_ml.verify_schedule')::interval > '0 s')::integer,
                  pg_catalog.format('the server''s own, a launcher, a supervisor, a join worker, %s for applying and one for large transactions%s', peers,
-                     CASE WHEN pg_catalog.current_setting('repl_ml.verify_schedule')::interval > '0 s' THEN ', one for comparing' ELSE '' END)),
+                     CASE WHEN pg_catalog.current_setting('repl_ml.verify_schedule')::interval > '0 s' THEN ', one for comparing' ELSE '' END || CASE WHEN EXISTS (SELECT FROM repl_ml.replicated_table t WHERE t.class = 'strong' AND t.state = 'enrolled') THEN ', one for strong tables' ELSE '' END)),
                 ('max_wal_senders', 2 * peers, pg_catalog.format('a stream and a copy for each of %s peers', peers)),
                 ('max_replication_slots', peers + 1, pg_catalog.format('a slot and an origin for each of %s peers', peers))) AS x(name, least, why)
         LOOP

@@ -469,6 +469,11 @@ CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS boolean
             RAISE EXCEPTION 'table % of the joining database is not empty', relation USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = pg_catalog.format('Run SELECT repl_ml.leave_group(force => true), then TRUNCATE %s or drop it, and join again; or join with copy_data => false if its rows are to be compared with the group''s.', relation);
         END IF;
+        -- nobody has ordered them: they would be written beside the others
+        IF has_rows AND t.class = 'strong' AND self.state = 'ready' THEN
+            RAISE EXCEPTION 'strong table % has rows here that the group does not have', relation USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = pg_catalog.format('Run TRUNCATE %s here, if they are not needed.', relation);
+        END IF;
         -- rows that a joining node brings have no clock until they are compared
         PERFORM repl_ml.enrol(relation, CASE WHEN self.state <> 'ready' AND NOT self.copy_data THEN '{}' END);
         PERFORM repl_ml.agree_on_columns();
@@ -711,7 +716,7 @@ COMMENT ON FUNCTION repl_ml.pending_tables() IS 'tables whose state in this data
 -- Tables of the group
 --
 
-CREATE FUNCTION repl_ml.list_table(relation regclass) RETURNS void
+CREATE FUNCTION repl_ml.list_table(relation regclass, class text DEFAULT 'eventual') RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
@@ -729,14 +734,14 @@ CREATE FUNCTION repl_ml.list_table(relation regclass) RETURNS void
         PERFORM repl_ml.enrol(relation);
         DELETE FROM repl_ml.table_sync y USING pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          WHERE c.oid = relation AND y.node_id = self.node_id AND y.schema_name = n.nspname AND y.table_name = c.relname;
-        INSERT INTO repl_ml.replicated_table AS t (schema_name, table_name, state, enrolled_by)
-        SELECT n.nspname, c.relname, 'enrolled', self.node_id
+        INSERT INTO repl_ml.replicated_table AS t (schema_name, table_name, state, enrolled_by, class)
+        SELECT n.nspname, c.relname, 'enrolled', self.node_id, list_table.class
           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation
         ON CONFLICT ON CONSTRAINT replicated_table_pkey DO UPDATE SET state = 'enrolled', enrolled_by = excluded.enrolled_by WHERE t.state <> 'enrolled';
         PERFORM repl_ml.wake_workers();
     END
     $$;
-COMMENT ON FUNCTION repl_ml.list_table(regclass) IS 'enrols a table of this database and puts it on the group''s list';
+COMMENT ON FUNCTION repl_ml.list_table(regclass, text) IS 'enrols a table of this database and puts it on the group''s list; one that was on it keeps its class';
 
 -- What has to be on another node before a table can be created there: objects of its columns, constraints, triggers, policies, roles
 CREATE FUNCTION repl_ml.table_needs(relation regclass, beside regclass[]) RETURNS jsonb
@@ -847,23 +852,42 @@ CREATE FUNCTION repl_ml.peer_obstacles(relations regclass[], OUT relation regcla
     $$;
 COMMENT ON FUNCTION repl_ml.peer_obstacles(regclass[]) IS 'why tables cannot be created or enrolled on another member, and what to do; members that do not answer are left out';
 
-CREATE FUNCTION repl_ml.add_table(relation regclass) RETURNS void
+CREATE FUNCTION repl_ml.take_lease() RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_take_lease' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.take_lease() IS 'takes the lease of strong tables until the transaction ends, as a statement that writes one does';
+
+CREATE FUNCTION repl_ml.add_table(relation regclass, class text DEFAULT NULL) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
         obstacle record;
+        listed repl_ml.replicated_table;
     BEGIN
         PERFORM repl_ml.refuse_nulls('relation', pg_catalog.num_nulls(relation));
         PERFORM repl_ml.require_member();
+        SELECT t.* INTO listed FROM repl_ml.replicated_table t JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema_name
+          JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.table_name WHERE c.oid = relation;
+        class := coalesce(class, listed.class, 'eventual');
+        IF class <> ALL ('{eventual, strong}') THEN
+            RAISE EXCEPTION 'class "%" does not exist', class USING ERRCODE = 'invalid_parameter_value', HINT = 'Use eventual or strong.';
+        ELSIF listed.state = 'enrolled' AND listed.class <> class THEN
+            RAISE EXCEPTION 'table % is replicated already, and is %', relation, listed.class USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = pg_catalog.format('While nobody writes it, run SELECT repl_ml.remove_table(%L) here, TRUNCATE %s on every other node, and add it again.', relation, relation);
+        ELSIF class = 'strong' THEN
+            -- whoever has the lease later has heard of the table before
+            PERFORM repl_ml.take_lease();
+        END IF;
         FOR obstacle IN SELECT o.message, o.hint FROM repl_ml.enrol_obstacle(add_table.relation) o
                         UNION ALL SELECT o.message, o.hint FROM repl_ml.peer_obstacles(ARRAY[add_table.relation]) o LIMIT 1 LOOP
             RAISE EXCEPTION '%', obstacle.message USING ERRCODE = 'object_not_in_prerequisite_state', HINT = obstacle.hint;
         END LOOP;
-        PERFORM repl_ml.list_table(relation);
+        UPDATE repl_ml.replicated_table t SET class = add_table.class
+         WHERE t.schema_name = listed.schema_name AND t.table_name = listed.table_name AND t.class <> add_table.class;
+        PERFORM repl_ml.list_table(relation, class);
     END
     $$;
-COMMENT ON FUNCTION repl_ml.add_table(regclass) IS
-    'replicates a table on all members: they create it if they lack it and get its rows. Adds the column __repl_clock without rewriting the table. Superusers only. Errors: 55000 not a member, or the table cannot be replicated';
+COMMENT ON FUNCTION repl_ml.add_table(regclass, text) IS
+    'replicates a table on all members: they create it if they lack it and get its rows. Adds the column __repl_clock without rewriting the table. Of class strong it is written by one node at a time, with the lease (see the view strong_lease), else by all at once (eventual, the default). Superusers only. Errors: 55000 not a member, the table cannot be replicated, or is of another class, 22023 no such class, 57P03 the lease of strong tables does not come';
 
 CREATE FUNCTION repl_ml.add_all_tables(schema_names name[] DEFAULT '{public}', OUT relation regclass, OUT status text, OUT detail text, OUT hint text)
     RETURNS SETOF record
@@ -926,7 +950,7 @@ CREATE FUNCTION repl_ml.remove_table(relation regclass) RETURNS void
     BEGIN
         PERFORM repl_ml.refuse_nulls('relation', pg_catalog.num_nulls(relation));
         PERFORM repl_ml.require_member();
-        UPDATE repl_ml.replicated_table t SET state = 'removed', write_consistency = 'one'
+        UPDATE repl_ml.replicated_table t SET state = 'removed', write_consistency = 'one', class = 'eventual'
           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          WHERE c.oid = relation AND t.schema_name = n.nspname AND t.table_name = c.relname AND t.state = 'enrolled';
         IF NOT FOUND THEN

@@ -117,7 +117,7 @@ COMMENT ON VIEW repl_ml.unreplicated_tables IS
     'tables of this database that no other node gets rows of, because nobody has added them to the group; obstacle is why one cannot be added, hint what to do about it. See repl_ml.add_table and repl_ml.keep_local';
 
 CREATE FUNCTION repl_ml.listed_tables(OUT schema_name name, OUT table_name name, OUT relation regclass, OUT resolver text, OUT enrolled_by name, OUT state text, OUT pending_copies bigint,
-        OUT parked_changes bigint, OUT problem text, OUT write_consistency text, OUT differs_on name[], OUT difference text)
+        OUT parked_changes bigint, OUT problem text, OUT write_consistency text, OUT class text, OUT differs_on name[], OUT difference text)
     RETURNS SETOF record
     LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1000 SET search_path = pg_catalog, pg_temp SET jit = off SET enable_nestloop = off SET enable_mergejoin = off
     AS $$
@@ -125,11 +125,12 @@ CREATE FUNCTION repl_ml.listed_tables(OUT schema_name name, OUT table_name name,
     BEGIN
         RETURN QUERY
         SELECT t.schema_name, t.table_name, t.relid::regclass, coalesce(e.resolver, 'last_write'), m.node_name, t.state, t.pending_copies,
-               coalesce(k.parked_changes, 0)::bigint, coalesce(f.problem, k.problem), t.write_consistency,
+               coalesce(k.parked_changes, 0)::bigint, coalesce(f.problem, k.problem), t.write_consistency, r.class,
                CASE WHEN h.differs_on IS NOT NULL THEN h.differs_on
                     -- what was just altered here nobody has been told yet
                     WHEN s.known = (SELECT pg_catalog.count(*) FROM repl_ml.member x WHERE x.state = 'ready') AND s.seen IS NOT DISTINCT FROM repl_ml.seen_columns(t.relid) THEN '{}' END, h.difference
           FROM repl_ml.table_states() t
+          JOIN repl_ml.replicated_table r ON r.schema_name = t.schema_name AND r.table_name = t.table_name
           LEFT JOIN repl_ml.member m ON m.node_id = t.enrolled_by
           LEFT JOIN (SELECT p.schema_name, p.table_name, p.resolver FROM repl_ml.conflict_policies p WHERE p.column_name IS NULL) e
                  ON e.schema_name = t.schema_name AND e.table_name = t.table_name
@@ -149,7 +150,7 @@ CREATE FUNCTION repl_ml.listed_tables(OUT schema_name name, OUT table_name name,
 COMMENT ON FUNCTION repl_ml.listed_tables() IS 'the rows of the view repl_ml.tables';
 
 CREATE VIEW repl_ml.tables AS
-    SELECT t.schema_name, t.table_name, t.relation, t.resolver, t.enrolled_by, t.state, t.pending_copies, t.parked_changes, t.problem, t.write_consistency, t.differs_on, t.difference
+    SELECT t.schema_name, t.table_name, t.relation, t.resolver, t.enrolled_by, t.state, t.pending_copies, t.parked_changes, t.problem, t.write_consistency, t.class, t.differs_on, t.difference
       FROM repl_ml.listed_tables() t;
 COMMENT ON VIEW repl_ml.tables IS 'replicated tables and their state on this node (restored: listed in a dump of a member, and not replicated); problem is why it could not be created or copied, or why the last of the parked_changes could not be applied; differs_on the members on which it is another table, null where that is not known, and difference the first object that differs';
 
@@ -734,7 +735,24 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
                      LEFT JOIN (SELECT x.schema_name, x.table_name, pg_catalog.max(x.compared_at) AS compared_at, pg_catalog.max(x.good_at) AS good_at FROM repl_ml.verification x GROUP BY 1, 2) c
                             ON c.schema_name = r.schema_name AND c.table_name = r.table_name
                     WHERE r.state = 'enrolled') d) v
-     WHERE s.state = 'ready')
+     WHERE s.state = 'ready'
+    UNION ALL
+    -- 20. who may write strong tables, where there are any
+    SELECT 20, 'strong_tables', CASE WHEN l.refusal IS NOT NULL THEN 'error' WHEN k.kept IS NOT NULL THEN 'warning' ELSE 'ok' END,
+           CASE WHEN l.refusal IS NOT NULL THEN pg_catalog.format('Strong tables could not be written here when that was last tried. %s', l.refusal)
+                WHEN k.kept IS NOT NULL THEN pg_catalog.format('Another node waits to write strong tables; transactions here have written or locked them and do not end: %s.', k.kept)
+                WHEN l.writable THEN 'This node writes strong tables.'
+                WHEN l.holder IS NULL THEN 'Nobody has written strong tables from here yet.'
+                ELSE pg_catalog.format('Strong tables are written where they are needed; this node last gave them to node "%s".', l.holder) END,
+           CASE WHEN l.refusal IS NOT NULL THEN 'When the nodes that are named can be reached again it goes on by itself. For a node that will not come back, run SELECT repl_ml.drop_node(...) on a member that is left: then one of the others takes over.'
+                WHEN k.kept IS NOT NULL THEN 'Have these sessions commit, or end them with pg_terminate_backend(); of prepared transactions run COMMIT PREPARED or ROLLBACK PREPARED.' END
+      FROM active s CROSS JOIN repl_ml.strong_lease l, LATERAL (
+           SELECT pg_catalog.string_agg(coalesce('process ' || k.pid, 'a prepared one'), ', ' ORDER BY k.pid) AS kept
+             FROM pg_catalog.pg_locks k LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = k.pid
+            WHERE k.locktype = 'advisory' AND k.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
+              AND k.classid = 0 AND k.objid = 0 AND k.objsubid = 5 AND k.mode = 'ShareLock' AND k.granted
+              AND l.nodes_waiting > 0 AND (k.pid IS NULL OR pg_catalog.clock_timestamp() - a.xact_start > '10 s')) k
+     WHERE s.state = 'ready' AND EXISTS (SELECT FROM repl_ml.replicated_table t WHERE t.class = 'strong' AND t.state = 'enrolled'))
     SELECT f.check_name, f.status, f.detail, f.hint FROM finding f ORDER BY f.place;
     END
     $$;

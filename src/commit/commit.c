@@ -156,6 +156,7 @@ before_commit(void)
 	if (TransactionIdIsValid(xid) && !repl_ml_internal_write && !repl_ml_applying &&
 		repl_ml_ticker_used())
 		level = repl_ml_level_wanted();
+	repl_ml_lease_check();
 
 	/*
 	 * also without an id: NOTIFY and temporary tables make the transaction take
@@ -410,6 +411,8 @@ repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run) (void *argu
 	ReplMlLevel level = is_commit ? level_of_prepared(gid, &xid) : REPL_ML_ONE;
 	char	   *message = level == REPL_ML_ONE ? "" : repl_ml_record_of_prepared(level, xid);
 
+	if (is_commit)
+		repl_ml_lease_commits_prepared();
 	begin_wait(level, xid);
 	repl_ml_news_begin();
 

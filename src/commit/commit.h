@@ -10,7 +10,11 @@
 #include "access/transam.h"
 #include "access/xlogdefs.h"
 #include "nodes/pg_list.h"
+#include "server/server.h"
+#include "storage/latch.h"
+#include "storage/lock.h"
 #include "storage/lwlock.h"
+#include "utils/snapshot.h"
 #include "utils/uuid.h"
 #include "wire/wire.h"
 
@@ -142,6 +146,64 @@ typedef enum ReplMlFate
 	REPL_ML_FATE_UNKNOWN		/* one of the two */
 } ReplMlFate;
 
+#define REPL_ML_LEASE_LINE	16	/* nodes that stand in line; others ask again */
+
+/*
+ * The lease of a database: who holds it may write strong tables.  Under the lock of
+ * commit/, but for "holds", which changes only while nobody of this node has the
+ * heavyweight lock, and is read by who has it.
+ */
+typedef struct ReplMlLease
+{
+	uint64		holds;			/* another number for each tenure in which this node's
+								 * clients may write; 0: they may not */
+	uint64		serial;			/* the last one */
+	TransactionId opened_xid;	/* a snapshot that does not see it may lack what others
+								 * wrote before; invalid: there is none left */
+	XLogRecPtr	last_end;		/* of our transactions that had it; 0: of none */
+	bool		end_unknown;	/* some may have ended behind that: a prepared one, or
+								 * before the server started */
+	uint64		opened;			/* monotonic µs */
+	bool		wanted;			/* somebody here waits for it, or asks us for it */
+	pid_t		pid;			/* of the process that takes it and gives it; 0: none */
+	Latch	   *latch;			/* valid while pid is set */
+	bool		busy;			/* it waits for our clients to end, and need not be called */
+	TimestampTz launched;		/* when the process was last asked for */
+	bool		launch_refused; /* the server had no room for it */
+	uint64		refused;		/* when it last turned out that nobody gives it,
+								 * monotonic µs; 0: it has come since */
+	char		reason[REPL_ML_ERROR_LENGTH];	/* why, with a command */
+	pid_t		victim;			/* waits for it, and is waited for: a deadlock */
+	int			line_count;
+	struct
+	{
+		int			node;
+		uint64		seen;		/* when it last asked, monotonic µs */
+	}			line[REPL_ML_LEASE_LINE];
+	int64		elected;		/* counts, since the server's start */
+	int64		taken;
+	int64		given;
+	int64		waits;			/* of clients, until they had it */
+	int64		waits_refused;
+	uint64		total_wait;		/* of those that had it, µs */
+	uint64		max_wait;
+} ReplMlLease;
+
+/* in lease.c */
+extern Size repl_ml_lease_shmem_size(void);
+extern void repl_ml_lease_shmem_init(void *space, LWLock *lock);
+extern void repl_ml_lease_init(void);
+extern ReplMlLease *repl_ml_lease(void);
+extern LWLock *repl_ml_lease_lock(void);
+extern void repl_ml_lease_forget(int index);
+extern void repl_ml_lease_tag(LOCKTAG *tag);
+extern void repl_ml_lease_call(ReplMlLease *lease);
+extern void repl_ml_lease_take(void);
+extern bool repl_ml_lease_is_newer(Snapshot snapshot);
+extern void repl_ml_lease_require(Oid root);
+extern void repl_ml_lease_check(void);
+extern void repl_ml_lease_commits_prepared(void);
+
 /* in level.c */
 extern const char *repl_ml_level_name(ReplMlLevel level);
 extern bool repl_ml_level_parse(const char *name, ReplMlLevel *level);
@@ -150,6 +212,9 @@ extern ReplMlLevel repl_ml_level_wanted(void);
 extern void repl_ml_level_forget(void);
 extern void repl_ml_level_note(Oid root);
 extern ReplMlLevel repl_ml_level_of_tables(List *relids);
+extern bool repl_ml_level_none_is_strong(void);
+extern bool repl_ml_level_any_strong(void);
+extern bool repl_ml_level_is_strong(Oid root);
 
 /* in commit.c */
 extern void repl_ml_commit_init(void);

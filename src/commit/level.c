@@ -1,11 +1,13 @@
 /*
  * level.c
  *		Which consistency level a transaction's commit needs: the greater of
- *		repl_ml.write_consistency and the minimums of the tables it wrote.
+ *		repl_ml.write_consistency and the minimums of the tables it wrote; and which
+ *		tables are strong.
  *
- * Tables' minimums are in repl_ml.replicated_table, the same on all nodes; each
- * process keeps those above "one" until the catalog changes, under the names
- * the group knows the tables by: a table may come here later than its minimum.
+ * Tables' minimums and classes are in repl_ml.replicated_table, the same on all
+ * nodes; each process keeps those above "one" and "eventual" until the catalog
+ * changes, under the names the group knows the tables by: a table may come here
+ * later than its minimum.
  * The triggers that stamp rows (write/stamp.c) tell which tables are written;
  * commit.c asks at the end.
  *
@@ -37,15 +39,17 @@ enum
 	Anum_table_table_name,
 	Anum_table_state,
 	Anum_table_enrolled_by,
-	Anum_table_write_consistency
+	Anum_table_write_consistency,
+	Anum_table_class
 };
 
-/* A table with a minimum, which need not be here yet. */
+/* A table with a minimum, or that is strong; it need not be here yet. */
 typedef struct Minimum
 {
 	NameData	schema_name;
 	NameData	table_name;
 	ReplMlLevel level;
+	bool		strong;
 } Minimum;
 
 /* The words for levels, by level. */
@@ -75,10 +79,12 @@ static Oid	noted = InvalidOid;
  */
 static Minimum *minimums = NULL;
 static int	minimum_count = 0;
+static bool any_strong = false; /* among them */
 static uint64 changes = 1;		/* of the catalog, as far as we have heard */
 static uint64 complete_since = 0;
 static Oid	catalog_relid = InvalidOid;
 
+static Minimum *find_minimum(Oid root);
 static ReplMlLevel minimum_of(Oid root);
 static void load_minimums(void);
 static bool read_minimum(Relation rel, HeapTuple tuple, Minimum *minimum);
@@ -127,15 +133,22 @@ repl_ml_level_forget(void)
 
 /*
  * Called by a backend's stamping triggers: this transaction writes rows of the
- * table "root".
+ * table "root".  Raises an error if that is strong and nothing has taken the
+ * lease for it: what passes by the executor's hook (a subscription of core's, a
+ * cascading TRUNCATE) must not write it.
  */
 void
 repl_ml_level_note(Oid root)
 {
+	Minimum    *minimum;
+
 	has_written = true;
 	if (root == noted && complete_since == changes)
 		return;
-	written = Max(written, minimum_of(root));
+	minimum = find_minimum(root);
+	if (minimum != NULL && minimum->strong)
+		repl_ml_lease_require(root);
+	written = Max(written, minimum == NULL ? REPL_ML_ONE : minimum->level);
 	noted = root;
 }
 
@@ -158,23 +171,62 @@ repl_ml_level_of_tables(List *relids)
 static ReplMlLevel
 minimum_of(Oid root)
 {
-	ReplMlLevel level = REPL_ML_ONE;
+	Minimum    *minimum = find_minimum(root);
+
+	return minimum == NULL ? REPL_ML_ONE : minimum->level;
+}
+
+/*
+ * Says whether it is known that no table is strong, without a look at any catalog.
+ * Called before each statement that writes.
+ */
+bool
+repl_ml_level_none_is_strong(void)
+{
+	return complete_since == changes && !any_strong;
+}
+
+/*
+ * Says whether any table is strong, in a member's database; reads the catalog only after
+ * it has changed.
+ */
+bool
+repl_ml_level_any_strong(void)
+{
+	if (complete_since != changes)
+		load_minimums();
+	return any_strong;
+}
+
+/* Says whether a table that is here is strong; a partition is what its root is. */
+bool
+repl_ml_level_is_strong(Oid root)
+{
+	Minimum    *minimum = find_minimum(root);
+
+	return minimum != NULL && minimum->strong;
+}
+
+/* Returns the entry of a table that is here, good until the next call; NULL if it has none. */
+static Minimum *
+find_minimum(Oid root)
+{
 	char	   *table_name;
 	char	   *schema_name;
 
 	if (complete_since != changes)
 		load_minimums();
 	if (minimum_count == 0)
-		return REPL_ML_ONE;
+		return NULL;
 	table_name = get_rel_name(root);
 	schema_name = get_namespace_name(get_rel_namespace(root));
 	for (int i = 0; i < minimum_count && table_name != NULL && schema_name != NULL; i++)
 	{
 		if (strcmp(NameStr(minimums[i].table_name), table_name) == 0 &&
 			strcmp(NameStr(minimums[i].schema_name), schema_name) == 0)
-			level = Max(level, minimums[i].level);
+			return &minimums[i];
 	}
-	return level;
+	return NULL;
 }
 
 /*
@@ -200,6 +252,7 @@ load_minimums(void)
 	before = changes;
 	complete_since = 0;
 	minimum_count = 0;
+	any_strong = false;
 	catalog_relid = repl_ml_catalog_oid(TABLE_OF_TABLES);
 	rel = table_open(catalog_relid, AccessShareLock);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
@@ -213,8 +266,9 @@ load_minimums(void)
 				MemoryContextAlloc(CacheMemoryContext, room * sizeof(Minimum)) :
 				repalloc(minimums, room * sizeof(Minimum));
 		}
-		if (read_minimum(rel, tuple, &minimums[minimum_count]))
-			minimum_count++;
+		if (!read_minimum(rel, tuple, &minimums[minimum_count]))
+			continue;
+		any_strong |= minimums[minimum_count++].strong;
 	}
 	systable_endscan(scan);
 	UnregisterSnapshot(snapshot);
@@ -233,9 +287,17 @@ read_minimum(Relation rel, HeapTuple tuple, Minimum *minimum)
 	bool		isnull;
 
 	Datum		level = heap_getattr(tuple, Anum_table_write_consistency, desc, &isnull);
+	Datum		class = heap_getattr(tuple, Anum_table_class, desc, &isnull);
+	Datum		state = heap_getattr(tuple, Anum_table_state, desc, &isnull);
 
-	if (!repl_ml_level_parse(TextDatumGetCString(level), &minimum->level) ||
-		minimum->level == REPL_ML_ONE)
+	minimum->strong = strcmp(TextDatumGetCString(class), "strong") == 0 &&
+		strcmp(TextDatumGetCString(state), "enrolled") == 0;
+	if (!repl_ml_level_parse(TextDatumGetCString(level), &minimum->level))
+		return false;
+	/* nobody may be told of a strong transaction that only one node has */
+	if (minimum->strong)
+		minimum->level = Max(minimum->level, REPL_ML_QUORUM);
+	if (minimum->level == REPL_ML_ONE)
 		return false;
 	minimum->schema_name =
 		*DatumGetName(heap_getattr(tuple, Anum_table_schema_name, desc, &isnull));

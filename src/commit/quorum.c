@@ -158,6 +158,7 @@ repl_ml_quorum_forget(int index, Oid oid)
 				link->counts = false;
 		}
 		repl_ml_unacknowledged_forget(index, oid);
+		repl_ml_lease_forget(index);
 	}
 	LWLockRelease(repl_ml_quorum->lock);
 	return idle;

@@ -20,6 +20,11 @@ extern bool repl_ml_worker_start(Oid database, int peer);
 /* in supervisor.c */
 extern PGDLLEXPORT void repl_ml_supervisor_main(Datum arg);
 
+/* in tenure.c */
+extern void repl_ml_tenure_tend(void);
+extern bool repl_ml_tenure_end(void);
+extern PGDLLEXPORT void repl_ml_tenure_main(Datum arg);
+
 /* in verifier.c */
 extern void repl_ml_verifier_init(void);
 extern void repl_ml_verifier_tend(void);

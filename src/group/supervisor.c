@@ -253,6 +253,7 @@ round_of_work(bool called)
 		repl_ml_shape_tell(called);
 		repl_ml_lacking_ask();
 		repl_ml_verifier_tend();
+		repl_ml_tenure_tend();
 	}
 	repl_ml_beside_tend();
 	MemoryContextSwitchTo(work_context);
@@ -342,6 +343,7 @@ end_apply_workers(void)
 		running = true;
 	}
 	running |= repl_ml_verifier_end();
+	running |= repl_ml_tenure_end();
 	running |= repl_ml_beside_end();
 	LWLockRelease(repl_ml_shared->lock);
 	return running;

@@ -323,6 +323,7 @@ end_workers(void)
 	}
 	running |= repl_ml_verifier_end();
 	running |= repl_ml_beside_end();
+	running |= repl_ml_tenure_end();
 	LWLockRelease(repl_ml_shared->lock);
 	return running;
 }

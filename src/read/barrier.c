@@ -67,7 +67,6 @@ enum
 static void write_message(const char *text);
 static int	dropped_members(int *nodes, int room);
 static int	compared_members(int dropped, int *members);
-static bool is_covered(const ReplMlClock *wanted, char **lacking);
 static ReplMlClock *without_dropped(const ReplMlClock *wanted);
 static bool all_dropped_are_compared(void);
 static int	without_due_copies(const int *peers, int count, int *copied);
@@ -209,7 +208,7 @@ repl_ml_barrier_run(TimestampTz deadline)
 
 	/* what some member has, this one must show */
 	wanted = repl_ml_clock_merge(wanted, own);
-	while (!is_covered(wanted, &lacking))
+	while (!repl_ml_barrier_covers(wanted, &lacking))
 	{
 		if (!repl_ml_position_wait(deadline, "ReplMlBarrierApply"))
 			ereport(ERROR,
@@ -224,11 +223,11 @@ repl_ml_barrier_run(TimestampTz deadline)
 }
 
 /*
- * Says whether everything wanted is here.  If not, "lacking" says what is
- * missing, or NULL: a comparison.
+ * Says whether everything wanted is here, for readers and for who takes the lease of
+ * strong tables.  If not, "lacking" says what is missing, or NULL: a comparison.
  */
-static bool
-is_covered(const ReplMlClock *wanted, char **lacking)
+bool
+repl_ml_barrier_covers(const ReplMlClock *wanted, char **lacking)
 {
 	*lacking = NULL;
 	if (!all_dropped_are_compared())
@@ -297,6 +296,28 @@ all_dropped_are_compared(void)
 			return false;
 	}
 	return true;
+}
+
+PG_FUNCTION_INFO_V1(repl_ml_dropped_are_settled);
+
+/*
+ * repl_ml.dropped_are_settled(): whether this node has let go of each dropped node, and
+ * has what every other member had of it: nothing of it comes here any more.
+ */
+Datum
+repl_ml_dropped_are_settled(PG_FUNCTION_ARGS)
+{
+	int			nodes[REPL_ML_MAX_CLOCK_ENTRIES];
+	int			count = dropped_members(nodes, lengthof(nodes));
+	bool		settled = true;
+
+	for (int i = 0; i < count && settled; i++)
+	{
+		int			members = 0;
+
+		settled = compared_members(nodes[i], &members) == members && members > 0;
+	}
+	PG_RETURN_BOOL(settled);
 }
 
 /*

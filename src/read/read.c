@@ -54,7 +54,6 @@ static void forget_barrier(XactEvent event, void *arg);
 static bool is_wanted(void);
 static void run_barrier(void);
 static void require_fresh_snapshots(void);
-static bool renew_snapshot(void);
 
 /*
  * Called by _PG_init: defines the settings and, at server start, installs the
@@ -123,11 +122,7 @@ start_executor(QueryDesc *query, int flags)
 	{
 		require_fresh_snapshots();
 		run_barrier();
-		if (query->snapshot != InvalidSnapshot && renew_snapshot())
-		{
-			UnregisterSnapshot(query->snapshot);
-			query->snapshot = RegisterSnapshot(GetActiveSnapshot());
-		}
+		repl_ml_read_renew(query);
 	}
 	if (previous_hook)
 		previous_hook(query, flags);
@@ -201,16 +196,17 @@ run_barrier(void)
 }
 
 /*
- * Puts another snapshot in the place of the statement's, which is older than
- * the barrier; returns false if it has none.
+ * Called from a hook before a statement is begun, at READ COMMITTED: gives it a snapshot
+ * of now in the place of its own.  Does nothing for one that has none.
  */
-static bool
-renew_snapshot(void)
+void
+repl_ml_read_renew(QueryDesc *query)
 {
-	if (!ActiveSnapshotSet())
-		return false;
+	if (query->snapshot == InvalidSnapshot || !ActiveSnapshotSet())
+		return;
 	PopActiveSnapshot();
 	PushCopiedSnapshot(GetTransactionSnapshot());
 	UpdateActiveSnapshotCommandId();
-	return true;
+	UnregisterSnapshot(query->snapshot);
+	query->snapshot = RegisterSnapshot(GetActiveSnapshot());
 }

@@ -9,6 +9,7 @@
 #define REPL_ML_READ_H
 
 #include "repl_ml.h"
+#include "executor/execdesc.h"
 #include "nodes/parsenodes.h"
 #include "utils/uuid.h"
 #include "wire/wire.h"
@@ -17,6 +18,7 @@
 extern void repl_ml_read_init(void);
 extern void repl_ml_read_begin(void);
 extern void repl_ml_read_copy(CopyStmt *stmt);
+extern void repl_ml_read_renew(QueryDesc *query);
 
 /* in position.c */
 extern ReplMlClock *repl_ml_positions_received(uint16 self, bool *complete);
@@ -31,6 +33,7 @@ extern char *repl_ml_positions_lacking(const ReplMlClock *wanted, const ReplMlCl
 extern bool repl_ml_barrier_read(const pg_uuid_t *group, int peer, const char *message);
 extern void repl_ml_barrier_answer(const pg_uuid_t *group, uint16 self);
 extern void repl_ml_barrier_run(TimestampTz deadline);
+extern bool repl_ml_barrier_covers(const ReplMlClock *wanted, char **lacking);
 
 /* in routing.c */
 extern void repl_ml_routing_init(void);

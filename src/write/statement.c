@@ -98,8 +98,12 @@ take_statement(PlannedStmt *pstmt, const char *query_string, bool read_only_tree
 		repl_ml_own_check_database(castNode(DropdbStmt, pstmt->utilityStmt));
 
 	/* where the extension is not installed nothing is enrolled */
-	if (IsTransactionState() && OidIsValid(repl_ml_schema_oid()) && run_otherwise(&utility))
-		return;
+	if (IsTransactionState() && OidIsValid(repl_ml_schema_oid()))
+	{
+		repl_ml_strong_utility(pstmt->utilityStmt);
+		if (run_otherwise(&utility))
+			return;
+	}
 	if (IsA(utility.pstmt->utilityStmt, AlterTableStmt))
 		run_alter_table(&utility);
 	else if (IsA(utility.pstmt->utilityStmt, RenameStmt))

@@ -45,6 +45,10 @@ extern void repl_ml_own_check_alter(AlterTableStmt *stmt);
 extern void repl_ml_own_check_extension(AlterExtensionContentsStmt *stmt);
 extern void repl_ml_own_check_database(DropdbStmt *stmt);
 
+/* in strong.c */
+extern void repl_ml_strong_init(void);
+extern void repl_ml_strong_utility(Node *stmt);
+
 /* in definition.c */
 extern void repl_ml_definition_init(void);
 extern void repl_ml_definition_note(Oid relid);
