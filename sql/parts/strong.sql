@@ -62,10 +62,12 @@ CREATE FUNCTION repl_ml.lease_stats(OUT writable boolean, OUT pid integer, OUT r
 COMMENT ON FUNCTION repl_ml.lease_stats() IS 'what this server knows of the lease of strong tables: whether clients here may write them now, why the lease did not come when it was last wanted, and counters since the server''s start (times in milliseconds)';
 
 -- What keeps this node from having all rows of strong tables, whatever positions say
+-- In PL/pgSQL, whose plans stay: it is called at each coming of the lease
 CREATE FUNCTION repl_ml.strong_obstacle() RETURNS text
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET jit = off
     AS $$
-    SELECT o.obstacle FROM (
+    BEGIN
+    RETURN (SELECT o.obstacle FROM (
         SELECT 1, pg_catalog.format('table %I.%I is not replicated here yet%s', t.schema_name, t.table_name,
                    (SELECT ': ' || f.message FROM repl_ml.table_failure f WHERE f.schema_name = t.schema_name AND f.table_name = t.table_name LIMIT 1))
           FROM repl_ml.replicated_table t
@@ -85,7 +87,8 @@ CREATE FUNCTION repl_ml.strong_obstacle() RETURNS text
         SELECT 4, pg_catalog.format('a row of table %I.%I could not be sent', u.schema_name, u.table_name)
           FROM repl_ml.unsent u JOIN repl_ml.replicated_table t USING (schema_name, table_name) WHERE t.class = 'strong'
         ) o (place, obstacle)
-     ORDER BY o.place, o.obstacle LIMIT 1
+     ORDER BY o.place, o.obstacle LIMIT 1);
+    END
     $$;
 COMMENT ON FUNCTION repl_ml.strong_obstacle() IS 'why this node lacks rows of strong tables though it has applied what it has received; null if it lacks none';
 

@@ -542,6 +542,7 @@ without_self(const ReplMlClock *base)
 static bool
 open_tenure(char **why)
 {
+	static SPIPlanPtr obstacle = NULL;
 	MemoryContext context = CurrentMemoryContext;
 	char	   *lacking = NULL;
 	TransactionId xid;
@@ -555,7 +556,8 @@ open_tenure(char **why)
 	if (!repl_ml_barrier_covers(without_self(state.base), &lacking))
 		lacking = lacking == NULL ? _("what is left of a dropped node has not been compared.") :
 			psprintf("%s.", lacking);
-	else if (SPI_execute("SELECT repl_ml.strong_obstacle()", false, 1) == SPI_OK_SELECT)
+	else if (SPI_execute_plan(repl_ml_spi_plan(&obstacle, "SELECT repl_ml.strong_obstacle()", 0,
+											   NULL), NULL, NULL, false, 1) == SPI_OK_SELECT)
 		lacking = repl_ml_spi_text(0, 0);
 	if (lacking != NULL)
 		*why = MemoryContextStrdup(context, lacking);
@@ -585,6 +587,7 @@ open_tenure(char **why)
 static bool
 write_state(Epoch epoch, int holder, const ReplMlClock *base)
 {
+	static SPIPlanPtr update = NULL;
 	Oid			types[5] = {INT8OID, INT8OID, INT4OID, TEXTOID, INT8OID};
 	Datum		values[5] = {Int64GetDatum(epoch.round), Int64GetDatum(epoch.turn),
 		Int32GetDatum(holder), CStringGetTextDatum(repl_ml_clock_to_text(base)),
@@ -592,16 +595,18 @@ write_state(Epoch epoch, int holder, const ReplMlClock *base)
 	bool		written;
 
 	repl_ml_begin();
-	written = SPI_execute_with_args("UPDATE repl_ml.lease_state SET round = $1, turn = $2,"
-									" holder = $3, base = $4::repl_ml.vclock, timeline = $5,"
-									" since = pg_catalog.clock_timestamp()"
-									" WHERE (round OPERATOR(pg_catalog.<) $1"
-									" OR round OPERATOR(pg_catalog.=) $1"
-									" AND turn OPERATOR(pg_catalog.<) $2)"
-									" AND promised OPERATOR(pg_catalog.<=) $1",
-									5, types, values, NULL, false, 0) == SPI_OK_UPDATE &&
+	(void) repl_ml_spi_plan(&update, "UPDATE repl_ml.lease_state SET round = $1, turn = $2,"
+							" holder = $3, base = $4::repl_ml.vclock, timeline = $5,"
+							" since = pg_catalog.clock_timestamp()"
+							" WHERE (round OPERATOR(pg_catalog.<) $1"
+							" OR round OPERATOR(pg_catalog.=) $1"
+							" AND turn OPERATOR(pg_catalog.<) $2)"
+							" AND promised OPERATOR(pg_catalog.<=) $1", 5, types);
+	written = SPI_execute_plan(update, values, NULL, false, 0) == SPI_OK_UPDATE &&
 		SPI_processed == 1;
-	ForceSyncCommit();
+	/* a crash that loses what was taken loses what was written with it: it is given again */
+	if (holder != self)
+		ForceSyncCommit();
 	repl_ml_commit();
 	load_state();
 	known_epoch = state.epoch;
@@ -712,13 +717,17 @@ obtain(void)
 static List *
 list_voters(void)
 {
+	static SPIPlanPtr select = NULL;
 	List	   *voters = NIL;
+	Oid			types[1] = {INT4OID};
+	Datum		values[1] = {Int32GetDatum(self)};
 
 	repl_ml_begin();
-	SPI_execute(psprintf("SELECT m.node_id, m.node_name, m.dsn FROM repl_ml.member m"
-						 " WHERE m.state OPERATOR(pg_catalog.=) 'ready'"
-						 " AND m.node_id OPERATOR(pg_catalog.<>) %d ORDER BY m.node_id",
-						 self), false, 0);
+	(void) repl_ml_spi_plan(&select, "SELECT m.node_id, m.node_name, m.dsn FROM repl_ml.member m"
+							" WHERE m.state OPERATOR(pg_catalog.=) 'ready'"
+							" AND m.node_id OPERATOR(pg_catalog.<>) $1 ORDER BY m.node_id",
+							1, types);
+	SPI_execute_plan(select, values, NULL, false, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(work_context);
@@ -983,10 +992,12 @@ refuse(const char *reason)
 static void
 load_state(void)
 {
+	static SPIPlanPtr select = NULL;
+
 	repl_ml_begin();
-	SPI_execute("SELECT s.promised, s.round, s.turn, s.holder, s.timeline,"
-				" s.base::pg_catalog.text"
-				" FROM repl_ml.lease_state s", false, 1);
+	(void) repl_ml_spi_plan(&select, "SELECT s.promised, s.round, s.turn, s.holder, s.timeline,"
+							" s.base::pg_catalog.text FROM repl_ml.lease_state s", 0, NULL);
+	SPI_execute_plan(select, NULL, NULL, false, 1);
 	if (SPI_processed != 1)
 		elog(ERROR, "no row in repl_ml.lease_state");
 	state.promised = strtoll(repl_ml_spi_text(0, 0), NULL, 10);
@@ -1030,25 +1041,29 @@ stand_in_line(ReplMlLease *own, int node)
 static char *
 read_answer(int asker, int here)
 {
+	static SPIPlanPtr select = NULL;
 	char	   *answer = NULL;
 	MemoryContext context = CurrentMemoryContext;
+	Oid			types[2] = {INT4OID, INT4OID};
+	Datum		values[2] = {Int32GetDatum(asker), Int32GetDatum(here)};
 
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_connect();
-	if (SPI_execute(psprintf("SELECT FROM repl_ml.member m"
-							 " WHERE m.node_id OPERATOR(pg_catalog.=) %d"
-							 " AND m.state OPERATOR(pg_catalog.=) 'ready'", asker), true,
-					1) != SPI_OK_SELECT || SPI_processed == 0)
+	(void) repl_ml_spi_plan(&select, "SELECT CASE WHEN s.holder OPERATOR(pg_catalog.=) $1"
+							" THEN pg_catalog.format('given %s %s %s', s.round, s.turn, s.base)"
+							" WHEN s.holder OPERATOR(pg_catalog.<>) $2"
+							" THEN pg_catalog.format('elsewhere %s %s %s', s.round, s.turn,"
+							" s.holder) END FROM repl_ml.lease_state s"
+							" WHERE EXISTS (SELECT FROM repl_ml.member m"
+							" WHERE m.node_id OPERATOR(pg_catalog.=) $1"
+							" AND m.state OPERATOR(pg_catalog.=) 'ready')", 2, types);
+	SPI_execute_plan(select, values, NULL, true, 1);
+	if (SPI_processed == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("node %d is no ready member of the group", asker),
 				 errhint("Run SELECT node_id, node_name, state FROM repl_ml.nodes.")));
-	SPI_execute(psprintf("SELECT CASE WHEN s.holder OPERATOR(pg_catalog.=) %d"
-						 " THEN pg_catalog.format('given %%s %%s %%s', s.round, s.turn, s.base)"
-						 " WHEN s.holder OPERATOR(pg_catalog.<>) %d"
-						 " THEN pg_catalog.format('elsewhere %%s %%s %%s', s.round, s.turn,"
-						 " s.holder) END FROM repl_ml.lease_state s", asker, here), true, 1);
-	if (SPI_processed == 1 && repl_ml_spi_text(0, 0) != NULL)
+	if (repl_ml_spi_text(0, 0) != NULL)
 		answer = MemoryContextStrdup(context, repl_ml_spi_text(0, 0));
 	SPI_finish();
 	PopActiveSnapshot();
