@@ -26,13 +26,14 @@ DATA_built = sql/repl_ml--1.0.sql
 
 # The parts of the install script, in the order in which they need each other.
 SQL_PARTS = extension clock stamp catalogs helpers membership tables setup conflicts parked read strong \
-	collection transactions verify views metrics privileges
+	collection transactions sequences verify views metrics privileges
 
 # In the order of the way of a change.
 OBJS = \
 	src/repl_ml.o \
 	src/write/stamp.o \
 	src/write/whole_row.o \
+	src/write/number.o \
 	src/write/statement.o \
 	src/write/guard.o \
 	src/write/own.o \

@@ -126,6 +126,22 @@ CREATE TABLE repl_ml.table_shape (
 );
 COMMENT ON TABLE repl_ml.table_shape IS 'what a replicated table is on each member: its columns, types, keys, constraints and partitions, each with a digit for their order, as text that is the same wherever they are the same; null where it is missing; and in seen the identities of all columns it has ever had, or, in the row without names, which is about the database, a sum over all others of the member';
 
+-- Sequences of the group; without a floor they are not yet
+CREATE TABLE repl_ml.group_sequence (
+    schema_name   name NOT NULL,
+    sequence_name name NOT NULL,
+    state         text NOT NULL CHECK (state IN ('enrolled', 'removed')),
+    by_table      boolean NOT NULL,
+    enrolled_by   integer NOT NULL,
+    floor         bigint,
+    obstacle      text,
+    listed_at     timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    retry_at      timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    __repl_clock  repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
+    PRIMARY KEY (schema_name, sequence_name)
+);
+COMMENT ON TABLE repl_ml.group_sequence IS 'sequences that are to give no number twice in the group: by_table because a replicated table owns them, else added by repl_ml.add_sequence. When all members have closed theirs, floor is the last place that any had used, and the group''s begins behind it; until then obstacle is what was in the way last';
+
 -- What each member has compared by itself, when it was due; written by itself
 CREATE TABLE repl_ml.verification (
     node_id      integer NOT NULL,
@@ -461,3 +477,30 @@ CREATE TABLE repl_ml.discarded_transaction (
 );
 COMMENT ON TABLE repl_ml.discarded_transaction IS 'transactions of other nodes of which a parked change was discarded here, kept for two days: whoever asks what became of one must not be told that this node has it';
 
+-- What this node has promised of each sequence, to anybody, and what is its own of it; a place is a number, or its negation where the sequence counts down
+CREATE TABLE repl_ml.sequence_mark (
+    schema_name   name NOT NULL,
+    sequence_name name NOT NULL,
+    sequence      oid,
+    state         text NOT NULL CHECK (state IN ('free', 'closed', 'covered')),
+    descending    boolean NOT NULL DEFAULT false,
+    promised      bigint NOT NULL,
+    server_start  timestamptz,
+    first_place   bigint,
+    last_place    bigint,
+    next_first    bigint,
+    next_last     bigint,
+    size          bigint NOT NULL DEFAULT 0,
+    obtained      bigint NOT NULL DEFAULT 0,
+    obtained_at   timestamptz NOT NULL DEFAULT '2000-01-01',
+    in_vain       boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (schema_name, sequence_name)
+);
+COMMENT ON TABLE repl_ml.sequence_mark IS 'for each sequence the last place promised to anybody by this node, and the ranges that are this node''s (first_place to last_place, then next_first to next_last), which count until its server ends; free: the sequence is an ordinary one here, closed: it is to have ranges, covered: it has had some; size places came last, at obtained_at, obtained numbers in all; in_vain: the last time too few members answered';
+
+-- Who has to agree about numbers
+CREATE TABLE repl_ml.number_voter (
+    node_id      integer PRIMARY KEY,
+    server_start timestamptz
+);
+COMMENT ON TABLE repl_ml.number_voter IS 'the nodes of which more than half have to agree to a range of numbers, as this node counts them: one that joins before it votes itself, one that was dropped until a majority has told what it has promised; server_start, of this node: the start since which it votes';

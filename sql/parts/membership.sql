@@ -495,7 +495,7 @@ CREATE FUNCTION repl_ml.make_publication() RETURNS void
         IF EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = 'repl_ml') THEN
             DROP PUBLICATION repl_ml;
         END IF;
-        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.verification
+        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.verification, repl_ml.group_sequence
             WITH (publish = 'insert, update', publish_via_partition_root = true);
         COMMENT ON PUBLICATION repl_ml IS 'what the repl_ml group replicates; managed by repl_ml.add_table and remove_table';
     END
@@ -581,6 +581,12 @@ CREATE FUNCTION repl_ml.empty_lists(keep_clocks boolean DEFAULT false) RETURNS v
         DELETE FROM repl_ml.table_failure;
         DELETE FROM repl_ml.table_shape;
         DELETE FROM repl_ml.verification;
+        DELETE FROM repl_ml.group_sequence;
+        DELETE FROM repl_ml.sequence_mark k WHERE k.state = 'free';
+        -- of a node that comes back: it gives nothing before it has ranges as the new one
+        UPDATE repl_ml.sequence_mark SET state = 'closed', server_start = NULL, first_place = NULL, last_place = NULL, next_first = NULL, next_last = NULL;
+        PERFORM repl_ml.sequence_changed(k.sequence) FROM repl_ml.sequence_mark k;
+        DELETE FROM repl_ml.number_voter;
         DELETE FROM repl_ml.unsent;
         DELETE FROM repl_ml.bulk_piece;
         DELETE FROM repl_ml.parked_change p WHERE p.action = 'bulk';
@@ -686,6 +692,7 @@ CREATE FUNCTION repl_ml.create_group(group_name name, node_name name, dsn text) 
         DELETE FROM repl_ml.replicated_table;
         INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname, system_identifier, state, joined_at)
         SELECT 1, node_name, dsn, c.host, c.port, c.dbname, f.system_identifier, 'ready', pg_catalog.now() FROM repl_ml.local_fingerprint() f;
+        INSERT INTO repl_ml.number_voter (node_id) VALUES (1);
         PERFORM repl_ml.take_up_lists(tables, policies);
         RETURN 1;
     END
@@ -885,6 +892,7 @@ CREATE FUNCTION repl_ml.forget_group(keep_clocks boolean) RETURNS void
                 PERFORM repl_ml.disenrol(r.relation);
             END IF;
         END LOOP;
+        PERFORM repl_ml.free_sequence(k.schema_name, k.sequence_name) FROM repl_ml.sequence_mark k;
         DROP PUBLICATION IF EXISTS repl_ml;
         DELETE FROM repl_ml.member;
         DELETE FROM repl_ml.replicated_table;

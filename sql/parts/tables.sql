@@ -344,6 +344,10 @@ COMMENT ON FUNCTION repl_ml.may_become_ready() IS 'whether all is copied to this
 CREATE FUNCTION repl_ml.become_ready() RETURNS void
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
+    -- not a number more by itself
+    SELECT repl_ml.close_sequence(l.group_id, g.schema_name, g.sequence_name, f.step > 0)
+      FROM repl_ml.local_node l CROSS JOIN repl_ml.group_sequence g CROSS JOIN LATERAL repl_ml.sequence_facts(pg_catalog.to_regclass(pg_catalog.format('%I.%I', g.schema_name, g.sequence_name))) f
+     WHERE g.state = 'enrolled' AND g.floor IS NOT NULL;
     UPDATE repl_ml.local_node SET state = 'ready', former_node = NULL, former_safe = NULL, former_counter = NULL, secret_hash = NULL;
     -- an invitation is for one node
     UPDATE repl_ml.invitation i SET valid_until = pg_catalog.now() FROM repl_ml.local_node l WHERE i.node_name = l.node_name AND i.valid_until > pg_catalog.now();

@@ -44,6 +44,10 @@
 #define HOUSEKEEPING_BEATS	10	/* heartbeats between two collections */
 #define HEALTH_BEATS		5	/* ... looks at health */
 #define TELL_BEATS			5	/* ... that tell how this node is */
+#define SEQUENCE_BEATS		2	/* ... looks at sequences */
+#define SEQUENCES_PAUSE_MS	5000	/* until it is asked again */
+#define TEND_SEQUENCES	"DO 'BEGIN WHILE repl_ml.tend_sequence() LOOP COMMIT; END LOOP; END'"
+#define SEQUENCES_MS		500 /* at most, for a session to begin what is due */
 
 static ReplMlWorker *me = NULL; /* our slot; set once at start */
 static MemoryContext work_context = NULL;	/* reset each round */
@@ -58,6 +62,7 @@ static void bury_peer(int node_id);
 static void order_comparisons(void);
 static void show_fence(const ReplMlIdentity *self);
 static void note_start(void);
+static void tend_sequences(void);
 static void come_back(void);
 static bool end_apply_workers(void);
 static ReplMlClock *compare_clocks(void);
@@ -255,6 +260,8 @@ round_of_work(bool called)
 		repl_ml_verifier_tend();
 		repl_ml_tenure_tend();
 	}
+	if (called || beats % SEQUENCE_BEATS == 0)
+		tend_sequences();
 	repl_ml_beside_tend();
 	MemoryContextSwitchTo(work_context);
 	if (beats % HEALTH_BEATS == 0)
@@ -283,6 +290,43 @@ note_start(void)
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 	noted = true;
+}
+
+/*
+ * Has a session of this node's do what is due about sequences, and does not wait for
+ * it: it asks members, who may be silent, and commits by itself.
+ */
+static void
+tend_sequences(void)
+{
+	static TimestampTz again = 0;
+	TimestampTz started;
+	char	   *dsn = NULL;
+	char	   *answer;
+
+	/* it goes on by itself, where it takes longer than this one waits */
+	if (GetCurrentTimestamp() < again)
+		return;
+	repl_ml_begin();
+	SPI_execute("SELECT m.dsn FROM repl_ml.member m JOIN repl_ml.local_node l"
+				" ON l.node_id OPERATOR(pg_catalog.=) m.node_id"
+				" WHERE (SELECT repl_ml.sequences_due())", true, 1);
+	if (SPI_processed > 0)
+		dsn = MemoryContextStrdup(work_context, repl_ml_spi_text(0, 0));
+	repl_ml_commit();
+	MemoryContextSwitchTo(work_context);
+	if (dsn == NULL)
+		return;
+	dsn = repl_ml_stream_conninfo(dsn, "question", NULL);
+	started = GetCurrentTimestamp();
+	StartTransactionCommand();
+	MemoryContextSwitchTo(work_context);
+	repl_ml_ask(1, &dsn, TEND_SEQUENCES,
+				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SEQUENCES_MS), &answer);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(work_context);
+	again = GetCurrentTimestamp() < started + SEQUENCES_MS * 1000 ? 0 :
+		TimestampTzPlusMilliseconds(started, SEQUENCES_PAUSE_MS);
 }
 
 /*

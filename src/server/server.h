@@ -242,6 +242,8 @@ typedef struct ReplMlShared
 	uint64		start_counter;	/* what "counter" was at server start */
 	pg_atomic_uint64 counter_bound; /* durable: no counter above it was issued */
 	pg_atomic_uint64 group_clock;	/* greatest of the databases' */
+	pg_atomic_uint32 copies;	/* that take numbers of sequences; see
+								 * write/number.c */
 	pg_atomic_uint64 news_begun;	/* commits of this node's own; see news.c */
 	pg_atomic_uint64 news_ended;
 	pg_atomic_uint64 news_told; /* of those begun, known to the walsenders */

@@ -108,6 +108,7 @@ create_struct(void)
 		pg_atomic_init_u64(&repl_ml_shared->counter, 0);
 		pg_atomic_init_u64(&repl_ml_shared->counter_bound, 0);
 		pg_atomic_init_u64(&repl_ml_shared->group_clock, 0);
+		pg_atomic_init_u32(&repl_ml_shared->copies, 0);
 		pg_atomic_init_u64(&repl_ml_shared->news_begun, 0);
 		pg_atomic_init_u64(&repl_ml_shared->news_ended, 0);
 		pg_atomic_init_u64(&repl_ml_shared->news_told, 0);

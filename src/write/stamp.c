@@ -88,6 +88,7 @@ repl_ml_tick(PG_FUNCTION_ARGS)
 	const ReplMlIdentity *self = writing_member();
 
 	refuse_in_apply(0);
+	repl_ml_number_tick();
 	if (self == NULL)
 		PG_RETURN_POINTER(repl_ml_clock_empty());
 	PG_RETURN_POINTER(repl_ml_clock_make(self->node_id, repl_ml_ticker_next(0)));

@@ -17,6 +17,7 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "nodes/parsenodes.h"
+#include "storage/ipc.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -49,6 +50,8 @@ static void take_statement(PlannedStmt *pstmt, const char *query_string, bool re
 						   ProcessUtilityContext context, ParamListInfo params,
 						   QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc);
 static bool run_otherwise(Utility *utility);
+static void give_up_copy(int code, Datum arg);
+static void run_copy(Utility *utility);
 static void list_copy_columns(CopyStmt *stmt);
 static void run_alter_table(Utility *utility);
 static bool is_computed(AlterTableCmd *cmd);
@@ -133,6 +136,16 @@ run_otherwise(Utility *utility)
 			}
 			repl_ml_read_copy((CopyStmt *) stmt);
 			list_copy_columns((CopyStmt *) stmt);
+			run_copy(utility);
+			return true;
+		case T_CallStmt:
+		case T_ExecuteStmt:
+			if (utility->read_only_tree)
+			{
+				utility->pstmt = copyObject(utility->pstmt);
+				utility->read_only_tree = false;
+			}
+			repl_ml_number_arguments(utility->pstmt->utilityStmt);
 			break;
 		case T_VariableShowStmt:
 			repl_ml_routing_show((VariableShowStmt *) stmt, run_utility, utility);
@@ -142,6 +155,27 @@ run_otherwise(Utility *utility)
 			break;
 	}
 	return false;
+}
+
+/* A COPY has ended with an error, or with its session. */
+static void
+give_up_copy(int code, Datum arg)
+{
+	repl_ml_number_copy_end(false);
+}
+
+/* Runs COPY, whose rows' numbers are looked at. */
+static void
+run_copy(Utility *utility)
+{
+	/* also where the session ends in it */
+	PG_ENSURE_ERROR_CLEANUP(give_up_copy, (Datum) 0);
+	{
+		repl_ml_number_copy_begin((CopyStmt *) utility->pstmt->utilityStmt);
+		run_utility(utility);
+	}
+	PG_END_ENSURE_ERROR_CLEANUP(give_up_copy, (Datum) 0);
+	repl_ml_number_copy_end(true);
 }
 
 /*

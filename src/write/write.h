@@ -53,6 +53,13 @@ extern void repl_ml_strong_utility(Node *stmt);
 extern void repl_ml_definition_init(void);
 extern void repl_ml_definition_note(Oid relid);
 
+/* in number.c */
+extern void repl_ml_number_init(void);
+extern void repl_ml_number_arguments(Node *stmt);
+extern void repl_ml_number_copy_begin(CopyStmt *stmt);
+extern void repl_ml_number_tick(void);
+extern void repl_ml_number_copy_end(bool done);
+
 /* in output.c */
 extern bool repl_ml_output_is_of_the_row(int sqlstate);
 extern ReplMlRowName *repl_ml_output_name(Relation relation, HeapTuple tuple);

@@ -26,8 +26,8 @@ my @tables = split /\n/, sql($nodes[2], 'SELECT relation FROM repl_ml.tables ORD
 is(scalar(@tables), 36, 'tables on the last node');
 is(sql($nodes[2], "SELECT to_regclass('feast_driver_hourly_stats')"), 'feast_driver_hourly_stats', 'the other table is there too');
 
-# MLflow takes experiment ids from a sequence, which is each node's own
-sql($nodes[$_], 'ALTER SEQUENCE experiments_experiment_id_seq INCREMENT 3 RESTART ' . ($_ + 1)) foreach 0 .. 2;
+# MLflow takes experiment ids from a sequence
+poll_until($_, q(SELECT count(*) > 0 AND bool_and(state = 'shared') FROM repl_ml.sequences)) foreach @nodes;
 
 clients(sub { my ($i) = @_; return ($nodes[$i]->name, 'create') });
 wait_converged(\@nodes);

@@ -230,17 +230,6 @@ holds(q(SELECT write_consistency FROM repl_ml.tables WHERE relation = 'account':
 holds(q(SELECT table_name, resolver, column_name, merge FROM repl_ml.conflict_policies ORDER BY 1, 3), "model||score|max\nonline_feature|newest_by(event_ts)||", 'so are rules');
 holds(q(SELECT count(*) FROM account WHERE id = 4), '1', 'what was acknowledged is there');
 
-# the recipe for empty tables, as it stands in the text: the nodes' numbers differ
-my ($recipe) = $text{'doc/clients.md'} =~ /`ALTER SEQUENCE \.\.\. ([^`]+)`/;
-my %numbers;
-foreach my $i (1 .. 3)
-{
-	my $rest = $recipe =~ s/\bn\b/$i/r;
-	$nodes{"n$i"}->safe_psql('app', "CREATE SEQUENCE numbers; ALTER SEQUENCE numbers $rest");
-	$numbers{$_}++ foreach split /\n/, $nodes{"n$i"}->safe_psql('app', q(SELECT nextval('numbers') FROM generate_series(1, 20)));
-}
-is(scalar(keys %numbers), 60, "ALTER SEQUENCE ... $recipe gives each node numbers of its own");
-
 # the checks are those there are, and what is to be looked at can be
 my ($checks) = $text{'doc/operations.md'} =~ /\n## What health says\n(.*?)\n## /s;
 is(join(' ', sort $checks =~ /^### (\w+)$/mg),

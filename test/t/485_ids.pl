@@ -1,0 +1,146 @@
+# Sequences of the group never give a number twice: on three nodes at once, by every way in which clients take numbers, while nodes are
+# killed, cut off from the majority, join, leave, and are set back.
+use strict;
+use warnings;
+use IPC::Run;
+use Membership;
+use ReplMl;
+use Test::More;
+
+my @nodes = new_group(3, <<'SQL');
+CREATE TABLE s (id serial PRIMARY KEY, note text);
+CREATE TABLE i (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, note text);
+CREATE TABLE small (id smallserial PRIMARY KEY);
+CREATE TABLE given (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), n bigint NOT NULL, way text);
+CREATE SEQUENCE loose CACHE 7;
+CREATE SEQUENCE downward INCREMENT -3 MAXVALUE 1000 START 1000;
+CREATE SEQUENCE again CYCLE;
+INSERT INTO s (note) SELECT 'before' FROM generate_series(1, 5);
+CREATE FUNCTION in_sql() RETURNS bigint LANGUAGE sql AS $$ SELECT nextval('loose') $$;
+CREATE FUNCTION by_default(n bigint DEFAULT nextval('loose')) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN RETURN n; END $$;
+CREATE FUNCTION in_plpgsql(name text) RETURNS bigint LANGUAGE plpgsql AS $$ DECLARE n bigint := nextval(name::regclass); BEGIN RETURN n; END $$;
+CREATE PROCEDURE proc(n bigint) LANGUAGE plpgsql AS $$ BEGIN INSERT INTO given (n, way) VALUES (n, 'call'); END $$;
+SELECT relation, status FROM repl_ml.add_all_tables();
+SQL
+my ($n1, $n2, $n3) = @nodes;
+psql_fails($n1, q(SELECT repl_ml.add_sequence('again')), '55000', 'again', 'NO CYCLE');
+psql_fails($n1, q(SELECT repl_ml.add_sequence('s')), '42809', 'not a sequence');
+sql($n1, q(SELECT repl_ml.add_sequence('loose'), repl_ml.add_sequence('downward')));
+my $shared = q(SELECT count(*) FILTER (WHERE state = 'shared') FROM repl_ml.sequences);
+poll_until($_, $shared, 5) foreach @nodes;
+is(sql($_, q(SELECT status, detail FROM repl_ml.health WHERE check_name = 'sequences')), 'ok|No number is given twice of 5 sequences.', $_->name . ' says so') foreach @nodes;
+is(sql($n1, q(INSERT INTO s (note) VALUES ('first') RETURNING id)), 6, 'what was there before is respected, and nothing is left out behind it');
+
+# every way
+foreach my $node (@nodes)
+{
+	sql($node, <<'SQL');
+INSERT INTO given (n, way) VALUES (nextval('loose'), 'plain'), (in_sql(), 'sql'), (by_default(), 'default'), (in_plpgsql('loose'), 'plpgsql'), (nextval('lo' || 'ose'), 'text');
+INSERT INTO given (n, way) SELECT x, 'cte' FROM (WITH w AS (SELECT nextval('loose') AS x FROM generate_series(1, 50)) SELECT x FROM w) q;
+PREPARE p(bigint) AS INSERT INTO given (n, way) VALUES ($1, 'execute');
+EXECUTE p(nextval('loose'));
+CALL proc(nextval('loose'));
+CREATE TABLE made AS SELECT nextval('loose') AS n FROM generate_series(1, 100);
+INSERT INTO given (n, way) SELECT n, 'made' FROM made;
+DROP TABLE made;
+PREPARE q AS INSERT INTO given (n, way) VALUES (nextval('loose'), 'prepared');
+EXECUTE q; EXECUTE q; EXECUTE q; EXECUTE q; EXECUTE q; EXECUTE q; EXECUTE q;
+SQL
+	is(sql($node, q(INSERT INTO i (note) VALUES ('own') RETURNING currval('i_id_seq') = id AND lastval() = id)), 't', 'currval() and lastval() on ' . $node->name);
+	is(sql($node, q(SELECT (n - 1000) % 3 = 0 OR n IS NULL, nextval('downward') < n FROM nextval('downward') n)), 't|t', 'counting down by three');
+}
+is(sql($n1, q(INSERT INTO i (id, note) OVERRIDING SYSTEM VALUE VALUES (1000000, 'given') RETURNING id)), 1000000, 'OVERRIDING SYSTEM VALUE');
+is(sql($n1, q(SELECT min_value, max_value, increment_by, cycle FROM pg_sequences WHERE sequencename = 's_id_seq')), '1|2147483647|1|f', 'the sequence is what it was, for pg_dump');
+psql_fails($n1, 'SELECT repl_ml.identity_number(1)', '0A000', 'cannot be called');
+
+# all nodes at once
+my @running;
+foreach my $node (@nodes)
+{
+	push @running, start_writer($node, <<'SQL');
+INSERT INTO s (note) VALUES ('writer');
+INSERT INTO i (note) VALUES ('writer');
+INSERT INTO given (n, way) VALUES (in_plpgsql('loose'), 'writer');
+SQL
+	push @running, [ IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-v', 'ON_ERROR_STOP=1', '-c', 'COPY s (note) FROM STDIN' ],
+		'<', \(join '', map { "copied $_\n" } 1 .. 10000), '>&', \my $said) ];
+}
+ok(IPC::Run::finish($_->[0]), 'COPY of 10,000 rows beside the others') foreach grep { ref eq 'ARRAY' } @running;
+stop_writer($_) foreach grep { ref ne 'ARRAY' } @running;
+
+sub none_is_double
+{
+	my ($what, @where) = @_;
+	my @tables = qw(s i small given);
+
+	wait_converged(\@where, @tables);
+	foreach my $node (@where)
+	{
+		is(sql($node, q(SELECT count(*) - count(DISTINCT n) FROM given)), 0, "$what: no number twice on " . $node->name);
+		is(sql($node, 'SELECT count(*) FROM repl_ml.conflicts'), 0, "$what: and no row in the way of another");
+	}
+	return;
+}
+none_is_double('at once', @nodes);
+is(sql($n1, q(SELECT count(*) FROM s WHERE note ~ 'copied')), 30000, 'all that was copied is there');
+
+# what clients do with positions
+is(sql($n2, q(SELECT setval('s_id_seq', 5000000), nextval('s_id_seq'))), '5000000|5000001', 'setval() forward');
+my $first = sql($n2, q(ALTER SEQUENCE s_id_seq RESTART; SELECT nextval('s_id_seq')));
+cmp_ok($first, '>', 5000001, 'after RESTART it goes on behind what is given');
+my $given = sql($n1, q(INSERT INTO s (note) VALUES ('x') RETURNING id));
+isnt($given, $first, '... on each node');
+
+# one writes alone
+my ($least, $most, $count) = split /\|/, sql($n3, q(SELECT min(n), max(n), count(DISTINCT n) FROM (SELECT nextval('loose') AS n FROM generate_series(1, 100000)) x));
+is($count, 100000, '100,000 numbers are different');
+my $unused = $most - $least + 1 - $count;
+note("$unused of the numbers from $least to $most were left out");
+cmp_ok($unused, '<', 100000 / 64, 'one in 64 is wasted at most');
+
+# a small one comes to its end, and says so
+my ($code, undef, $error) = $n1->psql('postgres', q(DO $$ BEGIN FOR k IN 1 .. 40000 LOOP PERFORM nextval('small_id_seq'); END LOOP; END $$), on_error_stop => 1);
+like($error, qr/(?:no numbers are left of sequence "small_id_seq"|reached maximum value)/, 'a smallserial ends');
+cmp_ok(sql($n1, q(SELECT numbers_left FROM repl_ml.sequences WHERE sequence_name = 'small_id_seq')), '<', 1000, '... with few left for the others');
+like(sql($n1, q(SELECT status, detail FROM repl_ml.health WHERE check_name = 'sequences')), qr/^warning\|.*few numbers left: public.small_id_seq/, 'and health says so');
+
+# one is killed, then the second: the first one uses up what it has
+kill_server($n3);
+sql($n1, q(INSERT INTO given (n, way) SELECT nextval('loose'), 'two' FROM generate_series(1, 500)));
+kill_server($n2);
+($code, undef, $error) = $n1->psql('postgres', q(INSERT INTO i (note) VALUES ('in hand')));
+is($code, 0, 'what is in hand can be given in a minority');
+psql_fails($n1, q(INSERT INTO i (note) SELECT 'more' FROM generate_series(1, 1000000)), '57P03', 'no numbers of sequence "i_id_seq"', 'health');
+$_->start foreach $n2, $n3;
+poll_until($_, $shared, 5) foreach @nodes;
+sql($_, q(INSERT INTO given (n, way) SELECT nextval('loose'), 'after' FROM generate_series(1, 500); INSERT INTO i (note) SELECT 'after' FROM generate_series(1, 100))) foreach @nodes;
+none_is_double('after kills', @nodes);
+
+# a fourth joins, and one is set back
+my $n4 = new_node('n4');
+sql($n4, 'CREATE EXTENSION repl_ml');
+join_node($n4, $n1);
+sql($_, q(INSERT INTO given (n, way) SELECT nextval('loose'), 'four' FROM generate_series(1, 300); INSERT INTO s (note) SELECT 'four' FROM generate_series(1, 300))) foreach @nodes, $n4;
+none_is_double('with a fourth', @nodes, $n4);
+
+$n3->stop;
+my $saved = save_directory($n3);
+$n3->start;
+poll_until($n3, $shared, 5);
+sql($n3, q(INSERT INTO given (n, way) SELECT nextval('loose'), 'lost here' FROM generate_series(1, 300); INSERT INTO s (note) SELECT 'lost here' FROM generate_series(1, 300)));
+wait_converged([ @nodes, $n4 ], qw(s given));
+kill_server($n3);
+restore_in_place($saved, $n3->data_dir);
+$n3->start;
+poll_until($n3, q(SELECT node_id > 4 AND state = 'ready' FROM repl_ml.local_node));
+sql($_, q(INSERT INTO given (n, way) SELECT nextval('loose'), 'again' FROM generate_series(1, 300); INSERT INTO s (note) SELECT 'again' FROM generate_series(1, 300))) foreach @nodes, $n4;
+none_is_double('of a node that was set back', @nodes, $n4);
+
+# ordinary ones again
+sql($n2, 'SELECT repl_ml.leave_group()');
+my $highest = sql($n2, 'SELECT max(id) FROM s');
+cmp_ok(sql($n2, q(INSERT INTO s (note) VALUES ('alone') RETURNING id)), '>', $highest, 'who has left goes on behind what it has');
+sql($n1, q(SELECT repl_ml.remove_table('s')));
+poll_until($_, q(SELECT count(*) FROM repl_ml.sequence_mark WHERE sequence_name = 's_id_seq' AND state = 'free'), 1) foreach $n1, $n4;
+cmp_ok(sql($n4, q(INSERT INTO s (note) VALUES ('alone') RETURNING id)), '>', $highest, 'so does a table that is removed');
+done_testing();
