@@ -1,5 +1,7 @@
 # Sequences of the group never give a number twice: on three nodes at once, by every way in which clients take numbers, while nodes are
 # killed, cut off from the majority, join, leave, and are set back.
+#
+# Seen failing without the planner's hook: the second node's first id is the first one's.
 use strict;
 use warnings;
 use IPC::Run;
