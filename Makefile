@@ -8,7 +8,7 @@
 #   make syntax             compile without output (other majors' headers)
 #   make check              everything, with dependencies and a private server; see test/run_checks
 #   make check-core         PostgreSQL's own suites with the library preloaded; see test/core_suites
-#   make check-truth        what the views say of lags, by an independent clock; two minutes, on an idle machine
+#   make check-truth        what the views say of lags, by an independent clock; four minutes
 #   make check-monitoring   monitoring/ with Debian's exporters and Prometheus, which it installs
 #   make demo, demo-stop    a three-node cluster on loopback; see test/demo.sh
 #   make bench              cost of stamping; see test/bench/run

@@ -794,14 +794,19 @@ COMMENT ON FUNCTION repl_ml.rename_node(name, name) IS
 
 -- Two members may have changed the row of a node at the same time, and the last one counts
 CREATE FUNCTION repl_ml.mend_members() RETURNS void
-    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
+    BEGIN
     -- a node that was dropped stays so, whatever somebody else has called it meanwhile
     UPDATE repl_ml.member m SET state = 'dropped' FROM repl_ml.dropped_node d WHERE d.node_id = m.node_id AND m.state <> 'dropped';
     -- of two nodes that were given one name the older one has it
     UPDATE repl_ml.member m SET node_name = pg_catalog.format('%s_%s', pg_catalog.left(m.node_name, 14), m.node_id) FROM repl_ml.local_node l
      WHERE m.node_id = l.node_id AND m.state = 'ready' AND EXISTS (SELECT FROM repl_ml.member o WHERE o.node_name = m.node_name AND o.state <> 'dropped' AND o.node_id < m.node_id);
-    UPDATE repl_ml.local_node l SET node_name = m.node_name FROM repl_ml.member m WHERE m.node_id = l.node_id AND m.node_name <> l.node_name
+    -- its trigger makes all processes plan their statements anew, also where no row is updated
+    IF EXISTS (SELECT FROM repl_ml.local_node l JOIN repl_ml.member m ON m.node_id = l.node_id WHERE m.node_name <> l.node_name) THEN
+        UPDATE repl_ml.local_node l SET node_name = m.node_name FROM repl_ml.member m WHERE m.node_id = l.node_id AND m.node_name <> l.node_name;
+    END IF;
+    END
     $$;
 COMMENT ON FUNCTION repl_ml.mend_members() IS 'keeps dropped nodes dropped, names different, and this node''s own name what the group calls it';
 

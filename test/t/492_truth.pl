@@ -1,5 +1,5 @@
 # What the views say of lags is true in each situation, by markers that a client writes on one node and looks for on the
-# other, with a clock of its own. Takes two minutes and says nothing on a machine that is busy: make check-truth.
+# other, with a clock of its own. Takes four minutes: make check-truth.
 #
 # Seen failing: with core's replay_lag for lag_since.
 use strict;
