@@ -526,7 +526,12 @@ CREATE FUNCTION repl_ml.mend_triggers() RETURNS void
         FOR t IN SELECT c.oid::pg_catalog.regclass AS relation, n.nspname, c.relname, repl_ml.trigger_fault(c.oid) AS fault
                    FROM pg_catalog.pg_publication p JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid
                    JOIN pg_catalog.pg_class c ON c.oid = r.prrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-                  WHERE p.pubname = 'repl_ml' AND n.nspname <> 'repl_ml' AND repl_ml.trigger_fault(c.oid) IS NOT NULL
+                   -- all at once, as one by one takes too long for many tables; of partitions trigger_fault knows
+                   LEFT JOIN (SELECT g.tgrelid, pg_catalog.count(*) AS triggers, pg_catalog.bool_or(g.tgenabled <> 'A') AS disabled
+                                FROM pg_catalog.pg_trigger g JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid
+                               WHERE f.pronamespace = 'repl_ml'::pg_catalog.regnamespace GROUP BY 1) k ON k.tgrelid = c.oid
+                  WHERE p.pubname = 'repl_ml' AND n.nspname <> 'repl_ml'
+                    AND CASE WHEN c.relkind = 'p' OR k.disabled OR coalesce(k.triggers, 0) < 5 THEN repl_ml.trigger_fault(c.oid) IS NOT NULL ELSE false END
         LOOP
             -- not of a group that this database is leaving
             PERFORM FROM repl_ml.local_node FOR SHARE;
