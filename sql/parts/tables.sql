@@ -351,6 +351,9 @@ CREATE FUNCTION repl_ml.become_ready() RETURNS void
     UPDATE repl_ml.local_node SET state = 'ready', former_node = NULL, former_safe = NULL, former_counter = NULL, secret_hash = NULL;
     -- an invitation is for one node
     UPDATE repl_ml.invitation i SET valid_until = pg_catalog.now() FROM repl_ml.local_node l WHERE i.node_name = l.node_name AND i.valid_until > pg_catalog.now();
+    -- of whom copies were ordered before all tables were known
+    SELECT repl_ml.order_copies(y.node_id) FROM repl_ml.table_sync y JOIN repl_ml.local_node l ON l.donor <> y.node_id
+     WHERE y.schema_name = 'repl_ml' AND y.table_name = 'tombstone' AND y.state = 'pending';
     UPDATE repl_ml.member m SET state = 'ready' FROM repl_ml.local_node l WHERE m.node_id = l.node_id AND m.state = 'joining'
     $$;
 COMMENT ON FUNCTION repl_ml.become_ready() IS 'makes a joining node ready, here and for the others';

@@ -757,19 +757,20 @@ make_origin(const char *origin, XLogRecPtr from)
  * Orders copies of what the peer wrote before its slot existed.  Not while we
  * join and the copy from the donor is still to come (it waits for the donor to
  * have everything up to the slots), unless this is the donor; and not from a
- * node that joins itself, unless it brings rows of its own: these are copied when
- * it is ready (sync.c).
+ * node that joins itself.  But from one that joins, or has joined, with rows of its
+ * own always: these are copied when it is ready, and so are we (sync.c), and no
+ * position says whether the donor has them.
  */
 static void
 order_copies(ReplMlApply *apply, const PeerInfo *info, bool rebuilt)
 {
-	Oid			types[1] = {INT4OID};
-	Datum		values[1] = {Int32GetDatum(apply->peer->node_id)};
+	Oid			types[2] = {INT4OID, BOOLOID};
+	Datum		values[2] = {Int32GetDatum(apply->peer->node_id), BoolGetDatum(info->brings_rows)};
 
 	if (!rebuilt && strcmp(info->state, "ready") != 0 && !info->brings_rows)
 		return;
 	repl_ml_spi_execute("SELECT repl_ml.order_copies($1) FROM repl_ml.local_node l"
-						" WHERE l.donor OPERATOR(pg_catalog.=) $1"
+						" WHERE l.donor OPERATOR(pg_catalog.=) $1 OR $2"
 						" OR l.state OPERATOR(pg_catalog.<>) 'joining'",
-						1, types, values, NULL);
+						2, types, values, NULL);
 }

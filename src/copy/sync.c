@@ -64,8 +64,9 @@ repl_ml_sync_catalogs(ReplMlApply *apply, WalReceiverConn *conn)
  * could not be enrolled here is left for later (enrol.c), unless this node
  * joins, and so is one whose copy failed lately: it must not keep all others
  * from being streamed.  All of a peer that joins with rows of its own waits until
- * it is ready, as these have not met the group's before.  Those whose rows take the
- * server down are left, or, with "banned", only they are found.
+ * it is ready, as these have not met the group's before; and while we join, all that
+ * is not of the donor does.  Those whose rows take the server down are left, or, with
+ * "banned", only they are found.
  */
 static bool
 next_pending(ReplMlApply *apply, bool banned, char **schema_name, char **table_name)
@@ -75,7 +76,10 @@ next_pending(ReplMlApply *apply, bool banned, char **schema_name, char **table_n
 	char	   *tables = repl_ml_crash_banned();
 
 	repl_ml_begin();
-	if (!repl_ml_identity_require()->joining)
+	if (repl_ml_identity_require()->joining)
+		without = " AND EXISTS (SELECT FROM repl_ml.local_node l"
+			" WHERE l.donor OPERATOR(pg_catalog.=) y.node_id)";
+	else
 		without = " AND NOT EXISTS (SELECT FROM repl_ml.pending_tables() p"
 			" WHERE p.schema_name OPERATOR(pg_catalog.=) y.schema_name"
 			" AND p.table_name OPERATOR(pg_catalog.=) y.table_name"

@@ -86,7 +86,9 @@ my $postmaster = slurp_file($n3->data_dir . '/postmaster.pid') =~ s/\n.*//sr;
 kill STOP => $postmaster;
 like(sql($n1, q(SELECT string_agg(DISTINCT detail, '; ') FROM repl_ml.verify_all('1 s') WHERE status = 'incomplete' AND unreachable @> '{n3}')), qr/node "n3" is not compared: It does not answer in time\./, 'a member is silent');
 kill CONT => $postmaster;
-sql($n3, 'SELECT 1');
+# it takes who has knocked meanwhile first, one after the other
+$n3->wait_for_log(qr/connection authorized: .* application_name=repl_ml question/, $offset);
+$n3->safe_psql('postgres', 'SELECT 1');
 is(scalar(() = slurp_file($n3->logfile, $offset) =~ /connection authorized: .* application_name=repl_ml question/g), 1, 'and waited for once');
 is(sql($n1, q(SELECT count(*) FROM repl_ml.verify_all() WHERE unreachable @> '{n3}')), 0, 'not for ever');
 
