@@ -239,6 +239,8 @@ CREATE FUNCTION repl_ml.take_marks() RETURNS boolean
                                                   WHERE m.state <> 'dropped' AND v.node_id <> ALL (SELECT (a->>'node')::integer FROM pg_catalog.unnest(answers) a))) THEN
             RETURN false;
         END IF;
+        -- before any mark, as number_marks() does
+        LOCK TABLE repl_ml.number_voter IN SHARE ROW EXCLUSIVE MODE;
         FOR told IN SELECT k->>0 AS schema_name, k->>1 AS sequence_name, pg_catalog.max((k->>2)::bigint) AS promised
                    FROM pg_catalog.unnest(answers) a CROSS JOIN pg_catalog.jsonb_array_elements(coalesce(a->'marks', '[]')) k GROUP BY 1, 2 ORDER BY 1, 2 LOOP
             INSERT INTO repl_ml.sequence_mark AS k (schema_name, sequence_name, state, promised) VALUES (told.schema_name, told.sequence_name, 'free', told.promised)
@@ -248,7 +250,6 @@ CREATE FUNCTION repl_ml.take_marks() RETURNS boolean
         IF gone <> '{}' THEN
             UPDATE repl_ml.sequence_mark k SET promised = greatest(k.promised, repl_ml.used_place(k.sequence)) FROM pg_catalog.pg_class c WHERE c.oid = k.sequence AND k.state <> 'free';
         END IF;
-        LOCK TABLE repl_ml.number_voter IN SHARE ROW EXCLUSIVE MODE;
         IF joins THEN
             INSERT INTO repl_ml.number_voter (node_id)
             SELECT DISTINCT c::integer FROM pg_catalog.unnest(answers) a CROSS JOIN pg_catalog.jsonb_array_elements_text(a->'counted') c ON CONFLICT DO NOTHING;
@@ -560,7 +561,7 @@ CREATE FUNCTION repl_ml.add_sequence(sequence regclass) RETURNS void
         SELECT * INTO f FROM repl_ml.sequence_facts(sequence);
         IF NOT FOUND OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = sequence AND (c.relpersistence <> 'p' OR c.relnamespace IN ('repl_ml'::regnamespace, 'pg_catalog'::regnamespace))) THEN
             RAISE EXCEPTION '% is not a sequence that the group could share', sequence USING ERRCODE = 'wrong_object_type',
-                HINT = 'Name an ordinary sequence: SELECT sequence_name FROM information_schema.sequences.';
+                HINT = 'Name an ordinary sequence: SELECT schemaname, sequencename FROM pg_sequences.';
         ELSIF f.cycles THEN
             RAISE EXCEPTION 'sequence % gives its numbers again and again', sequence USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = pg_catalog.format('Run ALTER SEQUENCE %s NO CYCLE on all nodes.', sequence);

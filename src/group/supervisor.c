@@ -45,9 +45,11 @@
 #define HEALTH_BEATS		5	/* ... looks at health */
 #define TELL_BEATS			5	/* ... that tell how this node is */
 #define SEQUENCE_BEATS		2	/* ... looks at sequences */
-#define SEQUENCES_PAUSE_MS	5000	/* until it is asked again */
+#define SEQUENCES_PAUSE_MS	5000	/* until it is asked again, */
+#define SEQUENCES_REST_MS	500 /* where it had done all */
 #define TEND_SEQUENCES	"DO 'BEGIN WHILE repl_ml.tend_sequence() LOOP COMMIT; END LOOP; END'"
-#define SEQUENCES_MS		500 /* at most, for a session to begin what is due */
+#define SEQUENCES_MS		50	/* for a session to do what is due, and */
+#define SEQUENCES_SENT_MS	500 /* to hear of it: it goes on by itself */
 
 static ReplMlWorker *me = NULL; /* our slot; set once at start */
 static MemoryContext work_context = NULL;	/* reset each round */
@@ -303,6 +305,9 @@ tend_sequences(void)
 	TimestampTz started;
 	char	   *dsn = NULL;
 	char	   *answer;
+	char	   *error;
+	ReplMlQuestions all = {.count = 1,.dsns = &dsn,.query = TEND_SEQUENCES,.answers = &answer,
+	.errors = &error};
 
 	/* it goes on by itself, where it takes longer than this one waits */
 	if (GetCurrentTimestamp() < again)
@@ -321,12 +326,15 @@ tend_sequences(void)
 	started = GetCurrentTimestamp();
 	StartTransactionCommand();
 	MemoryContextSwitchTo(work_context);
-	repl_ml_ask(1, &dsn, TEND_SEQUENCES,
-				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SEQUENCES_MS), &answer);
+	all.sent_by = TimestampTzPlusMilliseconds(started, SEQUENCES_SENT_MS);
+	all.deadline = TimestampTzPlusMilliseconds(started, SEQUENCES_MS);
+	repl_ml_ask_beside(&all);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(work_context);
-	again = GetCurrentTimestamp() < started + SEQUENCES_MS * 1000 ? 0 :
-		TimestampTzPlusMilliseconds(started, SEQUENCES_PAUSE_MS);
+	again = TimestampTzPlusMilliseconds(started, error == NULL ? SEQUENCES_REST_MS :
+										SEQUENCES_PAUSE_MS);
+	/* whoever has called meanwhile was not heard */
+	SetLatch(MyLatch);
 }
 
 /*

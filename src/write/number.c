@@ -148,7 +148,7 @@ static int64 margin(const Numbers *numbers);
 static bool is_ours(const Numbers *numbers, int64 place);
 static int64 settle(Oid sequence, int64 number, bool check_permissions);
 static int64 draw_elsewhere(Numbers before, int64 number, bool check_permissions);
-static char *get_range(Oid sequence, const int64 *beyond, int least_size);
+static char *get_range(Oid sequence, const int64 *beyond, int least_size, bool *again);
 static void require_range(Oid sequence, const int64 *beyond, int least_size);
 static void raise_shortage(Oid sequence, const char *reason);
 static void move_sequence(const Numbers *numbers);
@@ -403,6 +403,7 @@ get_next(Oid sequence, int64 place)
 {
 	LOCKTAG		tag;
 	Numbers    *numbers;
+	bool		again;
 
 	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, 0, sequence, LOCK_KIND);
 	if (LockAcquire(&tag, ExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
@@ -410,7 +411,7 @@ get_next(Oid sequence, int64 place)
 	AcceptInvalidationMessages();
 	numbers = get_numbers(sequence);
 	if (numbers->shared && place > numbers->half && !numbers->has_next &&
-		get_range(sequence, NULL, LEAST_SIZE) != NULL)
+		get_range(sequence, NULL, LEAST_SIZE, &again) != NULL)
 	{
 		/* not at each number, where too few members can be reached */
 		numbers = get_numbers(sequence);
@@ -518,25 +519,30 @@ own_dsn(void)
 
 /*
  * Gets one more range, behind the one in hand, or in its place and beyond a place.
- * Returns NULL, or why there is none.
+ * Returns NULL, or why there is none, and whether to try again soon.
  */
 static char *
-get_range(Oid sequence, const int64 *beyond, int least_size)
+get_range(Oid sequence, const int64 *beyond, int least_size, bool *again)
 {
 	char	   *dsn = own_dsn();
 	char	   *answer = NULL;
+	char	   *error = NULL;
 	char	   *place = beyond == NULL ? pstrdup("NULL") : psprintf("'" INT64_FORMAT "'", *beyond);
+	ReplMlQuestions all = {.count = 1,.dsns = &dsn,.answers = &answer,.errors = &error};
 
+	*again = false;
 	if (dsn == NULL)
 		return pstrdup("free");
 	dsn = repl_ml_stream_conninfo(dsn, "question", NULL);
-	repl_ml_ask(1, &dsn,
-				psprintf("SELECT coalesce(repl_ml.get_range(%u, %s, %d), 'ok')", sequence, place,
-						 least_size),
-				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ANSWER_MS), &answer);
+	all.query = psprintf("SELECT coalesce(repl_ml.get_range(%u, %s, %d), 'ok')", sequence, place,
+						 least_size);
+	all.deadline = all.sent_by = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ANSWER_MS);
+	repl_ml_ask_beside(&all);
 	AcceptInvalidationMessages();
+	*again = answer == NULL || strcmp(answer, "wait") == 0 || strcmp(answer, "not covered") == 0;
 	if (answer == NULL)
-		return pstrdup("this node cannot be reached by its own connection string");
+		return psprintf("this node asked itself by its own connection string, and that failed: %s",
+						error);
 	return strcmp(answer, "ok") == 0 ? NULL : answer;
 }
 
@@ -546,15 +552,15 @@ require_range(Oid sequence, const int64 *beyond, int least_size)
 {
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), PATIENCE_MS);
 	char	   *reason;
+	bool		again;
 
 	(void) repl_ml_identity_require();
-	while ((reason = get_range(sequence, beyond, least_size)) != NULL)
+	while ((reason = get_range(sequence, beyond, least_size, &again)) != NULL)
 	{
 		/* it is none of the group's any more */
 		if (strcmp(reason, "free") == 0)
 			return;
-		if ((strcmp(reason, "wait") != 0 && strcmp(reason, "not covered") != 0) ||
-			GetCurrentTimestamp() > deadline)
+		if (!again || GetCurrentTimestamp() > deadline)
 			raise_shortage(sequence, reason);
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, PAUSE_MS,
 						 wait_event_compat("ReplMlNumbers"));
@@ -833,6 +839,7 @@ make_room(Oid sequence)
 	LOCKTAG		tag;
 	Numbers    *numbers;
 	int64		place;
+	bool		again;
 
 	lock_numbers(sequence, &tag);
 	for (int i = 0; i < 3; i++)
@@ -849,7 +856,7 @@ make_room(Oid sequence)
 			break;
 		/* behind it, where the sequence need not move */
 		if (i == 0 && is_ours(numbers, place + 1) && !numbers->has_next &&
-			get_range(sequence, NULL, COPY_LEAST_SIZE) == NULL)
+			get_range(sequence, NULL, COPY_LEAST_SIZE, &again) == NULL)
 			continue;
 		/* rather less room than none */
 		if (is_ours(numbers, place + 1) && !numbers->has_next &&

@@ -59,6 +59,8 @@ poll_until($n2, q(SELECT NOT EXISTS (SELECT FROM pg_replication_origin WHERE ron
 sql($n2, q(SELECT pg_replication_origin_create('another user''s')));
 heal($n1, $n2);
 pop @nodes;
+# what n3 had sent to n2 only is copied when n1 has heard that it is gone
+poll_until($n1, q(SELECT v = 'n3' FROM item WHERE id = 2));
 wait_converged(\@nodes, 'item', 'other');
 is(sql($n2, q(SELECT count(*) FROM pg_replication_origin WHERE roident::int >= 32768 AND roname NOT LIKE 'repl\_ml\_%')), '0', 'other origins have other numbers');
 

@@ -43,7 +43,9 @@ clock_health($_, 'node "n2" is at least (29|30)\.\d seconds behind this') foreac
 cut_all(@nodes);
 foreach my $id (1 .. 5)
 {
-	written($n1, "UPDATE t SET v = 'n1, first' WHERE id = $id");
+	my $first = written($n1, "UPDATE t SET v = 'n1, first' WHERE id = $id");
+	# by as much as messages take n2 is behind those whom it follows
+	poll_until($n2, "UPDATE t SET v = 'n2' WHERE id = 20 RETURNING repl_ml.max_counter(__repl_clock) > repl_ml.max_counter('$first')", "t\nUPDATE 1");
 	written($n2, "UPDATE t SET v = 'n2, later' WHERE id = $id");
 }
 heal_all(@nodes);

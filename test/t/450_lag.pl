@@ -91,7 +91,8 @@ BEGIN
     END LOOP;
 END $$
 SQL
-is(sql($n1, "SELECT transactions_behind BETWEEN 550 AND 600 FROM $view"), 't', 'of many commits most are counted');
+my $behind = sql($n1, "SELECT transactions_behind FROM $view");
+ok($behind >= 550 && $behind <= 605, "of many commits most are counted, and heartbeats perhaps: $behind");
 is(sql($n1, "SELECT lag_since >= '$from', lag_since - '$from' < (clock_timestamp() - '$from') / 8 FROM $view"), 't|t', 'of many commits the first one counts, or one soon after it');
 kill CONT => $worker;
 wait_converged(\@nodes, 't');
