@@ -281,7 +281,7 @@ CREATE FUNCTION repl_ml.sequences_to_list(OUT schema_name name, OUT sequence_nam
     SELECT o.schema_name, o.sequence_name, 'enrolled' FROM repl_ml.owned_sequences() o LEFT JOIN repl_ml.group_sequence g USING (schema_name, sequence_name)
      WHERE g.state IS NULL OR g.state = 'removed' AND g.by_table
     UNION ALL
-    SELECT g.schema_name, g.sequence_name, 'removed' FROM repl_ml.group_sequence g JOIN repl_ml.local_node l ON l.node_id = g.enrolled_by
+    SELECT g.schema_name, g.sequence_name, 'removed' FROM repl_ml.group_sequence g JOIN repl_ml.local_node l ON l.node_id = g.enrolled_by OR NOT EXISTS (SELECT FROM repl_ml.member m WHERE m.node_id = g.enrolled_by AND m.state <> 'dropped')
      WHERE g.state = 'enrolled' AND g.by_table AND (g.schema_name, g.sequence_name) NOT IN (SELECT o.schema_name, o.sequence_name FROM repl_ml.owned_sequences() o)
     $$;
 COMMENT ON FUNCTION repl_ml.sequences_to_list() IS 'what the group''s list of sequences lacks, as tables have them, and has too much';
@@ -318,10 +318,13 @@ CREATE FUNCTION repl_ml.open_sequence(of_schema name, of_sequence name) RETURNS 
             RETURN 'it has CYCLE; run ALTER SEQUENCE ... NO CYCLE on all nodes';
         END IF;
         SELECT pg_catalog.array_agg(m.dsn ORDER BY m.node_id), pg_catalog.array_agg(m.node_name ORDER BY m.node_id) INTO members, names FROM repl_ml.member m WHERE m.state = 'ready';
-        -- nobody's is closed before all answer
-        answers := repl_ml.ask_members(members, 'SELECT (SELECT node_id FROM repl_ml.require_member())::pg_catalog.text');
-        IF (SELECT pg_catalog.bool_or(a IS NULL) FROM pg_catalog.unnest(answers) a) THEN
-            RETURN (SELECT 'no answer of node ' || pg_catalog.string_agg(pg_catalog.format('"%s"', u.n), ', ') FROM ROWS FROM (pg_catalog.unnest(names), pg_catalog.unnest(answers)) u (n, a) WHERE u.a IS NULL);
+        -- nobody's is closed before all answer, and have it: whoever has closed theirs gives no number until all have
+        answers := repl_ml.ask_members(members, pg_catalog.format('SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace'
+            ' WHERE n.nspname OPERATOR(pg_catalog.=) %L AND c.relname OPERATOR(pg_catalog.=) %L AND c.relkind OPERATOR(pg_catalog.=) ''S'') THEN ''ok'' ELSE ''has no such sequence'' END FROM repl_ml.require_member()', of_schema, of_sequence));
+        SELECT pg_catalog.string_agg(pg_catalog.format('node "%s" %s', u.n, coalesce(u.a, 'does not answer')), '; ') INTO reason
+          FROM ROWS FROM (pg_catalog.unnest(names), pg_catalog.unnest(answers)) u (n, a) WHERE u.a IS DISTINCT FROM 'ok';
+        IF reason IS NOT NULL THEN
+            RETURN reason;
         END IF;
         answers := repl_ml.ask_members(members, pg_catalog.format('SELECT repl_ml.close_sequence(%L, %L, %L, %L)', self.group_id, of_schema, of_sequence, f.step > 0));
         SELECT pg_catalog.string_agg(pg_catalog.format('node "%s" %s', u.n, coalesce(u.a, 'does not answer')), '; ') INTO reason
@@ -329,7 +332,7 @@ CREATE FUNCTION repl_ml.open_sequence(of_schema name, of_sequence name) RETURNS 
         IF reason IS NOT NULL THEN
             RETURN reason;
         END IF;
-        UPDATE repl_ml.group_sequence g SET floor = (SELECT pg_catalog.max(a::bigint) FROM pg_catalog.unnest(answers) a) WHERE g.schema_name = of_schema AND g.sequence_name = of_sequence AND g.state = 'enrolled' AND g.floor IS NULL;
+        UPDATE repl_ml.group_sequence g SET floor = (SELECT pg_catalog.max(a::bigint) FROM pg_catalog.unnest(answers) a), obstacle = NULL WHERE g.schema_name = of_schema AND g.sequence_name = of_sequence AND g.state = 'enrolled' AND g.floor IS NULL;
         RETURN NULL;
     END
     $$;
