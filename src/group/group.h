@@ -16,6 +16,7 @@
 extern void repl_ml_launcher_register(void);
 extern PGDLLEXPORT void repl_ml_launcher_main(Datum arg);
 extern bool repl_ml_worker_start(Oid database, int peer);
+extern bool repl_ml_process_start(const char *function, const char *type, const char *name);
 
 /* in supervisor.c */
 extern PGDLLEXPORT void repl_ml_supervisor_main(Datum arg);

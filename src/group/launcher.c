@@ -337,6 +337,27 @@ repl_ml_worker_start(Oid database, int peer)
 	return false;
 }
 
+/*
+ * Starts a process of this database that works beside its supervisor and ends by itself,
+ * for the supervisor (beside.c, tenure.c, verifier.c).  Returns false if the server has
+ * no room for it.
+ */
+bool
+repl_ml_process_start(const char *function, const char *type, const char *name)
+{
+	BackgroundWorker worker = {0};
+
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	worker.bgw_main_arg = ObjectIdGetDatum(MyDatabaseId);
+	strlcpy(worker.bgw_library_name, "repl_ml", sizeof(worker.bgw_library_name));
+	strlcpy(worker.bgw_function_name, function, sizeof(worker.bgw_function_name));
+	snprintf(worker.bgw_name, sizeof(worker.bgw_name), "%s %u", name, MyDatabaseId);
+	strlcpy(worker.bgw_type, type, sizeof(worker.bgw_type));
+	return RegisterDynamicBackgroundWorker(&worker, NULL);
+}
+
 /* Shows in repl_ml.stat_apply, and so in repl_ml.health, why a worker does not run. */
 static void
 show_no_room(int slot)

@@ -156,18 +156,8 @@ repl_ml_tenure_tend(void)
 static bool
 start_process(void)
 {
-	BackgroundWorker worker = {0};
-
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	worker.bgw_main_arg = ObjectIdGetDatum(MyDatabaseId);
-	snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), "repl_ml");
-	snprintf(worker.bgw_function_name, sizeof(worker.bgw_function_name), "repl_ml_tenure_main");
-	snprintf(worker.bgw_name, sizeof(worker.bgw_name),
-			 "repl_ml lease of strong tables in database %u", MyDatabaseId);
-	snprintf(worker.bgw_type, sizeof(worker.bgw_type), "repl_ml lease");
-	if (RegisterDynamicBackgroundWorker(&worker, NULL))
+	if (repl_ml_process_start("repl_ml_tenure_main", "repl_ml lease",
+							  "repl_ml lease of strong tables in database"))
 	{
 		LWLockAcquire(repl_ml_lease_lock(), LW_EXCLUSIVE);
 		lease->launched = GetCurrentTimestamp();

@@ -187,21 +187,11 @@ repl_ml_verifier_tend(void)
 static bool
 start_verifier(ReplMlDatabase *entry)
 {
-	BackgroundWorker worker = {0};
-
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
 	entry->verifier_launched = GetCurrentTimestamp();
 	LWLockRelease(repl_ml_shared->lock);
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	worker.bgw_main_arg = ObjectIdGetDatum(MyDatabaseId);
-	snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), "repl_ml");
-	snprintf(worker.bgw_function_name, sizeof(worker.bgw_function_name), "repl_ml_verifier_main");
-	snprintf(worker.bgw_name, sizeof(worker.bgw_name), "repl_ml verifier of database %u",
-			 MyDatabaseId);
-	snprintf(worker.bgw_type, sizeof(worker.bgw_type), "repl_ml verifier");
-	if (RegisterDynamicBackgroundWorker(&worker, NULL))
+	if (repl_ml_process_start("repl_ml_verifier_main", "repl_ml verifier",
+							  "repl_ml verifier of database"))
 	{
 		entry->verifier_refused = false;
 		return true;

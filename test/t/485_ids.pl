@@ -133,10 +133,12 @@ join_node($n4, $n1);
 sql($_, q(INSERT INTO given (n, way) SELECT nextval('loose'), 'four' FROM generate_series(1, 300); INSERT INTO s (note) SELECT 'four' FROM generate_series(1, 300))) foreach @nodes, $n4;
 none_is_double('with a fourth', @nodes, $n4);
 
+my $in_hand = sql($n3, q(SELECT greatest(last_place, next_last) FROM repl_ml.sequence_mark WHERE sequence_name = 'loose'));
 $n3->stop;
 my $saved = save_directory($n3);
 $n3->start;
 poll_until($n3, $shared, 6);
+cmp_ok(sql($n3, q(INSERT INTO given (n, way) VALUES (nextval('loose'), 'started') RETURNING n)), '>', $in_hand, 'what was in hand before a start is not given: the disk may be older than it');
 sql($n3, q(INSERT INTO given (n, way) SELECT nextval('loose'), 'lost here' FROM generate_series(1, 300); INSERT INTO s (note) SELECT 'lost here' FROM generate_series(1, 300)));
 wait_converged([ @nodes, $n4 ], qw(s given));
 kill_server($n3);
