@@ -2,7 +2,7 @@
 # statement, and visible by then; who writes or locks waits for who does so on another node, then sees what that wrote;
 # nothing is lost, double or a conflict; and where the lease cannot come the client is told so at once.
 #
-# Seen failing: strong.c without repl_ml_read_renew (the next number); tenure.c, give_away without take_lock (lost
+# Seen failing: strong.c without repl_ml_read_renew (the next number), without refuse_old_snapshot (kept snapshots); tenure.c, give_away without take_lock (lost
 # increments, nobody waits), open_tenure without repl_ml_barrier_covers (what was written before; deadlocks).
 use strict;
 use warnings;
