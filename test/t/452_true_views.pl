@@ -105,6 +105,7 @@ sql($n2, q(CREATE OR REPLACE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
 sql($n1, q(INSERT INTO t SELECT i, 'refused' FROM generate_series(31, 50) i));
 says($n2, 'delay', 'is not applied here: its transaction [0-9]+ cannot be applied, and [0-9]+ of the [0-9]+ changes of it that have come are parked so far\. See the check "parked_changes"');
 sql($n2, 'DROP TRIGGER slow ON t');
+wait_converged(\@nodes);    # only then all of them are parked that will be
 poll_until($n2, q(SELECT count(*) = 0 FROM repl_ml.parked_changes WHERE repl_ml.retry_parked(id) IS NULL OR true));
 wait_converged(\@nodes, 't');
 all_is_well($n2);
