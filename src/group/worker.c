@@ -315,9 +315,10 @@ tell_pause(void)
 	char	   *question;
 	char	   *answer = NULL;
 
-	MemoryContextSwitchTo(apply.message_context);
 	repl_ml_begin();
 	self = repl_ml_identity_require();
+	/* asked after the transaction */
+	MemoryContextSwitchTo(apply.message_context);
 	question = psprintf("SET statement_timeout = '1s'; SELECT repl_ml.hear_pause(%d)::text",
 						self->node_id);
 	peer = repl_ml_peer_load(apply.worker->peer);
