@@ -6,7 +6,8 @@
  * For questions of a client that must not hang on a peer that does not answer.
  * Connections are ordinary ones, closed after the question, unless a talk keeps
  * them for the next one, until the transaction ends; nothing in here blocks but the
- * look-up of a host's name.
+ * look-up of a host's name.  Whoever has set the process's latch meanwhile for
+ * something else is heard when the question is over: the latch is set again.
  * (stream.c is the connection that stays, over libpqwalreceiver, which has no
  * deadlines.)  No locks, and nobody may hold one while he asks.
  */
@@ -62,6 +63,10 @@ typedef struct Kept
 
 /* The connections that this process keeps, of Kept, in TopMemoryContext. */
 static List *talk = NIL;
+
+/* While it asks: its latch was set, perhaps for something else. */
+static bool was_called = false;
+
 static bool talk_goes_on = false;	/* beyond the end of the transaction */
 
 static void ask_all(Question *questions, ReplMlQuestions *all);
@@ -76,6 +81,7 @@ static void note_error(Question *question, const PGresult *result);
 static bool go_on_with_some(Question *questions, int count, TimestampTz deadline);
 static void give_up_some(Question *questions, const ReplMlQuestions *all);
 static bool is_all_sent(const Question *questions, int count);
+static void pass_call_on(void);
 static void ignore_notice(void *arg, const char *message);
 
 /*
@@ -132,6 +138,7 @@ repl_ml_ask_one(const char *dsn, const char *query, int nparams, const char *con
 	PG_FINALLY();
 	{
 		end_question(&question);
+		pass_call_on();
 	}
 	PG_END_TRY();
 	return answer;
@@ -170,9 +177,22 @@ repl_ml_ask_beside(ReplMlQuestions *all)
 		/* file descriptors are few, also for who was cancelled */
 		for (int i = 0; i < all->count; i++)
 			end_question(&questions[i]);
+		pass_call_on();
 	}
 	PG_END_TRY();
 	pfree(questions);
+}
+
+/*
+ * Called when a question is over, also by an error: the loop that has asked has its
+ * latch set, as it would have been if it had not waited here.
+ */
+static void
+pass_call_on(void)
+{
+	if (was_called)
+		SetLatch(MyLatch);
+	was_called = false;
 }
 
 /* Does repl_ml_ask_beside's work; who called it ends the questions. */
@@ -504,7 +524,15 @@ go_on_with_some(Question *questions, int count, TimestampTz deadline)
 	occurred = WaitEventSetWait(set, Min(left, LONGEST_WAIT_MS), events, open + 2,
 								wait_event_compat("ReplMlAsk"));
 	FreeWaitEventSet(set);
-	ResetLatch(MyLatch);
+	for (int i = 0; i < occurred; i++)
+	{
+		/* one that comes from here on is seen by the next wait, here or elsewhere */
+		if (events[i].events & WL_LATCH_SET)
+		{
+			was_called = true;
+			ResetLatch(MyLatch);
+		}
+	}
 	CHECK_FOR_INTERRUPTS();
 	for (int i = 0; i < occurred; i++)
 	{
