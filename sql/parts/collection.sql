@@ -4,11 +4,13 @@
 
 -- What must not be decided without the tombstones it may meet
 CREATE FUNCTION repl_ml.holds_late_changes() RETURNS boolean
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.action NOT IN ('evicted', 'kept')) OR EXISTS (SELECT FROM repl_ml.eviction)
+    BEGIN
+        RETURN EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.action NOT IN ('evicted', 'kept')) OR EXISTS (SELECT FROM repl_ml.eviction)
            OR EXISTS (SELECT FROM repl_ml.table_sync y JOIN repl_ml.member m USING (node_id) JOIN repl_ml.local_node l ON l.node_id <> y.node_id
-                       WHERE y.state = 'pending' AND m.state <> 'dropped')
+                       WHERE y.state = 'pending' AND m.state <> 'dropped');
+    END
     $$;
 COMMENT ON FUNCTION repl_ml.holds_late_changes() IS 'whether something old is parked here, evicted and not announced, or still to be copied: then nobody may remove tombstones';
 

@@ -504,11 +504,13 @@ COMMENT ON FUNCTION repl_ml.make_publication() IS 'creates the publication of th
 
 -- What this node's heartbeat says it lacks
 CREATE FUNCTION repl_ml.lacking() RETURNS text
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I of node "%s"', u.schema_name, u.table_name, coalesce(m.node_name, u.node_id::text::name)), ', ')
+    BEGIN
+    RETURN (SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I of node "%s"', u.schema_name, u.table_name, coalesce(m.node_name, u.node_id::text::name)), ', ')
       FROM (SELECT DISTINCT n.node_id, n.schema_name, n.table_name FROM repl_ml.unsent n ORDER BY 1, 2, 3 LIMIT 20) u
-      LEFT JOIN repl_ml.member m ON m.node_id = u.node_id
+      LEFT JOIN repl_ml.member m ON m.node_id = u.node_id);
+    END
     $$;
 COMMENT ON FUNCTION repl_ml.lacking() IS 'the tables of which peers could not send rows to this node; null for none';
 

@@ -56,9 +56,11 @@ COMMENT ON FUNCTION repl_ml.used_place(regclass) IS 'the last place of a sequenc
 
 -- Whom this node counts, and the start of the server with which it has taken over the others' marks
 CREATE FUNCTION repl_ml.counts_numbers() RETURNS boolean
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT EXISTS (SELECT FROM repl_ml.number_voter v JOIN repl_ml.local_node l USING (node_id) WHERE v.server_start = pg_catalog.pg_postmaster_start_time())
+    BEGIN
+        RETURN EXISTS (SELECT FROM repl_ml.number_voter v JOIN repl_ml.local_node l USING (node_id) WHERE v.server_start = pg_catalog.pg_postmaster_start_time());
+    END
     $$;
 COMMENT ON FUNCTION repl_ml.counts_numbers() IS 'whether this node may agree to ranges of numbers: it counts, and has asked the others since its server''s start';
 
@@ -442,21 +444,23 @@ CREATE FUNCTION repl_ml.get_range(wanted oid, beyond bigint, least_size bigint) 
     $$;
 COMMENT ON FUNCTION repl_ml.get_range(oid, bigint, bigint) IS 'gets one more range of a sequence; beyond: the place that its next number would have, which is not in hand; least_size: how many numbers it has at least. Null, or why not';
 
--- Whether there is something for tend_sequence
-CREATE FUNCTION repl_ml.sequences_due() RETURNS boolean
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+-- Whether there is something for tend_sequence. What tables own is found out only where it may have changed: that takes longest
+CREATE FUNCTION repl_ml.sequences_due(tables_changed boolean) RETURNS boolean
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT l.state = 'ready' AND (NOT repl_ml.counts_numbers()
+    BEGIN
+    RETURN (SELECT l.state = 'ready' AND (NOT repl_ml.counts_numbers()
         OR EXISTS (SELECT FROM repl_ml.number_voter v JOIN repl_ml.member m USING (node_id) WHERE m.state = 'dropped')
         OR EXISTS (SELECT FROM repl_ml.group_sequence g LEFT JOIN repl_ml.sequence_mark k USING (schema_name, sequence_name)
                     WHERE CASE WHEN g.state = 'removed' THEN k.state <> 'free'
                                WHEN g.floor IS NULL THEN g.retry_at <= pg_catalog.clock_timestamp() AND (g.enrolled_by = l.node_id OR g.listed_at < pg_catalog.clock_timestamp() - '10 s'::interval)
                                ELSE k.state IS DISTINCT FROM 'covered' OR k.server_start IS DISTINCT FROM pg_catalog.pg_postmaster_start_time() OR least(k.first_place, k.next_first) <= g.floor
                                     OR k.sequence IS DISTINCT FROM pg_catalog.to_regclass(pg_catalog.format('%I.%I', g.schema_name, g.sequence_name))::oid END)
-        OR EXISTS (SELECT FROM repl_ml.sequences_to_list()))
-      FROM repl_ml.local_node l
+        OR CASE WHEN tables_changed THEN EXISTS (SELECT FROM repl_ml.sequences_to_list()) ELSE false END)
+      FROM repl_ml.local_node l);
+    END
     $$;
-COMMENT ON FUNCTION repl_ml.sequences_due() IS 'whether something is to be done about sequences: see repl_ml.tend_sequence()';
+COMMENT ON FUNCTION repl_ml.sequences_due(boolean) IS 'whether something is to be done about sequences: see repl_ml.tend_sequence()';
 
 -- One step of what is due, in a transaction: what is asked comes first, what is written last. The supervisor has a session of its own
 -- do one after the other

@@ -19,6 +19,7 @@
 #define REPL_ML_BULK	"bulk"	/* action in repl_ml.parked_change of a large transaction */
 #define REPL_ML_PIECE_OF_ABORTED	(-1)	/* with the subtransactions that were rolled back */
 #define REPL_ML_SMALL_TRANSACTION	50	/* changes of one that may share one of ours */
+#define REPL_ML_HEARTBEAT_LEISURE_MS	250 /* they are flushed later than others' changes */
 
 /* The message of a parked change that is a person's, with SQLSTATE 38000. */
 #define REPL_ML_CRASHED_AGAIN	"trying the change again took the server down"
@@ -349,6 +350,7 @@ extern char *repl_ml_relation_text(ReplMlRemoteTable *table, LogicalRepTupleData
 /* in locked.c */
 extern void repl_ml_locked_settle(void);
 extern void repl_ml_locked_watch(bool commits);
+extern void repl_ml_locked_ignore(void);
 extern void repl_ml_locked_unwatch(void);
 extern bool repl_ml_locked_by_commit(int sqlstate);
 extern bool repl_ml_locked_for_long(int sqlstate);

@@ -101,6 +101,21 @@ repl_ml_change_handle(ReplMlApply *apply, LogicalRepRelId id, char action,
 }
 
 /*
+ * Says whether a change may be tried without its locks being looked after: a
+ * heartbeat, as nobody else writes these rows, and to look takes more than to apply it.
+ * Core's lock_timeout ends the first try of one that does meet a lock.
+ */
+static bool
+is_free(const OneChange *one)
+{
+	const ReplMlRemoteTable *table = repl_ml_relation_find(one->id);
+
+	return one->apply->retry.races == 0 && table->careful == 0 && !repl_ml_aside_is_keeping() &&
+		strcmp(table->remote.relname, "heartbeat") == 0 &&
+		strcmp(table->remote.nspname, REPL_ML_SCHEMA) == 0;
+}
+
+/*
  * Applies one change; what it waits for is looked after, until its error has
  * been, too.
  */
@@ -109,7 +124,10 @@ apply_watched(void *argument)
 {
 	OneChange  *one = argument;
 
-	repl_ml_locked_watch(repl_ml_aside_is_keeping());
+	if (is_free(one))
+		repl_ml_locked_ignore();
+	else
+		repl_ml_locked_watch(repl_ml_aside_is_keeping());
 	repl_ml_change_join(one->apply, one->id, one->action, one->tuple);
 	repl_ml_locked_unwatch();
 }

@@ -32,7 +32,6 @@
 #include "wire/wire.h"
 
 #define LARGEST_BATCH		64	/* transactions of the peer in one of ours */
-#define HEARTBEAT_LEISURE_MS	250 /* they are flushed later than others' changes */
 #define FAILURES_TO_PARK	3	/* of a transaction, all of it */
 
 typedef struct MessageKind
@@ -354,7 +353,7 @@ note_volatile(ReplMlApply *apply)
 	TimestampTz since = GetCurrentTimestamp();
 
 	if (!apply->batch.matters)
-		since = TimestampTzPlusMilliseconds(since, HEARTBEAT_LEISURE_MS);
+		since = TimestampTzPlusMilliseconds(since, REPL_ML_HEARTBEAT_LEISURE_MS);
 	if (apply->progress.volatile_since == 0 || since < apply->progress.volatile_since)
 		apply->progress.volatile_since = since;
 }

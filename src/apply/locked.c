@@ -127,6 +127,17 @@ repl_ml_locked_watch(bool commits)
 }
 
 /*
+ * Called in place of repl_ml_locked_watch where that is not worth its cost: if the
+ * change meets a lock, nobody knows which.
+ */
+void
+repl_ml_locked_ignore(void)
+{
+	obstacle = NO_OBSTACLE;
+	awaits = false;
+}
+
+/*
  * Ends watching; what the timer asked for and nobody has noticed is forgotten.
  */
 void

@@ -57,6 +57,6 @@ extern void repl_ml_admission_check(WalReceiverConn *donor, bool copy_data, bool
 extern void repl_ml_shape_tell(bool called);
 
 /* in health.c */
-extern void repl_ml_health_tell(void);
+extern void repl_ml_health_tell(bool due);
 
 #endif							/* REPL_ML_GROUP_H */

@@ -5,7 +5,8 @@
  *
  * Not what the checks are (sql/parts/views.sql).  The supervisor's alone; what it has
  * told is forgotten with it, so after a start whatever is not well is told again.
- * No locks but those of a look at the view.
+ * A look at the view takes milliseconds, so in each round shared memory is asked first
+ * whether it may be due.  Locks: those of a look, and repl_ml_shared->lock.
  */
 #include "postgres.h"
 
@@ -13,10 +14,13 @@
 
 #include "access/xact.h"
 #include "commands/async.h"
+#include "common/hashfn.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "commit/commit.h"
 #include "group/group.h"
 #include "server/server.h"
 
@@ -88,14 +92,70 @@ look(void)
 	repl_ml_commit();
 }
 
+/* What shared memory knows of a worker that health depends on. */
+typedef struct Vital
+{
+	int			peer;
+	bool		runs;
+	bool		failing;
+	bool		silent;			/* nothing has come for some heartbeats */
+	bool		late;			/* ... or only what was sent before */
+	bool		locked;
+	ReplMlWorkerState state;
+	Oid			copied;
+	int64		parked;
+} Vital;
+
 /*
- * Called by the supervisor with some heartbeats, outside transactions.  Where many
+ * Returns what changes when a worker ends, fails, waits or goes on, or a member can
+ * be reached no more, or again.
+ */
+static uint32
+vital_signs(void)
+{
+	ReplMlMemberState members[REPL_ML_MAX_WORKERS + 1];
+	int			count = repl_ml_members_states(members);
+	TimestampTz now = GetCurrentTimestamp();
+	int			silence = 5 * repl_ml_heartbeat_interval;
+	uint32		hash = 0;
+
+	for (int i = 0; i < count; i++)
+		hash = hash_combine(hash, members[i].node_id * 2 + members[i].reachable);
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	foreach_worker(worker, MyDatabaseId)
+	{
+		Vital		vital;
+
+		memset(&vital, 0, sizeof(vital));
+		vital.peer = worker->peer;
+		vital.runs = worker->pid != 0;
+		vital.failing = worker->failing;
+		vital.silent = worker->peer != 0 &&
+			TimestampDifferenceExceeds(worker->last_message_time, now, silence);
+		vital.late = worker->peer != 0 &&
+			TimestampDifferenceExceeds(worker->sent_time, now, 2 * silence);
+		vital.locked = worker->locked_since != 0;
+		vital.state = worker->state;
+		vital.copied = worker->copy_relation;
+		vital.parked = worker->parked;
+		hash = hash_combine(hash, hash_bytes((unsigned char *) &vital, sizeof(vital)));
+	}
+	LWLockRelease(repl_ml_shared->lock);
+	return hash;
+}
+
+/*
+ * Called by the supervisor in each round, outside transactions: looks with "due", and
+ * where shared memory shows that something has changed.  Where many
  * tables make a look costly, looks are fewer.  A look that fails, as when somebody
  * has altered the view, is logged once and tried again; heartbeats go on.
  */
 void
-repl_ml_health_tell(void)
+repl_ml_health_tell(bool due)
 {
+	static bool is_due = true;
+	static uint32 seen = 0;
+	uint32		signs = vital_signs();
 	static bool has_planned = false;
 	static bool failed = false;
 	static TimestampTz next = 0;
@@ -103,8 +163,11 @@ repl_ml_health_tell(void)
 	clock_t		began = clock();
 	double		took;
 
-	if (GetCurrentTimestamp() < next)
+	is_due |= due || signs != seen;
+	seen = signs;
+	if (!is_due || GetCurrentTimestamp() < next)
 		return;
+	is_due = false;
 	PG_TRY();
 	{
 		look();

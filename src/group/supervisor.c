@@ -31,8 +31,10 @@
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 #include "commit/commit.h"
 #include "compat.h"
@@ -42,9 +44,11 @@
 
 #define COMPARISON_INTERVAL_MS	1000
 #define HOUSEKEEPING_BEATS	10	/* heartbeats between two collections */
-#define HEALTH_BEATS		5	/* ... looks at health */
+#define HEALTH_BEATS		20	/* ... looks at health, where nothing seems to change */
 #define TELL_BEATS			5	/* ... that tell how this node is */
-#define SEQUENCE_BEATS		2	/* ... looks at sequences */
+#define SEQUENCE_BEATS		2	/* ... looks at sequences where relations have changed, */
+#define SEQUENCE_REST_BEATS	6	/* and where they have not */
+#define CHECK_BEATS			60	/* ... looks at what nobody should have changed */
 #define SEQUENCES_PAUSE_MS	5000	/* until it is asked again, */
 #define SEQUENCES_REST_MS	500 /* where it had done all */
 #define TEND_SEQUENCES	"DO 'BEGIN WHILE repl_ml.tend_sequence() LOOP COMMIT; END LOOP; END'"
@@ -55,6 +59,10 @@ static ReplMlWorker *me = NULL; /* our slot; set once at start */
 static MemoryContext work_context = NULL;	/* reset each round */
 static bool release_slot = false;	/* at exit: nothing to do in this database */
 
+/* What relations may have changed since it was looked at; set by relations_invalidated. */
+static bool sequences_changed = true;
+static bool triggers_changed = true;
+
 static void detach_supervisor(int code, Datum arg);
 static bool prepare_supervisor(void);
 static void end_for_good(void);
@@ -64,14 +72,15 @@ static void bury_peer(int node_id);
 static void order_comparisons(void);
 static void show_fence(const ReplMlIdentity *self);
 static void note_start(void);
-static void tend_sequences(void);
+static void watch_relations(void);
+static void tend_sequences(bool anew);
 static void come_back(void);
 static bool end_apply_workers(void);
 static ReplMlClock *compare_clocks(void);
 static void write_heartbeat(uint16 self, bool tells);
 static void finish_join(uint16 self);
 static void collect_tombstones(void);
-static void mend_catalogs(void);
+static void mend_catalogs(bool all);
 static void collect_garbage(void);
 
 /*
@@ -172,6 +181,7 @@ prepare_supervisor(void)
 	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
 	work_context = AllocSetContextCreate(TopMemoryContext, "repl_ml supervisor",
 										 ALLOCSET_DEFAULT_SIZES);
+	watch_relations();
 
 	repl_ml_begin();
 	member = repl_ml_identity()->member;
@@ -262,15 +272,14 @@ round_of_work(bool called)
 		repl_ml_verifier_tend();
 		repl_ml_tenure_tend();
 	}
-	if (called || beats % SEQUENCE_BEATS == 0)
-		tend_sequences();
+	if (called || beats % (sequences_changed ? SEQUENCE_BEATS : SEQUENCE_REST_BEATS) == 0)
+		tend_sequences(called || beats % CHECK_BEATS == 0);
 	repl_ml_beside_tend();
 	MemoryContextSwitchTo(work_context);
-	if (beats % HEALTH_BEATS == 0)
-		repl_ml_health_tell();
+	repl_ml_health_tell(called || beats % HEALTH_BEATS == 0);
 	MemoryContextSwitchTo(work_context);
 	if (++beats % HOUSEKEEPING_BEATS == 1)
-		mend_catalogs();
+		mend_catalogs(beats % CHECK_BEATS == 1);
 	if (beats % HOUSEKEEPING_BEATS == 0)
 		collect_garbage();
 	return true;
@@ -294,14 +303,40 @@ note_start(void)
 	noted = true;
 }
 
+/* Called by core when a relation, or how a sequence counts, has changed. */
+static void
+relations_invalidated(Datum arg, Oid relid)
+{
+	sequences_changed = triggers_changed = true;
+}
+
+/* The same, of the catalog of sequences. */
+static void
+sequences_invalidated(Datum arg, int cache, uint32 hash)
+{
+	sequences_changed = true;
+}
+
+/* Makes core tell of changes: what takes long is looked at where it may have changed. */
+static void
+watch_relations(void)
+{
+	CacheRegisterRelcacheCallback(relations_invalidated, (Datum) 0);
+	CacheRegisterSyscacheCallback(SEQRELID, sequences_invalidated, (Datum) 0);
+}
+
 /*
  * Has a session of this node's do what is due about sequences, and does not wait for
- * it: it asks members, who may be silent, and commits by itself.
+ * it: it asks members, who may be silent, and commits by itself.  What tables own is
+ * looked at with "anew" and where relations have changed.
  */
 static void
-tend_sequences(void)
+tend_sequences(bool anew)
 {
+	static SPIPlanPtr plan = NULL;
 	static TimestampTz again = 0;
+	Oid			type = BOOLOID;
+	Datum		value;
 	TimestampTz started;
 	char	   *dsn = NULL;
 	char	   *answer;
@@ -309,13 +344,19 @@ tend_sequences(void)
 	ReplMlQuestions all = {.count = 1,.dsns = &dsn,.query = TEND_SEQUENCES,.answers = &answer,
 	.errors = &error};
 
+	sequences_changed |= anew;
 	/* it goes on by itself, where it takes longer than this one waits */
 	if (GetCurrentTimestamp() < again)
 		return;
 	repl_ml_begin();
-	SPI_execute("SELECT m.dsn FROM repl_ml.member m JOIN repl_ml.local_node l"
-				" ON l.node_id OPERATOR(pg_catalog.=) m.node_id"
-				" WHERE (SELECT repl_ml.sequences_due())", true, 1);
+	value = BoolGetDatum(sequences_changed);
+	sequences_changed = false;
+	SPI_execute_plan(repl_ml_spi_plan(&plan,
+									  "SELECT m.dsn FROM repl_ml.member m"
+									  " JOIN repl_ml.local_node l"
+									  " ON l.node_id OPERATOR(pg_catalog.=) m.node_id"
+									  " WHERE (SELECT repl_ml.sequences_due($1))", 1, &type),
+					 &value, NULL, true, 1);
 	if (SPI_processed > 0)
 		dsn = MemoryContextStrdup(work_context, repl_ml_spi_text(0, 0));
 	repl_ml_commit();
@@ -333,8 +374,7 @@ tend_sequences(void)
 	MemoryContextSwitchTo(work_context);
 	again = TimestampTzPlusMilliseconds(started, error == NULL ? SEQUENCES_REST_MS :
 										SEQUENCES_PAUSE_MS);
-	/* whoever has called meanwhile was not heard */
-	SetLatch(MyLatch);
+	sequences_changed = true;
 }
 
 /*
@@ -692,8 +732,10 @@ write_heartbeat(uint16 self, bool tells)
 	repl_ml_begin();
 	SPI_execute_plan(repl_ml_spi_plan(&look,
 									  "SELECT EXISTS (SELECT FROM repl_ml.eviction),"
-									  " EXISTS (SELECT FROM pg_catalog.pg_prepared_xacts"
-									  " WHERE database OPERATOR(pg_catalog.=)"
+									  " EXISTS (SELECT FROM pg_catalog.pg_prepared_xact() x"
+									  " JOIN pg_catalog.pg_database d"
+									  " ON d.oid OPERATOR(pg_catalog.=) x.dbid"
+									  " WHERE d.datname OPERATOR(pg_catalog.=)"
 									  " pg_catalog.current_database()),"
 									  " (SELECT h.safe_counter FROM repl_ml.heartbeat h"
 									  " WHERE h.node_id OPERATOR(pg_catalog.=) $1)",
@@ -710,7 +752,10 @@ write_heartbeat(uint16 self, bool tells)
 	types[2] = repl_ml_clock_type();
 	values[2] = PointerGetDatum(behind);
 	values[3] = BoolGetDatum(tells);
-	/* applied: what the others' heartbeats say and the present counter */
+	/*
+	 * applied: what the others' heartbeats say and the present counter.  Functions are
+	 * called where they may have something to say
+	 */
 	SPI_execute_plan(repl_ml_spi_plan(&write,
 									  "INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at,"
 									  " safe_counter, applied, parked, behind, lacks,"
@@ -722,7 +767,13 @@ write_heartbeat(uint16 self, bool tells)
 									  " WHERE o.node_id OPERATOR(pg_catalog.<>) $1), '{}')"
 									  " OPERATOR(repl_ml.||)"
 									  " pg_catalog.format('{%s:%s}', $1, $2)::repl_ml.vclock,"
-									  " repl_ml.holds_late_changes(), $3, repl_ml.lacking(),"
+									  " CASE WHEN EXISTS (SELECT FROM repl_ml.parked_change)"
+									  " OR EXISTS (SELECT FROM repl_ml.eviction)"
+									  " OR EXISTS (SELECT FROM repl_ml.table_sync y"
+									  " WHERE y.state OPERATOR(pg_catalog.=) 'pending')"
+									  " THEN repl_ml.holds_late_changes() ELSE false END, $3,"
+									  " CASE WHEN EXISTS (SELECT FROM repl_ml.unsent)"
+									  " THEN repl_ml.lacking() END,"
 									  " CASE WHEN $4 THEN repl_ml.own_status() END,"
 									  " CASE WHEN $4 THEN pg_catalog.clock_timestamp() END"
 									  " ON CONFLICT (node_id) DO UPDATE"
@@ -786,6 +837,22 @@ finish_join(uint16 self)
 	}
 }
 
+/* Says whether there is anything for collect_tombstones. */
+static bool
+is_anything_to_collect(void)
+{
+	static SPIPlanPtr plan = NULL;
+
+	SPI_execute_plan(repl_ml_spi_plan(&plan,
+									  "SELECT WHERE EXISTS (SELECT FROM repl_ml.tombstone)"
+									  " OR EXISTS (SELECT FROM repl_ml.concurrent_version)"
+									  " OR EXISTS (SELECT FROM repl_ml.key_shape k WHERE k.in_use"
+									  " GROUP BY k.schema_name, k.table_name"
+									  " HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 1)",
+									  0, NULL), NULL, NULL, true, 1);
+	return SPI_processed > 0;
+}
+
 /*
  * Removes tombstones that can no longer decide anything.
  *
@@ -807,7 +874,8 @@ collect_tombstones(void)
 	static char proof[8192] = "";
 	char	   *text;
 
-	if (repl_ml_query_int("SELECT 1 FROM repl_ml.member m LEFT JOIN repl_ml.heartbeat h"
+	if (!is_anything_to_collect() ||
+		repl_ml_query_int("SELECT 1 FROM repl_ml.member m LEFT JOIN repl_ml.heartbeat h"
 						  " ON h.node_id OPERATOR(pg_catalog.=) m.node_id"
 						  " WHERE m.state OPERATOR(pg_catalog.=) 'joining'"
 						  " OR (m.state OPERATOR(pg_catalog.=) 'ready' AND h.parked)"
@@ -846,14 +914,19 @@ collect_tombstones(void)
 /*
  * Makes what peers read, and the triggers that stamp rows, what they were, also
  * where they were changed while this library was not loaded; and lets the
- * planner know how small our tables are.
+ * planner know how small our tables are.  Triggers are looked at with "all" and where
+ * relations have changed.
  */
 static void
-mend_catalogs(void)
+mend_catalogs(bool all)
 {
 	repl_ml_begin();
 	SPI_execute("SELECT repl_ml.mend_publication()", false, 0);
-	SPI_execute("SELECT repl_ml.mend_triggers()", false, 0);
+	if (all || triggers_changed)
+	{
+		triggers_changed = false;
+		SPI_execute("SELECT repl_ml.mend_triggers()", false, 0);
+	}
 	SPI_execute("SELECT repl_ml.analyze_catalogs()", false, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);

@@ -342,8 +342,6 @@ wait_while_paused(void)
 		{
 			told = GetCurrentTimestamp();
 			tell_pause();
-			/* the wait for an answer may have eaten a call */
-			continue;
 		}
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 REPL_ML_PAUSE_TOLD_MS, wait_event_compat("ReplMlPaused"));
@@ -516,6 +514,17 @@ flush_delay(void)
 			return FLUSH_DELAY_MS;
 	}
 	return FLUSH_DELAY_MS;		/* keep the compiler quiet */
+}
+
+/* Returns in how many milliseconds what is volatile is to be flushed, at least 1. */
+static int
+flush_due(void)
+{
+	TimestampTz due = TimestampTzPlusMilliseconds(apply.progress.volatile_since, flush_delay());
+
+	/* also where the clock has been set back meanwhile */
+	return Max(1, Min(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), due),
+					  REPL_ML_HEARTBEAT_LEISURE_MS + FLUSH_DELAY_MS));
 }
 
 /* Returns the length of the next message of the stream, 0 if none is there yet. */
@@ -929,6 +938,17 @@ acknowledge(bool reply_wanted)
 }
 
 /*
+ * Returns how long it may take, ms, until the peer is told how far we are, where
+ * nobody waits for that.  What is not durable yet is not worth a message.
+ */
+static int
+status_patience(void)
+{
+	return apply.progress.volatile_since == 0 && apply.progress.told < apply.progress.received ?
+		QUIET_STATUS_MS : status_interval();
+}
+
+/*
  * Tells the peer how far we are, if there is something to tell: transactions
  * that are durable now, or that we are still there.  That the peer's WAL has
  * gone on without any for us, as it does with every change of ours that it has
@@ -937,12 +957,10 @@ acknowledge(bool reply_wanted)
 static void
 acknowledge_news(void)
 {
-	int			patience = apply.progress.told < apply.progress.received ? QUIET_STATUS_MS :
-		status_interval();
-
 	settle_received(false);
 	if ((apply.progress.committed && apply.progress.told < apply.progress.durable) ||
-		TimestampDifferenceExceeds(apply.progress.told_at, GetCurrentTimestamp(), patience))
+		TimestampDifferenceExceeds(apply.progress.told_at, GetCurrentTimestamp(),
+								   status_patience()))
 		send_status(false);
 	repl_ml_news_settle();
 }
@@ -951,13 +969,12 @@ acknowledge_news(void)
 static int
 find_longest_wait(void)
 {
-	int			wait = apply.progress.told < apply.progress.received ? QUIET_STATUS_MS :
-		status_interval();
+	int			wait = status_patience();
 
 	if (apply.retry.aside)
 		wait = Min(wait, ASIDE_DELAY_MS);
 	if (apply.progress.volatile_since != 0)
-		wait = Min(wait, flush_delay());
+		wait = Min(wait, flush_due());
 	wait = Min(wait, repl_ml_retry_due());
 	return repl_ml_news_due() < 0 ? wait : Min(wait, repl_ml_news_due());
 }
@@ -971,8 +988,9 @@ find_longest_wait(void)
 static int
 find_leisure(void)
 {
-	/* what is volatile at rest is flushed soon, and that ends it */
+	/* what is volatile at rest is flushed soon, and that ends it; heartbeats come singly */
 	if (apply.progress.volatile_since == 0 || !is_at_rest() ||
+		apply.progress.volatile_since > GetCurrentTimestamp() ||
 		apply.progress.urgency == REPL_ML_NOW || repl_ml_position_is_awaited())
 		return 0;
 	if (apply.progress.urgency == REPL_ML_SOON)

@@ -133,13 +133,15 @@ tell_or_wait(void)
 
 /*
  * Called by apply workers: flushes WAL up to "lsn", and wakes walsenders only
- * for this node's own.
+ * for this node's own.  Whoever else has flushed it has seen to them.
  */
 void
 repl_ml_news_flush(XLogRecPtr lsn)
 {
 	int			walsenders = max_wal_senders;
 
+	if (GetFlushRecPtr(NULL) >= lsn)
+		return;
 	/* what core looks at before it wakes them; test 390 counts their wake-ups */
 	max_wal_senders = 0;
 	PG_TRY();

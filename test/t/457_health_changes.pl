@@ -42,7 +42,7 @@ $from = -s $n1->logfile;
 sql($n1, q(SET repl_ml.guard_off = on; ALTER VIEW repl_ml.health RENAME hint TO advice));
 $n1->wait_for_log(qr/repl_ml supervisor.* ERROR:  column h.hint does not exist/, $from);
 my $beats = sql($n1, 'SELECT sequence FROM repl_ml.heartbeat WHERE node_id = 1');
-poll_until($n2, "SELECT sequence > $beats + 20 FROM repl_ml.heartbeat WHERE node_id = 1");
+poll_until($n2, "SELECT sequence > $beats + 50 FROM repl_ml.heartbeat WHERE node_id = 1");
 sql($n1, q(SET repl_ml.guard_off = on; ALTER VIEW repl_ml.health RENAME advice TO hint; DROP TABLE forgotten));
 $n1->wait_for_log(qr/health of this node: "unreplicated_tables" is now ok/, $from);
 is(sql($n1, $supervisor), $pid, 'the supervisor has gone on');
