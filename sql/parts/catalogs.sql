@@ -383,6 +383,36 @@ CREATE TABLE repl_ml.conflict_history (
 CREATE INDEX conflict_history_detected_at_idx ON repl_ml.conflict_history (detected_at);
 COMMENT ON TABLE repl_ml.conflict_history IS 'resolved conflicts; see the view repl_ml.conflicts';
 
+-- How many there were. Who records conflicts adds rows to conflict_news, and so waits for nobody else who does; the
+-- supervisor makes counts of them. Of the whole time, of hours (UTC), and of the minutes of the last hour.
+CREATE TABLE repl_ml.conflict_count (
+    span              text NOT NULL CHECK (span IN ('all', 'hour', 'minute')),
+    since             timestamptz NOT NULL,
+    schema_name       name NOT NULL,
+    table_name        name NOT NULL,
+    conflict_type     text NOT NULL,
+    resolution        text NOT NULL,
+    conflicts         bigint NOT NULL,
+    equal             bigint NOT NULL,
+    first_detected_at timestamptz,
+    last_detected_at  timestamptz,
+    PRIMARY KEY (span, since, schema_name, table_name, conflict_type, resolution)
+);
+COMMENT ON TABLE repl_ml.conflict_count IS 'how many conflicts there were since then, in that hour or minute; the row of no table says since when this node counts. See the views stat_conflicts and conflicts_by_hour';
+INSERT INTO repl_ml.conflict_count VALUES ('all', pg_catalog.now(), '', '', '', '', 0, 0);
+
+CREATE TABLE repl_ml.conflict_news (
+    schema_name   name NOT NULL,
+    table_name    name NOT NULL,
+    conflict_type text NOT NULL,
+    resolution    text NOT NULL,
+    detected_at   timestamptz NOT NULL,
+    equal         boolean NOT NULL,
+    conflicts     integer NOT NULL
+);
+ALTER TABLE repl_ml.conflict_news REPLICA IDENTITY FULL;
+COMMENT ON TABLE repl_ml.conflict_news IS 'conflicts that conflict_count does not count yet; -1: one of them that was taken back by the transaction that had it';
+
 -- Changes that could not be applied: kept, never skipped
 CREATE TABLE repl_ml.parked_change (
     id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -91,6 +91,25 @@ CREATE FUNCTION repl_ml.stable_vector() RETURNS repl_ml.vclock
     END $$;
 COMMENT ON FUNCTION repl_ml.stable_vector() IS 'for each node the counter below which all members have all its writes, as the heartbeats tell';
 
+-- For the supervisor, who alone writes these counts
+CREATE FUNCTION repl_ml.count_conflicts() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        WITH news AS (DELETE FROM repl_ml.conflict_news RETURNING *)
+        INSERT INTO repl_ml.conflict_count AS c
+        SELECT s.span, CASE s.span WHEN 'all' THEN b.since ELSE pg_catalog.date_trunc(s.span, n.detected_at, 'UTC') END, n.schema_name, n.table_name, n.conflict_type, n.resolution,
+               pg_catalog.sum(n.conflicts), coalesce(pg_catalog.sum(n.conflicts) FILTER (WHERE n.equal), 0), pg_catalog.min(n.detected_at), pg_catalog.max(n.detected_at)
+          FROM news n CROSS JOIN pg_catalog.unnest('{all,hour,minute}'::text[]) s (span)
+         CROSS JOIN (SELECT pg_catalog.min(o.since) AS since FROM repl_ml.conflict_count o WHERE o.span = 'all') b
+         GROUP BY 1, 2, 3, 4, 5, 6 HAVING pg_catalog.sum(n.conflicts) <> 0
+        ON CONFLICT ON CONSTRAINT conflict_count_pkey DO UPDATE
+           SET conflicts = c.conflicts + excluded.conflicts, equal = c.equal + excluded.equal, first_detected_at = least(c.first_detected_at, excluded.first_detected_at),
+               last_detected_at = greatest(c.last_detected_at, excluded.last_detected_at);
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.count_conflicts() IS 'adds what repl_ml.conflict_news has to repl_ml.conflict_count';
+
 -- Reached by stable_vector when all have read a newer heartbeat of each member than the present one
 CREATE FUNCTION repl_ml.next_heartbeats() RETURNS repl_ml.vclock
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp

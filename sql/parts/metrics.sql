@@ -56,7 +56,7 @@ CREATE VIEW repl_ml.metric_families AS
         ('write', 'wait_seconds_total', 'counter', 'Time that acknowledged commits have waited.'),
         ('write', 'waiting', 'gauge', 'Commits that wait to be acknowledged.'),
         ('write', 'oldest_wait_seconds', 'gauge', 'For how long the one that waits longest has been waiting.'),
-        ('conflict', 'kept', 'gauge', 'Conflicts in repl_ml.conflicts, which keeps them for repl_ml.conflict_retention.'),
+        ('conflict', 'resolved_total', 'counter', 'Conflicts that were resolved here.'),
         ('conflict', 'last_hour', 'gauge', 'How many of them were found in the last sixty minutes.'),
         ('conflict', 'last_timestamp_seconds', 'gauge', 'When the last of them was found.'),
         ('parked', 'changes', 'gauge', 'Changes that could not be applied here, and that this node lacks.'),
@@ -124,7 +124,7 @@ CREATE FUNCTION repl_ml.samples(of_family name, OUT labels jsonb, OUT metric nam
                     ('wait_seconds_total', EXTRACT(epoch FROM c.total_wait)), ('waiting', w.waiting), ('oldest_wait_seconds', coalesce(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - w.since), 0))) v (metric, value);
         WHEN 'conflict' THEN RETURN QUERY
             SELECT pg_catalog.jsonb_build_object('schema', c.schema_name, 'table', c.table_name, 'type', c.conflict_type, 'resolution', c.resolution), v.metric::name, v.value::float8
-              FROM repl_ml.stat_conflicts c CROSS JOIN LATERAL (VALUES ('kept', c.conflicts::float8), ('last_hour', c.last_hour), ('last_timestamp_seconds', EXTRACT(epoch FROM c.last_detected_at))) v (metric, value);
+              FROM repl_ml.stat_conflicts c CROSS JOIN LATERAL (VALUES ('resolved_total', c.conflicts::float8), ('last_hour', c.last_hour), ('last_timestamp_seconds', EXTRACT(epoch FROM c.last_detected_at))) v (metric, value);
         WHEN 'parked' THEN RETURN QUERY
             SELECT pg_catalog.jsonb_build_object('schema', p.schema_name, 'table', p.table_name), v.metric::name, v.value::float8
               FROM (SELECT x.schema_name, x.table_name, pg_catalog.sum(CASE x.action WHEN 'counted' THEN (x.change->>'changes')::bigint ELSE 1 END) AS changes, pg_catalog.min(x.parked_at) AS since

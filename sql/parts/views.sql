@@ -343,18 +343,28 @@ COMMENT ON VIEW repl_ml.conflicts IS
     'versions of rows that lost to another of which neither knew the other, as resolved on this node; conflict_id is the same on all nodes. Members of pg_monitor see all, others those of their own tables; kept for repl_ml.conflict_retention';
 
 CREATE VIEW repl_ml.stat_conflicts AS
-    SELECT c.schema_name, c.table_name, c.conflict_type, c.resolution, pg_catalog.count(*) AS conflicts,
-           pg_catalog.min(c.detected_at) AS first_detected_at, pg_catalog.max(c.detected_at) AS last_detected_at,
-           pg_catalog.count(*) FILTER (WHERE c.winner_row = c.loser_row) AS equal,
-           pg_catalog.count(*) FILTER (WHERE c.detected_at > pg_catalog.clock_timestamp() - '1 hour'::interval) AS last_hour
-      FROM repl_ml.conflict_history c GROUP BY 1, 2, 3, 4;
-COMMENT ON VIEW repl_ml.stat_conflicts IS 'kept conflicts by table and type; equal: those in which both wrote the same (see repl_ml.log_equal_writes); last_hour: those of the last sixty minutes';
+    SELECT k.schema_name, k.table_name, k.conflict_type, k.resolution, (pg_catalog.sum(k.conflicts) FILTER (WHERE k.span = 'all'))::bigint AS conflicts,
+           pg_catalog.min(k.first_detected_at) AS first_detected_at, pg_catalog.max(k.last_detected_at) AS last_detected_at,
+           (pg_catalog.sum(k.equal) FILTER (WHERE k.span = 'all'))::bigint AS equal,
+           coalesce(pg_catalog.sum(k.conflicts) FILTER (WHERE k.span = 'minute'), 0)::bigint AS last_hour,
+           (SELECT pg_catalog.min(b.since) FROM repl_ml.conflict_count b WHERE b.span = 'all') AS counted_since
+      FROM (SELECT c.span, c.schema_name, c.table_name, c.conflict_type, c.resolution, c.conflicts, c.equal, c.first_detected_at, c.last_detected_at
+              FROM repl_ml.conflict_count c WHERE c.span = 'all' OR (c.span = 'minute' AND c.since > pg_catalog.clock_timestamp() - '1 hour'::interval)
+            UNION ALL
+            SELECT s.span, n.schema_name, n.table_name, n.conflict_type, n.resolution, n.conflicts, CASE WHEN n.equal THEN n.conflicts ELSE 0 END, n.detected_at, n.detected_at
+              FROM repl_ml.conflict_news n CROSS JOIN (VALUES ('all'), ('minute')) s (span)) k
+     GROUP BY 1, 2, 3, 4 HAVING pg_catalog.sum(k.conflicts) FILTER (WHERE k.span = 'all') > 0;
+COMMENT ON VIEW repl_ml.stat_conflicts IS
+    'conflicts by table, type and resolution, as they were found: all that this node has had since counted_since, also those that repl_ml.conflicts does not keep any more; equal: those in which both wrote the same (see repl_ml.log_equal_writes); last_hour: those of the last sixty minutes, to the minute';
 
 -- For a chart
 CREATE VIEW repl_ml.conflicts_by_hour AS
-    SELECT pg_catalog.date_trunc('hour', c.detected_at, 'UTC') AS hour, c.schema_name, c.table_name, c.conflict_type, pg_catalog.count(*) AS conflicts
-      FROM repl_ml.conflict_history c GROUP BY 1, 2, 3, 4;
-COMMENT ON VIEW repl_ml.conflicts_by_hour IS 'kept conflicts by the hour (of UTC) in which this node resolved them, table and type; an hour without any has no row. How far back that goes: repl_ml.conflict_retention';
+    SELECT k.hour, k.schema_name, k.table_name, k.conflict_type, pg_catalog.sum(k.conflicts)::bigint AS conflicts
+      FROM (SELECT c.since AS hour, c.schema_name, c.table_name, c.conflict_type, c.conflicts FROM repl_ml.conflict_count c WHERE c.span = 'hour'
+            UNION ALL
+            SELECT pg_catalog.date_trunc('hour', n.detected_at, 'UTC'), n.schema_name, n.table_name, n.conflict_type, n.conflicts FROM repl_ml.conflict_news n) k
+     GROUP BY 1, 2, 3, 4 HAVING pg_catalog.sum(k.conflicts) > 0;
+COMMENT ON VIEW repl_ml.conflicts_by_hour IS 'conflicts by the hour (of UTC) in which this node resolved them, table and type; an hour without any has no row. How far back that goes: repl_ml.conflict_retention';
 
 CREATE VIEW repl_ml.parked_changes AS
     SELECT p.id, p.parked_at, coalesce(m.node_name, p.origin_node::text::name) AS origin_node, p.origin_xid, p.origin_lsn,

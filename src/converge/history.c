@@ -48,6 +48,12 @@
 	" repl_ml.last_writer(" loser_clock ")," \
 	" repl_ml.max_counter(" loser_clock ")), 'UTF8')), 1, 16), 'hex')::pg_catalog.uuid"
 
+/* counts rows of the conflict log; the rows inserted are as many */
+#define COUNTED(rows, how_many) \
+	" INSERT INTO repl_ml.conflict_news SELECT r.schema_name, r.table_name, r.conflict_type," \
+	" r.resolution, r.detected_at, coalesce(r.winner_row OPERATOR(pg_catalog.=) r.loser_row," \
+	" false), " how_many " FROM " rows " r"
+
 /* What the transaction being applied has recorded for a key. */
 typedef struct RecordedConflicts
 {
@@ -457,7 +463,8 @@ repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *sourc
 		" (CASE WHEN $18 OR $5 OPERATOR(pg_catalog.=) 'unique_key' THEN '{}' ELSE '{unique_key}'"
 		" END::pg_catalog.text[])";
 	static const char *const insert =
-		"INSERT INTO repl_ml.conflict_history (conflict_id, schema_name, table_name, key,"
+		"WITH added AS (INSERT INTO repl_ml.conflict_history"
+		" (conflict_id, schema_name, table_name, key,"
 		" conflict_type, resolution,"
 		" winner_node, loser_node, winner_clock, loser_clock, result_clock, winner_row, loser_row,"
 		" lost_columns,"
@@ -466,7 +473,8 @@ repl_ml_history_record(const ReplMlConflict *conflict, const ReplMlSource *sourc
 		" $1, $2, $3, $4, $5, repl_ml.last_writer($6), repl_ml.last_writer($7), $6, $7, $8,"
 		" coalesce($9::pg_catalog.jsonb, pg_catalog.jsonb_object($10)),"
 		" coalesce($11::pg_catalog.jsonb, pg_catalog.jsonb_object($12)), $13,"
-		" $14, $15, $16, $17 ON CONFLICT (conflict_id) DO NOTHING";
+		" $14, $15, $16, $17 ON CONFLICT (conflict_id) DO NOTHING RETURNING *)"
+		COUNTED("added", "1");
 	Oid			clock_type = repl_ml_clock_type();
 	Oid			types[18] = {NAMEOID, NAMEOID, TEXTARRAYOID, TEXTOID, TEXTOID, clock_type,
 	clock_type, clock_type, TEXTOID, TEXTARRAYOID, TEXTOID, TEXTARRAYOID, NAMEARRAYOID, INT4OID,
@@ -634,9 +642,10 @@ repl_ml_history_take_back(const ReplMlVoid *version)
 	(void) repl_ml_spi_execute("DELETE FROM repl_ml.parked_change"
 							   " WHERE conflict_id OPERATOR(pg_catalog.=) "
 							   CONFLICT_ID("$1", "$2", "$3", "$4"), 4, types, values, NULL);
-	return repl_ml_spi_execute("DELETE FROM repl_ml.conflict_history"
+	return repl_ml_spi_execute("WITH gone AS (DELETE FROM repl_ml.conflict_history"
 							   " WHERE conflict_id OPERATOR(pg_catalog.=) "
-							   CONFLICT_ID("$1", "$2", "$3", "$4"), 4, types, values, NULL);
+							   CONFLICT_ID("$1", "$2", "$3", "$4") " RETURNING *)"
+							   COUNTED("gone", "-1"), 4, types, values, NULL);
 }
 
 /* Says whether both are of one transaction. */

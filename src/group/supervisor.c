@@ -48,6 +48,7 @@
 #define TELL_BEATS			5	/* ... that tell how this node is */
 #define SEQUENCE_BEATS		2	/* ... looks at sequences where relations have changed, */
 #define SEQUENCE_REST_BEATS	6	/* and where they have not */
+#define COUNT_BEATS			3	/* ... that count conflicts */
 #define CHECK_BEATS			60	/* ... looks at what nobody should have changed */
 #define SEQUENCES_PAUSE_MS	5000	/* until it is asked again, */
 #define SEQUENCES_REST_MS	500 /* where it had done all */
@@ -79,6 +80,7 @@ static bool end_apply_workers(void);
 static ReplMlClock *compare_clocks(void);
 static void write_heartbeat(uint16 self, bool tells);
 static void finish_join(uint16 self);
+static void count_conflicts(void);
 static void collect_tombstones(void);
 static void mend_catalogs(bool all);
 static void collect_garbage(void);
@@ -280,6 +282,8 @@ round_of_work(bool called)
 	MemoryContextSwitchTo(work_context);
 	if (++beats % HOUSEKEEPING_BEATS == 1)
 		mend_catalogs(beats % CHECK_BEATS == 1);
+	if (beats % COUNT_BEATS == 0)
+		count_conflicts();
 	if (beats % HOUSEKEEPING_BEATS == 0)
 		collect_garbage();
 	return true;
@@ -837,6 +841,20 @@ finish_join(uint16 self)
 	}
 }
 
+/* Counts the conflicts that have been found since this was done last. */
+static void
+count_conflicts(void)
+{
+	static SPIPlanPtr plan = NULL;
+
+	repl_ml_begin();
+	SPI_execute_plan(repl_ml_spi_plan(&plan, "SELECT repl_ml.count_conflicts()"
+									  " WHERE EXISTS (SELECT FROM repl_ml.conflict_news)",
+									  0, NULL), NULL, NULL, false, 0);
+	repl_ml_commit();
+	MemoryContextSwitchTo(work_context);
+}
+
 /* Says whether there is anything for collect_tombstones. */
 static bool
 is_anything_to_collect(void)
@@ -933,8 +951,8 @@ mend_catalogs(bool all)
 }
 
 /*
- * Removes what has served its time: tombstones, conflicts and records of
- * transactions past their retention.
+ * Removes what has served its time: tombstones, conflicts, counts of hours, and records
+ * of transactions past their retention.
  */
 static void
 collect_garbage(void)
@@ -948,12 +966,22 @@ collect_garbage(void)
 							 " (pg_catalog.now()"
 							 " OPERATOR(pg_catalog.-) '%d min'::pg_catalog.interval)",
 							 repl_ml_conflict_retention), false, 0);
+		SPI_execute(psprintf("DELETE FROM repl_ml.conflict_count"
+							 " WHERE span OPERATOR(pg_catalog.=) 'hour'"
+							 " AND since OPERATOR(pg_catalog.<) (pg_catalog.now()"
+							 " OPERATOR(pg_catalog.-) '%d min'::pg_catalog.interval"
+							 " OPERATOR(pg_catalog.-) '1 h'::pg_catalog.interval)",
+							 repl_ml_conflict_retention), false, 0);
 		SPI_execute(psprintf("DELETE FROM repl_ml.row_repair"
 							 " WHERE repaired_at OPERATOR(pg_catalog.<)"
 							 " (pg_catalog.now()"
 							 " OPERATOR(pg_catalog.-) '%d min'::pg_catalog.interval)",
 							 repl_ml_conflict_retention), false, 0);
 	}
+	SPI_execute("DELETE FROM repl_ml.conflict_count WHERE span OPERATOR(pg_catalog.=) 'minute'"
+				" AND since OPERATOR(pg_catalog.<)"
+				" (pg_catalog.now() OPERATOR(pg_catalog.-) '1 h'::pg_catalog.interval)",
+				false, 0);
 	SPI_execute("DELETE FROM repl_ml.discarded_transaction"
 				" WHERE discarded_at OPERATOR(pg_catalog.<)"
 				" (pg_catalog.now() OPERATOR(pg_catalog.-) '2 days'::pg_catalog.interval)",

@@ -1,5 +1,5 @@
 -- For test/bench/views: a group with as many further members as :peers, of which there are no servers, and :tables
--- tables that all of them have and have compared.
+-- tables that all of them have and have compared; :conflicts in the log.
 \set ON_ERROR_STOP on
 SET client_min_messages = warning;
 SELECT format('CREATE TABLE t%s (id bigint PRIMARY KEY, name text NOT NULL, at timestamptz, value double precision, owner bigint)', i) FROM generate_series(1, :tables) i \gexec
@@ -20,3 +20,13 @@ INSERT INTO repl_ml.consistency_check (schema_name, table_name, status, members,
 SELECT s.schema_name, s.table_name, 'consistent', '{}', '{}', 0, 0, 0, 0, now(), '1 s'
   FROM repl_ml.table_shape s WHERE s.node_id = 1 AND s.table_name <> '';
 SELECT count(pg_create_logical_replication_slot(repl_ml.link_name(m.node_id), 'repl_ml')) FROM repl_ml.member m WHERE m.node_id > 1 \g /dev/null
+INSERT INTO repl_ml.conflict_history (conflict_id, detected_at, schema_name, table_name, key, conflict_type, resolution, winner_node, loser_node,
+                                      winner_clock, loser_clock, result_clock, winner_row, loser_row, origin_node, origin_xid, origin_lsn)
+SELECT gen_random_uuid(), now() - random() * interval '7 days', 'public', 't' || i % 100, ARRAY[i::text], 'update_origin_differs', 'last_write', 1, 2,
+       '{1:2}', '{2:1}', '{1:2,2:1}', '{"v": 1}', '{"v": 2}', 2, '7', '0/0' FROM generate_series(1, :conflicts) i;
+INSERT INTO repl_ml.conflict_count
+SELECT s.span, CASE s.span WHEN 'all' THEN b.since ELSE date_trunc(s.span, h.detected_at, 'UTC') END, h.schema_name, h.table_name, h.conflict_type, h.resolution,
+       count(*), 0, min(h.detected_at), max(h.detected_at)
+  FROM repl_ml.conflict_history h CROSS JOIN unnest('{all,hour,minute}'::text[]) s (span)
+ CROSS JOIN (SELECT min(since) AS since FROM repl_ml.conflict_count) b
+ WHERE s.span <> 'minute' OR h.detected_at > now() - interval '1 hour' GROUP BY 1, 2, 3, 4, 5, 6;

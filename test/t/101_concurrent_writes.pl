@@ -456,22 +456,34 @@ sub counted
 	$log->('none');
 }
 
-# A node removes the conflicts that it found longer ago than its conflict_retention says, and no others.
-# Seen failing: without the DELETE in collect_garbage (group/supervisor.c).
+# A node removes the conflicts that it found longer ago than its conflict_retention says, and no others; and counts of
+# hours, but not what has been counted of the whole time.
+# Seen failing: without either DELETE in collect_garbage (group/supervisor.c), and with a stat_conflicts that counts what is kept.
 sub retention
 {
 	my $rest = sql($n1, q(SELECT count(*) FROM repl_ml.conflicts WHERE table_name <> 't'));
 	my %keeps = ($n1 => '1h', $n2 => '3h', $n3 => '-1');
+	my $counted = sql($n1, q(SELECT sum(conflicts) FROM repl_ml.stat_conflicts WHERE table_name = 't'));
+	my $by_hour = q(SELECT coalesce(sum(conflicts), 0) FROM repl_ml.conflicts_by_hour WHERE table_name = 't');
 	my $counter = q(SELECT repl_ml.max_counter(__repl_clock) FROM repl_ml.heartbeat JOIN repl_ml.local_node USING (node_id));
 
+	is(sql($n1, q(SELECT count(*) FROM repl_ml.conflicts WHERE table_name = 't')), $counted, 'all are counted');
+	is(sql($n1, $by_hour), $counted, 'by the hour');
+	is(sql($n1, q(SELECT sum(last_hour) FROM repl_ml.stat_conflicts WHERE table_name = 't')), $counted, 'and in the last one');
 	foreach my $node (@nodes)
 	{
 		sql($node, "ALTER SYSTEM SET repl_ml.conflict_retention = '$keeps{$node}'");
 		sql($node, q(ALTER SYSTEM SET repl_ml.heartbeat_interval = '100ms'));
 		sql($node, q(SELECT pg_reload_conf()));
+		poll_until($node, q(SELECT count(*) = 0 FROM repl_ml.conflict_news));
+		is(sql($node, q(SELECT sum(conflicts) FROM repl_ml.stat_conflicts WHERE table_name = 't')), $counted, 'when the supervisor has added them up, too: ' . $node->name);
 		sql($node, q(UPDATE repl_ml.conflict_history SET detected_at = now() - interval '2 hours' WHERE table_name = 't'));
+		sql($node, q(UPDATE repl_ml.conflict_count SET since = since - interval '2 hours' WHERE span <> 'all' AND table_name = 't'));
 	}
 	poll_until($n1, q(SELECT count(*) = 0 FROM repl_ml.conflicts WHERE table_name = 't'));
+	poll_until($n1, $by_hour, 0);
+	poll_until($n1, q(SELECT count(*) = 0 FROM repl_ml.conflict_count WHERE span = 'minute' AND table_name = 't'));
+	is(sql($n1, q(SELECT sum(conflicts), sum(last_hour) FROM repl_ml.stat_conflicts WHERE table_name = 't')), "$counted|0", 'retention: what was counted stays so');
 	is(sql($n1, 'SELECT count(*) FROM repl_ml.conflicts'), $rest, 'retention: younger conflicts stay');
 	foreach my $node ($n2, $n3)
 	{

@@ -55,7 +55,7 @@ is(metric($n1, 'group_info', node_name => 'n1'), '1', 'which node it is');
 is(join('|', map { metric($n1, "node_$_") } qw(ready members members_reachable unacknowledged_transactions)), '1|3|3|0', 'of the node');
 is(metric($n1, 'write_acknowledged_total', level => 'quorum'), sql($n1, q(SELECT commits FROM repl_ml.stat_write_consistency WHERE level = 'quorum')), 'what was acknowledged');
 cmp_ok(metric($n1, 'write_acknowledged_total', level => 'quorum'), '>=', 1, '... was something');
-is(metric($_, 'conflict_kept', table => 't', schema => 'public'), sql($_, q(SELECT sum(conflicts) FROM repl_ml.stat_conflicts)), 'conflicts of ' . $_->name) foreach $n1, $n2;
+is(metric($_, 'conflict_resolved_total', table => 't', schema => 'public'), sql($_, q(SELECT sum(conflicts) FROM repl_ml.stat_conflicts)), 'conflicts of ' . $_->name) foreach $n1, $n2;
 is(metric($n3, 'parked_changes', table => 'small'), '2', 'parked changes');
 is(metric($n1, 'parked_changes', table => 'small'), undef, '... are of the node that has them');
 is(metric($n3, 'apply_parked_total', peer => 'n1'), '2', '... and are counted');
