@@ -114,18 +114,22 @@ start_process(ReplMlDatabase *entry)
 
 /*
  * Ends the database's process if it runs, for stop_workers and the supervisor of a
- * node that takes no part any more; returns whether it does.  The caller holds
- * the lock.
+ * node that takes no part any more; returns whether it does.
  */
 bool
 repl_ml_beside_end(void)
 {
 	ReplMlDatabase *entry = repl_ml_shmem_database(MyDatabaseId);
+	bool		running;
 
-	if (entry == NULL || entry->bulk_pid == 0)
+	if (entry == NULL)
 		return false;
-	kill(entry->bulk_pid, SIGTERM);
-	return true;
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	running = entry->bulk_pid != 0;
+	if (running)
+		kill(entry->bulk_pid, SIGTERM);
+	LWLockRelease(repl_ml_shared->lock);
+	return running;
 }
 
 /* Says whether a large transaction of the peer is being applied. */

@@ -178,7 +178,8 @@ register_and_become(ReplMlJoinRequest *request, Candidate *candidate)
 		ReThrowError(error);
 	}
 	PG_END_TRY();
-	repl_ml_shmem_set_member(MyDatabaseId, true);
+	repl_ml_shmem_note_membership();
+	repl_ml_shmem_set_member(MyDatabaseId);
 	repl_ml_shmem_wake_launcher();
 }
 

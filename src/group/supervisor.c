@@ -66,7 +66,7 @@ static bool triggers_changed = true;
 
 static void detach_supervisor(int code, Datum arg);
 static bool prepare_supervisor(void);
-static void end_for_good(void);
+static void end_for_good(uint64 seen);
 static bool round_of_work(bool called);
 static bool tend_peers(bool joining);
 static void bury_peer(int node_id);
@@ -94,6 +94,7 @@ repl_ml_supervisor_main(Datum arg)
 {
 	TimestampTz next = 0;
 	bool		called = true;
+	uint64		seen;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -108,8 +109,9 @@ repl_ml_supervisor_main(Datum arg)
 	before_shmem_exit(detach_supervisor, (Datum) 0);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(me->database, InvalidOid, 0);
+	seen = repl_ml_shmem_memberships();
 	if (!prepare_supervisor())
-		end_for_good();
+		end_for_good(seen);
 
 	for (;;)
 	{
@@ -117,9 +119,10 @@ repl_ml_supervisor_main(Datum arg)
 
 		MemoryContextReset(work_context);
 		MemoryContextSwitchTo(work_context);
+		seen = repl_ml_shmem_memberships();
 		if (!round_of_work(called))
-			end_for_good();
-		repl_ml_shmem_set_member(MyDatabaseId, true);
+			end_for_good(seen);
+		repl_ml_shmem_set_member(MyDatabaseId);
 		me->state = REPL_ML_WORKER_STREAMING;
 
 		/* a heartbeat each interval, and a round whenever somebody calls */
@@ -138,12 +141,13 @@ repl_ml_supervisor_main(Datum arg)
 }
 
 /*
- * Ends the supervisor of a database that is no member: nobody starts it again.
+ * Ends the supervisor of a database that was no member when it looked: nobody starts it
+ * again, unless that has changed since.
  */
 static void
-end_for_good(void)
+end_for_good(uint64 seen)
 {
-	repl_ml_shmem_set_member(MyDatabaseId, false);
+	repl_ml_shmem_end_member(MyDatabaseId, seen);
 	release_slot = true;
 	proc_exit(0);
 }
@@ -438,10 +442,10 @@ end_apply_workers(void)
 		kill(worker->pid, SIGTERM);
 		running = true;
 	}
+	LWLockRelease(repl_ml_shared->lock);
 	running |= repl_ml_verifier_end();
 	running |= repl_ml_tenure_end();
 	running |= repl_ml_beside_end();
-	LWLockRelease(repl_ml_shared->lock);
 	return running;
 }
 

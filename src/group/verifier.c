@@ -208,18 +208,22 @@ start_verifier(ReplMlDatabase *entry)
 
 /*
  * Ends the database's verifier if it runs, for stop_workers and the supervisor of
- * a node that takes no part any more; returns whether it does.  The caller holds
- * the lock.
+ * a node that takes no part any more; returns whether it does.
  */
 bool
 repl_ml_verifier_end(void)
 {
 	ReplMlDatabase *entry = repl_ml_shmem_database(MyDatabaseId);
+	bool		running;
 
-	if (entry == NULL || entry->verifier_pid == 0)
+	if (entry == NULL)
 		return false;
-	kill(entry->verifier_pid, SIGTERM);
-	return true;
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	running = entry->verifier_pid != 0;
+	if (running)
+		kill(entry->verifier_pid, SIGTERM);
+	LWLockRelease(repl_ml_shared->lock);
+	return running;
 }
 
 PG_FUNCTION_INFO_V1(repl_ml_verifier_state);

@@ -321,10 +321,10 @@ end_workers(void)
 			running = true;
 		}
 	}
+	LWLockRelease(repl_ml_shared->lock);
 	running |= repl_ml_verifier_end();
 	running |= repl_ml_beside_end();
 	running |= repl_ml_tenure_end();
-	LWLockRelease(repl_ml_shared->lock);
 	return running;
 }
 
@@ -365,6 +365,7 @@ wake_after_commit(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_COMMIT && wake_at_commit)
 	{
+		repl_ml_shmem_note_membership();
 		repl_ml_shmem_wake_launcher();
 		repl_ml_shmem_wake_supervisor(MyDatabaseId);
 	}
@@ -388,7 +389,7 @@ repl_ml_wake_workers(PG_FUNCTION_ARGS)
 		RegisterXactCallback(wake_after_commit, NULL);
 	registered = true;
 	wake_at_commit = true;
-	repl_ml_shmem_set_member(MyDatabaseId, true);
+	repl_ml_shmem_set_member(MyDatabaseId);
 	PG_RETURN_VOID();
 }
 

@@ -249,6 +249,7 @@ typedef struct ReplMlShared
 	pg_atomic_uint64 news_told; /* of those begun, known to the walsenders */
 	pg_atomic_uint32 peer_walsenders;
 	pg_atomic_uint64 first_xid; /* of this server since its start or promotion */
+	uint64		memberships;	/* commits that may have made a database a member */
 	pid_t		launcher_pid;
 	Latch	   *launcher_latch;
 	ReplMlJoinRequest join;
@@ -382,7 +383,10 @@ extern ReplMlWorker *repl_ml_shmem_worker(Oid database, int peer);
 extern ReplMlWorker *repl_ml_shmem_copy_workers(int *count);
 extern void repl_ml_shmem_retry_parked(Oid database);
 extern void repl_ml_shmem_wake_supervisor(Oid database);
-extern void repl_ml_shmem_set_member(Oid database, bool member);
+extern void repl_ml_shmem_set_member(Oid database);
+extern void repl_ml_shmem_note_membership(void);
+extern uint64 repl_ml_shmem_memberships(void);
+extern void repl_ml_shmem_end_member(Oid database, uint64 seen);
 extern void repl_ml_shmem_wake_launcher(void);
 extern const char *repl_ml_worker_state_name(ReplMlWorkerState state);
 

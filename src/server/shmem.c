@@ -179,12 +179,10 @@ repl_ml_shmem_database(Oid database)
 ReplMlDatabase *
 repl_ml_shmem_take_database(Oid database)
 {
-	ReplMlDatabase *found = repl_ml_shmem_database(database);
+	ReplMlDatabase *found = NULL;
 
-	/* looked for again: somebody may have made it, or given it free */
 	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < REPL_ML_MAX_DATABASES &&
-		 (found == NULL || found->database != database); i++)
+	for (int i = 0; i < REPL_ML_MAX_DATABASES && found == NULL; i++)
 	{
 		if (repl_ml_shared->databases[i].database == database)
 			found = &repl_ml_shared->databases[i];
@@ -385,23 +383,59 @@ repl_ml_shmem_retry_parked(Oid database)
 }
 
 /*
- * Says whether a database is to have a supervisor; raises an error if the
- * server has no room for one more.
+ * Called by whoever is about to make a database a member, and by its supervisor: it is
+ * to have a supervisor.  Raises an error if the server has no room for one more.
  */
 void
-repl_ml_shmem_set_member(Oid database, bool member)
+repl_ml_shmem_set_member(Oid database)
 {
-	ReplMlDatabase *entry = member ? repl_ml_shmem_take_database(database) :
-		repl_ml_shmem_database(database);
-
-	if (member && entry == NULL)
+	if (repl_ml_shmem_take_database(database) == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("repl_ml serves at most %d databases of a server", REPL_ML_MAX_DATABASES),
 				 errhint("Run SELECT repl_ml.leave_group() in a database that need not be a "
 						 "member, or use another server.")));
-	if (entry != NULL)
-		entry->member = member;
+}
+
+/*
+ * Called after a commit that may have made this database a member: whoever has looked
+ * before, and found none, may not end its membership.
+ */
+void
+repl_ml_shmem_note_membership(void)
+{
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	repl_ml_shared->memberships++;
+	LWLockRelease(repl_ml_shared->lock);
+	(void) repl_ml_shmem_take_database(MyDatabaseId);
+}
+
+/* Returns what a supervisor has to know before it looks whether its database is a member. */
+uint64
+repl_ml_shmem_memberships(void)
+{
+	uint64		memberships;
+
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	memberships = repl_ml_shared->memberships;
+	LWLockRelease(repl_ml_shared->lock);
+	return memberships;
+}
+
+/*
+ * Called by the supervisor of a database that was no member when it looked, after it had
+ * "seen" repl_ml_shmem_memberships: the launcher starts none any more.  If a commit has
+ * come between, the launcher starts one, which looks again.
+ */
+void
+repl_ml_shmem_end_member(Oid database, uint64 seen)
+{
+	ReplMlDatabase *entry = repl_ml_shmem_database(database);
+
+	LWLockAcquire(repl_ml_shared->lock, LW_EXCLUSIVE);
+	if (entry != NULL && entry->database == database && repl_ml_shared->memberships == seen)
+		entry->member = false;
+	LWLockRelease(repl_ml_shared->lock);
 }
 
 /* Makes the launcher look for work at once. */
