@@ -81,6 +81,7 @@ is(content($n3, 'again'), content($n1, 'again'), 'a node that joins has the colu
 
 # n2 is altered, too: all are equal, and the values are those of the columns they were written for
 sql($n2, $_) foreach map({ $_->[0] } values %waiting), map({ $fitting{$_} } grep { $_ ne 'undone' && $_ ne 'backed' } keys %fitting);
+wait_converged(\@nodes);    # what will be parked is
 poll_until($_, 'SELECT count(*) = 0 FROM repl_ml.parked_changes') foreach @nodes;
 wait_converged(\@nodes, sort(keys %waiting, keys %fitting));
 $waiting{again}[1] .= ';5,a5,b5;6,a6,new';
@@ -113,6 +114,7 @@ sql($n2, q(UPDATE twice SET b = 8 WHERE id = 1));
 wait_parked($n1, 'twice', 1);
 is(sql($n1, 'SELECT count(b) FROM twice'), 0, 'twice: the column that n1 has made anew stays empty');
 sql($_, 'ALTER TABLE twice DROP b, ADD b int') foreach $n2, $n3;
+wait_converged(\@nodes);    # what will be parked is
 poll_until($_, q(SELECT count(*) = 0 FROM repl_ml.parked_changes)) foreach @nodes;
 wait_converged(\@nodes, 'twice');
 
@@ -124,6 +126,7 @@ $n3->start;
 sql($n3, q(UPDATE late SET b = 'old', a = 'n3' WHERE id = 2));
 wait_parked($_, 'late', 1) foreach @nodes;
 sql($n3, 'ALTER TABLE late DROP b, ADD b text');
+wait_converged(\@nodes);    # what will be parked is
 poll_until($_, q(SELECT count(*) = 0 FROM repl_ml.parked_changes)) foreach @nodes;
 wait_converged(\@nodes, 'late');
 is(content($n1, 'late'), '1,a1,new;2,n3', 'late: what was written to the former column has gone with it');
@@ -136,6 +139,7 @@ psql_fails($n1, q(SECURITY LABEL FOR repl_ml ON COLUMN labelled.b IS 'the same')
 psql_fails($n1, q(SECURITY LABEL FOR repl_ml ON TABLE labelled IS '0123456789abcdef'), '42809', 'only columns have labels');
 my $identity = sql($n2, q(SELECT repl_ml.column_identity('labelled', 'b')));
 sql($n1, "SECURITY LABEL FOR repl_ml ON COLUMN labelled.b IS '$identity'");
+wait_converged(\@nodes);    # what will be parked is
 poll_until($_, q(SELECT count(*) = 0 FROM repl_ml.parked_changes)) foreach @nodes;
 is(sql($n1, q(SELECT b FROM labelled WHERE id = 3)), 'b3', 'labelled: it has what was written to it');
 

@@ -66,6 +66,7 @@ change(3, 2);
 heal($n1, $n3);
 heal($n2, $n3);
 heal($n3, $_) foreach $n1, $n2;
+wait_converged(\@nodes);    # what will be parked is
 poll_until($_, q(SELECT count(*) = 0 FROM repl_ml.parked_changes)) foreach @nodes;
 poll_until($_, "SELECT count(*) = $count AND bool_and(state = 'replicated' AND pending_copies = 0 AND differs_on = '{}') FROM repl_ml.tables") foreach @nodes;
 wait_converged(\@nodes, @tables);
