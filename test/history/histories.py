@@ -56,6 +56,8 @@ def registers(server, seed):
 class Run:
     """One seed."""
 
+    TABLES, QUERIES = TABLES, (ENTRIES, REGISTERS)
+
     def __init__(self, cluster, seed, seconds):
         self.cluster, self.seed = cluster, seed
         self.history = History()
@@ -82,10 +84,13 @@ class Run:
                 client.join()
         self.cluster.wait_for_streams()
         try:
-            for query in (ENTRIES, REGISTERS):
+            for query in self.QUERIES:
                 self.cluster.wait_until_equal(query % self.seed, 30)
         except NotAtRest:
             pass  # the checker says what is not equal
+        self.read_the_end()
+
+    def read_the_end(self):
         self.ask_for_status()
         for server in self.cluster.servers:
             self.history.add(Final(server.name, registers(server, self.seed), [id for id, in server.sql(ENTRIES % self.seed)],
@@ -111,6 +116,9 @@ class Run:
                     return status if status in ("acknowledged", "aborted") or (status == "committed" and write.level == "one") or now() > until else None
                 status = wait_until(ask, "status of %s on %s" % (write, server.name))
                 self.history.add(Answer(write.id, server.name, began, now(), status, True))
+
+    def check(self):
+        return check(self.history)
 
     def tester_problems(self):
         return [("tester", "".join(traceback.format_exception(client.error))) for client in self.clients if client.error]
@@ -154,9 +162,9 @@ def report(summary, problems):
     sys.stdout.flush()
 
 
-def run_seed(cluster, seed, seconds, read):
+def run_seed(run, read):
     """Whether something was wrong."""
-    began, run = now(), Run(cluster, seed, seconds)
+    began, cluster, seed = now(), run.cluster, run.seed
     kept = os.path.join(cluster.logs, "%shistory_%d.json" % (cluster.prefix, seed))
     try:
         run.record()
@@ -164,7 +172,7 @@ def run_seed(cluster, seed, seconds, read):
         run.history.save(kept)
         report(run.describe(now() - began), run.tester_problems() + [("rest", "not reached")])
         raise
-    problems = run.tester_problems() + check(run.history) + list(left_behind(cluster)) + list(log_problems(cluster, read))
+    problems = run.tester_problems() + run.check() + list(left_behind(cluster)) + list(log_problems(cluster, read))
     if problems:
         run.history.save(kept)
     report(run.describe(now() - began), problems)
@@ -195,7 +203,8 @@ def arguments_of(parser):
     return parser.parse_args()
 
 
-def main():
+def main(kind=Run):
+    """Runs seeds of a kind of run."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10)
@@ -212,9 +221,9 @@ def main():
                       arguments.prefix, with_network=not why)
     failed, seed, read = 0, None, {}
     try:
-        cluster.form_group(arguments.nodes, *TABLES)
+        cluster.form_group(arguments.nodes, *kind.TABLES)
         for seed in seeds(arguments.seeds):
-            failed += run_seed(cluster, seed, arguments.seconds, read)
+            failed += run_seed(kind(cluster, seed, arguments.seconds), read)
     except NotAtRest as error:
         report("seed %s: the group does not recover" % seed, [("rest", str(error)), *sessions(cluster), *log_problems(cluster, read)])
         return 2

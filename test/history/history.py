@@ -163,9 +163,9 @@ class History:
                 for record in records:
                     print(json.dumps([name, dataclasses.asdict(record)]), file=file)
 
-    @staticmethod
-    def load(path):
-        history = History()
+    @classmethod
+    def load(cls, path):
+        history = cls()
         with open(path) as file:
             for line in file:
                 name, fields = json.loads(line)
