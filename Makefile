@@ -26,7 +26,7 @@ DATA_built = sql/repl_ml--1.0.sql
 
 # The parts of the install script, in the order in which they need each other.
 SQL_PARTS = extension clock stamp catalogs helpers membership tables setup conflicts parked read strong \
-	collection transactions sequences verify views metrics privileges
+	collection transactions sequences schema_changes verify views metrics privileges
 
 # In the order of the way of a change.
 OBJS = \
@@ -35,6 +35,7 @@ OBJS = \
 	src/write/whole_row.o \
 	src/write/number.o \
 	src/write/statement.o \
+	src/write/schema_change.o \
 	src/write/guard.o \
 	src/write/own.o \
 	src/write/strong.o \
@@ -98,6 +99,7 @@ OBJS = \
 	src/apply/locked.o \
 	src/apply/aside.o \
 	src/apply/bulk.o \
+	src/apply/schema_change.o \
 	src/apply/park.o \
 	src/apply/again.o \
 	src/apply/record.o \

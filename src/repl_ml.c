@@ -154,6 +154,7 @@ _PG_init(void)
 	define_settings();
 	repl_ml_guard_init();
 	repl_ml_statement_init();
+	repl_ml_schema_change_init();
 	repl_ml_own_init();
 	repl_ml_whole_row_init();
 	repl_ml_number_init();

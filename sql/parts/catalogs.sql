@@ -1,6 +1,6 @@
 --
 -- Tables. Not readable by others: DSNs may hold passwords, histories hold rows.
--- The first seven are replicated themselves; the rest is this node's own.
+-- The first ones are replicated themselves; the rest is this node's own.
 --
 
 -- Members, for ever: a dropped one keeps its row, so ids are never reused
@@ -26,14 +26,15 @@ COMMENT ON TABLE repl_ml.member IS 'members of the group, also former ones; see 
 CREATE TABLE repl_ml.replicated_table (
     schema_name  name NOT NULL,
     table_name   name NOT NULL,
-    state        text NOT NULL CHECK (state IN ('enrolled', 'removed')),
+    state        text NOT NULL CHECK (state IN ('enrolled', 'removed', 'dropped')),
     enrolled_by  integer NOT NULL,
     write_consistency text NOT NULL DEFAULT 'one' CHECK (write_consistency IN ('one', 'quorum', 'all')),
     class        text NOT NULL DEFAULT 'eventual' CHECK (class IN ('eventual', 'strong')),
+    made_by      bigint NOT NULL DEFAULT 0,
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
     PRIMARY KEY (schema_name, table_name)
 );
-COMMENT ON TABLE repl_ml.replicated_table IS 'tables the group replicates, and the least consistency of transactions that write them and their class; see repl_ml.add_table and repl_ml.set_table_consistency';
+COMMENT ON TABLE repl_ml.replicated_table IS 'tables the group replicates, and the least consistency of transactions that write them and their class; made_by is the number of the change of the schema that has made them ready for it (0: repl_ml.add_table was called), before which nobody has them; see repl_ml.add_table and repl_ml.set_table_consistency';
 -- whoever makes a group of a restored dump finds in it what the tables were; see repl_ml.take_up_lists
 SELECT pg_catalog.pg_extension_config_dump('repl_ml.replicated_table', '');
 CREATE FUNCTION repl_ml.table_consistency_changed() RETURNS pg_catalog.trigger
@@ -142,6 +143,21 @@ CREATE TABLE repl_ml.group_sequence (
 );
 COMMENT ON TABLE repl_ml.group_sequence IS 'sequences that are to give no number twice in the group: by_table because a replicated table owns them, else added by repl_ml.add_sequence. When all members have closed theirs, floor is the last place that any had used, and the group''s begins behind it; until then obstacle is what was in the way last';
 
+-- What clients have changed of the schema, in the order in which the group has it
+CREATE TABLE repl_ml.schema_change (
+    number       bigint PRIMARY KEY,
+    node_id      integer NOT NULL,
+    changed_at   timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    command_tag  text NOT NULL,
+    statement    text NOT NULL,
+    role_name    name NOT NULL,
+    search_path  text NOT NULL,
+    settings     text[] NOT NULL,
+    filled       jsonb NOT NULL DEFAULT '[]',
+    __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
+);
+COMMENT ON TABLE repl_ml.schema_change IS 'statements that clients have run to change the schema, each written in the transaction that ran it, and run by who applies that: who ran it where, with which search_path and other settings; filled has what columns that it added have in rows that were there before; see the view repl_ml.schema_changes';
+
 -- What each member has compared by itself, when it was due; written by itself
 CREATE TABLE repl_ml.verification (
     node_id      integer NOT NULL,
@@ -218,10 +234,11 @@ CREATE TABLE repl_ml.local_node (
     former_node       integer,
     former_safe       bigint,
     former_counter    bigint,
-    secret_hash       bytea
+    secret_hash       bytea,
+    schema_base       bigint NOT NULL DEFAULT 0
 );
 CREATE UNIQUE INDEX local_node_singleton ON repl_ml.local_node ((true));
-COMMENT ON TABLE repl_ml.local_node IS 'this node: its id and the place it lives in; incarnation: how often it has been found to be the same node in another place; copy_data: whether it came without rows; keep: whose rows stay of those that had no clock. Of a node that was set back (state set_back, and then under its next id): former_node is the id under which it was, and what it wrote since then has counters of that id above former_counter, when it had its own writes up to former_safe; with secret_hash it shows who it is';
+COMMENT ON TABLE repl_ml.local_node IS 'this node: its id and the place it lives in; incarnation: how often it has been found to be the same node in another place; copy_data: whether it came without rows; keep: whose rows stay of those that had no clock. Of a node that was set back (state set_back, and then under its next id): former_node is the id under which it was, and what it wrote since then has counters of that id above former_counter, when it had its own writes up to former_safe; with secret_hash it shows who it is. schema_base is the number of the last change of the schema that was in it when the node joined';
 
 -- Whose clocks the rows of this database have, which is in no group now
 CREATE TABLE repl_ml.left_group (

@@ -700,19 +700,28 @@ CREATE FUNCTION repl_ml.tell_shapes() RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.tell_shapes() IS 'tells the group what this node''s tables are, where that has changed';
 
+CREATE FUNCTION repl_ml.has_run(number bigint) RETURNS boolean
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT number = 0 OR EXISTS (SELECT FROM repl_ml.local_node l WHERE l.schema_base >= has_run.number) OR EXISTS (SELECT FROM repl_ml.schema_change c WHERE c.number = has_run.number)
+    $$;
+COMMENT ON FUNCTION repl_ml.has_run(bigint) IS 'whether this node has a change of the schema';
+
 -- The list of enrolled tables against what this database has; used after the list changed
 CREATE FUNCTION repl_ml.pending_tables(OUT schema_name name, OUT table_name name, OUT relation regclass, OUT action text, OUT enrolled_by integer)
     RETURNS SETOF record
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT t.schema_name, t.table_name, c.oid::pg_catalog.regclass,
-           CASE WHEN t.state = 'removed' THEN 'remove' WHEN c.oid IS NULL THEN 'create' ELSE 'enrol' END, t.enrolled_by
+           CASE WHEN t.state <> 'enrolled' THEN 'remove' WHEN c.oid IS NULL THEN 'create' ELSE 'enrol' END, t.enrolled_by
       FROM repl_ml.replicated_table t
       LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace)
              ON n.nspname = t.schema_name AND c.relname = t.table_name
       LEFT JOIN (pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid AND p.pubname = 'repl_ml')
              ON r.prrelid = c.oid
      WHERE (t.state = 'enrolled') <> (r.oid IS NOT NULL) AND t.schema_name <> 'repl_ml'
+       -- what a change of the schema makes, or drops, is done by that, where it belongs among rows
+       AND t.state <> 'dropped' AND repl_ml.has_run(t.made_by)
     UNION ALL
     -- another node has added it, too: what was in it before is to be sent
     SELECT y.schema_name, y.table_name, c.oid::pg_catalog.regclass, 'write', l.node_id
@@ -728,7 +737,7 @@ COMMENT ON FUNCTION repl_ml.pending_tables() IS 'tables whose state in this data
 -- Tables of the group
 --
 
-CREATE FUNCTION repl_ml.list_table(relation regclass, class text DEFAULT 'eventual') RETURNS void
+CREATE FUNCTION repl_ml.list_table(relation regclass, class text DEFAULT 'eventual', made_by bigint DEFAULT 0) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
@@ -746,14 +755,14 @@ CREATE FUNCTION repl_ml.list_table(relation regclass, class text DEFAULT 'eventu
         PERFORM repl_ml.enrol(relation);
         DELETE FROM repl_ml.table_sync y USING pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          WHERE c.oid = relation AND y.node_id = self.node_id AND y.schema_name = n.nspname AND y.table_name = c.relname;
-        INSERT INTO repl_ml.replicated_table AS t (schema_name, table_name, state, enrolled_by, class)
-        SELECT n.nspname, c.relname, 'enrolled', self.node_id, list_table.class
+        INSERT INTO repl_ml.replicated_table AS t (schema_name, table_name, state, enrolled_by, class, made_by)
+        SELECT n.nspname, c.relname, 'enrolled', self.node_id, list_table.class, list_table.made_by
           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation
-        ON CONFLICT ON CONSTRAINT replicated_table_pkey DO UPDATE SET state = 'enrolled', enrolled_by = excluded.enrolled_by WHERE t.state <> 'enrolled';
+        ON CONFLICT ON CONSTRAINT replicated_table_pkey DO UPDATE SET state = 'enrolled', enrolled_by = excluded.enrolled_by, made_by = excluded.made_by WHERE t.state <> 'enrolled';
         PERFORM repl_ml.wake_workers();
     END
     $$;
-COMMENT ON FUNCTION repl_ml.list_table(regclass, text) IS 'enrols a table of this database and puts it on the group''s list; one that was on it keeps its class';
+COMMENT ON FUNCTION repl_ml.list_table(regclass, text, bigint) IS 'enrols a table of this database and puts it on the group''s list; one that was on it keeps its class';
 
 -- What has to be on another node before a table can be created there: objects of its columns, constraints, triggers, policies, roles
 CREATE FUNCTION repl_ml.table_needs(relation regclass, beside regclass[]) RETURNS jsonb
@@ -994,7 +1003,7 @@ CREATE FUNCTION repl_ml.keep_local(relation regclass) RETURNS void
         END IF;
         INSERT INTO repl_ml.replicated_table AS t (schema_name, table_name, state, enrolled_by)
         SELECT n.nspname, c.relname, 'removed', s.node_id FROM repl_ml.require_member() s, pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation
-        ON CONFLICT ON CONSTRAINT replicated_table_pkey DO NOTHING;
+        ON CONFLICT ON CONSTRAINT replicated_table_pkey DO UPDATE SET state = 'removed' WHERE t.state = 'dropped';
         IF EXISTS (SELECT FROM repl_ml.replicated_table t JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema_name
                      JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.table_name WHERE c.oid = relation AND t.state = 'enrolled') THEN
             RAISE EXCEPTION 'table % is replicated', relation USING ERRCODE = 'object_not_in_prerequisite_state',

@@ -247,7 +247,7 @@ CREATE FUNCTION repl_ml.own_status() RETURNS jsonb
             SELECT pg_catalog.jsonb_build_object('state', l.state, 'quorum', q.quorum,
                        'version', (SELECT x.extversion FROM pg_catalog.pg_extension x WHERE x.extname = 'repl_ml'),
                        'server_version', pg_catalog.current_setting('server_version'), 'server_start', pg_catalog.pg_postmaster_start_time(),
-                       'conflicts', a.conflicts, 'parked', p.parked, 'put_aside', p.put_aside, 'wal_kept', r.wal_kept,
+                       'schema_number', repl_ml.schema_number(), 'schema_parked', coalesce(z.parked, '[]'), 'conflicts', a.conflicts, 'parked', p.parked, 'put_aside', p.put_aside, 'wal_kept', r.wal_kept,
                        'commits_waiting', c.waiting, 'longest_wait', c.longest,
                        'receiving', coalesce(a.receiving, '{}'), 'sending', coalesce(r.sending, '{}'))
               FROM repl_ml.local_node l
@@ -257,6 +257,7 @@ CREATE FUNCTION repl_ml.own_status() RETURNS jsonb
                            FROM repl_ml.stat_apply s) a
              CROSS JOIN (SELECT coalesce(pg_catalog.sum(CASE WHEN k.put_aside OR k.action IN ('evicted', 'kept') THEN 0 WHEN k.action = 'counted' THEN (k.change->>'changes')::bigint ELSE 1 END), 0)::bigint AS parked,
                                 pg_catalog.count(*) FILTER (WHERE k.put_aside) AS put_aside FROM repl_ml.parked_change k) p
+             CROSS JOIN (SELECT pg_catalog.jsonb_agg((k.change->>'number')::bigint) AS parked FROM repl_ml.parked_change k WHERE k.schema_name = 'repl_ml' AND k.table_name = 'schema_change') z
              CROSS JOIN (SELECT pg_catalog.max(s.wal_kept) AS wal_kept,
                                 pg_catalog.jsonb_object_agg(s.node_name, pg_catalog.jsonb_build_object('state', s.state,
                                     'lag', CASE WHEN s.lag_since IS NOT NULL THEN pg_catalog.round(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - s.lag_since), 3) WHEN s.transactions_behind = 0 THEN 0 END,
@@ -283,6 +284,20 @@ CREATE VIEW repl_ml.group_status AS
      WHERE m.state <> 'dropped';
 COMMENT ON VIEW repl_ml.group_status IS
     'one row a member, with the numbers that it has told of itself, and when (told_at, by its clock): of this node those of now. What a member that is down or cut off has told last is as old as told_age says; null: it has told nothing. receiving and sending have an entry for each of its peers, with the state and lag in seconds of its two connections';
+
+CREATE VIEW repl_ml.schema_changes AS
+    SELECT c.number, c.changed_at, m.node_name, c.role_name, c.command_tag, c.statement, c.state, c.error, t.missing_on
+      FROM (SELECT s.number, s.changed_at, s.node_id, s.role_name, s.command_tag, s.statement, 'run' AS state, NULL::text AS error FROM repl_ml.schema_change s
+            UNION ALL
+            SELECT (p.change->>'number')::bigint, (p.change->>'changed_at')::timestamptz, p.origin_node, (p.change->>'role_name')::name, p.change->>'command_tag', p.change->>'statement',
+                   CASE WHEN p.put_aside THEN 'put aside' ELSE 'parked' END, CASE WHEN NOT p.put_aside THEN p.message END
+              FROM repl_ml.parked_change p WHERE p.schema_name = 'repl_ml' AND p.table_name = 'schema_change') c
+      LEFT JOIN repl_ml.member m ON m.node_id = c.node_id
+     CROSS JOIN LATERAL (SELECT coalesce(pg_catalog.array_agg(o.node_name ORDER BY o.node_id) FILTER (WHERE (h.told->>'schema_number')::bigint < c.number OR h.told->'schema_parked' @> pg_catalog.to_jsonb(c.number)), '{}') AS missing_on
+                           FROM repl_ml.local_node l JOIN repl_ml.member o ON o.node_id <> l.node_id AND o.state <> 'dropped'
+                           LEFT JOIN repl_ml.heartbeat h ON h.node_id = o.node_id) t;
+COMMENT ON VIEW repl_ml.schema_changes IS
+    'changes of the schema that all members run, in their order, as far as this node has heard of them since it joined: whether its statement has been run here, or is parked with its transaction, and why; and which other members had not run it when they last told';
 
 CREATE FUNCTION repl_ml.status() RETURNS jsonb
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET jit = off
@@ -778,6 +793,21 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
                   pg_catalog.string_agg(pg_catalog.format('%I.%I', x.schema_name, x.sequence_name), ', ' ORDER BY x.schema_name, x.sequence_name) FILTER (WHERE x.state = 'waiting') AS without,
                   pg_catalog.string_agg(pg_catalog.format('%I.%I (%s)', x.schema_name, x.sequence_name, x.numbers_left), ', ' ORDER BY x.schema_name, x.sequence_name) FILTER (WHERE x.percent_left < 10) AS near
              FROM repl_ml.sequences x) q
+     WHERE s.state = 'ready'
+    UNION ALL
+    -- 22. changes of the schema
+    SELECT 22, 'schema_changes', CASE WHEN q.parked IS NOT NULL THEN 'error' WHEN q.late IS NOT NULL THEN 'warning' ELSE 'ok' END,
+           CASE WHEN q.parked IS NOT NULL THEN pg_catalog.format('Changes of the schema that could not be run here: %s.', q.parked)
+                WHEN q.late IS NOT NULL THEN pg_catalog.format('Changes of the schema that other members have not run: %s.', q.late)
+                WHEN q.number IS NULL THEN 'No change of the schema has been run here.'
+                ELSE pg_catalog.format('All members have run the changes of the schema up to number %s.', q.number) END,
+           CASE WHEN q.parked IS NOT NULL THEN 'Mend the cause: the whole transaction is tried again by itself, or at once by SELECT repl_ml.retry_parked(id) FROM repl_ml.parked_changes WHERE table_name = ''schema_change''. What fits the tables goes on meanwhile.'
+                WHEN q.late IS NOT NULL THEN 'See SELECT * FROM repl_ml.health on these nodes; a node that is down runs them when it is back.' END
+      FROM active s, LATERAL (SELECT pg_catalog.max(c.number) AS number,
+                  pg_catalog.string_agg(pg_catalog.format('number %s, %s by role %s on node "%s" (%s)', c.number, c.command_tag, c.role_name, c.node_name, pg_catalog.rtrim(c.error, '.')), ', ' ORDER BY c.number) FILTER (WHERE c.state = 'parked') AS parked,
+                  pg_catalog.string_agg(pg_catalog.format('number %s, %s (%s)', c.number, c.command_tag, pg_catalog.array_to_string(c.missing_on, ', ')), ', ' ORDER BY c.number)
+                      FILTER (WHERE c.missing_on <> '{}' AND c.changed_at < pg_catalog.clock_timestamp() - '10 s'::interval) AS late
+             FROM repl_ml.schema_changes c WHERE c.number > (SELECT pg_catalog.max(x.number) FROM repl_ml.schema_change x) - 100 OR c.state <> 'run') q
      WHERE s.state = 'ready')
     SELECT f.check_name, f.status, f.detail, f.hint FROM finding f ORDER BY f.place;
     END
@@ -796,7 +826,7 @@ DO $$
 DECLARE
     t regclass;
 BEGIN
-    FOREACH t IN ARRAY '{repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.verification, repl_ml.group_sequence}'::regclass[] LOOP
+    FOREACH t IN ARRAY '{repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.verification, repl_ml.group_sequence, repl_ml.schema_change}'::regclass[] LOOP
         EXECUTE pg_catalog.format('CREATE TRIGGER zz_repl_ml_update BEFORE UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION repl_ml.stamp_update()', t);
         EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER zz_repl_ml_update', t);
     END LOOP;

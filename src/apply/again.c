@@ -47,6 +47,7 @@ static bool write_loser(int64 id);
 static void require_fit(int64 id, ParkedChange *change);
 static char *find_unfit_column(ParkedChange *change, bool *lacks);
 static bool is_superfluous(ParkedChange *change);
+static void join_transaction(ReplMlApply *apply, int64 id, bool whole, bool put_aside);
 static void run_deferred_triggers(void);
 static void delete_parked(int64 id);
 static bool load_change(int64 id, ReplMlApply *apply, LogicalRepTupleData *tuple);
@@ -365,11 +366,8 @@ repl_ml_again_join(ReplMlApply *apply, ReplMlParkedTry *try)
 void
 repl_ml_again_join_aside(ReplMlApply *apply, ReplMlParkedTry *try)
 {
-	Oid			types[2] = {INT8OID, BOOLOID};
-	Datum		values[2] = {Int64GetDatum(try->id), BoolGetDatum(try->whole)};
-	MemoryContext context = CurrentMemoryContext;
-	int64	   *ids;
-	int			count;
+	Oid			types[1] = {INT8OID};
+	Datum		values[1] = {Int64GetDatum(try->id)};
 
 	if (repl_ml_spi_execute("SELECT FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1"
 							" AND put_aside FOR UPDATE SKIP LOCKED",
@@ -377,12 +375,49 @@ repl_ml_again_join_aside(ReplMlApply *apply, ReplMlParkedTry *try)
 		return;
 
 	/* the lock on this row keeps other workers from the whole transaction */
+	join_transaction(apply, try->id, try->whole, true);
+}
+
+/*
+ * A step of repl_ml_again_attempt: applies all that is parked of the transaction of a change
+ * of the schema, and forgets it, or nothing of it.
+ */
+void
+repl_ml_again_join_whole(ReplMlApply *apply, ReplMlParkedTry *try)
+{
+	Oid			types[1] = {INT8OID};
+	Datum		values[1] = {Int64GetDatum(try->id)};
+
+	try->state = REPL_ML_PARKED_GONE;
+	if (repl_ml_spi_execute("SELECT FROM repl_ml.parked_change WHERE id OPERATOR(pg_catalog.=) $1"
+							" AND NOT put_aside FOR UPDATE SKIP LOCKED",
+							1, types, values, NULL) == 0)
+		return;
+	join_transaction(apply, try->id, true, false);
+	try->state = REPL_ML_PARKED_DONE;
+}
+
+/*
+ * Applies, in order, what is put aside, or parked, of the transaction of a change, or, unless
+ * "whole", that alone, and forgets it.
+ */
+static void
+join_transaction(ReplMlApply *apply, int64 id, bool whole, bool put_aside)
+{
+	Oid			types[3] = {INT8OID, BOOLOID, BOOLOID};
+	Datum		values[3] = {Int64GetDatum(id), BoolGetDatum(whole), BoolGetDatum(put_aside)};
+	MemoryContext context = CurrentMemoryContext;
+	int64	   *ids;
+	int			count;
+
 	SPI_connect();
 	SPI_execute_with_args("SELECT p.id FROM repl_ml.parked_change p"
 						  " JOIN repl_ml.parked_change f USING (origin_node, origin_lsn)"
-						  " WHERE f.id OPERATOR(pg_catalog.=) $1 AND p.put_aside AND ($2"
-						  " OR p.id OPERATOR(pg_catalog.=) f.id) ORDER BY p.id",
-						  2, types, values, NULL, false, 0);
+						  " WHERE f.id OPERATOR(pg_catalog.=) $1"
+						  " AND p.put_aside OPERATOR(pg_catalog.=) $3"
+						  " AND p.action OPERATOR(pg_catalog.=) ANY ('{insert,update,delete}')"
+						  " AND ($2 OR p.id OPERATOR(pg_catalog.=) f.id) ORDER BY p.id",
+						  3, types, values, NULL, false, 0);
 	count = (int) SPI_processed;
 	ids = MemoryContextAlloc(context, Max(count, 1) * sizeof(int64));
 	for (int i = 0; i < count; i++)

@@ -64,6 +64,9 @@ typedef struct ReplMlRemoteTable
 	int			other_key_count;	/* of columns of the peer's key, if that is
 									 * another than ours */
 	AttrNumber	other_key[INDEX_MAX_KEYS];
+	Datum	   *fill;			/* of local attributes that the peer lacks: what rows of
+								 * before have there ... */
+	bool	   *has_fill;		/* ... if that is known, and not null */
 	FmgrInfo   *input;
 	Oid		   *input_param;
 	FmgrInfo   *receive;		/* fn_oid is invalid where the two types are
@@ -221,6 +224,9 @@ typedef struct ReplMlApply
 	int64		received_bytes;
 	bool		blame_transaction;	/* an error now is the transaction's, not
 									 * the stream's */
+	int64		awaits_schema;	/* the stream waits for this change of the schema; 0: for
+								 * none */
+	TimestampTz awaits_since;	/* ... since then */
 	bool		awaits_bulk;	/* the stream waits for a large transaction,
 								 * perhaps */
 	bool		catalogs_behind;	/* the peer sends tables that are not here, and
@@ -366,6 +372,16 @@ extern void repl_ml_aside_put(const ReplMlSource *source, LogicalRepRelId id, ch
 							  LogicalRepTupleData *tuple);
 extern void repl_ml_aside_retry(ReplMlApply *apply);
 
+/* in schema_change.c */
+extern void repl_ml_schema_change_apply(ReplMlApply *apply, Oid relid, TupleTableSlot *row,
+										const ReplMlSource *source);
+extern void repl_ml_schema_change_take_in(const char *schema_name, const char *table_name);
+extern int64 repl_ml_schema_change_read(const pg_uuid_t *group, const char *message);
+extern bool repl_ml_schema_change_is_settled(int64 number);
+extern bool repl_ml_schema_change_any_parked(void);
+extern bool repl_ml_schema_change_is_in(int64 id);
+extern bool repl_ml_schema_change_is_of(const ReplMlRemoteTable *table);
+
 /* in park.c */
 extern void repl_ml_park(const ReplMlSource *source, ReplMlRemoteTable *table, char action,
 						 LogicalRepTupleData *tuple, ErrorData *error, bool put_aside);
@@ -380,6 +396,7 @@ extern ErrorData *repl_ml_again_attempt(ReplMlApply *apply, ReplMlParkedTry *try
 										void (*step) (ReplMlApply *apply, ReplMlParkedTry *try),
 										int patience);
 extern void repl_ml_again_join(ReplMlApply *apply, ReplMlParkedTry *try);
+extern void repl_ml_again_join_whole(ReplMlApply *apply, ReplMlParkedTry *try);
 extern void repl_ml_again_join_aside(ReplMlApply *apply, ReplMlParkedTry *try);
 
 /* in record.c */

@@ -159,27 +159,42 @@ repl_ml_aside_retry(ReplMlApply *apply)
 	repl_ml_positions_advanced();
 }
 
+/* Says whether the transaction of the change is applied as one, or not at all. */
+static bool
+is_whole(int64 id)
+{
+	bool		whole;
+
+	StartTransactionCommand();
+	whole = repl_ml_schema_change_is_in(id);
+	CommitTransactionCommand();
+	return whole;
+}
+
 /*
  * Tries the transaction whose first change this is.  Returns false if somebody
  * is still in its way.  One that fails for good is applied change by change,
- * and what fails of it becomes a person's.
+ * and what fails of it becomes a person's; all of one that changes the schema.
  */
 static bool
 try_again(ReplMlApply *apply, int64 id)
 {
 	ErrorData  *error = try_aside(apply, id, true);
 	bool		done = true;
+	bool		whole;
 	ListCell   *lc;
 
 	if (error == NULL)
 		return true;
 	if (!repl_ml_dispatch_is_permanent(error->sqlerrcode))
 		return false;
+	whole = is_whole(id);
 	foreach(lc, find_waiting(id, true, apply->message_context))
 	{
 		int64		change = *(int64 *) lfirst(lc);
 
-		error = try_aside(apply, change, false);
+		if (!whole)
+			error = try_aside(apply, change, false);
 		if (error != NULL && repl_ml_dispatch_is_permanent(error->sqlerrcode))
 			hand_over(change, error);
 		else if (error != NULL)

@@ -71,8 +71,9 @@ repl_ml_change_handle(ReplMlApply *apply, LogicalRepRelId id, char action,
 		repl_ml_heard_note(apply, repl_ml_relation_text(table, tuple, "sequence"));
 	apply->blame_transaction = true;
 	apply->transaction.changes++;
-	/* those that have ended must not wait for it */
-	if (apply->batch.count > 0 && apply->transaction.changes > REPL_ML_SMALL_TRANSACTION)
+	/* those that have ended must not wait for it, or for the locks of a changed schema */
+	if (apply->batch.count > 0 && (apply->transaction.changes > REPL_ML_SMALL_TRANSACTION ||
+								   repl_ml_schema_change_is_of(table)))
 	{
 		apply->batch.crowded = true;
 		ereport(ERROR,
@@ -85,6 +86,12 @@ repl_ml_change_handle(ReplMlApply *apply, LogicalRepRelId id, char action,
 
 		repl_ml_aside_put(&source, id, action, tuple);
 		apply->transaction.put_aside = true;
+		/* rows that follow are for the tables that it makes */
+		if (repl_ml_schema_change_is_of(table))
+		{
+			apply->awaits_schema = strtoll(repl_ml_relation_text(table, tuple, "number"), NULL, 10);
+			apply->awaits_since = GetCurrentTimestamp();
+		}
 	}
 	else if (apply->transaction.mode == REPL_ML_APPLY_PARK)
 		park_change(apply, id, action, tuple, apply->retry.failure);
@@ -92,7 +99,9 @@ repl_ml_change_handle(ReplMlApply *apply, LogicalRepRelId id, char action,
 		park_change(apply, id, action, tuple, table->misfit);
 	else if (is_still_locked(table))
 		park_change(apply, id, action, tuple, table->locked);
-	else if (apply->transaction.mode == REPL_ML_APPLY_NORMAL && table->careful == 0)
+	/* if a change of the schema fails, so does its transaction */
+	else if ((apply->transaction.mode == REPL_ML_APPLY_NORMAL && table->careful == 0) ||
+			 repl_ml_schema_change_is_of(table))
 		apply_watched(&one);
 	else
 		apply_carefully(&one);
@@ -296,6 +305,12 @@ repl_ml_change_join(ReplMlApply *apply, LogicalRepRelId id, char action,
 	repl_ml_become_self(&saved);
 	if (action == 'I' && !is_stamped_by(source.node, target))
 		return;
+	if (repl_ml_schema_change_is_of(table))
+	{
+		repl_ml_schema_change_apply(apply, table->local, target->incoming, &source);
+		apply->transaction.catalogs_changed = true;
+		return;
+	}
 	if (is_catalog && strcmp(table->remote.relname, "replicated_table") == 0)
 		repl_ml_relation_meet(target->incoming);
 	source.inserted = action == 'I';
@@ -304,6 +319,10 @@ repl_ml_change_join(ReplMlApply *apply, LogicalRepRelId id, char action,
 			repl_ml_deletion_supersede(table->local, table->other_key, table->other_key_count,
 									   target->incoming, &source);
 	apply->transaction.conflicts += repl_ml_row_join(table->local, target->incoming, &source);
+	if (is_catalog && strcmp(table->remote.relname, "replicated_table") == 0 &&
+		strcmp(repl_ml_relation_text(table, tuple, "state"), "enrolled") == 0)
+		repl_ml_schema_change_take_in(repl_ml_relation_text(table, tuple, "schema_name"),
+									  repl_ml_relation_text(table, tuple, "table_name"));
 	if (apply->late)
 		repl_ml_crash_pardon(table->local);
 	if (!is_catalog)

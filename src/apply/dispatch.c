@@ -488,6 +488,12 @@ handle_logical_message(ReplMlApply *apply, StringInfo message)
 		repl_ml_dispatch_finish(apply, false);
 		repl_ml_record_prepared(apply, &record);
 	}
+	else if (repl_ml_schema_change_read(&apply->group_id, content) > 0)
+	{
+		repl_ml_dispatch_finish(apply, false);
+		apply->awaits_schema = repl_ml_schema_change_read(&apply->group_id, content);
+		apply->awaits_since = 0;
+	}
 	else if (repl_ml_barrier_read(&apply->group_id, apply->peer->node_id, content))
 		apply->progress.asked = true;
 }

@@ -14,26 +14,32 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_publication.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
+#include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "nodes/makefuncs.h"
 #include "optimizer/optimizer.h"
 #include "rewrite/rewriteHandler.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 
 #include "apply/apply.h"
 #include "compat.h"
 #include "row/row.h"
 #include "server/server.h"
 #include "wire/wire.h"
+#include "write/write.h"
 
 #define LOOK_AGAIN_MS		1000	/* at a table that does not fit */
 
@@ -45,6 +51,15 @@ static void resolve_table(ReplMlRemoteTable *table);
 static void remember_misfit(ReplMlRemoteTable *table);
 static ReplMlColumn *copy_columns(LogicalRepRelation *remote, List *columns);
 static void require_same_columns(ReplMlRemoteTable *table, Relation rel);
+static bool follows_changes(ReplMlRemoteTable *table);
+static int find_remote_column(ReplMlRemoteTable *table, Relation rel, Form_pg_attribute att,
+							  bool follows);
+static bool is_news(ReplMlRemoteTable *table, Relation rel, Form_pg_attribute att);
+static void find_fill(ReplMlRemoteTable *table, Relation rel, Form_pg_attribute att);
+static bool is_mapped(ReplMlRemoteTable *table, int j);
+static bool is_gone(ReplMlRemoteTable *table, int j, const char *seen_here);
+static char *get_seen_here(Relation rel);
+static const char *get_seen_there(ReplMlRemoteTable *table);
 static void note_other_key(ReplMlRemoteTable *table, Relation rel);
 static void map_columns(ReplMlRemoteTable *table, Relation rel);
 static void invalidate_remote(Datum arg, Oid relid);
@@ -284,6 +299,8 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 {
 	TupleDesc	desc = RelationGetDescr(rel);
 	int			matched = 0;
+	bool		follows;
+	const char *seen_here;
 	MemoryContext old;
 
 	if (table->context != NULL)
@@ -293,6 +310,10 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 	old = MemoryContextSwitchTo(table->context);
 	table->natts = desc->natts;
 	table->remote_column = palloc(desc->natts * sizeof(int));
+	follows = follows_changes(table);
+	seen_here = follows ? get_seen_here(rel) : "";
+	table->fill = palloc0(desc->natts * sizeof(Datum));
+	table->has_fill = palloc0(desc->natts * sizeof(bool));
 	table->input = palloc0(desc->natts * sizeof(FmgrInfo));
 	table->input_param = palloc0(desc->natts * sizeof(Oid));
 	table->receive = palloc0(desc->natts * sizeof(FmgrInfo));
@@ -304,15 +325,15 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 		table->remote_column[i] = -1;
 		if (att->attisdropped || att->attgenerated != '\0')
 			continue;
-		for (int j = 0; j < table->remote.natts; j++)
-		{
-			if (strcmp(table->remote.attnames[j], NameStr(att->attname)) == 0)
-				table->remote_column[i] = j;
-		}
+		table->remote_column[i] = find_remote_column(table, rel, att, follows);
 
-		/* a parked change may be from before the column */
-		if (table->remote_column[i] < 0 && table->late)
+		/* a parked change may be from before the column, and so may the peer be */
+		if (table->remote_column[i] < 0 &&
+			(table->late || (follows && is_news(table, rel, att))))
+		{
+			find_fill(table, rel, att);
 			continue;
+		}
 		if (table->remote_column[i] < 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
@@ -335,6 +356,8 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 	{
 		AttrNumber	attnum = get_attnum(RelationGetRelid(rel), table->remote.attnames[j]);
 
+		if (follows && (is_mapped(table, j) || is_gone(table, j, seen_here)))
+			continue;
 		/* system columns have names, too */
 		if (attnum <= InvalidAttrNumber || table->remote_column[attnum - 1] != j)
 			ereport(ERROR,
@@ -345,9 +368,117 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 					 errhint("Make the table the same on all nodes, then run SELECT "
 							 "repl_ml.retry_parked(id).")));
 	}
-	if (table->described != NULL)
+	if (table->described != NULL && !follows)
 		require_same_columns(table, rel);
 	note_other_key(table, rel);
+}
+
+/*
+ * Says whether rows of another shape than the table has here are of an older one: where
+ * changes of the schema are run by all members, in one order, a peer's rows are not read
+ * before this node has run what the peer had (group/worker.c), unless something is parked.
+ */
+static bool
+follows_changes(ReplMlRemoteTable *table)
+{
+	return table->described != NULL && strcmp(table->remote.nspname, REPL_ML_SCHEMA) != 0 &&
+		repl_ml_replicate_ddl && !repl_ml_schema_change_any_parked();
+}
+
+/*
+ * Returns which of the peer's columns is the one here, -1 if none is: one with an identity of
+ * it, whatever its name is, or one of its name that may be the same.
+ */
+static int
+find_remote_column(ReplMlRemoteTable *table, Relation rel, Form_pg_attribute att, bool follows)
+{
+	int			named = -1;
+	char	   *ours = follows ? repl_ml_column_identity(RelationGetRelid(rel), att->attnum) : NULL;
+	bool		is_clock = strcmp(NameStr(att->attname), REPL_ML_CLOCK_COLUMN) == 0;
+
+	for (int j = 0; j < table->remote.natts; j++)
+	{
+		if (strcmp(table->remote.attnames[j], NameStr(att->attname)) == 0)
+			named = j;
+		else if (follows && !is_clock &&
+				 strcmp(table->remote.attnames[j], REPL_ML_CLOCK_COLUMN) != 0 &&
+				 repl_ml_column_shares(table->described[j].identity, ours))
+			return j;
+	}
+	if (named >= 0 && follows && !is_clock &&
+		!repl_ml_column_is_same(table->described[named].identity, get_seen_there(table), ours,
+								get_seen_here(rel)))
+		return -1;
+	return named;
+}
+
+/* Says whether the peer has never had the column. */
+static bool
+is_news(ReplMlRemoteTable *table, Relation rel, Form_pg_attribute att)
+{
+	char	   *ours = repl_ml_column_identity(RelationGetRelid(rel), att->attnum);
+
+	return ours[0] != '\0' && !repl_ml_column_shares(get_seen_there(table), ours);
+}
+
+/*
+ * Notes what the change of the schema that has added the column has given to rows that were
+ * there before, if it says: all nodes fill it into rows of before with the same value.
+ */
+static void
+find_fill(ReplMlRemoteTable *table, Relation rel, Form_pg_attribute att)
+{
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1] =
+	{CStringGetTextDatum(repl_ml_column_identity(RelationGetRelid(rel), att->attnum))};
+	MemoryContext context = CurrentMemoryContext;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	SPI_execute_with_args("SELECT x.value FROM repl_ml.schema_change c,"
+						  " pg_catalog.jsonb_to_recordset(c.filled) x (identity text, value text)"
+						  " WHERE c.filled OPERATOR(pg_catalog.<>) '[]'"
+						  " AND pg_catalog.strpos($1, x.identity) OPERATOR(pg_catalog.>) 0"
+						  " AND x.identity OPERATOR(pg_catalog.<>) '' LIMIT 1",
+						  1, types, values, NULL, true, 1);
+	if (SPI_processed == 1)
+	{
+		Oid			type = get_array_type(att->atttypid);
+		MemoryContext old = MemoryContextSwitchTo(context);
+		Datum		array = OidIsValid(type) ?
+			OidInputFunctionCall(F_ARRAY_IN, repl_ml_spi_text(0, 0), att->atttypid,
+								 att->atttypmod) : (Datum) 0;
+		int			one = 1;
+		bool		isnull = true;
+
+		if (array != (Datum) 0)
+			table->fill[att->attnum - 1] = array_get_element(array, 1, &one, -1, att->attlen,
+															 att->attbyval, att->attalign,
+															 &isnull);
+		table->has_fill[att->attnum - 1] = !isnull;
+		MemoryContextSwitchTo(old);
+	}
+	SPI_finish();
+	PopActiveSnapshot();
+}
+
+/* Says whether some column here is the peer's column j. */
+static bool
+is_mapped(ReplMlRemoteTable *table, int j)
+{
+	for (int i = 0; i < table->natts; i++)
+	{
+		if (table->remote_column[i] == j)
+			return true;
+	}
+	return false;
+}
+
+/* Says whether the table has had the peer's column j here, and has it no more. */
+static bool
+is_gone(ReplMlRemoteTable *table, int j, const char *seen_here)
+{
+	return repl_ml_column_shares(table->described[j].identity, seen_here);
 }
 
 /*
@@ -379,6 +510,15 @@ note_other_key(ReplMlRemoteTable *table, Relation rel)
 	}
 	if (shared < count || count < ours->key_natts)
 		table->other_key_count = count;
+}
+
+/* Returns all identities that there have been in the table here. */
+static char *
+get_seen_here(Relation rel)
+{
+	Oid			relid = RelationGetRelid(rel);
+
+	return repl_ml_column_identity(relid, repl_ml_table_clock_attnum(relid));
 }
 
 /* Returns all identities that there have been in the table on the peer. */
@@ -426,8 +566,7 @@ find_fit(ReplMlRemoteTable *table, int j, Relation rel, Form_pg_attribute att,
 static void
 require_same_columns(ReplMlRemoteTable *table, Relation rel)
 {
-	Oid			relid = RelationGetRelid(rel);
-	char	   *seen_here = repl_ml_column_identity(relid, repl_ml_table_clock_attnum(relid));
+	char	   *seen_here = get_seen_here(rel);
 
 	for (int i = 0; i < table->natts; i++)
 	{
@@ -574,17 +713,34 @@ repl_ml_relation_column(ReplMlRemoteTable *table, LogicalRepTupleData *tuple, in
 
 /*
  * Sets what a column has in a row that was written before there was the
- * column: as ALTER TABLE ADD COLUMN, its default.
+ * column: what ALTER TABLE ADD COLUMN has given to those that it found, or its default.
  */
 static void
 set_default(ReplMlRemoteTable *table, int i, TupleTableSlot *slot)
 {
-	Relation	rel = table_open(table->local, NoLock);
-	Node	   *expression = build_column_default(rel, i + 1);
+	Relation	rel;
+	Node	   *expression;
 
+	if (table->has_fill[i])
+	{
+		slot->tts_values[i] = table->fill[i];
+		slot->tts_isnull[i] = false;
+		return;
+	}
+	rel = table_open(table->local, NoLock);
+	expression = build_column_default(rel, i + 1);
 	table_close(rel, NoLock);
 	if (expression == NULL)
 		return;
+	/* each node would compute another one; the row comes by a copy when its node has the column */
+	if (!table->late && contain_mutable_functions(expression))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" of table \"%s.%s\" does not exist on the peer, and its "
+						"default is computed",
+						NameStr(TupleDescAttr(slot->tts_tupleDescriptor, i)->attname),
+						table->remote.nspname, table->remote.relname),
+				 errhint("It is applied as soon as the peer has the column.")));
 	slot->tts_values[i] =
 		ExecEvalExprSwitchContext(ExecInitExpr(expression_planner((Expr *) expression), NULL),
 								  CreateStandaloneExprContext(),
@@ -631,7 +787,7 @@ repl_ml_relation_fill_slot(ReplMlRemoteTable *table, LogicalRepTupleData *tuple,
 		slot->tts_isnull[i] = true;
 		if (table->remote_column[i] >= 0)
 			set_column(table, tuple, slot, i);
-		else if (table->late && !TupleDescAttr(desc, i)->attisdropped &&
+		else if (!TupleDescAttr(desc, i)->attisdropped &&
 				 TupleDescAttr(desc, i)->attgenerated == '\0')
 			set_default(table, i, slot);
 	}

@@ -210,6 +210,7 @@ extern bool repl_ml_level_parse(const char *name, ReplMlLevel *level);
 extern void repl_ml_level_init(void);
 extern ReplMlLevel repl_ml_level_wanted(void);
 extern void repl_ml_level_forget(void);
+extern void repl_ml_level_raise(ReplMlLevel level);
 extern void repl_ml_level_note(Oid root);
 extern ReplMlLevel repl_ml_level_of_tables(List *relids);
 extern bool repl_ml_level_none_is_strong(void);

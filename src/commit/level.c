@@ -131,6 +131,14 @@ repl_ml_level_forget(void)
 	noted = InvalidOid;
 }
 
+/* Called by write/schema_change.c: this transaction's commit needs at least this level. */
+void
+repl_ml_level_raise(ReplMlLevel level)
+{
+	has_written = true;
+	written = Max(written, level);
+}
+
 /*
  * Called by a backend's stamping triggers: this transaction writes rows of the
  * table "root".  Raises an error if that is strong and nothing has taken the

@@ -119,6 +119,7 @@ extern void repl_ml_table_failed(ReplMlApply *apply, const char *schema_name,
 /* in schema.c */
 extern bool repl_ml_schema_is_empty(void);
 extern void repl_ml_schema_copy_all(const char *dsn);
+extern void repl_ml_schema_begin(const char *dsn);
 extern void repl_ml_schema_copy(const char *dsn, List *schemas, List *tables);
 
 /* in definitions.c */

@@ -64,7 +64,14 @@ repl_ml_enrol_pending(ReplMlApply *apply)
 {
 	RepOriginId origin = replorigin_session_origin;
 	List	   *pending;
+	bool		begins;
 
+	repl_ml_begin();
+	begins = repl_ml_identity_require()->joining &&
+		repl_ml_query_int("SELECT donor FROM repl_ml.local_node") == apply->peer->node_id;
+	repl_ml_commit();
+	if (begins)
+		repl_ml_schema_begin(apply->peer->dsn);
 	repl_ml_begin();
 	pending = load_pending(apply);
 	repl_ml_commit();

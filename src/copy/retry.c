@@ -57,6 +57,7 @@
 #define CRASH_REST			"'10 min'"	/* until what took the server down is tried
 										 * again, once */
 #define LOCK_PATIENCE_MS	10
+#define SCHEMA_PATIENCE_MS	300 /* for one that changes the schema, which others stand behind */
 #define LOCKED_DELAY_MS		100 /* after something has met a lock, and at least ... */
 #define LONGEST_LOCKED_DELAY_MS 1000	/* ... that often as long as it does */
 
@@ -332,7 +333,7 @@ load_next_changes(ReplMlApply *apply)
 
 	/*
 	 * what took the server down rests first; what a node has left behind is
-	 * anybody's
+	 * anybody's; of a transaction that changes the schema that change stands for all
 	 */
 	SPI_execute_plan(repl_ml_spi_plan(&plan,
 									  "SELECT p.schema_name, p.table_name, p.id,"
@@ -342,6 +343,14 @@ load_next_changes(ReplMlApply *apply)
 									  " WHERE ROW(p.schema_name, p.table_name, p.id)"
 									  " OPERATOR(pg_catalog.>) ROW($2, $3, $4)"
 									  " AND NOT p.put_aside"
+									  " AND (ROW(p.schema_name, p.table_name)"
+									  " OPERATOR(pg_catalog.=) ROW('repl_ml', 'schema_change')"
+									  " OR NOT EXISTS (SELECT FROM repl_ml.parked_change f"
+									  " WHERE f.origin_node OPERATOR(pg_catalog.=) p.origin_node"
+									  " AND f.origin_lsn OPERATOR(pg_catalog.=) p.origin_lsn"
+									  " AND f.schema_name OPERATOR(pg_catalog.=) 'repl_ml'"
+									  " AND f.table_name OPERATOR(pg_catalog.=) 'schema_change'"
+									  " AND NOT f.put_aside))"
 									  " AND (NOT $5 OR p.sqlstate OPERATOR(pg_catalog.=) '55P03')"
 									  " AND p.action OPERATOR(pg_catalog.=) ANY"
 									  " ('{insert,update,delete,counted}')"
@@ -448,6 +457,14 @@ is_table_locked(const Parked *change)
 	return whole;
 }
 
+/* Says whether it changes the schema. */
+static bool
+is_of_schema(const Parked *change)
+{
+	return strcmp(change->schema_name, REPL_ML_SCHEMA) == 0 &&
+		strcmp(change->table_name, "schema_change") == 0;
+}
+
 /*
  * Tries one parked change, unless what stands before it of its table has shown
  * that it is no use.
@@ -464,10 +481,12 @@ try_change(ReplMlApply *apply, Parked *change)
 		strcmp(change->table_name, NameStr(pass.table_name)) == 0 && pass.id == PG_INT64_MAX)
 		return;
 	pass.any = true;
-	if (!change->counted)
+	if (is_of_schema(change))
+		error = repl_ml_again_attempt(apply, &try, repl_ml_again_join_whole, SCHEMA_PATIENCE_MS);
+	else if (!change->counted)
 		error = repl_ml_again_attempt(apply, &try, repl_ml_again_join, LOCK_PATIENCE_MS);
 	/* generated here now, say */
-	if (error != NULL && error->sqlerrcode == ERRCODE_UNDEFINED_COLUMN)
+	if (error != NULL && error->sqlerrcode == ERRCODE_UNDEFINED_COLUMN && !is_of_schema(change))
 		try.state = REPL_ML_PARKED_UNFIT;
 	else if (error != NULL)
 		try.state = REPL_ML_PARKED_GONE;
@@ -477,7 +496,8 @@ try_change(ReplMlApply *apply, Parked *change)
 	locked = error != NULL && error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE;
 	pass.met_lock |= locked;
 	/* one that can be applied may still stand behind one that cannot */
-	go_on_behind(change, error != NULL && (error->sqlerrcode == ERRCODE_UNDEFINED_TABLE ||
+	go_on_behind(change, error != NULL && !is_of_schema(change) &&
+				 (error->sqlerrcode == ERRCODE_UNDEFINED_TABLE ||
 										   (locked && is_table_locked(change))));
 	if (try.state == REPL_ML_PARKED_DONE)
 		pass.progressed = true;

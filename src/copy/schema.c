@@ -51,6 +51,8 @@ typedef struct Dump
 	int			err;
 } Dump;
 
+static int64 ask_number(const char *dsn);
+static void begin_at(int64 number);
 static void copy_tables(WalReceiverConn *conn, const char *dsn, List *schemas, List *tables,
 						bool joining);
 static List *find_existing(WalReceiverConn *conn, List *tables);
@@ -70,7 +72,82 @@ static void run_statement(const char *sql, NodeTag kind);
 void
 repl_ml_schema_copy_all(const char *dsn)
 {
-	run_script(dump_schema(dsn, NIL), NIL);
+	char	   *script = NULL;
+	int64		before = -1;
+	int64		after = ask_number(dsn);
+
+	/* which changes are in the script is known if there were none meanwhile */
+	while (before != after)
+	{
+		CHECK_FOR_INTERRUPTS();
+		before = after;
+		script = dump_schema(dsn, NIL);
+		after = ask_number(dsn);
+	}
+	run_script(script, NIL);
+	begin_at(after);
+}
+
+/*
+ * Called by enrol.c in a database that joins, before it is copied: notes the last change of
+ * the schema that its donor has, as what is made here has it, too; once.
+ */
+void
+repl_ml_schema_begin(const char *dsn)
+{
+	MemoryContext context = CurrentMemoryContext;
+	bool		begun;
+
+	repl_ml_begin();
+	begun = repl_ml_query_int("SELECT 1 FROM repl_ml.local_node l WHERE l.schema_base"
+							  " OPERATOR(pg_catalog.>) 0") != 0;
+	repl_ml_commit();
+	MemoryContextSwitchTo(context);
+	if (!begun)
+		begin_at(ask_number(dsn));
+	MemoryContextSwitchTo(context);
+}
+
+/* Returns the number of the last change of the schema on the server "dsn" leads to. */
+static int64
+ask_number(const char *dsn)
+{
+	static const Oid types[1] = {INT8OID};
+	WalReceiverConn *conn = repl_ml_stream_connect(dsn, "schema");
+	volatile int64 number = 0;
+
+	PG_TRY();
+	{
+		ReplMlResult *result = repl_ml_stream_query(conn, "SELECT repl_ml.schema_number()", 1,
+													types);
+
+		if (repl_ml_stream_next(result))
+		{
+			slot_getallattrs(result->slot);
+			number = DatumGetInt64(result->slot->tts_values[0]);
+		}
+		repl_ml_stream_free(result);
+	}
+	PG_FINALLY();
+	{
+		repl_ml_stream_disconnect(conn);
+	}
+	PG_END_TRY();
+	return number;
+}
+
+/* Notes that changes of the schema up to this number are in this database. */
+static void
+begin_at(int64 number)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	repl_ml_begin();
+	if (SPI_execute(psprintf("UPDATE repl_ml.local_node SET schema_base = " INT64_FORMAT, number),
+					false, 0) < 0)
+		elog(ERROR, "SPI failed");
+	repl_ml_commit();
+	MemoryContextSwitchTo(context);
 }
 
 /*

@@ -55,6 +55,7 @@
 #define CLOCK_WINDOW_US		10000000	/* a peer's clock is measured anew that often */
 #define BULK_LOOK_MS		50	/* between two looks for a large transaction that is
 								 * awaited */
+#define SCHEMA_LOOK_MS		20	/* at whether a change of the schema has been run */
 #define ASIDE_DELAY_MS		5	/* between two tries of changes put aside */
 #define TELL_PATIENCE_MS	1000	/* how long a peer may take to hear that we are paused */
 #define KEPT_BEHIND		(16 * 1024 * 1024)	/* so much WAL without anything for us the peer
@@ -91,6 +92,7 @@ static void acknowledge(bool reply_wanted);
 static void acknowledge_news(void);
 static void wait_for_data(pgsocket fd);
 static bool await_bulk(void);
+static bool await_schema(void);
 static void count_race(void);
 static int	race_delay(void);
 static void pause_between(TimestampTz began, int delay);
@@ -427,6 +429,7 @@ run_connection(void)
 	repl_ml_unique_announce();
 	repl_ml_pieces_forget(&apply);
 	apply.awaits_bulk = true;
+	apply.awaits_schema = 0;
 
 	/* all before it is here, and durable: it is sent no more */
 	apply.progress.received = apply.progress.applied = from;
@@ -456,7 +459,7 @@ read_stream(XLogRecPtr from)
 	for (;;)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (!await_bulk())
+		if (!await_bulk() && !await_schema())
 			receive_all();
 		if (is_at_rest() && (repl_ml_apply_is_to_pause(&apply) || repl_ml_bulk_is_refused()))
 			return;
@@ -600,7 +603,8 @@ receive_all(void)
 				repl_ml_retry_step(&apply);
 			compare_if_asked();
 		}
-		if (is_at_rest() && (apply.awaits_bulk || repl_ml_apply_is_to_pause(&apply)))
+		if (is_at_rest() && (apply.awaits_bulk || apply.awaits_schema != 0 ||
+							 repl_ml_apply_is_to_pause(&apply)))
 			return;
 	}
 	finish_batch();
@@ -717,6 +721,42 @@ await_bulk(void)
 		follow_catalogs();
 	}
 	return false;
+}
+
+/*
+ * Leaves the stream alone until a change of the schema has been run here that the peer has
+ * run by now, or that was put aside just now; not for longer than for a lock, if some client's
+ * keeps it.  Returns false as soon as there is nothing to wait for.
+ */
+static bool
+await_schema(void)
+{
+	if (apply.awaits_schema == 0)
+		return false;
+	finish_batch();
+	if (!is_at_rest())
+		return false;
+	MemoryContextSwitchTo(apply.message_context);
+	if (repl_ml_schema_change_is_settled(apply.awaits_schema) ||
+		(apply.awaits_since != 0 &&
+		 TimestampDifferenceExceeds(apply.awaits_since, GetCurrentTimestamp(),
+									repl_ml_apply_lock_timeout)))
+	{
+		apply.awaits_schema = 0;
+		return false;
+	}
+	MemoryContextSwitchTo(apply.message_context);
+	show_streaming();
+	acknowledge_news();
+	repl_ml_aside_retry(&apply);
+	repl_ml_retry_step(&apply);
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, SCHEMA_LOOK_MS,
+					 wait_event_compat("ReplMlSchemaChange"));
+	ResetLatch(MyLatch);
+	/* what the peer has sent meanwhile is not silence */
+	apply.connection.last_message_time = GetCurrentTimestamp();
+	MemoryContextReset(apply.message_context);
+	return true;
 }
 
 /*

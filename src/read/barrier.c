@@ -64,30 +64,11 @@ enum
 	Anum_copy_state = 4
 };
 
-static void write_message(const char *text);
 static int	dropped_members(int *nodes, int room);
 static int	compared_members(int dropped, int *members);
 static ReplMlClock *without_dropped(const ReplMlClock *wanted);
 static bool all_dropped_are_compared(void);
 static int	without_due_copies(const int *peers, int count, int *copied);
-
-/*
- * Writes a message into the WAL that goes to all peers, whoever's change is
- * being applied.
- */
-static void
-write_message(const char *text)
-{
-	RepOriginId origin = replorigin_session_origin;
-	XLogRecPtr	end;
-
-	replorigin_session_origin = InvalidRepOriginId;
-	repl_ml_news_begin();
-	end = LogLogicalMessage_compat(REPL_ML_MESSAGE_PREFIX, text, strlen(text), false);
-	replorigin_session_origin = origin;
-	XLogFlush(end);
-	repl_ml_news_end();
-}
 
 /*
  * Returns what a message begins with: "ask <group>" or "at <group>
@@ -159,8 +140,8 @@ repl_ml_barrier_answer(const pg_uuid_t *group, uint16 self)
 
 	/* who does not know must not answer: the asker waits for others */
 	if (complete)
-		write_message(psprintf("%s %s", message_head(ANSWER, group),
-							   repl_ml_clock_to_text(positions)));
+		(void) repl_ml_news_write(psprintf("%s %s", message_head(ANSWER, group),
+										   repl_ml_clock_to_text(positions)));
 }
 
 /*
@@ -188,7 +169,7 @@ repl_ml_barrier_run(TimestampTz deadline)
 
 	/* this node's own answer, which it need not send */
 	own = repl_ml_positions_received(node_id, &complete);
-	write_message(message_head(QUESTION, &self->group_id));
+	(void) repl_ml_news_write(message_head(QUESTION, &self->group_id));
 	question = ProcLastRecPtr;
 
 	while (!repl_ml_members_answered(node_id, question, &wanted))

@@ -38,6 +38,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "commands/seclabel.h"
+#include "common/hashfn.h"
 #include "libpq/pqformat.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
@@ -47,10 +48,15 @@
 
 #include "compat.h"
 #include "row/row.h"
+#include "server/server.h"
 
 #define PROVIDER		"repl_ml"
 #define IDENTITY_DIGITS	16
 
+/* The change of the schema that is run; 0: none is.  Written by repl_ml_column_follow. */
+static int64 change = 0;
+
+static char *make_identity(void);
 static void check_label(const ObjectAddress *object, const char *label);
 static char *join_identities(const char *a, const char *b);
 
@@ -235,6 +241,20 @@ has_had(const char *seen, const char *own, const char *identities)
 	return found;
 }
 
+/* Says, for apply/relation.c, whether the two have an identity in common. */
+bool
+repl_ml_column_shares(const char *identities, const char *others)
+{
+	List	   *all = split_identities(identities);
+	ListCell   *lc;
+	bool		found = false;
+
+	foreach(lc, all)
+		found |= strstr(others, lfirst(lc)) != NULL;
+	list_free_deep(all);
+	return found;
+}
+
 /*
  * Says, for apply/relation.c and for copies, whether a column there and one
  * here, which have one name, are the same, given what has been seen there and
@@ -387,6 +407,36 @@ repl_ml_column_receive(StringInfo message)
 	return columns;
 }
 
+/*
+ * Called by write/schema_change.c: until it is called with 0 a change of the schema with this
+ * number is run, as on all nodes.
+ */
+void
+repl_ml_column_follow(int64 number)
+{
+	change = number;
+}
+
+/*
+ * Returns a new identity of a column that this statement has added: where all nodes run it,
+ * the same on all of them.
+ */
+static char *
+make_identity_of(Oid relid, const char *name)
+{
+	const ReplMlIdentity *self = repl_ml_identity();
+	char	   *text;
+
+	if (change == 0)
+		return make_identity();
+	text = psprintf(INT64_FORMAT " %s.%s.%s", change,
+					quote_identifier(get_namespace_name(get_rel_namespace(relid))),
+					quote_identifier(get_rel_name(relid)), name);
+	return psprintf("%016llx", (unsigned long long)
+					hash_bytes_extended((const unsigned char *) text, (int) strlen(text),
+										hash_bytes_extended(self->group_id.data, UUID_LEN, 0)));
+}
+
 /* Returns a new identity, which no other column of any node has. */
 static char *
 make_identity(void)
@@ -428,7 +478,7 @@ repl_ml_column_identify(Oid relid, List *rewritten)
 			continue;
 		if (is_new)
 			names = lappend(names, pstrdup(NameStr(att->attname)));
-		identity = make_identity();
+		identity = make_identity_of(relid, NameStr(att->attname));
 		set_label(relid, att->attnum, identity);
 		added = join_identities(added, identity);
 	}

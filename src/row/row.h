@@ -191,6 +191,8 @@ typedef struct ReplMlColumn
 
 /* in column.c */
 extern void repl_ml_column_init(void);
+extern void repl_ml_column_follow(int64 number);
+extern bool repl_ml_column_shares(const char *identities, const char *others);
 extern char *repl_ml_column_identity(Oid relid, AttrNumber attnum);
 extern ReplMlColumn repl_ml_column_describe(Oid relid, Form_pg_attribute att);
 extern bool repl_ml_column_is_same(const char *theirs, const char *seen_there, const char *ours,

@@ -316,7 +316,7 @@ is_removed(const char *schema_name, const char *table_name)
 	return repl_ml_spi_execute("SELECT FROM repl_ml.replicated_table"
 							   " WHERE schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
 							   " AND table_name OPERATOR(pg_catalog.=) $2::pg_catalog.name"
-							   " AND state OPERATOR(pg_catalog.=) 'removed'",
+							   " AND state OPERATOR(pg_catalog.<>) 'enrolled'",
 							   2, types, values, NULL) > 0;
 }
 

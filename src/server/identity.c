@@ -75,7 +75,8 @@ enum
 	Anum_former_safe,
 	Anum_former_counter,
 	Anum_secret_hash,
-	Natts_local_node = Anum_secret_hash
+	Anum_schema_base,
+	Natts_local_node = Anum_schema_base
 };
 
 static ReplMlIdentity cached;

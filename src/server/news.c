@@ -24,6 +24,8 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "replication/message.h"
+#include "replication/origin.h"
 #include "replication/walsender.h"
 #include "replication/walsender_private.h"
 #include "utils/timestamp.h"
@@ -37,6 +39,25 @@
 static bool under_way = false;	/* of this process */
 static TimestampTz silent_since = 0;	/* this process flushed without waking
 										 * anybody; 0: it has made up for it */
+
+/*
+ * Writes a message into the WAL, durably, that goes to all peers, whoever's change is being
+ * applied; returns where it ends.
+ */
+XLogRecPtr
+repl_ml_news_write(const char *text)
+{
+	RepOriginId origin = replorigin_session_origin;
+	XLogRecPtr	end;
+
+	replorigin_session_origin = InvalidRepOriginId;
+	repl_ml_news_begin();
+	end = LogLogicalMessage_compat(REPL_ML_MESSAGE_PREFIX, text, strlen(text), false);
+	replorigin_session_origin = origin;
+	XLogFlush(end);
+	repl_ml_news_end();
+	return end;
+}
 
 /*
  * Called by a process that is about to write WAL of this node's own; a second

@@ -442,6 +442,7 @@ extern void repl_ml_news_begin(void);
 extern void repl_ml_news_end(void);
 extern void repl_ml_news_count_walsender(int change);
 extern void repl_ml_news_flush(XLogRecPtr lsn);
+extern XLogRecPtr repl_ml_news_write(const char *text);
 extern void repl_ml_news_commit(void);
 extern void repl_ml_news_tell(void);
 extern void repl_ml_news_settle(void);

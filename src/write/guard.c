@@ -550,7 +550,8 @@ check_drop(DropStmt *stmt)
 			continue;
 		if (trigger != NULL && is_our_trigger(relid, trigger))
 			refuse_trigger_change(relid, trigger);
-		else if (trigger == NULL && !get_rel_relispartition(relid))
+		else if (trigger == NULL && !get_rel_relispartition(relid) &&
+				 !repl_ml_schema_change_runs())
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("table \"%s\" is replicated and cannot be dropped",

@@ -173,6 +173,11 @@ check_unpublish(Oid membership)
 				 errmsg("this database is a member of a repl_ml group and needs what is being "
 						"dropped"),
 				 errhint("Run SELECT repl_ml.leave_group() first.")));
+	if (repl_ml_schema_change_runs())
+	{
+		repl_ml_schema_change_drops(relid);
+		return;
+	}
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("table \"%s\" is replicated and cannot be dropped or taken out of its "

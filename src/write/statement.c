@@ -7,6 +7,8 @@
  * belong to read/ and commit/.  After ALTER TABLE and RENAME the concurrent
  * versions of a table's rows follow its columns.
  *
+ * Statements that change the schema are run by all members (schema_change.c).
+ *
  * Not here: what is refused (guard.c, own.c); INSERT and joins (whole_row.c).
  * Runs in backends, also where the library is not preloaded.  Takes the locks of
  * catalogs it reads.
@@ -49,6 +51,8 @@ typedef struct Utility
 static void take_statement(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 						   ProcessUtilityContext context, ParamListInfo params,
 						   QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc);
+static void run_for_all(Utility *utility);
+static void run_here(Utility *utility);
 static bool run_otherwise(Utility *utility);
 static void give_up_copy(int code, Datum arg);
 static void run_copy(Utility *utility);
@@ -104,15 +108,46 @@ take_statement(PlannedStmt *pstmt, const char *query_string, bool read_only_tree
 	if (IsTransactionState() && OidIsValid(repl_ml_schema_oid()))
 	{
 		repl_ml_strong_utility(pstmt->utilityStmt);
+		if (repl_ml_schema_change_is_one(pstmt, context))
+		{
+			run_for_all(&utility);
+			return;
+		}
 		if (run_otherwise(&utility))
 			return;
 	}
-	if (IsA(utility.pstmt->utilityStmt, AlterTableStmt))
-		run_alter_table(&utility);
-	else if (IsA(utility.pstmt->utilityStmt, RenameStmt))
-		run_rename(&utility);
+	run_here(&utility);
+}
+
+/* Runs a statement that all members of the group run. */
+static void
+run_for_all(Utility *utility)
+{
+	int64		number = repl_ml_schema_change_begin(utility->pstmt);
+
+	PG_TRY();
+	{
+		if (!run_otherwise(utility))
+			run_here(utility);
+	}
+	PG_FINALLY();
+	{
+		repl_ml_schema_change_leave();
+	}
+	PG_END_TRY();
+	repl_ml_schema_change_end(number, utility->pstmt, utility->query_string);
+}
+
+/* Runs the statement, and has what belongs to the columns of its table follow. */
+static void
+run_here(Utility *utility)
+{
+	if (IsA(utility->pstmt->utilityStmt, AlterTableStmt))
+		run_alter_table(utility);
+	else if (IsA(utility->pstmt->utilityStmt, RenameStmt))
+		run_rename(utility);
 	else
-		run_utility(&utility);
+		run_utility(utility);
 }
 
 /*

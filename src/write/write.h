@@ -8,6 +8,9 @@
 #include "repl_ml.h"
 #include "access/htup.h"
 #include "nodes/parsenodes.h"
+#include "nodes/plannodes.h"
+#include "storage/lock.h"
+#include "tcop/utility.h"
 #include "utils/relcache.h"
 
 /* How a row is called that a peer does not get, and why. */
@@ -48,6 +51,22 @@ extern void repl_ml_own_check_database(DropdbStmt *stmt);
 /* in strong.c */
 extern void repl_ml_strong_init(void);
 extern void repl_ml_strong_utility(Node *stmt);
+
+/* in schema_change.c */
+extern bool repl_ml_replicate_ddl;
+extern void repl_ml_schema_change_init(void);
+extern bool repl_ml_schema_change_is_one(const PlannedStmt *pstmt, ProcessUtilityContext context);
+extern bool repl_ml_schema_change_is_run_everywhere(Node *stmt);
+extern bool repl_ml_schema_change_takes_along(const char *setting);
+extern int64 repl_ml_schema_change_begin(const PlannedStmt *pstmt);
+extern void repl_ml_schema_change_end(int64 number, const PlannedStmt *pstmt,
+									  const char *query_string);
+extern void repl_ml_schema_change_enter(int64 number);
+extern void repl_ml_schema_change_leave(void);
+extern bool repl_ml_schema_change_runs(void);
+extern void repl_ml_schema_change_drops(Oid relid);
+extern void repl_ml_schema_change_forget_dropped(void);
+extern void repl_ml_schema_change_tag(LOCKTAG *tag);
 
 /* in definition.c */
 extern void repl_ml_definition_init(void);
