@@ -83,6 +83,7 @@ OBJS = \
 	src/row/shape.o \
 	src/row/column.o \
 	src/row/size.o \
+	src/row/late.o \
 	src/row/tombstone.o \
 	src/row/version.o \
 	src/row/policy.o \
@@ -118,6 +119,7 @@ OBJS = \
 	src/copy/link.o \
 	src/copy/donor.o \
 	src/copy/await.o \
+	src/copy/starts.o \
 	src/copy/dropped.o \
 	src/copy/sync.o \
 	src/copy/fetch.o \

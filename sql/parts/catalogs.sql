@@ -22,6 +22,13 @@ CREATE TABLE repl_ml.member (
 );
 COMMENT ON TABLE repl_ml.member IS 'members of the group, also former ones; see the view repl_ml.nodes. Of one that is back after it was set back: former_id is what it was; what that wrote above former_counter, when it had its own up to former_safe, is this one''s';
 
+CREATE FUNCTION repl_ml.member_changed() RETURNS pg_catalog.trigger
+    AS 'MODULE_PATHNAME', 'repl_ml_member_changed' LANGUAGE C;
+COMMENT ON FUNCTION repl_ml.member_changed() IS 'trigger: makes every process read again which members have been set back';
+CREATE TRIGGER member_changed AFTER INSERT OR UPDATE OR DELETE ON repl_ml.member
+    FOR EACH ROW EXECUTE FUNCTION repl_ml.member_changed();
+ALTER TABLE repl_ml.member ENABLE ALWAYS TRIGGER member_changed;
+
 -- Enrolled tables, known by name
 CREATE TABLE repl_ml.replicated_table (
     schema_name  name NOT NULL,
@@ -158,6 +165,20 @@ CREATE TABLE repl_ml.schema_change (
 );
 COMMENT ON TABLE repl_ml.schema_change IS 'statements that clients have run to change the schema, each written in the transaction that ran it, and run by who applies that: who ran it where, with which search_path and other settings; filled has what columns that it added have in rows that were there before; see the view repl_ml.schema_changes';
 
+-- Starts of members' servers; written by each member before it reads what was written since
+CREATE TABLE repl_ml.peer_start (
+    node_id      integer NOT NULL,
+    started_at   timestamptz NOT NULL,
+    follows      timestamptz,
+    sequence     bigint NOT NULL,
+    lsn          pg_lsn NOT NULL,
+    safe_counter bigint NOT NULL,
+    counter      bigint NOT NULL,
+    __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
+    PRIMARY KEY (node_id, started_at)
+);
+COMMENT ON TABLE repl_ml.peer_start IS 'what the servers of members found at their last hundred starts, as in repl_ml.server_start there, and which start each follows: known of each start from which some member has read. Who knows that the node had more before knows that rows of those members may be of a time in which it had been set back; see repl_ml.find_late()';
+
 -- What each member has compared by itself, when it was due; written by itself
 CREATE TABLE repl_ml.verification (
     node_id      integer NOT NULL,
@@ -284,9 +305,12 @@ CREATE TABLE repl_ml.dropped_node (
     node_id     integer PRIMARY KEY,
     applied_lsn pg_lsn NOT NULL,
     compared    integer[] NOT NULL DEFAULT '{}',
-    acknowledged_lsn pg_lsn
+    acknowledged_lsn pg_lsn,
+    server_start timestamptz,
+    sequence    bigint,
+    listed      timestamptz[] NOT NULL DEFAULT '{}'
 );
-COMMENT ON TABLE repl_ml.dropped_node IS 'nodes dropped from the group: how far this node had their changes, and the peers known to have no more of them, or copied from; and up to where a quorum, with them, had this node''s changes';
+COMMENT ON TABLE repl_ml.dropped_node IS 'nodes dropped from the group: how far this node had their changes, and the peers known to have no more of them, or copied from; and up to where a quorum, with them, had this node''s changes; the start of its server and the last heartbeat that were heard, as in repl_ml.heard; and for which of its starts rows have been listed, see repl_ml.find_late()';
 
 -- Transactions of others that somebody may ask about; commit_lsn is set when they are applied here
 CREATE TABLE repl_ml.transaction_record (
@@ -505,7 +529,7 @@ CREATE TABLE repl_ml.row_repair (
     schema_name name NOT NULL,
     table_name  name NOT NULL,
     key         text[] NOT NULL,
-    action      text NOT NULL CHECK (action IN ('insert', 'update', 'delete', 'replace')),
+    action      text NOT NULL CHECK (action IN ('insert', 'update', 'delete', 'replace', 'none')),
     verdict     text NOT NULL,
     source_node integer NOT NULL,
     before      jsonb,

@@ -156,10 +156,10 @@ COMMENT ON FUNCTION repl_ml.received_lsn(integer) IS 'up to which WAL position o
 CREATE FUNCTION repl_ml.known_of(node integer, OUT server_start timestamptz, OUT sequence bigint, OUT lsn pg_lsn, OUT counter bigint)
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT h.server_start, h.sequence, repl_ml.reached_lsn(node),
+    SELECT coalesce(h.server_start, d.server_start), coalesce(h.sequence, d.sequence), repl_ml.reached_lsn(node),
            (SELECT pg_catalog.max(repl_ml.counter(b.applied, node)) FROM repl_ml.heartbeat b JOIN repl_ml.member m ON m.node_id = b.node_id
              WHERE m.state <> 'dropped' AND b.node_id <> node)
-      FROM (SELECT) one LEFT JOIN repl_ml.heard h ON h.node_id = node
+      FROM (SELECT) one LEFT JOIN repl_ml.heard h ON h.node_id = node LEFT JOIN repl_ml.dropped_node d ON d.node_id = node
     $$;
 COMMENT ON FUNCTION repl_ml.known_of(integer) IS 'how far a peer has come, as this node knows: what it must not be behind when it has been started again';
 
@@ -243,14 +243,14 @@ CREATE FUNCTION repl_ml.applied_lsn(of_node integer) RETURNS pg_lsn
     $$;
 COMMENT ON FUNCTION repl_ml.applied_lsn(integer) IS 'up to which WAL position of a peer this node has durably applied everything';
 
--- The last position of a dropped node applied here; NULL as long as it may still grow
-CREATE FUNCTION repl_ml.final_lsn(of_node integer) RETURNS pg_lsn
+-- The last position of a dropped node applied here, of which start of its server; NULL as long as it may still grow
+CREATE FUNCTION repl_ml.final_lsn(of_node integer, OUT lsn pg_lsn, OUT server_start timestamptz)
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT d.applied_lsn FROM repl_ml.dropped_node d WHERE d.node_id = of_node
+    SELECT d.applied_lsn, d.server_start FROM repl_ml.dropped_node d WHERE d.node_id = of_node
        AND NOT EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.put_aside AND p.origin_node = of_node)
     $$;
-COMMENT ON FUNCTION repl_ml.final_lsn(integer) IS 'up to which WAL position of a dropped node this node had applied its changes; NULL before it has let go of it, and while some of it is put aside';
+COMMENT ON FUNCTION repl_ml.final_lsn(integer) IS 'up to which WAL position of a dropped node this node had applied its changes, and of which start of its server; NULL before it has let go of it, and while some of it is put aside';
 
 -- A peer that connects anew has lost its old connection, whether this server has noticed or not
 CREATE FUNCTION repl_ml.end_old_session(of_node integer) RETURNS boolean

@@ -165,6 +165,91 @@ CREATE FUNCTION repl_ml.note_set_back(peer integer, known_start timestamptz, seq
     $$;
 COMMENT ON FUNCTION repl_ml.note_set_back(integer, timestamptz, bigint, pg_lsn, bigint) IS 'called by a peer, or here with what a peer says: whether this node was set back, which is noted; null if it was not';
 
+-- For an apply worker that has been let in by a server that it does not know yet, before it reads from it
+CREATE FUNCTION repl_ml.server_starts() RETURNS jsonb
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT coalesce(pg_catalog.jsonb_agg(l), '[]')
+      FROM (SELECT s.started_at, pg_catalog.lag(s.started_at) OVER (ORDER BY s.lsn, s.started_at) AS follows, s.sequence, s.lsn, s.safe_counter, s.counter
+              FROM repl_ml.server_start s ORDER BY s.lsn DESC, s.started_at DESC LIMIT 100) l
+    $$;
+COMMENT ON FUNCTION repl_ml.server_starts() IS 'called by peers: the last hundred starts of this server, as they are kept in repl_ml.peer_start';
+
+-- Each member writes them itself, so that its stream has them before what it writes above what it has read
+CREATE FUNCTION repl_ml.note_peer_starts(node integer, starts jsonb) RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    INSERT INTO repl_ml.peer_start AS p (node_id, started_at, follows, sequence, lsn, safe_counter, counter)
+    SELECT node, s.* FROM repl_ml.local_node l, pg_catalog.jsonb_to_recordset(starts) s (started_at timestamptz, follows timestamptz, sequence bigint, lsn pg_lsn, safe_counter bigint, counter bigint)
+     WHERE NOT EXISTS (SELECT FROM repl_ml.peer_start k WHERE (k.node_id, k.started_at) = (node, s.started_at) AND repl_ml.counter(k.__repl_clock, l.node_id) > 0)
+    ON CONFLICT ON CONSTRAINT peer_start_pkey DO UPDATE SET sequence = excluded.sequence, lsn = excluded.lsn, safe_counter = excluded.safe_counter, counter = excluded.counter;
+    DELETE FROM repl_ml.peer_start p WHERE p.node_id = node AND p.started_at < (SELECT n.started_at FROM repl_ml.peer_start n WHERE n.node_id = node ORDER BY n.started_at DESC OFFSET 100 LIMIT 1)
+    $$;
+COMMENT ON FUNCTION repl_ml.note_peer_starts(integer, jsonb) IS 'writes down, for all members, from which starts of a peer''s server this node reads';
+
+CREATE FUNCTION repl_ml.all_known() RETURNS jsonb
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT coalesce(pg_catalog.jsonb_agg(pg_catalog.to_jsonb(k) || pg_catalog.jsonb_build_object('node_id', m.node_id, 'holder', l.node_id)), '[]')
+      FROM repl_ml.local_node l CROSS JOIN repl_ml.member m CROSS JOIN LATERAL repl_ml.known_of(m.node_id) k WHERE m.node_id <> l.node_id AND k.server_start IS NOT NULL
+    $$;
+COMMENT ON FUNCTION repl_ml.all_known() IS 'called by peers: what repl_ml.known_of() says here of each member, also of dropped ones';
+
+-- Does a start that some member has read from lack what this node, or the peer that says so (theirs), has heard before? Then what
+-- was written since may be somewhere, and passes for newer than what was lost. Not one of which it is known what the node has become:
+-- then late writes are that one's. arriving: a start that is just coming.
+CREATE FUNCTION repl_ml.find_late(theirs jsonb DEFAULT '[]', arriving jsonb DEFAULT NULL, OUT node_id integer, OUT node_name name, OUT started_at timestamptz, OUT safe_counter bigint,
+                                  OUT is_gone boolean, OUT dsn text, OUT question text)
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        c record;
+        line timestamptz[];
+    BEGIN
+        FOR c IN
+            WITH starts AS (
+                SELECT p.node_id, p.started_at, p.sequence, p.lsn, p.safe_counter, p.counter FROM repl_ml.peer_start p
+                UNION SELECT a.* FROM pg_catalog.jsonb_to_record(arriving) a (node_id integer, started_at timestamptz, sequence bigint, lsn pg_lsn, safe_counter bigint, counter bigint) WHERE arriving IS NOT NULL)
+            SELECT s.*, k.holder, k.server_start, k.sequence AS heard, k.lsn AS applied, k.counter AS told, m.node_name, m.state, m.dsn,
+                   coalesce(s.lsn < k.lsn, false) OR coalesce(s.sequence < k.sequence, false) AS is_short
+              FROM starts s JOIN pg_catalog.jsonb_to_recordset(repl_ml.all_known() || theirs) k (node_id integer, holder integer, server_start timestamptz, sequence bigint, lsn pg_lsn, counter bigint)
+                ON k.node_id = s.node_id
+              JOIN repl_ml.member m ON m.node_id = s.node_id JOIN repl_ml.local_node l ON l.node_id <> s.node_id
+             WHERE s.started_at > k.server_start AND (s.lsn < k.lsn OR s.sequence < k.sequence) AND EXISTS (SELECT FROM starts e WHERE (e.node_id, e.started_at) = (k.node_id, k.server_start))
+                OR k.counter > s.safe_counter AND k.counter < s.counter
+             ORDER BY s.node_id, s.started_at LOOP
+            -- a clock may have been set back, too: not what that one came from
+            CONTINUE WHEN c.is_short AND c.server_start IS NOT NULL AND c.started_at = ANY (repl_ml.line_of(c.node_id, c.server_start))
+                      AND NOT coalesce(c.told > c.safe_counter AND c.told < c.counter, false);
+            line := repl_ml.line_of(c.node_id, c.started_at);
+            CONTINUE WHEN EXISTS (SELECT FROM repl_ml.member f WHERE f.former_id = c.node_id
+                                     AND CASE WHEN EXISTS (SELECT FROM repl_ml.peer_start p WHERE (p.node_id, p.counter) = (c.node_id, f.former_counter))
+                                              THEN EXISTS (SELECT FROM repl_ml.peer_start p WHERE (p.node_id, p.counter) = (c.node_id, f.former_counter) AND p.started_at = ANY (line))
+                                              ELSE f.former_counter = c.counter OR f.former_counter > c.counter
+                                                   AND NOT EXISTS (SELECT FROM repl_ml.peer_start p WHERE p.node_id = c.node_id AND p.counter > c.counter AND p.counter < f.former_counter) END);
+            CONTINUE WHEN c.started_at = ANY ((SELECT d.listed FROM repl_ml.dropped_node d WHERE d.node_id = c.node_id)::timestamptz[]);
+            node_id := c.node_id; node_name := c.node_name; started_at := c.started_at; safe_counter := c.safe_counter; dsn := c.dsn;
+            -- it may be on its way back
+            is_gone := c.state = 'dropped' AND EXISTS (SELECT FROM repl_ml.dropped_node d WHERE d.node_id = c.node_id)
+               AND NOT EXISTS (SELECT FROM repl_ml.invitation i WHERE i.invited_by = pg_catalog.format('node %s', c.node_id)::name AND i.valid_until > pg_catalog.clock_timestamp()
+                                  AND NOT EXISTS (SELECT FROM repl_ml.member s WHERE s.former_id = c.node_id AND s.joined_at > c.started_at));
+            question := pg_catalog.format('SELECT repl_ml.note_set_back(%s, %L, %L, %L, %L)', c.holder, c.server_start, c.heard, c.applied, c.told);
+            RETURN;
+        END LOOP;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.find_late(jsonb, jsonb) IS 'whether some member may have what a node wrote after it had been set back, and before anybody told it, and it is not known yet what that has become: which node, the first start that shows it, up to where the node had its own then, whether it comes back no more, and how it is told; nulls if not';
+
+-- Which starts a server's storage has been through, as far as they are known
+CREATE FUNCTION repl_ml.line_of(node integer, start timestamptz) RETURNS timestamptz[]
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    WITH RECURSIVE line (started_at) AS (
+        SELECT start UNION SELECT p.follows FROM line JOIN repl_ml.peer_start p ON (p.node_id, p.started_at) = (node, line.started_at) WHERE p.follows IS NOT NULL)
+    SELECT pg_catalog.array_agg(line.started_at) FROM line
+    $$;
+COMMENT ON FUNCTION repl_ml.line_of(integer, timestamptz) IS 'the starts of a member''s server that the storage had been through which it had at that one, itself included';
+
 -- For an apply worker whose peer says that the other members have dropped this node; succeeded: when it became another one
 CREATE FUNCTION repl_ml.note_dropped(peer integer, succeeded timestamptz) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
@@ -495,7 +580,7 @@ CREATE FUNCTION repl_ml.make_publication() RETURNS void
         IF EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = 'repl_ml') THEN
             DROP PUBLICATION repl_ml;
         END IF;
-        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.verification, repl_ml.group_sequence, repl_ml.schema_change
+        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.verification, repl_ml.group_sequence, repl_ml.schema_change, repl_ml.peer_start
             WITH (publish = 'insert, update', publish_via_partition_root = true);
         COMMENT ON PUBLICATION repl_ml IS 'what the repl_ml group replicates; managed by repl_ml.add_table and remove_table';
     END
@@ -524,7 +609,7 @@ CREATE FUNCTION repl_ml.publication_fault() RETURNS text
                         WHEN NOT p.pubinsert OR NOT p.pubupdate THEN 'leaves out changes'
                         WHEN p.pubdelete OR p.pubtruncate OR NOT p.pubviaroot OR p.puballtables THEN 'does not publish what the nodes read'
                         WHEN EXISTS (SELECT FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL)) THEN 'leaves out rows or columns'
-                        WHEN EXISTS (SELECT FROM pg_catalog.unnest('{member,replicated_table,heartbeat,tombstone,collection,conflict_policy,table_shape,invitation,verification}'::name[]) c (name)
+                        WHEN EXISTS (SELECT FROM pg_catalog.unnest('{member,replicated_table,heartbeat,tombstone,collection,conflict_policy,table_shape,invitation,verification,group_sequence,peer_start}'::name[]) c (name)
                                       WHERE NOT repl_ml.is_published(repl_ml.find_table('repl_ml', c.name))) THEN 'lacks tables of repl_ml' END
               FROM (SELECT) one LEFT JOIN pg_catalog.pg_publication p ON p.pubname = 'repl_ml');
     END
@@ -595,6 +680,7 @@ CREATE FUNCTION repl_ml.empty_lists(keep_clocks boolean DEFAULT false) RETURNS v
         DELETE FROM repl_ml.parked_change p WHERE p.action = 'bulk';
         DELETE FROM repl_ml.heard;
         DELETE FROM repl_ml.server_start;
+        DELETE FROM repl_ml.peer_start;
         DELETE FROM repl_ml.dropped_node;
         UPDATE repl_ml.lease_state SET promised = 0, round = 0, turn = 0, holder = 0, base = '{}', timeline = (SELECT f.timeline FROM repl_ml.local_fingerprint() f);
         DELETE FROM repl_ml.transaction_record;

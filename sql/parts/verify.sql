@@ -436,7 +436,7 @@ CREATE VIEW repl_ml.repair_history WITH (security_barrier) AS
                                          (SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)) AS read) may
      WHERE pg_catalog.pg_has_role(current_user, 'repl_ml_admin', 'USAGE') OR pg_catalog.pg_has_role(current_user, t.relowner, 'USAGE');
 COMMENT ON VIEW repl_ml.repair_history IS
-    'rows that repl_ml.repair_table has changed on this node: what differed, from which node it has the version, and the row before and after it (null: none, longer than 1 MB, or of a table that you may not read). Members of repl_ml_admin see all, others those of their own tables; kept for repl_ml.conflict_retention';
+    'rows that repl_ml.repair_table has changed on this node, or that are listed because nobody can decide: what differed, from which node it has the version, and the row before and after it (null: none, longer than 1 MB, or of a table that you may not read). Members of repl_ml_admin see all, others those of their own tables; kept for repl_ml.conflict_retention';
 
 CREATE VIEW repl_ml.consistency_checks AS
     SELECT c.id, c.schema_name, c.table_name, c.status, c.members, c.unreachable, c.rows, c.chunks, c.differing_rows, c.rechecked_rows, c.started_at, c.duration, c.detail, c.hint, c.mode, c.hashed_rows,

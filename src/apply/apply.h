@@ -410,6 +410,9 @@ extern void repl_ml_heard_note(ReplMlApply *apply, const char *text);
 extern void repl_ml_heard_forget(ReplMlApply *apply, bool incomplete);
 extern bool repl_ml_heard_is_incomplete(const ReplMlApply *apply);
 extern void repl_ml_heard_complete(ReplMlApply *apply);
+extern void repl_ml_heard_refuse(const ReplMlApply *apply, const char *node_name,
+								 const char *started_at);
+extern void repl_ml_heard_peer_start(const ReplMlApply *apply, Datum *values);
 extern void repl_ml_heard_start(const ReplMlApply *apply, TimestampTz server_start,
 								int incarnation);
 

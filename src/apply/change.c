@@ -53,6 +53,26 @@ static bool is_stamped_by(uint16 node, ReplMlTarget *target);
 static void apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table,
 							LogicalRepTupleData *tuple);
 
+/* Has heard.c look at a start of some member's server. */
+static void
+note_start(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleData *tuple)
+{
+	static const char *const columns[] = {"node_id", "started_at", "sequence", "lsn",
+	"safe_counter", "counter"};
+	Datum		values[lengthof(columns)];
+
+	for (int i = 0; i < lengthof(columns); i++)
+	{
+		char	   *text = repl_ml_relation_text(table, tuple, columns[i]);
+
+		/* a member that sends none of these says nothing */
+		if (text == NULL)
+			return;
+		values[i] = CStringGetTextDatum(text);
+	}
+	repl_ml_heard_peer_start(apply, values);
+}
+
 /*
  * Called by dispatch.c: applies one change in the way of its transaction, and of
  * its table.
@@ -69,6 +89,9 @@ repl_ml_change_handle(ReplMlApply *apply, LogicalRepRelId id, char action,
 	if (strcmp(table->remote.nspname, REPL_ML_SCHEMA) == 0 &&
 		strcmp(table->remote.relname, "heartbeat") == 0)
 		repl_ml_heard_note(apply, repl_ml_relation_text(table, tuple, "sequence"));
+	else if (strcmp(table->remote.nspname, REPL_ML_SCHEMA) == 0 &&
+			 strcmp(table->remote.relname, "peer_start") == 0)
+		note_start(apply, table, tuple);
 	apply->blame_transaction = true;
 	apply->transaction.changes++;
 	/* those that have ended must not wait for it, or for the locks of a changed schema */
@@ -338,7 +361,8 @@ repl_ml_change_join(ReplMlApply *apply, LogicalRepRelId id, char action,
 		apply->transaction.catalogs_changed = true;
 	}
 	else if (is_catalog && strcmp(table->remote.relname, "collection") != 0 &&
-			 strcmp(table->remote.relname, "verification") != 0)
+			 strcmp(table->remote.relname, "verification") != 0 &&
+			 strcmp(table->remote.relname, "peer_start") != 0)
 		apply->transaction.catalogs_changed = true;
 }
 

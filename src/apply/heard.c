@@ -25,6 +25,8 @@
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "utils/builtins.h"
+#include "utils/snapmgr.h"
 
 #include "apply/apply.h"
 #include "server/server.h"
@@ -136,4 +138,47 @@ repl_ml_heard_start(const ReplMlApply *apply, TimestampTz server_start, int inca
 						" WHERE (h.server_start, h.incarnation)"
 						" IS DISTINCT FROM (excluded.server_start, excluded.incarnation)",
 						3, types, values, NULL);
+}
+
+/*
+ * Raises, also for copy/starts.c, the error that the peer may have what a node wrote late: it is no
+ * transaction's, and the next connection waits until that is known to be whose it is.
+ */
+void
+repl_ml_heard_refuse(const ReplMlApply *apply, const char *node_name, const char *started_at)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_CONNECTION_FAILURE),
+			 errmsg("node \"%s\" may have rows that node \"%s\" wrote after it had been set back",
+					apply->peer->node_name, node_name),
+			 errdetail("Its server was started at %s with less than it had sent. What it has "
+					   "written since must not pass for newer than what it had forgotten.",
+					   started_at),
+			 errhint("It comes back by itself as soon as it and more than half of the other "
+					 "members can be reached. If it will not come back, run SELECT "
+					 "repl_ml.drop_node(%s).", quote_literal_cstr(node_name))));
+}
+
+/*
+ * Called by change.c with a row of repl_ml.peer_start that comes in the stream, as texts and in
+ * the order of find_late()'s words for it, before anything that the peer has written since: raises
+ * an error if it shows a node to have been set back.
+ */
+void
+repl_ml_heard_peer_start(const ReplMlApply *apply, Datum *values)
+{
+	Oid			types[6] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+	char	   *name;
+
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_execute_with_args("SELECT node_name, started_at FROM repl_ml.find_late('[]',"
+						  " pg_catalog.jsonb_build_object('node_id', $1, 'started_at', $2,"
+						  " 'sequence', $3, 'lsn', $4, 'safe_counter', $5, 'counter', $6))"
+						  " WHERE NOT is_gone", 6, types, values, NULL, false, 1);
+	PopActiveSnapshot();
+	name = SPI_processed == 0 ? NULL : repl_ml_spi_text(0, 0);
+	if (name != NULL)
+		repl_ml_heard_refuse(apply, name, repl_ml_spi_text(0, 1));
+	SPI_finish();
 }

@@ -53,7 +53,8 @@ repl_ml_deletion_join(Oid relid, Datum columns, Datum key_array, const ReplMlClo
 					  const char *eviction, const ReplMlSource *source)
 {
 	ReplMlTarget *root = repl_ml_targets_get(relid);
-	ReplMlBurial burial = {.clock = clock,.eviction = eviction,.source = source};
+	ReplMlBurial burial = {.clock = repl_ml_late_rename(clock, NULL),.eviction = eviction,
+	.source = source};
 	ReplMlTable *shape;
 	Datum		present;
 
@@ -94,6 +95,7 @@ repl_ml_deletion_supersede(Oid relid, const AttrNumber *key, int count, TupleTab
 	int			grown = 0;
 
 	burial.clock = DatumGetReplMlClockP(slot_getattr(row, root->table->clock_attnum, &isnull));
+	burial.clock = repl_ml_late_rename(burial.clock, NULL);
 	repl_ml_become_owner(root->rel, &saved);
 	repl_ml_key_from_slot(root->table, row, ours);
 	if (repl_ml_shape_key(shape, row, theirs))

@@ -310,7 +310,7 @@ repl_ml_row_is_known(Oid relid, char **key, const ReplMlClock *clock)
 		read_clock(join.target, join.target->found) :
 		repl_ml_tombstone_find(join.target->table, join.key, 0);
 	repl_ml_become_self(&saved);
-	return here != NULL && repl_ml_clock_is_within(clock, here);
+	return here != NULL && repl_ml_clock_is_within(repl_ml_late_rename(clock, NULL), here);
 }
 
 /*
@@ -855,12 +855,12 @@ put_under_clock(ReplMlTarget *target, TupleTableSlot *slot, const ReplMlClock *c
 	return ExecStoreVirtualTuple(result);
 }
 
-/* Returns the clock of a version; raises an error if it has none. */
+/* Returns a version's clock, with late writes as whose they are; raises an error if it has none. */
 static const ReplMlClock *
 read_clock(ReplMlTarget *target, TupleTableSlot *slot)
 {
 	bool		isnull;
 	Datum		value = slot_getattr(slot, target->table->clock_attnum, &isnull);
 
-	return repl_ml_table_clock(target->table, value, isnull);
+	return repl_ml_late_rename(repl_ml_table_clock(target->table, value, isnull), NULL);
 }

@@ -182,7 +182,8 @@ evict_rival(ReplMlJoin *join, Relation index, TupleTableSlot *row, const ReplMlC
 	Datum		key[INDEX_MAX_KEYS];
 	bool		isnull;
 	Datum		value = slot_getattr(target->found, table->clock_attnum, &isnull);
-	const ReplMlClock *rival = repl_ml_table_clock(table, value, isnull);
+	const ReplMlClock *rival =
+		repl_ml_late_rename(repl_ml_table_clock(table, value, isnull), NULL);
 	ReplMlVersions versions = {0};
 	const ReplMlClock *loser;
 	const char *index_name = RelationGetRelationName(index);

@@ -107,6 +107,10 @@ extern int64 repl_ml_rows_join(ReplMlApply *apply, Relation rel, CopyFromState c
 /* in dropped.c */
 extern void repl_ml_dropped_compare(ReplMlApply *apply, WalReceiverConn *conn);
 
+/* in starts.c */
+extern void repl_ml_starts_note(ReplMlApply *apply);
+extern void repl_ml_starts_await(ReplMlApply *apply);
+
 /* in await.c */
 extern void repl_ml_await_donor(ReplMlApply *apply);
 

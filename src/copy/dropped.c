@@ -23,8 +23,15 @@
 #include "wire/wire.h"
 
 
-static bool ask_final_lsn(WalReceiverConn *conn, int node_id, XLogRecPtr *lsn);
-static void settle_dropped(ReplMlApply *apply, int node_id, XLogRecPtr theirs);
+/* How far a peer had a dropped node. */
+typedef struct Final
+{
+	XLogRecPtr	lsn;			/* 0/0 if it came later */
+	char	   *server_start;	/* of which start of its server, if that is known */
+} Final;
+
+static bool ask_final(WalReceiverConn *conn, int node_id, Final *final);
+static void settle_dropped(ReplMlApply *apply, int node_id, const Final *theirs);
 
 /*
  * Called by the apply worker before it streams, and between transactions of the
@@ -52,24 +59,22 @@ repl_ml_dropped_compare(ReplMlApply *apply, WalReceiverConn *conn)
 	MemoryContextSwitchTo(apply->message_context);
 	foreach(lc, nodes)
 	{
-		XLogRecPtr	theirs;
+		Final		theirs = {0};
 
 		/* one of which the peer may still get more is asked for later */
-		if (ask_final_lsn(conn, lfirst_int(lc), &theirs))
-			settle_dropped(apply, lfirst_int(lc), theirs);
+		if (ask_final(conn, lfirst_int(lc), &theirs))
+			settle_dropped(apply, lfirst_int(lc), &theirs);
 	}
 }
 
-/*
- * Sets how far the peer had applied a dropped node: 0/0 if it came later.
- * Returns false while it may still go on.
- */
+/* Sets how far the peer had applied a dropped node; returns false while it may still go on. */
 static bool
-ask_final_lsn(WalReceiverConn *conn, int node_id, XLogRecPtr *lsn)
+ask_final(WalReceiverConn *conn, int node_id, Final *final)
 {
-	static const Oid types[1] = {PG_LSNOID};
-	const char *query = psprintf("SELECT repl_ml.final_lsn(%d)", node_id);
-	ReplMlResult *result = repl_ml_stream_query(conn, query, 1, types);
+	static const Oid types[2] = {PG_LSNOID, TEXTOID};
+	const char *query = psprintf("SELECT f.lsn, f.server_start::pg_catalog.text"
+								 " FROM repl_ml.final_lsn(%d) f", node_id);
+	ReplMlResult *result = repl_ml_stream_query(conn, query, 2, types);
 	bool		known = false;
 
 	if (repl_ml_stream_next(result))
@@ -77,7 +82,9 @@ ask_final_lsn(WalReceiverConn *conn, int node_id, XLogRecPtr *lsn)
 		slot_getallattrs(result->slot);
 		known = !result->slot->tts_isnull[0];
 		if (known)
-			*lsn = DatumGetLSN(result->slot->tts_values[0]);
+			final->lsn = DatumGetLSN(result->slot->tts_values[0]);
+		if (known && !result->slot->tts_isnull[1])
+			final->server_start = TextDatumGetCString(result->slot->tts_values[1]);
 	}
 	repl_ml_stream_free(result);
 	return known;
@@ -85,16 +92,20 @@ ask_final_lsn(WalReceiverConn *conn, int node_id, XLogRecPtr *lsn)
 
 /*
  * Notes that the peer's part of a dropped node is known; orders a copy if it
- * has more.
+ * has more, or has it of another start of the server: if the node was set back in
+ * between, positions are not of one WAL.
  */
 static void
-settle_dropped(ReplMlApply *apply, int node_id, XLogRecPtr theirs)
+settle_dropped(ReplMlApply *apply, int node_id, const Final *theirs)
 {
 	repl_ml_begin();
 	SPI_execute(psprintf("SELECT repl_ml.order_copies(%d) FROM repl_ml.dropped_node d"
 						 " WHERE d.node_id OPERATOR(pg_catalog.=) %d"
-						 " AND d.applied_lsn OPERATOR(pg_catalog.<) '%X/%X'::pg_catalog.pg_lsn",
-						 apply->peer->node_id, node_id, LSN_FORMAT_ARGS(theirs)), false, 0);
+						 " AND (d.applied_lsn OPERATOR(pg_catalog.<) '%X/%X'::pg_catalog.pg_lsn"
+						 " OR d.server_start OPERATOR(pg_catalog.<>) %s::pg_catalog.timestamptz)",
+						 apply->peer->node_id, node_id, LSN_FORMAT_ARGS(theirs->lsn),
+						 theirs->server_start == NULL ? "NULL" :
+						 quote_literal_cstr(theirs->server_start)), false, 0);
 	SPI_execute(psprintf("UPDATE repl_ml.dropped_node"
 						 " SET compared = compared OPERATOR(pg_catalog.||) %d"
 						 " WHERE node_id OPERATOR(pg_catalog.=) %d", apply->peer->node_id, node_id),

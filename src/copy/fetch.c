@@ -162,6 +162,18 @@ is_donor(int node_id)
 							   NULL) > 0;
 }
 
+/* Says whether the member has come back under another id after it was set back. */
+static bool
+was_set_back(int node_id)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		values[1] = {Int32GetDatum(node_id)};
+
+	return repl_ml_spi_execute("SELECT FROM repl_ml.member"
+							   " WHERE node_id OPERATOR(pg_catalog.=) $1"
+							   " AND former_counter IS NOT NULL", 1, types, values, NULL) > 0;
+}
+
 /*
  * Joins the rows of a table, of one moment, in the order they must come.  What
  * was parked of the peer's changes of it comes with them; what fails is
@@ -179,6 +191,8 @@ copy_content(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *s
 	{
 		if (repl_ml_meet_is_due() && is_donor(apply->peer->node_id))
 			repl_ml_meet_prepare(conn, apply->peer->node_id);
+		else if (was_set_back(apply->peer->node_id))
+			repl_ml_former_rename_catalogs();
 		(void) copy_rows(apply, conn, repl_ml_catalog_oid(REPL_ML_VERSION_TABLE), false);
 		repl_ml_record_copy(apply, conn);
 		return copy_rows(apply, conn, relid, true);
@@ -295,6 +309,9 @@ copy_users_table(ReplMlApply *apply, WalReceiverConn *conn, Oid relid)
 
 	repl_ml_apply_show_copy(apply, relid, 0);
 	repl_ml_crash_writes(relid);
+	/* what it wrote late may have come here, too */
+	if (!repl_ml_meet_is_due() && was_set_back(apply->peer->node_id))
+		repl_ml_former_rename(rel);
 	differing = repl_ml_differing_begin(conn, rel);
 	of.differing = differing != NULL;
 	while (differing == NULL || repl_ml_differing_next(differing))

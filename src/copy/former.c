@@ -1,26 +1,18 @@
 /*
  * former.c
- *		What this node wrote after it had been set back and before anybody told it.
+ *		Rewrites, on this node, the clocks of what a node wrote late, after it had been set
+ *		back: see row/late.c.
  *
- * Its clocks say too much.  A version that it wrote then has a greater counter of
- * the node's id than one it had written before and has forgotten, and would pass
- * for newer than that, which it never saw.  So when the node comes back under its
- * next id, these writes become that id's: of its former id they know what
- * the node had when its server was started.  Then clocks tell truly what each
- * knew, and joining does the rest: what both times have written of a row is a
- * conflict, resolved and logged as any other.
- *
- * Another node that was set back with it may have had such writes of it: then that
- * renames them in the same way, as repl_ml.member says of each what it is now.
- *
- * Only of a counter (merge rule) nobody knows how much was added in either time,
- * as a sum has no history.  Such a row loses its clock: so it makes way for the
+ * Joining does not need it, but comparing does, which is of clocks as they are kept; and a node
+ * that comes back itself brings its rows along as those of its new id.  Of a
+ * counter (merge rule) that such a node has written late it does not know how much was
+ * added in either time.  Its row loses its clock: so it makes way for the
  * group's, and is in repl_ml.repair_history with its values (meet.c).
  *
- * Runs in the apply worker of the donor's link, in the copy's transaction, before
- * anything is copied; a second time it finds nothing.  Nothing of these writes
- * has come to a member that has what was forgotten: peers compare before they read
- * (link.c).  Locks: the rows.
+ * Runs in the apply worker: in a node that comes back, of the donor's link, before
+ * anything is copied (meet.c); in every other one before it copies a table from
+ * such a node (fetch.c).  In the copy's transaction; a second time it finds nothing.
+ * Locks: the rows.
  */
 #include "postgres.h"
 
@@ -42,155 +34,37 @@
 
 #define ROWS_AT_ONCE	100000	/* keys that are kept in memory */
 
-/* A node that was set back, and what it is now; see repl_ml.member. */
-typedef struct Former
-{
-	uint16		node;
-	uint16		self;
-	uint64		safe;			/* it had its own up to there */
-	uint64		counter;		/* since then it has written with greater ones */
-} Former;
-
-/* All of them, the later ones of an id first; in the transaction's memory. */
-typedef struct Formers
-{
-	Former	   *all;
-	int			count;
-} Formers;
-
 /* Rows of a table that have been found. */
 typedef struct Writes
 {
 	Relation	rel;
-	const Formers *formers;
 	List	   *keys;			/* of Datum: text[] */
 } Writes;
 
-/* Returns whose late write it is; NULL if it is none. */
-static const Former *
-find_late(const Formers *formers, ReplMlClockEntry write)
-{
-	for (int i = 0; i < formers->count; i++)
-	{
-		if (write.node == formers->all[i].node && write.counter > formers->all[i].counter)
-			return &formers->all[i];
-	}
-	return NULL;
-}
-
-/* Says whether the clock knows of a late write. */
+/* Says whether some member was set back: if none was, there is nothing to look for. */
 static bool
-has_late(const Formers *formers, const ReplMlClock *clock)
+has_formers(void)
 {
-	for (int i = 0; i < repl_ml_clock_count(clock); i++)
-	{
-		if (find_late(formers, repl_ml_clock_entry(clock, i)) != NULL)
-			return true;
-	}
-	return false;
-}
+	bool		has;
 
-/* Returns up to where the marks know the writes that a former id had before. */
-static uint64
-known_before(const Formers *formers, const ReplMlMarks *marks, const Former *former)
-{
-	uint64		known = former->safe;
-
-	for (int i = 0; i < marks->count; i++)
-	{
-		const ReplMlMark *mark = &marks->all[i];
-
-		for (int j = 0; mark->is_counter && j < mark->count; j++)
-		{
-			ReplMlClockEntry write = mark->contributions[j].write;
-
-			if (write.node == former->node && find_late(formers, write) == NULL)
-				known = Max(known, write.counter);
-		}
-		if (!mark->is_counter && mark->dot.node == former->node &&
-			find_late(formers, mark->dot) == NULL)
-			known = Max(known, mark->dot.counter);
-	}
-	return known;
-}
-
-/* Renames the writes that the marks name; returns false if a counter is among them. */
-static bool
-rename_marks(const Formers *formers, ReplMlMarks *marks)
-{
-	for (int i = 0; i < marks->count; i++)
-	{
-		ReplMlMark *mark = &marks->all[i];
-		const Former *late;
-
-		for (int j = 0; mark->is_counter && j < mark->count; j++)
-		{
-			if (find_late(formers, mark->contributions[j].write) != NULL)
-				return false;
-		}
-		if (!mark->is_counter && (late = find_late(formers, mark->dot)) != NULL)
-			mark->dot.node = late->self;
-	}
-	return true;
-}
-
-/*
- * Returns the clock with the late writes of former ids as those of what they are now;
- * an empty one if the row has a counter that was written late.
- */
-static ReplMlClock *
-rename_clock(const Formers *formers, const ReplMlClock *clock)
-{
-	int			count = repl_ml_clock_count(clock);
-	ReplMlClockEntry *entries = palloc((count + 1) * sizeof(ReplMlClockEntry));
-	ReplMlMarks marks = repl_ml_marks_read(clock);
-	ReplMlClock *late = repl_ml_clock_empty();
-	ReplMlClock *result;
-	int			kept = 0;
-
-	for (int i = 0; i < count; i++)
-	{
-		ReplMlClockEntry entry = repl_ml_clock_entry(clock, i);
-		const Former *former = find_late(formers, entry);
-
-		if (former != NULL)
-		{
-			late = repl_ml_clock_merge(late, repl_ml_clock_make(former->self, entry.counter));
-			entry.counter = known_before(formers, &marks, former);
-		}
-		if (entry.counter > 0)
-			entries[kept++] = entry;
-	}
-	if (!rename_marks(formers, &marks))
-		return repl_ml_clock_empty();
-	result = repl_ml_clock_merge(repl_ml_clock_from_entries(entries, kept), late);
-	return marks.count > 0 ? repl_ml_marks_attach(result, &marks) : result;
-}
-
-/*
- * Sets who was set back; returns false if this node was not: then it has, of others, what was
- * known to be late when it came.
- */
-static bool
-load_formers(Formers *formers)
-{
-	if (repl_ml_identity()->former_node == 0)
-		return false;
 	SPI_connect();
-	SPI_execute("SELECT former_id, node_id, former_safe, former_counter FROM repl_ml.member"
-				" WHERE former_counter IS NOT NULL"
-				" ORDER BY former_id, former_counter DESC", false, 0);
-	formers->count = SPI_processed;
-	formers->all = SPI_palloc(Max(formers->count, 1) * sizeof(Former));
-	for (int i = 0; i < formers->count; i++)
-	{
-		formers->all[i].node = atoi(repl_ml_spi_text(i, 0));
-		formers->all[i].self = atoi(repl_ml_spi_text(i, 1));
-		formers->all[i].safe = strtoull(repl_ml_spi_text(i, 2), NULL, 10);
-		formers->all[i].counter = strtoull(repl_ml_spi_text(i, 3), NULL, 10);
-	}
+	SPI_execute("SELECT FROM repl_ml.member WHERE former_counter IS NOT NULL", true, 1);
+	has = SPI_processed > 0;
 	SPI_finish();
-	return formers->count > 0;
+	return has;
+}
+
+/*
+ * Returns the clock as it is to be kept, itself if it is.  Of a row of this node's own that has a
+ * counter that was written late, while it meets the group's, that is an empty one.
+ */
+static const ReplMlClock *
+rename_clock(const ReplMlClock *clock)
+{
+	bool		counted;
+	const ReplMlClock *renamed = repl_ml_late_rename(clock, &counted);
+
+	return counted && repl_ml_meet_is_due() ? repl_ml_clock_empty() : renamed;
 }
 
 /* ---- users' tables ---- */
@@ -203,11 +77,14 @@ keep_key(Relation rel, ReplMlImage *image, TupleTableSlot *slot, void *argument)
 	ReplMlTable *table = repl_ml_table_get(rel);
 	bool		isnull;
 	Datum		clock = slot_getattr(slot, table->clock_attnum, &isnull);
+	const ReplMlClock *own;
 	Datum		key[INDEX_MAX_KEYS];
 	ReplMlUser	saved;
 
-	if (isnull || list_length(writes->keys) >= ROWS_AT_ONCE ||
-		!has_late(writes->formers, DatumGetReplMlClockP(clock)))
+	if (isnull || list_length(writes->keys) >= ROWS_AT_ONCE)
+		return;
+	own = DatumGetReplMlClockP(clock);
+	if (rename_clock(own) == own)
 		return;
 	repl_ml_become_owner(writes->rel, &saved);
 	repl_ml_key_from_slot(table, slot, key);
@@ -217,7 +94,7 @@ keep_key(Relation rel, ReplMlImage *image, TupleTableSlot *slot, void *argument)
 
 /* Gives the row with this key its other clock. */
 static void
-rename_row(const Formers *formers, Relation rel, Datum key)
+rename_row(Relation rel, Datum key)
 {
 	ReplMlTarget *root;
 	ReplMlTarget *target;
@@ -232,10 +109,10 @@ rename_row(const Formers *formers, Relation rel, Datum key)
 		AttrNumber	attnum = target->table->clock_attnum;
 		bool		isnull;
 		Datum		clock = slot_getattr(target->found, attnum, &isnull);
-		ReplMlClock *renamed = isnull ? NULL :
-			rename_clock(formers, (ReplMlClock *) DatumGetByteaPCopy(clock));
+		const ReplMlClock *own = isnull ? NULL : (ReplMlClock *) DatumGetByteaPCopy(clock);
+		const ReplMlClock *renamed = isnull ? NULL : rename_clock(own);
 
-		if (renamed != NULL)
+		if (renamed != NULL && renamed != own)
 			repl_ml_target_update(target,
 								  repl_ml_meet_make(target,
 													repl_ml_version_from_slot(target->found,
@@ -246,9 +123,9 @@ rename_row(const Formers *formers, Relation rel, Datum key)
 
 /* Finds rows with late writes, so many at once; returns whether there may be more. */
 static bool
-rename_rows(const Formers *formers, Relation rel)
+rename_rows(Relation rel)
 {
-	Writes		writes = {.rel = rel,.formers = formers};
+	Writes		writes = {.rel = rel};
 	Snapshot	snapshot;
 	ListCell   *lc;
 
@@ -259,28 +136,27 @@ rename_rows(const Formers *formers, Relation rel)
 	foreach(lc, writes.keys)
 	{
 		CHECK_FOR_INTERRUPTS();
-		rename_row(formers, rel, PointerGetDatum(lfirst(lc)));
+		rename_row(rel, PointerGetDatum(lfirst(lc)));
 	}
 	return list_length(writes.keys) >= ROWS_AT_ONCE;
 }
 
-/* Called by meet.c: makes the late writes of a table those of the present id. */
+/* Called by meet.c and fetch.c: makes the late writes of a table those of the present ids. */
 void
 repl_ml_former_rename(Relation rel)
 {
 	MemoryContext context;
 	MemoryContext old;
-	Formers		formers;
 	bool		more = true;
 
-	if (!load_formers(&formers))
+	if (!has_formers())
 		return;
 	context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml rows of a former id",
 									ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(context);
 	while (more)
 	{
-		more = rename_rows(&formers, rel);
+		more = rename_rows(rel);
 		MemoryContextReset(context);
 	}
 	MemoryContextSwitchTo(old);
@@ -303,7 +179,7 @@ rename_entry(const char *table, ItemPointer place, const ReplMlClock *clock)
 
 /* Renames the late writes in a catalog of ours. */
 static void
-rename_entries(const Formers *formers, const char *table)
+rename_entries(const char *table)
 {
 	SPITupleTable *found;
 
@@ -320,25 +196,24 @@ rename_entries(const Formers *formers, const char *table)
 
 		CHECK_FOR_INTERRUPTS();
 		rename_entry(table, (ItemPointer) DatumGetPointer(place),
-					 rename_clock(formers, DatumGetReplMlClockP(clock)));
+					 rename_clock(DatumGetReplMlClockP(clock)));
 	}
 	SPI_freetuptable(found);
 }
 
 /*
- * Called by meet.c: does the same with deletions and with the versions that are
+ * Called by meet.c and fetch.c: does the same with deletions and with the versions that are
  * kept beside rows.
  */
 void
 repl_ml_former_rename_catalogs(void)
 {
 	static const char *const tables[] = {"tombstone", "concurrent_version", "eviction"};
-	Formers		formers;
 
-	if (!load_formers(&formers))
+	if (!has_formers())
 		return;
 	SPI_connect();
 	for (int i = 0; i < lengthof(tables); i++)
-		rename_entries(&formers, tables[i]);
+		rename_entries(tables[i]);
 	SPI_finish();
 }

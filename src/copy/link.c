@@ -299,6 +299,19 @@ ask_set_back(ReplMlApply *apply)
 	return reason;
 }
 
+/* Says whether nothing has been read yet that the peer's server wrote since it was started then. */
+static bool
+is_unknown_start(ReplMlApply *apply, TimestampTz server_start)
+{
+	char	   *known[KNOWN_COLUMNS];
+
+	load_known(apply, known);
+	return known[0] == NULL ||
+		DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in, CStringGetDatum(known[0]),
+												ObjectIdGetDatum(InvalidOid),
+												Int32GetDatum(-1))) != server_start;
+}
+
 /*
  * Raises an error where the peer has less than has come from it, or this node less
  * than has come to the peer: then it was set back, which it has noted when
@@ -325,6 +338,11 @@ check_progress(ReplMlApply *apply, const PeerInfo *info)
 	StartTransactionCommand();
 	/* raises the error if that is so */
 	(void) repl_ml_identity_require();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(apply->message_context);
+	if (is_unknown_start(apply, info->server_start))
+		repl_ml_starts_note(apply);
+	StartTransactionCommand();
 	repl_ml_heard_start(apply, info->server_start, info->incarnation);
 	/* before anything of it is applied */
 	ForceSyncCommit();

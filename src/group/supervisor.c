@@ -638,10 +638,13 @@ bury_peer(int node_id)
 	 * for good now: what a peer has beyond it is copied from there, see
 	 * copy/dropped.c
 	 */
-	SPI_execute(psprintf("INSERT INTO repl_ml.dropped_node (node_id, applied_lsn, acknowledged_lsn)"
-						 " VALUES (%d, repl_ml.received_lsn(%d), '%X/%X')"
+	SPI_execute(psprintf("INSERT INTO repl_ml.dropped_node (node_id, applied_lsn,"
+						 " acknowledged_lsn, server_start, sequence)"
+						 " SELECT %d, repl_ml.received_lsn(%d), '%X/%X', h.server_start, h.sequence"
+						 " FROM (SELECT) one LEFT JOIN repl_ml.heard h"
+						 " ON h.node_id OPERATOR(pg_catalog.=) %d"
 						 " ON CONFLICT (node_id) DO NOTHING",
-						 node_id, node_id, LSN_FORMAT_ARGS(acknowledged)), false, 0);
+						 node_id, node_id, LSN_FORMAT_ARGS(acknowledged), node_id), false, 0);
 	SPI_execute(psprintf("SELECT pg_catalog.pg_terminate_backend(active_pid)"
 						 " FROM pg_catalog.pg_replication_slots"
 						 " WHERE slot_name OPERATOR(pg_catalog.=) '%s' AND active_pid IS NOT NULL",

@@ -421,6 +421,7 @@ run_connection(void)
 		show_covered(from);
 	repl_ml_sync_catalogs(&apply, apply.connection.stream);
 	apply.catalogs_behind = false;
+	repl_ml_starts_await(&apply);
 	repl_ml_await_donor(&apply);
 	repl_ml_enrol_pending(&apply);
 	repl_ml_dropped_compare(&apply, apply.connection.stream);

@@ -207,6 +207,9 @@ extern void repl_ml_size_init(void);
 extern bool repl_ml_size_is_doubtful(uint64 bytes);
 extern void repl_ml_size_check(Relation rel, const Datum *values, const bool *nulls);
 
+/* in late.c */
+extern const ReplMlClock *repl_ml_late_rename(const ReplMlClock *clock, bool *counted);
+
 /* in tombstone.c */
 extern ReplMlClock *repl_ml_tombstone_find(ReplMlTable *table, Datum *key, uint16 writer);
 extern ReplMlClock *repl_ml_tombstone_seen(ReplMlTable *table, Datum *key, Snapshot snapshot);

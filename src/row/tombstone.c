@@ -377,7 +377,7 @@ is_of_table(ReplMlTable *table, const Datum *values)
 
 /*
  * Says whether this tombstone is the key's, as hashes may collide, and sets a
- * copy of its clock.
+ * copy of its clock, with late writes as whose they are.
  */
 static bool
 is_tombstone_of(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple, ReplMlClock **clock)
@@ -395,6 +395,7 @@ is_tombstone_of(ReplMlTable *table, Datum *key, Relation rel, HeapTuple tuple, R
 	if (!repl_ml_key_equal(table, key, its_key))
 		return false;
 	*clock = (ReplMlClock *) PG_DETOAST_DATUM_COPY(values[Anum_tombstone_clock - 1]);
+	*clock = unconstify(ReplMlClock *, repl_ml_late_rename(*clock, NULL));
 	return true;
 }
 

@@ -253,8 +253,8 @@ load_version(Relation rel, HeapTuple tuple, Datum *values, bool *nulls, void *ar
 			repalloc(versions->all, versions->room * sizeof(ReplMlVersion));
 	}
 	version = &versions->all[versions->count++];
-	version->clock = clock;
-	version->dot = repl_ml_clock_dot(clock);
+	version->clock = repl_ml_late_rename(clock, NULL);
+	version->dot = repl_ml_clock_dot(version->clock);
 	version->row = NULL;
 	version->eviction = nulls[Anum_version_eviction - 1] ? NULL :
 		DatumGetCString(DirectFunctionCall1(jsonb_out, values[Anum_version_eviction - 1]));

@@ -1,18 +1,19 @@
 /*
  * return.pml
  *		A node whose storage is set back comes back under a new id, and no write of
- *		either time passes silently for newer than one it never saw.
+ *		either time passes silently for newer than one it never saw, whoever has it.
  *
  * One row, three nodes.  Node A writes it; what it has written reaches P and Q,
- * each for itself.  Its storage is set back to what it once was, perhaps twice,
- * and its server started; it may write before anybody has told it.  A version is
- * what its clock claims (for A's ids and for P: the number of the last write it
- * knows) and, as nobody but the model can know, the writes it really was made
- * with or in a logged conflict with: "seen".  Wherever a version takes the place of
- * another one because its clock says so, it has to have seen that one.
+ * each for itself, and either may be cut off from A, or from the other one, for as
+ * long as it likes.  A's storage is set back to what it once was, perhaps twice, and
+ * its server started; it may write before anybody has told it, and P and Q may have
+ * that, and P writes above it.  A version is what its clock claims (for A's ids and
+ * for P: the number of the last write it knows) and, as nobody but the model can
+ * know, the writes it really was made with or in a logged conflict with: "seen".
+ * Wherever a version takes the place of another one because its clock says so, it has
+ * to have seen that one.
  *
- * That a peer knows what the other one has heard of A is taken for granted here:
- * heartbeats tell it (repl_ml.known_of).  Counters are wall time, so they go on.
+ * Counters are wall time, so they go on.  Each write is a heartbeat, too.
  */
 #ifndef WRITES
 #define WRITES		3			/* of all nodes together; each is a bit of "seen" */
@@ -31,13 +32,8 @@ typedef Version {
 /* A's storage */
 typedef Storage {
 	Version row;
-	byte count;					/* the number of its last heartbeat: one a write */
 	byte safe;					/* all of its own up to this counter are in there */
-	byte starts;				/* how many starts of its server it knows of ... */
-	byte start[STARTS];			/* ... which they were ... */
-	byte found[STARTS];			/* ... the heartbeat each found ... */
-	byte below[STARTS];			/* ... its "safe" then ... */
-	byte from[STARTS]			/* ... and the counter that each began at */
+	byte starts					/* of which starts of its server it knows: a set */
 }
 
 Storage a;
@@ -46,12 +42,19 @@ bool has_snapshot;
 bool returning;					/* it knows that it was set back */
 bool returned;					/* it is its second id */
 byte boundary;					/* which of its starts was the first after that */
+byte donor;						/* who has told it */
 
-/* P and Q */
+/* What A's server found at each start, and the counter that it began at */
+byte below[STARTS];
+byte from[STARTS];
+byte line[STARTS];				/* it, and those that its storage had been through: a set */
+
+/* P and Q, and then what A has become, whose row is in its storage */
 Version row[2];
-byte heard[2];					/* the heartbeat that came last */
-byte known[2];					/* the start of A that it came from */
+byte heard[3];					/* the counter of the heartbeat that came last */
+byte starts[3];					/* of which starts of A's server it knows, itself or from another one */
 bool linked[2];
+bool knows[3];					/* what A has become */
 
 byte now;						/* wall time, and the number of the next write */
 byte started;					/* starts so far */
@@ -60,10 +63,15 @@ byte writes = WRITES;
 /* The names say what is wrong when an assertion fails. */
 hidden byte overwritten_unseen, members_differ_at_last;
 hidden byte k;
+hidden byte lost;				/* a start; STARTS: none */
+byte told;						/* writes of which a person has been told */
+hidden Version arriving;
 
 #define CLAIMS(x, y)	(x.old >= y.old && x.new >= y.new && x.peer >= y.peer)
-#define HAS_SEEN(x, y)	((x.seen & y.seen) == y.seen)
+#define HAS_SEEN(x, y)	(((x.seen | told) & y.seen) == y.seen)
 #define LATER(x, y)		(x > y -> x : y)
+/* What was heard is not in what that start found, and was before it. */
+#define LACKS(start, counter)	(below[start] < counter && counter < from[start])
 
 inline must(what, name)
 {
@@ -90,85 +98,166 @@ inline join(x, y)
 	y.peer = LATER(x.peer, y.peer)
 }
 
+inline copy_version(x, y)
+{
+	y.old = x.old; y.new = x.new; y.peer = x.peer; y.seen = x.seen
+}
+
 inline copy_storage(x, y)
 {
-	y.row.old = x.row.old; y.row.new = x.row.new; y.row.peer = x.row.peer; y.row.seen = x.row.seen;
-	y.count = x.count;
+	copy_version(x.row, y.row);
 	y.safe = x.safe;
-	y.starts = x.starts;
-	for (k : 0 .. STARTS - 1) {
-		y.start[k] = x.start[k];
-		y.found[k] = x.found[k];
-		y.below[k] = x.below[k];
-		y.from[k] = x.from[k]
-	}
-	k = 0
+	y.starts = x.starts
 }
 
 /* The server starts: what it finds is noted. */
 inline start_server()
 {
-	started++;
 	now++;
+	below[started] = a.safe;
+	from[started] = now;
 #ifdef LAST_START_ONLY
 	a.starts = 0;
 #endif
-	a.start[a.starts] = started;
-	a.found[a.starts] = a.count;
-	a.below[a.starts] = a.safe;
-	a.from[a.starts] = now;
-	a.starts++;
+	a.starts = a.starts | (1 << started);
+	line[started] = a.starts;
+	started++;
 	linked[0] = false;
 	linked[1] = false
 }
 
-#ifdef ONLY_OWN_WORD
-#define HEARD(i)	heard[i]
-#else
-#define HEARD(i)	LATER(heard[0], heard[1])
-#endif
-
-/* A peer connects and compares: the first start that it does not know must have found what was heard. */
-inline connect(i)
+/* Sets the first of these starts that shows that A was set back, given what was heard of it. */
+inline find_lost(set, counter)
 {
-	k = 0;
+	lost = 0;
 	do
-	:: k < a.starts && a.start[k] <= known[i] -> k++
+	:: lost < STARTS && !((set & (1 << lost)) && LACKS(lost, counter)) -> lost++
 	:: else -> break
-	od;
-	if
-#ifndef NOT_COMPARED
-	:: !returned && k < a.starts && a.found[k] < HEARD(i) ->
-		returning = true;
-		boundary = k;
-		linked[0] = false;
-		linked[1] = false
-#endif
-	:: else ->
-		known[i] = a.start[a.starts - 1];
-		linked[i] = true
-	fi;
-	k = 0
+	od
 }
 
-/* A takes its second id.  What it wrote since the boundary is that id's; then all that the group has comes. */
-inline come_back()
+/* A peer connects and compares. */
+inline connect(i)
 {
-#ifndef NOT_STAMPED_ANEW
+#ifdef NOT_COMPARED
+	lost = STARTS;
+#else
+	find_lost(a.starts, heard[i]);
+#endif
 	if
-	:: a.row.old > a.from[boundary] ->
-		a.row.new = a.row.old;
-		a.row.old = a.below[boundary]
+	:: !returned && lost < STARTS ->
+		returning = true;
+		boundary = lost;
+		donor = i;
+		linked[0] = false;
+		linked[1] = false
+	:: else ->
+		starts[i] = starts[i] | a.starts;
+		linked[i] = true
+	fi
+}
+
+/* What was written since the boundary is the second id's, for who knows that: former.c */
+inline rename(x)
+{
+	if
+	:: returned && x.old > from[boundary] ->
+		x.new = LATER(x.new, x.old);
+		x.old = below[boundary]
+	:: else
+	fi
+}
+
+inline rename_known(i, x)
+{
+#ifdef NOT_STAMPED_ANEW
+	skip
+#else
+	if
+#ifdef RENAMED_BY_ITSELF_ONLY
+	:: knows[i] && i == 2 -> rename(x)
+#else
+	:: knows[i] -> rename(x)
+#endif
+	:: else
+	fi
+#endif
+}
+
+/* ... but those of which it is known what A has become since */
+inline find_uncovered(i, counter)
+{
+	lost = 0;
+	do
+	:: lost < STARTS && !((starts[i] & (1 << lost)) && LACKS(lost, counter) && !(knows[i] && (line[lost] & (1 << boundary)))) -> lost++
+	:: else -> break
+	od
+}
+
+/*
+ * Member "i" reads what "j" has.  First it hears of which starts of A that knows, and
+ * compares what either has heard: what was lost may be there, or here, as what is newer.
+ * Then it reads nothing until it knows what A has become.  Where A has come back
+ * without having had that start, a person is told of the rows.
+ */
+inline read(i, j, x, y)
+{
+	starts[i] = starts[i] | starts[j];
+	knows[i] = knows[i] || knows[j];
+	lost = STARTS;
+#ifndef NOT_ASKED
+	find_uncovered(i, heard[i]);
+	if
+	:: lost == STARTS -> find_uncovered(i, heard[j])
 	:: else
 	fi;
 #endif
-	/* what P and Q have of a dropped node they compare, too: copy/dropped.c */
-	join(row[0], row[1]);
-	join(row[1], row[0]);
-	join(row[0], a.row);
+	if
+	:: lost < STARTS && !knows[i]
+	:: else ->
+#ifndef NOBODY_TOLD
+		told = told | (lost < STARTS -> x.seen ^ y.seen : 0);
+#endif
+		rename_known(i, x);
+		copy_version(y, arriving);
+#ifndef RENAMED_WHERE_KEPT
+		rename_known(i, arriving);
+#endif
+		join(arriving, x);
+		/* heartbeats tell */
+		heard[i] = LATER(heard[i], heard[j])
+	fi
+}
+
+/* A takes its second id.  What it wrote since the boundary is that id's; then what its donor has comes. */
+inline come_back()
+{
 	returning = false;
 	returned = true;
-	boundary = 0
+	knows[donor] = true;
+	knows[2] = true;
+	starts[2] = a.starts;
+	heard[2] = a.safe;
+	if
+	:: donor == 0 -> read(2, 0, a.row, row[0])
+	:: else -> read(2, 1, a.row, row[1])
+	fi;
+	a.starts = 0;
+	a.safe = 0;
+}
+
+/* The stream of A */
+inline stream(i)
+{
+	heard[i] = a.safe;
+	join(a.row, row[i])
+}
+
+/* What A has become reads, too, and is read. */
+inline exchange(i)
+{
+	read(i, 2, row[i], a.row);
+	read(2, i, a.row, row[i])
 }
 
 inline write_a()
@@ -179,8 +268,7 @@ inline write_a()
 	if
 	:: returned -> a.row.new = now
 	:: else -> a.row.old = now; a.safe = now
-	fi;
-	a.count++
+	fi
 }
 
 init {
@@ -188,13 +276,15 @@ init {
 	do
 	:: atomic { writes > 0 && !returning -> write_a() }
 	:: atomic { writes > 0 -> now++; writes--; row[0].seen = row[0].seen | (1 << writes); row[0].peer = now }
-	:: atomic { !returning && !linked[0] -> connect(0) }
-	:: atomic { !returning && !linked[1] -> connect(1) }
-	/* the stream: what A has, and its heartbeat */
-	:: atomic { linked[0] -> join(a.row, row[0]); heard[0] = a.count; join(row[0], a.row) }
-	:: atomic { linked[1] -> join(a.row, row[1]); heard[1] = a.count }
-	/* P and Q */
-	:: atomic { join(row[0], row[1]) }
+	:: atomic { !returned && !returning && !linked[0] -> connect(0) }
+	:: atomic { !returned && !returning && !linked[1] -> connect(1) }
+	:: atomic { !returned && linked[0] -> stream(0); join(row[0], a.row) }
+	:: atomic { !returned && linked[1] -> stream(1) }
+	:: atomic { returned -> exchange(0) }
+	:: atomic { returned -> exchange(1) }
+	/* P writes, and Q reads it; what they have of a dropped node they compare, too: copy/dropped.c */
+	:: atomic { read(1, 0, row[1], row[0]) }
+	:: atomic { returned -> read(0, 1, row[0], row[1]) }
 	:: atomic { !returned && !returning && !has_snapshot -> copy_storage(a, snapshot); has_snapshot = true }
 	:: atomic { !returned && has_snapshot && started < STARTS -> copy_storage(snapshot, a); returning = false; start_server() }
 	:: atomic { !returned && started < STARTS -> start_server() }
@@ -204,11 +294,11 @@ init {
 	/* at last: links are healed */
 	atomic {
 		if
-		:: !returning && !linked[0] -> connect(0)
+		:: !returned && !returning && !linked[0] -> connect(0)
 		:: else
 		fi;
 		if
-		:: !returning && !linked[1] -> connect(1)
+		:: !returned && !returning && !linked[1] -> connect(1)
 		:: else
 		fi;
 #ifndef NEVER_BACK
@@ -218,14 +308,10 @@ init {
 		fi;
 #endif
 		if
-		:: linked[0] || returned -> join(a.row, row[0])
+		:: returned -> exchange(0); exchange(1); exchange(0)
+		:: !returned && linked[0] && linked[1] -> stream(0); stream(1); read(1, 0, row[1], row[0]); join(row[0], a.row)
 		:: else
 		fi;
-		join(row[0], row[1]);
-		if
-		:: linked[1] || returned -> join(a.row, row[1])
-		:: else
-		fi;
-		must(HAS_SEEN(row[1], a.row), members_differ_at_last)
+		must(HAS_SEEN(row[1], a.row) && HAS_SEEN(row[0], a.row) && HAS_SEEN(row[1], row[0]), members_differ_at_last)
 	}
 }
