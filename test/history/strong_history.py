@@ -246,12 +246,20 @@ class Order:
                 self.add(("time", low - 1), step)
 
     def shows_what_nobody_acknowledged(self, deed, lists, versions):
-        """Who only reads, where a write was made whose wait has been ended, does not bind others: doc/consistency.md says so."""
+        """Who only reads what may not be acknowledged yet does not bind others: doc/consistency.md says where it is shown.
+
+        At its origin after its wait was ended; in a group of more than three
+        on any other node that has applied it.
+        """
         if deed.appended or deed.wrote or deed.number:
             return False
         seen = [ids[-1] for ids in lists.values() if ids] + [value for _, value in versions.values()]
-        writers = [self.case.deeds[id] for id in seen if id in self.case.deeds]
-        return any(writer.outcome == "info" and writer.node == deed.node for writer in writers)
+        return any(self.may_be_shown_early(self.case.deeds[id], deed) for id in seen if id in self.case.deeds)
+
+    def may_be_shown_early(self, writer, reader):
+        if writer.node == reader.node:
+            return writer.outcome == "info"
+        return len(self.case.history.finals) > 3 and (writer.outcome == "info" or writer.returned > reader.returned)
 
     def find_cycle(self):
         """Nodes of a cycle, or None."""
