@@ -56,6 +56,7 @@
 #define CATCH_UP_MS			20
 #define DEADLOCK_US			UINT64CONST(1000000)
 #define CATCH_UP_PATIENCE_US	UINT64CONST(10000000)
+#define LOOK_AGAIN_US		UINT64CONST(3000000)
 #define PAUSE_MS			10
 #define IDLE_MS				1000
 
@@ -116,6 +117,10 @@ static void obtain(void);
 static void ask_holder(void);
 static void survey(void);
 static void stand(const List *voters, int64 promised, int gone);
+static void look_again(void);
+static List *list_voters(void);
+static char **ask_voters(const List *voters, const char *query, int nparams,
+						 const char *const *params, char ***errors);
 static void refuse(const char *reason);
 static void load_state(void);
 
@@ -415,8 +420,58 @@ act(void)
 		obtain();
 		return 0;
 	}
+	if (lease->refused != 0)
+		look_again();
 	/* who has called may not stand in core's queue yet */
 	return repl_ml_monotonic_now() - last_call < FRESH_US ? PAUSE_MS : IDLE_MS;
+}
+
+/*
+ * Called while nobody here wants the lease that could not be had: forgets why, for
+ * repl_ml.health, when the member that has it answers again, or all do.
+ */
+static void
+look_again(void)
+{
+	static uint64 last = 0;
+	List	   *voters;
+	char	  **errors;
+	char	  **answers;
+	Epoch		greatest = state.epoch;
+	int			holder = state.holder;
+	bool		all_answer = true;
+	bool		holder_answers = false;
+
+	if (repl_ml_monotonic_now() - Max(last, lease->refused) < LOOK_AGAIN_US)
+		return;
+	last = repl_ml_monotonic_now();
+	voters = list_voters();
+	answers = ask_voters(voters, "SELECT repl_ml.lease_state()", 0, NULL, &errors);
+	for (int i = 0; i < list_length(voters); i++)
+	{
+		long long	promised;
+		Epoch		epoch;
+		long long	round;
+		long long	turn;
+		int			node;
+
+		if (answers[i] == NULL ||
+			sscanf(answers[i], "%lld %lld %lld %d", &promised, &round, &turn, &node) != 4)
+		{
+			all_answer = false;
+			continue;
+		}
+		epoch = (Epoch) {round, turn};
+		holder = is_after(epoch, greatest) ? node : holder;
+		greatest = is_after(epoch, greatest) ? epoch : greatest;
+	}
+	for (int i = 0; i < list_length(voters); i++)
+		holder_answers |= answers[i] != NULL && ((Voter *) list_nth(voters, i))->node_id == holder;
+	if (!all_answer && !holder_answers)
+		return;
+	LWLockAcquire(repl_ml_lease_lock(), LW_EXCLUSIVE);
+	lease->refused = 0;
+	LWLockRelease(repl_ml_lease_lock());
 }
 
 /*
