@@ -17,20 +17,45 @@
  * Two nodes join one or, with DROP, two of five are dropped.
  * With one at a time, all majorities meet anyway.
  *
+ * With ENROL the sequence begins as one that a node has by itself, and takes numbers of:
+ * whoever adds it to the group's list stops that, and writes beside it what it has used.
+ * Who has heard of the list gives only what a majority has agreed to, beyond that,
+ * whether or not the others have heard of it.  With TWICE two nodes have one of that name,
+ * and add theirs at once.  A voter that has one and has not heard of the list stops, too,
+ * before it agrees, and agrees to nothing that it has used.
+ *
  * Messages are steps: one that is late, lost or repeated is a step that comes later or
  * never.  A crash forgets proposals and what is in hand.
  */
 #define N			5
+#ifdef AGREES_ALONE
+#define TWICE
+#endif
+#if defined(TWICE) || defined(GOES_ON_ALONE) || defined(FLOOR_NOT_TOLD)
+#define ENROL
+#endif
 #if defined(DROP) || defined(DROPPED_AT_ONCE) || defined(DROPPED_ANSWER) || defined(DROPPED_TOLD)
 #define NODES		5			/* that there are */
 #define FOUNDERS	5			/* that are voters at the beginning */
 #define DROPS		1
 #define PROPOSES(p)	((p) == 0 || (p) == 4)
+#elif defined(ENROL)
+#define NODES		3
+#define FOUNDERS	3
+#define DROPS		0
+#define CRASHES		0
+#define NUMBERS		3
+#define PROPOSES(p)	(alone[p] == 0)
 #else
 #define NODES		3
 #define FOUNDERS	1
 #define DROPS		0
 #define PROPOSES(p)	true
+#endif
+#ifdef TWICE
+#define TWO			1
+#else
+#define TWO			0
 #endif
 #ifndef NUMBERS
 #define NUMBERS		2
@@ -64,6 +89,14 @@ byte heard_counted[N * N];
 byte backup[N];					/* what it had in hand when its storage was copied */
 #endif
 byte given;						/* numbers, a set */
+#ifdef ENROL
+byte alone[N];					/* it gives numbers by itself; else only what is agreed */
+byte used[N];					/* the last one of these; 0: none */
+byte listed;					/* who has heard of the list, a set */
+byte floor[N];					/* ... and of what was used before */
+byte given_before;				/* by the first node alone, a set */
+byte agreed[N];					/* what it has agreed to, sets */
+#endif
 byte proposals = PROPOSALS;
 byte crashes = CRASHES;
 byte drops = DROPS;				/* that somebody may still order */
@@ -127,6 +160,12 @@ inline propose(p, number)
 
 inline accept(i, p)
 {
+#ifdef ENROL
+#ifndef AGREES_ALONE
+	alone[i] = 0;
+#endif
+	agreed[i] = agreed[i] | BIT(asked[p]);
+#endif
 	mark[i] = asked[p];
 	said_counted[p * N + i] = counted[i];
 	said_dropped[p * N + i] = dropped[i]
@@ -141,12 +180,62 @@ inline take(p)
 	forget_proposal(p)
 }
 
+#ifdef ENROL
+/* Node p gives its next number by itself: nobody who is of the group has that. */
+inline give_alone(p)
+{
+	used[p]++;
+	must(!(agreed[p] & BIT(used[p])), number_is_given_twice);
+#ifndef TWICE
+	must(!(given & BIT(used[p])), number_is_given_twice);
+#endif
+	given_before = given_before | (p == 0 -> BIT(used[p]) : 0)
+}
+
+/* Somebody adds p's to the list. */
+inline enrol(p)
+{
+#ifndef GOES_ON_ALONE
+	alone[p] = 0;
+#endif
+	floor[p] = (used[p] > floor[p] -> used[p] : floor[p]);
+	listed = listed | BIT(p)
+}
+
+/* Node i hears of the list from p; one that had none has it now. */
+inline hear(i, p)
+{
+	listed = listed | BIT(i);
+	alone[i] = 0;
+#ifndef FLOOR_NOT_TOLD
+	floor[i] = (floor[p] > floor[i] -> floor[p] : floor[i]);
+#endif
+	floor[i] = (used[i] > floor[i] -> used[i] : floor[i])
+}
+
+/* What was got before p had heard of the list may be what another one had used. */
+inline give(p)
+{
+	if
+	:: hand[p] > floor[p] && (listed & BIT(p)) ->
+		must(!(given & BIT(hand[p])), number_is_given_twice);
+#ifndef TWICE
+		must(!(given_before & BIT(hand[p])), number_is_given_twice);
+#endif
+		must(hand[p] > used[p], number_is_given_twice);
+		given = given | BIT(hand[p])
+	:: else -> skip
+	fi;
+	hand[p] = 0
+}
+#else
 inline give(p)
 {
 	must(!(given & BIT(hand[p])), number_is_given_twice);
 	given = given | BIT(hand[p]);
 	hand[p] = 0
 }
+#endif
 
 /* The server ends, perhaps to go on with what its storage was before: what is in hand is of one start. */
 inline crash(p)
@@ -209,6 +298,11 @@ inline settle(p)
 #else
 #define BEYOND(number, mark)	(number > mark)
 #endif
+#ifdef ENROL
+#define UNUSED(number, i)	(number > floor[i] && number > used[i])
+#else
+#define UNUSED(number, i)	true
+#endif
 
 /* All that are left have, where a person has left no majority. */
 #define HEARD_ALL(p)	((counted[p] & ~dropped[p] & ~heard[p]) == 0)
@@ -228,14 +322,18 @@ active proctype group()
 		:: i < FOUNDERS -> counted[i] = BIT(FOUNDERS) - 1; i++
 		:: else -> break
 		od;
+#ifdef ENROL
+		alone[0] = 1;
+		alone[1] = TWO;
+#endif
 		i = 0
 	}
 end:
 	do
 	:: atomic { true -> select(p : 0 .. NODES - 1); select(i : 0 .. NODES - 1);
 		if
-		:: d_step { PROPOSES(p) && LIVES(p) && asked[p] == 0 && hand[p] == 0 && proposals > 0 && i >= mark[p] && i < NUMBERS -> propose(p, i + 1) }
-		:: d_step { asked[p] != 0 && LIVES(i) && said_counted[p * N + i] == 0 && !(dropped[i] & BIT(p)) && BEYOND(asked[p], mark[i]) -> accept(i, p) }
+		:: d_step { PROPOSES(p) && LIVES(p) && asked[p] == 0 && hand[p] == 0 && proposals > 0 && i >= mark[p] && i < NUMBERS && UNUSED(i + 1, p) -> propose(p, i + 1) }
+		:: d_step { asked[p] != 0 && LIVES(i) && said_counted[p * N + i] == 0 && !(dropped[i] & BIT(p)) && BEYOND(asked[p], mark[i]) && UNUSED(asked[p], i) -> accept(i, p) }
 		:: d_step { asked[p] != 0 && i == 0 && ACCEPTED(p) != 0 && ALL_AGREE(p, ACCEPTED(p)) -> take(p) }
 		:: d_step { hand[p] != 0 && i == 0 -> give(p) }
 		:: d_step { crashes > 0 && i == 0 && LIVES(p) -> crash(p) }
@@ -251,6 +349,11 @@ end:
 		:: d_step { LIVES(p) && (dropped[p] & counted[p]) && i == 0 -> settle(p) }
 #else
 		:: d_step { LIVES(p) && (dropped[p] & counted[p]) && i == 0 && (HEARD_ENOUGH(p) || HEARD_ALL(p)) -> settle(p) }
+#endif
+#ifdef ENROL
+		:: d_step { i == 0 && alone[p] && used[p] < NUMBERS - 1 -> give_alone(p) }
+		:: d_step { i == 0 && p <= TWO && !(listed & BIT(p)) -> enrol(p) }
+		:: d_step { p != i && (listed & BIT(p)) && (!(listed & BIT(i)) || floor[i] < floor[p]) -> hear(i, p) }
 #endif
 		:: else
 		fi;
