@@ -33,7 +33,9 @@ OBJS = \
 	src/repl_ml.o \
 	src/write/stamp.o \
 	src/write/whole_row.o \
+	src/write/nextval.o \
 	src/write/number.o \
+	src/write/range.o \
 	src/write/statement.o \
 	src/write/schema_change.o \
 	src/write/guard.o \

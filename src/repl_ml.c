@@ -157,7 +157,7 @@ _PG_init(void)
 	repl_ml_schema_change_init();
 	repl_ml_own_init();
 	repl_ml_whole_row_init();
-	repl_ml_number_init();
+	repl_ml_nextval_init();
 	repl_ml_level_init();
 	repl_ml_lease_init();
 	repl_ml_commit_init();

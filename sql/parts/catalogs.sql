@@ -134,21 +134,44 @@ CREATE TABLE repl_ml.table_shape (
 );
 COMMENT ON TABLE repl_ml.table_shape IS 'what a replicated table is on each member: its columns, types, keys, constraints and partitions, each with a digit for their order, as text that is the same wherever they are the same; null where it is missing; and in seen the identities of all columns it has ever had, or, in the row without names, which is about the database, a sum over all others of the member';
 
--- Sequences of the group; without a floor they are not yet
+-- Sequences of the group. Whoever has a row of it gives only what more than half of the members have agreed to
 CREATE TABLE repl_ml.group_sequence (
     schema_name   name NOT NULL,
     sequence_name name NOT NULL,
     state         text NOT NULL CHECK (state IN ('enrolled', 'removed')),
     by_table      boolean NOT NULL,
     enrolled_by   integer NOT NULL,
-    floor         bigint,
+    descending    boolean NOT NULL,
     obstacle      text,
-    listed_at     timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-    retry_at      timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    now_schema    name,
+    now_name      name,
     __repl_clock  repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
     PRIMARY KEY (schema_name, sequence_name)
 );
-COMMENT ON TABLE repl_ml.group_sequence IS 'sequences that are to give no number twice in the group: by_table because a replicated table owns them, else added by repl_ml.add_sequence. When all members have closed theirs, floor is the last place that any had used, and the group''s begins behind it; until then obstacle is what was in the way last';
+COMMENT ON TABLE repl_ml.group_sequence IS 'sequences that give no number twice in the group: by_table because a replicated table owns them, else added by repl_ml.add_sequence; under the name that each had then, and now_schema and now_name if it has another one now. With an obstacle it is each node''s own still';
+CREATE INDEX group_sequence_now ON repl_ml.group_sequence (now_schema, now_name);
+
+-- Each row is written by its node only: what is greatest is beyond dispute
+CREATE TABLE repl_ml.sequence_use (
+    schema_name   name NOT NULL,
+    sequence_name name NOT NULL,
+    node_id       integer NOT NULL,
+    place         bigint NOT NULL,
+    __repl_clock  repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
+    PRIMARY KEY (schema_name, sequence_name, node_id)
+);
+COMMENT ON TABLE repl_ml.sequence_use IS 'the last place that a node had used of a sequence by itself when it became the group''s: nobody''s range begins before that';
+
+-- What has been read of them is read again
+CREATE FUNCTION repl_ml.sequence_list_changed() RETURNS pg_catalog.trigger
+    AS 'MODULE_PATHNAME', 'repl_ml_sequence_list_changed' LANGUAGE C;
+COMMENT ON FUNCTION repl_ml.sequence_list_changed() IS 'trigger: makes every process read again which sequences are the group''s';
+CREATE TRIGGER sequence_list_changed AFTER INSERT OR UPDATE OR DELETE ON repl_ml.group_sequence
+    FOR EACH ROW EXECUTE FUNCTION repl_ml.sequence_list_changed();
+ALTER TABLE repl_ml.group_sequence ENABLE ALWAYS TRIGGER sequence_list_changed;
+CREATE TRIGGER sequence_list_changed AFTER INSERT OR UPDATE OR DELETE ON repl_ml.sequence_use
+    FOR EACH ROW EXECUTE FUNCTION repl_ml.sequence_list_changed();
+ALTER TABLE repl_ml.sequence_use ENABLE ALWAYS TRIGGER sequence_list_changed;
 
 -- What clients have changed of the schema, in the order in which the group has it
 CREATE TABLE repl_ml.schema_change (
@@ -548,13 +571,14 @@ CREATE TABLE repl_ml.discarded_transaction (
 );
 COMMENT ON TABLE repl_ml.discarded_transaction IS 'transactions of other nodes of which a parked change was discarded here, kept for two days: whoever asks what became of one must not be told that this node has it';
 
--- What this node has promised of each sequence, to anybody, and what is its own of it; a place is a number, or its negation where the sequence counts down
+-- What this node has promised of each sequence, to anybody, and what is its own of it; a place is a number, or its negation where the sequence counts down.
+-- No client's transaction writes it: what is promised stays whatever becomes of that
 CREATE TABLE repl_ml.sequence_mark (
     schema_name   name NOT NULL,
     sequence_name name NOT NULL,
     sequence      oid,
-    state         text NOT NULL CHECK (state IN ('free', 'closed', 'covered')),
-    descending    boolean NOT NULL DEFAULT false,
+    closed        boolean NOT NULL DEFAULT false,
+    closed_at     timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     promised      bigint NOT NULL,
     server_start  timestamptz,
     first_place   bigint,
@@ -567,7 +591,8 @@ CREATE TABLE repl_ml.sequence_mark (
     in_vain       boolean NOT NULL DEFAULT false,
     PRIMARY KEY (schema_name, sequence_name)
 );
-COMMENT ON TABLE repl_ml.sequence_mark IS 'for each sequence the last place promised to anybody by this node, and the ranges that are this node''s (first_place to last_place, then next_first to next_last), which count until its server ends; free: the sequence is an ordinary one here, closed: it is to have ranges, covered: it has had some; size places came last, at obtained_at, obtained numbers in all; in_vain: the last time too few members answered';
+COMMENT ON TABLE repl_ml.sequence_mark IS 'for each sequence, named as in repl_ml.group_sequence, the last place promised to anybody by this node, and the ranges that are this node''s (first_place to last_place, then next_first to next_last), which count until its server ends; closed: this database gives none by itself, also where the list does not say so yet, or no longer; size places came last, at obtained_at, obtained numbers in all; in_vain: the last time too few members answered';
+CREATE INDEX sequence_mark_sequence ON repl_ml.sequence_mark (sequence);
 
 -- Who has to agree about numbers
 CREATE TABLE repl_ml.number_voter (

@@ -580,7 +580,7 @@ CREATE FUNCTION repl_ml.make_publication() RETURNS void
         IF EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = 'repl_ml') THEN
             DROP PUBLICATION repl_ml;
         END IF;
-        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.verification, repl_ml.group_sequence, repl_ml.schema_change, repl_ml.peer_start
+        CREATE PUBLICATION repl_ml FOR TABLE repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.verification, repl_ml.group_sequence, repl_ml.sequence_use, repl_ml.schema_change, repl_ml.peer_start
             WITH (publish = 'insert, update', publish_via_partition_root = true);
         COMMENT ON PUBLICATION repl_ml IS 'what the repl_ml group replicates; managed by repl_ml.add_table and remove_table';
     END
@@ -670,9 +670,10 @@ CREATE FUNCTION repl_ml.empty_lists(keep_clocks boolean DEFAULT false) RETURNS v
         DELETE FROM repl_ml.verification;
         DELETE FROM repl_ml.group_sequence;
         DELETE FROM repl_ml.schema_change;
-        DELETE FROM repl_ml.sequence_mark k WHERE k.state = 'free';
+        DELETE FROM repl_ml.sequence_use;
+        DELETE FROM repl_ml.sequence_mark k WHERE NOT k.closed;
         -- of a node that comes back: it gives nothing before it has ranges as the new one
-        UPDATE repl_ml.sequence_mark SET state = 'closed', server_start = NULL, first_place = NULL, last_place = NULL, next_first = NULL, next_last = NULL;
+        UPDATE repl_ml.sequence_mark SET closed_at = 'infinity', server_start = NULL, first_place = NULL, last_place = NULL, next_first = NULL, next_last = NULL;
         PERFORM repl_ml.sequence_changed(k.sequence) FROM repl_ml.sequence_mark k;
         DELETE FROM repl_ml.number_voter;
         DELETE FROM repl_ml.unsent;
@@ -986,7 +987,8 @@ CREATE FUNCTION repl_ml.forget_group(keep_clocks boolean) RETURNS void
                 PERFORM repl_ml.disenrol(r.relation);
             END IF;
         END LOOP;
-        PERFORM repl_ml.free_sequence(k.schema_name, k.sequence_name) FROM repl_ml.sequence_mark k;
+        PERFORM repl_ml.free_sequence(g.schema_name, g.sequence_name)
+           FROM (SELECT k.schema_name, k.sequence_name FROM repl_ml.sequence_mark k WHERE k.closed UNION SELECT x.schema_name, x.sequence_name FROM repl_ml.group_sequence x WHERE x.state = 'enrolled' AND x.obstacle IS NULL) g;
         DROP PUBLICATION IF EXISTS repl_ml;
         DELETE FROM repl_ml.member;
         DELETE FROM repl_ml.replicated_table;

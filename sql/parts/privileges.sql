@@ -56,7 +56,7 @@ GRANT EXECUTE ON FUNCTION repl_ml.pause_apply(name), repl_ml.resume_apply(name),
     repl_ml.reset_write_stats(), repl_ml.repair_table(regclass, boolean, name, interval), repl_ml.invite_node(name, interval), repl_ml.admit_node(name, text) TO repl_ml_admin;
 
 -- Replicating: what a peer asks and copies; the stream itself needs the role attribute
-GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.verification, repl_ml.group_sequence, repl_ml.schema_change, repl_ml.peer_start, repl_ml.concurrent_version, repl_ml.transaction_record, repl_ml.record_floor TO repl_ml_replication;
+GRANT SELECT ON repl_ml.member, repl_ml.replicated_table, repl_ml.tombstone, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.verification, repl_ml.group_sequence, repl_ml.sequence_use, repl_ml.schema_change, repl_ml.peer_start, repl_ml.concurrent_version, repl_ml.transaction_record, repl_ml.record_floor TO repl_ml_replication;
 GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, integer, integer, integer, boolean, pg_lsn, bigint, text), repl_ml.note_set_back(integer, timestamptz, bigint, pg_lsn, bigint), repl_ml.return_secret(uuid, integer), repl_ml.place(uuid, integer), repl_ml.readmit_node(uuid, integer, integer), repl_ml.applied_lsn(integer), repl_ml.decided_commits(integer, pg_lsn[]), repl_ml.final_lsn(integer), repl_ml.end_old_session(integer), repl_ml.slot_fault(integer), repl_ml.stream_ended_with(integer), repl_ml.transaction_facts(uuid, integer, xid8),
     repl_ml.admit_node(name, text), repl_ml.register_node(uuid, integer, name, text, text, integer, text, bigint, timestamptz, text, integer, bigint, bigint), repl_ml.others_return(integer), repl_ml.server_starts(), repl_ml.all_known(),
     repl_ml.forget_node(uuid, integer, timestamptz), repl_ml.cannot_create(jsonb),
@@ -65,7 +65,7 @@ GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, i
     repl_ml.verify_positions(), repl_ml.verify_changes(text, text, text, integer, repl_ml.vclock), repl_ml.verify_news(text, text, text, integer, text[]),
     repl_ml.repair_source(text, text, text, integer, text[], boolean), repl_ml.repair_rows(text, text, text, integer, text[], integer, boolean, bytea, text[]) TO repl_ml_replication;
 GRANT EXECUTE ON PROCEDURE repl_ml.verify_sums(text, text, text, integer, repl_ml.vclock, integer, integer, bytea), repl_ml.verify_rows(text, text, text, integer, bytea, integer, integer, bytea) TO repl_ml_replication;
-GRANT EXECUTE ON FUNCTION repl_ml.number_marks(uuid, integer, text[]), repl_ml.accept_range(uuid, integer, text[], name, name, bigint, bigint), repl_ml.close_sequence(uuid, name, name, boolean), repl_ml.get_range(oid, bigint, bigint), repl_ml.tend_sequence(), repl_ml.require_member() TO repl_ml_replication;
+GRANT EXECUTE ON FUNCTION repl_ml.number_marks(uuid, integer, text[]), repl_ml.accept_range(uuid, integer, text[], name, name, bigint, bigint), repl_ml.get_range(oid, name, name, bigint, bigint, bigint, bigint, bigint, bigint), repl_ml.tend_sequence(), repl_ml.require_member() TO repl_ml_replication;
 GRANT EXECUTE ON FUNCTION repl_ml.lease_state(), repl_ml.lease_vote(bigint, integer, integer[], integer), repl_ml.lease_ask(integer), repl_ml.schema_number(), repl_ml.hear_pause(integer), repl_ml.row_sight(name, name, text[]) TO repl_ml_replication;
 
 GRANT EXECUTE ON FUNCTION repl_ml.run_locally(text) TO PUBLIC;

@@ -119,73 +119,133 @@ CREATE FUNCTION repl_ml.number_marks(in_group uuid, asker integer, known text[])
     $$;
 COMMENT ON FUNCTION repl_ml.number_marks(uuid, integer, text[]) IS 'called by members: the highest numbers that this node has promised to anybody, and whom it counts; it counts the asker from now on. Null if it does not count itself';
 
--- Asked by who wants a range, in places: is it beyond all that this node has promised? With no range, what that is
-CREATE FUNCTION repl_ml.accept_range(in_group uuid, asker integer, known text[], of_schema name, of_sequence name, first bigint, last bigint) RETURNS text
-    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+-- What a sequence is called in the group's list, and which one it is here; renaming changes neither
+CREATE FUNCTION repl_ml.sequence_key(sequence oid, OUT schema_name name, OUT sequence_name name) RETURNS record
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        SELECT g.schema_name, g.sequence_name INTO schema_name, sequence_name FROM repl_ml.sequence_mark k JOIN repl_ml.group_sequence g USING (schema_name, sequence_name)
+         WHERE k.sequence = sequence_key.sequence AND g.state = 'enrolled';
+        IF NOT FOUND THEN
+            SELECT g.schema_name, g.sequence_name INTO schema_name, sequence_name FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+              JOIN repl_ml.group_sequence g ON (g.now_schema, g.now_name) = (n.nspname, c.relname) OR g.now_name IS NULL AND (g.schema_name, g.sequence_name) = (n.nspname, c.relname)
+             WHERE c.oid = sequence_key.sequence ORDER BY g.state LIMIT 1;
+        END IF;
+        IF NOT FOUND THEN
+            SELECT n.nspname, c.relname INTO schema_name, sequence_name FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = sequence_key.sequence;
+            -- another one had that name once, and has another one now
+            WHILE EXISTS (SELECT FROM repl_ml.group_sequence g WHERE (g.schema_name, g.sequence_name) = (sequence_key.schema_name, sequence_key.sequence_name)) LOOP
+                sequence_name := pg_catalog.left(sequence_name, 60) || '~';
+            END LOOP;
+        END IF;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.sequence_key(oid) IS 'the name of a sequence in the group''s list; of one that is not there the one that it would have';
+
+CREATE FUNCTION repl_ml.sequence_here(of_schema name, of_sequence name) RETURNS oid
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT coalesce((SELECT c.oid FROM repl_ml.sequence_mark k JOIN pg_catalog.pg_class c ON c.oid = k.sequence AND c.relkind = 'S' WHERE (k.schema_name, k.sequence_name) = (of_schema, of_sequence)),
+                    (SELECT c.oid FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relkind = 'S'
+                       LEFT JOIN repl_ml.group_sequence g ON (g.schema_name, g.sequence_name) = (of_schema, of_sequence)
+                      WHERE (n.nspname, c.relname) = (coalesce(g.now_schema, of_schema), coalesce(g.now_name, of_sequence))))
+    $$;
+COMMENT ON FUNCTION repl_ml.sequence_here(name, name) IS 'the sequence of this database that has this name in the group''s list; null if there is none';
+
+CREATE FUNCTION repl_ml.sequence_floor(of_schema name, of_sequence name) RETURNS bigint
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT coalesce(pg_catalog.max(u.place), -9223372036854775807) FROM repl_ml.sequence_use u WHERE (u.schema_name, u.sequence_name) = (of_schema, of_sequence)
+    $$;
+COMMENT ON FUNCTION repl_ml.sequence_floor(name, name) IS 'the last place of a sequence that any node had used before it became the group''s, as far as is known here';
+
+-- Nobody else may give what has been given here
+CREATE FUNCTION repl_ml.note_use(of_schema name, of_sequence name, here oid) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
+        used bigint;
+    BEGIN
+        IF here IS NULL THEN
+            RETURN;
+        END IF;
+        used := repl_ml.used_place(here);
+        IF used > repl_ml.sequence_floor(of_schema, of_sequence) THEN
+            INSERT INTO repl_ml.sequence_use AS u (schema_name, sequence_name, node_id, place) SELECT of_schema, of_sequence, l.node_id, used FROM repl_ml.local_node l
+            ON CONFLICT ON CONSTRAINT sequence_use_pkey DO UPDATE SET place = excluded.place WHERE u.place < excluded.place;
+        END IF;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.note_use(name, name, oid) IS 'tells the group what this node has used of a sequence by itself, if that is more than is known';
+
+-- For sessions of their own: a client's transaction writes no mark
+CREATE FUNCTION repl_ml.take_up(of_schema name, of_sequence name, here oid, place bigint) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        UPDATE repl_ml.sequence_mark k SET sequence = NULL WHERE k.sequence = here AND (k.schema_name, k.sequence_name) <> (of_schema, of_sequence);
+        INSERT INTO repl_ml.sequence_mark AS k (schema_name, sequence_name, sequence, closed, promised) VALUES (of_schema, of_sequence, here, true, place)
+        ON CONFLICT ON CONSTRAINT sequence_mark_pkey DO UPDATE SET sequence = coalesce(excluded.sequence, k.sequence), closed = true, closed_at = excluded.closed_at, promised = greatest(k.promised, excluded.promised);
+        PERFORM repl_ml.sequence_changed(coalesce(here, 0));
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.take_up(name, name, oid, bigint) IS 'from now on this database gives numbers of a sequence out of ranges only, which are beyond that place';
+
+-- A member that has one of that name, and has not heard that it is the group's
+CREATE FUNCTION repl_ml.stop_alone(of_schema name, of_sequence name, here oid) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s'
+    AS $$
+    BEGIN
+        PERFORM repl_ml.lock_sequence(here);
+        PERFORM repl_ml.note_use(of_schema, of_sequence, here);
+        PERFORM repl_ml.take_up(of_schema, of_sequence, here, repl_ml.used_place(here));
+        RETURN true;
+    EXCEPTION WHEN lock_not_available THEN
+        RETURN false;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.stop_alone(name, name, oid) IS 'has this database give numbers of a sequence out of ranges only, and tells what it has used; false if transactions go on that have used it';
+
+-- Asked by who wants a range, in places: is it beyond all that this node has promised? With no range, what that is
+CREATE FUNCTION repl_ml.accept_range(in_group uuid, asker integer, known text[], of_schema name, of_sequence name, first bigint, last bigint) RETURNS text
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s'
+    AS $$
+    DECLARE
+        mark repl_ml.sequence_mark;
+        listed boolean;
+        here oid;
+        may boolean := true;
         accepted boolean := false;
-        place bigint;
     BEGIN
         PERFORM repl_ml.require_number_asker(in_group, asker, known);
         IF NOT repl_ml.counts_numbers() THEN
             RETURN NULL;
         END IF;
         IF first IS NOT NULL THEN
-            UPDATE repl_ml.sequence_mark k SET promised = last WHERE k.schema_name = of_schema AND k.sequence_name = of_sequence AND k.state <> 'free' AND k.promised < first AND last >= first;
-            accepted := FOUND;
+            SELECT k.* INTO mark FROM repl_ml.sequence_mark k WHERE (k.schema_name, k.sequence_name) = (of_schema, of_sequence);
+            IF mark.closed IS NOT TRUE THEN
+                -- by name: this node need not have heard of the sequence to promise something of it
+                here := repl_ml.sequence_here(of_schema, of_sequence);
+                listed := EXISTS (SELECT FROM repl_ml.group_sequence g WHERE (g.schema_name, g.sequence_name) = (of_schema, of_sequence) AND g.state = 'enrolled' AND g.obstacle IS NULL);
+                IF here IS NOT NULL AND listed THEN
+                    PERFORM repl_ml.take_up(of_schema, of_sequence, here, greatest(repl_ml.used_place(here), repl_ml.sequence_floor(of_schema, of_sequence)));
+                ELSIF here IS NOT NULL AND NOT (SELECT f.cycles FROM repl_ml.sequence_facts(here) f) THEN
+                    may := repl_ml.stop_alone(of_schema, of_sequence, here);
+                END IF;
+            END IF;
+            IF may AND last >= first AND first > repl_ml.sequence_floor(of_schema, of_sequence) THEN
+                INSERT INTO repl_ml.sequence_mark AS k (schema_name, sequence_name, promised) VALUES (of_schema, of_sequence, last)
+                ON CONFLICT ON CONSTRAINT sequence_mark_pkey DO UPDATE SET promised = excluded.promised WHERE k.promised < first;
+                accepted := FOUND;
+            END IF;
             PERFORM repl_ml.sequence_changed(0);
         END IF;
-        SELECT k.promised INTO place FROM repl_ml.sequence_mark k WHERE k.schema_name = of_schema AND k.sequence_name = of_sequence AND k.state <> 'free';
-        IF NOT FOUND THEN
-            RETURN NULL;
-        END IF;
-        RETURN repl_ml.number_view() || pg_catalog.jsonb_build_object('accepted', accepted, 'promised', place);
+        RETURN repl_ml.number_view() || pg_catalog.jsonb_build_object('accepted', accepted, 'busy', NOT may,
+                   'promised', (SELECT k.promised FROM repl_ml.sequence_mark k WHERE (k.schema_name, k.sequence_name) = (of_schema, of_sequence)),
+                   'used', (SELECT u.place FROM repl_ml.sequence_use u JOIN repl_ml.local_node l USING (node_id) WHERE (u.schema_name, u.sequence_name) = (of_schema, of_sequence)));
     END
     $$;
-COMMENT ON FUNCTION repl_ml.accept_range(uuid, integer, text[], name, name, bigint, bigint) IS 'called by members: promises a range of a sequence to the asker if it is beyond all that was promised before, durably; says whether, what is promised now, and whom this node counts. Null if it does not count';
-
--- From here on this database gives no numbers of the sequence but those of a range
-CREATE FUNCTION repl_ml.close_sequence(in_group uuid, of_schema name, of_sequence name, steps boolean) RETURNS text
-    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
-    AS $$
-    DECLARE
-        here regclass := pg_catalog.to_regclass(pg_catalog.format('%I.%I', of_schema, of_sequence));
-        f record;
-        place bigint;
-    BEGIN
-        PERFORM repl_ml.require_member();
-        IF NOT EXISTS (SELECT FROM repl_ml.local_node l WHERE l.group_id = in_group) THEN
-            RETURN NULL;
-        END IF;
-        SELECT * INTO f FROM repl_ml.sequence_facts(here);
-        IF NOT FOUND THEN
-            RETURN 'has no such sequence';
-        ELSIF f.cycles THEN
-            RETURN 'has it with CYCLE';
-        ELSIF (f.step > 0) <> steps THEN
-            RETURN 'has it counting the other way';
-        END IF;
-        IF EXISTS (SELECT FROM repl_ml.sequence_mark k WHERE k.schema_name = of_schema AND k.sequence_name = of_sequence AND k.state <> 'free' AND k.sequence = here) THEN
-            RETURN (SELECT k.promised FROM repl_ml.sequence_mark k WHERE k.schema_name = of_schema AND k.sequence_name = of_sequence);
-        END IF;
-        PERFORM repl_ml.lock_sequence(here);
-        place := repl_ml.used_place(here);
-        INSERT INTO repl_ml.sequence_mark AS k (schema_name, sequence_name, sequence, state, promised, descending)
-        VALUES (of_schema, of_sequence, here, 'closed', place, f.step < 0)
-        ON CONFLICT ON CONSTRAINT sequence_mark_pkey DO UPDATE SET state = 'closed', sequence = here, descending = excluded.descending, promised = greatest(k.promised, excluded.promised),
-               server_start = NULL, first_place = NULL, last_place = NULL, next_first = NULL, next_last = NULL
-        RETURNING k.promised INTO place;
-        -- rows that it brings may have numbers that others have in hand
-        UPDATE repl_ml.group_sequence g SET floor = repl_ml.used_place(here) FROM repl_ml.local_node l
-         WHERE g.schema_name = of_schema AND g.sequence_name = of_sequence AND g.floor < repl_ml.used_place(here) AND NOT l.copy_data AND l.donor IS NOT NULL;
-        PERFORM repl_ml.sequence_changed(here);
-        RETURN place;
-    EXCEPTION WHEN lock_not_available THEN
-        RETURN 'has transactions that use it, which have to end first';
-    END
-    $$;
-COMMENT ON FUNCTION repl_ml.close_sequence(uuid, name, name, boolean) IS 'called by members: from now on this database gives numbers of the sequence out of ranges only; returns the last place that is used or promised here, or why it cannot be';
+COMMENT ON FUNCTION repl_ml.accept_range(uuid, integer, text[], name, name, bigint, bigint) IS 'called by members: promises a range of a sequence to the asker if it is beyond all that was promised before, durably; says whether, what is promised now, what this node had used of it by itself, and whom this node counts. Null if it does not count';
 
 -- What other members are asked with: those that can be, and what this node knows of each
 CREATE FUNCTION repl_ml.ask_about_numbers(question text) RETURNS jsonb[]
@@ -193,22 +253,32 @@ CREATE FUNCTION repl_ml.ask_about_numbers(question text) RETURNS jsonb[]
     AS $$
     DECLARE
         peer record;
-        dsns text[] := '{}';
+        dsns text[];
         answers text[];
         self repl_ml.local_node;
-        known text[] := '{}';
+        known text[];
+        reached boolean;
+        asked integer[] := '{}';
+        result jsonb[] := '{}';
     BEGIN
         SELECT * INTO self FROM repl_ml.local_node;
-        -- one question for all: each finds what is known of it by its id
-        FOR peer IN SELECT m.node_id, m.dsn, k.* FROM repl_ml.member m CROSS JOIN LATERAL repl_ml.known_of(m.node_id) k WHERE m.state <> 'dropped' AND m.node_id <> self.node_id ORDER BY m.node_id LOOP
-            dsns := dsns || peer.dsn;
-            known := known || pg_catalog.format('WHEN %s THEN %L::pg_catalog.text[]', peer.node_id, ARRAY[peer.server_start::text, peer.sequence::text, peer.lsn::text, peer.counter::text]);
+        -- those that are silent only where the others are too few
+        FOREACH reached IN ARRAY '{t, f}'::boolean[] LOOP
+            -- one question for all: each finds what is known of it by its id
+            dsns := '{}';
+            known := '{}';
+            FOR peer IN SELECT m.node_id, m.dsn, k.* FROM repl_ml.member m LEFT JOIN repl_ml.write_members() w USING (node_id) CROSS JOIN LATERAL repl_ml.known_of(m.node_id) k
+                         WHERE m.state <> 'dropped' AND m.node_id <> self.node_id AND m.node_id <> ALL (asked) AND (w.reachable OR NOT reached) ORDER BY m.node_id LOOP
+                dsns := dsns || peer.dsn;
+                asked := asked || peer.node_id;
+                known := known || pg_catalog.format('WHEN %s THEN %L::pg_catalog.text[]', peer.node_id, ARRAY[peer.server_start::text, peer.sequence::text, peer.lsn::text, peer.counter::text]);
+            END LOOP;
+            CONTINUE WHEN dsns = '{}';
+            answers := repl_ml.ask_members(dsns, pg_catalog.replace(question, '$known', pg_catalog.format('CASE (SELECT i.node_id FROM repl_ml.local_info() i) %s END', pg_catalog.array_to_string(known, ' '))));
+            result := result || ARRAY(SELECT a::jsonb FROM pg_catalog.unnest(answers) a WHERE a IS NOT NULL);
+            EXIT WHEN repl_ml.number_majority(result || repl_ml.number_view());
         END LOOP;
-        IF dsns = '{}' THEN
-            RETURN '{}';
-        END IF;
-        answers := repl_ml.ask_members(dsns, pg_catalog.replace(question, '$known', pg_catalog.format('CASE (SELECT i.node_id FROM repl_ml.local_info() i) %s END', pg_catalog.array_to_string(known, ' '))));
-        RETURN ARRAY(SELECT a::jsonb FROM pg_catalog.unnest(answers) a WHERE a IS NOT NULL);
+        RETURN result;
     END
     $$;
 COMMENT ON FUNCTION repl_ml.ask_about_numbers(text) IS 'the answers of the other members; $known in the question is replaced by what this node knows of who is asked';
@@ -245,12 +315,12 @@ CREATE FUNCTION repl_ml.take_marks() RETURNS boolean
         LOCK TABLE repl_ml.number_voter IN SHARE ROW EXCLUSIVE MODE;
         FOR told IN SELECT k->>0 AS schema_name, k->>1 AS sequence_name, pg_catalog.max((k->>2)::bigint) AS promised
                    FROM pg_catalog.unnest(answers) a CROSS JOIN pg_catalog.jsonb_array_elements(coalesce(a->'marks', '[]')) k GROUP BY 1, 2 ORDER BY 1, 2 LOOP
-            INSERT INTO repl_ml.sequence_mark AS k (schema_name, sequence_name, state, promised) VALUES (told.schema_name, told.sequence_name, 'free', told.promised)
+            INSERT INTO repl_ml.sequence_mark AS k (schema_name, sequence_name, promised) VALUES (told.schema_name, told.sequence_name, told.promised)
             ON CONFLICT ON CONSTRAINT sequence_mark_pkey DO UPDATE SET promised = greatest(k.promised, excluded.promised);
         END LOOP;
         -- of rows that came from one that is gone, more than a promise may be left
         IF gone <> '{}' THEN
-            UPDATE repl_ml.sequence_mark k SET promised = greatest(k.promised, repl_ml.used_place(k.sequence)) FROM pg_catalog.pg_class c WHERE c.oid = k.sequence AND k.state <> 'free';
+            UPDATE repl_ml.sequence_mark k SET promised = greatest(k.promised, repl_ml.used_place(k.sequence)) FROM pg_catalog.pg_class c WHERE c.oid = k.sequence AND k.closed;
         END IF;
         IF joins THEN
             INSERT INTO repl_ml.number_voter (node_id)
@@ -264,91 +334,113 @@ CREATE FUNCTION repl_ml.take_marks() RETURNS boolean
     $$;
 COMMENT ON FUNCTION repl_ml.take_marks() IS 'takes over from a majority what it has promised, and counts from then on, without those that were dropped; false if too few members answer';
 
--- The group's list: what tables have joins it by itself
-CREATE FUNCTION repl_ml.owned_sequences(OUT schema_name name, OUT sequence_name name) RETURNS SETOF record
+-- The group's list: what tables have joins it by themselves
+CREATE FUNCTION repl_ml.owned_sequences(relation regclass DEFAULT NULL, OUT sequence oid, OUT schema_name name, OUT sequence_name name) RETURNS SETOF record
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT DISTINCT n.nspname, s.relname
-      FROM repl_ml.replicated_table t JOIN pg_catalog.pg_namespace tn ON tn.nspname = t.schema_name JOIN pg_catalog.pg_class c ON c.relnamespace = tn.oid AND c.relname = t.table_name
-     CROSS JOIN LATERAL (SELECT c.oid UNION ALL SELECT p.relid FROM repl_ml.partitions(c.oid) p WHERE c.relkind = 'p') r
-      JOIN pg_catalog.pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = r.oid AND d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
-      JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S' JOIN pg_catalog.pg_namespace n ON n.oid = s.relnamespace
-     WHERE t.state = 'enrolled'
+    WITH owned AS (
+        SELECT DISTINCT s.oid, n.nspname, s.relname
+          FROM repl_ml.replicated_table t JOIN pg_catalog.pg_namespace tn ON tn.nspname = t.schema_name JOIN pg_catalog.pg_class c ON c.relnamespace = tn.oid AND c.relname = t.table_name
+         CROSS JOIN LATERAL (SELECT c.oid UNION ALL SELECT p.relid FROM repl_ml.partitions(c.oid) p WHERE c.relkind = 'p') r
+          JOIN pg_catalog.pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = r.oid AND d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
+          JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S' JOIN pg_catalog.pg_namespace n ON n.oid = s.relnamespace
+         WHERE t.state = 'enrolled' AND c.oid = coalesce(relation, c.oid))
+    SELECT o.oid, coalesce(k.schema_name, p.schema_name, q.schema_name), coalesce(k.sequence_name, p.sequence_name, q.sequence_name)
+      FROM owned o
+      LEFT JOIN (SELECT m.sequence, g.schema_name, g.sequence_name FROM repl_ml.sequence_mark m JOIN repl_ml.group_sequence g USING (schema_name, sequence_name) WHERE g.state = 'enrolled') k ON k.sequence = o.oid
+      LEFT JOIN repl_ml.group_sequence p ON (p.now_schema, p.now_name) = (o.nspname, o.relname)
+      LEFT JOIN repl_ml.group_sequence q ON (q.schema_name, q.sequence_name) = (o.nspname, o.relname) AND q.now_name IS NULL
     $$;
-COMMENT ON FUNCTION repl_ml.owned_sequences() IS 'the sequences of serial, identity and other columns of replicated tables that own one';
+COMMENT ON FUNCTION repl_ml.owned_sequences(regclass) IS 'the sequences of serial, identity and other columns of replicated tables, or of one of them, that own one, with their names in the group''s list, if they have been on it';
 
-CREATE FUNCTION repl_ml.sequences_to_list(OUT schema_name name, OUT sequence_name name, OUT state text) RETURNS SETOF record
+CREATE FUNCTION repl_ml.rename_sequence(of_schema name, of_sequence name, here oid) RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    UPDATE repl_ml.group_sequence g SET now_schema = n.nspname, now_name = c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.oid = here AND (g.schema_name, g.sequence_name) = (of_schema, of_sequence)
+       AND (coalesce(g.now_schema, g.schema_name), coalesce(g.now_name, g.sequence_name)) <> (n.nspname, c.relname)
+    $$;
+COMMENT ON FUNCTION repl_ml.rename_sequence(name, name, oid) IS 'tells the group what a sequence on its list is called here now';
+
+-- In the transaction that says so: whoever hears of it hears what was used before, and takes no number but behind that
+CREATE FUNCTION repl_ml.share_sequence(sequence regclass, by_table boolean) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        f record;
+        key record;
+    BEGIN
+        SELECT * INTO f FROM repl_ml.sequence_facts(sequence);
+        SELECT * INTO key FROM repl_ml.sequence_key(sequence);
+        IF NOT f.cycles THEN
+            -- who has taken numbers has to end first; nobody takes any until this transaction does
+            PERFORM repl_ml.lock_sequence(sequence);
+            PERFORM repl_ml.note_use(key.schema_name, key.sequence_name, sequence);
+        END IF;
+        INSERT INTO repl_ml.group_sequence AS g (schema_name, sequence_name, state, by_table, enrolled_by, descending, obstacle)
+        SELECT key.schema_name, key.sequence_name, 'enrolled', share_sequence.by_table, l.node_id, f.step < 0, CASE WHEN f.cycles THEN 'it has CYCLE; run ALTER SEQUENCE ... NO CYCLE on all nodes' END FROM repl_ml.local_node l
+        ON CONFLICT ON CONSTRAINT group_sequence_pkey DO UPDATE
+           SET state = 'enrolled', by_table = excluded.by_table, enrolled_by = excluded.enrolled_by, descending = excluded.descending, obstacle = excluded.obstacle;
+        PERFORM repl_ml.rename_sequence(key.schema_name, key.sequence_name, sequence);
+        PERFORM repl_ml.sequence_changed(sequence);
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.share_sequence(regclass, boolean) IS 'puts a sequence on the group''s list';
+
+CREATE FUNCTION repl_ml.sequences_to_list(OUT sequence oid, OUT schema_name name, OUT sequence_name name, OUT state text) RETURNS SETOF record
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT o.schema_name, o.sequence_name, 'enrolled' FROM repl_ml.owned_sequences() o LEFT JOIN repl_ml.group_sequence g USING (schema_name, sequence_name)
-     WHERE g.state IS NULL OR g.state = 'removed' AND g.by_table
+    WITH owned AS MATERIALIZED (SELECT * FROM repl_ml.owned_sequences())
+    SELECT o.sequence, o.schema_name, o.sequence_name, 'enrolled' FROM owned o LEFT JOIN repl_ml.group_sequence g USING (schema_name, sequence_name) JOIN pg_catalog.pg_sequence s ON s.seqrelid = o.sequence
+     WHERE g.state IS NULL OR g.state = 'removed' AND g.by_table OR g.state = 'enrolled' AND g.obstacle IS NOT NULL AND NOT s.seqcycle
     UNION ALL
-    SELECT g.schema_name, g.sequence_name, 'removed' FROM repl_ml.group_sequence g JOIN repl_ml.local_node l ON l.node_id = g.enrolled_by OR NOT EXISTS (SELECT FROM repl_ml.member m WHERE m.node_id = g.enrolled_by AND m.state <> 'dropped')
-     WHERE g.state = 'enrolled' AND g.by_table AND (g.schema_name, g.sequence_name) NOT IN (SELECT o.schema_name, o.sequence_name FROM repl_ml.owned_sequences() o)
+    SELECT NULL, g.schema_name, g.sequence_name, 'removed' FROM repl_ml.group_sequence g JOIN repl_ml.local_node l ON l.node_id = g.enrolled_by OR NOT EXISTS (SELECT FROM repl_ml.member m WHERE m.node_id = g.enrolled_by AND m.state <> 'dropped')
+     WHERE g.state = 'enrolled' AND g.by_table AND NOT EXISTS (SELECT FROM owned o WHERE (o.schema_name, o.sequence_name) = (g.schema_name, g.sequence_name))
     $$;
 COMMENT ON FUNCTION repl_ml.sequences_to_list() IS 'what the group''s list of sequences lacks, as tables have them, and has too much';
 
-CREATE FUNCTION repl_ml.list_sequences() RETURNS boolean
-    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+-- Called where a table joins the list, or a replicated one is changed
+CREATE FUNCTION repl_ml.share_sequences(relation regclass) RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
+    SELECT repl_ml.share_sequence(o.sequence, true) FROM repl_ml.owned_sequences(relation) o LEFT JOIN repl_ml.group_sequence g USING (schema_name, sequence_name)
+     WHERE g.state IS NULL OR g.state = 'removed' AND g.by_table ORDER BY o.sequence
+    $$;
+COMMENT ON FUNCTION repl_ml.share_sequences(regclass) IS 'puts the sequences that a replicated table''s columns own on the group''s list, if they are not';
+
+CREATE FUNCTION repl_ml.list_sequences() RETURNS boolean
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+    AS $$
+    DECLARE
+        s record;
+        done boolean := false;
     BEGIN
-        INSERT INTO repl_ml.group_sequence AS g (schema_name, sequence_name, state, by_table, enrolled_by)
-        SELECT s.schema_name, s.sequence_name, s.state, true, l.node_id FROM repl_ml.sequences_to_list() s CROSS JOIN repl_ml.local_node l
-        ON CONFLICT ON CONSTRAINT group_sequence_pkey DO UPDATE SET state = excluded.state, enrolled_by = excluded.enrolled_by, floor = NULL, obstacle = NULL, listed_at = excluded.listed_at, retry_at = excluded.retry_at;
-        RETURN FOUND;
+        FOR s IN SELECT * FROM repl_ml.sequences_to_list() ORDER BY schema_name, sequence_name LOOP
+            IF s.state = 'removed' THEN
+                UPDATE repl_ml.group_sequence g SET state = 'removed' WHERE (g.schema_name, g.sequence_name) = (s.schema_name, s.sequence_name);
+                done := true;
+            ELSE
+                BEGIN
+                    PERFORM repl_ml.share_sequence(s.sequence, true);
+                    done := true;
+                EXCEPTION WHEN lock_not_available THEN
+                    NULL;
+                END;
+            END IF;
+        END LOOP;
+        RETURN done;
     END
     $$;
 COMMENT ON FUNCTION repl_ml.list_sequences() IS 'puts the sequences of replicated tables on the group''s list, and takes those of other tables off it';
 
--- What is on the list becomes one sequence when all members have closed theirs
-CREATE FUNCTION repl_ml.open_sequence(of_schema name, of_sequence name) RETURNS text
-    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
-    AS $$
-    DECLARE
-        self repl_ml.local_node;
-        members text[];
-        names name[];
-        answers text[];
-        reason text;
-        f record;
-    BEGIN
-        SELECT * INTO self FROM repl_ml.local_node;
-        SELECT * INTO f FROM repl_ml.sequence_facts(pg_catalog.to_regclass(pg_catalog.format('%I.%I', of_schema, of_sequence)));
-        IF NOT FOUND THEN
-            RETURN pg_catalog.format('node "%s" has no such sequence', self.node_name);
-        ELSIF f.cycles THEN
-            RETURN 'it has CYCLE; run ALTER SEQUENCE ... NO CYCLE on all nodes';
-        END IF;
-        SELECT pg_catalog.array_agg(m.dsn ORDER BY m.node_id), pg_catalog.array_agg(m.node_name ORDER BY m.node_id) INTO members, names FROM repl_ml.member m WHERE m.state = 'ready';
-        -- nobody's is closed before all answer, and have it: whoever has closed theirs gives no number until all have
-        answers := repl_ml.ask_members(members, pg_catalog.format('SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace'
-            ' WHERE n.nspname OPERATOR(pg_catalog.=) %L AND c.relname OPERATOR(pg_catalog.=) %L AND c.relkind OPERATOR(pg_catalog.=) ''S'') THEN ''ok'' ELSE ''has no such sequence'' END FROM repl_ml.require_member()', of_schema, of_sequence));
-        SELECT pg_catalog.string_agg(pg_catalog.format('node "%s" %s', u.n, coalesce(u.a, 'does not answer')), '; ') INTO reason
-          FROM ROWS FROM (pg_catalog.unnest(names), pg_catalog.unnest(answers)) u (n, a) WHERE u.a IS DISTINCT FROM 'ok';
-        IF reason IS NOT NULL THEN
-            RETURN reason;
-        END IF;
-        answers := repl_ml.ask_members(members, pg_catalog.format('SELECT repl_ml.close_sequence(%L, %L, %L, %L)', self.group_id, of_schema, of_sequence, f.step > 0));
-        SELECT pg_catalog.string_agg(pg_catalog.format('node "%s" %s', u.n, coalesce(u.a, 'does not answer')), '; ') INTO reason
-          FROM ROWS FROM (pg_catalog.unnest(names), pg_catalog.unnest(answers)) u (n, a) WHERE u.a IS NULL OR u.a !~ '^-?[0-9]+$';
-        IF reason IS NOT NULL THEN
-            RETURN reason;
-        END IF;
-        UPDATE repl_ml.group_sequence g SET floor = (SELECT pg_catalog.max(a::bigint) FROM pg_catalog.unnest(answers) a), obstacle = NULL WHERE g.schema_name = of_schema AND g.sequence_name = of_sequence AND g.state = 'enrolled' AND g.floor IS NULL;
-        RETURN NULL;
-    END
-    $$;
-COMMENT ON FUNCTION repl_ml.open_sequence(name, name) IS 'has all members close a sequence of theirs, and notes beyond which place the group''s begins; null, or what is in the way';
-
 -- Gets one range: null, or why not. It is proposed at once, unless the last one found too few members: each that agrees in vain keeps
 -- the numbers from everybody.
-CREATE FUNCTION repl_ml.agree_on_range(of_schema name, of_sequence name, beyond bigint, least_size bigint DEFAULT 64) RETURNS text
+CREATE FUNCTION repl_ml.agree_on_range(of_schema name, of_sequence name, step bigint, first_place bigint, final_place bigint, beyond bigint, least_size bigint) RETURNS text
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
         self repl_ml.local_node;
         mark repl_ml.sequence_mark;
-        f record;
         answers jsonb[] := '{}';
         start bigint;
         amount numeric;
@@ -358,28 +450,29 @@ CREATE FUNCTION repl_ml.agree_on_range(of_schema name, of_sequence name, beyond 
     BEGIN
         SELECT * INTO self FROM repl_ml.local_node;
         SELECT k.* INTO mark FROM repl_ml.sequence_mark k WHERE k.schema_name = of_schema AND k.sequence_name = of_sequence;
-        SELECT * INTO f FROM repl_ml.sequence_facts(mark.sequence);
         -- what this node uses in five seconds, since a range costs some milliseconds; but a server start leaves out what is in hand
-        amount := greatest(least(mark.obtained / 4, 5 * mark.size / pg_catalog.abs(f.step) / greatest(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - mark.obtained_at), 0.01)), least_size, 64);
+        amount := greatest(least(mark.obtained / 4, 5 * mark.size / pg_catalog.abs(step) / greatest(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - mark.obtained_at), 0.01)), least_size, 64);
         FOR attempt IN 1 .. 5 LOOP
             IF mark.in_vain THEN
                 answers := repl_ml.ask_about_numbers(pg_catalog.format(question, self.group_id, self.node_id, of_schema, of_sequence, NULL, NULL));
                 EXIT WHEN NOT repl_ml.number_majority(answers || repl_ml.number_view());
             END IF;
             SELECT k.promised INTO start FROM repl_ml.sequence_mark k WHERE k.schema_name = of_schema AND k.sequence_name = of_sequence;
-            start := greatest(start + 1, beyond, f.first_place, (SELECT g.floor + 1 FROM repl_ml.group_sequence g WHERE g.schema_name = of_schema AND g.sequence_name = of_sequence),
-                              (SELECT pg_catalog.max((a->>'promised')::bigint + 1) FROM pg_catalog.unnest(answers) a));
-            IF start > f.last_place THEN
+            start := greatest(start + 1, beyond, agree_on_range.first_place, repl_ml.sequence_floor(of_schema, of_sequence) + 1,
+                              (SELECT pg_catalog.max(greatest((a->>'promised')::bigint, (a->>'used')::bigint) + 1) FROM pg_catalog.unnest(answers) a));
+            IF start > final_place THEN
                 -- there is nothing to be had any more, also not after the next start
-                UPDATE repl_ml.sequence_mark k SET state = 'covered', server_start = pg_catalog.pg_postmaster_start_time(), first_place = NULL, last_place = NULL, next_first = NULL, next_last = NULL
+                UPDATE repl_ml.sequence_mark k SET server_start = pg_catalog.pg_postmaster_start_time(), first_place = NULL, last_place = NULL, next_first = NULL, next_last = NULL
                  WHERE k.schema_name = of_schema AND k.sequence_name = of_sequence AND k.server_start IS DISTINCT FROM pg_catalog.pg_postmaster_start_time();
                 RETURN 'exhausted';
             END IF;
             -- the last ones in small pieces, for all
-            amount := pg_catalog.trunc(least(amount, 1048576, pg_catalog.ceil((f.last_place::numeric - start) / pg_catalog.abs(f.step) / 64) + 1));
-            until := least(start::numeric + amount * pg_catalog.abs(f.step) - 1, f.last_place);
+            amount := pg_catalog.trunc(least(amount, 1048576, pg_catalog.ceil((final_place::numeric - start) / pg_catalog.abs(step) / 64) + 1));
+            until := least(start::numeric + amount * pg_catalog.abs(step) - 1, final_place);
             answers := repl_ml.ask_about_numbers(pg_catalog.format(question, self.group_id, self.node_id, of_schema, of_sequence, start, until));
             mark.in_vain := NOT repl_ml.number_majority(answers || repl_ml.number_view());
+            -- what one has used by itself is not given, whoever has agreed
+            CONTINUE WHEN EXISTS (SELECT FROM pg_catalog.unnest(answers) a WHERE (a->>'used')::bigint >= start);
             -- its own voice is given last, so that nobody waits for this transaction
             IF repl_ml.number_majority(ARRAY(SELECT a FROM pg_catalog.unnest(answers) a WHERE (a->>'accepted')::boolean) || repl_ml.number_view()) THEN
                 UPDATE repl_ml.sequence_mark k SET promised = until WHERE k.schema_name = of_schema AND k.sequence_name = of_sequence AND k.promised < start AND repl_ml.counts_numbers();
@@ -392,11 +485,11 @@ CREATE FUNCTION repl_ml.agree_on_range(of_schema name, of_sequence name, beyond 
         END LOOP;
         IF NOT agreed THEN
             UPDATE repl_ml.sequence_mark k SET in_vain = mark.in_vain WHERE k.schema_name = of_schema AND k.sequence_name = of_sequence AND k.in_vain <> mark.in_vain;
-            RETURN CASE WHEN mark.in_vain THEN 'too few members answer' ELSE 'too few members agree' END;
+            RETURN CASE WHEN mark.in_vain THEN 'too few members answer' WHEN EXISTS (SELECT FROM pg_catalog.unnest(answers) a WHERE (a->>'busy')::boolean) THEN 'a member has transactions that use a sequence of its own of this name' ELSE 'too few members agree' END;
         END IF;
         -- behind what is in hand it is one with that, or the next one; with nothing in hand it is the next one, into which the sequence has to move
         UPDATE repl_ml.sequence_mark k
-           SET state = 'covered', server_start = pg_catalog.pg_postmaster_start_time(), obtained = k.obtained + amount, size = until - start + 1, obtained_at = pg_catalog.clock_timestamp(), in_vain = false, promised = greatest(k.promised, until),
+           SET server_start = pg_catalog.pg_postmaster_start_time(), obtained = k.obtained + amount, size = until - start + 1, obtained_at = pg_catalog.clock_timestamp(), in_vain = false, promised = greatest(k.promised, until),
                first_place = CASE h.what WHEN 'here' THEN start WHEN 'none' THEN NULL ELSE k.first_place END,
                last_place = CASE h.what WHEN 'none' THEN NULL WHEN 'next' THEN k.last_place ELSE until END,
                next_first = CASE WHEN h.what IN ('next', 'none') THEN start END, next_last = CASE WHEN h.what IN ('next', 'none') THEN until END
@@ -407,42 +500,73 @@ CREATE FUNCTION repl_ml.agree_on_range(of_schema name, of_sequence name, beyond 
         RETURN NULL;
     END
     $$;
-COMMENT ON FUNCTION repl_ml.agree_on_range(name, name, bigint, bigint) IS 'gets a range of a sequence that more than half of the members have agreed to: behind what is in hand or, with beyond, in its place. Null, or why not';
+COMMENT ON FUNCTION repl_ml.agree_on_range(name, name, bigint, bigint, bigint, bigint, bigint) IS 'gets a range of a sequence that more than half of the members have agreed to: behind what is in hand or, with beyond, in its place. Null, or why not';
 
--- For a client's session that has no numbers left, or soon will; asked over this node's own connection string, so that it commits by itself
-CREATE FUNCTION repl_ml.get_range(wanted oid, beyond bigint, least_size bigint) RETURNS text
+-- For a client's session that has no numbers left, or soon will; asked over this node's own connection string, so that it commits by itself.
+-- It does not see what that session has not committed, so the session says what it knows: the floor, if it sees the sequence on the list
+CREATE FUNCTION repl_ml.get_range(wanted oid, of_schema name, of_sequence name, floor bigint, step bigint, first_place bigint, final_place bigint, beyond bigint, least_size bigint) RETURNS text
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
+        listed repl_ml.group_sequence;
         mark repl_ml.sequence_mark;
     BEGIN
         PERFORM repl_ml.require_member();
-        SELECT k.* INTO mark FROM repl_ml.sequence_mark k WHERE k.sequence = wanted AND k.state <> 'free';
-        IF NOT FOUND THEN
-            RETURN 'free';
-        ELSIF NOT pg_catalog.pg_try_advisory_xact_lock(-1, wanted::bigint::integer) THEN
+        IF NOT pg_catalog.pg_try_advisory_xact_lock(-1, pg_catalog.hashtext(pg_catalog.format('%I.%I', of_schema, of_sequence))) THEN
             RETURN 'wait';
-        ELSIF NOT EXISTS (SELECT FROM repl_ml.group_sequence g WHERE g.schema_name = mark.schema_name AND g.sequence_name = mark.sequence_name AND g.state = 'enrolled' AND g.floor IS NOT NULL) THEN
-            RETURN 'not covered';
+        END IF;
+        SELECT g.* INTO listed FROM repl_ml.group_sequence g WHERE (g.schema_name, g.sequence_name) = (of_schema, of_sequence);
+        SELECT k.* INTO mark FROM repl_ml.sequence_mark k WHERE (k.schema_name, k.sequence_name) = (of_schema, of_sequence);
+        IF floor IS NULL AND mark.closed AND listed.state = 'removed' THEN
+            PERFORM repl_ml.free_sequence(of_schema, of_sequence);
+            RETURN 'free';
+        ELSIF floor IS NULL AND mark.closed IS NOT TRUE AND listed.state IS DISTINCT FROM 'enrolled' THEN
+            RETURN 'free';
+        ELSIF listed.state = 'enrolled' AND listed.descending <> (step < 0) THEN
+            RETURN 'it counts the other way here';
         ELSIF NOT repl_ml.counts_numbers() THEN
             -- committed before anything is asked again
-            RETURN CASE WHEN repl_ml.take_marks() THEN 'wait' ELSE 'too few members answer' END;
+            RETURN CASE WHEN repl_ml.take_marks() THEN 'again' ELSE 'too few members answer' END;
+        ELSIF mark.closed IS NOT TRUE OR mark.sequence IS DISTINCT FROM wanted THEN
+            -- so is this, which other members wait for
+            PERFORM repl_ml.take_up(of_schema, of_sequence, wanted, coalesce(floor, repl_ml.sequence_floor(of_schema, of_sequence)));
+            RETURN 'again';
         END IF;
         -- the next one is in hand already
-        SELECT k.* INTO mark FROM repl_ml.sequence_mark k WHERE k.sequence = wanted;
         IF mark.next_first IS NOT NULL AND mark.server_start = pg_catalog.pg_postmaster_start_time() THEN
             IF beyond > coalesce(mark.last_place, beyond - 1) AND beyond <= mark.next_last THEN
-                UPDATE repl_ml.sequence_mark k SET first_place = k.next_first, last_place = k.next_last, next_first = NULL, next_last = NULL WHERE k.sequence = wanted;
+                UPDATE repl_ml.sequence_mark k SET first_place = k.next_first, last_place = k.next_last, next_first = NULL, next_last = NULL WHERE (k.schema_name, k.sequence_name) = (of_schema, of_sequence);
                 PERFORM repl_ml.sequence_changed(wanted);
                 RETURN NULL;
             ELSIF beyond IS NULL THEN
                 RETURN NULL;
             END IF;
         END IF;
-        RETURN repl_ml.agree_on_range(mark.schema_name, mark.sequence_name, beyond, least_size);
+        RETURN repl_ml.agree_on_range(of_schema, of_sequence, step, first_place, final_place, beyond, least_size);
     END
     $$;
-COMMENT ON FUNCTION repl_ml.get_range(oid, bigint, bigint) IS 'gets one more range of a sequence; beyond: the place that its next number would have, which is not in hand; least_size: how many numbers it has at least. Null, or why not';
+COMMENT ON FUNCTION repl_ml.get_range(oid, name, name, bigint, bigint, bigint, bigint, bigint, bigint) IS 'gets one more range of a sequence; floor: null, or where the group''s begins, as the session that wants it knows; beyond: the place that its next number would have, which is not in hand; least_size: how many numbers it has at least. Null, or why not';
+
+-- What of the group's list is not done here yet; in this order
+CREATE FUNCTION repl_ml.sequences_to_tend(OUT schema_name name, OUT sequence_name name, OUT sequence oid, OUT action text) RETURNS SETOF record
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    #variable_conflict use_column
+    BEGIN
+    RETURN QUERY SELECT schema_name, sequence_name, x.here, x.action
+      FROM repl_ml.group_sequence g FULL JOIN repl_ml.sequence_mark k USING (schema_name, sequence_name)
+      LEFT JOIN pg_catalog.pg_class c ON c.oid = k.sequence
+     CROSS JOIN LATERAL (SELECT coalesce(c.oid, pg_catalog.to_regclass(pg_catalog.format('%I.%I', coalesce(g.now_schema, g.schema_name, k.schema_name), coalesce(g.now_name, g.sequence_name, k.sequence_name)))::oid) AS here) h
+     CROSS JOIN LATERAL (SELECT h.here, CASE WHEN g.state = 'removed' AND (k.closed OR k.closed IS NULL AND h.here IS NOT NULL) THEN 'free'
+                                             -- somebody was to make it the group's, and has not
+                                             WHEN g.state IS NULL AND k.closed AND k.closed_at < pg_catalog.clock_timestamp() - '1 min'::interval THEN 'free'
+                                             WHEN g.state = 'enrolled' AND g.obstacle IS NULL AND h.here IS NOT NULL THEN
+                                                  CASE WHEN k.closed IS NOT TRUE OR k.sequence IS DISTINCT FROM h.here THEN 'take up'
+                                                       WHEN k.server_start IS DISTINCT FROM pg_catalog.pg_postmaster_start_time() AND g.descending = (SELECT s.seqincrement < 0 FROM pg_catalog.pg_sequence s WHERE s.seqrelid = h.here) THEN 'get' END END AS action) x
+     WHERE x.action IS NOT NULL ORDER BY x.action, 1, 2;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.sequences_to_tend() IS 'which sequences this node has to free, take up, or get a first range of';
 
 -- Whether there is something for tend_sequence. What tables own is found out only where it may have changed: that takes longest
 CREATE FUNCTION repl_ml.sequences_due(tables_changed boolean) RETURNS boolean
@@ -451,11 +575,7 @@ CREATE FUNCTION repl_ml.sequences_due(tables_changed boolean) RETURNS boolean
     BEGIN
     RETURN (SELECT l.state = 'ready' AND (NOT repl_ml.counts_numbers()
         OR EXISTS (SELECT FROM repl_ml.number_voter v JOIN repl_ml.member m USING (node_id) WHERE m.state = 'dropped')
-        OR EXISTS (SELECT FROM repl_ml.group_sequence g LEFT JOIN repl_ml.sequence_mark k USING (schema_name, sequence_name)
-                    WHERE CASE WHEN g.state = 'removed' THEN k.state <> 'free'
-                               WHEN g.floor IS NULL THEN g.retry_at <= pg_catalog.clock_timestamp() AND (g.enrolled_by = l.node_id OR g.listed_at < pg_catalog.clock_timestamp() - '10 s'::interval)
-                               ELSE k.state IS DISTINCT FROM 'covered' OR k.server_start IS DISTINCT FROM pg_catalog.pg_postmaster_start_time() OR least(k.first_place, k.next_first) <= g.floor
-                                    OR k.sequence IS DISTINCT FROM pg_catalog.to_regclass(pg_catalog.format('%I.%I', g.schema_name, g.sequence_name))::oid END)
+        OR EXISTS (SELECT FROM repl_ml.sequences_to_tend())
         OR CASE WHEN tables_changed THEN EXISTS (SELECT FROM repl_ml.sequences_to_list()) ELSE false END)
       FROM repl_ml.local_node l);
     END
@@ -469,11 +589,10 @@ CREATE FUNCTION repl_ml.tend_sequence() RETURNS boolean
     AS $$
     DECLARE
         self repl_ml.local_node;
-        g repl_ml.group_sequence;
-        here regclass;
+        t record;
+        f record;
         reason text;
-        r record;
-        freed boolean := false;
+        done boolean := false;
     BEGIN
         PERFORM repl_ml.require_member();
         SELECT * INTO self FROM repl_ml.local_node;
@@ -485,71 +604,50 @@ CREATE FUNCTION repl_ml.tend_sequence() RETURNS boolean
         ELSIF repl_ml.list_sequences() THEN
             RETURN true;
         END IF;
-        FOR r IN SELECT x.schema_name, x.sequence_name FROM repl_ml.group_sequence x JOIN repl_ml.sequence_mark k USING (schema_name, sequence_name) WHERE x.state = 'removed' AND k.state <> 'free' ORDER BY 1, 2 LOOP
-            PERFORM repl_ml.free_sequence(r.schema_name, r.sequence_name);
-            freed := true;
-        END LOOP;
-        IF freed THEN
-            RETURN true;
-        END IF;
-        -- a node has brought rows with greater numbers: what is in hand below is not used
-        FOR r IN UPDATE repl_ml.sequence_mark k SET first_place = NULL, last_place = NULL, next_first = NULL, next_last = NULL, server_start = NULL, promised = greatest(k.promised, x.floor)
-                   FROM repl_ml.group_sequence x WHERE x.schema_name = k.schema_name AND x.sequence_name = k.sequence_name AND least(k.first_place, k.next_first) <= x.floor
-                 RETURNING k.sequence LOOP
-            PERFORM repl_ml.sequence_changed(r.sequence);
-            freed := true;
-        END LOOP;
-        IF freed THEN
-            RETURN true;
-        END IF;
-        FOR g IN SELECT x.* FROM repl_ml.group_sequence x LEFT JOIN repl_ml.sequence_mark k USING (schema_name, sequence_name)
-                  WHERE x.state = 'enrolled' AND CASE WHEN x.floor IS NULL THEN x.retry_at <= pg_catalog.clock_timestamp() AND (x.enrolled_by = self.node_id OR x.listed_at < pg_catalog.clock_timestamp() - '10 s'::interval)
-                                                      ELSE k.state IS DISTINCT FROM 'covered' OR k.server_start IS DISTINCT FROM pg_catalog.pg_postmaster_start_time()
-                                                           OR k.sequence IS DISTINCT FROM pg_catalog.to_regclass(pg_catalog.format('%I.%I', x.schema_name, x.sequence_name))::oid END
-                  ORDER BY 1, 2 LOOP
-            here := pg_catalog.to_regclass(pg_catalog.format('%I.%I', g.schema_name, g.sequence_name));
-            IF g.floor IS NULL THEN
-                reason := repl_ml.open_sequence(g.schema_name, g.sequence_name);
-                UPDATE repl_ml.group_sequence x SET obstacle = reason, retry_at = pg_catalog.clock_timestamp() + '3 s'::interval
-                 WHERE x.schema_name = g.schema_name AND x.sequence_name = g.sequence_name AND reason IS NOT NULL;
-                RETURN true;
-            ELSIF here IS NOT NULL AND NOT EXISTS (SELECT FROM repl_ml.sequence_mark k WHERE k.sequence = here AND k.state <> 'free') THEN
-                -- it has come later, or is another one now
-                reason := repl_ml.close_sequence(self.group_id, g.schema_name, g.sequence_name, (SELECT f.step > 0 FROM repl_ml.sequence_facts(here) f));
-                IF reason ~ '^-?[0-9]+$' THEN
-                    RETURN true;
-                END IF;
-            ELSIF here IS NOT NULL AND pg_catalog.pg_try_advisory_xact_lock(-1, here::oid::bigint::integer) THEN
+        FOR t IN SELECT * FROM repl_ml.sequences_to_tend() LOOP
+            -- nothing is asked while what has been written is not committed: others wait for it
+            EXIT WHEN done AND t.action = 'get';
+            CONTINUE WHEN NOT pg_catalog.pg_try_advisory_xact_lock(-1, pg_catalog.hashtext(pg_catalog.format('%I.%I', t.schema_name, t.sequence_name)));
+            IF t.action = 'free' THEN
+                PERFORM repl_ml.free_sequence(t.schema_name, t.sequence_name);
+                done := true;
+            ELSIF t.action = 'take up' THEN
+                PERFORM repl_ml.take_up(t.schema_name, t.sequence_name, t.sequence, greatest(repl_ml.used_place(t.sequence), repl_ml.sequence_floor(t.schema_name, t.sequence_name)));
+                done := true;
+            ELSE
                 -- a first range at once: there is something in hand when the others cannot be reached
-                reason := repl_ml.agree_on_range(g.schema_name, g.sequence_name, NULL);
+                SELECT * INTO f FROM repl_ml.sequence_facts(t.sequence);
+                reason := repl_ml.agree_on_range(t.schema_name, t.sequence_name, f.step, f.first_place, f.last_place, NULL, 64);
                 IF reason IS NULL THEN
                     RETURN true;
                 END IF;
                 EXIT WHEN reason LIKE 'too few%';
             END IF;
         END LOOP;
-        RETURN false;
+        RETURN done;
     END
     $$;
-COMMENT ON FUNCTION repl_ml.tend_sequence() IS 'does one thing that is due about sequences; whether there was one: takes over marks, lists the sequences of tables, makes them the group''s, gets first ranges';
+COMMENT ON FUNCTION repl_ml.tend_sequence() IS 'does something that is due about sequences; whether there was: takes over marks, lists the sequences of tables, takes up what is listed, gets first ranges';
 
 -- An ordinary sequence again, behind all that this node knows to be given
 CREATE FUNCTION repl_ml.free_sequence(of_schema name, of_sequence name) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
-        mark repl_ml.sequence_mark;
+        here oid := repl_ml.sequence_here(of_schema, of_sequence);
         f record;
+        place bigint;
     BEGIN
-        SELECT k.* INTO mark FROM repl_ml.sequence_mark k WHERE k.schema_name = of_schema AND k.sequence_name = of_sequence AND k.state <> 'free';
-        IF NOT FOUND THEN
-            RETURN;
-        END IF;
-        UPDATE repl_ml.sequence_mark k SET state = 'free' WHERE k.schema_name = of_schema AND k.sequence_name = of_sequence;
-        SELECT * INTO f FROM repl_ml.sequence_facts(mark.sequence);
+        INSERT INTO repl_ml.sequence_mark AS k (schema_name, sequence_name, promised) VALUES (of_schema, of_sequence, repl_ml.sequence_floor(of_schema, of_sequence))
+        ON CONFLICT ON CONSTRAINT sequence_mark_pkey DO UPDATE SET closed = false, sequence = NULL, server_start = NULL, first_place = NULL, last_place = NULL, next_first = NULL, next_last = NULL
+        RETURNING k.promised INTO place;
+        SELECT * INTO f FROM repl_ml.sequence_facts(here);
         IF FOUND THEN
-            PERFORM pg_catalog.setval(mark.sequence::regclass, least(greatest(mark.promised, repl_ml.used_place(mark.sequence)), f.last_place) * pg_catalog.sign(f.step)::bigint);
-            PERFORM repl_ml.sequence_changed(mark.sequence);
+            place := least(greatest(place, repl_ml.used_place(here)), f.last_place);
+            IF place >= f.first_place THEN
+                PERFORM pg_catalog.setval(here::regclass, place * pg_catalog.sign(f.step)::bigint);
+            END IF;
+            PERFORM repl_ml.sequence_changed(here);
         END IF;
     END
     $$;
@@ -573,9 +671,7 @@ CREATE FUNCTION repl_ml.add_sequence(sequence regclass) RETURNS void
             RAISE EXCEPTION 'sequence % gives its numbers again and again', sequence USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = pg_catalog.format('Run ALTER SEQUENCE %s NO CYCLE on all nodes.', sequence);
         END IF;
-        INSERT INTO repl_ml.group_sequence AS g (schema_name, sequence_name, state, by_table, enrolled_by)
-        SELECT n.nspname, c.relname, 'enrolled', false, self.node_id FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = sequence
-        ON CONFLICT ON CONSTRAINT group_sequence_pkey DO UPDATE SET state = 'enrolled', by_table = false, enrolled_by = excluded.enrolled_by, floor = NULL, listed_at = excluded.listed_at WHERE g.state = 'removed';
+        PERFORM repl_ml.share_sequence(sequence, false);
         PERFORM repl_ml.wake_workers();
     END
     $$;
@@ -588,8 +684,8 @@ CREATE FUNCTION repl_ml.remove_sequence(sequence regclass) RETURNS void
     BEGIN
         PERFORM repl_ml.refuse_nulls('sequence', pg_catalog.num_nulls(sequence));
         PERFORM repl_ml.require_member();
-        UPDATE repl_ml.group_sequence g SET state = 'removed', by_table = false, floor = NULL FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-         WHERE c.oid = sequence AND g.schema_name = n.nspname AND g.sequence_name = c.relname AND g.state = 'enrolled';
+        UPDATE repl_ml.group_sequence g SET state = 'removed', by_table = false FROM repl_ml.sequence_key(remove_sequence.sequence) k
+         WHERE (g.schema_name, g.sequence_name) = (k.schema_name, k.sequence_name) AND g.state = 'enrolled';
         IF NOT FOUND THEN
             RAISE EXCEPTION 'sequence % is not one of the group', sequence USING ERRCODE = 'undefined_object', HINT = 'Run SELECT * FROM repl_ml.sequences.';
         END IF;
@@ -600,18 +696,20 @@ COMMENT ON FUNCTION repl_ml.remove_sequence(regclass) IS
     'makes a sequence an ordinary one of each node again, also one of a replicated table''s column; each goes on behind all that is given. Superusers only. Errors: 42704 not one of the group, 55000 not a member';
 
 CREATE VIEW repl_ml.sequences WITH (security_barrier) AS
-    SELECT pg_catalog.to_regclass(pg_catalog.format('%I.%I', g.schema_name, g.sequence_name)) AS sequence, g.schema_name, g.sequence_name,
-           CASE WHEN k.state = 'covered' AND k.server_start = pg_catalog.pg_postmaster_start_time() THEN 'shared' WHEN g.floor IS NULL THEN 'pending' ELSE 'waiting' END AS state, g.by_table,
-           h.in_hand,
-           pg_catalog.sign(f.step)::bigint * k.promised AS last_promised,
-           CASE WHEN k.state <> 'free' THEN greatest(pg_catalog.div(f.last_place::numeric - k.promised, pg_catalog.abs(f.step)), 0) END AS numbers_left,
-           CASE WHEN k.state <> 'free' THEN pg_catalog.round(100 * greatest(f.last_place::numeric - k.promised, 0) / nullif(f.last_place::numeric - f.first_place + 1, 0), 1) END AS percent_left,
-           g.obstacle
+    SELECT h.sequence::regclass AS sequence, coalesce(g.now_schema, g.schema_name) AS schema_name, coalesce(g.now_name, g.sequence_name) AS sequence_name,
+           CASE WHEN g.obstacle IS NOT NULL THEN 'pending' WHEN k.server_start = pg_catalog.pg_postmaster_start_time() THEN 'shared' ELSE 'waiting' END AS state, g.by_table,
+           i.in_hand,
+           pg_catalog.sign(f.step)::bigint * CASE WHEN k.promised >= f.first_place THEN k.promised END AS last_promised,
+           CASE WHEN g.obstacle IS NULL THEN greatest(pg_catalog.div(f.last_place::numeric - greatest(k.promised, f.first_place - 1), pg_catalog.abs(f.step)), 0) END AS numbers_left,
+           CASE WHEN g.obstacle IS NULL THEN pg_catalog.round(100 * greatest(f.last_place::numeric - greatest(k.promised, f.first_place - 1), 0) / nullif(f.last_place::numeric - f.first_place + 1, 0), 1) END AS percent_left,
+           coalesce(g.obstacle, CASE WHEN h.sequence IS NULL THEN 'there is none here' WHEN g.descending <> (f.step < 0) THEN 'it counts the other way here' END) AS obstacle
       FROM repl_ml.group_sequence g LEFT JOIN repl_ml.sequence_mark k USING (schema_name, sequence_name)
-      LEFT JOIN LATERAL repl_ml.sequence_facts(k.sequence) f ON true
-      LEFT JOIN LATERAL (SELECT coalesce(k.last_place - greatest(k.first_place, CASE WHEN f.step > 0 THEN pg_catalog.pg_sequence_last_value(k.sequence) ELSE -pg_catalog.pg_sequence_last_value(k.sequence) END + 1) + 1, 0) / pg_catalog.abs(f.step)
+      LEFT JOIN pg_catalog.pg_class c ON c.oid = k.sequence
+     CROSS JOIN LATERAL (SELECT coalesce(c.oid, pg_catalog.to_regclass(pg_catalog.format('%I.%I', coalesce(g.now_schema, g.schema_name), coalesce(g.now_name, g.sequence_name)))::oid) AS sequence) h
+      LEFT JOIN LATERAL repl_ml.sequence_facts(h.sequence) f ON true
+      LEFT JOIN LATERAL (SELECT coalesce(k.last_place - greatest(k.first_place, CASE WHEN f.step > 0 THEN pg_catalog.pg_sequence_last_value(h.sequence) ELSE -pg_catalog.pg_sequence_last_value(h.sequence) END + 1) + 1, 0) / pg_catalog.abs(f.step)
                                 + coalesce(k.next_last - k.next_first + 1, 0) / pg_catalog.abs(f.step) AS in_hand
-                          WHERE k.server_start = pg_catalog.pg_postmaster_start_time() AND pg_catalog.has_sequence_privilege(k.sequence, 'SELECT, USAGE')) h ON true
+                          WHERE k.server_start = pg_catalog.pg_postmaster_start_time() AND pg_catalog.has_sequence_privilege(h.sequence, 'SELECT, USAGE')) i ON true
      WHERE g.state = 'enrolled';
 COMMENT ON VIEW repl_ml.sequences IS
-    'sequences of the group: shared (this node has numbers of its own), pending (not all members have taken it up: obstacle), waiting (this node has had no numbers since its start); in_hand, the numbers that this node can give without asking; last_promised, the last one that this node has agreed to, for anybody; numbers_left behind that';
+    'sequences of the group: shared (this node has numbers in hand, or knows that there are none left), waiting (it has had none since its start), pending (each node''s own still: obstacle); in_hand, the numbers that this node can give without asking; last_promised, the last one that this node has agreed to, for anybody; numbers_left behind that';

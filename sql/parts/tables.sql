@@ -344,10 +344,9 @@ COMMENT ON FUNCTION repl_ml.may_become_ready() IS 'whether all is copied to this
 CREATE FUNCTION repl_ml.become_ready() RETURNS void
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
-    -- not a number more by itself
-    SELECT repl_ml.close_sequence(l.group_id, g.schema_name, g.sequence_name, f.step > 0)
-      FROM repl_ml.local_node l CROSS JOIN repl_ml.group_sequence g CROSS JOIN LATERAL repl_ml.sequence_facts(pg_catalog.to_regclass(pg_catalog.format('%I.%I', g.schema_name, g.sequence_name))) f
-     WHERE g.state = 'enrolled' AND g.floor IS NOT NULL;
+    -- rows that it brings may have numbers that others have in hand
+    SELECT repl_ml.note_use(g.schema_name, g.sequence_name, repl_ml.sequence_here(g.schema_name, g.sequence_name))
+      FROM repl_ml.group_sequence g CROSS JOIN repl_ml.local_node l WHERE g.state = 'enrolled' AND g.obstacle IS NULL AND NOT l.copy_data AND l.donor IS NOT NULL;
     UPDATE repl_ml.local_node SET state = 'ready', former_node = NULL, former_safe = NULL, former_counter = NULL, secret_hash = NULL;
     -- an invitation is for one node
     UPDATE repl_ml.invitation i SET valid_until = pg_catalog.now() FROM repl_ml.local_node l WHERE i.node_name = l.node_name AND i.valid_until > pg_catalog.now();
@@ -374,6 +373,8 @@ COMMENT ON FUNCTION repl_ml.link_beginnings(integer) IS 'where the streams from 
 CREATE FUNCTION repl_ml.meet_table(schema_name name, table_name name, state text, enrolled_by integer) RETURNS void
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
+    -- whoever adds it here just now has done so, or has heard of this
+    SELECT pg_catalog.pg_advisory_xact_lock(-2, pg_catalog.hashtext(pg_catalog.format('%I.%I', meet_table.schema_name, meet_table.table_name)));
     INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name)
     SELECT l.node_id, t.schema_name, t.table_name FROM repl_ml.local_node l JOIN repl_ml.replicated_table t ON t.enrolled_by = l.node_id AND t.state = 'enrolled'
      WHERE t.schema_name = meet_table.schema_name AND t.table_name = meet_table.table_name AND meet_table.state = 'enrolled' AND meet_table.enrolled_by <> l.node_id
@@ -483,6 +484,11 @@ CREATE FUNCTION repl_ml.adopt(relation regclass) RETURNS boolean
         END IF;
         -- rows that a joining node brings have no clock until they are compared
         PERFORM repl_ml.enrol(relation, CASE WHEN self.state <> 'ready' AND NOT self.copy_data THEN '{}' END);
+        -- numbers that it has been given by itself are nobody else's
+        IF has_rows AND self.state = 'ready' THEN
+            PERFORM repl_ml.lock_sequence(o.sequence), repl_ml.note_use(o.schema_name, o.sequence_name, o.sequence)
+               FROM repl_ml.owned_sequences(relation) o JOIN repl_ml.group_sequence g USING (schema_name, sequence_name) WHERE g.state = 'enrolled' AND g.obstacle IS NULL;
+        END IF;
         PERFORM repl_ml.agree_on_columns();
         INSERT INTO repl_ml.table_sync AS y (node_id, schema_name, table_name)
         SELECT coalesce(CASE WHEN self.state <> 'ready' THEN self.donor END, t.enrolled_by), t.schema_name, t.table_name
@@ -742,8 +748,12 @@ CREATE FUNCTION repl_ml.list_table(relation regclass, class text DEFAULT 'eventu
     AS $$
     DECLARE
         self record;
+        was_here boolean;
     BEGIN
         SELECT * INTO self FROM repl_ml.require_member();
+        -- against meet_table(): one of the two hears of the other
+        PERFORM pg_catalog.pg_advisory_xact_lock(-2, pg_catalog.hashtext(pg_catalog.format('%I.%I', n.nspname, c.relname))) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation;
+        was_here := repl_ml.is_published(relation);
         IF EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = '__repl_clock' AND NOT a.attisdropped
                       AND a.atttypid = 'repl_ml.vclock'::pg_catalog.regtype)
            AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
@@ -759,6 +769,17 @@ CREATE FUNCTION repl_ml.list_table(relation regclass, class text DEFAULT 'eventu
         SELECT n.nspname, c.relname, 'enrolled', self.node_id, list_table.class, list_table.made_by
           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation
         ON CONFLICT ON CONSTRAINT replicated_table_pkey DO UPDATE SET state = 'enrolled', enrolled_by = excluded.enrolled_by, made_by = excluded.made_by WHERE t.state <> 'enrolled';
+        -- another node has added it, too, which was heard of before it was done here: what is in it is to be sent, and fetched
+        IF NOT FOUND AND NOT was_here THEN
+            INSERT INTO repl_ml.table_sync AS y (node_id, schema_name, table_name)
+            SELECT x.id, t.schema_name, t.table_name
+              FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace JOIN repl_ml.replicated_table t ON t.schema_name = n.nspname AND t.table_name = c.relname
+             CROSS JOIN LATERAL (VALUES (t.enrolled_by), (self.node_id)) x (id)
+             WHERE c.oid = relation AND t.enrolled_by <> self.node_id
+            ON CONFLICT ON CONSTRAINT table_sync_pkey DO UPDATE SET state = 'pending', rows = NULL, bytes = NULL;
+        END IF;
+        -- in this transaction, so that nobody hears of the table without them
+        PERFORM repl_ml.share_sequences(relation);
         PERFORM repl_ml.wake_workers();
     END
     $$;

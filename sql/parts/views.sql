@@ -785,12 +785,12 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
                      'Sequences of which no number is left here, so that nextval fails: ' || q.gone || '.', 'Sequences that each node still gives numbers of by itself: ' || q.apart || '.', 'Sequences of which this node has no numbers since its start: ' || q.without || '.',
                      'Sequences with few numbers left: ' || q.near || '.')
                 WHEN q.sequences = 0 THEN 'No sequence is shared.' ELSE pg_catalog.format('No number is given twice of %s sequences.', q.sequences) END,
-           nullif(pg_catalog.concat_ws(' ', CASE WHEN q.apart IS NOT NULL THEN 'It happens by itself when what is in the way is gone; of a node that does not come back run SELECT repl_ml.drop_node(...). See SELECT * FROM repl_ml.sequences.' END,
+           nullif(pg_catalog.concat_ws(' ', CASE WHEN q.apart IS NOT NULL THEN 'They are the group''s by themselves when what is in the way is gone. See SELECT * FROM repl_ml.sequences.' END,
                 CASE WHEN q.without IS NOT NULL THEN 'More than half of the members have to be reached: see the other checks.' END,
                 CASE WHEN q.near IS NOT NULL OR q.gone IS NOT NULL THEN 'On all nodes make the columns bigint, and run ALTER SEQUENCE ... AS bigint.' END), '')
       FROM active s, LATERAL (SELECT pg_catalog.count(*) AS sequences,
-                  pg_catalog.string_agg(pg_catalog.format('%I.%I (%s)', x.schema_name, x.sequence_name, coalesce(x.obstacle, 'not all members have been asked yet')), ', ' ORDER BY x.schema_name, x.sequence_name) FILTER (WHERE x.state = 'pending') AS apart,
-                  pg_catalog.string_agg(pg_catalog.format('%I.%I', x.schema_name, x.sequence_name), ', ' ORDER BY x.schema_name, x.sequence_name) FILTER (WHERE x.state = 'waiting') AS without,
+                  pg_catalog.string_agg(pg_catalog.format('%I.%I (%s)', x.schema_name, x.sequence_name, x.obstacle), ', ' ORDER BY x.schema_name, x.sequence_name) FILTER (WHERE x.state = 'pending') AS apart,
+                  pg_catalog.string_agg(pg_catalog.format('%I.%I', x.schema_name, x.sequence_name) || coalesce(' (' || x.obstacle || ')', ''), ', ' ORDER BY x.schema_name, x.sequence_name) FILTER (WHERE x.state = 'waiting') AS without,
                   pg_catalog.string_agg(pg_catalog.format('%I.%I (%s)', x.schema_name, x.sequence_name, x.numbers_left), ', ' ORDER BY x.schema_name, x.sequence_name) FILTER (WHERE x.percent_left < 10 AND NOT (x.numbers_left = 0 AND x.in_hand = 0)) AS near,
                   pg_catalog.string_agg(pg_catalog.format('%I.%I', x.schema_name, x.sequence_name), ', ' ORDER BY x.schema_name, x.sequence_name) FILTER (WHERE x.numbers_left = 0 AND x.in_hand = 0) AS gone
              FROM repl_ml.sequences x) q
@@ -827,7 +827,7 @@ DO $$
 DECLARE
     t regclass;
 BEGIN
-    FOREACH t IN ARRAY '{repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.verification, repl_ml.group_sequence, repl_ml.schema_change, repl_ml.peer_start}'::regclass[] LOOP
+    FOREACH t IN ARRAY '{repl_ml.member, repl_ml.replicated_table, repl_ml.heartbeat, repl_ml.collection, repl_ml.conflict_policy, repl_ml.table_shape, repl_ml.invitation, repl_ml.verification, repl_ml.group_sequence, repl_ml.sequence_use, repl_ml.schema_change, repl_ml.peer_start}'::regclass[] LOOP
         EXECUTE pg_catalog.format('CREATE TRIGGER zz_repl_ml_update BEFORE UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION repl_ml.stamp_update()', t);
         EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER zz_repl_ml_update', t);
     END LOOP;

@@ -55,6 +55,7 @@ repl_ml_sync_catalogs(ReplMlApply *apply, WalReceiverConn *conn)
 	repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "collection");
 	repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "table_shape");
 	repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "verification");
+	repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "sequence_use");
 	repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "group_sequence");
 	repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "peer_start");
 	repl_ml_shmem_wake_supervisor(MyDatabaseId);

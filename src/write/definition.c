@@ -11,6 +11,9 @@
  * key is another one than before, what is stored under the former follows
  * (row/shape.c, row/version.c).
  *
+ * Sequences that its columns own now join the group's list there, and one that has another
+ * name stays on it.
+ *
  * Not here: which statements these are (guard.c, own.c).  The table is locked by whoever
  * changed it.
  */
@@ -18,8 +21,12 @@
 
 #include "access/relation.h"
 #include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -36,8 +43,14 @@
 /* OIDs of the tables this transaction may have changed; in TopTransactionContext. */
 static List *changed = NIL;
 
+/* Sequences of the group that it may have renamed, as they are known; in TopTransactionContext. */
+static List *renamed = NIL;
+
 static void watch_transaction(XactEvent event, void *arg);
 static void check_table(Oid relid);
+static void share_sequences(Relation rel);
+static void tell_name(const ReplMlNumbers *numbers);
+static void run_for_list(const char *sql, Oid *types, Datum *values, int count);
 static void rekey_versions(Relation rel);
 static void check_key(Relation rel);
 static void check_triggers(Relation rel);
@@ -73,6 +86,25 @@ repl_ml_definition_note(Oid relid)
 }
 
 /*
+ * Called by own.c before a sequence's new name or schema is seen: whoever commits the
+ * transaction tells the group; nothing if it is not the group's.
+ */
+void
+repl_ml_definition_note_sequence(Oid sequence)
+{
+	MemoryContext old;
+	ReplMlNumbers *numbers;
+
+	if (!repl_ml_range_known(sequence)->listed)
+		return;
+	old = MemoryContextSwitchTo(TopTransactionContext);
+	numbers = palloc(sizeof(ReplMlNumbers));
+	*numbers = *repl_ml_range_known(sequence);
+	renamed = lappend(renamed, numbers);
+	MemoryContextSwitchTo(old);
+}
+
+/*
  * A backend's callback: checks the tables before the transaction commits, and
  * forgets them at its end.
  */
@@ -86,17 +118,20 @@ watch_transaction(XactEvent event, void *arg)
 		case XACT_EVENT_PRE_COMMIT:
 		case XACT_EVENT_PRE_PREPARE:
 			/* an error still takes everything back */
-			if (changed == NIL)
+			if (changed == NIL && renamed == NIL)
 				return;
 			PushActiveSnapshot(GetTransactionSnapshot());
 			foreach(lc, changed)
 				check_table(lfirst_oid(lc));
+			foreach(lc, renamed)
+				tell_name(lfirst(lc));
 			PopActiveSnapshot();
 			break;
 		case XACT_EVENT_COMMIT:
 		case XACT_EVENT_PREPARE:
 		case XACT_EVENT_ABORT:
 			changed = NIL;
+			renamed = NIL;
 			break;
 		default:
 			break;
@@ -134,7 +169,54 @@ check_table(Oid relid)
 		repl_ml_shape_list(table);
 		rekey_versions(rel);
 	}
+	share_sequences(rel);
 	relation_close(rel, NoLock);
+}
+
+/* Puts the sequences that the table's columns own on the group's list, if one is not there. */
+static void
+share_sequences(Relation rel)
+{
+	Datum		value = ObjectIdGetDatum(RelationGetRelid(rel));
+	Oid			type = REGCLASSOID;
+	ListCell   *lc;
+
+	if (repl_ml_applying)
+		return;
+	foreach(lc, getOwnedSequences(RelationGetRelid(rel)))
+	{
+		if (!repl_ml_range_known(lfirst_oid(lc))->listed)
+		{
+			run_for_list("SELECT repl_ml.share_sequences($1)", &type, &value, 1);
+			return;
+		}
+	}
+}
+
+/* Tells the group what a sequence of its list is called now. */
+static void
+tell_name(const ReplMlNumbers *numbers)
+{
+	Datum		values[3] = {
+		NameGetDatum(&numbers->schema_name), NameGetDatum(&numbers->sequence_name),
+		ObjectIdGetDatum(numbers->sequence)
+	};
+	Oid			types[3] = {NAMEOID, NAMEOID, OIDOID};
+
+	run_for_list("SELECT repl_ml.rename_sequence($1, $2, $3)", types, values, 3);
+}
+
+/* Runs a statement about the group's list of sequences with the extension's rights. */
+static void
+run_for_list(const char *sql, Oid *types, Datum *values, int count)
+{
+	Oid			user;
+	int			context;
+
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, context | SECURITY_LOCAL_USERID_CHANGE);
+	(void) repl_ml_spi_execute(sql, count, types, values, NULL);
+	SetUserIdAndSecContext(user, context);
 }
 
 /*

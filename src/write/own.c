@@ -66,7 +66,7 @@ repl_ml_own_init(void)
 /*
  * The object access hook.  Something is about to be dropped, perhaps because
  * something else is: a table that goes with its schema first leaves its
- * publications.  Or a publication gets another name or owner.
+ * publications.  Or a publication gets another name or owner, or a sequence another name.
  */
 static void
 check_access(ObjectAccessType access, Oid class_id, Oid object, int sub_id, void *arg)
@@ -78,6 +78,9 @@ check_access(ObjectAccessType access, Oid class_id, Oid object, int sub_id, void
 		return;
 	if (access == OAT_DROP && repl_ml_identity()->member)
 		check_object_drop(class_id, object, sub_id);
+	if (access == OAT_POST_ALTER && class_id == RelationRelationId && sub_id == 0 &&
+		get_rel_relkind(object) == RELKIND_SEQUENCE && repl_ml_shared != NULL)
+		repl_ml_definition_note_sequence(object);
 	if (class_id == PublicationRelationId && object == repl_ml_own_publication())
 		refuse_publication_change();
 }

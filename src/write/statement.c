@@ -180,7 +180,7 @@ run_otherwise(Utility *utility)
 				utility->pstmt = copyObject(utility->pstmt);
 				utility->read_only_tree = false;
 			}
-			repl_ml_number_arguments(utility->pstmt->utilityStmt);
+			repl_ml_nextval_arguments(utility->pstmt->utilityStmt);
 			break;
 		case T_VariableShowStmt:
 			repl_ml_routing_show((VariableShowStmt *) stmt, run_utility, utility);

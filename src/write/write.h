@@ -23,6 +23,29 @@ typedef struct ReplMlRowName
 	const char *error;
 } ReplMlRowName;
 
+/* What a process knows of a sequence; places are as in repl_ml.sequence_facts(). */
+typedef struct ReplMlNumbers
+{
+	Oid			sequence;		/* hash key */
+	bool		valid;
+	bool		shared;			/* one of the group; else nothing below is of use */
+	bool		listed;			/* ... as the list says, to this transaction */
+	NameData	schema_name;	/* what the list calls it */
+	NameData	sequence_name;
+	bool		descending;
+	int64		increment;
+	int64		step;			/* the increment, without its sign */
+	int64		least;			/* places that it may have */
+	int64		greatest;
+	int64		floor;			/* the last place that was used before it was the group's */
+	bool		in_hand;		/* first to last are this node's */
+	bool		has_next;		/* there is one more range */
+	int64		first;
+	int64		last;
+	int64		half;			/* beyond it more is to be got */
+	int64		size;			/* of what was got last */
+} ReplMlNumbers;
+
 /* in whole_row.c */
 extern void repl_ml_whole_row_init(void);
 
@@ -71,10 +94,18 @@ extern void repl_ml_schema_change_tag(LOCKTAG *tag);
 /* in definition.c */
 extern void repl_ml_definition_init(void);
 extern void repl_ml_definition_note(Oid relid);
+extern void repl_ml_definition_note_sequence(Oid sequence);
+
+/* in nextval.c */
+extern void repl_ml_nextval_init(void);
+extern void repl_ml_nextval_arguments(Node *stmt);
+
+/* in range.c */
+extern ReplMlNumbers *repl_ml_range_known(Oid sequence);
+extern char *repl_ml_range_get(Oid sequence, const int64 *beyond, int least_size, bool *again);
+extern void repl_ml_range_require(Oid sequence, const int64 *beyond, int least_size);
 
 /* in number.c */
-extern void repl_ml_number_init(void);
-extern void repl_ml_number_arguments(Node *stmt);
 extern void repl_ml_number_copy_begin(CopyStmt *stmt);
 extern void repl_ml_number_tick(void);
 extern void repl_ml_number_copy_end(bool done);
