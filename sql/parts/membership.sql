@@ -54,11 +54,11 @@ CREATE FUNCTION repl_ml.invite_node(node_name name, valid_for interval DEFAULT '
 COMMENT ON FUNCTION repl_ml.invite_node(name, interval) IS
     'lets whoever joins under this name become a member until then, also over a connection string whose role is not in repl_ml_admin. Errors: 42710 name in use, 22023 bad argument, 55000 not a member';
 
--- A joining node puts itself on the members' lists
+-- A joining node puts itself on the members' lists, also on those of members that are joining themselves
 CREATE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name name, dsn text, host text, port integer,
                                       dbname text, system_identifier bigint, joined_at timestamptz, secret text DEFAULT NULL,
                                       former_id integer DEFAULT NULL, former_safe bigint DEFAULT NULL, former_counter bigint DEFAULT NULL) RETURNS boolean
-    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
     AS $$
     BEGIN
         PERFORM repl_ml.hide_statement();
@@ -519,7 +519,7 @@ COMMENT ON FUNCTION repl_ml.confirm_identity(boolean) IS
 
 -- A leaving node, or one whose joining failed, takes itself off the lists
 CREATE FUNCTION repl_ml.forget_node(group_id uuid, node_id integer, joined_at timestamptz DEFAULT NULL) RETURNS void
-    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
     AS $$
     BEGIN
         PERFORM repl_ml.require_member();

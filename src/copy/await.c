@@ -29,6 +29,7 @@
 
 #define DONOR_PATIENCE_MS	30000	/* how long a donor may take to catch up */
 #define POLL_MS				100
+#define LOOKS_A_HEARING		5	/* between two of the donor's catalogs */
 
 /* Another member, as the donor has its changes. */
 typedef struct OtherMember
@@ -58,6 +59,7 @@ repl_ml_await_donor(ReplMlApply *apply)
 {
 	TimestampTz start = GetCurrentTimestamp();
 	bool		concerned;
+	int			looks = 0;
 	List	   *others;
 
 	repl_ml_begin();
@@ -81,6 +83,9 @@ repl_ml_await_donor(ReplMlApply *apply)
 						 wait_event_compat("ReplMlDonor"));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
+		/* who is waited for cannot register here before this node has heard of its invitation */
+		if (++looks % LOOKS_A_HEARING == 0)
+			repl_ml_sync_catalogs(apply, apply->connection.stream);
 	}
 	repl_ml_sync_catalogs(apply, apply->connection.stream);
 	note_parked_there(apply);

@@ -380,7 +380,8 @@ repl_ml_stamp_truncate(PG_FUNCTION_ARGS)
 
 /*
  * Returns who stamps; NULL where there is no group.  Raises an error where
- * this node must not write: a copy of a node, or one that is still joining.
+ * this node must not write: a copy of a node, or one that is still joining, unless
+ * it is a function of ours that writes down who else joins or leaves.
  */
 static const ReplMlIdentity *
 writing_member(void)
@@ -393,7 +394,7 @@ writing_member(void)
 		return NULL;
 	if (self->fenced || self->dropped || self->set_back)
 		self = repl_ml_identity_require();
-	if (self->joining && !repl_ml_internal_write)
+	if (self->joining && !repl_ml_internal_write && !repl_ml_guard_off)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("node \"%s\" is still joining the group", NameStr(self->node_name)),

@@ -98,7 +98,7 @@ sub is_settled
 	my ($name, @members) = @_;
 	foreach my $node (@members)
 	{
-		poll_until($node, q(SELECT bool_and(m.node_id = ANY (d.compared)) FROM repl_ml.dropped_node d CROSS JOIN repl_ml.member m JOIN repl_ml.local_node l ON l.node_id <> m.node_id WHERE m.state = 'ready'));
+		poll_until($node, q(SELECT bool_and(coalesce(m.node_id = ANY (d.compared), false)) FROM repl_ml.member g LEFT JOIN repl_ml.dropped_node d ON d.node_id = g.node_id CROSS JOIN repl_ml.member m JOIN repl_ml.local_node l ON l.node_id <> m.node_id WHERE m.state = 'ready' AND g.state = 'dropped'));
 		poll_until($node, q(SELECT count(*) = 0 FROM repl_ml.table_sync y JOIN repl_ml.member m USING (node_id) WHERE y.state = 'pending' AND m.state <> 'dropped'));
 		poll_until($node, 'SELECT count(*) = ' . (@members - 1) . q( AND bool_and(state = 'streaming') FROM repl_ml.stat_apply));
 	}
