@@ -128,6 +128,7 @@ OBJS = \
 	src/copy/differing.o \
 	src/copy/digests.o \
 	src/copy/former.o \
+	src/copy/missed.o \
 	src/copy/meet.o \
 	src/copy/rows.o \
 	src/copy/enrol.o \

@@ -659,6 +659,7 @@ CREATE FUNCTION repl_ml.empty_lists(keep_clocks boolean DEFAULT false) RETURNS v
             DELETE FROM repl_ml.eviction;
             DELETE FROM repl_ml.key_shape;
             DELETE FROM repl_ml.left_group;
+            DELETE FROM repl_ml.schema_change;
         END IF;
         DELETE FROM repl_ml.heartbeat;
         DELETE FROM repl_ml.conflict_policy;
@@ -669,7 +670,6 @@ CREATE FUNCTION repl_ml.empty_lists(keep_clocks boolean DEFAULT false) RETURNS v
         DELETE FROM repl_ml.table_shape;
         DELETE FROM repl_ml.verification;
         DELETE FROM repl_ml.group_sequence;
-        DELETE FROM repl_ml.schema_change;
         DELETE FROM repl_ml.sequence_use;
         DELETE FROM repl_ml.sequence_mark k WHERE NOT k.closed;
         -- of a node that comes back: it gives nothing before it has ranges as the new one

@@ -47,6 +47,10 @@ CREATE FUNCTION repl_ml.discard_parked(id bigint) RETURNS void
         INSERT INTO repl_ml.discarded_transaction (node_id, commit_lsn, xid)
         SELECT p.origin_node, p.origin_lsn, p.origin_xid FROM repl_ml.parked_change p
          WHERE p.id = discard_parked.id AND p.action NOT IN ('evicted', 'kept') ON CONFLICT DO NOTHING;
+        -- whoever waits for it waits no more
+        INSERT INTO repl_ml.schema_change SELECT x.* FROM repl_ml.parked_change p CROSS JOIN LATERAL pg_catalog.jsonb_populate_record(NULL::repl_ml.schema_change,
+               p.change || pg_catalog.jsonb_build_object('settings', pg_catalog.to_jsonb((p.change->>'settings')::text[]), 'filled', (p.change->>'filled')::jsonb)) x
+         WHERE p.id = discard_parked.id AND p.schema_name = 'repl_ml' AND p.table_name = 'schema_change' ON CONFLICT DO NOTHING;
         DELETE FROM repl_ml.parked_change p WHERE p.id = discard_parked.id;
         IF NOT FOUND THEN
             RAISE EXCEPTION 'parked change % does not exist', id USING ERRCODE = 'undefined_object',

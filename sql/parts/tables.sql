@@ -202,6 +202,8 @@ CREATE FUNCTION repl_ml.agree_on_columns() RETURNS boolean
             OR NOT pg_catalog.string_to_array(c.theirs, ',') && pg_catalog.string_to_array(t.seen_here, ','))
        AND NOT EXISTS (SELECT pg_catalog.unnest(pg_catalog.string_to_array(c.ours, ',')) INTERSECT SELECT pg_catalog.unnest(pg_catalog.string_to_array(t.seen, ','))
                        EXCEPT SELECT pg_catalog.unnest(pg_catalog.string_to_array(c.theirs, ',')))
+       -- two that changes of the schema have made are not
+       AND NOT (c.ours ~ '(^|,)[89a-f]' AND c.theirs ~ '(^|,)[89a-f]')
        -- of one type
        AND t.shape ->> pg_catalog.format('1column %I', a.attname) = t.shape_here ->> pg_catalog.format('1column %I', a.attname)
     $$;

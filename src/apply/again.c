@@ -72,7 +72,8 @@ repl_ml_retry_parked(PG_FUNCTION_ARGS)
 	change.apply.self = repl_ml_identity_require()->node_id;
 	change.apply.peer = &peer;
 	refuse_large(id);
-	if (is_counted(id))
+	/* the worker tries a transaction that changes the schema as one */
+	if (is_counted(id) || repl_ml_schema_change_is_in(id))
 	{
 		repl_ml_shmem_retry_parked(MyDatabaseId);
 		PG_RETURN_VOID();

@@ -227,6 +227,7 @@ typedef struct ReplMlApply
 	int64		awaits_schema;	/* the stream waits for this change of the schema; 0: for
 								 * none */
 	TimestampTz awaits_since;	/* ... since then */
+	TimestampTz schema_waited;	/* since when; 0: not yet */
 	bool		awaits_bulk;	/* the stream waits for a large transaction,
 								 * perhaps */
 	bool		catalogs_behind;	/* the peer sends tables that are not here, and

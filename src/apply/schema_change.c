@@ -24,6 +24,7 @@
 #include "access/xact.h"
 #include "catalog/heap.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -81,6 +82,7 @@ static char *message_head(const pg_uuid_t *group);
 static bool read_change(TupleTableSlot *row, Change *change);
 static bool is_here(int64 number);
 static void run_change(const Change *change);
+static bool is_privileged(Oid role);
 static Oid	find_role(const char *name);
 static void impose_settings(const Change *change);
 static RawStmt *parse_change(const Change *change);
@@ -204,7 +206,20 @@ run_change(const Change *change)
 	PG_END_TRY();
 }
 
-/* Returns the role of that name; raises an error if it is not here. */
+/* Says whether a role can become a superuser by what it may do. */
+static bool
+is_privileged(Oid role)
+{
+	return superuser_arg(role) || has_createrole_privilege(role) ||
+		has_rolreplication(role) || is_member_of_role(role, ROLE_PG_EXECUTE_SERVER_PROGRAM) ||
+		is_member_of_role(role, ROLE_PG_WRITE_SERVER_FILES) ||
+		is_member_of_role(role, ROLE_PG_READ_SERVER_FILES);
+}
+
+/*
+ * Returns the role of that name; raises an error if it is not here, or is one that other
+ * members may not be here.
+ */
 static Oid
 find_role(const char *name)
 {
@@ -216,6 +231,14 @@ find_role(const char *name)
 				 errmsg("role \"%s\" does not exist on this server", name),
 				 errdetail("It has changed the schema on another node; roles are not replicated."),
 				 errhint("Run CREATE ROLE %s.", quote_identifier(name))));
+	if (!repl_ml_run_superusers_ddl && is_privileged(role))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" has changed the schema on another node, and is a superuser "
+						"here, or as good as one", name),
+				 errdetail("\"%s\" is off.", "repl_ml.run_superusers_ddl"),
+				 errhint("Run ALTER SYSTEM SET repl_ml.run_superusers_ddl = on, or have such "
+						 "changes made by another role.")));
 	return role;
 }
 

@@ -88,6 +88,10 @@ extern void repl_ml_differing_tell(WalReceiverConn *conn, int chunks, const bool
 extern void repl_ml_former_rename(Relation rel);
 extern void repl_ml_former_rename_catalogs(void);
 
+/* in missed.c */
+extern bool repl_ml_missed_is_due(ReplMlApply *apply);
+extern void repl_ml_missed_fetch(ReplMlApply *apply, WalReceiverConn *conn, int64 upto, bool all);
+
 /* in meet.c */
 extern TupleTableSlot *repl_ml_meet_make(ReplMlTarget *target, Datum content,
 										 const ReplMlClock *clock);

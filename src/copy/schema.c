@@ -97,14 +97,17 @@ repl_ml_schema_begin(const char *dsn)
 {
 	MemoryContext context = CurrentMemoryContext;
 	bool		begun;
+	int64		own;
 
 	repl_ml_begin();
 	begun = repl_ml_query_int("SELECT 1 FROM repl_ml.local_node l WHERE l.schema_base"
 							  " OPERATOR(pg_catalog.>) 0") != 0;
+	/* one that was a member has run what it has kept */
+	own = repl_ml_query_int("SELECT pg_catalog.min(c.number) FROM repl_ml.schema_change c");
 	repl_ml_commit();
 	MemoryContextSwitchTo(context);
 	if (!begun)
-		begin_at(ask_number(dsn));
+		begin_at(own > 0 ? own - 1 : ask_number(dsn));
 	MemoryContextSwitchTo(context);
 }
 

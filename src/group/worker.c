@@ -55,6 +55,7 @@
 #define CLOCK_WINDOW_US		10000000	/* a peer's clock is measured anew that often */
 #define BULK_LOOK_MS		50	/* between two looks for a large transaction that is
 								 * awaited */
+#define SCHEMA_PATIENCE_MS	2000	/* so long the node that made one may take to bring it */
 #define SCHEMA_LOOK_MS		20	/* at whether a change of the schema has been run */
 #define ASIDE_DELAY_MS		5	/* between two tries of changes put aside */
 #define TELL_PATIENCE_MS	1000	/* how long a peer may take to hear that we are paused */
@@ -93,6 +94,7 @@ static void acknowledge_news(void);
 static void wait_for_data(pgsocket fd);
 static bool await_bulk(void);
 static bool await_schema(void);
+static void fetch_schema(void);
 static void count_race(void);
 static int	race_delay(void);
 static void pause_between(TimestampTz began, int delay);
@@ -424,6 +426,12 @@ run_connection(void)
 	repl_ml_starts_await(&apply);
 	repl_ml_await_donor(&apply);
 	repl_ml_enrol_pending(&apply);
+	if (repl_ml_missed_is_due(&apply))
+	{
+		repl_ml_missed_fetch(&apply, apply.connection.stream, PG_INT64_MAX, true);
+		apply.transaction.catalogs_changed = false;
+		repl_ml_enrol_pending(&apply);
+	}
 	repl_ml_dropped_compare(&apply, apply.connection.stream);
 	repl_ml_sync_tables(&apply);
 	repl_ml_heard_complete(&apply);
@@ -725,6 +733,31 @@ await_bulk(void)
 }
 
 /*
+ * Fetches changes of the schema from the peer, once in a while, that the stream of who made
+ * them does not bring now.
+ */
+static void
+fetch_schema(void)
+{
+	static TimestampTz last = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (apply.schema_waited == 0)
+		apply.schema_waited = now;
+	if (!TimestampDifferenceExceeds(apply.schema_waited, now, SCHEMA_PATIENCE_MS) ||
+		!TimestampDifferenceExceeds(last, now, SCHEMA_PATIENCE_MS))
+		return;
+	connect_beside();
+	repl_ml_missed_fetch(&apply, apply.connection.copy, apply.awaits_schema, false);
+	last = GetCurrentTimestamp();
+	if (apply.transaction.catalogs_changed)
+	{
+		apply.transaction.catalogs_changed = false;
+		follow_catalogs();
+	}
+}
+
+/*
  * Leaves the stream alone until a change of the schema has been run here that the peer has
  * run by now, or that was put aside just now; not for longer than for a lock, if some client's
  * keeps it.  Returns false as soon as there is nothing to wait for.
@@ -744,6 +777,7 @@ await_schema(void)
 									repl_ml_apply_lock_timeout)))
 	{
 		apply.awaits_schema = 0;
+		apply.schema_waited = 0;
 		return false;
 	}
 	MemoryContextSwitchTo(apply.message_context);
@@ -751,6 +785,7 @@ await_schema(void)
 	acknowledge_news();
 	repl_ml_aside_retry(&apply);
 	repl_ml_retry_step(&apply);
+	fetch_schema();
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, SCHEMA_LOOK_MS,
 					 wait_event_compat("ReplMlSchemaChange"));
 	ResetLatch(MyLatch);

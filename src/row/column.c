@@ -19,6 +19,10 @@
  * For that the label of the clock column lists all identities there have ever been
  * in the table on this node.
  *
+ * What a change of the schema adds that all nodes run (write/schema_change.c) has one identity
+ * on all of them, made of its number: two columns that changes have made are the same if they
+ * have it in common, and never joined otherwise.
+ *
  * A node that alters a table again before it has heard of another's first time
  * takes that for its second.  It finds out when a third node's column, which it has
  * had, is joined with that one: then its column gets an identity of its own again.
@@ -52,6 +56,7 @@
 
 #define PROVIDER		"repl_ml"
 #define IDENTITY_DIGITS	16
+#define MADE_BY_CHANGE	(UINT64CONST(1) << 63)	/* the first digit tells: 8 or more */
 
 /* The change of the schema that is run; 0: none is.  Written by repl_ml_column_follow. */
 static int64 change = 0;
@@ -241,6 +246,20 @@ has_had(const char *seen, const char *own, const char *identities)
 	return found;
 }
 
+/* Says whether a change of the schema, which all nodes run, has made the column. */
+static bool
+is_made_by_change(const char *identities)
+{
+	List	   *all = split_identities(identities);
+	ListCell   *lc;
+	bool		found = false;
+
+	foreach(lc, all)
+		found |= *(char *) lfirst(lc) >= '8';
+	list_free_deep(all);
+	return found;
+}
+
 /* Says, for apply/relation.c, whether the two have an identity in common. */
 bool
 repl_ml_column_shares(const char *identities, const char *others)
@@ -267,6 +286,8 @@ repl_ml_column_is_same(const char *theirs, const char *seen_there, const char *o
 	/* tables of our own have none */
 	if (theirs[0] == '\0' || ours[0] == '\0')
 		return theirs[0] == ours[0];
+	if (is_made_by_change(theirs) && is_made_by_change(ours))
+		return repl_ml_column_shares(theirs, ours);
 	return !has_had(seen_here, ours, theirs) && !has_had(seen_there, theirs, ours);
 }
 
@@ -432,7 +453,7 @@ make_identity_of(Oid relid, const char *name)
 	text = psprintf(INT64_FORMAT " %s.%s.%s", change,
 					quote_identifier(get_namespace_name(get_rel_namespace(relid))),
 					quote_identifier(get_rel_name(relid)), name);
-	return psprintf("%016llx", (unsigned long long)
+	return psprintf("%016llx", (unsigned long long) MADE_BY_CHANGE |
 					hash_bytes_extended((const unsigned char *) text, (int) strlen(text),
 										hash_bytes_extended(self->group_id.data, UUID_LEN, 0)));
 }
@@ -447,7 +468,7 @@ make_identity(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("could not generate a random number")));
-	return psprintf("%016llx", (unsigned long long) number);
+	return psprintf("%016llx", (unsigned long long) (number & ~MADE_BY_CHANGE));
 }
 
 /*

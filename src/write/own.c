@@ -412,6 +412,39 @@ refuse_restored_row(TriggerData *trigdata)
 }
 
 /*
+ * Refuses a row that has a statement run by other members, or here, with the rights of whoever
+ * it names, unless the extension writes it, or a superuser: who may write all tables would be
+ * anybody by it.
+ */
+static void
+refuse_forged_change(TriggerData *trigdata)
+{
+	Relation	rel = trigdata->tg_relation;
+	const char *name = RelationGetRelationName(rel);
+	HeapTuple	row = TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ? trigdata->tg_newtuple :
+		trigdata->tg_trigtuple;
+
+	if (superuser())
+		return;
+	if (strcmp(name, "parked_change") == 0)
+	{
+		AttrNumber	attnum = get_attnum(RelationGetRelid(rel), "table_name");
+		bool		isnull;
+		Datum		value = heap_getattr(row, attnum, RelationGetDescr(rel), &isnull);
+
+		if (isnull || strcmp(NameStr(*DatumGetName(value)), "schema_change") != 0)
+			return;
+	}
+	else if (strcmp(name, "schema_change") != 0 && strcmp(name, "bulk_piece") != 0)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied for table %s", name),
+			 errdetail("Its rows are run as statements, with the rights of others."),
+			 errhint("Leave it to the extension; a superuser may write it.")));
+}
+
+/*
  * repl_ml.refuse_subscription(), a trigger of the extension's own tables:
  * refuses what a subscription of core's brings, and in a member what a dump
  * does.  What these tables say is of this node and its group; a publication FOR
@@ -437,6 +470,7 @@ repl_ml_refuse_subscription(PG_FUNCTION_ARGS)
 				 errhint("On the publisher make a publication of the tables you mean, or FOR "
 						 "TABLES IN SCHEMA, instead of one FOR ALL TABLES.")));
 	refuse_restored_row(trigdata);
+	refuse_forged_change(trigdata);
 	return PointerGetDatum(TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ? trigdata->tg_newtuple :
 						   trigdata->tg_trigtuple);
 }

@@ -88,8 +88,9 @@ static const char *const settings[] = {
 	"transform_null_equals", "xmlbinary", "xmloption",
 };
 
-/* repl_ml.replicate_ddl, repl_ml.new_tables */
+/* repl_ml.replicate_ddl, repl_ml.run_superusers_ddl, repl_ml.new_tables */
 bool		repl_ml_replicate_ddl;
+bool		repl_ml_run_superusers_ddl;
 static int	new_tables = REPLICATE_NEW_TABLES;
 
 /* A change is being run, also one of a peer's; written by enter and leave. */
@@ -131,6 +132,17 @@ repl_ml_schema_change_init(void)
 							 REPLICATE_NEW_TABLES,
 							 new_tables_options,
 							 PGC_USERSET,
+							 0,
+							 NULL,
+							 NULL,
+							 NULL);
+	DefineCustomBoolVariable("repl_ml.run_superusers_ddl",
+							 "Runs changes of the schema that superusers have made on another "
+							 "member.",
+							 "Off, they are parked: a member's superuser is then none here.",
+							 &repl_ml_run_superusers_ddl,
+							 true,
+							 PGC_SIGHUP,
 							 0,
 							 NULL,
 							 NULL,

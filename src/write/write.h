@@ -77,6 +77,7 @@ extern void repl_ml_strong_utility(Node *stmt);
 
 /* in schema_change.c */
 extern bool repl_ml_replicate_ddl;
+extern bool repl_ml_run_superusers_ddl;
 extern void repl_ml_schema_change_init(void);
 extern bool repl_ml_schema_change_is_one(const PlannedStmt *pstmt, ProcessUtilityContext context);
 extern bool repl_ml_schema_change_is_run_everywhere(Node *stmt);
