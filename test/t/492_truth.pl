@@ -145,6 +145,8 @@ my $worker = sql($n2, q(SELECT pid FROM repl_ml.stat_apply));
 kill STOP => $worker;
 cmp_ok(look('a worker that is stopped', 6), '>', 4, 'and lacks more and more');
 kill CONT => $worker;
+# a walsender that is stopped before it has heard of that says what was so before
+poll_until($n1, q(SELECT coalesce(clock_timestamp() - lag_since < interval '1 s', transactions_behind = 0) FROM repl_ml.stat_replication));
 my $walsender = sql($n1, q(SELECT pid FROM repl_ml.stat_replication));
 kill STOP => $walsender;
 cmp_ok(look('a walsender that is stopped', 6), '>', 4, 'and lacks more and more');
