@@ -193,7 +193,7 @@ EXTRA_CLEAN = tmp_regress tmp_isolation tmp_server.conf tmp_symbols tmp_algebra 
 PG_CONFIG ?= pg_config
 
 # These bring their own server and must run on a machine that has none yet, so they do without PGXS.
-standalone := check check-truth check-core check-monitoring check-patroni demo demo-stop bench bench-commits bench-idle bench-verify bench-views bench-large bench-strong
+standalone := check check-truth check-clients check-core check-monitoring check-patroni demo demo-stop bench bench-commits bench-idle bench-verify bench-views bench-large bench-strong
 ifneq ($(filter $(standalone),$(MAKECMDGOALS)),)
 
 ifneq ($(filter-out $(standalone),$(MAKECMDGOALS)),)
@@ -213,6 +213,8 @@ check-core:
 check-monitoring:
 	@apt-get install -y -q prometheus prometheus-postgres-exporter prometheus-sql-exporter >/dev/null
 	@PG_CONFIG='$(chosen_pg_config)' TESTS='490 491' test/run_checks
+check-clients:
+	@PG_CONFIG='$(chosen_pg_config)' TESTS='$(TESTS)' test/clients/run
 check-patroni:
 	@PG_CONFIG='$(chosen_pg_config)' TESTS='$(TESTS)' test/patroni/run
 demo:

@@ -922,6 +922,9 @@ CREATE FUNCTION repl_ml.join_group(node_name name, dsn text, join_dsn text, copy
         IF wait THEN
             PERFORM repl_ml.wait_for_node(node_name, timeout);
             SELECT pg_catalog.count(*) INTO parked FROM repl_ml.parked_change p WHERE NOT p.put_aside;
+            FOR c IN SELECT o.* FROM repl_ml.own_numbers(ARRAY(SELECT t.relation FROM repl_ml.tables t WHERE t.relation IS NOT NULL)) o LOOP
+                RAISE WARNING 'table %: %', c.relation, c.message USING HINT = c.hint;
+            END LOOP;
             IF parked > 0 THEN
                 RAISE WARNING 'node "%" is ready, but % changes could not be applied here', node_name, parked
                     USING HINT = 'Run SELECT * FROM repl_ml.parked_changes. When the cause is mended, they are applied by themselves.';

@@ -6,7 +6,7 @@
 CREATE VIEW repl_ml.metric_families AS
     SELECT f.family::name, f.labels::text[], ('repl_ml_' || f.family || '_' || v.metric)::text AS name, v.metric::name, v.type::text, v.help::text
       FROM (VALUES ('group', '{group_name,node_name,version}'), ('node', '{}'), ('member', '{peer}'), ('replication', '{peer}'), ('apply', '{peer}'), ('network', '{peer}'), ('write', '{level}'),
-                   ('conflict', '{schema,table,type,resolution}'), ('parked', '{schema,table}'), ('table', '{state}'), ('verification', '{schema,table}'), ('health', '{check}')) f (family, labels)
+                   ('conflict', '{schema,table,type,resolution}'), ('parked', '{schema,table}'), ('table', '{state}'), ('sequence', '{state}'), ('verification', '{schema,table}'), ('health', '{check}')) f (family, labels)
       JOIN (VALUES
         ('group', 'info', 'gauge', 'Always 1: which group and node this database is, and the version of repl_ml.'),
         ('node', 'ready', 'gauge', '1 if this node takes part in its group.'),
@@ -63,6 +63,9 @@ CREATE VIEW repl_ml.metric_families AS
         ('parked', 'oldest_timestamp_seconds', 'gauge', 'Since when the oldest of them is parked.'),
         ('table', 'listed', 'gauge', 'Tables of the group in this state here.'),
         ('table', 'different', 'gauge', 'Tables of the group in this state that are not the same on some member.'),
+        ('sequence', 'listed', 'gauge', 'Sequences of the group in this state here.'),
+        ('sequence', 'least_left_ratio', 'gauge', 'What is left of all numbers of the one of them that has least left, 0 to 1.'),
+        ('sequence', 'least_in_hand', 'gauge', 'How many numbers this node can give of one of them without asking, at least.'),
         ('verification', 'consistent', 'gauge', '1 if the last comparison found no difference.'),
         ('verification', 'differing_rows', 'gauge', 'Rows that differed in the last comparison.'),
         ('verification', 'last_timestamp_seconds', 'gauge', 'When the last comparison began.'),
@@ -135,6 +138,10 @@ CREATE FUNCTION repl_ml.samples(of_family name, OUT labels jsonb, OUT metric nam
               FROM (SELECT x.state, pg_catalog.count(*) AS count, pg_catalog.count(d.table_name) AS different
                       FROM repl_ml.table_states() x LEFT JOIN (SELECT DISTINCT y.schema_name, y.table_name FROM repl_ml.differing_shapes() y) d ON d.schema_name = x.schema_name AND d.table_name = x.table_name GROUP BY 1) t
              CROSS JOIN LATERAL (VALUES ('listed', t.count::float8), ('different', t.different)) v (metric, value);
+        WHEN 'sequence' THEN RETURN QUERY
+            SELECT pg_catalog.jsonb_build_object('state', t.state), v.metric::name, v.value::float8
+              FROM (SELECT x.state, pg_catalog.count(*) AS count, pg_catalog.min(x.percent_left) / 100 AS ratio, pg_catalog.min(x.in_hand) AS in_hand FROM repl_ml.sequences x GROUP BY 1) t
+             CROSS JOIN LATERAL (VALUES ('listed', t.count::float8), ('least_left_ratio', t.ratio), ('least_in_hand', t.in_hand)) v (metric, value);
         WHEN 'verification' THEN RETURN QUERY
             SELECT pg_catalog.jsonb_build_object('schema', c.schema_name, 'table', c.table_name), v.metric::name, v.value::float8
               FROM (SELECT x.schema_name, x.table_name, pg_catalog.max(x.started_at) FILTER (WHERE x.is_last) AS last, pg_catalog.max(x.started_at) FILTER (WHERE x.is_last_good) AS last_good,
@@ -152,7 +159,7 @@ COMMENT ON FUNCTION repl_ml.samples(name) IS 'the values of one family of metric
 
 CREATE VIEW repl_ml.metric_samples AS
     SELECT f.family, s.labels, s.metric, s.value
-      FROM pg_catalog.unnest('{group,node,member,replication,apply,network,write,conflict,parked,table,verification,health}'::name[]) f (family) CROSS JOIN LATERAL repl_ml.samples(f.family) s;
+      FROM pg_catalog.unnest('{group,node,member,replication,apply,network,write,conflict,parked,table,sequence,verification,health}'::name[]) f (family) CROSS JOIN LATERAL repl_ml.samples(f.family) s;
 COMMENT ON VIEW repl_ml.metric_samples IS
     'the values of repl_ml.metrics by family, for an exporter that asks for one family after the other: WHERE family = ''replication'' reads nothing of the others';
 

@@ -653,6 +653,26 @@ CREATE FUNCTION repl_ml.free_sequence(of_schema name, of_sequence name) RETURNS 
     $$;
 COMMENT ON FUNCTION repl_ml.free_sequence(name, name) IS 'makes a sequence of this database an ordinary one again, which goes on behind all that is used or promised here';
 
+-- What is said of tables: by add_all_tables, join_group, check_setup and health
+CREATE FUNCTION repl_ml.own_numbers(relations regclass[], OUT relation regclass, OUT sequence regclass, OUT message text, OUT hint text) RETURNS SETOF record
+    LANGUAGE sql STABLE STRICT SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_temp
+    AS $$
+    WITH loose AS (
+        SELECT s.seqrelid, s.seqcycle FROM pg_catalog.pg_sequence s JOIN pg_catalog.pg_class c ON c.oid = s.seqrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE NOT EXISTS (SELECT FROM repl_ml.sequence_mark k JOIN repl_ml.group_sequence g USING (schema_name, sequence_name) WHERE k.sequence = s.seqrelid AND g.state = 'enrolled' AND g.obstacle IS NULL)
+           AND NOT EXISTS (SELECT FROM repl_ml.group_sequence g WHERE g.state = 'enrolled' AND g.obstacle IS NULL AND (coalesce(g.now_schema, g.schema_name), coalesce(g.now_name, g.sequence_name)) = (n.nspname, c.relname))),
+    taken AS (
+        SELECT d.adrelid AS relid, l.seqrelid, l.seqcycle FROM loose l JOIN pg_catalog.pg_depend p ON p.refclassid = 'pg_class'::regclass AND p.refobjid = l.seqrelid AND p.classid = 'pg_attrdef'::regclass
+          JOIN pg_catalog.pg_attrdef d ON d.oid = p.objid
+         WHERE l.seqcycle OR NOT EXISTS (SELECT FROM pg_catalog.pg_depend o WHERE o.classid = 'pg_class'::regclass AND o.objid = l.seqrelid AND o.refclassid = 'pg_class'::regclass AND o.deptype IN ('a', 'i'))
+        UNION SELECT p.refobjid, l.seqrelid, true FROM loose l JOIN pg_catalog.pg_depend p ON p.classid = 'pg_class'::regclass AND p.objid = l.seqrelid AND p.refclassid = 'pg_class'::regclass AND p.deptype = 'i' WHERE l.seqcycle)
+    SELECT t.relid::regclass, t.seqrelid::regclass,
+           pg_catalog.format('its column takes numbers of sequence %s, which each node gives by itself: %s', t.seqrelid::regclass, CASE WHEN t.seqcycle THEN 'it has CYCLE' ELSE 'no column owns it' END),
+           CASE WHEN t.seqcycle THEN pg_catalog.format('Run ALTER SEQUENCE %s NO CYCLE on all nodes.', t.seqrelid::regclass) ELSE pg_catalog.format('Run SELECT repl_ml.add_sequence(%L).', t.seqrelid::regclass::text) END
+      FROM taken t WHERE t.relid = ANY (relations) ORDER BY 1, 2
+    $$;
+COMMENT ON FUNCTION repl_ml.own_numbers(regclass[]) IS 'which of these tables have a column whose numbers two nodes may both give, and what to do';
+
 -- For persons
 CREATE FUNCTION repl_ml.add_sequence(sequence regclass) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp

@@ -110,6 +110,14 @@ CREATE FUNCTION repl_ml.check_setup(peer_dsn text DEFAULT NULL, OUT check_name t
     BEGIN
         RETURN QUERY SELECT * FROM repl_ml.check_settings(
             greatest(2, (SELECT pg_catalog.count(*)::integer FROM repl_ml.nodes m WHERE m.state <> 'dropped')));
+        -- what would be known only when two nodes have given one number
+        check_name := 'sequences';
+        SELECT pg_catalog.string_agg(pg_catalog.format('%s: %s', o.relation, o.message), '; '), pg_catalog.string_agg(DISTINCT o.hint, ' ') INTO detail, hint
+          FROM repl_ml.own_numbers(ARRAY(SELECT c.oid FROM pg_catalog.pg_class c WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= 16384
+                                            AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'))) o;
+        status := CASE WHEN detail IS NULL THEN 'ok' ELSE 'warning' END;
+        detail := coalesce(detail, 'no table takes numbers of a sequence that would stay each node''s own');
+        RETURN NEXT;
         IF peer_dsn IS NOT NULL AND NOT pg_catalog.has_function_privilege('repl_ml.probe(text)', 'EXECUTE') THEN
             check_name := 'peer'; status := 'error'; detail := 'only a superuser may try a connection string';
             hint := 'Run repl_ml.check_setup with the connection string as a superuser.';

@@ -975,6 +975,7 @@ CREATE FUNCTION repl_ml.add_all_tables(schema_names name[] DEFAULT '{public}', O
                 BEGIN
                     PERFORM repl_ml.list_table(relation);
                     status := 'added'; detail := NULL; hint := NULL;
+                    SELECT pg_catalog.string_agg(o.message, '; '), pg_catalog.string_agg(o.hint, ' ') INTO detail, hint FROM repl_ml.own_numbers(ARRAY[add_all_tables.relation]) o;
                 EXCEPTION WHEN OTHERS THEN
                     status := 'skipped'; detail := sqlerrm;
                     GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
@@ -986,7 +987,7 @@ CREATE FUNCTION repl_ml.add_all_tables(schema_names name[] DEFAULT '{public}', O
     END
     $$;
 COMMENT ON FUNCTION repl_ml.add_all_tables(name[]) IS
-    'replicates all tables of the schemas; says for each one whether it was added, or why it cannot be and what to do. Superusers only';
+    'replicates all tables of the schemas; says for each one whether it was added, with sequences that are not the group''s with it, or why it cannot be and what to do. Superusers only';
 
 CREATE FUNCTION repl_ml.remove_table(relation regclass) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp

@@ -780,20 +780,22 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
      WHERE s.state = 'ready' AND EXISTS (SELECT FROM repl_ml.replicated_table t WHERE t.class = 'strong' AND t.state = 'enrolled')
     UNION ALL
     -- 21. sequences
-    SELECT 21, 'sequences', CASE WHEN q.gone IS NOT NULL THEN 'error' WHEN q.apart IS NOT NULL OR q.without IS NOT NULL OR q.near IS NOT NULL THEN 'warning' ELSE 'ok' END,
-           CASE WHEN q.gone IS NOT NULL OR q.apart IS NOT NULL OR q.without IS NOT NULL OR q.near IS NOT NULL THEN pg_catalog.concat_ws(' ',
-                     'Sequences of which no number is left here, so that nextval fails: ' || q.gone || '.', 'Sequences that each node still gives numbers of by itself: ' || q.apart || '.', 'Sequences of which this node has no numbers since its start: ' || q.without || '.',
+    SELECT 21, 'sequences', CASE WHEN q.gone IS NOT NULL THEN 'error' WHEN coalesce(q.apart, o.own) IS NOT NULL OR q.without IS NOT NULL OR q.near IS NOT NULL THEN 'warning' ELSE 'ok' END,
+           CASE WHEN q.gone IS NOT NULL OR coalesce(q.apart, o.own) IS NOT NULL OR q.without IS NOT NULL OR q.near IS NOT NULL THEN pg_catalog.concat_ws(' ',
+                     'Sequences of which no number is left here, so that nextval fails: ' || q.gone || '.', 'Sequences that each node still gives numbers of by itself: ' || pg_catalog.concat_ws(', ', q.apart, o.own) || '.', 'Sequences of which this node has no numbers since its start: ' || q.without || '.',
                      'Sequences with few numbers left: ' || q.near || '.')
                 WHEN q.sequences = 0 THEN 'No sequence is shared.' ELSE pg_catalog.format('No number is given twice of %s sequences.', q.sequences) END,
-           nullif(pg_catalog.concat_ws(' ', CASE WHEN q.apart IS NOT NULL THEN 'They are the group''s by themselves when what is in the way is gone. See SELECT * FROM repl_ml.sequences.' END,
+           nullif(pg_catalog.concat_ws(' ', CASE WHEN coalesce(q.apart, o.own) IS NOT NULL THEN 'They are the group''s by themselves when what is in the way is gone. See SELECT * FROM repl_ml.sequences.' END,
                 CASE WHEN q.without IS NOT NULL THEN 'More than half of the members have to be reached: see the other checks.' END,
                 CASE WHEN q.near IS NOT NULL OR q.gone IS NOT NULL THEN 'On all nodes make the columns bigint, and run ALTER SEQUENCE ... AS bigint.' END), '')
       FROM active s, LATERAL (SELECT pg_catalog.count(*) AS sequences,
-                  pg_catalog.string_agg(pg_catalog.format('%I.%I (%s)', x.schema_name, x.sequence_name, x.obstacle), ', ' ORDER BY x.schema_name, x.sequence_name) FILTER (WHERE x.state = 'pending') AS apart,
+                  pg_catalog.string_agg(pg_catalog.format('%I.%I (%s)', x.schema_name, x.sequence_name, x.obstacle), ', ' ORDER BY x.schema_name, x.sequence_name) FILTER (WHERE x.state = 'pending' AND x.sequence IS NULL) AS apart,
                   pg_catalog.string_agg(pg_catalog.format('%I.%I', x.schema_name, x.sequence_name) || coalesce(' (' || x.obstacle || ')', ''), ', ' ORDER BY x.schema_name, x.sequence_name) FILTER (WHERE x.state = 'waiting') AS without,
                   pg_catalog.string_agg(pg_catalog.format('%I.%I (%s)', x.schema_name, x.sequence_name, x.numbers_left), ', ' ORDER BY x.schema_name, x.sequence_name) FILTER (WHERE x.percent_left < 10 AND NOT (x.numbers_left = 0 AND x.in_hand = 0)) AS near,
                   pg_catalog.string_agg(pg_catalog.format('%I.%I', x.schema_name, x.sequence_name), ', ' ORDER BY x.schema_name, x.sequence_name) FILTER (WHERE x.numbers_left = 0 AND x.in_hand = 0) AS gone
-             FROM repl_ml.sequences x) q
+             FROM repl_ml.sequences x) q,
+           LATERAL (SELECT pg_catalog.string_agg(DISTINCT pg_catalog.format('%s (of table %s: %s)', o.sequence, o.relation, o.hint), ', ') AS own
+                      FROM repl_ml.own_numbers(ARRAY(SELECT y.relid FROM repl_ml.table_states() y WHERE y.state = 'replicated')) o) o
      WHERE s.state = 'ready'
     UNION ALL
     -- 22. changes of the schema

@@ -25,6 +25,24 @@ CREATE PROCEDURE proc(n bigint) LANGUAGE plpgsql AS $$ BEGIN INSERT INTO given (
 SELECT relation, status FROM repl_ml.add_all_tables();
 SQL
 my ($n1, $n2, $n3) = @nodes;
+sql($_, 'CREATE SEQUENCE apart') foreach @nodes;
+is(sql($n1, q(CREATE TABLE told (id int PRIMARY KEY DEFAULT nextval('again')); CREATE TABLE of_loose (id bigint PRIMARY KEY DEFAULT nextval('apart'));
+SELECT relation, status, detail, hint FROM repl_ml.add_all_tables() WHERE status = 'added' ORDER BY relation::text)), <<'SAID' =~ s/\n\z//r, 'add_all_tables says which sequences stay each node\'s own');
+of_loose|added|its column takes numbers of sequence public.apart, which each node gives by itself: no column owns it|Run SELECT repl_ml.add_sequence('public.apart').
+told|added|its column takes numbers of sequence public.again, which each node gives by itself: it has CYCLE|Run ALTER SEQUENCE public.again NO CYCLE on all nodes.
+SAID
+is(sql($n1, q(SELECT status, detail ~ 'sequence public.apart' AND hint ~ 'add_sequence' FROM repl_ml.check_setup() WHERE check_name = 'sequences')), 'warning|t', '... so does check_setup');
+like(sql($n1, q(SELECT status, detail FROM repl_ml.health WHERE check_name = 'sequences')), qr/^warning.*by itself: public.again \(of table public.told: .*NO CYCLE.*public.apart \(of table public.of_loose/, '... and health');
+my $n0 = new_node('n0');
+sql($n0, 'CREATE EXTENSION repl_ml');
+my (undef, undef, $warned) = $n0->psql('postgres', "SELECT repl_ml.join_group('n0', " . literal(dsn($n0)) . ', ' . literal(dsn($n1)) . ')');
+like($warned, qr/WARNING: .*table public.of_loose: .*sequence public.apart/, '... and join_group');
+sql($n0, 'SELECT repl_ml.leave_group()');
+$n0->stop;
+sql($n1, q(SELECT repl_ml.remove_table('told'), repl_ml.remove_table('of_loose')));
+poll_until($_, q(SELECT count(*) FROM repl_ml.tables WHERE relation::text IN ('told', 'of_loose')), 0) foreach @nodes;
+sql($_, 'DROP TABLE told, of_loose') foreach @nodes;
+sql($_, 'DROP SEQUENCE apart') foreach @nodes;
 psql_fails($n1, q(SELECT repl_ml.add_sequence('again')), '55000', 'again', 'NO CYCLE');
 psql_fails($n1, q(SELECT repl_ml.add_sequence('s')), '42809', 'not a sequence');
 sql($n1, q(SELECT repl_ml.add_sequence('loose'), repl_ml.add_sequence('downward')));
@@ -216,6 +234,16 @@ $n3->start;
 poll_until($n3, q(SELECT node_id > 4 AND state = 'ready' FROM repl_ml.local_node));
 sql($_, q(INSERT INTO given (n, way) SELECT nextval('loose'), 'again' FROM generate_series(1, 300); INSERT INTO s (note) SELECT 'again' FROM generate_series(1, 300))) foreach @nodes, $n4;
 none_is_double('of a node that was set back', @nodes, $n4);
+
+# a dump: where a table of it is replicated again, or set behind its rows, numbers go on
+is(sql($n1, q(SELECT count(*) FROM repl_ml.metrics WHERE name = 'repl_ml_sequence_listed' AND labels->>'state' = 'shared' AND value > 5)), 1, 'metrics count them');
+IPC::Run::run([ 'pg_dump', '-d', dsn($n1), '-t', 'given', '-t', 's', '-f', $n1->basedir . '/dump.sql' ]) or die 'pg_dump failed';
+sql($n1, 'CREATE DATABASE restored');
+IPC::Run::run([ 'psql', '-Xq', '-d', $n1->connstr('restored'), '-c', 'CREATE EXTENSION repl_ml', '-f', $n1->basedir . '/dump.sql' ], '>&', \my $ignored);
+my $restored = dsn($n1) =~ s/dbname='?postgres'?/dbname=restored/r;
+is($n1->safe_psql('restored', "SELECT repl_ml.create_group('other', 'r1', " . literal($restored) . q{); SELECT repl_ml.add_all_tables();
+INSERT INTO s (note) SELECT 'restored' FROM generate_series(1, 100); SELECT count(*) FROM repl_ml.group_sequence}) =~ s/.*\n//sr, 1, 'a dump in a group of its own: its sequence is behind its rows');
+$n1->safe_psql('restored', q{SELECT repl_ml.leave_group(force => true); SELECT setval('s_id_seq', (SELECT max(id) FROM s)); INSERT INTO s (note) VALUES ('none''s')});
 
 # ordinary ones again
 sql($n2, 'SELECT repl_ml.leave_group()');

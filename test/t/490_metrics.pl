@@ -14,6 +14,8 @@ my ($n1, $n2, $n3) = my @nodes = new_group(3, <<'SQL');
 CREATE TABLE t (id int PRIMARY KEY, v text);
 CREATE TABLE small (id int PRIMARY KEY);
 SELECT repl_ml.add_all_tables();
+CREATE SEQUENCE counted;
+SELECT repl_ml.add_sequence('counted');
 SQL
 my $files = dirname(__FILE__) . '/../../monitoring';
 
@@ -64,6 +66,10 @@ is(metric($n1, 'verification_consistent', table => 't'), '1', 'what a comparison
 cmp_ok($before - metric($n1, 'verification_last_good_timestamp_seconds', table => 't'), '>', 0, '... and when');
 is(metric($n1, 'table_listed', state => 'replicated'), '2', 'tables by state');
 cmp_ok(metric($n1, 'replication_sent_bytes_total', peer => 'n2'), '>', 100, 'bytes that were sent');
+
+poll_until($_, q(SELECT state FROM repl_ml.sequences), 'shared') foreach $n1, $n3;
+is(metric($n1, 'sequence_listed', state => 'shared'), '1', 'sequences by state');
+cmp_ok(metric($n1, 'sequence_least_in_hand', state => 'shared'), '>=', 64, '... and what is in hand');
 
 # every family has been seen, with its own labels and all of its metrics
 is(sql($n3, <<'SQL'), '', 'all of what is defined is there, and no more');

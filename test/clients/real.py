@@ -1,0 +1,284 @@
+#!/usr/bin/env python3
+"""MLflow, Optuna and LangGraph, unmodified, on three nodes: each has a database, and a group, of its own.
+
+real.py BIN DIRECTORY CLIENT...      servers of BIN in DIRECTORY; run by "run", which installs what it imports
+
+Each client's statements of doc/clients.md are run first; with ABOUT=without only add_all_tables() is, and what they are for
+is lost. Afterwards all nodes have the same rows, nothing is parked, and what was acknowledged is there.
+"""
+import concurrent.futures
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import psycopg2
+
+TOP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+NODES = ("n1", "n2", "n3")
+PATIENCE = 120
+failures = 0
+
+
+def claim(holds, what, seen=""):
+    global failures
+    failures += not holds
+    print(("ok" if holds else "NOT OK") + " - " + what + ("" if holds else f": {seen}"), flush=True)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Group:
+    """Three servers; a database of a name on each is a group."""
+
+    def __init__(self, bin_directory, directory):
+        self.bin, self.directory = bin_directory, directory
+        self.ports = {node: free_port() for node in NODES}
+        for node in NODES:
+            data = f"{directory}/{node}"
+            self.run("initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-locale", "-N", "-D", data)
+            conf = subprocess.run([f"{TOP}/test/server_conf", f"{bin_directory}/postgres"], check=True, capture_output=True, text=True).stdout
+            with open(f"{data}/postgresql.conf", "a") as f:
+                f.write(f"{conf}\nlisten_addresses = '127.0.0.1'\nport = {self.ports[node]}\nunix_socket_directories = ''\nmax_connections = 200\n")
+            self.run("pg_ctl", "start", "-s", "-w", "-D", data, "-l", f"{data}.log")
+
+    def run(self, program, *arguments):
+        """As the user who may run servers; clients stay who they are, as their Python may be nobody else's to read."""
+        user = os.environ.get("RUN_USER", "postgres")
+        become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"] if os.geteuid() == 0 else []
+        subprocess.run([*become, f"{self.bin}/{program}", *arguments], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def stop(self):
+        for node in NODES:
+            self.run("pg_ctl", "stop", "-s", "-m", "immediate", "-D", f"{self.directory}/{node}")
+
+    def begin(self, name):
+        self.name = name
+        for node in NODES:
+            self.sql(node, f"CREATE DATABASE {name}", "postgres")
+            self.sql(node, "CREATE EXTENSION repl_ml")
+        self.sql("n1", f"SELECT repl_ml.create_group('{name}', 'n1', '{self.dsn('n1')}')")
+
+    def join(self):
+        for node in NODES[1:]:
+            self.sql(node, f"SELECT repl_ml.join_group('{node}', '{self.dsn(node)}', '{self.dsn('n1')}')")
+        for node in NODES:
+            self.wait(node, "SELECT count(*) = 3 FROM repl_ml.nodes WHERE state = 'ready' AND reachable", "three nodes are ready")
+
+    def dsn(self, node, database=None):
+        return f"host=127.0.0.1 port={self.ports[node]} dbname={database or self.name} user=postgres"
+
+    def url(self, node):
+        return f"postgresql://postgres@127.0.0.1:{self.ports[node]}/{self.name}"
+
+    def sql(self, node, statement, database=None):
+        connection = psycopg2.connect(self.dsn(node, database))
+        connection.autocommit = True
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+                return cursor.fetchall() if cursor.description else []
+        finally:
+            connection.close()
+
+    def one(self, node, statement):
+        return self.sql(node, statement)[0][0]
+
+    def wait(self, node, query, what):
+        end = time.monotonic() + PATIENCE
+        while not self.one(node, query):
+            if time.monotonic() > end:
+                claim(False, what, self.sql(node, "SELECT check_name, detail FROM repl_ml.health WHERE status <> 'ok'"))
+                return
+            time.sleep(0.2)
+
+    def statements(self, client):
+        """Those of the book, if they are not to be left out; else all tables, and no more."""
+        text = open(f"{TOP}/doc/clients.md").read()
+        found = re.search(rf"<!-- check-clients: {client} -->\n```sql\n(.*?)```", text, re.S).group(1)
+        if os.environ.get("ABOUT") == "without":
+            found = "SELECT * FROM repl_ml.add_all_tables();"
+        for statement in found.split(";\n"):
+            if statement.strip():
+                self.sql("n1", statement)
+
+    def judge(self, client):
+        """All equal at last, nothing parked."""
+        for node in NODES:
+            self.wait(node, "SELECT NOT EXISTS (SELECT FROM repl_ml.stat_replication WHERE lag_since IS NOT NULL) AND NOT EXISTS (SELECT FROM repl_ml.parked_change)", f"{client}: all that was written is everywhere")
+        for (table,) in self.sql("n1", "SELECT relation::text FROM repl_ml.tables ORDER BY 1"):
+            sums = {node: self.sql(node, f"SELECT count(*), coalesce(md5(string_agg(r, '' ORDER BY r)), '') FROM (SELECT to_jsonb(t)::text AS r FROM {table} t) x")[0] for node in NODES}
+            if len(set(sums.values())) > 1:
+                claim(False, f"{client}: {table} is the same on all nodes", sums)
+        for node in NODES:
+            parked = self.sql(node, "SELECT to_jsonb(p)::text FROM repl_ml.parked_changes p")
+            claim(not parked, f"{client}: nothing is parked on {node}", parked[:3])
+
+
+def at_once(work):
+    """Runs work(node) for all nodes at once; returns what each returned."""
+    with concurrent.futures.ThreadPoolExecutor(len(NODES)) as pool:
+        return dict(zip(NODES, pool.map(work, NODES)))
+
+
+def again(work, attempts=40):
+    """As a client that has been told to try again: the errors of doc/clients.md."""
+    for attempt in range(attempts):
+        try:
+            return work()
+        except Exception as error:  # noqa: BLE001, each client wraps them in its own
+            if attempt == attempts - 1 or not re.search("40001|40P01|57P03|serializ|SerializationFailure|deadlock|CannotConnectNow|OperationalError|INTERNAL_ERROR|TEMPORARILY|lease|StorageInternalError", repr(error)):
+                raise
+            time.sleep(0.05 * (1 + attempt % 5))
+
+
+# ---- Optuna ----
+
+def optuna_client(group):
+    import optuna
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    group.begin("optuna_client")
+    optuna.create_study(study_name="s", storage=group.url("n1").replace("postgresql", "postgresql+psycopg2"), direction="minimize")
+    group.statements("optuna")
+    group.join()
+    each = 8
+
+    def work(node):
+        study = again(lambda: optuna.load_study(study_name="s", storage=group.url(node).replace("postgresql", "postgresql+psycopg2")))
+        for _ in range(each):
+            def one():
+                trial = study.ask()
+                x = trial.suggest_float("x", -1, 1)
+                trial.report(x * x, 1)
+                study.tell(trial, x * x)
+            again(one)
+        return each
+
+    at_once(work)
+    group.judge("optuna")
+    for node in NODES:
+        seen = group.sql(node, "SELECT count(*), count(DISTINCT number), min(number), max(number) FROM trials WHERE state = 'COMPLETE'")[0]
+        claim(seen[0] == seen[1] == 3 * each, f"optuna: {3 * each} trials with numbers of their own on {node}", seen)
+
+
+# ---- LangGraph ----
+
+def langgraph_client(group):
+    from langgraph.checkpoint.base import empty_checkpoint
+    from langgraph.checkpoint.postgres import PostgresSaver
+    group.begin("langgraph_client")
+    with PostgresSaver.from_conn_string(group.url("n1")) as saver:
+        saver.setup()
+    group.statements("langgraph")
+    group.join()
+
+    def work(node):
+        put = []
+        with PostgresSaver.from_conn_string(group.url(node)) as saver:
+            for thread in range(5):
+                config = {"configurable": {"thread_id": f"{node}-{thread}", "checkpoint_ns": ""}}
+                for step in range(4):
+                    checkpoint = empty_checkpoint()
+                    checkpoint["channel_values"] = {"messages": [f"{node} {step}"]}
+                    checkpoint["channel_versions"] = {"messages": step + 1}
+                    config = saver.put(config, checkpoint, {"source": "loop", "step": step}, {"messages": step + 1})
+                    saver.put_writes(config, [("messages", step)], f"task {step}")
+                put.append((thread, config["configurable"]["checkpoint_id"]))
+        return put
+
+    done = at_once(work)
+    group.judge("langgraph")
+    for node in NODES:
+        with PostgresSaver.from_conn_string(group.url(node)) as saver:
+            lacking = [(writer, thread) for writer in NODES for thread, last in done[writer]
+                       if saver.get_tuple({"configurable": {"thread_id": f"{writer}-{thread}", "checkpoint_ns": ""}}).checkpoint["id"] != last]
+        claim(not lacking, f"langgraph: the last checkpoint of each thread is on {node}", lacking)
+
+
+# ---- MLflow ----
+
+def mlflow_client(group):
+    group.begin("mlflow_client")
+    environment = dict(os.environ, MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", HOME=group.directory)
+    mlflow = os.path.join(os.path.dirname(sys.executable), "mlflow")
+    # as a server does that finds an empty database
+    make = "import sys; from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore; SqlAlchemyStore(sys.argv[1], '/tmp')"
+    with open(f"{group.directory}/upgrade.log", "w") as log:
+        subprocess.run([sys.executable, "-c", make, group.url("n1")], check=True, env=environment, cwd=group.directory, stdout=log, stderr=log)
+    group.statements("mlflow")
+    group.join()
+    ports = {node: free_port() for node in NODES}
+    servers = [subprocess.Popen([mlflow, "server", "--backend-store-uri", group.url(node), "--default-artifact-root", f"{group.directory}/artifacts", "--host", "127.0.0.1", "--port", str(ports[node]), "--workers", "1"],
+                                env=environment, cwd=group.directory, stdout=open(f"{group.directory}/mlflow-{node}.log", "w"), stderr=subprocess.STDOUT, start_new_session=True) for node in NODES]
+    try:
+        for node in NODES:
+            end = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{ports[node]}/health", timeout=5)
+                    break
+                except OSError:
+                    if time.monotonic() > end:
+                        raise
+                    time.sleep(0.5)
+        mlflow_work(group, ports)
+    finally:
+        for server in servers:
+            os.killpg(server.pid, 15)
+            server.wait()
+
+
+def mlflow_work(group, ports):
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, RunTag
+    clients = {node: MlflowClient(f"http://127.0.0.1:{ports[node]}", registry_uri=f"http://127.0.0.1:{ports[node]}") for node in NODES}
+    again(lambda: clients["n1"].create_registered_model("shared"))
+
+    def work(node):
+        client, made, versions = clients[node], [], []
+        for e in range(4):
+            experiment = again(lambda: client.create_experiment(f"{node} {e}"))
+            run = client.create_run(experiment).info.run_id
+            for step in range(3):
+                client.log_batch(run, metrics=[Metric(f"m{i}", step + i / 10, 1000 + step, step) for i in range(10)],
+                                 params=[Param(f"p{step}", node)], tags=[RunTag("node", node)])
+            client.set_terminated(run)
+            made.append((experiment, run))
+        for _ in range(6):
+            versions.append(again(lambda: client.create_model_version("shared", f"s3://bucket/{node}", run)).version)
+        again(lambda: client.set_registered_model_alias("shared", f"of_{node}", versions[-1]))
+        return made, versions
+
+    done = at_once(work)
+    group.judge("mlflow")
+    experiments = [e for made, _ in done.values() for e, _ in made]
+    versions = [int(v) for _, given in done.values() for v in given]
+    claim(len(set(experiments)) == 12, "mlflow: every experiment has an id of its own", experiments)
+    claim(len(set(versions)) == 18, "mlflow: every model version has a number of its own", sorted(versions))
+    for node in NODES:
+        seen = {int(v.version) for v in clients[node].search_model_versions("name = 'shared'")}
+        claim(set(versions) <= seen, f"mlflow: every acknowledged version is on {node}", sorted(set(versions) - seen))
+        runs = clients[node].search_runs(experiments, max_results=100)
+        claim(len(runs) == 12 and all(len(r.data.metrics) == 10 and len(r.data.params) == 3 and r.data.metrics["m3"] == 2.3 for r in runs), f"mlflow: every run is whole on {node}", len(runs))
+
+
+CLIENTS = {"mlflow": mlflow_client, "optuna": optuna_client, "langgraph": langgraph_client}
+
+if __name__ == "__main__":
+    group = Group(sys.argv[1], sys.argv[2])
+    try:
+        for client in sys.argv[3:]:
+            before = time.monotonic()
+            CLIENTS[client](group)
+            print(f"== {client}: {time.monotonic() - before:.0f} s", flush=True)
+    finally:
+        group.stop()
+    print(f"{failures} failed")
+    sys.exit(1 if failures else 0)
