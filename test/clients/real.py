@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""MLflow, Optuna and LangGraph, unmodified, on three nodes: each has a database, and a group, of its own.
+"""MLflow, Feast, Optuna and LangGraph, unmodified, on three nodes: each has a database, and a group, of its own.
 
 real.py BIN DIRECTORY CLIENT...      servers of BIN in DIRECTORY; run by "run", which installs what it imports
 
@@ -12,6 +12,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -27,6 +28,11 @@ def claim(holds, what, seen=""):
     global failures
     failures += not holds
     print(("ok" if holds else "NOT OK") + " - " + what + ("" if holds else f": {seen}"), flush=True)
+
+
+def pause(seconds):
+    """Between two looks at a state, or two tries."""
+    threading.Event().wait(seconds)
 
 
 def free_port():
@@ -97,7 +103,7 @@ class Group:
             if time.monotonic() > end:
                 claim(False, what, self.sql(node, "SELECT check_name, detail FROM repl_ml.health WHERE status <> 'ok'"))
                 return
-            time.sleep(0.2)
+            pause(0.2)
 
     def statements(self, client):
         """Those of the book, if they are not to be left out; else all tables, and no more."""
@@ -136,7 +142,7 @@ def again(work, attempts=40):
         except Exception as error:  # noqa: BLE001, each client wraps them in its own
             if attempt == attempts - 1 or not re.search("40001|40P01|57P03|serializ|SerializationFailure|deadlock|CannotConnectNow|OperationalError|INTERNAL_ERROR|TEMPORARILY|lease|StorageInternalError", repr(error)):
                 raise
-            time.sleep(0.05 * (1 + attempt % 5))
+            pause(0.05 * (1 + attempt % 5))
 
 
 # ---- Optuna ----
@@ -227,7 +233,7 @@ def mlflow_client(group):
                 except OSError:
                     if time.monotonic() > end:
                         raise
-                    time.sleep(0.5)
+                    pause(0.5)
         mlflow_work(group, ports)
     finally:
         for server in servers:
@@ -269,7 +275,56 @@ def mlflow_work(group, ports):
         claim(len(runs) == 12 and all(len(r.data.metrics) == 10 and len(r.data.params) == 3 and r.data.metrics["m3"] == 2.3 for r in runs), f"mlflow: every run is whole on {node}", len(runs))
 
 
-CLIENTS = {"mlflow": mlflow_client, "optuna": optuna_client, "langgraph": langgraph_client}
+# ---- Feast ----
+
+def feast_store(group, node):
+    from feast import FeatureStore, RepoConfig
+    return FeatureStore(config=RepoConfig(
+        project="demo", provider="local", entity_key_serialization_version=3,
+        registry={"registry_type": "sql", "path": group.url(node).replace("postgresql", "postgresql+psycopg2"), "cache_ttl_seconds": 1},
+        online_store={"type": "postgres", "host": "127.0.0.1", "port": group.ports[node], "database": group.name, "db_schema": "public", "user": "postgres", "password": "none", "sslmode": "disable"},
+        offline_store={"type": "file"}))
+
+
+def feast_client(group):
+    import datetime
+    import pandas
+    from feast import Entity, FeatureView, Field, FileSource
+    from feast.types import Float32
+    group.begin("feast_client")
+    driver = Entity(name="driver", join_keys=["driver_id"])
+    source = FileSource(path=f"{group.directory}/none.parquet", timestamp_field="event_timestamp")
+    begun = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
+    pandas.DataFrame({"driver_id": [1], "rate": [0.5], "event_timestamp": [begun]}).to_parquet(f"{group.directory}/none.parquet")
+    view = FeatureView(name="stats", entities=[driver], schema=[Field(name="rate", dtype=Float32)], source=source, ttl=None)
+    feast_store(group, "n1").apply([driver, view])
+    group.statements("feast")
+    group.join()
+
+    def write(node, at, value, drivers):
+        feast_store(group, node).write_to_online_store("stats", pandas.DataFrame(
+            {"driver_id": list(drivers), "rate": [value] * len(drivers), "event_timestamp": [begun + datetime.timedelta(seconds=at)] * len(drivers)}))
+
+    def work(node):
+        place = NODES.index(node)
+        write(node, 10, float(place), range(100 * place, 100 * place + 50))
+        # each of them overwrites what it has seen of the others, also with an older event: Feast does not look
+        for _ in range(5):
+            write(node, {"n1": 20, "n2": 30, "n3": 25}[node], {"n1": 1.0, "n2": 2.0, "n3": 3.0}[node], range(1000, 1020))
+
+    at_once(work)
+    group.judge("feast")
+    seen = set()
+    for node in NODES:
+        store = feast_store(group, node)
+        claim([v.name for v in store.list_feature_views()] == ["stats"], f"feast: the registry is on {node}")
+        seen.add(str(store.get_online_features(["stats:rate"], [{"driver_id": d} for d in range(1000, 1020)]).to_dict()["rate"]))
+        rates = store.get_online_features(["stats:rate"], [{"driver_id": d} for d in (0, 49, 100, 249)]).to_dict()["rate"]
+        claim(rates == [0.0, 0.0, 1.0, 2.0], f"feast: what each node wrote is on {node}", rates)
+    claim(len(seen) == 1, "feast: one feature has one value everywhere", seen)
+
+
+CLIENTS = {"feast": feast_client, "mlflow": mlflow_client, "optuna": optuna_client, "langgraph": langgraph_client}
 
 if __name__ == "__main__":
     group = Group(sys.argv[1], sys.argv[2])
