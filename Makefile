@@ -45,6 +45,7 @@ OBJS = \
 	src/write/output.o \
 	src/commit/level.o \
 	src/commit/lease.o \
+	src/commit/round.o \
 	src/commit/commit.o \
 	src/commit/reply.o \
 	src/commit/waiter.o \
@@ -96,6 +97,7 @@ OBJS = \
 	src/apply/network.o \
 	src/apply/pieces.o \
 	src/apply/dispatch.o \
+	src/apply/fence.o \
 	src/apply/change.o \
 	src/apply/replay.o \
 	src/apply/relation.o \
@@ -125,6 +127,7 @@ OBJS = \
 	src/copy/dropped.o \
 	src/copy/sync.o \
 	src/copy/fetch.o \
+	src/copy/replace.o \
 	src/copy/differing.o \
 	src/copy/digests.o \
 	src/copy/former.o \
@@ -159,6 +162,8 @@ OBJS = \
 	src/group/admission.o \
 	src/group/shape.o \
 	src/group/tenure.o \
+	src/group/holding.o \
+	src/group/election.o \
 	src/group/verifier.o \
 	src/group/health.o \
 	src/group/beside.o \

@@ -364,10 +364,13 @@ CREATE TABLE repl_ml.heard (
 );
 COMMENT ON TABLE repl_ml.heard IS 'the number of the last heartbeat of each peer that has come over its link, also if it was parked (null: none since the link was made), when the server was started that it came from, and which incarnation of the node that was; incomplete: the link was made anew, and what was passed over is not copied yet';
 
--- What this node knows of the lease of strong tables; one row, written by whoever votes and by the lease's process
+-- What this node knows of the lease of strong tables; one row, written by whoever votes or accepts, and by the lease's process
 CREATE TABLE repl_ml.lease_state (
     lease    name PRIMARY KEY DEFAULT 'strong',
     promised bigint NOT NULL DEFAULT 0,
+    accepted bigint NOT NULL DEFAULT 0,
+    opened   bigint NOT NULL DEFAULT 0,
+    unclean  boolean NOT NULL DEFAULT false,
     round    bigint NOT NULL DEFAULT 0,
     turn     bigint NOT NULL DEFAULT 0,
     holder   integer NOT NULL DEFAULT 0,
@@ -376,7 +379,22 @@ CREATE TABLE repl_ml.lease_state (
     since    timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
 INSERT INTO repl_ml.lease_state DEFAULT VALUES;
-COMMENT ON TABLE repl_ml.lease_state IS 'the last tenure of strong tables'' lease that this node had, or gave to another: round and turn count them, holder is whose it is (0: it knows of none), base the positions that have to be here before it may be used, timeline where it was written; promised is the last round this node has voted for';
+COMMENT ON TABLE repl_ml.lease_state IS 'the last tenure of strong tables'' lease that this node had, gave to another or accepted: round and turn count them, holder is whose it is (0: it knows of none), base the positions that have to be here before it may be used, timeline where it was written. promised is the last round this node has voted for, accepted the last one whose base it knows, opened the last one that it knows a majority to have accepted; unclean: strong tables here may lack rows, or have some that do not count, and are to be made as they are on another member';
+
+-- The rounds whose bases count: what was written in older rounds and is not in the base is void
+CREATE TABLE repl_ml.lease_round (
+    round  bigint PRIMARY KEY,
+    holder integer NOT NULL,
+    base   repl_ml.vclock NOT NULL
+);
+COMMENT ON TABLE repl_ml.lease_round IS 'the rounds of votes for the lease of strong tables that lead to the last one this node has accepted: who was elected, and up to which position of each node what had been written before counts';
+
+-- Up to where strong tables have what each other node wrote
+CREATE TABLE repl_ml.strong_place (
+    node_id integer PRIMARY KEY,
+    lsn     bigint NOT NULL
+);
+COMMENT ON TABLE repl_ml.strong_place IS 'the end of the last transaction of each other node that wrote strong tables and is here, written with it';
 
 -- Tables to copy from a peer before or beside its stream
 CREATE TABLE repl_ml.table_sync (
@@ -386,9 +404,10 @@ CREATE TABLE repl_ml.table_sync (
     state       text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'copied')),
     rows        bigint,
     bytes       bigint,
+    replaces    boolean NOT NULL DEFAULT false,
     PRIMARY KEY (node_id, schema_name, table_name)
 );
-COMMENT ON TABLE repl_ml.table_sync IS 'copies of tables from a peer that are due or done: how many rows have come, only those that differ where most were here, and how many bytes that took';
+COMMENT ON TABLE repl_ml.table_sync IS 'copies of tables from a peer that are due or done, which replace all that is here or are joined with it: how many rows have come, only those that differ where most were here, and how many bytes that took';
 
 -- What could not be done with a table here, and when it is tried again
 CREATE TABLE repl_ml.table_failure (

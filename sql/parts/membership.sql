@@ -683,7 +683,9 @@ CREATE FUNCTION repl_ml.empty_lists(keep_clocks boolean DEFAULT false) RETURNS v
         DELETE FROM repl_ml.server_start;
         DELETE FROM repl_ml.peer_start;
         DELETE FROM repl_ml.dropped_node;
-        UPDATE repl_ml.lease_state SET promised = 0, round = 0, turn = 0, holder = 0, base = '{}', timeline = (SELECT f.timeline FROM repl_ml.local_fingerprint() f);
+        DELETE FROM repl_ml.lease_round;
+        DELETE FROM repl_ml.strong_place;
+        UPDATE repl_ml.lease_state SET promised = 0, accepted = 0, opened = 0, unclean = false, round = 0, turn = 0, holder = 0, base = '{}', timeline = (SELECT f.timeline FROM repl_ml.local_fingerprint() f);
         DELETE FROM repl_ml.transaction_record;
         DELETE FROM repl_ml.discarded_transaction;
         DELETE FROM repl_ml.record_floor;

@@ -114,7 +114,7 @@ CREATE FUNCTION repl_ml.number_marks(in_group uuid, asker integer, known text[])
         INSERT INTO repl_ml.number_voter (node_id) VALUES (asker) ON CONFLICT DO NOTHING;
         -- after whatever is being accepted: that one has counted without the asker
         PERFORM FROM repl_ml.sequence_mark FOR UPDATE;
-        RETURN answer || pg_catalog.jsonb_build_object('marks', coalesce((SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(k.schema_name, k.sequence_name, k.promised)) FROM repl_ml.sequence_mark k), '[]'));
+        RETURN answer || pg_catalog.jsonb_build_object('round', (SELECT s.promised FROM repl_ml.lease_state s), 'needs', repl_ml.lease_needs(), 'marks', coalesce((SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(k.schema_name, k.sequence_name, k.promised)) FROM repl_ml.sequence_mark k), '[]'));
     END
     $$;
 COMMENT ON FUNCTION repl_ml.number_marks(uuid, integer, text[]) IS 'called by members: the highest numbers that this node has promised to anybody, and whom it counts; it counts the asker from now on. Null if it does not count itself';
@@ -318,6 +318,12 @@ CREATE FUNCTION repl_ml.take_marks() RETURNS boolean
             INSERT INTO repl_ml.sequence_mark AS k (schema_name, sequence_name, promised) VALUES (told.schema_name, told.sequence_name, told.promised)
             ON CONFLICT ON CONSTRAINT sequence_mark_pkey DO UPDATE SET promised = greatest(k.promised, excluded.promised);
         END LOOP;
+        -- the same of the lease of strong tables: the last round that any of them has voted for, and what has to be there for the next
+        IF joins OR gone <> '{}' THEN
+            FOR told IN SELECT (a->>'round')::bigint AS round, (a->>'needs')::repl_ml.vclock AS needs FROM pg_catalog.unnest(answers) a WHERE a ? 'round' LOOP
+                UPDATE repl_ml.lease_state s SET promised = greatest(s.promised, told.round), base = repl_ml.merge(s.base, told.needs);
+            END LOOP;
+        END IF;
         -- of rows that came from one that is gone, more than a promise may be left
         IF gone <> '{}' THEN
             UPDATE repl_ml.sequence_mark k SET promised = greatest(k.promised, repl_ml.used_place(k.sequence)) FROM pg_catalog.pg_class c WHERE c.oid = k.sequence AND k.closed;

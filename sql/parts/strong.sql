@@ -2,55 +2,310 @@
 -- Strong tables: the lease
 --
 
+-- Whoever votes or accepts takes it exclusively, and who applies a transaction of strong tables shares it as it commits
+CREATE FUNCTION repl_ml.lock_strong_changes() RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_lock_strong_changes' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.lock_strong_changes() IS 'until the transaction ends, which is durable then, no change of strong tables that comes from a peer is committed here';
+
+CREATE FUNCTION repl_ml.lease_close(unclean boolean) RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_lease_close' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.lease_close(boolean) IS 'no client of this node commits in the tenure that it had, nor reads strong tables from now on if they are unclean, and the process of the lease looks what has become of it';
+
+CREATE FUNCTION repl_ml.lease_end() RETURNS bigint
+    AS 'MODULE_PATHNAME', 'repl_ml_lease_end' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.lease_end() IS 'up to where in this node''s WAL there may be transactions of strong tables of its present tenure';
+
+CREATE FUNCTION repl_ml.hears(node integer) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'repl_ml_hears' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.hears(integer) IS 'whether this node is connected with that one and has heard from it within a second';
+
+CREATE FUNCTION repl_ml.strong_places() RETURNS repl_ml.vclock
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT coalesce('{' || string_agg(format('%s:%s', p.node_id, p.lsn), ',' ORDER BY p.node_id) || '}', '{}')::repl_ml.vclock
+      FROM (SELECT w.node_id, w.lsn FROM repl_ml.strong_place w, repl_ml.local_node l WHERE w.node_id <> l.node_id AND w.lsn > 0
+            UNION ALL SELECT l.node_id, repl_ml.lease_end() FROM repl_ml.local_node l, repl_ml.lease_state s WHERE s.holder = l.node_id AND repl_ml.lease_end() > 0) p
+    $$;
+COMMENT ON FUNCTION repl_ml.strong_places() IS 'up to where this node has what each node wrote to strong tables';
+
+CREATE FUNCTION repl_ml.lease_needs() RETURNS repl_ml.vclock
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT repl_ml.merge(repl_ml.merge(repl_ml.strong_places(), s.base), coalesce((SELECT r.base FROM repl_ml.lease_round r WHERE r.round = s.accepted), '{}')) FROM repl_ml.lease_state s
+    $$;
+COMMENT ON FUNCTION repl_ml.lease_needs() IS 'what this node knows to be needed by whoever has the lease of strong tables next: what is here, and the bases of tenures';
+
 -- What members ask each other
 CREATE FUNCTION repl_ml.lease_state() RETURNS text
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT pg_catalog.format('%s %s %s %s', s.promised, s.round, s.turn, s.holder) FROM repl_ml.require_member() m, repl_ml.lease_state s
+    SELECT pg_catalog.format('%s %s %s %s %s %s %s', s.promised, s.accepted, s.round, s.turn, s.holder, s.unclean::integer, repl_ml.strong_places()) FROM repl_ml.require_member() m, repl_ml.lease_state s
     $$;
-COMMENT ON FUNCTION repl_ml.lease_state() IS 'called by a member that does not know who has the lease of strong tables: the last round this one has voted for, and the last tenure it knows of';
+COMMENT ON FUNCTION repl_ml.lease_state() IS 'called by a member that does not know who has the lease of strong tables, or cannot reach it: the last rounds this one has voted for and accepted, the last tenure it knows of, whether its tables are unclean, and up to where they have what each node wrote';
+
+CREATE FUNCTION repl_ml.lease_round() RETURNS jsonb
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT pg_catalog.jsonb_build_object('group', l.group_id, 'round', s.accepted, 'is_open', s.opened = s.accepted,
+               'chain', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('round', r.round, 'holder', r.holder, 'base', r.base) ORDER BY r.round) FROM repl_ml.lease_round r))
+      FROM repl_ml.require_member() m, repl_ml.local_node l, repl_ml.lease_state s WHERE s.accepted > 0
+    $$;
+COMMENT ON FUNCTION repl_ml.lease_round() IS 'the last round for the lease of strong tables that this node has accepted, for repl_ml.lease_accept() on others; null: none yet';
 
 CREATE FUNCTION repl_ml.dropped_are_settled() RETURNS boolean
     AS 'MODULE_PATHNAME', 'repl_ml_dropped_are_settled' LANGUAGE C VOLATILE STRICT;
 COMMENT ON FUNCTION repl_ml.dropped_are_settled() IS 'whether this node has let go of each dropped node, and has what every other member had of it';
 
-CREATE FUNCTION repl_ml.lease_vote(round bigint, candidate integer, voters integer[], gone integer) RETURNS text
-    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET synchronous_commit = local
+-- A vote: from here on this node takes no changes of older rounds, until it knows which of them count
+CREATE FUNCTION repl_ml.lease_vote(in_group uuid, round bigint, candidate integer, ahead bigint, gone integer, known text[]) RETURNS jsonb
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '400ms'
     AS $$
     DECLARE
         self record;
         s repl_ml.lease_state;
-        other name;
+        reason text;
     BEGIN
-        PERFORM repl_ml.refuse_nulls('round, candidate, voters, gone', pg_catalog.num_nulls(round, candidate, voters, gone));
+        PERFORM repl_ml.require_number_asker(in_group, candidate, known);
         SELECT * INTO self FROM repl_ml.require_member();
+        PERFORM repl_ml.lock_strong_changes();
         SELECT * INTO s FROM repl_ml.lease_state FOR UPDATE;
-        IF s.promised >= lease_vote.round OR s.holder = self.node_id AND candidate <> self.node_id THEN
-            RETURN 'later';
+        IF s.promised >= lease_vote.round OR s.accepted > ahead THEN
+            RETURN pg_catalog.jsonb_build_object('node', self.node_id, 'later', greatest(s.promised, s.accepted));
         END IF;
-        -- whoever has it, or was given it and does not know yet, would write beside the candidate
-        SELECT m.node_name INTO other FROM repl_ml.member m WHERE m.node_id IN (s.holder, gone) AND m.node_id <> candidate AND m.state <> 'dropped';
+        SELECT r.reason INTO reason FROM (
+            SELECT 1, 'it has the lease itself' WHERE candidate <> self.node_id AND s.holder = self.node_id AND s.round >= s.promised AND s.timeline = (SELECT f.timeline FROM repl_ml.local_fingerprint() f)
+            UNION ALL SELECT 2, 'for it, this node is no ready member' WHERE NOT EXISTS (SELECT FROM repl_ml.member m WHERE m.node_id = candidate AND m.state = 'ready')
+            UNION ALL SELECT 3, 'it does not count itself yet, as it has just joined or been started' WHERE NOT repl_ml.counts_numbers()
+            UNION ALL SELECT 4, 'it has not compared yet what is left of a dropped node with all members' WHERE NOT repl_ml.dropped_are_settled()
+            UNION ALL SELECT 5, pg_catalog.format('it hears node "%s", which has the lease', m.node_name) FROM repl_ml.member m WHERE m.node_id = gone AND gone <> candidate AND repl_ml.hears(gone)
+            ) r (place, reason) ORDER BY r.place LIMIT 1;
         IF FOUND THEN
-            RETURN pg_catalog.format('no: for it, node "%s" is a member, and may have it', other);
-        END IF;
-        IF NOT EXISTS (SELECT FROM repl_ml.member m WHERE m.node_id = candidate AND m.state = 'ready') THEN
-            RETURN 'no: for it, this node is no ready member';
-        END IF;
-        SELECT m.node_name INTO other FROM repl_ml.member m WHERE m.state = 'ready' AND m.node_id <> ALL (voters);
-        IF FOUND THEN
-            RETURN pg_catalog.format('no: for it, node "%s" is a member, too', other);
-        END IF;
-        IF NOT repl_ml.dropped_are_settled() THEN
-            RETURN 'no: it has not compared yet what is left of a dropped node with all members';
+            RETURN pg_catalog.jsonb_build_object('node', self.node_id, 'no', reason);
         END IF;
         UPDATE repl_ml.lease_state SET promised = lease_vote.round;
-        PERFORM pg_catalog.set_config('synchronous_commit', 'local', true);
-        -- also what it has written in a tenure that it may have forgotten
-        RETURN pg_catalog.format('yes %s', repl_ml.merge(s.base, repl_ml.current_vector()));
+        RETURN repl_ml.number_view() || pg_catalog.jsonb_build_object('needs', repl_ml.lease_needs());
     END
     $$;
-COMMENT ON FUNCTION repl_ml.lease_vote(bigint, integer, integer[], integer) IS
-    'called by a member that stands for the lease of strong tables, with all members it knows of and the last holder anybody knew of: yes, with the positions this one knows the next holder to need; later, where it has voted in a later round or has the lease itself; or no, and why';
+COMMENT ON FUNCTION repl_ml.lease_vote(uuid, bigint, integer, bigint, integer, text[]) IS
+    'called by a member that stands for the lease of strong tables in this round, and has accepted round "ahead" before; gone is who had the lease; known as in repl_ml.number_marks(). A vote says whom this node counts and what is needed; or it says that it has voted for, or accepted, something later; or no, and why';
+
+-- Whoever accepts a round knows what counts of older ones. What is here beyond that is void.
+CREATE FUNCTION repl_ml.lease_accept(told jsonb) RETURNS jsonb
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '400ms'
+    AS $$
+    DECLARE
+        self repl_ml.local_node;
+        s repl_ml.lease_state;
+        last record;
+    BEGIN
+        PERFORM repl_ml.require_member();
+        SELECT * INTO self FROM repl_ml.local_node;
+        IF self.group_id <> (told->>'group')::uuid THEN
+            RETURN NULL;
+        END IF;
+        SELECT * INTO s FROM repl_ml.lease_state;
+        IF s.accepted < (told->>'round')::bigint THEN
+            PERFORM repl_ml.lock_strong_changes();
+            SELECT * INTO s FROM repl_ml.lease_state FOR UPDATE;
+        END IF;
+        IF s.promised > (told->>'round')::bigint OR s.accepted > (told->>'round')::bigint THEN
+            RETURN pg_catalog.jsonb_build_object('node', self.node_id, 'later', greatest(s.promised, s.accepted));
+        END IF;
+        IF s.accepted < (told->>'round')::bigint THEN
+            DELETE FROM repl_ml.lease_round;
+            INSERT INTO repl_ml.lease_round SELECT c.round, c.holder, c.base FROM pg_catalog.jsonb_to_recordset(told->'chain') c (round bigint, holder integer, base repl_ml.vclock);
+            SELECT r.* INTO STRICT last FROM repl_ml.lease_round r WHERE r.round = (told->>'round')::bigint;
+            -- who had the lease may have written, or be writing, what nobody else has; and so may who has something beyond the base
+            UPDATE repl_ml.lease_state x SET accepted = last.round, promised = last.round, round = last.round, turn = 0, holder = last.holder, since = pg_catalog.clock_timestamp(),
+                   base = CASE WHEN s.accepted = 0 THEN repl_ml.merge(last.base, s.base) ELSE last.base END, timeline = (SELECT f.timeline FROM repl_ml.local_fingerprint() f),
+                   unclean = s.unclean OR s.holder = self.node_id AND last.holder <> self.node_id AND s.accepted > 0
+                             OR EXISTS (SELECT FROM repl_ml.strong_place p WHERE p.node_id <> self.node_id AND p.lsn > repl_ml.counter(last.base, p.node_id));
+            UPDATE repl_ml.strong_place p SET lsn = repl_ml.counter(last.base, p.node_id) WHERE p.lsn > repl_ml.counter(last.base, p.node_id);
+            -- what of that could not be applied is not tried again
+            DELETE FROM repl_ml.parked_change p USING repl_ml.replicated_table t
+             WHERE t.schema_name = p.schema_name AND t.table_name = p.table_name AND t.class = 'strong' AND p.action NOT IN ('evicted', 'kept')
+               AND p.origin_node <> self.node_id AND (p.origin_lsn - '0/0')::bigint >= repl_ml.counter(last.base, p.origin_node);
+            PERFORM repl_ml.lease_close((SELECT x.unclean FROM repl_ml.lease_state x));
+        END IF;
+        IF (told->>'is_open')::boolean THEN
+            UPDATE repl_ml.lease_state SET opened = accepted WHERE opened < accepted;
+        END IF;
+        RETURN repl_ml.number_view();
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.lease_accept(jsonb) IS 'accepts a round for the lease of strong tables (repl_ml.lease_round() of another member) and says whom this node counts; or says that it has voted for, or accepted, something later';
+
+-- The part of the one that stands
+CREATE FUNCTION repl_ml.lease_stand(round bigint, gone integer) RETURNS text
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        vote jsonb;
+        self repl_ml.local_node;
+        s repl_ml.lease_state;
+        known text;
+    BEGIN
+        SELECT * INTO self FROM repl_ml.local_node;
+        SELECT * INTO s FROM repl_ml.lease_state;
+        vote := repl_ml.lease_vote(self.group_id, lease_stand.round, self.node_id, s.accepted, gone, NULL);
+        IF NOT vote ? 'needs' THEN
+            RAISE EXCEPTION 'this node does not stand: %', coalesce(vote->>'no', 'it has voted') USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'It tries again.';
+        END IF;
+        SELECT pg_catalog.string_agg(pg_catalog.format('WHEN %s THEN %L::pg_catalog.text[]', m.node_id, ARRAY[k.server_start::text, k.sequence::text, k.lsn::text, k.counter::text]), ' ')
+          INTO known FROM repl_ml.member m CROSS JOIN LATERAL repl_ml.known_of(m.node_id) k WHERE m.state <> 'dropped' AND m.node_id <> self.node_id;
+        RETURN pg_catalog.format('SELECT repl_ml.lease_vote(%L, %s, %s, %s, %s, %s)', self.group_id, lease_stand.round, self.node_id, s.accepted, gone,
+                   coalesce('CASE (SELECT i.node_id FROM repl_ml.local_info() i) ' || known || ' END', 'NULL'));
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.lease_stand(bigint, integer) IS 'this node''s own vote for itself; returns the question for the other members';
+
+CREATE FUNCTION repl_ml.lease_win(round bigint, answers jsonb[]) RETURNS text
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        self repl_ml.local_node;
+        s repl_ml.lease_state;
+        votes jsonb[];
+        vote jsonb;
+        needs repl_ml.vclock;
+        missing text;
+    BEGIN
+        SELECT * INTO self FROM repl_ml.local_node;
+        PERFORM repl_ml.lock_strong_changes();
+        SELECT * INTO s FROM repl_ml.lease_state FOR UPDATE;
+        IF s.promised <> lease_win.round OR s.accepted >= lease_win.round THEN
+            RETURN 'later';
+        END IF;
+        votes := ARRAY(SELECT a FROM pg_catalog.unnest(answers) a WHERE a ? 'needs') || repl_ml.number_view();
+        IF NOT repl_ml.number_majority(votes) THEN
+            RETURN CASE WHEN EXISTS (SELECT FROM pg_catalog.unnest(answers) a WHERE a ? 'later') THEN 'later'
+                        ELSE coalesce((SELECT pg_catalog.string_agg(pg_catalog.format('Node "%s" does not vote for it: %s.', m.node_name, a->>'no'), ' ' ORDER BY m.node_id)
+                                         FROM pg_catalog.unnest(answers) a JOIN repl_ml.member m ON m.node_id = (a->>'node')::integer WHERE a ? 'no'), 'Too few members answer.') END;
+        END IF;
+        needs := repl_ml.lease_needs();
+        FOREACH vote IN ARRAY votes LOOP
+            needs := repl_ml.merge(needs, coalesce((vote->>'needs')::repl_ml.vclock, '{}'));
+        END LOOP;
+        -- what a node that has not voted wrote, and this one lacks, may never come
+        SELECT pg_catalog.string_agg(pg_catalog.quote_ident(m.node_name), ', ' ORDER BY m.node_id) INTO missing FROM repl_ml.member m
+         WHERE m.state <> 'dropped' AND m.node_id NOT IN (SELECT (v->>'node')::integer FROM pg_catalog.unnest(votes) v)
+           AND repl_ml.counter(needs, m.node_id) > greatest(repl_ml.counter(repl_ml.strong_places(), m.node_id), (repl_ml.applied_lsn(m.node_id) - '0/0')::bigint);
+        IF missing IS NOT NULL THEN
+            RETURN pg_catalog.format('No member that can be reached has all that was written on these, which cannot: %s.', missing);
+        END IF;
+        INSERT INTO repl_ml.lease_round VALUES (lease_win.round, self.node_id, needs);
+        UPDATE repl_ml.lease_state x SET accepted = lease_win.round, round = lease_win.round, turn = 0, holder = self.node_id, base = needs, since = pg_catalog.clock_timestamp(),
+               timeline = (SELECT f.timeline FROM repl_ml.local_fingerprint() f);
+        RETURN NULL;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.lease_win(bigint, jsonb[]) IS 'begins this node''s tenure, if a majority has voted for it in this round: null; or says why not, "later" if it is to be tried again';
+
+CREATE FUNCTION repl_ml.lease_open(answers jsonb[]) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        IF NOT repl_ml.number_majority(ARRAY(SELECT a FROM pg_catalog.unnest(answers) a WHERE a ? 'counted') || repl_ml.number_view()) THEN
+            RETURN false;
+        END IF;
+        UPDATE repl_ml.lease_state SET opened = accepted WHERE opened < accepted;
+        RETURN true;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.lease_open(jsonb[]) IS 'whether a majority has accepted the round that this node has accepted, by these answers of repl_ml.lease_accept(); notes it';
+
+-- Asked by who waits to know whether something counts
+CREATE FUNCTION repl_ml.lease_inquire() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        told jsonb;
+    BEGIN
+        FOR told IN SELECT a::jsonb FROM pg_catalog.unnest(repl_ml.ask_members(ARRAY(SELECT m.dsn FROM repl_ml.member m, repl_ml.local_node l WHERE m.state <> 'dropped' AND m.node_id <> l.node_id),
+                                                                               'SELECT repl_ml.lease_round()')) a WHERE a IS NOT NULL ORDER BY (a::jsonb->>'round')::bigint DESC LIMIT 1 LOOP
+            PERFORM repl_ml.lease_accept(told);
+        END LOOP;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.lease_inquire() IS 'asks all members for the last round of the lease of strong tables that they have accepted, and accepts the last of these';
+
+CREATE FUNCTION repl_ml.judge_strong(node integer, round bigint, lsn bigint) RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT CASE WHEN s.promised = s.accepted AND s.accepted = judge_strong.round THEN CASE WHEN s.unclean THEN 'unclean' ELSE 'takes' END
+                WHEN s.promised > s.accepted OR s.accepted < judge_strong.round THEN 'waits'
+                WHEN EXISTS (SELECT FROM repl_ml.lease_round r WHERE r.round > judge_strong.round AND repl_ml.counter(r.base, judge_strong.node) < judge_strong.lsn)
+                THEN CASE WHEN s.opened = s.accepted THEN 'void' ELSE 'waits' END
+                WHEN s.unclean THEN 'unclean' ELSE 'takes' END FROM repl_ml.lease_state s
+    $$;
+COMMENT ON FUNCTION repl_ml.judge_strong(integer, bigint, bigint) IS 'whether a transaction that a node wrote to strong tables in this round, and that ends there in its WAL, counts: takes; void; waits, as long as this node does not know; or unclean, as long as its tables are';
+
+-- What of the bases is not here, by what has come with strong tables
+CREATE FUNCTION repl_ml.strong_base_lacks(OUT node_id integer, OUT lsn bigint) RETURNS SETOF record
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT b.node_id, b.lsn
+      FROM (SELECT m.node_id, greatest(repl_ml.counter(s.base, m.node_id), (SELECT repl_ml.counter(r.base, m.node_id) FROM repl_ml.lease_round r WHERE r.round = s.accepted)) AS lsn
+              FROM repl_ml.member m, repl_ml.local_node l, repl_ml.lease_state s WHERE m.node_id <> l.node_id) b LEFT JOIN repl_ml.strong_place p USING (node_id)
+     WHERE b.lsn > coalesce(p.lsn, 0)
+    $$;
+COMMENT ON FUNCTION repl_ml.strong_base_lacks() IS 'the nodes of which this one may lack something that was written to strong tables, and up to where it has to have that before it may write them';
+
+CREATE FUNCTION repl_ml.lease_want() RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_lease_want' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION repl_ml.lease_want() IS 'called by a member whose holder of the lease is gone, on the one that has most of what was written: it gets the lease as if a client here wanted it';
+
+-- Strong tables that are unclean are made as they are on another member
+CREATE FUNCTION repl_ml.mend_strong() RETURNS boolean
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        donor integer;
+    BEGIN
+        SELECT m.node_id INTO donor FROM repl_ml.member m CROSS JOIN repl_ml.lease_state s LEFT JOIN repl_ml.lease_round r ON r.round = s.accepted
+          JOIN repl_ml.worker_stats() w ON w.peer = m.node_id AND w.state IN ('streaming', 'copying')
+         WHERE m.state = 'ready' AND s.unclean AND s.opened = s.accepted ORDER BY m.node_id = r.holder DESC, m.node_id LIMIT 1;
+        IF donor IS NULL OR EXISTS (SELECT FROM repl_ml.table_sync y WHERE y.replaces AND y.state = 'pending' AND y.node_id = donor) THEN
+            RETURN false;
+        END IF;
+        UPDATE repl_ml.table_sync SET replaces = false WHERE replaces;
+        INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name, replaces)
+        SELECT donor, t.schema_name, t.table_name, true FROM repl_ml.replicated_table t WHERE t.state = 'enrolled' AND t.class = 'strong'
+        ON CONFLICT ON CONSTRAINT table_sync_pkey DO UPDATE SET state = 'pending', rows = NULL, bytes = NULL, replaces = true;
+        PERFORM repl_ml.finish_mending();
+        PERFORM repl_ml.wake_workers();
+        RETURN true;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.mend_strong() IS 'orders copies of all strong tables from a member, which replace what is here, if they are unclean and not ordered yet; whether it did';
+
+CREATE FUNCTION repl_ml.finish_mending() RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        IF EXISTS (SELECT FROM repl_ml.table_sync y JOIN repl_ml.replicated_table t USING (schema_name, table_name) WHERE y.replaces AND y.state = 'pending' AND t.state = 'enrolled') THEN
+            RETURN;
+        END IF;
+        UPDATE repl_ml.table_sync SET replaces = false WHERE replaces;
+        INSERT INTO repl_ml.strong_place AS p (node_id, lsn)
+        SELECT m.node_id, repl_ml.counter(r.base, m.node_id) FROM repl_ml.member m, repl_ml.local_node l, repl_ml.lease_state s JOIN repl_ml.lease_round r ON r.round = s.accepted
+         WHERE m.node_id <> l.node_id AND repl_ml.counter(r.base, m.node_id) > 0
+        ON CONFLICT ON CONSTRAINT strong_place_pkey DO UPDATE SET lsn = greatest(p.lsn, excluded.lsn);
+        UPDATE repl_ml.lease_state SET unclean = false WHERE unclean;
+        PERFORM repl_ml.lease_close(false);
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.finish_mending() IS 'called with each copy that replaces a strong table, in its transaction: notes, after the last one, that the tables are what they are on the other members';
+
+CREATE FUNCTION repl_ml.may_donate_strong(asker_accepted bigint, asker_has text) RETURNS boolean
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT NOT s.unclean AND s.accepted = asker_accepted AND s.promised = s.accepted
+       AND NOT EXISTS (SELECT FROM repl_ml.member o, LATERAL (SELECT greatest(repl_ml.counter(asker_has::repl_ml.vclock, o.node_id), coalesce((SELECT repl_ml.counter(r.base, o.node_id) FROM repl_ml.lease_round r WHERE r.round = s.accepted), 0)) AS lsn) w
+                        WHERE o.node_id <> l.node_id AND o.state <> 'dropped' AND w.lsn > greatest(repl_ml.counter(repl_ml.strong_places(), o.node_id), (repl_ml.applied_lsn(o.node_id) - '0/0')::bigint))
+      FROM repl_ml.local_node l, repl_ml.lease_state s
+    $$;
+COMMENT ON FUNCTION repl_ml.may_donate_strong(bigint, text) IS 'called by a member whose strong tables are unclean: whether those here are as they are to be, and have all that the asker has, by these positions';
 
 CREATE FUNCTION repl_ml.lease_ask(asker integer) RETURNS text
     AS 'MODULE_PATHNAME', 'repl_ml_lease_ask' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
@@ -102,5 +357,5 @@ COMMENT ON VIEW repl_ml.strong_lease IS
 CREATE VIEW repl_ml.stat_strong AS
     SELECT s.taken, s.given, s.elected, s.waits, s.waits_refused, s.total_wait_time, s.max_wait_time FROM repl_ml.local_node n CROSS JOIN repl_ml.lease_stats() s;
 COMMENT ON VIEW repl_ml.stat_strong IS
-    'what this node has had to do with the lease of strong tables since its server started: how often clients here could write from then on (taken), it was given to another node (given), all members voted for this one (elected); how often clients waited for it, in vain (waits_refused), and how long those that had it waited, all together and at most, in milliseconds';
+    'what this node has had to do with the lease of strong tables since its server started: how often clients here could write from then on (taken), it was given to another node (given), a majority voted for this one (elected); how often clients waited for it, in vain (waits_refused), and how long those that had it waited, all together and at most, in milliseconds';
 

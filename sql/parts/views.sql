@@ -763,15 +763,17 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
      WHERE s.state = 'ready'
     UNION ALL
     -- 20. who may write strong tables, where there are any
-    SELECT 20, 'strong_tables', CASE WHEN l.refusal IS NOT NULL THEN 'error' WHEN k.kept IS NOT NULL THEN 'warning' ELSE 'ok' END,
-           CASE WHEN l.refusal IS NOT NULL THEN pg_catalog.format('Strong tables could not be written here when that was last tried. %s', l.refusal)
+    SELECT 20, 'strong_tables', CASE WHEN l.refusal IS NOT NULL OR u.unclean THEN 'error' WHEN k.kept IS NOT NULL THEN 'warning' ELSE 'ok' END,
+           CASE WHEN u.unclean THEN 'Another node has taken over strong tables from this one. They are made here what they are on the other members, and cannot be read or written until then.'
+                WHEN l.refusal IS NOT NULL THEN pg_catalog.format('Strong tables could not be written here when that was last tried. %s', l.refusal)
                 WHEN k.kept IS NOT NULL THEN pg_catalog.format('Another node waits to write strong tables; transactions here have written or locked them and do not end: %s.', k.kept)
                 WHEN l.writable THEN 'This node writes strong tables.'
                 WHEN l.holder IS NULL THEN 'Nobody has written strong tables from here yet.'
                 ELSE pg_catalog.format('Strong tables are written where they are needed; this node last gave them to node "%s".', l.holder) END,
-           CASE WHEN l.refusal IS NOT NULL THEN 'When the nodes that are named can be reached again it goes on by itself. For a node that will not come back, run SELECT repl_ml.drop_node(...) on a member that is left: then one of the others takes over.'
+           CASE WHEN u.unclean THEN 'This goes on by itself when a member that has all of them can be reached; prepared transactions of before have to be rolled back. What keeps a copy from coming is in the column problem of repl_ml.tables.'
+                WHEN l.refusal IS NOT NULL THEN 'When the nodes that are named can be reached again it goes on by itself. For a node that will not come back, run SELECT repl_ml.drop_node(...) on a member that is left.'
                 WHEN k.kept IS NOT NULL THEN 'Have these sessions commit, or end them with pg_terminate_backend(); of prepared transactions run COMMIT PREPARED or ROLLBACK PREPARED.' END
-      FROM active s CROSS JOIN repl_ml.strong_lease l, LATERAL (
+      FROM active s CROSS JOIN repl_ml.strong_lease l CROSS JOIN repl_ml.lease_state u, LATERAL (
            SELECT pg_catalog.string_agg(coalesce('process ' || k.pid, 'a prepared one'), ', ' ORDER BY k.pid) AS kept
              FROM pg_catalog.pg_locks k LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = k.pid
             WHERE k.locktype = 'advisory' AND k.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())

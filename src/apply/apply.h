@@ -96,6 +96,9 @@ typedef struct ReplMlTransaction
 	int64		conflicts;
 	ReplMlCounts counts;
 	int64		parked;
+	int64		round;			/* in which it wrote strong tables; 0: it did not, or
+								 * has not said so yet */
+	bool		is_void;		/* what it wrote there is passed over */
 } ReplMlTransaction;
 
 /* What has been applied and is not shown yet. */
@@ -179,6 +182,10 @@ typedef struct ReplMlBatch
 	TimestampTz commit_time;	/* ... there */
 	bool		matters;		/* there is more in it than heartbeats */
 	XLogRecPtr	single_until;	/* before this each gets one of its own */
+	int64		round;			/* of those that wrote strong tables; 0: none did */
+	bool		is_void;		/* ... and that is passed over; then it is one */
+	XLogRecPtr	strong_end;		/* of the last of these */
+	XLogRecPtr	last_commit;	/* where its commit is */
 } ReplMlBatch;
 
 /*
@@ -193,6 +200,10 @@ typedef struct ReplMlRetry
 								 * last */
 	int			failures;		/* how often in a row */
 	ErrorData  *failure;		/* the error it failed with */
+	XLogRecPtr	judged_lsn;		/* final LSN of the one that wrote strong tables and
+								 * does not count, or is not known to */
+	int64		judged_round;	/* ... when it was written */
+	XLogRecPtr	judged_end;		/* ... and where it ends */
 	XLogRecPtr	blocked_lsn;	/* ... of one to be put aside when it is sent
 								 * again */
 	XLogRecPtr	locked_lsn;		/* final LSN of the transaction that met
@@ -254,6 +265,8 @@ typedef struct ReplMlBulk
 	TransactionId xid;
 	XLogRecPtr	lsn;			/* of its commit there */
 	TimestampTz commit_time;
+	int64		round;			/* in which it wrote strong tables; 0: it did not */
+	XLogRecPtr	end;
 } ReplMlBulk;
 
 /* What became of a parked change that was tried again. */
@@ -326,6 +339,13 @@ extern void repl_ml_dispatch_reset(ReplMlApply *apply);
 extern void repl_ml_dispatch_locked(ReplMlApply *apply, XLogRecPtr final_lsn, int sqlstate);
 extern bool repl_ml_dispatch_is_impatient(const ReplMlApply *apply);
 extern void repl_ml_dispatch_blame(ReplMlApply *apply, XLogRecPtr final_lsn, ErrorData *error);
+
+/* in fence.c */
+extern void repl_ml_fence_hear(ReplMlApply *apply, const char *content);
+extern void repl_ml_fence_add(ReplMlApply *apply, XLogRecPtr end);
+extern void repl_ml_fence_settle(ReplMlApply *apply);
+extern bool repl_ml_fence_wait(ReplMlApply *apply, int node, int64 round, XLogRecPtr end);
+extern bool repl_ml_fence_is_void(const ReplMlApply *apply, Oid root);
 
 /* in change.c */
 extern void repl_ml_change_handle(ReplMlApply *apply, LogicalRepRelId id, char action,

@@ -29,6 +29,7 @@
 #include "utils/snapmgr.h"
 
 #include "apply/apply.h"
+#include "commit/commit.h"
 #include "compat.h"
 #include "converge/converge.h"
 #include "read/read.h"
@@ -93,6 +94,9 @@ repl_ml_bulk_find(int node, int64 behind, ReplMlBulk *bulk)
 	repl_ml_begin();
 	found = SPI_execute(psprintf("SELECT p.id, p.origin_node, p.origin_xid, p.origin_lsn"
 								 " OPERATOR(pg_catalog.-) '0/0'::pg_catalog.pg_lsn,"
+								 " coalesce((p.change OPERATOR(pg_catalog.->>) 'round')::bigint,"
+								 " 0),"
+								 " coalesce((p.change OPERATOR(pg_catalog.->>) 'end')::bigint, 0),"
 								 " (pg_catalog.date_part('epoch', (p.change"
 								 " OPERATOR(pg_catalog.->>) 'committed_at')::timestamptz)"
 								 " OPERATOR(pg_catalog.*) 1000000)::bigint"
@@ -111,7 +115,9 @@ repl_ml_bulk_find(int node, int64 behind, ReplMlBulk *bulk)
 		bulk->node = atoi(repl_ml_spi_text(0, 1));
 		bulk->xid = strtoul(repl_ml_spi_text(0, 2), NULL, 10);
 		bulk->lsn = strtoull(repl_ml_spi_text(0, 3), NULL, 10);
-		bulk->commit_time = time_t_to_timestamptz(0) + strtoll(repl_ml_spi_text(0, 4), NULL, 10);
+		bulk->round = strtoll(repl_ml_spi_text(0, 4), NULL, 10);
+		bulk->end = strtoull(repl_ml_spi_text(0, 5), NULL, 10);
+		bulk->commit_time = time_t_to_timestamptz(0) + strtoll(repl_ml_spi_text(0, 6), NULL, 10);
 	}
 	repl_ml_commit();
 	return found;
@@ -190,6 +196,8 @@ repl_ml_bulk_apply(ReplMlApply *apply, const ReplMlBulk *bulk)
 	StringInfoData begin;
 	MemoryContext context;
 	volatile bool ours = false;
+	bool		is_void = bulk->round != 0 &&
+		repl_ml_fence_wait(apply, bulk->node, bulk->round, bulk->end);
 
 	MemoryContextSwitchTo(apply->message_context);
 	initStringInfo(&begin);
@@ -198,6 +206,7 @@ repl_ml_bulk_apply(ReplMlApply *apply, const ReplMlBulk *bulk)
 	pq_sendint64(&begin, bulk->commit_time);
 	pq_sendint32(&begin, bulk->xid);
 	repl_ml_dispatch(apply, &begin);
+	apply->transaction.is_void = is_void;
 	context = AllocSetContextCreate(TopMemoryContext, "repl_ml large transaction",
 									ALLOCSET_DEFAULT_SIZES);
 	PG_TRY();
@@ -359,6 +368,24 @@ apply_messages(ReplMlApply *apply, int64 id, MemoryContext context)
 }
 
 /*
+ * Raises an error, after which it is tried again, if the transaction counts now and did not
+ * before, or the other way round.
+ */
+static void
+require_verdict(const ReplMlBulk *bulk, bool is_void)
+{
+	if (bulk->round == 0)
+		return;
+	repl_ml_round_share();
+	if (repl_ml_round_judge(bulk->node, bulk->round, bulk->end) !=
+		(is_void ? REPL_ML_IS_VOID : REPL_ML_IS_VALID))
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("a large transaction of strong tables is applied when it is known that it "
+						"counts")));
+}
+
+/*
  * Applies the transaction, unless another process is at it, removes what is kept
  * of it, and commits; returns whether it did.
  */
@@ -379,6 +406,7 @@ apply_and_remove(ReplMlApply *apply, const ReplMlBulk *bulk, MemoryContext conte
 		/* an error from here on is the whole transaction's */
 		apply->blame_transaction = true;
 		repl_ml_targets_close();
+		require_verdict(bulk, apply->transaction.is_void);
 		remove_kept(bulk->id);
 	}
 	PopActiveSnapshot();

@@ -303,6 +303,8 @@ repl_ml_change_join(ReplMlApply *apply, LogicalRepRelId id, char action,
 	apply->table = table->remote.relname;
 	if (!OidIsValid(table->local))
 		return;					/* no longer replicated */
+	if (repl_ml_fence_is_void(apply, table->local))
+		return;
 	count_row(apply, table, action);
 
 	repl_ml_targets_renew();
@@ -426,8 +428,8 @@ apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleDat
 				 errmsg("the peer sent a deletion without table, key or clock"),
 				 errhint(REPL_ML_SAME_VERSION_HINT)));
 	relid = repl_ml_table_local(schema_name, table_name);
-	if (!OidIsValid(relid))
-		return;					/* no longer replicated */
+	if (!OidIsValid(relid) || repl_ml_fence_is_void(apply, relid))
+		return;
 	note_table_written(relid, schema_name, table_name);
 	deleted = OidInputFunctionCall(F_ARRAY_IN, key, TEXTOID, -1);
 	deletion = repl_ml_clock_from_text(clock);

@@ -126,6 +126,7 @@ repl_ml_dispatch_reset(ReplMlApply *apply)
 	apply->blame_transaction = false;
 	apply->batch.crowded = false;
 	memset(&apply->batch.tally, 0, sizeof(apply->batch.tally));
+	apply->batch.round = 0;
 	repl_ml_apply_show_transaction(apply);
 	repl_ml_crash_rests();
 	repl_ml_targets_forget();
@@ -175,6 +176,21 @@ repl_ml_dispatch_locked(ReplMlApply *apply, XLogRecPtr final_lsn, int sqlstate)
 }
 
 /*
+ * Waits, if the transaction that begins was given back as it did not count or was not known
+ * to, until that is known; sets whether it is void.
+ */
+static void
+wait_for_verdict(ReplMlApply *apply, XLogRecPtr final_lsn, bool *is_void)
+{
+	if (final_lsn != apply->retry.judged_lsn)
+		return;
+	if (apply->batch.count > 0)
+		repl_ml_dispatch_finish(apply, false);
+	*is_void = repl_ml_fence_wait(apply, apply->peer->node_id, apply->retry.judged_round,
+								  apply->retry.judged_end);
+}
+
+/*
  * Begins the peer's transaction; a local one begins with its first change.
  * How it is applied depends on what has become of it before.
  */
@@ -182,13 +198,16 @@ static void
 handle_begin(ReplMlApply *apply, StringInfo message)
 {
 	LogicalRepBeginData begin;
+	bool		is_void = false;
 
 	logicalrep_read_begin(message, &begin);
 	/* what may take the server down takes nothing else along */
 	if (repl_ml_crash_count(begin.final_lsn) > 0)
 		repl_ml_dispatch_finish(apply, false);
+	wait_for_verdict(apply, begin.final_lsn, &is_void);
 	memset(&apply->transaction, 0, sizeof(apply->transaction));
 	apply->transaction.open = true;
+	apply->transaction.is_void = is_void;
 	apply->transaction.xid = begin.xid;
 	apply->transaction.final_lsn = begin.final_lsn;
 	apply->transaction.commit_time = begin.committime;
@@ -285,6 +304,8 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 		apply->batch.matters = true;
 	apply->batch.end = commit.end_lsn;
 	apply->batch.commit_time = commit.committime;
+	if (transaction->round != 0)
+		repl_ml_fence_add(apply, commit.end_lsn);
 
 	/* shown when it is committed */
 	apply->batch.tally.transactions++;
@@ -294,7 +315,7 @@ handle_commit(ReplMlApply *apply, StringInfo message)
 	apply->batch.tally.parked += transaction->parked;
 
 	/* before anything behind it is acknowledged */
-	if (transaction->parked > 0 || transaction->lacks)
+	if (transaction->parked > 0 || transaction->lacks || transaction->is_void)
 		repl_ml_apply_tell_parked(apply, commit.end_lsn);
 	if (!may_batch(apply))
 		repl_ml_dispatch_finish(apply, false);
@@ -335,7 +356,7 @@ may_batch(ReplMlApply *apply)
 
 	return apply->batch.count > 0 && apply->batch.count < LARGEST_BATCH &&
 		transaction->mode == REPL_ML_APPLY_NORMAL && !transaction->catalogs_changed &&
-		transaction->conflicts == 0 &&
+		transaction->conflicts == 0 && !transaction->is_void &&
 		((transaction->parked == 0 && !transaction->lacks) ||
 		 transaction->urgency == REPL_ML_WHENEVER) &&
 		transaction->changes <= REPL_ML_SMALL_TRANSACTION &&
@@ -368,6 +389,7 @@ repl_ml_dispatch_finish(ReplMlApply *apply, bool durable)
 	if (apply->batch.count > 0)
 	{
 		repl_ml_targets_close();
+		repl_ml_fence_settle(apply);
 		PopActiveSnapshot();
 		repl_ml_apply_reaches(apply, apply->batch.end);
 		replorigin_session_origin_lsn = apply->batch.end;
@@ -389,6 +411,7 @@ repl_ml_dispatch_finish(ReplMlApply *apply, bool durable)
 	}
 	apply->batch.matters = false;
 	apply->batch.count = 0;
+	apply->batch.round = 0;
 	apply->progress.applied = Max(apply->progress.applied, apply->batch.end);
 	apply->progress.committed = true;
 	repl_ml_replay_committed();
@@ -471,6 +494,13 @@ handle_logical_message(ReplMlApply *apply, StringInfo message)
 	{
 		if (repl_ml_urgency_parse(content, &urgency))
 			apply->transaction.urgency = Max(apply->transaction.urgency, urgency);
+		repl_ml_fence_hear(apply, content);
+		/* also where there is nothing else for this node: how far it is, matters */
+		if (apply->transaction.round != 0)
+		{
+			repl_ml_dispatch_begin(apply);
+			apply->batch.matters = true;
+		}
 		if (repl_ml_unsent_is_meant(content))
 		{
 			repl_ml_dispatch_begin(apply);

@@ -465,20 +465,22 @@ apply_in_place(ReplMlApply *apply, Streamed *one, const LogicalRepCommitData *co
 static void
 write_header(ReplMlApply *apply, Streamed *one, const LogicalRepCommitData *commit)
 {
-	Oid			types[7] = {INT8OID, INT4OID, XIDOID, PG_LSNOID, INT8OID, TIMESTAMPTZOID, BOOLOID};
-	Datum		values[7] = {Int64GetDatum(one->id), Int32GetDatum(apply->peer->node_id),
+	Oid			types[9] = {INT8OID, INT4OID, XIDOID, PG_LSNOID, INT8OID, TIMESTAMPTZOID, BOOLOID,
+	INT8OID, INT8OID};
+	Datum		values[9] = {Int64GetDatum(one->id), Int32GetDatum(apply->peer->node_id),
 		TransactionIdGetDatum(one->xid), LSNGetDatum(commit->commit_lsn),
 		Int64GetDatum((int64) one->size), TimestampTzGetDatum(commit->committime),
-	BoolGetDatum(one->in_order)};
+	BoolGetDatum(one->in_order), Int64GetDatum(apply->transaction.round),
+	Int64GetDatum((int64) commit->end_lsn)};
 
 	repl_ml_spi_execute("INSERT INTO repl_ml.parked_change (id, origin_node, origin_xid,"
 						" origin_lsn, schema_name, table_name, action, change, sqlstate, message,"
 						" put_aside) OVERRIDING SYSTEM VALUE"
 						" VALUES ($1, $2, $3, $4, '', '', '" REPL_ML_BULK "',"
 						" pg_catalog.jsonb_build_object('bytes', $5, 'committed_at', $6,"
-						" 'in_order', $7), '00000',"
+						" 'in_order', $7, 'round', $8, 'end', $9), '00000',"
 						" 'a large transaction is applied beside the others', true)",
-						7, types, values, NULL);
+						9, types, values, NULL);
 }
 
 /*

@@ -131,6 +131,8 @@ handle_xact_event(XactEvent event, void *arg)
 			/* whoever commits it waits, and tells the level */
 			if (repl_ml_token_is_out() && repl_ml_ticker_used())
 				tell_level(repl_ml_level_wanted());
+			repl_ml_lease_check();
+			repl_ml_lease_mark();
 			if (repl_ml_quorum_owns_waits() && synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
 				set_synchronous_commit(SYNCHRONOUS_COMMIT_LOCAL_FLUSH);
 			break;
@@ -169,6 +171,7 @@ before_commit(void)
 		repl_ml_news_begin();
 	if (repl_ml_token_is_out() && repl_ml_ticker_used())
 		tell_level(level);
+	repl_ml_lease_mark();
 }
 
 /*
@@ -257,7 +260,10 @@ after_commit(XLogRecPtr lsn, bool committed)
 	repl_ml_token_forget();
 	if (waited &&
 		(outcome == REPL_ML_TIMED_OUT || outcome == REPL_ML_CANCELLED || outcome == REPL_ML_PARKED))
+	{
+		repl_ml_lease_gives_up(lsn);
 		tell_client_later(outcome, lsn);
+	}
 }
 
 /* Takes back what begin_wait set up, and says what became of the wait. */

@@ -158,13 +158,19 @@ typedef struct ReplMlLease
 	uint64		holds;			/* another number for each tenure in which this node's
 								 * clients may write; 0: they may not */
 	uint64		serial;			/* the last one */
+	int64		round;			/* of the tenure that it is */
+	uint64		closings;		/* another number each time that a tenure is lost */
+	bool		closed;			/* something here may be void: nobody reads strong tables */
 	TransactionId opened_xid;	/* a snapshot that does not see it may lack what others
 								 * wrote before; invalid: there is none left */
 	XLogRecPtr	last_end;		/* of our transactions that had it; 0: of none */
+	XLogRecPtr	given_up;		/* of the last of these whose commit was not acknowledged
+								 * when its wait ended; 0: there is none */
 	bool		end_unknown;	/* some may have ended behind that: a prepared one, or
 								 * before the server started */
 	uint64		opened;			/* monotonic µs */
 	bool		wanted;			/* somebody here waits for it, or asks us for it */
+	bool		look;			/* the process is to look at its row, or asked for something */
 	pid_t		pid;			/* of the process that takes it and gives it; 0: none */
 	Latch	   *latch;			/* valid while pid is set */
 	bool		busy;			/* it waits for our clients to end, and need not be called */
@@ -189,6 +195,26 @@ typedef struct ReplMlLease
 	uint64		max_wait;
 } ReplMlLease;
 
+/* Whether a transaction of strong tables counts: see round.c. */
+typedef enum ReplMlJudgement
+{
+	REPL_ML_UNJUDGED,			/* not known */
+	REPL_ML_UNCLEAN,			/* nor looked at, before strong tables here are mended */
+	REPL_ML_IS_VALID,
+	REPL_ML_IS_VOID
+} ReplMlJudgement;
+
+/* in round.c */
+extern void repl_ml_round_share(void);
+extern void repl_ml_round_block(void);
+extern void repl_ml_round_unblock(void);
+extern char *repl_ml_round_message(int64 round);
+extern bool repl_ml_round_parse(const pg_uuid_t *group, const char *content, int64 *round);
+extern ReplMlJudgement repl_ml_round_judge(int node, int64 round, XLogRecPtr end);
+extern void repl_ml_round_note(int node, XLogRecPtr end);
+extern void repl_ml_round_note_void(int node, XLogRecPtr commit, TransactionId xid);
+extern void repl_ml_round_inquire(void);
+
 /* in lease.c */
 extern Size repl_ml_lease_shmem_size(void);
 extern void repl_ml_lease_shmem_init(void *space, LWLock *lock);
@@ -198,11 +224,16 @@ extern LWLock *repl_ml_lease_lock(void);
 extern void repl_ml_lease_forget(int index);
 extern void repl_ml_lease_tag(LOCKTAG *tag);
 extern void repl_ml_lease_call(ReplMlLease *lease);
+extern void repl_ml_lease_look(ReplMlLease *lease);
 extern void repl_ml_lease_take(void);
+extern bool repl_ml_lease_is_closed(void);
+extern void repl_ml_lease_require_clean(void);
 extern bool repl_ml_lease_is_newer(Snapshot snapshot);
 extern void repl_ml_lease_require(Oid root);
 extern void repl_ml_lease_check(void);
+extern void repl_ml_lease_mark(void);
 extern void repl_ml_lease_commits_prepared(void);
+extern void repl_ml_lease_gives_up(XLogRecPtr lsn);
 
 /* in level.c */
 extern const char *repl_ml_level_name(ReplMlLevel level);
@@ -295,6 +326,7 @@ extern void repl_ml_unacknowledged_mark(XLogRecPtr lsn, int index);
 extern int	repl_ml_unacknowledged_lacking(int peer, XLogRecPtr *commits, int room);
 extern void repl_ml_unacknowledged_is_decided(int peer, XLogRecPtr commit, bool discarded);
 extern XLogRecPtr repl_ml_unacknowledged_position(ReplMlLevel level);
+extern bool repl_ml_unacknowledged_has(XLogRecPtr lsn);
 extern int64 repl_ml_unacknowledged_count(ReplMlLevel level);
 extern ReplMlFate repl_ml_unacknowledged_find(TransactionId xid, ReplMlLevel *level);
 extern bool repl_ml_unacknowledged_is_past(FullTransactionId xid);

@@ -17,8 +17,10 @@
 
 #include "access/transam.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "replication/message.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -40,6 +42,7 @@ static LWLock *leases_lock = NULL;
 
 /* The tenure in which this transaction last took the lease; 0: it has not. */
 static uint64 taken_in = 0;
+static int64 taken_round = 0;	/* of which round that is */
 static bool has_written = false;	/* as it commits: something that travels */
 
 static void forget_lease(XactEvent event, void *arg);
@@ -125,14 +128,22 @@ repl_ml_lease_tag(LOCKTAG *tag)
 	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, 0, 0, LOCK_KIND);
 }
 
-/* Makes the process look, and has it started if it does not run. */
+/* Has the process get the lease, and started if it does not run. */
 void
 repl_ml_lease_call(ReplMlLease *lease)
+{
+	lease->wanted = true;
+	repl_ml_lease_look(lease);
+}
+
+/* Makes the process look at its row, and has it started if it does not run. */
+void
+repl_ml_lease_look(ReplMlLease *lease)
 {
 	bool		runs;
 
 	LWLockAcquire(leases_lock, LW_EXCLUSIVE);
-	lease->wanted = true;
+	lease->look = true;
 	runs = lease->pid != 0;
 	if (runs && !lease->busy)
 		SetLatch(lease->latch);
@@ -174,6 +185,7 @@ repl_ml_lease_take(void)
 			wait_for_lease(lease, &tag);
 	}
 	taken_in = lease->holds;
+	taken_round = lease->round;
 	if (repl_ml_members_is_cut_off())
 		refuse_cut_off();
 }
@@ -265,6 +277,30 @@ refuse_cut_off(void)
 			 errhint("See SELECT * FROM repl_ml.health for what to do.")));
 }
 
+/* Says, for write/strong.c, whether strong tables here may have something that does not count. */
+bool
+repl_ml_lease_is_closed(void)
+{
+	ReplMlLease *lease = repl_ml_lease();
+
+	return lease != NULL && lease->closed;
+}
+
+/* Called by write/strong.c before a statement that reads a strong table: raises an error then. */
+void
+repl_ml_lease_require_clean(void)
+{
+	if (!repl_ml_lease_is_closed())
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+			 errmsg("strong tables cannot be read on this node now"),
+			 errdetail("They may have rows that do not count, as another node has taken over, and "
+					   "are being made what they are on the other members."),
+			 errhint("Try again in a moment, or on another node; see SELECT * FROM "
+					 "repl_ml.health.")));
+}
+
 /*
  * Says whether a snapshot was taken before the lease came here, and so may lack what was
  * written on other nodes.
@@ -319,6 +355,21 @@ repl_ml_lease_check(void)
 }
 
 /*
+ * Called by commit.c before a commit, or PREPARE TRANSACTION: says in the WAL in which round
+ * the transaction has written strong tables.
+ */
+void
+repl_ml_lease_mark(void)
+{
+	char	   *message;
+
+	if (taken_in == 0 || repl_ml_applying || !repl_ml_ticker_used())
+		return;
+	message = repl_ml_round_message(taken_round);
+	LogLogicalMessage_compat(REPL_ML_MESSAGE_PREFIX, message, strlen(message), true);
+}
+
+/*
  * Called by commit.c before COMMIT PREPARED: the transaction may have the lease, and what
  * gives it away has to know that the last end is not known.
  */
@@ -332,6 +383,86 @@ repl_ml_lease_commits_prepared(void)
 	LWLockAcquire(leases_lock, LW_EXCLUSIVE);
 	lease->end_unknown = true;
 	LWLockRelease(leases_lock);
+}
+
+/*
+ * Called by commit.c for a commit whose wait ended without an acknowledgement, while core
+ * still has the transaction's locks: if it has the lease, that is not given away before the
+ * transaction is acknowledged.
+ */
+void
+repl_ml_lease_gives_up(XLogRecPtr lsn)
+{
+	ReplMlLease *lease = repl_ml_lease();
+	LOCKTAG		tag;
+
+	repl_ml_lease_tag(&tag);
+	if (lease == NULL || !LockHeldByMe_compat(&tag, ShareLock))
+		return;
+	LWLockAcquire(leases_lock, LW_EXCLUSIVE);
+	lease->given_up = Max(lease->given_up, lsn);
+	LWLockRelease(leases_lock);
+}
+
+PG_FUNCTION_INFO_V1(repl_ml_lease_close);
+
+/*
+ * repl_ml.lease_close(unclean): called by who accepts a round of another node: nobody commits
+ * in the tenure that this one had.  If strong tables are unclean nobody reads them, until the
+ * process of the lease finds that they are not.
+ */
+Datum
+repl_ml_lease_close(PG_FUNCTION_ARGS)
+{
+	ReplMlLease *lease = repl_ml_lease();
+
+	if (lease != NULL)
+	{
+		LWLockAcquire(leases_lock, LW_EXCLUSIVE);
+		lease->holds = 0;
+		lease->closings++;
+		lease->closed |= PG_GETARG_BOOL(0);
+		LWLockRelease(leases_lock);
+		repl_ml_lease_look(lease);
+	}
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(repl_ml_lease_want);
+
+/* repl_ml.lease_want(): this node gets the lease, if it can, as if a client wanted it. */
+Datum
+repl_ml_lease_want(PG_FUNCTION_ARGS)
+{
+	ReplMlLease *lease;
+
+	repl_ml_shmem_require();
+	lease = repl_ml_lease();
+	if (lease != NULL)
+		repl_ml_lease_call(lease);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(repl_ml_lease_end);
+
+/*
+ * repl_ml.lease_end(): up to where this node's WAL may have transactions of strong tables of
+ * its present tenure; 0: there are none.
+ */
+Datum
+repl_ml_lease_end(PG_FUNCTION_ARGS)
+{
+	ReplMlLease *lease = repl_ml_lease();
+	XLogRecPtr	end = GetXLogInsertRecPtr();
+
+	if (lease != NULL)
+	{
+		LWLockAcquire(leases_lock, LW_SHARED);
+		if (!lease->end_unknown)
+			end = lease->last_end;
+		LWLockRelease(leases_lock);
+	}
+	PG_RETURN_INT64((int64) end);
 }
 
 PG_FUNCTION_INFO_V1(repl_ml_take_lease);

@@ -26,6 +26,7 @@
 #include "wire/wire.h"
 
 #define HEARTBEATS_MISSED	2	/* after so many a silent peer counts as gone */
+#define HEARS_US		UINT64CONST(1300000)	/* so long a peer that was heard is not gone */
 #define ALIVE_US		UINT64CONST(20000)	/* that it is alive is told so often */
 #define RECONNECTION_US		UINT64CONST(500000) /* so soon a worker that has
 												 * lost a race is back */
@@ -375,6 +376,32 @@ repl_ml_members_alive(int peer)
 	if (link != NULL)
 		link->alive = now;
 	LWLockRelease(repl_ml_quorum->lock);
+}
+
+PG_FUNCTION_INFO_V1(repl_ml_hears);
+
+/*
+ * repl_ml.hears(node): called by who is asked to vote for another node: whether this one is
+ * connected with that and has just heard from it.
+ */
+Datum
+repl_ml_hears(PG_FUNCTION_ARGS)
+{
+	int			peer = PG_GETARG_INT32(0);
+	uint64		now = repl_ml_monotonic_now();
+	bool		hears = false;
+	bool		streams = false;
+
+	repl_ml_shmem_require();
+	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
+	foreach_link(link)
+		hears |= link->peer == peer && link->alive != 0 && now - Min(now, link->alive) < HEARS_US;
+	LWLockRelease(repl_ml_quorum->lock);
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	foreach_worker(worker, MyDatabaseId)
+		streams |= worker->peer == peer && worker->state == REPL_ML_WORKER_STREAMING;
+	LWLockRelease(repl_ml_shared->lock);
+	PG_RETURN_BOOL(hears && streams);
 }
 
 PG_FUNCTION_INFO_V1(repl_ml_hear_pause);

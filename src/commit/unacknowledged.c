@@ -337,6 +337,28 @@ repl_ml_unacknowledged_position(ReplMlLevel level)
 }
 
 /*
+ * Says whether a transaction of this database whose commit ends there is on the list, also
+ * if it can never be acknowledged.
+ */
+bool
+repl_ml_unacknowledged_has(XLogRecPtr lsn)
+{
+	bool		has = false;
+
+	LWLockAcquire(unacknowledged->lock, LW_EXCLUSIVE);
+	repl_ml_unacknowledged_settle();
+	for (int i = 0; i < ROOM; i++)
+	{
+		const Entry *entry = &unacknowledged->entries[i];
+
+		has |= entry->database == MyDatabaseId && entry->level >= REPL_ML_QUORUM &&
+			entry->lsn >= lsn && entry->commit < lsn;
+	}
+	LWLockRelease(unacknowledged->lock);
+	return has;
+}
+
+/*
  * Returns how many there are of a level in this database that may still be
  * acknowledged; -1: nobody knows.
  */

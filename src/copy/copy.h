@@ -53,7 +53,14 @@ extern XLogRecPtr repl_ml_link_prepare(ReplMlApply *apply);
 extern void repl_ml_sync_catalogs(ReplMlApply *apply, WalReceiverConn *conn);
 extern void repl_ml_sync_tables(ReplMlApply *apply);
 
+/* in replace.c */
+extern void repl_ml_replace_begin(ReplMlApply *apply, WalReceiverConn *conn);
+extern void repl_ml_replace_empty(Oid relid, const char *schema_name, const char *table_name);
+extern void repl_ml_replace_finish(void);
+
 /* in fetch.c */
+extern void repl_ml_fetch_instead(ReplMlApply *apply, WalReceiverConn *conn,
+								  const char *schema_name, const char *table_name);
 extern void repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn,
 								const char *schema_name, const char *table_name);
 

@@ -38,6 +38,7 @@
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
 
+#include "commit/commit.h"
 #include "copy/copy.h"
 #include "row/row.h"
 #include "server/server.h"
@@ -85,6 +86,9 @@ repl_ml_require_copyable(PG_FUNCTION_ARGS)
 	CopyScan	unused = {0};
 
 	repl_ml_donor_require_right(rel);
+	/* it has what does not count, perhaps, and is itself to be made another one */
+	if (repl_ml_level_is_strong(repl_ml_table_root(RelationGetRelid(rel))))
+		repl_ml_lease_require_clean();
 	find_columns(rel, PG_GETARG_ARRAYTYPE_P(1), &unused);
 	table_close(rel, NoLock);
 	PG_RETURN_BOOL(true);

@@ -28,6 +28,7 @@
 #include "utils/snapmgr.h"
 
 #include "apply/apply.h"
+#include "commit/commit.h"
 #include "compat.h"
 #include "converge/converge.h"
 #include "copy/copy.h"
@@ -49,6 +50,8 @@ typedef struct CopyOf
 	bool		differing;		/* those that the peer has been told to send */
 	bool		careful;		/* see rows.c */
 } CopyOf;
+
+static bool replaces = false;	/* what is here goes: set only while such a copy runs */
 
 static void fetch_floors(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name,
 						 const char *table_name);
@@ -114,6 +117,8 @@ repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schem
 	int64		rows = 0;
 
 	copy_bytes = 0;
+	if (replaces)
+		repl_ml_replace_begin(apply, conn);
 	repl_ml_stream_utility(conn, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
 	fetch_floors(apply, conn, schema_name, table_name);
 	StartTransactionCommand();
@@ -122,6 +127,8 @@ repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schem
 	relid = repl_ml_table_local(schema_name, table_name);
 	if (OidIsValid(relid))
 	{
+		if (replaces)
+			repl_ml_replace_empty(relid, schema_name, table_name);
 		rows = copy_content(apply, conn, relid, schema_name, table_name);
 		repl_ml_targets_close();
 	}
@@ -142,12 +149,35 @@ repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schem
 								 " AND table_name OPERATOR(pg_catalog.=) $3::pg_catalog.name",
 								 rows, copy_bytes),
 						3, types, values, NULL);
+	if (replaces)
+		repl_ml_replace_finish();
 	PopActiveSnapshot();
 	replorigin_session_origin_lsn = InvalidXLogRecPtr;
 	replorigin_session_origin_timestamp = 0;
 	CommitTransactionCommand();
 	repl_ml_crash_rests();
 	repl_ml_apply_show_copy(apply, InvalidOid, 0);
+}
+
+/*
+ * Called by sync.c: replaces what is here of a strong table by what the peer has of it; see
+ * replace.c.  After an error the caller unblocks changes of strong tables.
+ */
+void
+repl_ml_fetch_instead(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name,
+					  const char *table_name)
+{
+	PG_TRY();
+	{
+		replaces = true;
+		repl_ml_fetch_table(apply, conn, schema_name, table_name);
+	}
+	PG_FINALLY();
+	{
+		replaces = false;
+	}
+	PG_END_TRY();
+	repl_ml_round_unblock();
 }
 
 /* Says whether this node joins, or has joined, through that one. */
@@ -203,7 +233,7 @@ copy_content(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *s
 	(void) copy_rows_about(apply, conn, repl_ml_catalog_oid(REPL_ML_VERSION_TABLE), schema_name,
 						   table_name, false);
 	/* deletions are parked, too, perhaps */
-	if (repl_ml_park_has(apply->peer->node_id, schema_name, table_name))
+	if (replaces || repl_ml_park_has(apply->peer->node_id, schema_name, table_name))
 	{
 		repl_ml_park_forget_copied(apply->peer->node_id, schema_name, table_name);
 		(void) copy_rows_about(apply, conn, repl_ml_catalog_oid("tombstone"), schema_name,
@@ -312,7 +342,7 @@ copy_users_table(ReplMlApply *apply, WalReceiverConn *conn, Oid relid)
 	/* what it wrote late may have come here, too */
 	if (!repl_ml_meet_is_due() && was_set_back(apply->peer->node_id))
 		repl_ml_former_rename(rel);
-	differing = repl_ml_differing_begin(conn, rel);
+	differing = replaces ? NULL : repl_ml_differing_begin(conn, rel);
 	of.differing = differing != NULL;
 	while (differing == NULL || repl_ml_differing_next(differing))
 	{

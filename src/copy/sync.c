@@ -22,6 +22,7 @@
 #include "utils/memutils.h"
 
 #include "apply/apply.h"
+#include "commit/commit.h"
 #include "compat.h"
 #include "copy/copy.h"
 #include "row/row.h"
@@ -31,6 +32,7 @@
 #define POLL_MS				100
 
 static bool next_pending(ReplMlApply *apply, bool banned, char **schema_name, char **table_name);
+static bool is_replaced(ReplMlApply *apply, const char *schema_name, const char *table_name);
 static bool is_of_the_table(ReplMlApply *apply, int sqlstate);
 static void describe_lock(ReplMlApply *apply, ErrorData *error);
 static void copy_over_connection(ReplMlApply *apply, const char *schema_name,
@@ -139,6 +141,25 @@ describe_lock(ReplMlApply *apply, ErrorData *error)
 	MemoryContextSwitchTo(apply->message_context);
 }
 
+/* Says whether the copy of the table replaces what is here. */
+static bool
+is_replaced(ReplMlApply *apply, const char *schema_name, const char *table_name)
+{
+	bool		replaced;
+
+	repl_ml_begin();
+	replaced = repl_ml_query_int(psprintf("SELECT y.replaces::pg_catalog.int4"
+										  " FROM repl_ml.table_sync y"
+										  " WHERE y.node_id OPERATOR(pg_catalog.=) %d"
+										  " AND y.schema_name OPERATOR(pg_catalog.=) %s"
+										  " AND y.table_name OPERATOR(pg_catalog.=) %s",
+										  apply->peer->node_id, quote_literal_cstr(schema_name),
+										  quote_literal_cstr(table_name))) != 0;
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
+	return replaced;
+}
+
 /* Copies a table over the connection for that, which is made if there is none. */
 static void
 copy_over_connection(ReplMlApply *apply, const char *schema_name, const char *table_name)
@@ -146,7 +167,10 @@ copy_over_connection(ReplMlApply *apply, const char *schema_name, const char *ta
 	if (apply->connection.copy == NULL)
 		apply->connection.copy = repl_ml_stream_connect(apply->peer->dsn, "copy");
 	repl_ml_apply_set_state(apply, REPL_ML_WORKER_COPYING);
-	repl_ml_fetch_table(apply, apply->connection.copy, schema_name, table_name);
+	if (is_replaced(apply, schema_name, table_name))
+		repl_ml_fetch_instead(apply, apply->connection.copy, schema_name, table_name);
+	else
+		repl_ml_fetch_table(apply, apply->connection.copy, schema_name, table_name);
 }
 
 /*
@@ -172,6 +196,7 @@ try_copy(ReplMlApply *apply, const char *schema_name, const char *table_name)
 		replorigin_session_origin_lsn = InvalidXLogRecPtr;
 		replorigin_session_origin_timestamp = 0;
 		AbortOutOfAnyTransaction();
+		repl_ml_round_unblock();
 		repl_ml_dispatch_reset(apply);
 		/* it may be in the middle of a copy */
 		repl_ml_stream_disconnect(apply->connection.copy);

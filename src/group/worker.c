@@ -1188,6 +1188,8 @@ give_way(void)
 	send_status(false);
 	repl_ml_aside_retry(&apply);
 	reload_if_asked();
+	/* what the transaction that is tried again waits for may be a copy */
+	compare_if_asked();
 	if (delay > 0)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
@@ -1247,6 +1249,7 @@ recover_from_error(void)
 	FlushErrorState();
 	forget_commit(0, (Datum) 0);
 	AbortOutOfAnyTransaction();
+	repl_ml_round_unblock();
 	repl_ml_dispatch_reset(&apply);
 	repl_ml_replay_forget();
 	/* what was in one transaction is sent again, and one of it may fail again */

@@ -33,6 +33,7 @@ static void start_executor(QueryDesc *query, int flags);
 static void refuse_old_snapshot(void);
 static bool has_strong_tables(void);
 static bool needs_lease(const PlannedStmt *plan);
+static bool reads_strong(const PlannedStmt *plan);
 static bool is_strong(Oid relid);
 static bool is_any_strong(List *ranges);
 
@@ -60,6 +61,9 @@ start_executor(QueryDesc *query, int flags)
 		if (query->snapshot != InvalidSnapshot && repl_ml_lease_is_newer(query->snapshot))
 			repl_ml_read_renew(query);
 	}
+	else if ((flags & EXEC_FLAG_EXPLAIN_ONLY) == 0 && has_strong_tables() &&
+			 repl_ml_lease_is_closed() && reads_strong(plan))
+		repl_ml_lease_require_clean();
 	if (previous_hook)
 		previous_hook(query, flags);
 	else
@@ -118,6 +122,20 @@ needs_lease(const PlannedStmt *plan)
 	return false;
 }
 
+/* Says whether a statement reads a strong table. */
+static bool
+reads_strong(const PlannedStmt *plan)
+{
+	ListCell   *lc;
+
+	foreach(lc, plan->relationOids)
+	{
+		if (is_strong(lfirst_oid(lc)))
+			return true;
+	}
+	return false;
+}
+
 /* Says whether a table, or the table that it is a partition of, is strong. */
 static bool
 is_strong(Oid relid)
@@ -140,6 +158,9 @@ repl_ml_strong_utility(Node *stmt)
 		ranges = castNode(TruncateStmt, stmt)->relations;
 	else if (IsA(stmt, LockStmt) && castNode(LockStmt, stmt)->mode >= RowShareLock)
 		ranges = castNode(LockStmt, stmt)->relations;
+	else if (IsA(stmt, CopyStmt) && castNode(CopyStmt, stmt)->relation != NULL &&
+			 has_strong_tables() && is_any_strong(list_make1(castNode(CopyStmt, stmt)->relation)))
+		repl_ml_lease_require_clean();
 	if (ranges == NIL || !has_strong_tables() || !is_any_strong(ranges))
 		return;
 	repl_ml_lease_take();

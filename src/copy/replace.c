@@ -1,0 +1,126 @@
+/*
+ * replace.c
+ *		Copies of strong tables that replace what is here, row for row, instead of being
+ *		joined with it: what is here may be void, and is newer by its clock.
+ *
+ * Ordered when this node's strong tables are unclean (repl_ml.mend_strong()).  Meanwhile no
+ * client reads or writes them here, and no peer's change of them is committed: so the donor,
+ * which has to have all that is here and counts, has it in the moment that is copied.
+ *
+ * Runs in the apply worker, within sync.c's copy of the table.  Not here: the rows that come
+ * (fetch.c).  Locks: that of commit/round.c, exclusively, until the copy is committed.
+ */
+#include "postgres.h"
+
+#include "access/heapam.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "apply/apply.h"
+#include "commit/commit.h"
+#include "copy/copy.h"
+#include "row/row.h"
+#include "server/server.h"
+#include "wire/wire.h"
+
+/*
+ * Called by fetch.c before the donor's moment, outside transactions: raises an error, after
+ * which it is tried again, unless the donor's strong tables are what they are to be and have
+ * all that is here.
+ */
+void
+repl_ml_replace_begin(ReplMlApply *apply, WalReceiverConn *conn)
+{
+	static const Oid types[1] = {BOOLOID};
+	char	   *question;
+	ReplMlResult *result;
+	bool		may;
+
+	repl_ml_round_block();
+	repl_ml_begin();
+	SPI_execute("SELECT pg_catalog.format('SELECT repl_ml.may_donate_strong(%s, %L)', s.accepted,"
+				" repl_ml.strong_places()) FROM repl_ml.lease_state s", false, 1);
+	question = MemoryContextStrdup(apply->message_context, repl_ml_spi_text(0, 0));
+	repl_ml_commit();
+	MemoryContextSwitchTo(apply->message_context);
+	result = repl_ml_stream_query(conn, question, 1, types);
+	may = repl_ml_stream_next(result) &&
+		(slot_getallattrs(result->slot), !result->slot->tts_isnull[0]) &&
+		DatumGetBool(result->slot->tts_values[0]);
+	repl_ml_stream_free(result);
+	if (!may)
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("node \"%s\" does not have all of the strong tables yet",
+						apply->peer->node_name)));
+}
+
+/* Deletes all rows of a table or partition; no code of users runs, as these rows go nowhere. */
+static void
+empty_relation(Oid relid)
+{
+	Relation	rel = table_open(relid, RowExclusiveLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	TableScanDesc scan;
+	TupleTableSlot *slot;
+
+	if (rel->rd_rel->relkind == RELKIND_RELATION)
+	{
+		slot = table_slot_create(rel, NULL);
+		scan = table_beginscan(rel, snapshot, 0, NULL);
+		while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+		{
+			CHECK_FOR_INTERRUPTS();
+			simple_table_tuple_delete(rel, &slot->tts_tid, snapshot);
+		}
+		table_endscan(scan);
+		ExecDropSingleTupleTableSlot(slot);
+	}
+	UnregisterSnapshot(snapshot);
+	table_close(rel, NoLock);
+}
+
+/*
+ * Called by fetch.c in the copy's transaction, before the rows come: nothing is left of the
+ * table here, nor of its deletions.
+ */
+void
+repl_ml_replace_empty(Oid relid, const char *schema_name, const char *table_name)
+{
+	Oid			types[2] = {TEXTOID, TEXTOID};
+	Datum		values[2] = {CStringGetTextDatum(schema_name), CStringGetTextDatum(table_name)};
+	ListCell   *lc;
+
+	foreach(lc, find_all_inheritors(relid, RowExclusiveLock, NULL))
+		empty_relation(lfirst_oid(lc));
+	repl_ml_spi_execute("DELETE FROM repl_ml.tombstone"
+						" WHERE schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
+						" AND table_name OPERATOR(pg_catalog.=) $2::pg_catalog.name", 2, types,
+						values, NULL);
+	repl_ml_spi_execute("DELETE FROM repl_ml.concurrent_version"
+						" WHERE schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
+						" AND table_name OPERATOR(pg_catalog.=) $2::pg_catalog.name", 2, types,
+						values, NULL);
+	CommandCounterIncrement();
+	/* what comes meets nothing */
+	PopActiveSnapshot();
+	PushActiveSnapshot(GetLatestSnapshot());
+}
+
+/*
+ * Called by fetch.c in the copy's transaction, when all has come: notes it, if this was the
+ * last of the tables that are replaced.
+ */
+void
+repl_ml_replace_finish(void)
+{
+	repl_ml_spi_execute("SELECT repl_ml.finish_mending()", 0, NULL, NULL, NULL);
+}
