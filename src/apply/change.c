@@ -330,6 +330,9 @@ repl_ml_change_join(ReplMlApply *apply, LogicalRepRelId id, char action,
 	repl_ml_become_self(&saved);
 	if (action == 'I' && !is_stamped_by(source.node, target))
 		return;
+	/* its number may be another change's by now */
+	if (repl_ml_schema_change_is_of(table) && apply->transaction.is_void)
+		return;
 	if (repl_ml_schema_change_is_of(table))
 	{
 		repl_ml_schema_change_apply(apply, table->local, target->incoming, &source);
