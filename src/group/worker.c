@@ -55,7 +55,7 @@
 #define CLOCK_WINDOW_US		10000000	/* a peer's clock is measured anew that often */
 #define BULK_LOOK_MS		50	/* between two looks for a large transaction that is
 								 * awaited */
-#define SCHEMA_PATIENCE_MS	2000	/* so long the node that made one may take to bring it */
+#define SCHEMA_PATIENCE_MS	5000	/* so long the node that made one may take to bring it */
 #define SCHEMA_LOOK_MS		20	/* at whether a change of the schema has been run */
 #define ASIDE_DELAY_MS		5	/* between two tries of changes put aside */
 #define TELL_PATIENCE_MS	1000	/* how long a peer may take to hear that we are paused */

@@ -108,6 +108,7 @@ static bool is_of_ours(Node *stmt);
 static bool is_concurrent(Node *stmt);
 static void say_local(Node *stmt);
 static int64 take_number(void);
+static void take_lease(void);
 static bool has_key(Node *stmt);
 static void take_turn(void);
 static void write_down(int64 number, const char *tag, const char *statement, const char *filled);
@@ -489,7 +490,7 @@ repl_ml_schema_change_begin(const PlannedStmt *pstmt)
 				 errhint("Wait with SELECT repl_ml.wait_for_node(%s, '10 min').",
 						 quote_literal_cstr(NameStr(self->node_name)))));
 	repl_ml_shmem_require();
-	repl_ml_lease_take();
+	take_lease();
 	take_turn();
 	/* nobody is told of a change that only one node has */
 	repl_ml_level_raise(REPL_ML_QUORUM);
@@ -497,6 +498,35 @@ repl_ml_schema_change_begin(const PlannedStmt *pstmt)
 	had_key = has_key(pstmt->utilityStmt);
 	repl_ml_schema_change_enter(number);
 	return number;
+}
+
+/* Takes the lease; raises an error that speaks of the schema if it does not come. */
+static void
+take_lease(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		repl_ml_lease_take();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		if (geterrcode() != ERRCODE_CANNOT_CONNECT_NOW)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		ereport(ERROR,
+				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+				 errmsg("the schema cannot be changed on this node now"),
+				 errdetail_internal("%s", error->detail != NULL ? error->detail : error->message),
+				 errhint("See SELECT * FROM repl_ml.health for what to do, or run the statement on "
+						 "this node only with SELECT repl_ml.run_locally(...).")));
+	}
+	PG_END_TRY();
 }
 
 /* Says whether the statement alters a table that has a primary key already. */

@@ -1,7 +1,8 @@
 # What is changed of the schema on one node is changed on all, with the rows of its transaction, in one order; who has not got a
 # change yet reads no row of the new shape, and rows of the old one meet it by rule.
 #
-# Seen failing: see the end of the file.
+# Seen failing without: await_schema (a row of the new shape is parked), follows_changes in relation.c (nodes differ), what
+# change.c does with changes that fail (half of a transaction is there).
 use strict;
 use warnings;
 use Consistency;
@@ -59,8 +60,9 @@ sql($n2, q(UPDATE t SET a = 'changed' WHERE id = 2));
 poll_until($n3, q(SELECT name = 'n2' FROM t WHERE id = 12));
 sql($n3, q(INSERT INTO t (id, name, b, at) VALUES (13, 'n3', 9, '2020-01-01')));
 poll_until($n1, q(SELECT count(*) = 1 FROM t WHERE id = 13));
-poll_until($n2, q(SELECT count(*) = 1 FROM repl_ml.stat_apply WHERE node_name = 'n3' AND received_lsn > applied_lsn));
-is(sql($n2, 'SELECT count(*) FROM t WHERE id = 13'), 0, 'a row of a shape that is not here yet waits');
+poll_until($n2, q(SELECT count(*) = 1 FROM repl_ml.stat_apply WHERE node_name = 'n3' AND (received_lsn > applied_lsn OR EXISTS (SELECT FROM repl_ml.parked_changes))));
+# after a while n2 would fetch the change
+is(sql($n2, q(SELECT (SELECT count(*) FROM pg_attribute WHERE attrelid = 't'::regclass AND attname = 'b') = (SELECT count(*) FROM t WHERE id = 13))), 't', 'a row of a shape that is not here yet waits');
 is(sql($n2, 'SELECT count(*) FROM repl_ml.parked_changes'), 0, 'and is not parked');
 heal($n2, $n1);
 wait_converged(\@nodes, 't', 'u');
@@ -104,6 +106,14 @@ is(sql($n1, q(SELECT count(*) FROM repl_ml.shape_differences)), '0', 'no differe
 nothing_parked();
 sql($n2, q(INSERT INTO app.moods VALUES (2, 'blue'); INSERT INTO app.part_of_2 VALUES (2, 2)));
 wait_converged(\@nodes, qw(app.moods app.part_of_2));
+
+# ---- with rows that are sent while the transaction runs ----
+
+sql($n1, q(BEGIN; CREATE TABLE large (id int PRIMARY KEY, v text); INSERT INTO large SELECT g, repeat('x', 100) FROM generate_series(1, 50000) g; ALTER TABLE large ADD COLUMN w int DEFAULT 1; UPDATE large SET w = 2 WHERE id = 1; COMMIT; INSERT INTO large VALUES (0)));
+poll_until($_, 'SELECT count(*) = 1 FROM pg_class WHERE relname = \'large\'') foreach $n2, $n3;
+wait_converged(\@nodes, 'large');
+everywhere('SELECT count(*), sum(w) FROM large', '50001|50002', 'a large transaction');
+nothing_parked();
 
 # ---- what is this node's only, and what is refused ----
 
@@ -173,7 +183,7 @@ sql($n1, q(BEGIN; SET LOCAL ROLE other_role; CREATE TABLE theirs (id int PRIMARY
 poll_until($n2, q(SELECT status = 'error' FROM repl_ml.health WHERE check_name = 'schema_changes'));
 like(sql($n2, q(SELECT detail FROM repl_ml.health WHERE check_name = 'schema_changes')), qr/number \d+, CREATE TABLE by role other_role on node "n1" \(role "other_role" does not exist on this server\)/, 'health says which and why');
 is(sql($n2, q(SELECT to_regclass('theirs') IS NULL AND NOT EXISTS (SELECT FROM t WHERE id = 20))), 't', 'nothing of the transaction is there');
-psql_fails($n2, 'CREATE TABLE later (id int PRIMARY KEY)', '57P03', 'strong tables cannot be written on this node now');
+psql_fails($n2, 'CREATE TABLE later (id int PRIMARY KEY)', '57P03', 'the schema cannot be changed on this node now');
 sql($n1, 'INSERT INTO other VALUES (1)');
 poll_until($n2, 'SELECT count(*) = 1 FROM other');
 sql($n2, 'CREATE ROLE other_role');
@@ -212,7 +222,7 @@ poll_until($n1, q(SELECT repl_ml.take_lease() IS NOT NULL));
 sql($n1, q(BEGIN; ALTER TABLE t ADD COLUMN z int DEFAULT 5; CREATE TABLE v (id int PRIMARY KEY); INSERT INTO v VALUES (1); COMMIT));
 $n2->stop('immediate');
 poll_until($n1, q(SELECT status = 'error' FROM repl_ml.health WHERE check_name = 'write_consistency'));
-psql_fails($n1, 'CREATE TABLE later (id int PRIMARY KEY)', '57P03', 'strong tables cannot be written on this node now', 'health');
+psql_fails($n1, 'CREATE TABLE later (id int PRIMARY KEY)', '57P03', 'the schema cannot be changed on this node now', 'health');
 $_->start foreach $n2, $n3;
 wait_converged(\@nodes, 't', 'u', 'v', 'other', @made);
 is(schema_of($n3, '--no-security-labels'), schema_of($n2, '--no-security-labels'), 'the schema is the same');
