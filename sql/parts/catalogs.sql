@@ -190,6 +190,7 @@ COMMENT ON TABLE repl_ml.schema_change IS 'statements that clients have run to c
 
 -- Starts of members' servers; written by each member before it reads what was written since
 CREATE TABLE repl_ml.peer_start (
+    told_by      integer NOT NULL,
     node_id      integer NOT NULL,
     started_at   timestamptz NOT NULL,
     follows      timestamptz,
@@ -198,9 +199,9 @@ CREATE TABLE repl_ml.peer_start (
     safe_counter bigint NOT NULL,
     counter      bigint NOT NULL,
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
-    PRIMARY KEY (node_id, started_at)
+    PRIMARY KEY (told_by, node_id, started_at)
 );
-COMMENT ON TABLE repl_ml.peer_start IS 'what the servers of members found at their last hundred starts, as in repl_ml.server_start there, and which start each follows: known of each start from which some member has read. Who knows that the node had more before knows that rows of those members may be of a time in which it had been set back; see repl_ml.find_late()';
+COMMENT ON TABLE repl_ml.peer_start IS 'what the servers of members found at their last hundred starts, as in repl_ml.server_start there, and which start each follows: told by each member of the starts from which it has read. Who knows that the node had more before knows that rows of those members may be of a time in which it had been set back; see repl_ml.find_late()';
 
 -- What each member has compared by itself, when it was due; written by itself
 CREATE TABLE repl_ml.verification (

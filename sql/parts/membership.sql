@@ -179,11 +179,11 @@ COMMENT ON FUNCTION repl_ml.server_starts() IS 'called by peers: the last hundre
 CREATE FUNCTION repl_ml.note_peer_starts(node integer, starts jsonb) RETURNS void
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
-    INSERT INTO repl_ml.peer_start AS p (node_id, started_at, follows, sequence, lsn, safe_counter, counter)
-    SELECT node, s.* FROM repl_ml.local_node l, pg_catalog.jsonb_to_recordset(starts) s (started_at timestamptz, follows timestamptz, sequence bigint, lsn pg_lsn, safe_counter bigint, counter bigint)
-     WHERE NOT EXISTS (SELECT FROM repl_ml.peer_start k WHERE (k.node_id, k.started_at) = (node, s.started_at) AND repl_ml.counter(k.__repl_clock, l.node_id) > 0)
-    ON CONFLICT ON CONSTRAINT peer_start_pkey DO UPDATE SET sequence = excluded.sequence, lsn = excluded.lsn, safe_counter = excluded.safe_counter, counter = excluded.counter;
-    DELETE FROM repl_ml.peer_start p WHERE p.node_id = node AND p.started_at < (SELECT n.started_at FROM repl_ml.peer_start n WHERE n.node_id = node ORDER BY n.started_at DESC OFFSET 100 LIMIT 1)
+    INSERT INTO repl_ml.peer_start AS p (told_by, node_id, started_at, follows, sequence, lsn, safe_counter, counter)
+    SELECT l.node_id, node, s.* FROM repl_ml.local_node l, pg_catalog.jsonb_to_recordset(starts) s (started_at timestamptz, follows timestamptz, sequence bigint, lsn pg_lsn, safe_counter bigint, counter bigint)
+    ON CONFLICT ON CONSTRAINT peer_start_pkey DO NOTHING;
+    DELETE FROM repl_ml.peer_start p USING repl_ml.local_node l WHERE (p.told_by, p.node_id) = (l.node_id, node)
+       AND p.started_at < (SELECT n.started_at FROM repl_ml.peer_start n WHERE (n.told_by, n.node_id) = (l.node_id, node) ORDER BY n.started_at DESC OFFSET 100 LIMIT 1)
     $$;
 COMMENT ON FUNCTION repl_ml.note_peer_starts(integer, jsonb) IS 'writes down, for all members, from which starts of a peer''s server this node reads';
 

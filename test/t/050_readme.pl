@@ -6,6 +6,7 @@
 #   <!-- poll: SELECT ... --> on the line before: ... and this is true on them
 #   <!-- conf: condition -->  lines of postgresql.conf, for the nodes of this test
 #   <!-- 053: n1 -->          left to 053_clients.pl, as what is in Python
+#   <!-- check-clients: mlflow -->   left to make check-clients
 #   <!-- from: make demo -->  output of test/demo.sh, whose headings must be the script's
 # A ```text block right after a run block is what psql prints, on each of the nodes. After
 # <!-- varies: reason --> only the columns' names and the number of rows must be the same.
@@ -175,7 +176,7 @@ sub follow
 		my $language = $block->{language};
 
 		# test/patroni gives Patroni the one in yaml
-		next if $language =~ /^(python|yaml)$/ || ($block->{comment} // '') =~ /^\d{3}: /;
+		next if $language =~ /^(python|yaml)$/ || ($block->{comment} // '') =~ /^(?:\d{3}|check-clients): /;
 		if ($language eq 'sql')
 		{
 			$printed = run_block($block);

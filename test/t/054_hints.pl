@@ -93,7 +93,7 @@ UNION SELECT typname FROM pg_type UNION SELECT relname FROM pg_class UNION SELEC
 SQL
 # policies and rules; files and programs of the server, a parameter of libpq, settings of 18 and of some minor releases, columns of an example
 $known{$_} = 1 foreach map { slurp_file("$top/src/converge/$_") =~ /"(\w+)"/g } qw(resolve.c merge.c);
-$known{$_} = 1 foreach qw(repl_ml repl_ml_quorum pg_catalog pg_dump pg_dumpall pg_hba target_session_attrs max_active_replication_origins output_plugin_libraries event_ts created_ts);
+$known{$_} = 1 foreach qw(repl_ml repl_ml_quorum pg_catalog pg_dump pg_dumpall pg_hba target_session_attrs max_active_replication_origins output_plugin_libraries set_back event_ts created_ts);
 my $end = qr/(?=[.;,:](?: |$)| or | and | with | on every| on that| on node| there\b| here\b| first\b| in the same| the same| where | for |$)/;
 my %seen;
 my (@wrong_names, @wrong_commands);
