@@ -59,9 +59,10 @@ extern void repl_ml_replace_empty(Oid relid, const char *schema_name, const char
 extern void repl_ml_replace_finish(void);
 
 /* in fetch.c */
-extern void repl_ml_fetch_instead(ReplMlApply *apply, WalReceiverConn *conn,
+extern bool repl_ml_fetch_may_begin(const char *schema_name, const char *table_name);
+extern bool repl_ml_fetch_instead(ReplMlApply *apply, WalReceiverConn *conn,
 								  const char *schema_name, const char *table_name);
-extern void repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn,
+extern bool repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn,
 								const char *schema_name, const char *table_name);
 
 extern char *repl_ml_fetch_name(Relation rel);
