@@ -33,6 +33,7 @@
 #define MOST_WAITS			2	/* for another candidate */
 #define PATIENCE_US			UINT64CONST(2500000)	/* so long nobody is refused, if a majority can
 													 * be reached */
+#define GIFT_US				UINT64CONST(100000) /* who is mistaken for the holder asks so often */
 #define TELL_US				UINT64CONST(1000000)	/* who has not heard is told so often */
 #define TELL_MS				250
 
@@ -77,6 +78,7 @@ static List *list_voters(void);
 static char **ask_voters(const List *voters, const char *query, int nparams,
 						 const char *const *params, int patience, char ***errors);
 static void ask_holder(void);
+static Word *read_word(int node, const char *answer);
 static void survey(void);
 static void choose(List *words, const List *voters, int64 promised, int gone);
 static char **tell(const List *voters, int patience);
@@ -248,6 +250,39 @@ ask_holder(void)
 	else if (sscanf(answer, "elsewhere %lld %lld %d", &round, &turn, &holder) == 3)
 		follow((Epoch) {round, turn}, holder);
 	/* else it closes: it is asked again as long as somebody waits */
+}
+
+/*
+ * Called by tenure.c where others take this node for the holder: it may have been given the
+ * lease when nobody here waited for it any more, so that nobody has asked for it since.
+ */
+void
+repl_ml_election_find_gift(void)
+{
+	static uint64 last = 0;
+	List	   *voters;
+	char	  **answers;
+	char	  **errors;
+
+	if (repl_ml_monotonic_now() - last < GIFT_US)
+		return;
+	mine->lease->mistaken = false;
+	voters = list_voters();
+	answers = ask_voters(voters, "SELECT repl_ml.lease_state()", 0, NULL, SURVEY_MS, &errors);
+	for (int i = 0; i < list_length(voters); i++)
+	{
+		Voter	   *voter = list_nth(voters, i);
+		Word	   *word = read_word(voter->node_id, answers[i]);
+
+		if (word == NULL || word->holder != mine->self ||
+			!is_after(word->epoch, mine->state.epoch))
+			continue;
+		known_epoch = word->epoch;
+		known_holder = voter->node_id;
+		ask_holder();
+		break;
+	}
+	last = repl_ml_monotonic_now();
 }
 
 /* Reads what a member has said; returns NULL if it has said nothing. */

@@ -434,7 +434,10 @@ repl_ml_lease_ask(PG_FUNCTION_ARGS)
 		ConditionVariableCancelSleep();
 	}
 	else if (strncmp(answer, "elsewhere", 9) == 0)
-		/* others take it for this node's: so it finds out */
+	{
+		/* others take it for this node's: it may have been given it, and finds out */
+		own->mistaken = true;
 		repl_ml_lease_look(own);
+	}
 	PG_RETURN_TEXT_P(cstring_to_text(answer == NULL ? "wait" : answer));
 }

@@ -404,6 +404,8 @@ act(void)
 		repl_ml_election_obtain();
 		return called ? 0 : RETRY_MS;
 	}
+	if (mine->lease->mistaken)
+		repl_ml_election_find_gift();
 	repl_ml_election_tell();
 	/* who has called may not stand in core's queue yet */
 	return repl_ml_monotonic_now() - last_call < FRESH_US ? PAUSE_MS : IDLE_MS;

@@ -63,6 +63,7 @@ extern void repl_ml_holding_end_deadlock(void);
 extern void repl_ml_election_note(Epoch epoch, int holder);
 extern void repl_ml_election_obtain(void);
 extern bool repl_ml_election_confirm(void);
+extern void repl_ml_election_find_gift(void);
 extern void repl_ml_election_tell(void);
 
 /* Says whether a tenure comes after another. */
