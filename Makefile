@@ -38,6 +38,7 @@ OBJS = \
 	src/write/range.o \
 	src/write/statement.o \
 	src/write/schema_change.o \
+	src/write/filled.o \
 	src/write/guard.o \
 	src/write/own.o \
 	src/write/strong.o \

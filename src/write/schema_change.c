@@ -112,9 +112,6 @@ static void take_lease(void);
 static bool has_key(Node *stmt);
 static void take_turn(void);
 static void write_down(int64 number, const char *tag, const char *statement, const char *filled);
-static char *describe_filled(Node *stmt);
-static void add_filled(StringInfo json, Oid relid, const char *column);
-static void refuse_volatile(Oid relid, AttrNumber attnum);
 static ArrayType *list_settings(void);
 static char *describe_created(CreateTableAsStmt *stmt);
 static void take_in(Node *stmt, int64 number);
@@ -490,6 +487,7 @@ repl_ml_schema_change_begin(const PlannedStmt *pstmt)
 				 errhint("Wait with SELECT repl_ml.wait_for_node(%s, '10 min').",
 						 quote_literal_cstr(NameStr(self->node_name)))));
 	repl_ml_shmem_require();
+	repl_ml_filled_refuse(pstmt->utilityStmt);
 	take_lease();
 	take_turn();
 	/* nobody is told of a change that only one node has */
@@ -650,7 +648,7 @@ repl_ml_schema_change_end(int64 number, const PlannedStmt *pstmt, const char *qu
 		statement = pnstrdup(statement, pstmt->stmt_len);
 	if (IsA(stmt, CreateTableAsStmt) && ((CreateTableAsStmt *) stmt)->objtype == OBJECT_TABLE)
 		statement = describe_created((CreateTableAsStmt *) stmt);
-	filled = describe_filled(stmt);
+	filled = repl_ml_filled_describe(stmt);
 	if (statement != NULL)
 		write_down(number, tag, statement, filled);
 	PG_TRY();
@@ -748,101 +746,6 @@ describe_created(CreateTableAsStmt *stmt)
 	appendStringInfoChar(&text, ')');
 	relation_close(rel, AccessShareLock);
 	return text.data;
-}
-
-/*
- * Returns what the columns that the statement has added to a replicated table have in rows
- * that were there before, as a JSON array; raises an error if that is another value in each
- * row, which other nodes would not have.
- */
-static char *
-describe_filled(Node *stmt)
-{
-	StringInfoData json;
-	Oid			relid;
-	ListCell   *lc;
-
-	initStringInfo(&json);
-	appendStringInfoChar(&json, '[');
-	if (IsA(stmt, AlterTableStmt) && ((AlterTableStmt *) stmt)->objtype == OBJECT_TABLE &&
-		repl_ml_guard_names_replicated(((AlterTableStmt *) stmt)->relation, &relid))
-	{
-		foreach(lc, ((AlterTableStmt *) stmt)->cmds)
-		{
-			AlterTableCmd *cmd = lfirst_node(AlterTableCmd, lc);
-
-			if (cmd->subtype == AT_AddColumn)
-				add_filled(&json, relid, castNode(ColumnDef, cmd->def)->colname);
-		}
-	}
-	appendStringInfoChar(&json, ']');
-	return json.data;
-}
-
-/* Adds what a new column has in former rows of the table. */
-static void
-add_filled(StringInfo json, Oid relid, const char *column)
-{
-	ListCell   *lc;
-
-	/* a partitioned table has no rows of its own */
-	foreach(lc, find_all_inheritors(relid, NoLock, NULL))
-	{
-		Relation	rel = relation_open(lfirst_oid(lc), AccessShareLock);
-		AttrNumber	attnum = get_attnum(lfirst_oid(lc), column);
-		Form_pg_attribute att = attnum <= 0 ? NULL :
-			TupleDescAttr(RelationGetDescr(rel), attnum - 1);
-
-		if (att != NULL && att->atthasmissing)
-		{
-			int			level = repl_ml_session_fix_values();
-			HeapTuple	tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(lfirst_oid(lc)),
-												Int16GetDatum(attnum));
-			bool		isnull;
-			Datum		value = SysCacheGetAttr(ATTNUM, tuple, Anum_pg_attribute_attmissingval,
-												&isnull);
-
-			/* an array of one, as SetAttrMissing takes it */
-			appendStringInfo(json, "%s{\"table\":", json->len == 1 ? "" : ",");
-			escape_json(json, repl_ml_guard_table_name(lfirst_oid(lc)));
-			appendStringInfoString(json, ",\"column\":");
-			escape_json(json, column);
-			appendStringInfoString(json, ",\"identity\":");
-			escape_json(json, repl_ml_column_identity(relid, get_attnum(relid, column)));
-			appendStringInfoString(json, ",\"value\":");
-			escape_json(json, OidOutputFunctionCall(F_ARRAY_OUT, value));
-			appendStringInfoChar(json, '}');
-			ReleaseSysCache(tuple);
-			repl_ml_session_restore(level);
-		}
-		else if (att != NULL && att->attgenerated == '\0')
-			refuse_volatile(lfirst_oid(lc), attnum);
-		relation_close(rel, AccessShareLock);
-	}
-}
-
-/*
- * Raises an error if the table has rows, and what they have in a new column is computed for
- * each.
- */
-static void
-refuse_volatile(Oid relid, AttrNumber attnum)
-{
-	Relation	rel = relation_open(relid, AccessShareLock);
-	Node	   *expression = build_column_default(rel, attnum);
-	bool		computed = expression != NULL && contain_volatile_functions(expression);
-
-	relation_close(rel, AccessShareLock);
-	if (!computed || !repl_ml_has_rows(relid, AccessShareLock))
-		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("column \"%s\" of replicated table \"%s\" cannot be added with a default that "
-					"is computed for each row", get_attname(relid, attnum, false),
-					get_rel_name(relid)),
-			 errdetail("Each node would compute other values for the rows that are there."),
-			 errhint("Add it without the default, write its values, and give it the default "
-					 "then.")));
 }
 
 /* Has the tables that the statement may have made ready for it replicated. */

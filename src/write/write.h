@@ -75,6 +75,10 @@ extern void repl_ml_own_check_database(DropdbStmt *stmt);
 extern void repl_ml_strong_init(void);
 extern void repl_ml_strong_utility(Node *stmt);
 
+/* in filled.c */
+extern char *repl_ml_filled_describe(Node *stmt);
+extern void repl_ml_filled_refuse(Node *stmt);
+
 /* in schema_change.c */
 extern bool repl_ml_replicate_ddl;
 extern bool repl_ml_run_superusers_ddl;

@@ -128,6 +128,7 @@ sql($n1, 'SET repl_ml.replicate_ddl = off; CREATE TABLE here_too (id int PRIMARY
 (undef, undef, $notice) = $n1->psql('postgres', 'CREATE TABLE keyless (id int)');
 like($notice, qr/WARNING:  rows of table public.keyless stay on this node: table public.keyless has no primary key\nHINT:  Run ALTER TABLE public.keyless ADD PRIMARY KEY/, 'of a table without a key a warning says what to do');
 psql_fails($n1, 'ALTER TABLE t ADD COLUMN r uuid DEFAULT gen_random_uuid()', '0A000', 'cannot be added with a default that is computed for each row', 'write its values');
+psql_fails($n1, "ALTER TABLE t ALTER c TYPE text USING $_", '0A000', 'by an expression that is not the same on all nodes', 'write its values with UPDATE') foreach 'c || random()::text', 'c || now()::text', 'c || current_user';
 psql_fails($n1, 'ALTER TABLE t RENAME TO renamed', '55000', 'cannot be renamed or moved');
 wait_converged(\@nodes, 't');
 is(sql($_, q(SELECT to_regclass('here_only') IS NULL AND to_regclass('here_too') IS NULL AND to_regclass('keyless') IS NOT NULL)), 't', 'as it was said on ' . $_->name) foreach $n2, $n3;
