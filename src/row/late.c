@@ -127,6 +127,8 @@ load_formers(void)
 	formers.count = 0;
 	formers.relid = repl_ml_catalog_oid(MEMBER_TABLE);
 	rel = table_open(formers.relid, AccessShareLock);
+	if (RelationGetNumberOfAttributes(rel) < Anum_member_former_counter)
+		elog(ERROR, "table \"%s\" has unexpected columns", MEMBER_TABLE);
 	/* before anything is read: what changes meanwhile must count */
 	formers.valid = true;
 	PG_TRY();

@@ -12,6 +12,7 @@
 
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "pgstat.h"
 #include "storage/ipc.h"
@@ -162,8 +163,23 @@ repl_ml_schema_oid(void)
 }
 
 /*
+ * Called by whoever reads one of the extension's own tables row by row: raises an error if
+ * somebody has put a view, or something else without storage, in its place.
+ */
+void
+repl_ml_catalog_check(Oid relid, const char *name)
+{
+	if (get_rel_relkind(relid) != RELKIND_RELATION)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s.%s\" is not a table", REPL_ML_SCHEMA, name),
+				 errdetail("Somebody has replaced a table of the extension repl_ml."),
+				 errhint("Put it back under its name.")));
+}
+
+/*
  * Returns the OID of one of the extension's own tables; raises an error where
- * the extension is not installed.
+ * the extension is not installed, or that is no table.
  */
 Oid
 repl_ml_catalog_oid(const char *name)
@@ -175,5 +191,8 @@ repl_ml_catalog_oid(const char *name)
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("table \"%s.%s\" does not exist", REPL_ML_SCHEMA, name),
 				 errhint("Run CREATE EXTENSION repl_ml.")));
+	/* an index has storage, too */
+	if (get_rel_relkind(relid) != RELKIND_INDEX)
+		repl_ml_catalog_check(relid, name);
 	return relid;
 }

@@ -206,6 +206,7 @@ load_identity(ReplMlIdentity *identity)
 	if (!OidIsValid(local_node_relid))
 		return;
 
+	repl_ml_catalog_check(local_node_relid, LOCAL_NODE_TABLE);
 	rel = table_open(local_node_relid, AccessShareLock);
 	/* a transaction sees the group it has just made */
 	scan = systable_beginscan(rel, InvalidOid, false, SnapshotSelf, 0, NULL);

@@ -412,6 +412,7 @@ extern char *repl_ml_spi_text(uint64 row, int column);
 extern int64 repl_ml_query_int(const char *sql);
 extern Oid	repl_ml_schema_oid(void);
 extern Oid	repl_ml_catalog_oid(const char *name);
+extern void repl_ml_catalog_check(Oid relid, const char *name);
 
 /* in ticker.c */
 extern void repl_ml_ticker_startup(void);

@@ -111,4 +111,9 @@ psql_fails($n4, join_as($n4, $n1, 'operator'), '\w+', 'invalid input syntax for 
 is(sql($n4, q(SELECT count(*) FROM pg_roles WHERE rolname = 'evil')), '0', 'no role was made');
 is_clean($n4, 'nothing left on n4');
 
+# what reads the table row by row says so, and takes nothing down
+poll_until($n1, q(SELECT count(*) > 0 FROM repl_ml.stat_apply WHERE error_message ~ '"repl_ml.member" is not a table|table "member" has no primary key'));
+sql($n1, 'SET repl_ml.guard_off = on; DROP VIEW repl_ml.member; ALTER TABLE repl_ml.real_member RENAME TO member');
+poll_until($n1, q(SELECT bool_and(state = 'streaming') FROM repl_ml.stat_apply));
+
 done_testing();
