@@ -439,7 +439,10 @@ repl_ml_lease_want(PG_FUNCTION_ARGS)
 	repl_ml_shmem_require();
 	lease = repl_ml_lease();
 	if (lease != NULL)
+	{
+		lease->outvoted = true;
 		repl_ml_lease_call(lease);
+	}
 	PG_RETURN_VOID();
 }
 

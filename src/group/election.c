@@ -324,6 +324,37 @@ own_word(void)
 	return word;
 }
 
+/*
+ * Called by tenure.c where clients here may write and another member has asked for this node's
+ * vote: if members have voted for a later round, which nobody can win without this node, they
+ * acknowledge nothing of this one any more.  So it ends, and this node stands.
+ */
+void
+repl_ml_election_renew(void)
+{
+	List	   *voters = list_voters();
+	char	  **errors;
+	char	  **answers = ask_voters(voters, "SELECT repl_ml.lease_state()", 0, NULL, SURVEY_MS,
+									 &errors);
+	int64		promised = 0;
+
+	for (int i = 0; i < list_length(voters); i++)
+	{
+		Word	   *word = read_word(((Voter *) list_nth(voters, i))->node_id, answers[i]);
+
+		if (word != NULL)
+			promised = Max(promised, word->promised);
+	}
+	repl_ml_tenure_load();
+	if (promised <= mine->state.epoch.round)
+		return;
+	LWLockAcquire(repl_ml_lease_lock(), LW_EXCLUSIVE);
+	mine->lease->holds = 0;
+	mine->lease->closings++;
+	LWLockRelease(repl_ml_lease_lock());
+	stand(voters, NEXT_ROUND(promised, mine->self), 0);
+}
+
 /* Returns those members that have said something: nobody waits for the others any more. */
 static List *
 leave_out_silent(const List *voters, const List *words)

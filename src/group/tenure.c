@@ -374,6 +374,9 @@ act(void)
 
 	if (called)
 		last_call = repl_ml_monotonic_now();
+	if (mine->lease->holds != 0 && mine->lease->outvoted)
+		repl_ml_election_renew();
+	mine->lease->outvoted = false;
 	if (mine->lease->holds != 0)
 		return act_as_holder(asked);
 	/* who was refused comes again, and is to find that it has come meanwhile; health, too */

@@ -64,6 +64,7 @@ extern void repl_ml_election_note(Epoch epoch, int holder);
 extern void repl_ml_election_obtain(void);
 extern bool repl_ml_election_confirm(void);
 extern void repl_ml_election_find_gift(void);
+extern void repl_ml_election_renew(void);
 extern void repl_ml_election_tell(void);
 
 /* Says whether a tenure comes after another. */
