@@ -68,7 +68,7 @@ CREATE FOREIGN TABLE foreign_one (id int) SERVER elsewhere;
 SQL
 
 is(sql($n1, 'SELECT relation, status, detail, hint FROM repl_ml.add_all_tables() ORDER BY relation::text COLLATE "C"'), <<'ROWS' =~ s/\n\z//r, 'each table has its row');
-"Odd ""name"" of öäü"|added||
+"Odd ""name"" of öäü"|added|its column takes numbers of sequence public.numbers, which each node gives by itself: no column owns it|Run SELECT repl_ml.add_sequence('public.numbers').
 child|skipped|table public.child is part of an inheritance tree|Use declarative partitioning instead of inheritance.
 deferred|skipped|the primary key of table public.deferred is deferrable|Make the primary key NOT DEFERRABLE.
 excluded|added||
