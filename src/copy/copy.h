@@ -59,10 +59,9 @@ extern void repl_ml_replace_empty(Oid relid, const char *schema_name, const char
 extern void repl_ml_replace_finish(void);
 
 /* in fetch.c */
-extern bool repl_ml_fetch_may_begin(const char *schema_name, const char *table_name);
-extern bool repl_ml_fetch_instead(ReplMlApply *apply, WalReceiverConn *conn,
+extern void repl_ml_fetch_instead(ReplMlApply *apply, WalReceiverConn *conn,
 								  const char *schema_name, const char *table_name);
-extern bool repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn,
+extern void repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn,
 								const char *schema_name, const char *table_name);
 
 extern char *repl_ml_fetch_name(Relation rel);

@@ -9,8 +9,7 @@
  *
  * Not which tables are due (sync.c), nor which rows a donor leaves out (donor.c).
  * Runs in the apply worker.  Locks: ACCESS SHARE on the donor's table; here ROW
- * EXCLUSIVE on the table, and advisory ones that stand for its copy, until the
- * copy's transaction ends.
+ * EXCLUSIVE on the table, until the copy's transaction ends.
  */
 #include "postgres.h"
 
@@ -23,7 +22,6 @@
 #include "parser/parse_relation.h"
 #include "replication/origin.h"
 #include "storage/latch.h"
-#include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -37,8 +35,6 @@
 #include "row/row.h"
 #include "server/server.h"
 #include "wire/wire.h"
-
-#define LOCK_KIND			10	/* of advisory locks: see commit/lease.c and write/number.c */
 
 /* What NextCopyFrom reads from; set only while a copy runs. */
 static WalReceiverConn *copy_source = NULL;
@@ -74,7 +70,6 @@ static int64 copy_leaves(ReplMlApply *apply, WalReceiverConn *conn, Relation rel
 static int64 copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *command,
 					   bool careful);
 static List *list_columns(Relation rel, StringInfo list);
-static bool take_turn(Oid relid, const char *schema_name, const char *table_name);
 static int	read_copy(void *out, int min, int max);
 
 /*
@@ -106,55 +101,13 @@ fetch_floors(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name,
 	CommitTransactionCommand();
 }
 
-/* Takes an advisory lock of copies until the transaction ends, if it is free. */
-static bool
-try_lock(Oid relid, LOCKMODE mode)
-{
-	LOCKTAG		tag;
-
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, 0, relid, LOCK_KIND);
-	return LockAcquire(&tag, mode, false, true) != LOCKACQUIRE_NOT_AVAIL;
-}
-
-/*
- * Takes, until the transaction ends, the right to copy a table here; returns false
- * if the worker of another peer is in the way.  Two copies of one table would wait
- * for each other's rows, each of which a copy holds until its end; tombstones, and the
- * stored versions that come with them, are of rows of all tables.  The lists that
- * each connection reads are short, and need none.
- */
-static bool
-take_turn(Oid relid, const char *schema_name, const char *table_name)
-{
-	if (!OidIsValid(relid))
-		return true;
-	if (strcmp(schema_name, REPL_ML_SCHEMA) == 0)
-		return strcmp(table_name, "tombstone") != 0 || try_lock(InvalidOid, ExclusiveLock);
-	return try_lock(InvalidOid, ShareLock) && try_lock(relid, ExclusiveLock);
-}
-
-/*
- * Called by sync.c, outside a transaction: says whether no other worker copies
- * the table here now.
- */
-bool
-repl_ml_fetch_may_begin(const char *schema_name, const char *table_name)
-{
-	bool		may;
-
-	repl_ml_begin();
-	may = take_turn(repl_ml_table_local(schema_name, table_name), schema_name, table_name);
-	repl_ml_commit();
-	return may;
-}
-
 /*
  * Called by sync.c: joins all rows of one table of the peer, in one transaction,
- * and ticks it off; does nothing and returns false while another worker copies it.
- * A row that the peer has resolved from several versions must come after these, or it
- * would pass for one of them: so they are copied first, of the same moment.
+ * and ticks it off.  A row that the peer has resolved from several versions must
+ * come after these, or it would pass for one of them: so they are copied first,
+ * of the same moment.
  */
-bool
+void
 repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name,
 					const char *table_name)
 {
@@ -170,15 +123,8 @@ repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schem
 	fetch_floors(apply, conn, schema_name, table_name);
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	relid = repl_ml_table_local(schema_name, table_name);
-	if (!take_turn(relid, schema_name, table_name))
-	{
-		repl_ml_stream_utility(conn, "COMMIT");
-		PopActiveSnapshot();
-		CommitTransactionCommand();
-		return false;
-	}
 	repl_ml_crash_copies();
+	relid = repl_ml_table_local(schema_name, table_name);
 	if (OidIsValid(relid))
 	{
 		if (replaces)
@@ -211,24 +157,20 @@ repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schem
 	CommitTransactionCommand();
 	repl_ml_crash_rests();
 	repl_ml_apply_show_copy(apply, InvalidOid, 0);
-	return true;
 }
 
 /*
  * Called by sync.c: replaces what is here of a strong table by what the peer has of it; see
- * replace.c.  Returns false as above.  After an error the caller unblocks changes of strong
- * tables.
+ * replace.c.  After an error the caller unblocks changes of strong tables.
  */
-bool
+void
 repl_ml_fetch_instead(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name,
 					  const char *table_name)
 {
-	volatile bool done = false;
-
 	PG_TRY();
 	{
 		replaces = true;
-		done = repl_ml_fetch_table(apply, conn, schema_name, table_name);
+		repl_ml_fetch_table(apply, conn, schema_name, table_name);
 	}
 	PG_FINALLY();
 	{
@@ -236,7 +178,6 @@ repl_ml_fetch_instead(ReplMlApply *apply, WalReceiverConn *conn, const char *sch
 	}
 	PG_END_TRY();
 	repl_ml_round_unblock();
-	return done;
 }
 
 /* Says whether this node joins, or has joined, through that one. */

@@ -35,7 +35,6 @@ static bool next_pending(ReplMlApply *apply, bool banned, char **schema_name, ch
 static bool is_replaced(ReplMlApply *apply, const char *schema_name, const char *table_name);
 static bool is_of_the_table(ReplMlApply *apply, int sqlstate);
 static void describe_lock(ReplMlApply *apply, ErrorData *error);
-static void await_turn(ReplMlApply *apply, const char *schema_name, const char *table_name);
 static void copy_over_connection(ReplMlApply *apply, const char *schema_name,
 								 const char *table_name);
 static ErrorData *try_copy(ReplMlApply *apply, const char *schema_name, const char *table_name);
@@ -51,16 +50,16 @@ static void note_open_tables(ReplMlApply *apply);
 void
 repl_ml_sync_catalogs(ReplMlApply *apply, WalReceiverConn *conn)
 {
-	(void) repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "member");
-	(void) repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "replicated_table");
-	(void) repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "conflict_policy");
-	(void) repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "invitation");
-	(void) repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "collection");
-	(void) repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "table_shape");
-	(void) repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "verification");
-	(void) repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "sequence_use");
-	(void) repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "group_sequence");
-	(void) repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "peer_start");
+	repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "member");
+	repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "replicated_table");
+	repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "conflict_policy");
+	repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "invitation");
+	repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "collection");
+	repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "table_shape");
+	repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "verification");
+	repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "sequence_use");
+	repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "group_sequence");
+	repl_ml_fetch_table(apply, conn, REPL_ML_SCHEMA, "peer_start");
 	repl_ml_shmem_wake_supervisor(MyDatabaseId);
 }
 
@@ -161,44 +160,17 @@ is_replaced(ReplMlApply *apply, const char *schema_name, const char *table_name)
 	return replaced;
 }
 
-/*
- * Waits until no other worker copies the table here: as all begin with the same
- * table they follow each other through them.
- */
-static void
-await_turn(ReplMlApply *apply, const char *schema_name, const char *table_name)
-{
-	while (!repl_ml_fetch_may_begin(schema_name, table_name))
-	{
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, POLL_MS,
-						 wait_event_compat("ReplMlCopyTurn"));
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-	}
-	MemoryContextSwitchTo(apply->message_context);
-}
-
-/*
- * Copies a table over the connection for that, which is made if there is none,
- * when no other worker copies it.
- */
+/* Copies a table over the connection for that, which is made if there is none. */
 static void
 copy_over_connection(ReplMlApply *apply, const char *schema_name, const char *table_name)
 {
-	bool		done;
-
+	if (apply->connection.copy == NULL)
+		apply->connection.copy = repl_ml_stream_connect(apply->peer->dsn, "copy");
 	repl_ml_apply_set_state(apply, REPL_ML_WORKER_COPYING);
-	do
-	{
-		await_turn(apply, schema_name, table_name);
-		if (apply->connection.copy == NULL)
-			apply->connection.copy = repl_ml_stream_connect(apply->peer->dsn, "copy");
-		if (is_replaced(apply, schema_name, table_name))
-			done = repl_ml_fetch_instead(apply, apply->connection.copy, schema_name, table_name);
-		else
-			done = repl_ml_fetch_table(apply, apply->connection.copy, schema_name, table_name);
-	}
-	while (!done);
+	if (is_replaced(apply, schema_name, table_name))
+		repl_ml_fetch_instead(apply, apply->connection.copy, schema_name, table_name);
+	else
+		repl_ml_fetch_table(apply, apply->connection.copy, schema_name, table_name);
 }
 
 /*
@@ -244,14 +216,10 @@ try_copy(ReplMlApply *apply, const char *schema_name, const char *table_name)
 static void
 copy_or_note(ReplMlApply *apply, const char *schema_name, const char *table_name)
 {
-	TimestampTz began;
+	TimestampTz began = GetCurrentTimestamp();
 	ErrorData  *error;
 	bool		race;
 
-	/* that may take long, and is no lock that has to be let go */
-	repl_ml_apply_set_state(apply, REPL_ML_WORKER_COPYING);
-	await_turn(apply, schema_name, table_name);
-	began = GetCurrentTimestamp();
 	for (;;)
 	{
 		repl_ml_locked_watch(false);
