@@ -255,6 +255,16 @@ repl_ml_key_from_array(ReplMlTable *table, Datum array, Datum *key)
 	key[0] = Int32GetDatum(1);
 }
 
+/* Former ids: no node here has been set back */
+
+const ReplMlClock *
+repl_ml_late_rename(const ReplMlClock *clock, bool *counted)
+{
+	if (counted != NULL)
+		*counted = false;
+	return clock;
+}
+
 /* Tombstones */
 
 ReplMlClock *
