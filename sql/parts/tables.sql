@@ -914,12 +914,17 @@ CREATE FUNCTION repl_ml.add_table(relation regclass, class text DEFAULT NULL) RE
         class := coalesce(class, listed.class, 'eventual');
         IF class <> ALL ('{eventual, strong}') THEN
             RAISE EXCEPTION 'class "%" does not exist', class USING ERRCODE = 'invalid_parameter_value', HINT = 'Use eventual or strong.';
-        ELSIF listed.state = 'enrolled' AND listed.class <> class THEN
+        ELSIF listed.state = 'enrolled' AND listed.class <> class
+              AND EXISTS (SELECT FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id <> m.node_id WHERE m.state <> 'dropped') THEN
             RAISE EXCEPTION 'table % is replicated already, and is %', relation, listed.class USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = pg_catalog.format('While nobody writes it, run SELECT repl_ml.remove_table(%L) here, TRUNCATE %s on every other node, and add it again.', relation, relation);
         ELSIF class = 'strong' THEN
             -- whoever has the lease later has heard of the table before
             PERFORM repl_ml.take_lease();
+        END IF;
+        IF listed.state = 'enrolled' AND listed.class <> class THEN
+            -- of a group of one: its clocks mean nothing to anybody else
+            PERFORM repl_ml.disenrol(relation);
         END IF;
         FOR obstacle IN SELECT o.message, o.hint FROM repl_ml.enrol_obstacle(add_table.relation) o
                         UNION ALL SELECT o.message, o.hint FROM repl_ml.peer_obstacles(ARRAY[add_table.relation]) o LIMIT 1 LOOP
@@ -931,7 +936,7 @@ CREATE FUNCTION repl_ml.add_table(relation regclass, class text DEFAULT NULL) RE
     END
     $$;
 COMMENT ON FUNCTION repl_ml.add_table(regclass, text) IS
-    'replicates a table on all members: they create it if they lack it and get its rows. Adds the column __repl_clock without rewriting the table. Of class strong it is written by one node at a time, with the lease (see the view strong_lease), else by all at once (eventual, the default). Superusers only. Errors: 55000 not a member, the table cannot be replicated, or is of another class, 22023 no such class, 57P03 the lease of strong tables does not come';
+    'replicates a table on all members: they create it if they lack it and get its rows. Adds the column __repl_clock without rewriting the table. Of class strong it is written by one node at a time, with the lease (see the view strong_lease), else by all at once (eventual, the default). Superusers only. Errors: 55000 not a member, the table cannot be replicated, or is of another class, which only a group of one can change, 22023 no such class, 57P03 the lease of strong tables does not come';
 
 CREATE FUNCTION repl_ml.add_all_tables(schema_names name[] DEFAULT '{public}', OUT relation regclass, OUT status text, OUT detail text, OUT hint text)
     RETURNS SETOF record

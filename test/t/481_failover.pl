@@ -27,7 +27,8 @@ CREATE TABLE counters (id int PRIMARY KEY, n int NOT NULL);
 CREATE TABLE plain (id int PRIMARY KEY, v text);
 INSERT INTO plain VALUES (1, 'one');
 INSERT INTO counters VALUES (1, 0), (2, 0), (3, 0);
-SELECT repl_ml.add_table('plain');
+SELECT * FROM repl_ml.add_all_tables();
+-- a group of one may change its mind
 SELECT repl_ml.add_table('versions', class => 'strong');
 SELECT repl_ml.add_table('counters', class => 'strong');
 SQL
