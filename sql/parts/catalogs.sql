@@ -408,6 +408,8 @@ CREATE TABLE repl_ml.table_sync (
     replaces    boolean NOT NULL DEFAULT false,
     PRIMARY KEY (node_id, schema_name, table_name)
 );
+-- What is asked all the time is whether there is any
+CREATE INDEX table_sync_pending ON repl_ml.table_sync (node_id) WHERE state = 'pending';
 COMMENT ON TABLE repl_ml.table_sync IS 'copies of tables from a peer that are due or done, which replace all that is here or are joined with it: how many rows have come, only those that differ where most were here, and how many bytes that took';
 
 -- What could not be done with a table here, and when it is tried again

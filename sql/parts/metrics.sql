@@ -126,8 +126,10 @@ CREATE FUNCTION repl_ml.samples(of_family name, OUT labels jsonb, OUT metric nam
              CROSS JOIN LATERAL (VALUES ('acknowledged_total', c.commits::float8), ('refused_total', c.refused), ('timeouts_total', c.timeouts), ('cancelled_total', c.cancelled), ('parked_total', c.parked),
                     ('wait_seconds_total', EXTRACT(epoch FROM c.total_wait)), ('waiting', w.waiting), ('oldest_wait_seconds', coalesce(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - w.since), 0))) v (metric, value);
         WHEN 'conflict' THEN RETURN QUERY
-            SELECT pg_catalog.jsonb_build_object('schema', c.schema_name, 'table', c.table_name, 'type', c.conflict_type, 'resolution', c.resolution), v.metric::name, v.value::float8
-              FROM repl_ml.stat_conflicts c CROSS JOIN LATERAL (VALUES ('resolved_total', c.conflicts::float8), ('last_hour', c.last_hour), ('last_timestamp_seconds', EXTRACT(epoch FROM c.last_detected_at))) v (metric, value);
+            SELECT c.labels, v.metric::name, v.value::float8
+              FROM (SELECT pg_catalog.jsonb_build_object('schema', x.schema_name, 'table', x.table_name, 'type', x.conflict_type, 'resolution', x.resolution) AS labels, x.conflicts, x.last_hour, x.last_detected_at
+                      FROM repl_ml.stat_conflicts x OFFSET 0) c
+             CROSS JOIN LATERAL (VALUES ('resolved_total', c.conflicts::float8), ('last_hour', c.last_hour), ('last_timestamp_seconds', EXTRACT(epoch FROM c.last_detected_at))) v (metric, value);
         WHEN 'parked' THEN RETURN QUERY
             SELECT pg_catalog.jsonb_build_object('schema', p.schema_name, 'table', p.table_name), v.metric::name, v.value::float8
               FROM (SELECT x.schema_name, x.table_name, pg_catalog.sum(CASE x.action WHEN 'counted' THEN (x.change->>'changes')::bigint ELSE 1 END) AS changes, pg_catalog.min(x.parked_at) AS since
@@ -136,19 +138,20 @@ CREATE FUNCTION repl_ml.samples(of_family name, OUT labels jsonb, OUT metric nam
         WHEN 'table' THEN RETURN QUERY
             SELECT pg_catalog.jsonb_build_object('state', t.state), v.metric::name, v.value::float8
               FROM (SELECT x.state, pg_catalog.count(*) AS count, pg_catalog.count(d.table_name) AS different
-                      FROM repl_ml.table_states() x LEFT JOIN (SELECT DISTINCT y.schema_name, y.table_name FROM repl_ml.differing_shapes() y) d ON d.schema_name = x.schema_name AND d.table_name = x.table_name GROUP BY 1) t
+                      FROM repl_ml.table_states(false) x LEFT JOIN (SELECT DISTINCT y.schema_name, y.table_name FROM repl_ml.differing_shapes() y) d ON d.schema_name = x.schema_name AND d.table_name = x.table_name GROUP BY 1) t
              CROSS JOIN LATERAL (VALUES ('listed', t.count::float8), ('different', t.different)) v (metric, value);
         WHEN 'sequence' THEN RETURN QUERY
             SELECT pg_catalog.jsonb_build_object('state', t.state), v.metric::name, v.value::float8
               FROM (SELECT x.state, pg_catalog.count(*) AS count, pg_catalog.min(x.percent_left) / 100 AS ratio, pg_catalog.min(x.in_hand) AS in_hand FROM repl_ml.sequences x GROUP BY 1) t
              CROSS JOIN LATERAL (VALUES ('listed', t.count::float8), ('least_left_ratio', t.ratio), ('least_in_hand', t.in_hand)) v (metric, value);
         WHEN 'verification' THEN RETURN QUERY
-            SELECT pg_catalog.jsonb_build_object('schema', c.schema_name, 'table', c.table_name), v.metric::name, v.value::float8
-              FROM (SELECT x.schema_name, x.table_name, pg_catalog.max(x.started_at) FILTER (WHERE x.is_last) AS last, pg_catalog.max(x.started_at) FILTER (WHERE x.is_last_good) AS last_good,
-                           pg_catalog.bool_or(x.status = 'consistent') FILTER (WHERE x.is_last) AS consistent, pg_catalog.max(x.differing_rows) FILTER (WHERE x.is_last) AS differing
-                      FROM repl_ml.consistency_checks x GROUP BY 1, 2) c
-             CROSS JOIN LATERAL (VALUES ('consistent', c.consistent::integer::float8), ('differing_rows', c.differing), ('last_timestamp_seconds', EXTRACT(epoch FROM c.last)),
-                    ('last_good_timestamp_seconds', EXTRACT(epoch FROM c.last_good))) v (metric, value);
+            SELECT c.labels, v.metric::name, v.value::float8
+              -- labels are made once for a table, not for each of its values
+              FROM (SELECT pg_catalog.jsonb_build_object('schema', x.schema_name, 'table', x.table_name) AS labels,
+                           EXTRACT(epoch FROM pg_catalog.max(x.started_at) FILTER (WHERE x.is_last)) AS last, EXTRACT(epoch FROM pg_catalog.max(x.started_at) FILTER (WHERE x.is_last_good)) AS last_good,
+                           (pg_catalog.bool_or(x.status = 'consistent') FILTER (WHERE x.is_last))::integer AS consistent, pg_catalog.max(x.differing_rows) FILTER (WHERE x.is_last) AS differing
+                      FROM repl_ml.consistency_checks x GROUP BY x.schema_name, x.table_name OFFSET 0) c
+             CROSS JOIN LATERAL (VALUES ('consistent', c.consistent::float8), ('differing_rows', c.differing), ('last_timestamp_seconds', c.last), ('last_good_timestamp_seconds', c.last_good)) v (metric, value);
         WHEN 'health' THEN RETURN QUERY
             SELECT pg_catalog.jsonb_build_object('check', h.check_name), 'status'::name, CASE h.status WHEN 'ok' THEN 0 WHEN 'warning' THEN 1 WHEN 'error' THEN 2 END::float8
               FROM repl_ml.health h;

@@ -661,23 +661,39 @@ COMMENT ON FUNCTION repl_ml.free_sequence(name, name) IS 'makes a sequence of th
 
 -- What is said of tables: by add_all_tables, join_group, check_setup and health
 CREATE FUNCTION repl_ml.own_numbers(relations regclass[], OUT relation regclass, OUT sequence regclass, OUT message text, OUT hint text) RETURNS SETOF record
-    LANGUAGE sql STABLE STRICT SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_temp SET jit = off SET enable_nestloop = off SET enable_mergejoin = off
     AS $$
-    WITH loose AS (
-        SELECT s.seqrelid, s.seqcycle FROM pg_catalog.pg_sequence s JOIN pg_catalog.pg_class c ON c.oid = s.seqrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-         WHERE NOT EXISTS (SELECT FROM repl_ml.sequence_mark k JOIN repl_ml.group_sequence g USING (schema_name, sequence_name) WHERE k.sequence = s.seqrelid AND g.state = 'enrolled' AND g.obstacle IS NULL)
-           AND NOT EXISTS (SELECT FROM repl_ml.group_sequence g WHERE g.state = 'enrolled' AND g.obstacle IS NULL AND (coalesce(g.now_schema, g.schema_name), coalesce(g.now_name, g.sequence_name)) = (n.nspname, c.relname))),
-    taken AS (
-        SELECT d.adrelid AS relid, l.seqrelid, l.seqcycle FROM loose l JOIN pg_catalog.pg_depend p ON p.refclassid = 'pg_class'::regclass AND p.refobjid = l.seqrelid AND p.classid = 'pg_attrdef'::regclass
-          JOIN pg_catalog.pg_attrdef d ON d.oid = p.objid
-         WHERE l.seqcycle OR NOT EXISTS (SELECT FROM pg_catalog.pg_depend o WHERE o.classid = 'pg_class'::regclass AND o.objid = l.seqrelid AND o.refclassid = 'pg_class'::regclass AND o.deptype IN ('a', 'i'))
-        UNION SELECT p.refobjid, l.seqrelid, true FROM loose l JOIN pg_catalog.pg_depend p ON p.classid = 'pg_class'::regclass AND p.objid = l.seqrelid AND p.refclassid = 'pg_class'::regclass AND p.deptype = 'i' WHERE l.seqcycle)
-    SELECT t.relid::regclass, t.seqrelid::regclass,
-           pg_catalog.format('its column takes numbers of sequence %s, which each node gives by itself: %s', t.seqrelid::regclass, CASE WHEN t.seqcycle THEN 'it has CYCLE' ELSE 'no column owns it' END),
-           CASE WHEN t.seqcycle THEN pg_catalog.format('Run ALTER SEQUENCE %s NO CYCLE on all nodes.', t.seqrelid::regclass) ELSE pg_catalog.format('Run SELECT repl_ml.add_sequence(%L).', t.seqrelid::regclass::text) END
-      FROM taken t WHERE t.relid = ANY (relations) ORDER BY 1, 2
+    #variable_conflict use_column
+    DECLARE
+        loose oid[];
+    BEGIN
+        loose := ARRAY(
+            SELECT s.seqrelid FROM pg_catalog.pg_sequence s
+             -- by its number, and few are left to be looked up by their names
+             CROSS JOIN LATERAL (SELECT n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = s.seqrelid AND n.nspname <> 'repl_ml' OFFSET 0) q
+             WHERE NOT EXISTS (SELECT FROM repl_ml.sequence_mark k JOIN repl_ml.group_sequence g USING (schema_name, sequence_name) WHERE k.sequence = s.seqrelid AND g.state = 'enrolled' AND g.obstacle IS NULL)
+               AND (q.nspname, q.relname) NOT IN (SELECT coalesce(g.now_schema, g.schema_name), coalesce(g.now_name, g.sequence_name) FROM repl_ml.group_sequence g WHERE g.state = 'enrolled' AND g.obstacle IS NULL));
+        -- mostly there is none, and nothing to look for
+        IF loose = '{}' THEN
+            RETURN;
+        END IF;
+        RETURN QUERY
+        WITH taken AS (
+            SELECT d.relid, s.seqrelid, s.seqcycle
+              FROM pg_catalog.unnest(loose) l (id) JOIN pg_catalog.pg_sequence s ON s.seqrelid = l.id
+             -- few, and each found by an index
+             CROSS JOIN LATERAL (SELECT x.adrelid AS relid FROM pg_catalog.pg_depend p JOIN pg_catalog.pg_attrdef x ON x.oid = p.objid
+                                  WHERE p.refclassid = 'pg_class'::regclass AND p.refobjid = s.seqrelid AND p.classid = 'pg_attrdef'::regclass
+                                    AND (s.seqcycle OR NOT EXISTS (SELECT FROM pg_catalog.pg_depend o WHERE o.classid = 'pg_class'::regclass AND o.objid = s.seqrelid AND o.refclassid = 'pg_class'::regclass AND o.deptype IN ('a', 'i')))
+                                 UNION
+                                 SELECT p.refobjid FROM pg_catalog.pg_depend p WHERE s.seqcycle AND p.classid = 'pg_class'::regclass AND p.objid = s.seqrelid AND p.refclassid = 'pg_class'::regclass AND p.deptype = 'i') d)
+        SELECT t.relid::regclass, t.seqrelid::regclass,
+               pg_catalog.format('its column takes numbers of sequence %s, which each node gives by itself: %s', t.seqrelid::regclass, CASE WHEN t.seqcycle THEN 'it has CYCLE' ELSE 'no column owns it' END),
+               CASE WHEN t.seqcycle THEN pg_catalog.format('Run ALTER SEQUENCE %s NO CYCLE on all nodes.', t.seqrelid::regclass) ELSE pg_catalog.format('Run SELECT repl_ml.add_sequence(%L).', t.seqrelid::regclass::text) END
+          FROM taken t WHERE t.relid = ANY (relations) OR relations IS NULL ORDER BY 1, 2;
+    END
     $$;
-COMMENT ON FUNCTION repl_ml.own_numbers(regclass[]) IS 'which of these tables have a column whose numbers two nodes may both give, and what to do';
+COMMENT ON FUNCTION repl_ml.own_numbers(regclass[]) IS 'which of these tables (null: of all) have a column whose numbers two nodes may both give, and what to do';
 
 -- For persons
 CREATE FUNCTION repl_ml.add_sequence(sequence regclass) RETURNS void

@@ -37,23 +37,24 @@ COMMENT ON FUNCTION repl_ml.compared_tables(integer, integer[], boolean) IS
 
 -- What is known of the group's tables here. Joins go by hashes, whatever the planner takes the catalogs' sizes for: many tables may have
 -- come since they were analyzed
-CREATE FUNCTION repl_ml.table_states(OUT schema_name name, OUT table_name name, OUT relid oid, OUT enrolled_by integer, OUT state text, OUT pending_copies bigint, OUT write_consistency text)
+CREATE FUNCTION repl_ml.table_states(only_unready boolean, OUT schema_name name, OUT table_name name, OUT relid oid, OUT enrolled_by integer, OUT state text, OUT pending_copies bigint, OUT write_consistency text, OUT class text)
     RETURNS SETOF record
-    LANGUAGE plpgsql STABLE ROWS 1000 SET search_path = pg_catalog, pg_temp SET jit = off SET enable_nestloop = off SET enable_mergejoin = off
+    LANGUAGE plpgsql STABLE STRICT ROWS 1000 SET search_path = pg_catalog, pg_temp SET jit = off SET enable_nestloop = off SET enable_mergejoin = off
     AS $$
     #variable_conflict use_column
     BEGIN
         RETURN QUERY
-        SELECT t.schema_name, t.table_name, c.oid, t.enrolled_by,
-               CASE WHEN c.oid IS NULL THEN 'missing' WHEN NOT EXISTS (SELECT FROM repl_ml.local_node) THEN 'restored' WHEN NOT repl_ml.is_published(c.oid) THEN 'pending' ELSE 'replicated' END,
-               coalesce(y.pending, 0), t.write_consistency
-          FROM repl_ml.replicated_table t CROSS JOIN LATERAL repl_ml.find_table(t.schema_name, t.table_name) c (oid)
+        SELECT t.schema_name, t.table_name, t.oid, t.enrolled_by, t.state, coalesce(y.pending, 0), t.write_consistency, t.class
+          -- looked up once for each; as a function in FROM it would take longer than all else
+          FROM (SELECT f.*, CASE WHEN f.oid IS NULL THEN 'missing' WHEN NOT EXISTS (SELECT FROM repl_ml.local_node) THEN 'restored' WHEN NOT repl_ml.is_published(f.oid) THEN 'pending' ELSE 'replicated' END AS state
+                  FROM (SELECT r.schema_name, r.table_name, r.enrolled_by, r.write_consistency, r.class, repl_ml.find_table(r.schema_name, r.table_name) AS oid
+                          FROM repl_ml.replicated_table r WHERE r.state = 'enrolled' OFFSET 0) f OFFSET 0) t
           LEFT JOIN (SELECT s.schema_name, s.table_name, pg_catalog.count(*) AS pending FROM repl_ml.table_sync s WHERE s.state = 'pending' GROUP BY 1, 2) y
                  ON y.schema_name = t.schema_name AND y.table_name = t.table_name
-         WHERE t.state = 'enrolled';
+         WHERE NOT only_unready OR t.state <> 'replicated' OR y.pending > 0;
     END
     $$;
-COMMENT ON FUNCTION repl_ml.table_states() IS 'the tables of the group and their state here, for the view repl_ml.tables and what counts them';
+COMMENT ON FUNCTION repl_ml.table_states(boolean) IS 'the tables of the group and their state here, all or those that are not replicated here or are to be copied, for the view repl_ml.tables and what counts them';
 
 -- This node's tables beside each other member's; where they are the same there is no row
 CREATE FUNCTION repl_ml.differing_shapes(OUT schema_name name, OUT table_name name, OUT node_id integer, OUT node_name name, OUT object text, OUT here text, OUT there text)
@@ -94,15 +95,14 @@ CREATE FUNCTION repl_ml.forgotten_tables(OUT schema_name name, OUT table_name na
     #variable_conflict use_column
     BEGIN
         RETURN QUERY
-        SELECT x.schema_name, x.table_name, x.oid
-          FROM (SELECT n.nspname AS schema_name, c.relname AS table_name, c.oid
-                  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-                  LEFT JOIN repl_ml.replicated_table t ON t.schema_name = n.nspname AND t.table_name = c.relname
-                 WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND NOT c.relispartition
-                   AND n.nspname NOT IN ('repl_ml', 'information_schema') AND n.nspname NOT LIKE 'pg\_%' AND t.table_name IS NULL
-                   AND EXISTS (SELECT FROM repl_ml.local_node) OFFSET 0) x
-         -- few are left, and found by an index
-         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = x.oid AND d.deptype = 'e');
+        SELECT n.nspname, x.relname, x.oid
+          -- few are left, and looked up one by one
+          FROM (SELECT c.oid, c.relname, c.relnamespace FROM pg_catalog.pg_class c
+                 WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND NOT c.relispartition AND c.relnamespace <> 'pg_catalog'::regnamespace AND NOT repl_ml.is_published(c.oid) OFFSET 0) x
+         CROSS JOIN LATERAL (SELECT s.nspname FROM pg_catalog.pg_namespace s WHERE s.oid = x.relnamespace AND s.nspname NOT IN ('repl_ml', 'information_schema') AND s.nspname NOT LIKE 'pg\_%' OFFSET 0) n
+         WHERE EXISTS (SELECT FROM repl_ml.local_node)
+           AND (SELECT pg_catalog.count(*) FROM repl_ml.replicated_table t WHERE t.schema_name = n.nspname AND t.table_name = x.relname) = 0
+           AND (SELECT pg_catalog.count(*) FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = x.oid AND d.deptype = 'e') = 0;
     END
     $$;
 COMMENT ON FUNCTION repl_ml.forgotten_tables() IS 'the tables of the view repl_ml.unreplicated_tables';
@@ -125,12 +125,11 @@ CREATE FUNCTION repl_ml.listed_tables(OUT schema_name name, OUT table_name name,
     BEGIN
         RETURN QUERY
         SELECT t.schema_name, t.table_name, t.relid::regclass, coalesce(e.resolver, 'last_write'), m.node_name, t.state, t.pending_copies,
-               coalesce(k.parked_changes, 0)::bigint, coalesce(f.problem, k.problem), t.write_consistency, r.class,
+               coalesce(k.parked_changes, 0)::bigint, coalesce(f.problem, k.problem), t.write_consistency, t.class,
                CASE WHEN h.differs_on IS NOT NULL THEN h.differs_on
                     -- what was just altered here nobody has been told yet
                     WHEN s.known = (SELECT pg_catalog.count(*) FROM repl_ml.member x WHERE x.state = 'ready') AND s.seen IS NOT DISTINCT FROM repl_ml.seen_columns(t.relid) THEN '{}' END, h.difference
-          FROM repl_ml.table_states() t
-          JOIN repl_ml.replicated_table r ON r.schema_name = t.schema_name AND r.table_name = t.table_name
+          FROM repl_ml.table_states(false) t
           LEFT JOIN repl_ml.member m ON m.node_id = t.enrolled_by
           LEFT JOIN (SELECT p.schema_name, p.table_name, p.resolver FROM repl_ml.conflict_policies p WHERE p.column_name IS NULL) e
                  ON e.schema_name = t.schema_name AND e.table_name = t.table_name
@@ -433,6 +432,8 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
                pg_catalog.string_agg(m.node_name || CASE WHEN i.paused THEN ' (paused there)' ELSE '' END, ', ' ORDER BY m.node_id) FILTER (WHERE NOT w.reachable) AS missing,
                pg_catalog.bool_and(i.paused IS TRUE) FILTER (WHERE NOT w.reachable) AS paused
           FROM repl_ml.write_members() w JOIN repl_ml.member m USING (node_id) LEFT JOIN repl_ml.link_stats() i ON i.peer = m.node_id),
+    unready AS MATERIALIZED (SELECT t.* FROM repl_ml.table_states(true) t),
+    plan AS MATERIALIZED (SELECT v.*, CASE WHEN v.schedule > '0 s' THEN pg_catalog.clock_timestamp() - v.patience ELSE '-infinity' END AS late_before FROM repl_ml.verify_plan() v),
     compared AS NOT MATERIALIZED (
         SELECT k.schema_name, k.table_name, k.status, k.differing_rows, k.started_at, NULL::name AS by_node FROM repl_ml.consistency_check k WHERE NOT k.unwatched
          UNION ALL SELECT v.schema_name, v.table_name, v.status, v.differing_rows, v.compared_at, m.node_name
@@ -462,7 +463,7 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
            CASE WHEN r.tables > 0 THEN pg_catalog.format(' It was restored from a dump of a member, with %s of its tables.', r.tables) ELSE '' END,
            CASE WHEN r.tables > 0 THEN 'Run SELECT repl_ml.create_group(...), which replicates these tables again; or DROP EXTENSION repl_ml CASCADE and DROP PUBLICATION IF EXISTS repl_ml, and they are ordinary ones.'
                 ELSE 'Run SELECT repl_ml.create_group(...) or repl_ml.join_group(...).' END
-      FROM (SELECT pg_catalog.count(*) AS tables FROM repl_ml.table_states() t WHERE t.state = 'restored') r
+      FROM (SELECT pg_catalog.count(*) AS tables FROM unready t WHERE t.state = 'restored') r
      WHERE NOT EXISTS (SELECT FROM self)
     UNION ALL
     -- 2. which commits are possible now
@@ -629,10 +630,9 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
                     'All of the group''s tables are replicated here.'),
            CASE WHEN pg_catalog.count(t.table_name) > 0 THEN 'This goes on by itself; what keeps it from that is in the column problem of repl_ml.tables.' END
       FROM active s LEFT JOIN (
-           SELECT x.schema_name, x.table_name, x.state, l.problem FROM repl_ml.table_states() x
+           SELECT x.schema_name, x.table_name, x.state, l.problem FROM unready x
              -- mostly there is none, and nothing to look for
-             LEFT JOIN repl_ml.listed_tables() l ON l.schema_name = x.schema_name AND l.table_name = x.table_name
-            WHERE x.state <> 'replicated' OR x.pending_copies > 0 OFFSET 0) t ON true
+             LEFT JOIN repl_ml.listed_tables() l ON l.schema_name = x.schema_name AND l.table_name = x.table_name OFFSET 0) t ON true
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
     -- 11. tables that are not the same on all members
@@ -729,18 +729,18 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
                 ELSE 'No table differed when it was last compared here.' END,
            CASE WHEN c.bad IS NOT NULL OR u.bad IS NOT NULL THEN 'See SELECT * FROM repl_ml.diff_rows(...); repl_ml.repair_table(...) makes them equal. Then compare them again with repl_ml.verify_table(...).' END
       FROM active s,
-           -- sorted is only what may differ
+           -- sorted is only what may differ, and what is found of each table is looked up, which mostly ends at once
            (SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I (%s rows, %s%s)', l.schema_name, l.table_name, l.differing_rows, pg_catalog.date_trunc('second', l.started_at), CASE WHEN l.by_node IS NULL THEN '' ELSE pg_catalog.format(', by node "%s"', l.by_node) END), ', ' ORDER BY l.schema_name, l.table_name) FILTER (WHERE l.status = 'differs') AS bad
               FROM (SELECT DISTINCT ON (x.schema_name, x.table_name) x.* FROM compared x
                      WHERE (x.schema_name, x.table_name) IN (SELECT y.schema_name, y.table_name FROM compared y WHERE y.status = 'differs')
-                       AND EXISTS (SELECT FROM repl_ml.replicated_table r WHERE r.schema_name = x.schema_name AND r.table_name = x.table_name AND r.state = 'enrolled')
+                       AND (SELECT r.state = 'enrolled' FROM repl_ml.replicated_table r WHERE r.schema_name = x.schema_name AND r.table_name = x.table_name)
                      ORDER BY x.schema_name, x.table_name, x.started_at DESC) l) c,
-           (SELECT EXISTS (SELECT FROM compared x JOIN repl_ml.replicated_table r ON r.schema_name = x.schema_name AND r.table_name = x.table_name WHERE r.state = 'enrolled') AS compared) e,
-           (SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I', r.schema_name, r.table_name), ', ' ORDER BY r.schema_name, r.table_name) AS bad
+           (SELECT EXISTS (SELECT FROM compared x WHERE (SELECT r.state = 'enrolled' FROM repl_ml.replicated_table r WHERE r.schema_name = x.schema_name AND r.table_name = x.table_name)) AS compared) e,
+           (SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I', k.schema_name, k.table_name), ', ' ORDER BY k.schema_name, k.table_name) AS bad
               FROM (SELECT x.schema_name, x.table_name FROM repl_ml.consistency_check x
                      WHERE (x.schema_name, x.table_name) IN (SELECT y.schema_name, y.table_name FROM repl_ml.consistency_check y WHERE y.unwatched) GROUP BY 1, 2
                     HAVING pg_catalog.max(x.id) FILTER (WHERE x.unwatched) > coalesce(pg_catalog.max(x.id) FILTER (WHERE x.status = 'consistent'), 0)) k
-              JOIN repl_ml.replicated_table r ON r.schema_name = k.schema_name AND r.table_name = k.table_name WHERE r.state = 'enrolled') u
+             WHERE (SELECT r.state = 'enrolled' FROM repl_ml.replicated_table r WHERE r.schema_name = k.schema_name AND r.table_name = k.table_name)) u
      WHERE s.state = 'ready'
     UNION ALL
     -- 19. tables that are compared by themselves
@@ -755,8 +755,8 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
       FROM active s, LATERAL (SELECT repl_ml.verifier_state() AS state, pg_catalog.count(d.compared_at) AS compared, pg_catalog.min(d.good_at) AS oldest,
                   pg_catalog.string_agg(pg_catalog.format('%I.%I', d.schema_name, d.table_name), ', ' ORDER BY d.schema_name, d.table_name) FILTER (WHERE d.good_at IS NULL) AS never,
                   pg_catalog.string_agg(pg_catalog.format('%I.%I (%s)', d.schema_name, d.table_name, coalesce('last of ' || pg_catalog.date_trunc('second', d.compared_at)::text, 'none so far')), ', ' ORDER BY d.schema_name, d.table_name) FILTER (WHERE d.is_late) AS overdue
-             FROM (SELECT r.schema_name, r.table_name, c.compared_at, c.good_at, p.schedule > '0 s' AND coalesce(c.compared_at, p.since) + p.patience < pg_catalog.clock_timestamp() AS is_late
-                     FROM repl_ml.verify_plan() p CROSS JOIN repl_ml.replicated_table r
+             FROM (SELECT r.schema_name, r.table_name, c.compared_at, c.good_at, coalesce(c.compared_at, (SELECT p.since FROM plan p)) < (SELECT p.late_before FROM plan p) AS is_late
+                     FROM repl_ml.replicated_table r
                      LEFT JOIN (SELECT x.schema_name, x.table_name, pg_catalog.max(x.compared_at) AS compared_at, pg_catalog.max(x.good_at) AS good_at FROM repl_ml.verification x GROUP BY 1, 2) c
                             ON c.schema_name = r.schema_name AND c.table_name = r.table_name
                     WHERE r.state = 'enrolled') d) v
@@ -797,7 +797,7 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
                   pg_catalog.string_agg(pg_catalog.format('%I.%I', x.schema_name, x.sequence_name), ', ' ORDER BY x.schema_name, x.sequence_name) FILTER (WHERE x.numbers_left = 0 AND x.in_hand = 0) AS gone
              FROM repl_ml.sequences x) q,
            LATERAL (SELECT pg_catalog.string_agg(DISTINCT pg_catalog.format('%s (of table %s: %s)', o.sequence, o.relation, o.hint), ', ') AS own
-                      FROM repl_ml.own_numbers(ARRAY(SELECT y.relid FROM repl_ml.table_states() y WHERE y.state = 'replicated')) o) o
+                      FROM repl_ml.own_numbers(NULL) o WHERE repl_ml.is_published(o.relation)) o
      WHERE s.state = 'ready'
     UNION ALL
     -- 22. changes of the schema
