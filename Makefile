@@ -38,6 +38,8 @@ OBJS = \
 	src/write/range.o \
 	src/write/statement.o \
 	src/write/schema_change.o \
+	src/write/reach.o \
+	src/write/outcome.o \
 	src/write/filled.o \
 	src/write/guard.o \
 	src/write/own.o \

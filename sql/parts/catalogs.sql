@@ -33,15 +33,17 @@ ALTER TABLE repl_ml.member ENABLE ALWAYS TRIGGER member_changed;
 CREATE TABLE repl_ml.replicated_table (
     schema_name  name NOT NULL,
     table_name   name NOT NULL,
-    state        text NOT NULL CHECK (state IN ('enrolled', 'removed', 'dropped')),
+    state        text NOT NULL CHECK (state IN ('enrolled', 'removed', 'dropped', 'renamed')),
     enrolled_by  integer NOT NULL,
     write_consistency text NOT NULL DEFAULT 'one' CHECK (write_consistency IN ('one', 'quorum', 'all')),
     class        text NOT NULL DEFAULT 'eventual' CHECK (class IN ('eventual', 'strong')),
     made_by      bigint NOT NULL DEFAULT 0,
+    now_schema   name,
+    now_name     name,
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
     PRIMARY KEY (schema_name, table_name)
 );
-COMMENT ON TABLE repl_ml.replicated_table IS 'tables the group replicates, and the least consistency of transactions that write them and their class; made_by is the number of the change of the schema that has made them ready for it (0: repl_ml.add_table was called), before which nobody has them; see repl_ml.add_table and repl_ml.set_table_consistency';
+COMMENT ON TABLE repl_ml.replicated_table IS 'tables the group replicates, and the least consistency of transactions that write them and their class; made_by is the number of the change of the schema that has made them ready for it, or has given them this name (0: repl_ml.add_table was called), before which nobody has them; one that is renamed is in the list as now_schema.now_name, and what comes under its former name is for that; see repl_ml.add_table and repl_ml.set_table_consistency';
 -- whoever makes a group of a restored dump finds in it what the tables were; see repl_ml.take_up_lists
 SELECT pg_catalog.pg_extension_config_dump('repl_ml.replicated_table', '');
 CREATE FUNCTION repl_ml.table_consistency_changed() RETURNS pg_catalog.trigger

@@ -731,7 +731,7 @@ CREATE FUNCTION repl_ml.take_up_lists(tables repl_ml.replicated_table[], policie
         advice text;
     BEGIN
         INSERT INTO repl_ml.replicated_table (schema_name, table_name, state, enrolled_by, write_consistency, class)
-        SELECT u.schema_name, u.table_name, 'removed', 1, u.write_consistency, u.class FROM pg_catalog.unnest(tables) u;
+        SELECT u.schema_name, u.table_name, 'removed', 1, u.write_consistency, u.class FROM pg_catalog.unnest(tables) u WHERE u.state IN ('enrolled', 'removed');
         FOR p IN SELECT DISTINCT ON (u.schema_name, u.table_name, u.column_name) u.* FROM pg_catalog.unnest(policies) u
                   ORDER BY u.schema_name, u.table_name, u.column_name, repl_ml.max_counter(u.__repl_clock) DESC, repl_ml.last_writer(u.__repl_clock) DESC LOOP
             IF p.rule = 'node_priority' THEN

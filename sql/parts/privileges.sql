@@ -17,7 +17,8 @@ BEGIN
 END
 $$;
 
--- Nothing is for everybody but what reading a clock and writing an enrolled table needs
+-- Nothing is for everybody but what reading a clock, writing an enrolled table and making a partition of it needs: that gets
+-- our triggers as its owner. Others who make a trigger of them are refused (write/guard.c)
 DO $$
 DECLARE
     f regprocedure;
@@ -31,7 +32,7 @@ BEGIN
     FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p
               WHERE p.pronamespace OPERATOR(pg_catalog.=) 'repl_ml'::pg_catalog.regnamespace
                 AND NOT (p.provolatile OPERATOR(pg_catalog.=) 'i' AND p.proparallel OPERATOR(pg_catalog.=) 's')
-                AND p.proname OPERATOR(pg_catalog.<>) ALL ('{tick, insert_pending, moved_pending, orphans, current_vector, wait_for_vector, barrier, transaction_token, transaction_status, verify_table, verify_all, diff_rows, row_history, row_status, nextval, identity_number}') LOOP
+                AND p.proname OPERATOR(pg_catalog.<>) ALL ('{tick, insert_pending, moved_pending, stamp_insert, stamp_update, stamp_moved, stamp_delete, stamp_truncate, orphans, current_vector, wait_for_vector, barrier, transaction_token, transaction_status, verify_table, verify_all, diff_rows, row_history, row_status, nextval, identity_number}') LOOP
         EXECUTE pg_catalog.format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', f);
     END LOOP;
 END

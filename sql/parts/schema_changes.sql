@@ -3,7 +3,7 @@
 --
 
 -- For the statement that has made the table, or has made it ready
-CREATE FUNCTION repl_ml.take_in(relation regclass, number bigint) RETURNS boolean
+CREATE FUNCTION repl_ml.take_in(relation regclass, number bigint, class text) RETURNS boolean
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
@@ -23,11 +23,11 @@ CREATE FUNCTION repl_ml.take_in(relation regclass, number bigint) RETURNS boolea
             RAISE WARNING 'rows of table % stay on this node: %', relation, obstacle.message USING HINT = obstacle.hint;
             RETURN false;
         END IF;
-        PERFORM repl_ml.list_table(relation, made_by => number);
+        PERFORM repl_ml.list_table(relation, class, made_by => number);
         RETURN true;
     END
     $$;
-COMMENT ON FUNCTION repl_ml.take_in(regclass, bigint) IS 'replicates a table that a change of the schema has made, if it can be and nobody has said that it is not to be; whether it is replicated now. Says why it cannot be';
+COMMENT ON FUNCTION repl_ml.take_in(regclass, bigint, text) IS 'replicates a table that a change of the schema has made, if it can be and nobody has said that it is not to be; whether it is replicated now. Says why it cannot be';
 
 -- For who applies the change
 CREATE FUNCTION repl_ml.take_in_listed(of_schema name, of_table name) RETURNS void
@@ -69,6 +69,97 @@ CREATE FUNCTION repl_ml.forget_table(of_schema name, of_table name, tell_others 
     DELETE FROM repl_ml.table_sync y WHERE y.schema_name = of_schema AND y.table_name = of_table;
     $$;
 COMMENT ON FUNCTION repl_ml.forget_table(name, name, boolean) IS 'forgets what this node knows of a replicated table that has been dropped; with tell_others also takes it from the group''s list';
+
+-- The list is the group's: written by the node that has made the change, and until that comes by who has run it
+CREATE FUNCTION repl_ml.list_as_renamed(of_schema name, of_table name, new_schema name, new_table name, number bigint, clock text) RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    INSERT INTO repl_ml.replicated_table AS n (schema_name, table_name, state, enrolled_by, write_consistency, class, made_by, __repl_clock)
+    SELECT new_schema, new_table, t.state, t.enrolled_by, t.write_consistency, t.class, number, coalesce(clock::repl_ml.vclock, repl_ml.tick())
+      FROM repl_ml.replicated_table t WHERE t.schema_name = of_schema AND t.table_name = of_table AND t.state = 'enrolled'
+    -- one that becomes a partition is what its root is already
+    ON CONFLICT ON CONSTRAINT replicated_table_pkey DO UPDATE
+       SET state = excluded.state, enrolled_by = excluded.enrolled_by, write_consistency = excluded.write_consistency, class = excluded.class, made_by = excluded.made_by, now_schema = NULL, now_name = NULL
+     WHERE n.state <> 'enrolled';
+    UPDATE repl_ml.replicated_table t SET state = 'renamed', now_schema = new_schema, now_name = new_table, write_consistency = 'one', class = 'eventual'
+     WHERE t.schema_name = of_schema AND t.table_name = of_table AND t.state = 'enrolled';
+    -- by names that it had before that, too
+    UPDATE repl_ml.replicated_table t SET now_schema = new_schema, now_name = new_table WHERE t.state = 'renamed' AND t.now_schema = of_schema AND t.now_name = of_table;
+    $$;
+COMMENT ON FUNCTION repl_ml.list_as_renamed(name, name, name, name, bigint, text) IS 'calls a replicated table by its new name in the group''s list, as a change of the schema with this number does';
+
+CREATE FUNCTION repl_ml.rename_table(of_schema name, of_table name, new_schema name, new_table name, number bigint) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        t name;
+    BEGIN
+        -- it was empty, and is a partition now
+        IF EXISTS (SELECT FROM repl_ml.replicated_table n WHERE (n.schema_name, n.table_name, n.state) = (new_schema, new_table, 'enrolled') AND n.made_by <> number) THEN
+            UPDATE repl_ml.replicated_table t SET state = 'renamed', now_schema = new_schema, now_name = new_table, write_consistency = 'one', class = 'eventual'
+             WHERE t.schema_name = of_schema AND t.table_name = of_table AND t.state = 'enrolled';
+            PERFORM repl_ml.forget_table(of_schema, of_table, false);
+            RETURN;
+        END IF;
+        -- what the node that made the change writes comes after it
+        PERFORM repl_ml.list_as_renamed(of_schema, of_table, new_schema, new_table, number, '{}');
+        FOREACH t IN ARRAY '{tombstone, conflict_policy, concurrent_version, eviction, key_shape, table_sync, table_failure, unsent, conflict_history, conflict_count, conflict_news, parked_change, consistency_check, row_repair}'::name[] LOOP
+            -- what there was of a former table of that name
+            IF t = ANY ('{key_shape, table_sync, table_failure, conflict_count}'::name[]) THEN
+                EXECUTE pg_catalog.format('DELETE FROM repl_ml.%I WHERE schema_name = $1 AND table_name = $2', t) USING new_schema, new_table;
+            END IF;
+            EXECUTE pg_catalog.format('UPDATE repl_ml.%I SET schema_name = $3, table_name = $4 WHERE schema_name = $1 AND table_name = $2', t)
+              USING of_schema, of_table, new_schema, new_table;
+        END LOOP;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.rename_table(name, name, name, name, bigint) IS 'has what this node keeps of a replicated table follow its new name';
+
+CREATE FUNCTION repl_ml.prepare_partition(relation regclass) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET repl_ml.guard_off = on
+    AS $$
+    BEGIN
+        IF repl_ml.is_published(relation) THEN
+            PERFORM repl_ml.drop_triggers(relation);
+            EXECUTE pg_catalog.format('ALTER PUBLICATION repl_ml DROP TABLE %s', relation);
+        ELSIF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = relation AND a.attname = '__repl_clock' AND NOT a.attisdropped) THEN
+            EXECUTE pg_catalog.format('ALTER TABLE %s ADD COLUMN __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()', relation);
+        END IF;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.prepare_partition(regclass) IS 'makes an empty table ready to become a partition of a replicated one, in a change of the schema';
+
+CREATE FUNCTION repl_ml.keep_detached(relation regclass, root_schema name, root_table name, number bigint, clock text) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        PERFORM repl_ml.enrol(relation);
+        INSERT INTO repl_ml.replicated_table AS t (schema_name, table_name, state, enrolled_by, write_consistency, class, made_by, __repl_clock)
+        SELECT n.nspname, c.relname, 'enrolled', h.node_id, r.write_consistency, r.class, h.number, coalesce(clock::repl_ml.vclock, repl_ml.tick())
+          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+          JOIN repl_ml.replicated_table r ON (r.schema_name, r.table_name) = (root_schema, root_table)
+          JOIN repl_ml.schema_change h ON h.number = keep_detached.number
+         WHERE c.oid = relation
+        ON CONFLICT ON CONSTRAINT replicated_table_pkey DO UPDATE
+           SET state = excluded.state, enrolled_by = excluded.enrolled_by, write_consistency = excluded.write_consistency, class = excluded.class, made_by = excluded.made_by, now_schema = NULL, now_name = NULL
+         WHERE t.state <> 'enrolled';
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.keep_detached(regclass, name, name, bigint, text) IS 'replicates a table that was a partition of a replicated one until a change of the schema detached it, with the rows that all nodes have';
+
+-- A rule that was set under a name that the table had before
+CREATE FUNCTION repl_ml.follow_renamed() RETURNS pg_catalog.trigger
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        SELECT coalesce(pg_catalog.max(t.now_schema), NEW.schema_name), coalesce(pg_catalog.max(t.now_name), NEW.table_name) INTO NEW.schema_name, NEW.table_name
+          FROM repl_ml.replicated_table t WHERE t.schema_name = NEW.schema_name AND t.table_name = NEW.table_name AND t.state = 'renamed';
+        RETURN NEW;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.follow_renamed() IS 'trigger: a rule that comes under a former name of a table is for the table';
+CREATE TRIGGER follow_renamed BEFORE INSERT ON repl_ml.conflict_policy FOR EACH ROW EXECUTE FUNCTION repl_ml.follow_renamed();
+ALTER TABLE repl_ml.conflict_policy ENABLE ALWAYS TRIGGER follow_renamed;
 
 CREATE FUNCTION repl_ml.run_locally(statement text) RETURNS void
     LANGUAGE plpgsql VOLATILE STRICT SET repl_ml.replicate_ddl = off

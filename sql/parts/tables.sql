@@ -729,7 +729,7 @@ CREATE FUNCTION repl_ml.pending_tables(OUT schema_name name, OUT table_name name
              ON r.prrelid = c.oid
      WHERE (t.state = 'enrolled') <> (r.oid IS NOT NULL) AND t.schema_name <> 'repl_ml'
        -- what a change of the schema makes, or drops, is done by that, where it belongs among rows
-       AND t.state <> 'dropped' AND repl_ml.has_run(t.made_by)
+       AND t.state NOT IN ('dropped', 'renamed') AND repl_ml.has_run(t.made_by)
     UNION ALL
     -- another node has added it, too: what was in it before is to be sent
     SELECT y.schema_name, y.table_name, c.oid::pg_catalog.regclass, 'write', l.node_id
@@ -915,6 +915,7 @@ CREATE FUNCTION repl_ml.add_table(relation regclass, class text DEFAULT NULL) RE
         IF class <> ALL ('{eventual, strong}') THEN
             RAISE EXCEPTION 'class "%" does not exist', class USING ERRCODE = 'invalid_parameter_value', HINT = 'Use eventual or strong.';
         ELSIF listed.state = 'enrolled' AND listed.class <> class
+              AND (class = 'eventual' OR repl_ml.lock_table(relation))
               AND EXISTS (SELECT FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id <> m.node_id WHERE m.state <> 'dropped') THEN
             RAISE EXCEPTION 'table % is replicated already, and is %', relation, listed.class USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = pg_catalog.format('While nobody writes it, run SELECT repl_ml.remove_table(%L) here, TRUNCATE %s on every other node, and add it again.', relation, relation);
@@ -936,7 +937,7 @@ CREATE FUNCTION repl_ml.add_table(relation regclass, class text DEFAULT NULL) RE
     END
     $$;
 COMMENT ON FUNCTION repl_ml.add_table(regclass, text) IS
-    'replicates a table on all members: they create it if they lack it and get its rows. Adds the column __repl_clock without rewriting the table. Of class strong it is written by one node at a time, with the lease (see the view strong_lease), else by all at once (eventual, the default). Superusers only. Errors: 55000 not a member, the table cannot be replicated, or is of another class, which only a group of one can change, 22023 no such class, 57P03 the lease of strong tables does not come';
+    'replicates a table on all members: they create it if they lack it and get its rows. Adds the column __repl_clock without rewriting the table. Of class strong it is written by one node at a time, with the lease (see the view strong_lease), else by all at once (eventual, the default). Superusers only. Errors: 55000 not a member, the table cannot be replicated, or is of another class, which only a group of one can change, or from eventual while it has no rows, 22023 no such class, 57P03 the lease of strong tables does not come';
 
 CREATE FUNCTION repl_ml.add_all_tables(schema_names name[] DEFAULT '{public}', OUT relation regclass, OUT status text, OUT detail text, OUT hint text)
     RETURNS SETOF record
@@ -1032,7 +1033,7 @@ CREATE FUNCTION repl_ml.keep_local(relation regclass) RETURNS void
         END IF;
         INSERT INTO repl_ml.replicated_table AS t (schema_name, table_name, state, enrolled_by)
         SELECT n.nspname, c.relname, 'removed', s.node_id FROM repl_ml.require_member() s, pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation
-        ON CONFLICT ON CONSTRAINT replicated_table_pkey DO UPDATE SET state = 'removed' WHERE t.state = 'dropped';
+        ON CONFLICT ON CONSTRAINT replicated_table_pkey DO UPDATE SET state = 'removed' WHERE t.state IN ('dropped', 'renamed');
         IF EXISTS (SELECT FROM repl_ml.replicated_table t JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema_name
                      JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.table_name WHERE c.oid = relation AND t.state = 'enrolled') THEN
             RAISE EXCEPTION 'table % is replicated', relation USING ERRCODE = 'object_not_in_prerequisite_state',

@@ -101,7 +101,7 @@ CREATE FUNCTION repl_ml.forgotten_tables(OUT schema_name name, OUT table_name na
                  WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND NOT c.relispartition AND c.relnamespace <> 'pg_catalog'::regnamespace AND NOT repl_ml.is_published(c.oid) OFFSET 0) x
          CROSS JOIN LATERAL (SELECT s.nspname FROM pg_catalog.pg_namespace s WHERE s.oid = x.relnamespace AND s.nspname NOT IN ('repl_ml', 'information_schema') AND s.nspname NOT LIKE 'pg\_%' OFFSET 0) n
          WHERE EXISTS (SELECT FROM repl_ml.local_node)
-           AND (SELECT pg_catalog.count(*) FROM repl_ml.replicated_table t WHERE t.schema_name = n.nspname AND t.table_name = x.relname) = 0
+           AND (SELECT pg_catalog.count(*) FROM repl_ml.replicated_table t WHERE t.schema_name = n.nspname AND t.table_name = x.relname AND t.state IN ('enrolled', 'removed')) = 0
            AND (SELECT pg_catalog.count(*) FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = x.oid AND d.deptype = 'e') = 0;
     END
     $$;

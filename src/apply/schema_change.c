@@ -187,6 +187,7 @@ run_change(const Change *change)
 
 	GetUserIdAndSecContext(&user, &context);
 	impose_settings(change);
+	repl_ml_outcome_begin(raw->stmt);
 	repl_ml_schema_change_enter(change->number);
 	PG_TRY();
 	{
@@ -196,7 +197,7 @@ run_change(const Change *change)
 		SetUserIdAndSecContext(user, context);
 		AtEOXact_GUC(false, level);
 		CommandCounterIncrement();
-		repl_ml_schema_change_forget_dropped();
+		repl_ml_outcome_follow(change->number);
 		fill_columns(change->filled);
 	}
 	PG_FINALLY();
@@ -282,7 +283,7 @@ parse_change(const Change *change)
 	List	   *parsed = raw_parser(change->statement, RAW_PARSE_DEFAULT);
 	RawStmt    *raw = list_length(parsed) == 1 ? linitial_node(RawStmt, parsed) : NULL;
 
-	if (raw == NULL || !repl_ml_schema_change_is_run_everywhere(raw->stmt))
+	if (raw == NULL || !repl_ml_reach_is_everywhere(raw->stmt))
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("the peer sent a change of the schema that is none"),

@@ -446,13 +446,15 @@ static char *
 make_identity_of(Oid relid, const char *name)
 {
 	const ReplMlIdentity *self = repl_ml_identity();
+	char	   *schema;
 	char	   *text;
 
 	if (change == 0)
 		return make_identity();
-	text = psprintf(INT64_FORMAT " %s.%s.%s", change,
-					quote_identifier(get_namespace_name(get_rel_namespace(relid))),
-					quote_identifier(get_rel_name(relid)), name);
+	/* what is quoted depends on settings and on the major */
+	schema = get_namespace_name(get_rel_namespace(relid));
+	text = psprintf(INT64_FORMAT " %zu %s.%zu %s.%s", change, strlen(schema), schema,
+					strlen(get_rel_name(relid)), get_rel_name(relid), name);
 	return psprintf("%016llx", (unsigned long long) MADE_BY_CHANGE |
 					hash_bytes_extended((const unsigned char *) text, (int) strlen(text),
 										hash_bytes_extended(self->group_id.data, UUID_LEN, 0)));

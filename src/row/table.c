@@ -22,11 +22,13 @@
 #include "catalog/namespace.h"
 #include "catalog/partition.h"
 #include "catalog/pg_type.h"
+#include "executor/spi.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/typcache.h"
 
@@ -332,19 +334,60 @@ repl_ml_table_is_to_come(const char *schema_name, Oid relid)
 		GetRelationPublications(relid) == NIL;
 }
 
-/*
- * Returns the local table of that name, locked until the transaction ends, for
- * who applies or copies rows; InvalidOid if the group has removed it.  Raises
- * an error if it should be here and is not.
- */
-Oid
-repl_ml_table_local(const char *schema_name, const char *table_name)
+/* Returns the enrolled table that has this name, locked; InvalidOid if there is none. */
+static Oid
+find_enrolled(const char *schema_name, const char *table_name)
 {
 	RangeVar   *range = makeRangeVar(pstrdup(schema_name), pstrdup(table_name), -1);
 	Oid			relid = RangeVarGetRelid(range, RowExclusiveLock, true);
 
 	if (OidIsValid(relid) && repl_ml_table_clock_attnum(relid) != InvalidAttrNumber &&
 		!repl_ml_table_is_to_come(schema_name, relid))
+		return relid;
+	return InvalidOid;
+}
+
+/* Returns the enrolled table that had this name once, locked; InvalidOid if there is none. */
+static Oid
+find_renamed(const char *schema_name, const char *table_name)
+{
+	Oid			types[2] = {TEXTOID, TEXTOID};
+	Datum		values[2] = {CStringGetTextDatum(schema_name), CStringGetTextDatum(table_name)};
+	MemoryContext context = CurrentMemoryContext;
+	char	   *now_schema = NULL;
+	char	   *now_name = NULL;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	if (SPI_execute_with_args("SELECT t.now_schema, t.now_name FROM repl_ml.replicated_table t"
+							  " WHERE t.schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
+							  " AND t.table_name OPERATOR(pg_catalog.=) $2::pg_catalog.name"
+							  " AND t.state OPERATOR(pg_catalog.=) 'renamed'",
+							  2, types, values, NULL, false, 1) < 0)
+		elog(ERROR, "SPI failed");
+	if (SPI_processed == 1)
+	{
+		now_schema = MemoryContextStrdup(context, repl_ml_spi_text(0, 0));
+		now_name = MemoryContextStrdup(context, repl_ml_spi_text(0, 1));
+	}
+	SPI_finish();
+	PopActiveSnapshot();
+	return now_name == NULL ? InvalidOid : find_enrolled(now_schema, now_name);
+}
+
+/*
+ * Returns the local table of that name, or that had it once, locked until the transaction ends,
+ * for who applies or copies rows; InvalidOid if the group has removed it.  Raises
+ * an error if it should be here and is not.
+ */
+Oid
+repl_ml_table_local(const char *schema_name, const char *table_name)
+{
+	Oid			relid = find_enrolled(schema_name, table_name);
+
+	if (!OidIsValid(relid))
+		relid = find_renamed(schema_name, table_name);
+	if (OidIsValid(relid))
 		return relid;
 	if (is_removed(schema_name, table_name))
 		return InvalidOid;

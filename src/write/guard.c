@@ -32,6 +32,7 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
+#include "parser/parse_func.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -59,14 +60,16 @@ static void check_alter_table(AlterTableStmt *stmt);
 static void check_new_parent(AlterTableStmt *stmt);
 static bool is_not_null_of_clock(Oid relid, const char *name);
 static void refuse_clock_change(Oid relid);
+static void check_trigger_function(List *name);
 static bool is_our_trigger(Oid relid, const char *name);
 static void refuse_trigger_change(Oid relid, const char *name);
 static void check_new_partition(Oid root, PartitionCmd *cmd);
+static void note_former_partition(Oid root, PartitionCmd *cmd);
 static bool has_unlogged(Oid root);
 static bool has_rows(Oid root);
 static void check_rename(RenameStmt *stmt);
 static void check_rename_schema(const char *schema_name);
-static void refuse_new_name(Oid relid);
+static void take_new_name(Oid relid);
 static void check_new_schema(AlterObjectSchemaStmt *stmt);
 static void check_drop(DropStmt *stmt);
 static void check_truncate(TruncateStmt *stmt);
@@ -122,6 +125,7 @@ repl_ml_guard_check(Node *stmt)
 			break;
 		case T_CreateTrigStmt:
 			repl_ml_own_check_table(((CreateTrigStmt *) stmt)->relation);
+			check_trigger_function(((CreateTrigStmt *) stmt)->funcname);
 			break;
 		case T_RuleStmt:
 			repl_ml_own_check_table(((RuleStmt *) stmt)->relation);
@@ -243,6 +247,9 @@ check_alter_table(AlterTableStmt *stmt)
 			case AT_AttachPartition:
 				check_new_partition(relid, castNode(PartitionCmd, cmd->def));
 				break;
+			case AT_DetachPartition:
+				note_former_partition(relid, castNode(PartitionCmd, cmd->def));
+				break;
 			default:
 				break;
 		}
@@ -334,6 +341,23 @@ is_our_trigger(Oid relid, const char *name)
 	return ours;
 }
 
+/*
+ * Refuses a trigger with a function of ours to all but superusers, as restore dumps: on any
+ * other table it would write deletions into the stream that no node has a table for.
+ */
+static void
+check_trigger_function(List *name)
+{
+	Oid			function = superuser() ? InvalidOid : LookupFuncName(name, 0, NULL, true);
+
+	if (OidIsValid(function) && get_func_namespace(function) == repl_ml_schema_oid())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for function %s", NameListToString(name)),
+				 errhint("Run SELECT repl_ml.add_table(...), which makes the triggers of a "
+						 "replicated table.")));
+}
+
 /* Raises the error for a change of one of our triggers. */
 static void
 refuse_trigger_change(Oid relid, const char *name)
@@ -361,7 +385,12 @@ check_new_partition(Oid root, PartitionCmd *cmd)
 		return;
 	if (has_unlogged(relid))
 		refuse_unlogged(root);
-	if (get_attnum(relid, REPL_ML_CLOCK_COLUMN) == InvalidAttrNumber)
+	if (repl_ml_schema_change_runs() && !has_rows(relid))
+	{
+		repl_ml_outcome_note_partition(relid, repl_ml_table_root(root));
+		return;
+	}
+	if (get_attnum(relid, REPL_ML_CLOCK_COLUMN) == InvalidAttrNumber && !has_rows(relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("table \"%s\" has no column \"%s\" and cannot become a partition of a "
@@ -379,6 +408,16 @@ check_new_partition(Oid root, PartitionCmd *cmd)
 			 errdetail("The other nodes would not get its rows."),
 			 errhint("Attach an empty table and run INSERT INTO %s SELECT ... from this one.",
 					 repl_ml_guard_table_name(root))));
+}
+
+/* Notes that a partition becomes a table by itself, in a statement that all members run. */
+static void
+note_former_partition(Oid root, PartitionCmd *cmd)
+{
+	Oid			relid = RangeVarGetRelid(cmd->name, NoLock, true);
+
+	if (OidIsValid(relid) && repl_ml_schema_change_runs())
+		repl_ml_outcome_note_detach(relid, repl_ml_table_root(root));
 }
 
 /* Says whether the table, or a partition of it, is unlogged. */
@@ -429,7 +468,7 @@ has_rows(Oid root)
 }
 
 /*
- * Refuses to rename a replicated table, its clock, our triggers or our own
+ * Refuses to rename a replicated table here only, its clock, our triggers or our own
  * tables.
  */
 static void
@@ -464,13 +503,13 @@ check_rename(RenameStmt *stmt)
 		default:
 			/* the table itself, also by ALTER INDEX */
 			if (!get_rel_relispartition(relid))
-				refuse_new_name(relid);
+				take_new_name(relid);
 			break;
 	}
 }
 
 /*
- * Refuses to rename a schema with replicated tables: its name is part of
+ * Refuses to rename a schema with replicated tables here only: its name is part of
  * theirs.
  */
 static void
@@ -484,33 +523,47 @@ check_rename_schema(const char *schema_name)
 		return;
 	foreach(lc, GetPublicationRelations(publication, PUBLICATION_PART_ROOT))
 	{
-		if (get_rel_namespace(lfirst_oid(lc)) == schema)
+		if (get_rel_namespace(lfirst_oid(lc)) != schema)
+			continue;
+		if (repl_ml_schema_change_runs())
+			repl_ml_outcome_note_rename(lfirst_oid(lc));
+		else
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("schema \"%s\" has replicated tables and cannot be renamed",
 							schema_name),
 					 errdetail("The members of a group know a table by its name."),
-					 errhint("Run SELECT repl_ml.remove_table(...) for its tables, rename it on "
-							 "every node, and add them again.")));
+					 errhint("Switch \"repl_ml.replicate_ddl\" on, so that all members rename "
+							 "it; or run SELECT repl_ml.remove_table(...) for its tables, and add "
+							 "them again when it has been renamed on every node.")));
 	}
 }
 
-/* Raises the error for a table that is to be renamed or moved. */
+/*
+ * Notes that a table is to be renamed or moved by a statement that all members run; raises an
+ * error if only this node does.
+ */
 static void
-refuse_new_name(Oid relid)
+take_new_name(Oid relid)
 {
 	char	   *name = repl_ml_guard_table_name(relid);
 
+	if (repl_ml_schema_change_runs())
+	{
+		repl_ml_outcome_note_rename(relid);
+		return;
+	}
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("replicated table \"%s\" cannot be renamed or moved", get_rel_name(relid)),
 			 errdetail("The members of a group know a table by its name."),
-			 errhint("Run SELECT repl_ml.remove_table(%s), rename it on every node, and add it "
-					 "again.",
+			 errhint("Switch \"repl_ml.replicate_ddl\" on, so that all members rename it; or "
+					 "run SELECT repl_ml.remove_table(%s), and add it again when it has been "
+					 "renamed on every node.",
 					 quote_literal_cstr(name))));
 }
 
-/* Refuses to move a replicated table to another schema. */
+/* Refuses to move a replicated table to another schema here only. */
 static void
 check_new_schema(AlterObjectSchemaStmt *stmt)
 {
@@ -518,7 +571,7 @@ check_new_schema(AlterObjectSchemaStmt *stmt)
 
 	if (!repl_ml_guard_off && stmt->relation != NULL &&
 		repl_ml_guard_names_replicated(stmt->relation, &relid) && !get_rel_relispartition(relid))
-		refuse_new_name(relid);
+		take_new_name(relid);
 }
 
 /*
@@ -556,7 +609,8 @@ check_drop(DropStmt *stmt)
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("table \"%s\" is replicated and cannot be dropped",
 							get_rel_name(relid)),
-					 errhint("Run SELECT repl_ml.remove_table(%s), which all nodes follow, then "
+					 errhint("Switch \"repl_ml.replicate_ddl\" on, so that all members drop it; "
+							 "or run SELECT repl_ml.remove_table(%s), which all nodes follow, then "
 							 "drop it on each node.",
 							 quote_literal_cstr(repl_ml_guard_table_name(relid)))));
 	}

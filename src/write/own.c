@@ -178,7 +178,7 @@ check_unpublish(Oid membership)
 				 errhint("Run SELECT repl_ml.leave_group() first.")));
 	if (repl_ml_schema_change_runs())
 	{
-		repl_ml_schema_change_drops(relid);
+		repl_ml_outcome_note_drop(relid);
 		return;
 	}
 	ereport(ERROR,

@@ -123,6 +123,7 @@ take_statement(PlannedStmt *pstmt, const char *query_string, bool read_only_tree
 static void
 run_for_all(Utility *utility)
 {
+	MemoryContext context = CurrentMemoryContext;
 	int64		number = repl_ml_schema_change_begin(utility->pstmt);
 
 	PG_TRY();
@@ -130,11 +131,14 @@ run_for_all(Utility *utility)
 		if (!run_otherwise(utility))
 			run_here(utility);
 	}
-	PG_FINALLY();
+	PG_CATCH();
 	{
 		repl_ml_schema_change_leave();
+		MemoryContextSwitchTo(context);
+		repl_ml_schema_change_explain(utility->pstmt);
 	}
 	PG_END_TRY();
+	repl_ml_schema_change_leave();
 	repl_ml_schema_change_end(number, utility->pstmt, utility->query_string);
 }
 

@@ -75,6 +75,20 @@ extern void repl_ml_own_check_database(DropdbStmt *stmt);
 extern void repl_ml_strong_init(void);
 extern void repl_ml_strong_utility(Node *stmt);
 
+/* in reach.c */
+extern bool repl_ml_reach_decide(Node *stmt);
+extern bool repl_ml_reach_is_everywhere(Node *stmt);
+
+/* in outcome.c */
+extern void repl_ml_outcome_begin(Node *stmt);
+extern void repl_ml_outcome_note_drop(Oid relid);
+extern void repl_ml_outcome_note_rename(Oid relid);
+extern void repl_ml_outcome_note_partition(Oid relid, Oid root);
+extern void repl_ml_outcome_note_detach(Oid relid, Oid root);
+extern void repl_ml_outcome_follow(int64 number);
+extern char *repl_ml_outcome_describe(CreateTableAsStmt *stmt);
+extern void repl_ml_outcome_take_in(Node *stmt, int64 number, bool strong);
+
 /* in filled.c */
 extern char *repl_ml_filled_describe(Node *stmt);
 extern void repl_ml_filled_refuse(Node *stmt);
@@ -84,16 +98,14 @@ extern bool repl_ml_replicate_ddl;
 extern bool repl_ml_run_superusers_ddl;
 extern void repl_ml_schema_change_init(void);
 extern bool repl_ml_schema_change_is_one(const PlannedStmt *pstmt, ProcessUtilityContext context);
-extern bool repl_ml_schema_change_is_run_everywhere(Node *stmt);
 extern bool repl_ml_schema_change_takes_along(const char *setting);
 extern int64 repl_ml_schema_change_begin(const PlannedStmt *pstmt);
 extern void repl_ml_schema_change_end(int64 number, const PlannedStmt *pstmt,
 									  const char *query_string);
 extern void repl_ml_schema_change_enter(int64 number);
 extern void repl_ml_schema_change_leave(void);
+extern void repl_ml_schema_change_explain(const PlannedStmt *pstmt) pg_attribute_noreturn();
 extern bool repl_ml_schema_change_runs(void);
-extern void repl_ml_schema_change_drops(Oid relid);
-extern void repl_ml_schema_change_forget_dropped(void);
 extern void repl_ml_schema_change_tag(LOCKTAG *tag);
 
 /* in definition.c */

@@ -2,7 +2,7 @@
 # change yet reads no row of the new shape, and rows of the old one meet it by rule.
 #
 # Seen failing without: await_schema (a row of the new shape is parked), follows_changes in relation.c (nodes differ), what
-# change.c does with changes that fail (half of a transaction is there).
+# change.c does with changes that fail (half of a transaction is there), find_renamed in row/table.c (rows under a former name are parked).
 use strict;
 use warnings;
 use Consistency;
@@ -86,7 +86,14 @@ CREATE VIEW app.w AS SELECT id FROM app.moods; CREATE MATERIALIZED VIEW app.m AS
 CREATE EXTENSION citext SCHEMA app; ALTER TABLE app.moods ADD COLUMN c app.citext;;
 DO $$ BEGIN FOR i IN 1..2 LOOP EXECUTE format('CREATE TABLE app.part_of_%s (id int PRIMARY KEY, v text)', i); END LOOP; CREATE TABLE app.by_do (id int PRIMARY KEY); END $$;;
 CREATE TABLE app.children (id int PRIMARY KEY, parent int REFERENCES app.moods ON DELETE CASCADE); ALTER TABLE app.children ADD CHECK (id > 0), ALTER parent SET NOT NULL;;
-CREATE TABLE app.parts (id int, day date, PRIMARY KEY (id, day)) PARTITION BY RANGE (day); CREATE TABLE app.parts_1 PARTITION OF app.parts FOR VALUES FROM ('2020-01-01') TO ('2021-01-01'); INSERT INTO app.parts VALUES (1, '2020-05-05');;
+SET ROLE app; CREATE TABLE app.parts (id int, day date, PRIMARY KEY (id, day)) PARTITION BY RANGE (day); CREATE TABLE app.parts_1 PARTITION OF app.parts FOR VALUES FROM ('2020-01-01') TO ('2021-01-01'); INSERT INTO app.parts VALUES (1, '2020-05-05');;
+CREATE TABLE app.attached (LIKE app.parts INCLUDING ALL); ALTER TABLE app.parts ATTACH PARTITION app.attached FOR VALUES FROM ('2021-01-01') TO ('2022-01-01'); CREATE TABLE app.plain (day date NOT NULL, id int NOT NULL); ALTER TABLE app.parts ATTACH PARTITION app.plain FOR VALUES FROM ('2022-01-01') TO ('2023-01-01'); INSERT INTO app.parts VALUES (2, '2021-03-03'), (3, '2022-03-03');;
+ALTER TABLE app.parts DETACH PARTITION app.attached; INSERT INTO app.attached VALUES (4, '2021-04-04'); UPDATE app.attached SET id = 5 WHERE id = 2;;
+CREATE TABLE app.dumped (id int NOT NULL) PARTITION BY RANGE (id); CREATE TABLE app.dumped_1 (id int NOT NULL); ALTER TABLE ONLY app.dumped ATTACH PARTITION app.dumped_1 DEFAULT; INSERT INTO app.dumped_1 VALUES (1); ALTER TABLE ONLY app.dumped ADD PRIMARY KEY (id); ALTER TABLE ONLY app.dumped_1 ADD PRIMARY KEY (id); ALTER INDEX app.dumped_pkey ATTACH PARTITION app.dumped_1_pkey;;
+SET quote_all_identifiers = on; CREATE TABLE app.quoted (id int PRIMARY KEY, v text); INSERT INTO app.quoted VALUES (1, 'x');;
+SET repl_ml.new_tables = strong; CREATE TABLE app.strong (id int PRIMARY KEY); INSERT INTO app.strong VALUES (1); CREATE TABLE app.stronger (id int PRIMARY KEY);;
+ALTER TABLE app.stronger RENAME TO strongest; INSERT INTO app.strongest VALUES (1);;
+SET repl_ml.new_tables = ignore; CREATE TABLE app.ignored (id int PRIMARY KEY); SELECT repl_ml.add_table('app.made', class => 'strong'); SET ROLE app; INSERT INTO app.made VALUES (1);;
 ALTER DEFAULT PRIVILEGES IN SCHEMA app GRANT SELECT ON TABLES TO app; CREATE POLICY p ON app.moods USING (true); CREATE STATISTICS app.s ON id, n FROM app.moods;;
 CREATE TABLE app.bytea_default (id int PRIMARY KEY, "weird ""name" text DEFAULT E'a\\'b;--', b bytea DEFAULT '\x00ff'); INSERT INTO app.bytea_default (id) VALUES (1);;
 CREATE TABLE app.copied AS SELECT g AS id, 'row ' || g AS v FROM generate_series(1, 3) g; ALTER TABLE app.copied ADD PRIMARY KEY (id);;
@@ -98,14 +105,36 @@ ALTER TABLE app.children DROP CONSTRAINT children_parent_fkey, ADD CONSTRAINT fk
 ALTER TABLE app.made SET SCHEMA app, DROP COLUMN IF EXISTS x);
 pop @statements;
 sql($n1, "SET client_min_messages = error; $_") foreach @statements;
-my @made = map { "app.$_" } qw(moods part_of_2 by_do children parts bytea_default copied made);
+my @made = map { "app.$_" } qw(moods part_of_2 by_do children parts attached dumped quoted strong strongest bytea_default copied made);
 wait_converged(\@nodes, @made);
 is(schema_of($_), schema_of($n1), 'the schema is the same on ' . $_->name) foreach $n2, $n3;
-everywhere(q(SELECT count(*) FROM repl_ml.tables WHERE schema_name = 'app'), '8', 'new tables are replicated');
+everywhere(q(SELECT count(*) FROM repl_ml.tables WHERE schema_name = 'app'), '13', 'new tables are replicated');
+everywhere(q(SELECT string_agg(table_name, ' ' ORDER BY table_name) FROM repl_ml.replicated_table WHERE class = 'strong'), 'made strong strongest', 'as the class that was asked for');
+psql_fails($n1, q(SELECT repl_ml.add_table('app.moods', class => 'strong')), '55000', 'is replicated already, and is eventual', 'remove_table');
 is(sql($n1, q(SELECT count(*) FROM repl_ml.shape_differences)), '0', 'no difference is told');
 nothing_parked();
 sql($n2, q(INSERT INTO app.moods VALUES (2, 'blue'); INSERT INTO app.part_of_2 VALUES (2, 2)));
 wait_converged(\@nodes, qw(app.moods app.part_of_2));
+
+# ---- other names; n2 does not hear of them, and writes under the former one ----
+
+sql($n1, q(CREATE TABLE named (id serial PRIMARY KEY, v text, n int); INSERT INTO named (v, n) SELECT 'old', g FROM generate_series(1, 4) g; SELECT repl_ml.set_column_merge('named', 'n', 'max'); SELECT repl_ml.set_table_consistency('named', 'quorum')));
+sql($n3, q(DELETE FROM named WHERE id = 4));
+wait_converged(\@nodes, 'named');
+cut($n2, $n1);
+sql($n1, q(CREATE SCHEMA elsewhere; BEGIN; ALTER TABLE named RENAME TO called; INSERT INTO called (v, n) VALUES ('n1', 6); ALTER TABLE called SET SCHEMA elsewhere; COMMIT));
+sql($n1, q(ALTER SCHEMA elsewhere RENAME TO here));
+sql($n2, q(UPDATE named SET v = 'n2' WHERE id = 1; DELETE FROM named WHERE id = 2; INSERT INTO named (v, n) VALUES ('n2', 5); SELECT repl_ml.set_resolver('named', 'keep_both')));
+poll_until($n3, q(SELECT string_agg(concat_ws(' ', v, n), ', ' ORDER BY n) = 'n2 1, old 3, n2 5, n1 6' FROM here.called));
+heal($n2, $n1);
+wait_converged(\@nodes, 'here.called');
+everywhere(q(SELECT string_agg(concat_ws(' ', v, n), ', ' ORDER BY n) FROM here.called), 'n2 1, old 3, n2 5, n1 6', 'rows under both names');
+everywhere(q(SELECT schema_name, resolver, write_consistency FROM repl_ml.tables WHERE table_name IN ('named', 'called')), 'here|keep_both|quorum', 'what is said of a table follows it');
+everywhere(q(SELECT schema_name, table_name, rule FROM repl_ml.conflict_policy WHERE rule = 'max'), 'here|called|max', 'so do the rules of its columns');
+everywhere(q(SELECT count(*) FROM repl_ml.tombstone WHERE (schema_name, table_name) = ('here', 'called')), '2', 'and its deletions');
+sql($n2, q(CREATE TABLE named (id int PRIMARY KEY); INSERT INTO named VALUES (7); INSERT INTO here.called (v, n) VALUES ('on', 8)));
+wait_converged(\@nodes, 'named', 'here.called');
+nothing_parked();
 
 # ---- with rows that are sent while the transaction runs ----
 
@@ -121,6 +150,8 @@ my (undef, undef, $notice) = $n1->psql('postgres', 'CREATE ROLE other_role');
 like($notice, qr/NOTICE:  CREATE ROLE is run on this node only\nHINT:  Run it on each node/, 'a role is this node\'s, as a notice says');
 (undef, undef, $notice) = $n1->psql('postgres', 'CREATE INDEX CONCURRENTLY t_c ON t (c)');
 like($notice, qr/NOTICE:  CREATE INDEX ... CONCURRENTLY is run on this node only/, 'so is what has transactions of its own');
+(undef, undef, $notice) = $n1->psql('postgres', 'REFRESH MATERIALIZED VIEW app.m');
+like($notice, qr/NOTICE:  REFRESH MATERIALIZED VIEW is run on this node only/, 'and what is only computed');
 (undef, undef, $notice) = $n1->psql('postgres', 'CREATE TEMP TABLE mine (id int PRIMARY KEY); CREATE INDEX ON mine (id); DROP TABLE mine');
 is($notice, '', 'what is temporary is a session\'s');
 sql($n1, q(SELECT repl_ml.run_locally('CREATE TABLE here_only (id int PRIMARY KEY)')));
@@ -129,7 +160,9 @@ sql($n1, 'SET repl_ml.replicate_ddl = off; CREATE TABLE here_too (id int PRIMARY
 like($notice, qr/WARNING:  rows of table public.keyless stay on this node: table public.keyless has no primary key\nHINT:  Run ALTER TABLE public.keyless ADD PRIMARY KEY/, 'of a table without a key a warning says what to do');
 psql_fails($n1, 'ALTER TABLE t ADD COLUMN r uuid DEFAULT gen_random_uuid()', '0A000', 'cannot be added with a default that is computed for each row', 'write its values');
 psql_fails($n1, "ALTER TABLE t ALTER c TYPE text USING $_", '0A000', 'by an expression that is not the same on all nodes', 'write its values with UPDATE') foreach 'c || random()::text', 'c || now()::text', 'c || current_user';
-psql_fails($n1, 'ALTER TABLE t RENAME TO renamed', '55000', 'cannot be renamed or moved');
+psql_fails($n1, "SET repl_ml.replicate_ddl = off; $_", '55000', 'cannot be renamed|cannot be dropped', 'Switch "repl_ml.replicate_ddl" on') foreach 'ALTER TABLE t RENAME TO renamed', 'ALTER TABLE t SET SCHEMA app', 'ALTER SCHEMA app RENAME TO b', 'DROP TABLE t';
+psql_fails($n2, 'CREATE TABLE t (id int PRIMARY KEY)', '42P07', 'relation "t" already exists', 'run by all members of the group');
+psql_fails($n2, 'SET repl_ml.replicate_ddl = off; SET ROLE app; CREATE TRIGGER x BEFORE DELETE ON app.made FOR EACH ROW EXECUTE FUNCTION repl_ml.stamp_delete()', '42501', 'permission denied for (?:schema|function)');
 wait_converged(\@nodes, 't');
 is(sql($_, q(SELECT to_regclass('here_only') IS NULL AND to_regclass('here_too') IS NULL AND to_regclass('keyless') IS NOT NULL)), 't', 'as it was said on ' . $_->name) foreach $n2, $n3;
 sql($n1, q(SELECT repl_ml.run_locally('DROP INDEX t_c')));
