@@ -52,7 +52,7 @@ SELECT o.attnum, o.attname, r.attname AS ours
  WHERE o.attrelid = 'pg_stat_replication'::regclass AND o.attnum > 0 AND o.attname IS DISTINCT FROM r.attname;
 
 -- settings
-SELECT name, setting, unit, context, vartype, min_val, max_val FROM pg_settings WHERE name LIKE 'repl\_ml.%' ORDER BY name COLLATE "C";
+SELECT name, boot_val AS setting, unit, context, vartype, min_val, max_val FROM pg_settings WHERE name LIKE 'repl\_ml.%' ORDER BY name COLLATE "C";
 SET repl_ml.no_such_setting = 1;
 
 -- nothing is wrong with this server

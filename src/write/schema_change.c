@@ -110,7 +110,7 @@ repl_ml_schema_change_init(void)
 							 "Runs statements that change the schema on all members of the group.",
 							 "Off in a session, they are run on this node only.",
 							 &repl_ml_replicate_ddl,
-							 false,
+							 true,
 							 PGC_USERSET,
 							 0,
 							 NULL,

@@ -13,7 +13,7 @@ use Test::More;
 
 my $top = dirname(__FILE__) . '/../..';
 my $reference = slurp_file("$top/doc/reference.md");
-my $node = new_node('n1');
+my $node = new_node('n1', 'repl_ml.replicate_ddl = on');
 sql($node, 'CREATE EXTENSION repl_ml');
 
 # The text below a heading, up to the next one of its kind or above.
