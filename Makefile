@@ -40,6 +40,7 @@ OBJS = \
 	src/write/schema_change.o \
 	src/write/reach.o \
 	src/write/outcome.o \
+	src/write/named_role.o \
 	src/write/filled.o \
 	src/write/guard.o \
 	src/write/own.o \

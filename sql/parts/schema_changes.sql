@@ -161,6 +161,32 @@ COMMENT ON FUNCTION repl_ml.follow_renamed() IS 'trigger: a rule that comes unde
 CREATE TRIGGER follow_renamed BEFORE INSERT ON repl_ml.conflict_policy FOR EACH ROW EXECUTE FUNCTION repl_ml.follow_renamed();
 ALTER TABLE repl_ml.conflict_policy ENABLE ALWAYS TRIGGER follow_renamed;
 
+-- Members that do not answer park what names a role that they have not got
+CREATE FUNCTION repl_ml.require_roles(roles text[]) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        names name[];
+        dsns text[];
+        lacking record;
+    BEGIN
+        SELECT pg_catalog.array_agg(m.node_name ORDER BY m.node_id), pg_catalog.array_agg(m.dsn ORDER BY m.node_id) INTO names, dsns
+          FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id <> m.node_id WHERE m.state = 'ready';
+        SELECT x.identity AS role, a.node_name INTO lacking
+          FROM ROWS FROM (pg_catalog.unnest(names), pg_catalog.unnest(repl_ml.ask_members(dsns, pg_catalog.format('SELECT repl_ml.cannot_create(%L)',
+                  (SELECT pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_object('table', 'repl_ml.none', 'needs',
+                          pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('type', 'role', 'names', ARRAY[r], 'arguments', '[]'::jsonb, 'identity', pg_catalog.quote_ident(r)))))
+                     FROM pg_catalog.unnest(roles) r)::text)))) a (node_name, answer)
+         CROSS JOIN LATERAL pg_catalog.jsonb_to_recordset(a.answer::jsonb) x (identity text) LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION 'role % does not exist on node "%"', lacking.role, lacking.node_name USING ERRCODE = 'undefined_object',
+                DETAIL = 'The statement is run by all members of the group, and roles are each server''s own.',
+                HINT = pg_catalog.format('Run CREATE ROLE %s on that node first.', lacking.role);
+        END IF;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.require_roles(text[]) IS 'an error if one of the roles, which a change of the schema names, is not on another member that answers';
+
 CREATE FUNCTION repl_ml.run_locally(statement text) RETURNS void
     LANGUAGE plpgsql VOLATILE STRICT SET repl_ml.replicate_ddl = off
     AS $$

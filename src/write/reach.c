@@ -34,7 +34,9 @@ typedef enum Reach
 static Reach find_reach(Node *stmt);
 static Reach find_reach_of_object(ObjectType type);
 static bool is_temporary(Node *stmt);
+static bool is_temporary_name(List *name);
 static bool is_temporary_relation(RangeVar *range);
+static bool is_temporary_object(ObjectType type, Node *object);
 static bool are_temporary(DropStmt *stmt);
 static bool is_of_ours(Node *stmt);
 static bool is_concurrent(Node *stmt);
@@ -220,9 +222,28 @@ is_temporary(Node *stmt)
 				is_temporary_relation(linitial(((GrantStmt *) stmt)->objects));
 		case T_DropStmt:
 			return are_temporary((DropStmt *) stmt);
+		case T_CompositeTypeStmt:
+			return is_temporary_relation(((CompositeTypeStmt *) stmt)->typevar);
+		case T_CreateDomainStmt:
+			return is_temporary_name(((CreateDomainStmt *) stmt)->domainname);
+		case T_CreateEnumStmt:
+			return is_temporary_name(((CreateEnumStmt *) stmt)->typeName);
+		case T_CreateFunctionStmt:
+			return is_temporary_name(((CreateFunctionStmt *) stmt)->funcname);
+		case T_AlterFunctionStmt:
+			return is_temporary_name(((AlterFunctionStmt *) stmt)->func->objname);
+		case T_CreateRangeStmt:
+			return is_temporary_name(((CreateRangeStmt *) stmt)->typeName);
 		default:
 			return false;
 	}
+}
+
+/* Says whether a name says that it is of something temporary. */
+static bool
+is_temporary_name(List *name)
+{
+	return list_length(name) > 1 && strcmp(strVal(linitial(name)), "pg_temp") == 0;
 }
 
 /* Says whether the relation is temporary, or to be; NULL is none. */
@@ -250,18 +271,8 @@ are_temporary(DropStmt *stmt)
 	int			count = 0;
 	ListCell   *lc;
 
-	switch (stmt->removeType)
-	{
-		case OBJECT_TABLE:
-		case OBJECT_VIEW:
-		case OBJECT_INDEX:
-		case OBJECT_SEQUENCE:
-			break;
-		default:
-			return false;
-	}
 	foreach(lc, stmt->objects)
-		count += is_temporary_relation(makeRangeVarFromNameList(castNode(List, lfirst(lc))));
+		count += is_temporary_object(stmt->removeType, lfirst(lc));
 	if (count > 0 && count < list_length(stmt->objects))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -270,6 +281,29 @@ are_temporary(DropStmt *stmt)
 						   "what is temporary here."),
 				 errhint("Drop the temporary ones by a statement of their own.")));
 	return count > 0;
+}
+
+/* Says whether an object that is to be dropped is temporary. */
+static bool
+is_temporary_object(ObjectType type, Node *object)
+{
+	switch (type)
+	{
+		case OBJECT_TABLE:
+		case OBJECT_VIEW:
+		case OBJECT_INDEX:
+		case OBJECT_SEQUENCE:
+			return is_temporary_relation(makeRangeVarFromNameList(castNode(List, object)));
+		case OBJECT_FUNCTION:
+		case OBJECT_PROCEDURE:
+		case OBJECT_ROUTINE:
+			return is_temporary_name(castNode(ObjectWithArgs, object)->objname);
+		case OBJECT_DOMAIN:
+		case OBJECT_TYPE:
+			return is_temporary_name(castNode(TypeName, object)->names);
+		default:
+			return false;
+	}
 }
 
 /* Says whether the statement is about the extension itself, or labels of its own. */

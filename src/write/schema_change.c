@@ -165,6 +165,7 @@ repl_ml_schema_change_begin(const PlannedStmt *pstmt)
 						 quote_literal_cstr(NameStr(self->node_name)))));
 	repl_ml_shmem_require();
 	repl_ml_filled_refuse(pstmt->utilityStmt);
+	repl_ml_named_role_require(pstmt->utilityStmt);
 	take_lease();
 	take_turn();
 	/* nobody is told of a change that only one node has */

@@ -89,6 +89,9 @@ extern void repl_ml_outcome_follow(int64 number);
 extern char *repl_ml_outcome_describe(CreateTableAsStmt *stmt);
 extern void repl_ml_outcome_take_in(Node *stmt, int64 number, bool strong);
 
+/* in named_role.c */
+extern void repl_ml_named_role_require(Node *stmt);
+
 /* in filled.c */
 extern char *repl_ml_filled_describe(Node *stmt);
 extern void repl_ml_filled_refuse(Node *stmt);

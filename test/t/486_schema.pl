@@ -146,14 +146,15 @@ nothing_parked();
 
 # ---- what is this node's only, and what is refused ----
 
-my (undef, undef, $notice) = $n1->psql('postgres', 'CREATE ROLE other_role');
+my (undef, undef, $notice) = $n1->psql('postgres', 'CREATE ROLE a_role');
 like($notice, qr/NOTICE:  CREATE ROLE is run on this node only\nHINT:  Run it on each node/, 'a role is this node\'s, as a notice says');
 (undef, undef, $notice) = $n1->psql('postgres', 'CREATE INDEX CONCURRENTLY t_c ON t (c)');
 like($notice, qr/NOTICE:  CREATE INDEX ... CONCURRENTLY is run on this node only/, 'so is what has transactions of its own');
 (undef, undef, $notice) = $n1->psql('postgres', 'REFRESH MATERIALIZED VIEW app.m');
 like($notice, qr/NOTICE:  REFRESH MATERIALIZED VIEW is run on this node only/, 'and what is only computed');
-(undef, undef, $notice) = $n1->psql('postgres', 'CREATE TEMP TABLE mine (id int PRIMARY KEY); CREATE INDEX ON mine (id); DROP TABLE mine');
+(undef, undef, $notice) = $n1->psql('postgres', 'CREATE TEMP TABLE mine (id int PRIMARY KEY); CREATE INDEX ON mine (id); DROP TABLE mine; CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS \'SELECT 1\'; DROP FUNCTION pg_temp.f(); CREATE TYPE pg_temp.e AS ENUM (); DROP TYPE pg_temp.e');
 is($notice, '', 'what is temporary is a session\'s');
+is(sql($n1, q(SELECT count(*) FROM repl_ml.schema_change WHERE statement ~ 'pg_temp|mine')), '0', 'and nobody else\'s');
 sql($n1, q(SELECT repl_ml.run_locally('CREATE TABLE here_only (id int PRIMARY KEY)')));
 sql($n1, 'SET repl_ml.replicate_ddl = off; CREATE TABLE here_too (id int PRIMARY KEY)');
 (undef, undef, $notice) = $n1->psql('postgres', 'CREATE TABLE keyless (id int)');
@@ -209,18 +210,27 @@ is(finish_session($second), "ALTER TABLE\n", 'and then the other');
 wait_converged(\@nodes, 't');
 everywhere(q(SELECT string_agg(substring(statement FROM 'x\d'), ' ' ORDER BY number) FROM repl_ml.schema_change WHERE statement LIKE '%ADD COLUMN x_ int'), 'x1 x2', 'in one order');
 
+# ---- roles are each server's own: the members are asked before ----
+
+sql($_, 'CREATE ROLE other_role') foreach $n1, $n3;
+psql_fails($n1, $_, '42704', 'role other_role does not exist on node "n2"', 'CREATE ROLE other_role on that node')
+  foreach 'GRANT SELECT ON t TO other_role', 'ALTER TABLE t OWNER TO other_role', 'CREATE SCHEMA theirs AUTHORIZATION other_role', 'CREATE POLICY q ON t TO other_role',
+  'ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO other_role', 'SET ROLE other_role; CREATE TABLE x (id int PRIMARY KEY)';
+psql_fails($n1, 'GRANT SELECT ON t TO nobody_at_all', '42704', 'role "nobody_at_all" does not exist');
+sql($n2, 'CREATE ROLE other_role');
+sql($n1, 'GRANT SELECT ON t TO other_role');
+
 # ---- what a peer cannot run: the transaction is parked as one, and run when its cause is gone ----
 
-sql($n3, 'CREATE ROLE other_role');
-sql($n1, 'GRANT ALL ON SCHEMA public TO other_role');
-sql($n1, q(BEGIN; SET LOCAL ROLE other_role; CREATE TABLE theirs (id int PRIMARY KEY); INSERT INTO theirs VALUES (1); RESET ROLE; INSERT INTO t (id) VALUES (20); COMMIT));
+sql($n2, q(SELECT repl_ml.run_locally('CREATE VIEW theirs AS SELECT 1')));
+sql($n1, q(BEGIN; CREATE TABLE theirs (id int PRIMARY KEY); INSERT INTO theirs VALUES (1); INSERT INTO t (id) VALUES (20); COMMIT));
 poll_until($n2, q(SELECT status = 'error' FROM repl_ml.health WHERE check_name = 'schema_changes'));
-like(sql($n2, q(SELECT detail FROM repl_ml.health WHERE check_name = 'schema_changes')), qr/number \d+, CREATE TABLE by role other_role on node "n1" \(role "other_role" does not exist on this server\)/, 'health says which and why');
-is(sql($n2, q(SELECT to_regclass('theirs') IS NULL AND NOT EXISTS (SELECT FROM t WHERE id = 20))), 't', 'nothing of the transaction is there');
+like(sql($n2, q(SELECT detail FROM repl_ml.health WHERE check_name = 'schema_changes')), qr/number \d+, CREATE TABLE by role \w+ on node "n1" \(relation "theirs" already exists\)/, 'health says which and why');
+is(sql($n2, q(SELECT (SELECT relkind = 'v' FROM pg_class WHERE relname = 'theirs') AND NOT EXISTS (SELECT FROM t WHERE id = 20))), 't', 'nothing of the transaction is there');
 psql_fails($n2, 'CREATE TABLE later (id int PRIMARY KEY)', '57P03', 'the schema cannot be changed on this node now');
 sql($n1, 'INSERT INTO other VALUES (1)');
 poll_until($n2, 'SELECT count(*) = 1 FROM other');
-sql($n2, 'CREATE ROLE other_role');
+sql($n2, q(SELECT repl_ml.run_locally('DROP VIEW theirs')));
 poll_until($n2, q(SELECT count(*) = 1 FROM t WHERE id = 20));
 wait_converged(\@nodes, 't', 'theirs');
 nothing_parked();
