@@ -101,15 +101,15 @@ class Group:
         dump = subprocess.run([f"{self.bin}/pg_dump", "-s", "--no-publications", "-N", "repl_ml", "-d", self.dsn(node)], check=True, capture_output=True, text=True).stdout
         return "\n".join(line for line in dump.split("\n") if not re.match(r"\\(un)?restrict|SECURITY LABEL FOR repl_ml ON COLUMN \S+\.__repl_clock", line))
 
-    def statements(self, client):
+    def statements(self, client, nodes=("n1",)):
         """Those of the book, if they are not to be left out; else all tables, and no more."""
         text = open(f"{TOP}/doc/clients.md").read()
         found = re.search(rf"<!-- check-clients: {client} -->\n```sql\n(.*?)```", text, re.S).group(1)
         if os.environ.get("ABOUT") == "without":
             found = "SELECT * FROM repl_ml.add_all_tables();"
         for statement in found.split(";\n"):
-            if statement.strip():
-                self.sql("n1", statement)
+            for node in nodes if statement.strip() else ():
+                self.sql(node, statement)
 
     def judge(self, client):
         """All equal at last, nothing parked."""

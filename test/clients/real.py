@@ -6,14 +6,13 @@ real.py BIN DIRECTORY CLIENT...      servers of BIN in DIRECTORY; run by "run", 
 Each client's statements of doc/clients.md are run first; with ABOUT=without only add_all_tables() is, and what they are for
 is lost. Schema changes are run by all members. Afterwards all nodes have the same rows, nothing is parked, and what was acknowledged is there.
 """
-import os
-import subprocess
 import sys
+import threading
 import time
-import urllib.request
 
-from group import NODES, PATIENCE, Group, again, at_once, claim, failures, free_port, pause
 from alembic_application import alembic_client
+from group import NODES, Group, again, at_once, claim, failures, pause
+from mlflow_clients import mlflow_client, mlflow_upgrade_client
 
 
 # ---- Optuna ----
@@ -47,8 +46,34 @@ def optuna_client(group):
 
 # ---- LangGraph ----
 
-def langgraph_client(group):
+def put_checkpoints(saver, name, threads, steps, writes=True):
+    """Some threads, some steps each; returns the last checkpoint of each thread."""
     from langgraph.checkpoint.base import empty_checkpoint
+    put = {}
+    for thread in range(threads):
+        config = {"configurable": {"thread_id": f"{name}-{thread}", "checkpoint_ns": ""}}
+        for step in range(steps):
+            checkpoint = empty_checkpoint()
+            checkpoint["channel_values"] = {"messages": [f"{name} {step}"]}
+            checkpoint["channel_versions"] = {"messages": step + 1}
+            config = saver.put(config, checkpoint, {"source": "loop", "step": step}, {"messages": step + 1})
+            if writes:
+                saver.put_writes(config, [("messages", step)], f"task {step}")
+        put[f"{name}-{thread}"] = config["configurable"]["checkpoint_id"]
+    return put
+
+
+def judge_checkpoints(group, put, what):
+    """The last checkpoint of each thread can be had from each node."""
+    from langgraph.checkpoint.postgres import PostgresSaver
+    for node in NODES:
+        with PostgresSaver.from_conn_string(group.url(node)) as saver:
+            seen = {thread: saver.get_tuple({"configurable": {"thread_id": thread, "checkpoint_ns": ""}}) for thread in put}
+        lacking = [thread for thread, last in put.items() if seen[thread] is None or seen[thread].checkpoint["id"] != last]
+        claim(not lacking, f"langgraph: the last checkpoint of each of {len(put)} threads {what} is on {node}", lacking)
+
+
+def langgraph_client(group):
     from langgraph.checkpoint.postgres import PostgresSaver
     group.begin("langgraph_client")
     with PostgresSaver.from_conn_string(group.url("n1")) as saver:
@@ -57,93 +82,54 @@ def langgraph_client(group):
     group.join()
 
     def work(node):
-        put = []
         with PostgresSaver.from_conn_string(group.url(node)) as saver:
-            for thread in range(5):
-                config = {"configurable": {"thread_id": f"{node}-{thread}", "checkpoint_ns": ""}}
-                for step in range(4):
-                    checkpoint = empty_checkpoint()
-                    checkpoint["channel_values"] = {"messages": [f"{node} {step}"]}
-                    checkpoint["channel_versions"] = {"messages": step + 1}
-                    config = saver.put(config, checkpoint, {"source": "loop", "step": step}, {"messages": step + 1})
-                    saver.put_writes(config, [("messages", step)], f"task {step}")
-                put.append((thread, config["configurable"]["checkpoint_id"]))
-        return put
+            return put_checkpoints(saver, node, 5, 4)
 
     done = at_once(work)
     group.judge("langgraph")
-    for node in NODES:
-        with PostgresSaver.from_conn_string(group.url(node)) as saver:
-            lacking = [(writer, thread) for writer in NODES for thread, last in done[writer]
-                       if saver.get_tuple({"configurable": {"thread_id": f"{writer}-{thread}", "checkpoint_ns": ""}}).checkpoint["id"] != last]
-        claim(not lacking, f"langgraph: the last checkpoint of each thread is on {node}", lacking)
+    judge_checkpoints(group, {t: c for put in done.values() for t, c in put.items()}, "of a new database")
 
 
-# ---- MLflow ----
+def langgraph_upgrade_client(group):
+    """setup() of a database as the first versions made it, on one node, while agents work on the others."""
+    from langgraph.checkpoint.postgres import PostgresSaver
 
-def mlflow_client(group):
-    group.begin("mlflow_client")
-    environment = dict(os.environ, MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", HOME=group.directory)
-    mlflow = os.path.join(os.path.dirname(sys.executable), "mlflow")
-    # as a server does that finds an empty database
-    make = "import sys; from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore; SqlAlchemyStore(sys.argv[1], '/tmp')"
-    with open(f"{group.directory}/upgrade.log", "w") as log:
-        subprocess.run([sys.executable, "-c", make, group.url("n1")], check=True, env=environment, cwd=group.directory, stdout=log, stderr=log)
-    group.statements("mlflow")
+    class FirstSaver(PostgresSaver):
+        MIGRATIONS = PostgresSaver.MIGRATIONS[:4]
+
+    group.begin("langgraph_upgrade_client")
     group.join()
-    ports = {node: free_port() for node in NODES}
-    servers = [subprocess.Popen([mlflow, "server", "--backend-store-uri", group.url(node), "--default-artifact-root", f"{group.directory}/artifacts", "--host", "127.0.0.1", "--port", str(ports[node]), "--workers", "1"],
-                                env=environment, cwd=group.directory, stdout=open(f"{group.directory}/mlflow-{node}.log", "w"), stderr=subprocess.STDOUT, start_new_session=True) for node in NODES]
-    try:
-        for node in NODES:
-            end = time.monotonic() + PATIENCE
-            while True:
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{ports[node]}/health", timeout=5)
-                    break
-                except OSError:
-                    if time.monotonic() > end:
-                        raise
-                    pause(0.5)
-        mlflow_work(group, ports)
-    finally:
-        for server in servers:
-            os.killpg(server.pid, 15)
-            server.wait()
-
-
-def mlflow_work(group, ports):
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param, RunTag
-    clients = {node: MlflowClient(f"http://127.0.0.1:{ports[node]}", registry_uri=f"http://127.0.0.1:{ports[node]}") for node in NODES}
-    again(lambda: clients["n1"].create_registered_model("shared"))
+    with FirstSaver.from_conn_string(group.url("n1")) as saver:
+        saver.setup()
+    for node in NODES:
+        group.wait(node, "SELECT max(v) = 3 FROM checkpoint_migrations", f"langgraph: the first tables are on {node}")
+    upgraded = threading.Event()
 
     def work(node):
-        client, made, versions = clients[node], [], []
-        for e in range(4):
-            experiment = again(lambda: client.create_experiment(f"{node} {e}"))
-            run = client.create_run(experiment).info.run_id
-            for step in range(3):
-                client.log_batch(run, metrics=[Metric(f"m{i}", step + i / 10, 1000 + step, step) for i in range(10)],
-                                 params=[Param(f"p{step}", node)], tags=[RunTag("node", node)])
-            client.set_terminated(run)
-            made.append((experiment, run))
-        for _ in range(6):
-            versions.append(again(lambda: client.create_model_version("shared", f"s3://bucket/{node}", run)).version)
-        again(lambda: client.set_registered_model_alias("shared", f"of_{node}", versions[-1]))
-        return made, versions
+        with PostgresSaver.from_conn_string(group.url(node)) as saver:
+            if node == "n1":
+                pause(0.5)
+                saver.setup()
+                upgraded.set()
+                return {}
+            put, rounds = {}, 0
+            while not upgraded.is_set() or rounds < 5:
+                put.update(again(lambda: put_checkpoints(saver, f"{node}-{rounds}", 2, 3, writes=False)))
+                rounds += 1
+            return put
 
     done = at_once(work)
-    group.judge("mlflow")
-    experiments = [e for made, _ in done.values() for e, _ in made]
-    versions = [int(v) for _, given in done.values() for v in given]
-    claim(len(set(experiments)) == 12, "mlflow: every experiment has an id of its own", experiments)
-    claim(len(set(versions)) == 18, "mlflow: every model version has a number of its own", sorted(versions))
     for node in NODES:
-        seen = {int(v.version) for v in clients[node].search_model_versions("name = 'shared'")}
-        claim(set(versions) <= seen, f"mlflow: every acknowledged version is on {node}", sorted(set(versions) - seen))
-        runs = clients[node].search_runs(experiments, max_results=100)
-        claim(len(runs) == 12 and all(len(r.data.metrics) == 10 and len(r.data.params) == 3 and r.data.metrics["m3"] == 2.3 for r in runs), f"mlflow: every run is whole on {node}", len(runs))
+        group.wait(node, f"SELECT max(v) = {len(PostgresSaver.MIGRATIONS) - 1} FROM checkpoint_migrations", f"langgraph: setup() is on {node}")
+        columns = [c for (c,) in group.sql(node, "SELECT attname FROM pg_attribute WHERE attrelid = 'checkpoint_writes'::regclass AND attnum > 0 AND NOT attisdropped")]
+        claim("task_path" in columns, f"langgraph: the tables of that version are on {node}", columns)
+        with PostgresSaver.from_conn_string(group.url(node)) as saver:
+            saver.setup()       # finds nothing to do
+            done[node].update(put_checkpoints(saver, f"{node} after", 2, 3))
+    group.statements("langgraph_upgrade", NODES)
+    claim(len({group.dump_schema(node) for node in NODES}) == 1, "langgraph: the schema is the same on all nodes", NODES)
+    group.judge("langgraph upgrade")
+    judge_checkpoints(group, {t: c for put in done.values() for t, c in put.items()}, "of an old database")
 
 
 # ---- Feast ----
@@ -195,7 +181,58 @@ def feast_client(group):
     claim(len(seen) == 1, "feast: one feature has one value everywhere", seen)
 
 
-CLIENTS = {"alembic": alembic_client, "feast": feast_client, "mlflow": mlflow_client, "optuna": optuna_client, "langgraph": langgraph_client}
+def feast_views_client(group):
+    """A new view from n2, its rows from n1, its end; and that of all."""
+    import datetime
+    import pandas
+    from feast import Entity, FeatureView, Field, FileSource
+    from feast.types import Float32, String
+    group.begin("feast_views_client")
+    group.join()
+    driver = Entity(name="driver", join_keys=["driver_id"])
+    begun = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
+    path = f"{group.directory}/drivers.parquet"
+    pandas.DataFrame({"driver_id": list(range(30)), "rate": [float(i) for i in range(30)], "name": [f"driver {i}" for i in range(30)],
+                      "event_timestamp": [begun] * 30}).to_parquet(path)
+    source = FileSource(path=path, timestamp_field="event_timestamp")
+
+    def view(name, field):
+        return FeatureView(name=name, entities=[driver], schema=[field], source=source, ttl=datetime.timedelta(days=36500))
+
+    def table_is(there, name):
+        for node in NODES:
+            group.wait(node, f"SELECT (to_regclass('demo_{name}') IS NOT NULL) = {there}", f"feast: the table of {name} is {'there' if there else 'gone'} on {node}")
+
+    feast_store(group, "n1").apply([driver, view("rates", Field(name="rate", dtype=Float32))])
+    table_is(True, "rates")
+    feast_store(group, "n2").apply([driver, view("names", Field(name="name", dtype=String))])
+    table_is(True, "names")
+    group.wait("n1", "SELECT count(*) = 2 FROM feature_views", "feast: the registry of n1 has both views")
+    feast_store(group, "n1").materialize(begun - datetime.timedelta(days=1), begun + datetime.timedelta(days=1))
+    group.judge("feast views")
+    for node in NODES:
+        got = feast_store(group, node).get_online_features(["rates:rate", "names:name"], [{"driver_id": 7}, {"driver_id": 29}]).to_dict()
+        claim((got["rate"], got["name"]) == ([7.0, 29.0], ["driver 7", "driver 29"]), f"feast: what n1 has materialized is on {node}", got)
+    claim(group.one("n3", "SELECT count(*) FROM repl_ml.tables WHERE relation IN ('demo_rates'::regclass, 'demo_names'::regclass) AND state = 'replicated'") == 2, "feast: the tables of views are replicated")
+
+    store = feast_store(group, "n3")
+    store.apply(objects=[], objects_to_delete=[store.get_feature_view("rates")], partial=False)
+    table_is(False, "rates")
+    group.wait("n2", "SELECT count(*) = 1 FROM feature_views", "feast: the registry of n2 has one view")
+    # one of the same name is another
+    feast_store(group, "n2").apply([driver, view("rates", Field(name="rate", dtype=Float32))])
+    table_is(True, "rates")
+    group.wait("n1", "SELECT count(*) = 2 FROM feature_views", "feast: the registry of n1 has both views again")
+    group.judge("feast views")
+    for node in NODES:
+        claim(group.one(node, "SELECT count(*) FROM demo_rates") == 0, f"feast: a view that was removed begins empty on {node}")
+    feast_store(group, "n1").teardown()
+    table_is(False, "rates")
+    table_is(False, "names")
+    group.judge("feast views")
+
+
+CLIENTS = {"alembic": alembic_client, "feast": feast_client, "mlflow": mlflow_client, "mlflow_upgrade": mlflow_upgrade_client, "optuna": optuna_client, "langgraph": langgraph_client, "langgraph_upgrade": langgraph_upgrade_client, "feast_views": feast_views_client}
 
 if __name__ == "__main__":
     group = Group(sys.argv[1], sys.argv[2])
