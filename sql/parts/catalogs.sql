@@ -188,7 +188,7 @@ CREATE TABLE repl_ml.schema_change (
     filled       jsonb NOT NULL DEFAULT '[]',
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
 );
-COMMENT ON TABLE repl_ml.schema_change IS 'statements that clients have run to change the schema, each written in the transaction that ran it, and run by who applies that: who ran it where, with which search_path and other settings; filled has what columns that it added have in rows that were there before; see the view repl_ml.schema_changes';
+COMMENT ON TABLE repl_ml.schema_change IS 'statements that clients have run to change the schema, each written in the transaction that ran it, and run by who applies that: who ran it where, with which search_path and other settings; filled has what columns that it added have in rows that were there before, and the identities of columns that it dropped; see the view repl_ml.schema_changes';
 
 -- Starts of members' servers; written by each member before it reads what was written since
 CREATE TABLE repl_ml.peer_start (

@@ -57,6 +57,7 @@ CREATE FUNCTION repl_ml.forget_table(of_schema name, of_table name, tell_others 
     AS $$
     UPDATE repl_ml.replicated_table t SET state = 'dropped', write_consistency = 'one', class = 'eventual'
      WHERE tell_others AND t.schema_name = of_schema AND t.table_name = of_table AND t.state = 'enrolled';
+    UPDATE repl_ml.replicated_table t SET state = 'dropped' WHERE tell_others AND t.state = 'renamed' AND t.now_schema = of_schema AND t.now_name = of_table;
     INSERT INTO repl_ml.conflict_policy (schema_name, table_name, column_name, rule)
     SELECT DISTINCT p.schema_name, p.table_name, p.column_name, CASE p.column_name WHEN '' THEN 'last_write' ELSE 'none' END
       FROM repl_ml.conflict_policy p WHERE tell_others AND p.schema_name = of_schema AND p.table_name = of_table;

@@ -784,7 +784,7 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
     -- 21. sequences
     SELECT 21, 'sequences', CASE WHEN q.gone IS NOT NULL THEN 'error' WHEN coalesce(q.apart, o.own) IS NOT NULL OR q.without IS NOT NULL OR q.near IS NOT NULL THEN 'warning' ELSE 'ok' END,
            CASE WHEN q.gone IS NOT NULL OR coalesce(q.apart, o.own) IS NOT NULL OR q.without IS NOT NULL OR q.near IS NOT NULL THEN pg_catalog.concat_ws(' ',
-                     'Sequences of which no number is left here, so that nextval fails: ' || q.gone || '.', 'Sequences that each node still gives numbers of by itself: ' || pg_catalog.concat_ws(', ', q.apart, o.own) || '.', 'Sequences of which this node has no numbers since its start: ' || q.without || '.',
+                     'Sequences of which no number is left here, so that nextval fails: ' || q.gone || '.', 'Sequences that each node still gives numbers of by itself: ' || nullif(pg_catalog.concat_ws(', ', q.apart, o.own), '') || '.', 'Sequences of which this node has no numbers since its start: ' || q.without || '.',
                      'Sequences with few numbers left: ' || q.near || '.')
                 WHEN q.sequences = 0 THEN 'No sequence is shared.' ELSE pg_catalog.format('No number is given twice of %s sequences.', q.sequences) END,
            nullif(pg_catalog.concat_ws(' ', CASE WHEN coalesce(q.apart, o.own) IS NOT NULL THEN 'They are the group''s by themselves when what is in the way is gone. See SELECT * FROM repl_ml.sequences.' END,

@@ -57,7 +57,7 @@ static int find_remote_column(ReplMlRemoteTable *table, Relation rel, Form_pg_at
 static bool is_news(ReplMlRemoteTable *table, Relation rel, Form_pg_attribute att);
 static void find_fill(ReplMlRemoteTable *table, Relation rel, Form_pg_attribute att);
 static bool is_mapped(ReplMlRemoteTable *table, int j);
-static bool is_gone(ReplMlRemoteTable *table, int j, const char *seen_here);
+static bool is_gone(ReplMlRemoteTable *table, int j);
 static char *get_seen_here(Relation rel);
 static const char *get_seen_there(ReplMlRemoteTable *table);
 static void note_other_key(ReplMlRemoteTable *table, Relation rel);
@@ -300,7 +300,6 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 	TupleDesc	desc = RelationGetDescr(rel);
 	int			matched = 0;
 	bool		follows;
-	const char *seen_here;
 	MemoryContext old;
 
 	if (table->context != NULL)
@@ -311,7 +310,6 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 	table->natts = desc->natts;
 	table->remote_column = palloc(desc->natts * sizeof(int));
 	follows = follows_changes(table);
-	seen_here = follows ? get_seen_here(rel) : "";
 	table->fill = palloc0(desc->natts * sizeof(Datum));
 	table->has_fill = palloc0(desc->natts * sizeof(bool));
 	table->input = palloc0(desc->natts * sizeof(FmgrInfo));
@@ -356,7 +354,7 @@ map_columns(ReplMlRemoteTable *table, Relation rel)
 	{
 		AttrNumber	attnum = get_attnum(RelationGetRelid(rel), table->remote.attnames[j]);
 
-		if (follows && (is_mapped(table, j) || is_gone(table, j, seen_here)))
+		if (follows && (is_mapped(table, j) || is_gone(table, j)))
 			continue;
 		/* system columns have names, too */
 		if (attnum <= InvalidAttrNumber || table->remote_column[attnum - 1] != j)
@@ -474,11 +472,22 @@ is_mapped(ReplMlRemoteTable *table, int j)
 	return false;
 }
 
-/* Says whether the table has had the peer's column j here, and has it no more. */
+/*
+ * Says whether a change of the schema has dropped the peer's column j; one that was dropped on
+ * this node only is not gone for those who write it.
+ */
 static bool
-is_gone(ReplMlRemoteTable *table, int j, const char *seen_here)
+is_gone(ReplMlRemoteTable *table, int j)
 {
-	return repl_ml_column_shares(table->described[j].identity, seen_here);
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1] = {CStringGetTextDatum(table->described[j].identity)};
+
+	return repl_ml_spi_execute("SELECT FROM repl_ml.schema_change c,"
+							   " pg_catalog.jsonb_to_recordset(c.filled) x (dropped text)"
+							   " WHERE c.filled OPERATOR(pg_catalog.<>) '[]'"
+							   " AND pg_catalog.string_to_array(x.dropped, ',')"
+							   " OPERATOR(pg_catalog.&&) pg_catalog.string_to_array($1, ',')",
+							   1, types, values, NULL) > 0;
 }
 
 /*

@@ -40,8 +40,9 @@ static bool reads_clock(Node *node, void *context);
 
 /*
  * Called by schema_change.c when a statement has been run: returns what the columns that it
- * has added to a replicated table have in rows that were there before, as a JSON array;
- * raises an error if that is another value in each row, which other nodes would not have.
+ * has added to a replicated table have in rows that were there before, and which columns it
+ * has dropped, as a JSON array; raises an error if the former is another value in each row, which
+ * other nodes would not have.
  */
 char *
 repl_ml_filled_describe(Node *stmt)
@@ -62,6 +63,12 @@ repl_ml_filled_describe(Node *stmt)
 			if (cmd->subtype == AT_AddColumn)
 				add_filled(&json, relid, castNode(ColumnDef, cmd->def)->colname);
 		}
+	}
+	foreach(lc, repl_ml_outcome_columns())
+	{
+		appendStringInfo(&json, "%s{\"dropped\":", json.len == 1 ? "" : ",");
+		escape_json(&json, lfirst(lc));
+		appendStringInfoChar(&json, '}');
 	}
 	appendStringInfoChar(&json, ']');
 	return json.data;

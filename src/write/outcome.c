@@ -52,6 +52,7 @@ static bool had_key = false;	/* the table that it alters; of a client's */
 static List *dropped = NIL;		/* of Former * */
 static List *renamed = NIL;
 static List *detached = NIL;	/* with the names of their roots */
+static List *columns = NIL;		/* identities of those that it has dropped */
 
 static bool has_key(Node *stmt);
 static Oid	get_altered(Node *stmt);
@@ -65,7 +66,7 @@ static void take_in_table(Oid relid, int64 number, bool strong);
 void
 repl_ml_outcome_begin(Node *stmt)
 {
-	dropped = renamed = detached = NIL;
+	dropped = renamed = detached = columns = NIL;
 	had_key = has_key(stmt);
 }
 
@@ -152,6 +153,23 @@ repl_ml_outcome_note_detach(Oid relid, Oid root)
 	((Former *) llast(detached))->relid = relid;
 }
 
+/* Called by own.c: a column of a replicated table is dropped by the change that runs. */
+void
+repl_ml_outcome_note_column(Oid relid, AttrNumber attnum)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+
+	columns = lappend(columns, repl_ml_column_identity(relid, attnum));
+	MemoryContextSwitchTo(old);
+}
+
+/* Called by filled.c: returns the identities of columns that the change has dropped. */
+List *
+repl_ml_outcome_columns(void)
+{
+	return columns;
+}
+
 /* Adds the table with the names that it has now; lives as long as the transaction. */
 static List *
 add_former(List *list, Oid relid)
@@ -191,7 +209,7 @@ repl_ml_outcome_follow(int64 number)
 		follow_renamed(lfirst(lc), number);
 	foreach(lc, detached)
 		keep_detached(lfirst(lc), number);
-	dropped = renamed = detached = NIL;
+	dropped = renamed = detached = columns = NIL;
 }
 
 /*

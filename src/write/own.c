@@ -104,6 +104,8 @@ check_object_drop(Oid class_id, Oid object, int sub_id)
 			repl_ml_definition_note(get_trigger_relation(object));
 			break;
 		case RelationRelationId:
+			if (sub_id > 0 && repl_ml_schema_change_runs() && repl_ml_guard_is_replicated(object))
+				repl_ml_outcome_note_column(object, sub_id);
 			/* a column, or an index */
 			if (sub_id == 0 && get_rel_relkind(object) != RELKIND_RELATION)
 				object = IndexGetRelation(object, true);

@@ -85,6 +85,8 @@ extern void repl_ml_outcome_note_drop(Oid relid);
 extern void repl_ml_outcome_note_rename(Oid relid);
 extern void repl_ml_outcome_note_partition(Oid relid, Oid root);
 extern void repl_ml_outcome_note_detach(Oid relid, Oid root);
+extern void repl_ml_outcome_note_column(Oid relid, AttrNumber attnum);
+extern List *repl_ml_outcome_columns(void);
 extern void repl_ml_outcome_follow(int64 number);
 extern char *repl_ml_outcome_describe(CreateTableAsStmt *stmt);
 extern void repl_ml_outcome_take_in(Node *stmt, int64 number, bool strong);

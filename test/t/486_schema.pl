@@ -136,6 +136,19 @@ sql($n2, q(CREATE TABLE named (id int PRIMARY KEY); INSERT INTO named VALUES (7)
 wait_converged(\@nodes, 'named', 'here.called');
 nothing_parked();
 
+# ---- a column that only one node has dropped is not gone for the others ----
+
+sql($n1, q(CREATE TABLE partly (id int PRIMARY KEY, v text, w text)));
+wait_converged(\@nodes, 'partly');
+sql($n2, q(SELECT repl_ml.run_locally('ALTER TABLE partly DROP COLUMN v')));
+sql($n1, q(INSERT INTO partly VALUES (1, 'kept', 'x')));
+poll_until($n2, q(SELECT string_agg(message, ' ') = 'column "v" of table "public.partly" does not exist on this node' FROM repl_ml.parked_changes));
+is(sql($n2, q(SELECT count(*) FROM partly)), '0', 'what it writes is parked');
+sql($n1, q(ALTER TABLE partly DROP COLUMN IF EXISTS v));
+poll_until($n2, q(SELECT string_agg(w, ' ') = 'x' FROM partly));
+poll_until($n2, q(SELECT count(*) = 0 FROM repl_ml.parked_changes));
+wait_converged(\@nodes, 'partly');
+
 # ---- with rows that are sent while the transaction runs ----
 
 sql($n1, q(BEGIN; CREATE TABLE large (id int PRIMARY KEY, v text); INSERT INTO large SELECT g, repeat('x', 100) FROM generate_series(1, 50000) g; ALTER TABLE large ADD COLUMN w int DEFAULT 1; UPDATE large SET w = 2 WHERE id = 1; COMMIT; INSERT INTO large VALUES (0)));
