@@ -137,6 +137,7 @@ OBJS = \
 	src/copy/former.o \
 	src/copy/missed.o \
 	src/copy/meet.o \
+	src/copy/piece.o \
 	src/copy/rows.o \
 	src/copy/enrol.o \
 	src/copy/schema.o \

@@ -313,7 +313,9 @@ CREATE FUNCTION repl_ml.decided_commits(of_node integer, commits pg_lsn[]) RETUR
       FROM pg_catalog.unnest(commits) c LEFT JOIN repl_ml.discarded_transaction d ON d.node_id = of_node AND d.commit_lsn = c
      WHERE d.node_id IS NOT NULL OR (c < repl_ml.received_lsn(of_node)
        AND NOT EXISTS (SELECT FROM repl_ml.parked_change p WHERE p.origin_node = of_node AND p.origin_lsn = c AND p.action NOT IN ('evicted', 'kept'))
-       AND NOT EXISTS (SELECT FROM repl_ml.unsent u WHERE u.node_id = of_node AND u.origin_lsn = c))
+       AND NOT EXISTS (SELECT FROM repl_ml.unsent u WHERE u.node_id = of_node AND u.origin_lsn = c)
+       -- what was parked before a copy is forgotten when that begins
+       AND NOT EXISTS (SELECT FROM repl_ml.table_sync y WHERE y.node_id = of_node AND y.state = 'pending'))
     $$;
 COMMENT ON FUNCTION repl_ml.decided_commits(integer, pg_lsn[]) IS 'of these commits of a peer those that are applied here, with nothing parked, and with a minus those of which something was discarded here: asked by that peer, which does not count this node for these and for what is not decided';
 

@@ -625,12 +625,13 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
     -- 10. tables that are not what the group's list says
     SELECT 10, 'tables', CASE WHEN pg_catalog.bool_or(t.state = 'missing') THEN 'error' WHEN pg_catalog.count(t.table_name) > 0 THEN 'warning' ELSE 'ok' END,
            coalesce(pg_catalog.string_agg(pg_catalog.format('Table %I.%I %s%s.', t.schema_name, t.table_name,
-                        CASE t.state WHEN 'missing' THEN 'is not here' WHEN 'pending' THEN 'is not replicated here yet' ELSE 'is being copied' END,
+                        CASE t.state WHEN 'missing' THEN 'is not here' WHEN 'pending' THEN 'is not replicated here yet' ELSE 'is being copied' || CASE WHEN t.copy_rows IS NULL THEN '' ELSE pg_catalog.format(' (%s rows so far; copies that are left: %s)', t.copy_rows, t.pending_copies) END END,
                         ': ' || pg_catalog.rtrim(pg_catalog.split_part(t.problem, E'\n', 1), '.')), ' ' ORDER BY t.schema_name, t.table_name) FILTER (WHERE t.table_name IS NOT NULL),
                     'All of the group''s tables are replicated here.'),
            CASE WHEN pg_catalog.count(t.table_name) > 0 THEN 'This goes on by itself; what keeps it from that is in the column problem of repl_ml.tables.' END
       FROM active s LEFT JOIN (
-           SELECT x.schema_name, x.table_name, x.state, l.problem FROM unready x
+           SELECT x.schema_name, x.table_name, x.state, x.pending_copies, l.problem,
+                  (SELECT pg_catalog.sum(w.copy_rows) FROM repl_ml.worker_stats() w WHERE w.copy_relation = x.relid) AS copy_rows FROM unready x
              -- mostly there is none, and nothing to look for
              LEFT JOIN repl_ml.listed_tables() l ON l.schema_name = x.schema_name AND l.table_name = x.table_name OFFSET 0) t ON true
     HAVING pg_catalog.count(s.node_id) > 0

@@ -43,6 +43,15 @@ typedef enum ReplMlDigestOf
 typedef void (*ReplMlDigestVisitor) (Relation rel, ReplMlImage *image, TupleTableSlot *slot,
 								  void *argument);
 
+/* A table whose rows are joined in pieces; see piece.c. */
+typedef struct ReplMlCopied
+{
+	Relation	rel;			/* open in the present piece */
+	bool		in_pieces;		/* else all is one */
+	bool		has_turn;		/* no other worker joins rows of it */
+	TupleDesc	desc;			/* as the copy has begun with */
+} ReplMlCopied;
+
 /* A comparison of a table with the peer's before it is copied; see differing.c. */
 typedef struct ReplMlDiffering ReplMlDiffering;
 
@@ -83,7 +92,7 @@ extern bool repl_ml_digests_are_wanted(ReplMlImage *image, TupleTableSlot *slot)
 
 /* in differing.c */
 extern ReplMlDiffering *repl_ml_differing_begin(WalReceiverConn *conn, Relation rel);
-extern bool repl_ml_differing_next(ReplMlDiffering *differing);
+extern bool repl_ml_differing_next(ReplMlDiffering *differing, Relation rel);
 extern int64 repl_ml_differing_bytes(const ReplMlDiffering *differing);
 extern int	repl_ml_differing_chunks(double rows);
 extern ReplMlDigest *repl_ml_differing_ask(WalReceiverConn *conn, Relation rel, int chunks,
@@ -112,8 +121,17 @@ extern void repl_ml_meet_rest(WalReceiverConn *conn, Relation rel, int donor);
 /* in donor.c */
 extern void repl_ml_donor_require_right(Relation rel);
 
+/* in piece.c */
+extern void repl_ml_piece_begin(void);
+extern void repl_ml_piece_end(void);
+extern void repl_ml_piece_open(ReplMlCopied *copied, Oid relid, bool in_pieces);
+extern void repl_ml_piece_turn(ReplMlCopied *copied);
+extern void repl_ml_piece_next(ReplMlCopied *copied);
+extern void repl_ml_piece_close(ReplMlCopied *copied);
+
 /* in rows.c */
-extern int64 repl_ml_rows_join(ReplMlApply *apply, Relation rel, CopyFromState copy, bool careful);
+extern int64 repl_ml_rows_join(ReplMlApply *apply, ReplMlCopied *copied, CopyFromState copy,
+							   bool careful);
 
 /* in dropped.c */
 extern void repl_ml_dropped_compare(ReplMlApply *apply, WalReceiverConn *conn);

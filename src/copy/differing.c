@@ -44,7 +44,6 @@
 struct ReplMlDiffering
 {
 	WalReceiverConn *conn;
-	Relation	rel;
 	int			chunks;
 	ReplMlDigest *sums;			/* of this node */
 	int64	   *rows;			/* of this node, in each chunk */
@@ -156,7 +155,6 @@ repl_ml_differing_begin(WalReceiverConn *conn, Relation rel)
 	ReplMlDigest *theirs;
 
 	differing->conn = conn;
-	differing->rel = rel;
 	if (rows < LEAST_ROWS)
 		return NULL;
 	differing->chunks = repl_ml_differing_chunks(rows);
@@ -247,7 +245,7 @@ repl_ml_differing_tell(WalReceiverConn *conn, int chunks, const bool *wanted,
  * what is not; returns false if there are no more.
  */
 bool
-repl_ml_differing_next(ReplMlDiffering *differing)
+repl_ml_differing_next(ReplMlDiffering *differing, Relation rel)
 {
 	MemoryContext old;
 
@@ -256,7 +254,7 @@ repl_ml_differing_next(ReplMlDiffering *differing)
 	MemoryContextReset(differing->context);
 	old = MemoryContextSwitchTo(differing->context);
 	/* one that cannot be read has come since: then all of them are sent */
-	(void) repl_ml_digests_collect(differing->rel, differing->chunks, differing->wanted,
+	(void) repl_ml_digests_collect(rel, differing->chunks, differing->wanted,
 								   REPL_ML_OF_ROW, &differing->have, &differing->have_count);
 	repl_ml_differing_tell(differing->conn, differing->chunks, differing->wanted, differing->have,
 						   differing->have_count, &differing->bytes);

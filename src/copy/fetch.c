@@ -3,13 +3,13 @@
  *		Copies one table from the peer: asks what it is there, and has COPY send its
  *		rows, those that can be sent.
  *
- * A copy is of one moment of the peer and one transaction here, so it may overlap
- * with the stream, be repeated, and start over after a failure: each row is
+ * A copy is of one moment of the peer and any number of transactions here (piece.c); it may
+ * overlap with the stream, be repeated, and start over after a failure: each row is
  * joined (rows.c).
  *
  * Not which tables are due (sync.c), nor which rows a donor leaves out (donor.c).
  * Runs in the apply worker.  Locks: ACCESS SHARE on the donor's table; here ROW
- * EXCLUSIVE on the table, until the copy's transaction ends.
+ * EXCLUSIVE on the table, until a piece ends.
  */
 #include "postgres.h"
 
@@ -63,12 +63,12 @@ static int64 copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, boo
 static int64 copy_rows_about(ReplMlApply *apply, WalReceiverConn *conn, Oid relid,
 							 const char *schema_name, const char *table_name, bool careful);
 static int64 copy_users_table(ReplMlApply *apply, WalReceiverConn *conn, Oid relid);
-static int64 copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, Relation rel,
+static int64 copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, ReplMlCopied *copied,
 						   const char *name, const CopyOf *of);
-static int64 copy_leaves(ReplMlApply *apply, WalReceiverConn *conn, Relation rel,
-							 const CopyOf *of);
-static int64 copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *command,
-					   bool careful);
+static int64 copy_leaves(ReplMlApply *apply, WalReceiverConn *conn, ReplMlCopied *copied,
+						 const CopyOf *of);
+static int64 copy_from(ReplMlApply *apply, WalReceiverConn *conn, ReplMlCopied *copied,
+					   const char *command, bool careful);
 static List *list_columns(Relation rel, StringInfo list);
 static int	read_copy(void *out, int min, int max);
 
@@ -86,24 +86,19 @@ fetch_floors(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name,
 {
 	if (strcmp(schema_name, REPL_ML_SCHEMA) == 0)
 		return;
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
+	repl_ml_piece_begin();
 	if (OidIsValid(repl_ml_table_local(schema_name, table_name)))
 	{
 		repl_ml_stream_utility(conn, psprintf("LOCK TABLE %s IN ACCESS SHARE MODE",
 											  quote_qualified_identifier(schema_name, table_name)));
 		(void) copy_rows(apply, conn, repl_ml_catalog_oid("collection"), false);
-		repl_ml_targets_close();
 	}
-	PopActiveSnapshot();
-	replorigin_session_origin_lsn = InvalidXLogRecPtr;
-	replorigin_session_origin_timestamp = 0;
-	CommitTransactionCommand();
+	repl_ml_piece_end();
 }
 
 /*
- * Called by sync.c: joins all rows of one table of the peer, in one transaction,
- * and ticks it off.  A row that the peer has resolved from several versions must
+ * Called by sync.c: joins all rows of one table of the peer, and ticks it off with the
+ * last of them.  A row that the peer has resolved from several versions must
  * come after these, or it would pass for one of them: so they are copied first,
  * of the same moment.
  */
@@ -111,6 +106,9 @@ void
 repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schema_name,
 					const char *table_name)
 {
+	/* what is remembered from piece to piece is in it; after an error it goes with its parent */
+	MemoryContext context = AllocSetContextCreate(apply->message_context, "repl_ml copied table",
+												  ALLOCSET_DEFAULT_SIZES);
 	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
 	Datum		values[3];
 	Oid			relid;
@@ -120,9 +118,9 @@ repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schem
 	if (replaces)
 		repl_ml_replace_begin(apply, conn);
 	repl_ml_stream_utility(conn, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
+	MemoryContextSwitchTo(context);
 	fetch_floors(apply, conn, schema_name, table_name);
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
+	repl_ml_piece_begin();
 	repl_ml_crash_copies();
 	relid = repl_ml_table_local(schema_name, table_name);
 	if (OidIsValid(relid))
@@ -130,7 +128,6 @@ repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schem
 		if (replaces)
 			repl_ml_replace_empty(relid, schema_name, table_name);
 		rows = copy_content(apply, conn, relid, schema_name, table_name);
-		repl_ml_targets_close();
 	}
 	else
 		repl_ml_park_forget_copied(apply->peer->node_id, schema_name, table_name);
@@ -149,13 +146,13 @@ repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schem
 								 " AND table_name OPERATOR(pg_catalog.=) $3::pg_catalog.name",
 								 rows, copy_bytes),
 						3, types, values, NULL);
+	repl_ml_targets_close();
 	if (replaces)
 		repl_ml_replace_finish();
-	PopActiveSnapshot();
-	replorigin_session_origin_lsn = InvalidXLogRecPtr;
-	replorigin_session_origin_timestamp = 0;
-	CommitTransactionCommand();
+	repl_ml_piece_end();
 	repl_ml_crash_rests();
+	MemoryContextSwitchTo(apply->message_context);
+	MemoryContextDelete(context);
 	repl_ml_apply_show_copy(apply, InvalidOid, 0);
 }
 
@@ -289,6 +286,16 @@ require_same_table(WalReceiverConn *conn, const char *schema_name, const char *t
 	(void) repl_ml_relation_get(REPL_ML_COPIED_TABLE_ID);
 }
 
+/*
+ * Says whether rows of users' tables, and what belongs to them, may be committed before
+ * the copy ends: all but those that replace what is here, and those of a node that joins.
+ */
+static bool
+may_be_in_pieces(void)
+{
+	return !replaces && !repl_ml_identity_require()->joining;
+}
+
 /* Joins all rows of one of our tables; returns their number. */
 static int64
 copy_rows(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, bool careful)
@@ -305,23 +312,26 @@ static int64
 copy_rows_about(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char *schema_name,
 				const char *table_name, bool careful)
 {
-	Relation	rel = table_open(relid, RowExclusiveLock);
-	char	   *name = repl_ml_fetch_name(rel);
+	bool		of_rows = relid == repl_ml_catalog_oid("tombstone") ||
+		relid == repl_ml_catalog_oid(REPL_ML_VERSION_TABLE);
 	CopyOf		of = {.schema_name = schema_name,.table_name = table_name,.careful = careful};
+	ReplMlCopied copied;
+	char	   *name;
 	StringInfoData columns;
 	int64		rows;
 
+	repl_ml_piece_open(&copied, relid, of_rows && may_be_in_pieces());
+	name = repl_ml_fetch_name(copied.rel);
 	repl_ml_apply_show_copy(apply, relid, 0);
 	repl_ml_crash_writes(relid);
 	initStringInfo(&columns);
-	(void) list_columns(rel, &columns);
-	if (relid != repl_ml_catalog_oid("tombstone") &&
-		relid != repl_ml_catalog_oid(REPL_ML_VERSION_TABLE))
-		rows = copy_from(apply, conn, rel, psprintf("COPY %s (%s) TO STDOUT", name, columns.data),
-						 careful);
+	(void) list_columns(copied.rel, &columns);
+	if (of_rows)
+		rows = copy_sendable(apply, conn, &copied, name, &of);
 	else
-		rows = copy_sendable(apply, conn, rel, name, &of);
-	table_close(rel, NoLock);
+		rows = copy_from(apply, conn, &copied,
+						 psprintf("COPY %s (%s) TO STDOUT", name, columns.data), careful);
+	repl_ml_piece_close(&copied);
 	return rows;
 }
 
@@ -332,29 +342,31 @@ copy_rows_about(ReplMlApply *apply, WalReceiverConn *conn, Oid relid, const char
 static int64
 copy_users_table(ReplMlApply *apply, WalReceiverConn *conn, Oid relid)
 {
-	Relation	rel = table_open(relid, RowExclusiveLock);
+	ReplMlCopied copied;
 	CopyOf		of = {.careful = true};
 	ReplMlDiffering *differing;
 	int64		rows = 0;
 
+	repl_ml_piece_open(&copied, relid, may_be_in_pieces());
 	repl_ml_apply_show_copy(apply, relid, 0);
 	repl_ml_crash_writes(relid);
 	/* what it wrote late may have come here, too */
 	if (!repl_ml_meet_is_due() && was_set_back(apply->peer->node_id))
-		repl_ml_former_rename(rel);
-	differing = replaces ? NULL : repl_ml_differing_begin(conn, rel);
+		repl_ml_former_rename(copied.rel);
+	repl_ml_piece_next(&copied);
+	differing = replaces ? NULL : repl_ml_differing_begin(conn, copied.rel);
 	of.differing = differing != NULL;
-	while (differing == NULL || repl_ml_differing_next(differing))
+	while (differing == NULL || repl_ml_differing_next(differing, copied.rel))
 	{
-		rows += copy_leaves(apply, conn, rel, &of);
+		rows += copy_leaves(apply, conn, &copied, &of);
 		if (differing == NULL)
 			break;
 	}
 	if (differing != NULL)
 		copy_bytes += repl_ml_differing_bytes(differing);
 	if (repl_ml_meet_is_due() && is_donor(apply->peer->node_id))
-		repl_ml_meet_rest(conn, rel, apply->peer->node_id);
-	table_close(rel, NoLock);
+		repl_ml_meet_rest(conn, copied.rel, apply->peer->node_id);
+	repl_ml_piece_close(&copied);
 	return rows;
 }
 
@@ -371,7 +383,7 @@ quote_or_null(const char *text)
  * the table would send, see donor.c.
  */
 static int64
-copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *name,
+copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, ReplMlCopied *copied, const char *name,
 			  const CopyOf *of)
 {
 	static const Oid types[1] = {BOOLOID};
@@ -381,14 +393,14 @@ copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const cha
 
 	initStringInfo(&arguments);
 	appendStringInfo(&arguments, "%s::pg_catalog.regclass, ARRAY[", quote_literal_cstr(name));
-	foreach(lc, list_columns(rel, makeStringInfo()))
+	foreach(lc, list_columns(copied->rel, makeStringInfo()))
 		appendStringInfo(&arguments, "%s%s", foreach_current_index(lc) > 0 ? ", " : "",
 						 quote_literal_cstr(strVal(lfirst(lc))));
 	appendStringInfoString(&arguments, "]::pg_catalog.name[]");
 	repl_ml_stream_free(repl_ml_stream_query(conn,
 											 psprintf("SELECT repl_ml.require_copyable(%s)",
 													  arguments.data), 1, types));
-	rows = copy_from(apply, conn, rel,
+	rows = copy_from(apply, conn, copied,
 					 psprintf("COPY (SELECT repl_ml.rows_to_copy(%s, %s, %s, %s)) TO STDOUT"
 							  " (FORMAT csv, DELIMITER E'\\x01', QUOTE E'\\x02', NULL E'\\x03')",
 							  arguments.data, quote_or_null(of->schema_name),
@@ -403,10 +415,10 @@ copy_sendable(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const cha
  * be cut alike here, nor be partitioned.
  */
 static int64
-copy_leaves(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const CopyOf *of)
+copy_leaves(ReplMlApply *apply, WalReceiverConn *conn, ReplMlCopied *copied, const CopyOf *of)
 {
 	static const Oid types[2] = {TEXTOID, TEXTOID};
-	char	   *name = quote_literal_cstr(repl_ml_fetch_name(rel));
+	char	   *name = quote_literal_cstr(repl_ml_fetch_name(copied->rel));
 	ReplMlResult *result;
 	char	   *schema_name;
 	char	   *table_name;
@@ -437,7 +449,7 @@ copy_leaves(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const CopyO
 
 	/* each row goes where it belongs here */
 	foreach(lc, names)
-		rows += copy_sendable(apply, conn, rel, lfirst(lc), of);
+		rows += copy_sendable(apply, conn, copied, lfirst(lc), of);
 	return rows;
 }
 
@@ -454,9 +466,10 @@ repl_ml_fetch_name(Relation rel)
  * returns their number.
  */
 static int64
-copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *command,
+copy_from(ReplMlApply *apply, WalReceiverConn *conn, ReplMlCopied *copied, const char *command,
 		  bool careful)
 {
+	Relation	rel = copied->rel;
 	ParseState *pstate = make_parsestate(NULL);
 	StringInfoData columns;
 	CopyFromState copy;
@@ -477,7 +490,8 @@ copy_from(ReplMlApply *apply, WalReceiverConn *conn, Relation rel, const char *c
 	copy = BeginCopyFrom(pstate, rel, NULL, NULL, false, read_copy, list_columns(rel, &columns),
 						 NIL);
 	repl_ml_become_self(&saved);
-	rows = repl_ml_rows_join(apply, rel, copy, careful);
+	/* from here on it may be another piece's */
+	rows = repl_ml_rows_join(apply, copied, copy, careful);
 	EndCopyFrom(copy);
 	return rows;
 }

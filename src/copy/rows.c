@@ -9,8 +9,8 @@
  * what they are.
  *
  * Called by fetch.c; after it: converge/row.c and converge/deletion.c.  Runs in
- * the apply worker.  Locks: what joining rows takes (converge/), until the copy's
- * transaction ends.
+ * the apply worker.  Locks: what joining rows takes (converge/), until the piece
+ * ends (piece.c).
  */
 #include "postgres.h"
 
@@ -37,13 +37,14 @@
 
 #define CHUNK_ROWS			500 /* that are joined together, and as long as all are ... */
 #define MOST_CHUNK_ROWS		16000	/* ... so many: each chunk is a subtransaction */
+#define PIECE_ROWS			2000	/* where each chunk is a transaction (piece.c) */
 #define CHUNK_BYTES			(4 * 1024 * 1024)
 #define MOST_FAILURES		1000	/* of rows, after which it is the table's */
 
 /* How the rows of a copy become values of the table; lives as long as the copy. */
 typedef struct RowReader
 {
-	Relation	rel;
+	ReplMlCopied *copied;
 	bool		joining;		/* this node is */
 	int			count;			/* of its stored columns, which the rows have */
 	AttrNumber *attnums;
@@ -88,7 +89,7 @@ typedef struct CopiedVersion
 	ReplMlSource source;
 } CopiedVersion;
 
-static RowReader *make_reader(Relation rel);
+static RowReader *make_reader(ReplMlCopied *copied);
 static void read_row(RowReader *reader, char **fields);
 static void refuse_nulls(Relation rel, const bool *nulls);
 static void join_one(ReplMlApply *apply, RowReader *reader, char **fields);
@@ -113,9 +114,9 @@ static bool try_copied(void (*step) (void *argument), CopiedVersion *copied);
  * joined is parked, and the others are joined.
  */
 int64
-repl_ml_rows_join(ReplMlApply *apply, Relation rel, CopyFromState copy, bool careful)
+repl_ml_rows_join(ReplMlApply *apply, ReplMlCopied *copied, CopyFromState copy, bool careful)
 {
-	RowReader  *reader = make_reader(rel);
+	RowReader  *reader = make_reader(copied);
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "repl_ml copy",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
@@ -138,15 +139,20 @@ repl_ml_rows_join(ReplMlApply *apply, Relation rel, CopyFromState copy, bool car
 			ereport(ERROR,
 					(errcode(ERRCODE_PROTOCOL_VIOLATION),
 					 errmsg("the peer sent a row of table \"%s\" with %d columns instead of %d",
-							RelationGetRelationName(reader->rel), count, reader->count),
+							RelationGetRelationName(copied->rel), count, reader->count),
 					 errhint(REPL_ML_SAME_VERSION_HINT)));
 		repl_ml_targets_renew();
 		if (careful)
 			add_to_chunk(apply, reader, fields);
 		else
+		{
+			repl_ml_piece_turn(copied);
 			join_one(apply, reader, fields);
+		}
 		if (++rows % 1000 == 0)
-			repl_ml_apply_show_copy(apply, RelationGetRelid(reader->rel), rows);
+			repl_ml_apply_show_copy(apply, RelationGetRelid(copied->rel), rows);
+		if (!careful && rows % PIECE_ROWS == 0)
+			repl_ml_piece_next(copied);
 	}
 	if (careful)
 		join_chunk(apply, reader);
@@ -158,12 +164,12 @@ repl_ml_rows_join(ReplMlApply *apply, Relation rel, CopyFromState copy, bool car
 
 /* Returns what reads rows of the table, made in the copy's transaction. */
 static RowReader *
-make_reader(Relation rel)
+make_reader(ReplMlCopied *copied)
 {
-	TupleDesc	desc = RelationGetDescr(rel);
+	TupleDesc	desc = RelationGetDescr(copied->rel);
 	RowReader  *reader = palloc0(sizeof(RowReader));
 
-	reader->rel = rel;
+	reader->copied = copied;
 	reader->joining = repl_ml_identity_require()->joining;
 	reader->attnums = palloc(desc->natts * sizeof(AttrNumber));
 	reader->input = palloc(desc->natts * sizeof(FmgrInfo));
@@ -194,9 +200,10 @@ make_reader(Relation rel)
 static void
 read_row(RowReader *reader, char **fields)
 {
+	Relation	rel = reader->copied->rel;
 	ReplMlUser	saved;
 
-	repl_ml_become_owner(reader->rel, &saved);
+	repl_ml_become_owner(rel, &saved);
 	for (int i = 0; i < reader->count; i++)
 	{
 		int			column = reader->attnums[i] - 1;
@@ -204,7 +211,7 @@ read_row(RowReader *reader, char **fields)
 		reader->nulls[column] = fields[i] == NULL;
 		reader->values[column] = fields[i] == NULL ? (Datum) 0 :
 			InputFunctionCall(&reader->input[i], fields[i], reader->input_param[i],
-							  TupleDescAttr(RelationGetDescr(reader->rel), column)->atttypmod);
+							  TupleDescAttr(RelationGetDescr(rel), column)->atttypmod);
 	}
 	repl_ml_become_self(&saved);
 }
@@ -233,7 +240,7 @@ refuse_nulls(Relation rel, const bool *nulls)
 static void
 join_one(ReplMlApply *apply, RowReader *reader, char **fields)
 {
-	Oid			relid = RelationGetRelid(reader->rel);
+	Oid			relid = RelationGetRelid(reader->copied->rel);
 	MemoryContext old;
 
 	MemoryContextReset(reader->row_context);
@@ -241,14 +248,14 @@ join_one(ReplMlApply *apply, RowReader *reader, char **fields)
 	read_row(reader, fields);
 
 	/* users' tables have their own constraints, which the executor checks */
-	if (RelationGetNamespace(reader->rel) == repl_ml_schema_oid())
-		refuse_nulls(reader->rel, reader->nulls);
+	if (RelationGetNamespace(reader->copied->rel) == repl_ml_schema_oid())
+		refuse_nulls(reader->copied->rel, reader->nulls);
 	if (relid == repl_ml_catalog_oid("tombstone"))
 		join_tombstone(apply, reader->values, reader->nulls);
 	else if (relid == repl_ml_catalog_oid(REPL_ML_VERSION_TABLE))
 		join_version(apply, reader->values, reader->nulls);
 	else
-		join_copied_row(apply, reader->rel, reader->values, reader->nulls);
+		join_copied_row(apply, reader->copied->rel, reader->values, reader->nulls);
 	MemoryContextSwitchTo(old);
 }
 
@@ -292,18 +299,22 @@ add_to_chunk(ReplMlApply *apply, RowReader *reader, char **fields)
 
 /*
  * Joins the rows that have been gathered: together, or, if that fails, in
- * pieces, and a piece that fails row by row.
+ * parts, and a part that fails row by row.  What has been joined is committed
+ * before somebody's lock is waited for again, who may wait for one of it.
  */
 static void
 join_chunk(ReplMlApply *apply, RowReader *reader)
 {
 	int			count = list_length(chunk.rows);
+	int			most = reader->copied->in_pieces ? PIECE_ROWS : MOST_CHUNK_ROWS;
 
+	if (count > 0)
+		repl_ml_piece_turn(reader->copied);
 	/* a subtransaction costs as much as some rows: the better it goes, the fewer there are */
 	if (count == 0 || try_to_join(apply, reader, 0, count) == NULL)
 	{
 		chunk.failures = 0;
-		chunk.enough = Min(chunk.enough * 2, MOST_CHUNK_ROWS);
+		chunk.enough = Min(chunk.enough * 2, most);
 	}
 	else
 	{
@@ -312,13 +323,16 @@ join_chunk(ReplMlApply *apply, RowReader *reader)
 		{
 			int			to = Min(from + CHUNK_ROWS, count);
 
+			repl_ml_piece_turn(reader->copied);
 			if (count <= CHUNK_ROWS || try_to_join(apply, reader, from, to) != NULL)
 				join_singly(apply, reader, from, to);
 			else
 				chunk.failures = 0;
+			repl_ml_piece_next(reader->copied);
 		}
 	}
 	forget_chunk();
+	repl_ml_piece_next(reader->copied);
 }
 
 /*
@@ -331,14 +345,17 @@ join_singly(ReplMlApply *apply, RowReader *reader, int from, int to)
 {
 	for (int i = from; i < to; i++)
 	{
-		ErrorData  *error = try_to_join(apply, reader, i, i + 1);
+		ErrorData  *error;
 
+		repl_ml_piece_turn(reader->copied);
+		error = try_to_join(apply, reader, i, i + 1);
 		if (error == NULL)
 			chunk.failures = 0;
 		else if (!is_of_the_row(error->sqlerrcode) && ++chunk.failures > MOST_FAILURES)
 			ReThrowError(error);
 		else
 			park_row(apply, reader, list_nth(chunk.rows, i), error);
+		repl_ml_piece_next(reader->copied);
 	}
 }
 
@@ -396,7 +413,7 @@ is_of_the_row(int sqlstate)
 static void
 park_row(ReplMlApply *apply, RowReader *reader, char **fields, ErrorData *error)
 {
-	Relation	rel = reader->rel;
+	Relation	rel = reader->copied->rel;
 	ReplMlSource source = {.node = apply->peer->node_id};
 	LogicalRepRelation remote = {.remoteid = REPL_ML_COPIED_TABLE_ID,.natts = reader->count};
 	LogicalRepTupleData row = {.ncols = reader->count};
