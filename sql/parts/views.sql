@@ -468,9 +468,10 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
     UNION ALL
     -- 2. which commits are possible now
     SELECT 2, 'write_consistency',
-           CASE WHEN q.members = 0 THEN 'warning' WHEN q.members = 1 THEN 'ok' WHEN g.in_the_way OR q.reachable < q.needed THEN 'error'
+           CASE WHEN g.unattended THEN 'error' WHEN q.members = 0 THEN 'warning' WHEN q.members = 1 THEN 'ok' WHEN g.in_the_way OR q.reachable < q.needed THEN 'error'
                 WHEN q.reachable < q.members THEN 'warning' ELSE 'ok' END,
-           CASE WHEN q.members = 0 THEN 'It is not known yet which members can be reached: commits with write consistency quorum and all are refused.'
+           CASE WHEN g.unattended THEN 'There is no process "repl_ml launcher", for want of background worker slots or as it has just ended: nothing is applied here, and commits with write consistency quorum and all are refused.'
+                WHEN q.members = 0 THEN 'It is not known yet which members can be reached: commits with write consistency quorum and all are refused.'
                 WHEN q.members = 1 THEN 'There is no other member: quorum and all mean this node only.'
                 WHEN g.in_the_way THEN pg_catalog.format('The setting synchronous_standby_names is %L: commits with write consistency quorum and all are refused.', g.names)
                 WHEN q.reachable < q.needed THEN pg_catalog.format('%s members, only %s can be reached, quorum needs %s: commits with write consistency quorum and all are refused. Missing: %s.', q.members, q.reachable, q.needed, q.missing)
@@ -479,14 +480,16 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
                 WHEN q.members = 2 THEN '2 members, both can be reached, quorum needs both: can tolerate no failure.'
                 ELSE pg_catalog.format('%s members, all can be reached, quorum needs %s: can tolerate %s.', q.members, q.needed,
                      CASE q.members - q.needed WHEN 1 THEN 'one failure' ELSE pg_catalog.format('%s failures', q.members - q.needed) END) END,
-           CASE WHEN q.members = 0 THEN 'This takes a moment after the server''s start; if it stays so, look for errors of "repl_ml supervisor" in the server''s log.'
+           CASE WHEN g.unattended THEN 'Raise max_worker_processes; SELECT * FROM repl_ml.check_setup() says how far.'
+                WHEN q.members = 0 THEN 'This takes a moment after the server''s start; if it stays so, look for errors of "repl_ml supervisor" in the server''s log.'
                 WHEN q.members = 1 THEN NULL
                 WHEN g.in_the_way THEN 'Remove synchronous_standby_names from the server''s configuration and restart it, or set it to repl_ml_quorum and reload the configuration.'
                 WHEN q.paused THEN 'See the check "sending".'
                 WHEN q.reachable < q.members THEN 'Start the missing nodes or mend the network to them. A node that will not come back is removed with SELECT repl_ml.drop_node(...), after which the group is smaller.'
                 WHEN q.members = 2 THEN 'A third member would let one of them fail.' END
       FROM active s, quorum q,
-           (SELECT pg_catalog.current_setting('synchronous_standby_names') AS names, pg_catalog.current_setting('synchronous_standby_names') <> 'repl_ml_quorum' AS in_the_way) g
+           LATERAL (SELECT pg_catalog.current_setting('synchronous_standby_names') AS names, pg_catalog.current_setting('synchronous_standby_names') <> 'repl_ml_quorum' AS in_the_way,
+                           CASE WHEN q.members = 0 THEN NOT EXISTS (SELECT FROM pg_catalog.pg_stat_get_activity(NULL) a WHERE a.backend_type = 'repl_ml launcher') ELSE false END AS unattended) g
      WHERE s.state = 'ready'
     UNION ALL
     -- 3. commits that wait for longer than it takes to notice that somebody is gone

@@ -59,11 +59,15 @@
 #define SCHEMA_LOOK_MS		20	/* at whether a change of the schema has been run */
 #define ASIDE_DELAY_MS		5	/* between two tries of changes put aside */
 #define TELL_PATIENCE_MS	1000	/* how long a peer may take to hear that we are paused */
+#define PROBE_MS			900 /* a network that is back is noticed within so long */
+#define MOST_PROBES			5	/* where TCP takes longer than that, they tell nothing */
 #define KEPT_BEHIND		(16 * 1024 * 1024)	/* so much WAL without anything for us the peer
 											 * need not keep */
 #define DEADLOCK_TIMEOUT	"10ms"	/* applying looks first, and so loses */
 
 static ReplMlApply apply;		/* the process's state; this file only */
+static bool started = false;	/* it has tried to connect; written by run_and_recover */
+static bool silent = false;		/* it could not, the last time; the same */
 static TimestampTz last_enrolment = 0;	/* when follow_catalogs ran last */
 static WaitEventSet *wait_set = NULL;	/* of the connection; made by
 										 * wait_for_stream, freed by
@@ -74,6 +78,7 @@ static void detach_worker(int code, Datum arg);
 static void forget_commit(int code, Datum arg);
 static void show_crash(char *message);
 static bool run_and_recover(void);
+static void await_network(void);
 static void run_connection(void);
 static void read_stream(XLogRecPtr from);
 static void show_streaming(void);
@@ -165,7 +170,9 @@ run_and_recover(void)
 {
 	volatile bool at_once = false;
 
-	apply.connection.progressed = false;
+	silent = started && !apply.connection.answered;
+	started = true;
+	apply.connection.progressed = apply.connection.answered = false;
 	PG_TRY();
 	{
 		run_connection();
@@ -377,6 +384,19 @@ find_applied(void)
 	return lsn;
 }
 
+/*
+ * Comes back, where the last connection could not be made, as soon as the peer's kernel
+ * answers: TCP, as long as it has no answer, asks ever more rarely, so begin anew.
+ */
+static void
+await_network(void)
+{
+	for (int i = 0; i < MOST_PROBES && silent; i++)
+		silent = !repl_ml_ask_reaches(apply.peer->dsn,
+									  TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+																  PROBE_MS));
+}
+
 /* Runs one connection, from connecting to the error or pause that ends it. */
 static void
 run_connection(void)
@@ -409,6 +429,7 @@ run_connection(void)
 	repl_ml_retry_step(&apply);
 
 	MemoryContextSwitchTo(apply.message_context);
+	await_network();
 	apply.connection.stream = repl_ml_stream_connect(apply.peer->dsn, NameStr(name));
 	apply.connection.answered = true;
 	repl_ml_apply_set_state(&apply, REPL_ML_WORKER_PREPARING);

@@ -145,6 +145,36 @@ repl_ml_ask_one(const char *dsn, const char *query, int nparams, const char *con
 }
 
 /*
+ * Says whether a connection to the server is answered until the deadline, be it by
+ * refusing it: then asking has an end.  What is begun is given up.
+ */
+bool
+repl_ml_ask_reaches(const char *dsn, TimestampTz deadline)
+{
+	char	   *conninfo = repl_ml_stream_conninfo(dsn, "question", NULL);
+	char	   *answer = NULL;
+	Question	question = {.query = "SELECT 1",.answer = &answer};
+	volatile bool reached = false;
+
+	PG_TRY();
+	{
+		begin_question(&question, conninfo);
+		while (question.phase == CONNECTING && PQstatus(question.conn) == CONNECTION_STARTED &&
+			   go_on_with_some(&question, 1, deadline))
+			;
+		reached = question.phase != CONNECTING || PQstatus(question.conn) != CONNECTION_STARTED;
+	}
+	PG_FINALLY();
+	{
+		end_question(&question);
+		pass_call_on();
+	}
+	PG_END_TRY();
+	pfree(conninfo);
+	return reached;
+}
+
+/*
  * Sends each of the servers the query, which has one row and column, and waits
  * until all have answered, or cannot, or the deadline comes.  The answers are
  * palloc'd, NULL where there is none.

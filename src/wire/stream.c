@@ -32,13 +32,13 @@
 
 /*
  * Where the string does not say otherwise: a network that is back after it has
- * swallowed everything is used again after two seconds.  As long as it swallows,
+ * swallowed everything is used again within two seconds.  As long as it swallows,
  * TCP doubles its pauses; so connections give up early enough, and are made anew.
  * A peer that is only busy answers, by its kernel.
  */
 static const char *const network_defaults[][2] = {
-	{"tcp_user_timeout", "5000"},	/* ms, also while connecting */
-	{"keepalives_idle", "2"},	/* s */
+	{"tcp_user_timeout", "4000"},	/* ms, also while connecting */
+	{"keepalives_idle", "1"},	/* s */
 	{"keepalives_interval", "1"},
 	{"keepalives_count", "3"}
 };

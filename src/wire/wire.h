@@ -200,6 +200,7 @@ extern TimestampTz repl_ml_stream_status(WalReceiverConn *conn, XLogRecPtr recei
 extern void repl_ml_ask(int count, char *const *dsns, const char *query, TimestampTz deadline,
 						char **answers);
 extern void repl_ml_ask_beside(ReplMlQuestions *all);
+extern bool repl_ml_ask_reaches(const char *dsn, TimestampTz deadline);
 extern void repl_ml_ask_end(void);
 extern void repl_ml_ask_keep(void);
 extern char *repl_ml_ask_one(const char *dsn, const char *query, int nparams,

@@ -28,7 +28,7 @@ $n1->stop;
 $n1->log_check('it was given up', $said, log_like => [qr/terminating walsender process due to replication timeout/]);
 kill CONT => @frozen;
 
-# no room for apply workers, or not even for the supervisor; the launchers, core's and ours, are two
+# no room for apply workers, or not even for the supervisor, or our launcher; the launchers, core's and ours, are two
 foreach my $workers (3, 2)
 {
 	$n1->append_conf('postgresql.conf', "max_worker_processes = $workers");
@@ -37,6 +37,9 @@ foreach my $workers (3, 2)
 	poll_until($n1, q(SELECT status = 'error' AND detail LIKE '%out of background worker slots%' FROM repl_ml.health WHERE check_name = 'applying'));
 	like(sql($n1, q(SELECT hint FROM repl_ml.health WHERE check_name = 'applying')), qr/^Raise max_worker_processes/, "$workers workers");
 }
+$n1->append_conf('postgresql.conf', 'max_worker_processes = 1');
+$n1->restart;
+is(sql($n1, q(SELECT status, detail ~ 'no process "repl_ml launcher", for want', hint ~ '^Raise max_worker_processes' FROM repl_ml.health WHERE check_name = 'write_consistency')), 'error|t|t', 'not even for ours');
 $n1->append_conf('postgresql.conf', 'max_worker_processes = 16');
 $n1->restart;
 wait_converged([ $n1, $n2 ], 't');
