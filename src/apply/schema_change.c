@@ -289,6 +289,7 @@ parse_change(const Change *change)
 				 errmsg("the peer sent a change of the schema that is none"),
 				 errhint(REPL_ML_SAME_VERSION_HINT)));
 	leave_out_tablespaces(raw->stmt);
+	repl_ml_reach_make_plain(raw->stmt);
 	return raw;
 }
 

@@ -3,7 +3,8 @@
  *		Which statements change the schema, and on which nodes they are run.
  *
  * What is about databases, roles and other matters of one server is run here, and a notice
- * says so; so is what has transactions of its own.  What only its session sees, and what is
+ * says so; so is what has transactions of its own, unless the others can run it within one at
+ * once.  What only its session sees, and what is
  * about the extension itself, is nobody else's.
  *
  * Not here: how the others get a statement (schema_change.c).  Called by statement.c through
@@ -11,17 +12,22 @@
  */
 #include "postgres.h"
 
+#include "access/relation.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
+#include "storage/bufmgr.h"
 #include "tcop/cmdtag.h"
 #include "tcop/utility.h"
 #include "utils/lsyscache.h"
+#include "utils/rel.h"
 
 #include "compat.h"
 #include "server/server.h"
 #include "write/write.h"
+
+#define MOST_PAGES		512		/* of a table that gets an index */
 
 /* Where a statement is run. */
 typedef enum Reach
@@ -40,6 +46,7 @@ static bool is_temporary_object(ObjectType type, Node *object);
 static bool are_temporary(DropStmt *stmt);
 static bool is_of_ours(Node *stmt);
 static bool is_concurrent(Node *stmt);
+static bool is_quick(Node *stmt);
 static void say_local(Node *stmt);
 static bool is_about_roles(Node *stmt);
 
@@ -54,7 +61,7 @@ repl_ml_reach_decide(Node *stmt)
 
 	if (reach == NO_CHANGE || is_temporary(stmt) || is_of_ours(stmt))
 		return false;
-	if (reach == ALL_NODES && !is_concurrent(stmt))
+	if (reach == ALL_NODES && (!is_concurrent(stmt) || is_quick(stmt)))
 		return true;
 	say_local(stmt);
 	return false;
@@ -64,7 +71,31 @@ repl_ml_reach_decide(Node *stmt)
 bool
 repl_ml_reach_is_everywhere(Node *stmt)
 {
-	return find_reach(stmt) == ALL_NODES && !is_concurrent(stmt) && !is_of_ours(stmt);
+	return find_reach(stmt) == ALL_NODES && !is_of_ours(stmt) &&
+		(!IsA(stmt, AlterTableStmt) || !is_concurrent(stmt));
+}
+
+/* Called by statement.c: says whether the statement has transactions of its own. */
+bool
+repl_ml_reach_has_transactions(Node *stmt)
+{
+	return is_concurrent(stmt);
+}
+
+/*
+ * Called by apply/schema_change.c, which runs a peer's statement within its transaction.  An index
+ * that was made there only, or not to its end, need not be here to be dropped.
+ */
+void
+repl_ml_reach_make_plain(Node *stmt)
+{
+	if (IsA(stmt, IndexStmt))
+		((IndexStmt *) stmt)->concurrent = false;
+	else if (IsA(stmt, DropStmt) && ((DropStmt *) stmt)->removeType == OBJECT_INDEX)
+	{
+		((DropStmt *) stmt)->concurrent = false;
+		((DropStmt *) stmt)->missing_ok = true;
+	}
 }
 
 /* Returns where a statement of this kind is run. */
@@ -353,6 +384,29 @@ is_concurrent(Node *stmt)
 			return true;
 	}
 	return false;
+}
+
+/*
+ * Says whether the others can run within a transaction what has transactions of its own here:
+ * they keep writers out for a moment only.
+ */
+static bool
+is_quick(Node *stmt)
+{
+	Oid			relid;
+	Relation	rel;
+	bool		quick = false;
+
+	if (!IsA(stmt, IndexStmt))
+		return IsA(stmt, DropStmt);
+	relid = RangeVarGetRelid(((IndexStmt *) stmt)->relation, NoLock, true);
+	rel = OidIsValid(relid) ? try_relation_open(relid, AccessShareLock) : NULL;
+	if (rel == NULL)
+		return false;
+	if (rel->rd_rel->relkind == RELKIND_RELATION)
+		quick = RelationGetNumberOfBlocks(rel) <= MOST_PAGES;
+	relation_close(rel, AccessShareLock);
+	return quick;
 }
 
 /* Tells the client that the statement is run on this node only. */

@@ -52,6 +52,7 @@ static void take_statement(PlannedStmt *pstmt, const char *query_string, bool re
 						   ProcessUtilityContext context, ParamListInfo params,
 						   QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc);
 static void run_for_all(Utility *utility);
+static void run_before(Utility *utility);
 static void run_here(Utility *utility);
 static bool run_otherwise(Utility *utility);
 static void give_up_copy(int code, Datum arg);
@@ -124,8 +125,14 @@ static void
 run_for_all(Utility *utility)
 {
 	MemoryContext context = CurrentMemoryContext;
-	int64		number = repl_ml_schema_change_begin(utility->pstmt);
+	int64		number;
 
+	if (repl_ml_reach_has_transactions(utility->pstmt->utilityStmt))
+	{
+		run_before(utility);
+		return;
+	}
+	number = repl_ml_schema_change_begin(utility->pstmt);
 	PG_TRY();
 	{
 		if (!run_otherwise(utility))
@@ -138,6 +145,24 @@ run_for_all(Utility *utility)
 		repl_ml_schema_change_explain(utility->pstmt);
 	}
 	PG_END_TRY();
+	repl_ml_schema_change_leave();
+	repl_ml_schema_change_end(number, utility->pstmt, utility->query_string);
+}
+
+/*
+ * Runs a statement with transactions of its own, which end the lease, before the others do: they
+ * get it when it has been run, if the schema could be changed before and still can.
+ */
+static void
+run_before(Utility *utility)
+{
+	int64		number;
+
+	(void) repl_ml_schema_change_begin(utility->pstmt);
+	repl_ml_schema_change_leave();
+	if (!run_otherwise(utility))
+		run_here(utility);
+	number = repl_ml_schema_change_begin(utility->pstmt);
 	repl_ml_schema_change_leave();
 	repl_ml_schema_change_end(number, utility->pstmt, utility->query_string);
 }

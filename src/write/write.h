@@ -78,6 +78,8 @@ extern void repl_ml_strong_utility(Node *stmt);
 /* in reach.c */
 extern bool repl_ml_reach_decide(Node *stmt);
 extern bool repl_ml_reach_is_everywhere(Node *stmt);
+extern bool repl_ml_reach_has_transactions(Node *stmt);
+extern void repl_ml_reach_make_plain(Node *stmt);
 
 /* in outcome.c */
 extern void repl_ml_outcome_begin(Node *stmt);
