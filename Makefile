@@ -203,7 +203,7 @@ EXTRA_CLEAN = tmp_regress tmp_isolation tmp_server.conf tmp_symbols tmp_algebra 
 PG_CONFIG ?= pg_config
 
 # These bring their own server and must run on a machine that has none yet, so they do without PGXS.
-standalone := check check-truth check-clients check-core check-monitoring check-patroni demo demo-stop bench bench-commits bench-idle bench-verify bench-views bench-large bench-strong
+standalone := check check-truth check-clients check-core check-monitoring check-patroni demo demo-stop bench bench-commits bench-idle bench-verify bench-views bench-large bench-strong bench-mlflow
 ifneq ($(filter $(standalone),$(MAKECMDGOALS)),)
 
 ifneq ($(filter-out $(standalone),$(MAKECMDGOALS)),)
@@ -245,6 +245,8 @@ bench-large:
 	@PG_CONFIG='$(chosen_pg_config)' test/bench/large
 bench-strong:
 	@PG_CONFIG='$(chosen_pg_config)' test/bench/strong
+bench-mlflow:
+	@PG_CONFIG='$(chosen_pg_config)' TESTS=mlflow_cost test/clients/run
 
 else # all other goals
 

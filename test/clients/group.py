@@ -38,6 +38,7 @@ class Group:
     def __init__(self, bin_directory, directory):
         self.bin, self.directory = bin_directory, directory
         self.ports = {node: free_port() for node in NODES}
+        self.others = []
         for node in NODES:
             data = f"{directory}/{node}"
             self.run("initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-locale", "-N", "-D", data)
@@ -52,7 +53,19 @@ class Group:
         become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"] if os.geteuid() == 0 else []
         subprocess.run([*become, f"{self.bin}/{program}", *arguments], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
+    def plain_server(self):
+        """A server without the library, settled as the others but for fsync; returns the URL of its database."""
+        data, port = f"{self.directory}/plain", free_port()
+        self.run("initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-locale", "-N", "-D", data)
+        with open(f"{data}/postgresql.conf", "a") as f:
+            f.write(f"listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = ''\nshared_buffers = 32MB\nmax_wal_size = 256MB\n")
+        self.run("pg_ctl", "start", "-s", "-w", "-D", data, "-l", f"{data}.log")
+        self.others.append(data)
+        return f"postgresql://postgres@127.0.0.1:{port}/postgres"
+
     def stop(self):
+        for data in self.others:
+            self.run("pg_ctl", "stop", "-s", "-m", "immediate", "-D", data)
         for node in NODES:
             self.run("pg_ctl", "stop", "-s", "-m", "immediate", "-D", f"{self.directory}/{node}")
 

@@ -1,6 +1,7 @@
 """MLflow: a server of it on each node. One that is new, one that is upgraded from 2.x while clients write, and its rubbish."""
 import contextlib
 import os
+import statistics
 import subprocess
 import sys
 import threading
@@ -30,10 +31,10 @@ def run(group, log, python, *arguments):
 
 
 @contextlib.contextmanager
-def servers(group, nodes, python, name):
-    """A server of MLflow on each node; gives their ports when all answer."""
+def servers(group, nodes, python, name, urls=None):
+    """A server of MLflow on each node, or by other urls; gives their ports when all answer."""
     ports = {node: free_port() for node in nodes}
-    started = [subprocess.Popen([python, "-m", "mlflow", "server", "--backend-store-uri", group.url(node), "--default-artifact-root", f"{group.directory}/artifacts",
+    started = [subprocess.Popen([python, "-m", "mlflow", "server", "--backend-store-uri", urls[node] if urls else group.url(node), "--default-artifact-root", f"{group.directory}/artifacts",
                                  "--host", "127.0.0.1", "--port", str(ports[node]), "--workers", "1"],
                                 env=environment(group, python), cwd=group.directory,
                                 stdout=open(f"{group.directory}/{name}-{node}.log", "w"), stderr=subprocess.STDOUT, start_new_session=True) for node in nodes]
@@ -211,3 +212,36 @@ def collect_rubbish(group, ports, trainer):
         group.wait(node, "SELECT NOT EXISTS (SELECT FROM runs WHERE lifecycle_stage = 'deleted')", f"mlflow: what gc has removed is gone on {node}")
         left = [t for t in ("metrics", "latest_metrics", "params", "tags") if group.one(node, f"SELECT EXISTS (SELECT FROM {t} WHERE run_uuid = ANY ('{{{','.join(gone)}}}'))")]
         claim(not left, f"mlflow: with all of theirs on {node}", left)
+
+
+# ---- what a batch costs ----
+
+def mlflow_cost(group, rounds=200):
+    """Measures, does not judge: log_batch by a server on plain PostgreSQL, on a node at level one and at quorum, one after the other."""
+    from mlflow.entities import Metric, Param, RunTag
+    group.begin("mlflow_cost")
+    plain = group.plain_server()
+    for node in NODES:
+        group.sql(node, "ALTER SYSTEM SET fsync = on")
+        group.sql(node, "SELECT pg_reload_conf()")
+    urls = {"plain": plain, "one": group.url("n1"), "quorum": group.url("n1") + "?options=-c%20repl_ml.write_consistency%3Dquorum"}
+    for name in ("plain", "one"):
+        run(group, "mlflow-tables", sys.executable, "-c", MAKE_TABLES, urls[name])
+    group.statements("mlflow")
+    group.join()
+    seconds = {name: [] for name in urls}
+    with servers(group, urls, sys.executable, "mlflow", urls) as ports:
+        clients = {name: connect(ports, name) for name in urls}
+        experiments = {name: again(lambda: clients[name].create_experiment(name)) for name in urls}
+        for turn in range(-20, rounds):
+            if turn % 50 == 0 or turn == -20:
+                runs = {name: clients[name].create_run(experiments[name]).info.run_id for name in urls}
+            for name in (*list(urls)[turn % 3:], *list(urls)[:turn % 3]):
+                metrics = [Metric(f"m{i}", turn + i / 10, 1000 + turn, turn + 20) for i in range(20)]
+                begun = time.monotonic()
+                clients[name].log_batch(runs[name], metrics=metrics, params=[Param(f"p{turn} {i}", "x") for i in range(5)], tags=[RunTag("turn", str(turn))])
+                if turn >= 0:
+                    seconds[name].append(time.monotonic() - begun)
+    median = {name: statistics.median(s) for name, s in seconds.items()}
+    for name in urls:
+        print(f"log_batch of 20 metrics, 5 params and a tag, {name}: median of {rounds} {1000 * median[name]:.1f} ms, {median[name] / median['plain']:.2f} of plain")

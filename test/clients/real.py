@@ -12,7 +12,7 @@ import time
 
 from alembic_application import alembic_client
 from group import NODES, Group, again, at_once, claim, failures, pause
-from mlflow_clients import mlflow_client, mlflow_upgrade_client
+from mlflow_clients import mlflow_client, mlflow_cost, mlflow_upgrade_client
 
 
 # ---- Optuna ----
@@ -126,8 +126,8 @@ def langgraph_upgrade_client(group):
         with PostgresSaver.from_conn_string(group.url(node)) as saver:
             saver.setup()       # finds nothing to do
             done[node].update(put_checkpoints(saver, f"{node} after", 2, 3))
-    group.statements("langgraph_upgrade", NODES)
     claim(len({group.dump_schema(node) for node in NODES}) == 1, "langgraph: the schema is the same on all nodes", NODES)
+    group.statements("langgraph_upgrade", NODES)        # as after the setup() of large tables
     group.judge("langgraph upgrade")
     judge_checkpoints(group, {t: c for put in done.values() for t, c in put.items()}, "of an old database")
 
@@ -232,7 +232,7 @@ def feast_views_client(group):
     group.judge("feast views")
 
 
-CLIENTS = {"alembic": alembic_client, "feast": feast_client, "mlflow": mlflow_client, "mlflow_upgrade": mlflow_upgrade_client, "optuna": optuna_client, "langgraph": langgraph_client, "langgraph_upgrade": langgraph_upgrade_client, "feast_views": feast_views_client}
+CLIENTS = {"mlflow_cost": mlflow_cost, "alembic": alembic_client, "feast": feast_client, "mlflow": mlflow_client, "mlflow_upgrade": mlflow_upgrade_client, "optuna": optuna_client, "langgraph": langgraph_client, "langgraph_upgrade": langgraph_upgrade_client, "feast_views": feast_views_client}
 
 if __name__ == "__main__":
     group = Group(sys.argv[1], sys.argv[2])
