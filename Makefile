@@ -161,6 +161,7 @@ OBJS = \
 	src/verify/progress.o \
 	src/group/launcher.o \
 	src/group/supervisor.o \
+	src/group/heartbeat.o \
 	src/group/worker.o \
 	src/group/request.o \
 	src/group/join.o \

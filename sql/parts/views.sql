@@ -251,9 +251,11 @@ CREATE FUNCTION repl_ml.own_status() RETURNS jsonb
                        'receiving', coalesce(a.receiving, '{}'), 'sending', coalesce(r.sending, '{}'))
               FROM repl_ml.local_node l
              CROSS JOIN (SELECT pg_catalog.count(*) FILTER (WHERE w.reachable) > pg_catalog.count(*) / 2 AS quorum FROM repl_ml.write_members() w) q
-             CROSS JOIN (SELECT pg_catalog.sum(s.conflicts) AS conflicts,
-                                pg_catalog.jsonb_object_agg(s.node_name, pg_catalog.jsonb_build_object('state', s.state, 'lag', pg_catalog.round(EXTRACT(epoch FROM s.heartbeat_age), 3), 'error', s.error_message)) AS receiving
-                           FROM repl_ml.stat_apply s) a
+             -- what stat_apply says, and no more of it: this is done all the time
+             CROSS JOIN LATERAL (SELECT pg_catalog.sum(w.conflicts) AS conflicts,
+                                pg_catalog.jsonb_object_agg(m.node_name, pg_catalog.jsonb_build_object('state', coalesce(w.state, 'stopped'), 'lag', pg_catalog.round(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - h.sent_at), 3), 'error', w.error_message)) AS receiving
+                           FROM repl_ml.member m LEFT JOIN repl_ml.worker_stats() w ON w.peer = m.node_id LEFT JOIN repl_ml.heartbeat h ON h.node_id = m.node_id
+                          WHERE m.node_id <> l.node_id AND m.state <> 'dropped') a
              CROSS JOIN (SELECT coalesce(pg_catalog.sum(CASE WHEN k.put_aside OR k.action IN ('evicted', 'kept') THEN 0 WHEN k.action = 'counted' THEN (k.change->>'changes')::bigint ELSE 1 END), 0)::bigint AS parked,
                                 pg_catalog.count(*) FILTER (WHERE k.put_aside) AS put_aside FROM repl_ml.parked_change k) p
              CROSS JOIN (SELECT pg_catalog.jsonb_agg((k.change->>'number')::bigint) AS parked FROM repl_ml.parked_change k WHERE k.schema_name = 'repl_ml' AND k.table_name = 'schema_change') z

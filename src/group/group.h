@@ -21,6 +21,9 @@ extern bool repl_ml_process_start(const char *function, const char *type, const 
 /* in supervisor.c */
 extern PGDLLEXPORT void repl_ml_supervisor_main(Datum arg);
 
+/* in heartbeat.c */
+extern void repl_ml_heartbeat_write(uint16 self, bool tells);
+
 /* in tenure.c */
 extern void repl_ml_tenure_tend(void);
 extern bool repl_ml_tenure_end(void);

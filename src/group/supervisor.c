@@ -44,7 +44,7 @@
 
 #define COMPARISON_INTERVAL_MS	1000
 #define HOUSEKEEPING_BEATS	10	/* heartbeats between two collections */
-#define HEALTH_BEATS		20	/* ... looks at health, where nothing seems to change */
+#define HEALTH_BEATS		30	/* ... looks at health, where nothing seems to change */
 #define TELL_BEATS			5	/* ... that tell how this node is */
 #define SEQUENCE_BEATS		2	/* ... looks at sequences where relations have changed, */
 #define SEQUENCE_REST_BEATS	6	/* and where they have not */
@@ -77,8 +77,6 @@ static void watch_relations(void);
 static void tend_sequences(bool anew);
 static void come_back(void);
 static bool end_apply_workers(void);
-static ReplMlClock *compare_clocks(void);
-static void write_heartbeat(uint16 self, bool tells);
 static void finish_join(uint16 self);
 static void count_conflicts(void);
 static void collect_tombstones(void);
@@ -268,7 +266,8 @@ round_of_work(bool called)
 	if (repl_ml_recall())
 		SetLatch(MyLatch);
 	MemoryContextSwitchTo(work_context);
-	write_heartbeat(copy.node_id, called || beats % TELL_BEATS == 0);
+	repl_ml_heartbeat_write(copy.node_id, called || beats % TELL_BEATS == 0);
+	MemoryContextSwitchTo(work_context);
 	if (copy.joining)
 		finish_join(copy.node_id);
 	else
@@ -519,15 +518,21 @@ come_back(void)
 static bool
 tend_peers(bool joining)
 {
+	static SPIPlanPtr mend = NULL;
+	static SPIPlanPtr list = NULL;
 	List	   *alive = NIL;
 	List	   *dropped = NIL;
 	List	   *ready = NIL;
 	ListCell   *lc;
 
 	repl_ml_begin();
-	SPI_execute("SELECT repl_ml.mend_members()", false, 0);
-	SPI_execute("SELECT m.node_id, m.state, m.node_name, m.node_id OPERATOR(pg_catalog.=) l.node_id"
-				" FROM repl_ml.member m, repl_ml.local_node l", true, 0);
+	SPI_execute_plan(repl_ml_spi_plan(&mend, "SELECT repl_ml.mend_members()", 0, NULL), NULL, NULL,
+					 false, 0);
+	SPI_execute_plan(repl_ml_spi_plan(&list,
+									  "SELECT m.node_id, m.state, m.node_name,"
+									  " m.node_id OPERATOR(pg_catalog.=) l.node_id"
+									  " FROM repl_ml.member m, repl_ml.local_node l", 0, NULL),
+					 NULL, NULL, true, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(work_context);
@@ -671,136 +676,6 @@ bury_peer(int node_id)
 	MemoryContextSwitchTo(work_context);
 }
 
-/* Orders clocks, for qsort: the latest one first. */
-static int
-compare_later_first(const void *a, const void *b)
-{
-	int64		x = *(const int64 *) a;
-	int64		y = *(const int64 *) b;
-
-	return (x < y) - (x > y);
-}
-
-/*
- * Looks at the wall clocks of all members.  Where those of more than half of
- * them are ahead of ours, our counters follow the least of these.  Returns by
- * how many microseconds ours is behind which node's, at least.
- */
-static ReplMlClock *
-compare_clocks(void)
-{
-	int64		clocks[REPL_ML_MAX_WORKERS + 1];
-	int			nodes[REPL_ML_MAX_WORKERS + 1];
-	int			count = 1;
-	int64		own = GetCurrentTimestamp() - (int64) repl_ml_monotonic_now();
-	int64		majority;
-	ReplMlClock *behind = repl_ml_clock_from_entries(NULL, 0);
-
-	clocks[0] = own;
-	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
-	foreach_worker(worker, MyDatabaseId)
-	{
-		if (worker->peer == 0)
-			continue;
-		nodes[count] = worker->peer;
-		clocks[count++] = worker->peer_clock;
-	}
-	LWLockRelease(repl_ml_shared->lock);
-
-	/* what the heartbeat tells: others' clocks that are ahead of ours */
-	for (int i = 1; i < count; i++)
-	{
-		ReplMlClockEntry entry = {.node = nodes[i],.counter = (uint64) (clocks[i] - own)};
-
-		if (clocks[i] > own)
-			behind = repl_ml_clock_merge(behind, repl_ml_clock_from_entries(&entry, 1));
-	}
-
-	/* more than half are at least so far */
-	qsort(clocks, count, sizeof(int64), compare_later_first);
-	majority = clocks[count / 2];
-	repl_ml_ticker_follow(majority > own ? majority : 0);
-	return behind;
-}
-
-/*
- * Writes this node's heartbeat: below safe_counter everything of ours comes
- * before it in the WAL.  A prepared transaction holds the counter where it
- * was.  If it "tells", it says anew how this node is (repl_ml.own_status); one that
- * does not repeats what was said last.
- */
-static void
-write_heartbeat(uint16 self, bool tells)
-{
-	static SPIPlanPtr look = NULL;
-	static SPIPlanPtr write = NULL;
-	static uint64 safe = 1;
-	Oid			types[4] = {INT4OID, INT8OID, InvalidOid, BOOLOID};
-	Datum		values[4] = {Int32GetDatum(self)};
-	ReplMlClock *behind = compare_clocks();
-	uint64		now = repl_ml_ticker_safe();
-
-	repl_ml_begin();
-	SPI_execute_plan(repl_ml_spi_plan(&look,
-									  "SELECT EXISTS (SELECT FROM repl_ml.eviction),"
-									  " EXISTS (SELECT FROM pg_catalog.pg_prepared_xact() x"
-									  " JOIN pg_catalog.pg_database d"
-									  " ON d.oid OPERATOR(pg_catalog.=) x.dbid"
-									  " WHERE d.datname OPERATOR(pg_catalog.=)"
-									  " pg_catalog.current_database()),"
-									  " (SELECT h.safe_counter FROM repl_ml.heartbeat h"
-									  " WHERE h.node_id OPERATOR(pg_catalog.=) $1)",
-									  1, types), values, NULL, true, 1);
-	/* what this node has said holds, also if transactions of before are prepared */
-	if (repl_ml_spi_text(0, 2) != NULL)
-		safe = Max(safe, strtoull(repl_ml_spi_text(0, 2), NULL, 10));
-	if (strcmp(repl_ml_spi_text(0, 1), "f") == 0)
-		safe = Max(safe, now);
-	/* left over by a worker that ended before it told the group */
-	if (strcmp(repl_ml_spi_text(0, 0), "t") == 0)
-		SPI_execute("SELECT repl_ml.announce_evictions()", false, 0);
-	values[1] = Int64GetDatum((int64) safe);
-	types[2] = repl_ml_clock_type();
-	values[2] = PointerGetDatum(behind);
-	values[3] = BoolGetDatum(tells);
-	/*
-	 * applied: what the others' heartbeats say and the present counter.  Functions are
-	 * called where they may have something to say
-	 */
-	SPI_execute_plan(repl_ml_spi_plan(&write,
-									  "INSERT INTO repl_ml.heartbeat AS h (node_id, sent_at,"
-									  " safe_counter, applied, parked, behind, lacks,"
-									  " told, told_at)"
-									  " SELECT $1, pg_catalog.clock_timestamp(), $2,"
-									  " coalesce((SELECT repl_ml.merge_agg(pg_catalog.format("
-									  "'{%s:%s}', o.node_id, o.safe_counter)::repl_ml.vclock)"
-									  " FROM repl_ml.heartbeat o"
-									  " WHERE o.node_id OPERATOR(pg_catalog.<>) $1), '{}')"
-									  " OPERATOR(repl_ml.||)"
-									  " pg_catalog.format('{%s:%s}', $1, $2)::repl_ml.vclock,"
-									  " CASE WHEN EXISTS (SELECT FROM repl_ml.parked_change)"
-									  " OR EXISTS (SELECT FROM repl_ml.eviction)"
-									  " OR EXISTS (SELECT FROM repl_ml.table_sync y"
-									  " WHERE y.state OPERATOR(pg_catalog.=) 'pending')"
-									  " THEN repl_ml.holds_late_changes() ELSE false END, $3,"
-									  " CASE WHEN EXISTS (SELECT FROM repl_ml.unsent)"
-									  " THEN repl_ml.lacking() END,"
-									  " CASE WHEN $4 THEN repl_ml.own_status() END,"
-									  " CASE WHEN $4 THEN pg_catalog.clock_timestamp() END"
-									  " ON CONFLICT (node_id) DO UPDATE"
-									  " SET sent_at = excluded.sent_at,"
-									  " safe_counter = excluded.safe_counter, applied = "
-									  "excluded.applied,"
-									  " parked = excluded.parked, behind = excluded.behind,"
-									  " lacks = excluded.lacks,"
-									  " told = coalesce(excluded.told, h.told),"
-									  " told_at = coalesce(excluded.told_at, h.told_at),"
-									  " sequence = h.sequence OPERATOR(pg_catalog.+) 1",
-									  4, types), values, NULL, false, 0);
-	repl_ml_commit();
-	MemoryContextSwitchTo(work_context);
-}
-
 /*
  * Says whether all our streams have reached what the peers had when we
  * connected.
@@ -936,6 +811,24 @@ collect_tombstones(void)
 	}
 }
 
+/* A statement that the supervisor runs now and then; to plan it takes longer than to run it. */
+typedef struct Chore
+{
+	const char *statement;
+	SPIPlanPtr	plan;
+} Chore;
+
+/* Runs it, with a number as its parameter, which it may ignore. */
+static void
+do_chore(Chore *chore, int number)
+{
+	Oid			type = INT4OID;
+	Datum		value = Int32GetDatum(number);
+
+	SPI_execute_plan(repl_ml_spi_plan(&chore->plan, chore->statement, 1, &type), &value, NULL,
+					 false, 0);
+}
+
 /*
  * Makes what peers read, and the triggers that stamp rows, what they were, also
  * where they were changed while this library was not loaded; and lets the
@@ -945,14 +838,18 @@ collect_tombstones(void)
 static void
 mend_catalogs(bool all)
 {
+	static Chore publication = {.statement = "SELECT repl_ml.mend_publication()"};
+	static Chore triggers = {.statement = "SELECT repl_ml.mend_triggers()"};
+	static Chore statistics = {.statement = "SELECT repl_ml.analyze_catalogs()"};
+
 	repl_ml_begin();
-	SPI_execute("SELECT repl_ml.mend_publication()", false, 0);
+	do_chore(&publication, 0);
 	if (all || triggers_changed)
 	{
 		triggers_changed = false;
-		SPI_execute("SELECT repl_ml.mend_triggers()", false, 0);
+		do_chore(&triggers, 0);
 	}
-	SPI_execute("SELECT repl_ml.analyze_catalogs()", false, 0);
+	do_chore(&statistics, 0);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 }
@@ -964,43 +861,35 @@ mend_catalogs(bool all)
 static void
 collect_garbage(void)
 {
+	/* $1: repl_ml.conflict_retention, in minutes */
+	static Chore retained[] = {
+		{.statement = "DELETE FROM repl_ml.conflict_history WHERE $1 OPERATOR(pg_catalog.>=) 0"
+			" AND detected_at OPERATOR(pg_catalog.<) (pg_catalog.now() OPERATOR(pg_catalog.-)"
+		" ($1 OPERATOR(pg_catalog.*) '1 min'::pg_catalog.interval))"},
+		{.statement = "DELETE FROM repl_ml.conflict_count WHERE $1 OPERATOR(pg_catalog.>=) 0"
+			" AND span OPERATOR(pg_catalog.=) 'hour' AND since OPERATOR(pg_catalog.<)"
+			" (pg_catalog.now() OPERATOR(pg_catalog.-)"
+			" ($1 OPERATOR(pg_catalog.*) '1 min'::pg_catalog.interval)"
+		" OPERATOR(pg_catalog.-) '1 h'::pg_catalog.interval)"},
+		{.statement = "DELETE FROM repl_ml.row_repair WHERE $1 OPERATOR(pg_catalog.>=) 0"
+			" AND repaired_at OPERATOR(pg_catalog.<) (pg_catalog.now() OPERATOR(pg_catalog.-)"
+		" ($1 OPERATOR(pg_catalog.*) '1 min'::pg_catalog.interval))"},
+		{.statement = "DELETE FROM repl_ml.conflict_count WHERE span OPERATOR(pg_catalog.=) 'minute'"
+			" AND since OPERATOR(pg_catalog.<)"
+		" (pg_catalog.now() OPERATOR(pg_catalog.-) '1 h'::pg_catalog.interval)"},
+		{.statement = "DELETE FROM repl_ml.discarded_transaction WHERE discarded_at OPERATOR(pg_catalog.<)"
+		" (pg_catalog.now() OPERATOR(pg_catalog.-) '2 days'::pg_catalog.interval)"},
+		/* what comparisons remember of tables that have been dropped */
+		{.statement = "DELETE FROM repl_ml.verified_page p WHERE NOT EXISTS"
+		" (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) p.relid)"},
+		/* twice as long as transaction_status relies on them */
+		{.statement = "DELETE FROM repl_ml.transaction_record WHERE recorded_at OPERATOR(pg_catalog.<)"
+		" (pg_catalog.now() OPERATOR(pg_catalog.-) '2 days'::pg_catalog.interval)"}};
+
 	repl_ml_begin();
 	collect_tombstones();
-	if (repl_ml_conflict_retention >= 0)
-	{
-		SPI_execute(psprintf("DELETE FROM repl_ml.conflict_history"
-							 " WHERE detected_at OPERATOR(pg_catalog.<)"
-							 " (pg_catalog.now()"
-							 " OPERATOR(pg_catalog.-) '%d min'::pg_catalog.interval)",
-							 repl_ml_conflict_retention), false, 0);
-		SPI_execute(psprintf("DELETE FROM repl_ml.conflict_count"
-							 " WHERE span OPERATOR(pg_catalog.=) 'hour'"
-							 " AND since OPERATOR(pg_catalog.<) (pg_catalog.now()"
-							 " OPERATOR(pg_catalog.-) '%d min'::pg_catalog.interval"
-							 " OPERATOR(pg_catalog.-) '1 h'::pg_catalog.interval)",
-							 repl_ml_conflict_retention), false, 0);
-		SPI_execute(psprintf("DELETE FROM repl_ml.row_repair"
-							 " WHERE repaired_at OPERATOR(pg_catalog.<)"
-							 " (pg_catalog.now()"
-							 " OPERATOR(pg_catalog.-) '%d min'::pg_catalog.interval)",
-							 repl_ml_conflict_retention), false, 0);
-	}
-	SPI_execute("DELETE FROM repl_ml.conflict_count WHERE span OPERATOR(pg_catalog.=) 'minute'"
-				" AND since OPERATOR(pg_catalog.<)"
-				" (pg_catalog.now() OPERATOR(pg_catalog.-) '1 h'::pg_catalog.interval)",
-				false, 0);
-	SPI_execute("DELETE FROM repl_ml.discarded_transaction"
-				" WHERE discarded_at OPERATOR(pg_catalog.<)"
-				" (pg_catalog.now() OPERATOR(pg_catalog.-) '2 days'::pg_catalog.interval)",
-				false, 0);
-	/* what comparisons remember of tables that have been dropped */
-	SPI_execute("DELETE FROM repl_ml.verified_page p WHERE NOT EXISTS"
-				" (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) p.relid)",
-				false, 0);
-	/* twice as long as transaction_status relies on them */
-	SPI_execute("DELETE FROM repl_ml.transaction_record WHERE recorded_at OPERATOR(pg_catalog.<)"
-				" (pg_catalog.now() OPERATOR(pg_catalog.-) '2 days'::pg_catalog.interval)",
-				false, 0);
+	for (int i = 0; i < lengthof(retained); i++)
+		do_chore(&retained[i], repl_ml_conflict_retention);
 	repl_ml_commit();
 	MemoryContextSwitchTo(work_context);
 }
