@@ -82,6 +82,20 @@ CREATE FUNCTION repl_ml.worker_stats(
     AS 'MODULE_PATHNAME', 'repl_ml_worker_stats' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 3;
 COMMENT ON FUNCTION repl_ml.worker_stats() IS 'state and counters of this database''s workers since server start; peer 0 is the supervisor. reached_lsn: the origin of the link is not beyond it, or somebody has moved it; null: not known';
 
+CREATE FUNCTION repl_ml.worker_rests(of_peer integer) RETURNS interval
+    AS 'MODULE_PATHNAME', 'repl_ml_worker_rests' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION repl_ml.worker_rests(integer) IS 'for how long the apply worker of a peer, or (0) the supervisor, has not come round, which these do with each heartbeat; see repl_ml.health, delay and processes';
+
+-- Looked at only where something is late already: it takes the locks of the lock table
+CREATE FUNCTION repl_ml.who_blocks(of_process integer, OUT who text, OUT remedy text)
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT pg_catalog.string_agg(CASE b.pid WHEN 0 THEN 'a prepared transaction' ELSE pg_catalog.format('process %s', b.pid) || coalesce(pg_catalog.format(' of role "%s"', a.usename), '') END, ', ' ORDER BY b.pid),
+           pg_catalog.string_agg(CASE b.pid WHEN 0 THEN 'See SELECT * FROM pg_prepared_xacts, and run COMMIT PREPARED or ROLLBACK PREPARED.' ELSE pg_catalog.format('Have that transaction end, or run SELECT pg_terminate_backend(%s).', b.pid) END, ' ' ORDER BY b.pid)
+      FROM (SELECT DISTINCT x.pid FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids(of_process)) x (pid)) b LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid
+    $$;
+COMMENT ON FUNCTION repl_ml.who_blocks(integer) IS 'who holds the locks that a process waits for now, and how to end that; null: it waits for none';
+
 -- The connections of the peers that read what this node writes
 CREATE FUNCTION repl_ml.link_stats(OUT peer integer, OUT paused boolean, OUT reachable boolean, OUT silent_since timestamptz, OUT connections bigint, OUT sent_bytes bigint, OUT stats_reset timestamptz, OUT apply_rate double precision, OUT sent_rate double precision)
     RETURNS SETOF record

@@ -39,7 +39,7 @@ END
 $$;
 
 -- Seeing: connection strings and rows excepted
-GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.write_members(), repl_ml.write_waiters(), repl_ml.write_stats(), repl_ml.lease_stats(), repl_ml.unacknowledged(), repl_ml.verify_progress(),
+GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.worker_rests(integer), repl_ml.write_members(), repl_ml.write_waiters(), repl_ml.write_stats(), repl_ml.lease_stats(), repl_ml.unacknowledged(), repl_ml.verify_progress(),
     repl_ml.wal_end(), repl_ml.lacks_since(pg_lsn), repl_ml.link_name(integer), repl_ml.enrol_obstacle(regclass), repl_ml.sequence_facts(regclass), repl_ml.own_numbers(regclass[]), repl_ml.column_types(regclass), repl_ml.check_setup(text), repl_ml.check_settings(integer),
     repl_ml.listed_tables(), repl_ml.differing_shapes(), repl_ml.forgotten_tables(), repl_ml.planned_checks(), repl_ml.checks(), repl_ml.samples(name) TO pg_monitor;
 GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.shape_differences, repl_ml.unreplicated_tables, repl_ml.conflict_policies, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts,

@@ -550,28 +550,38 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
     -- 7. peers whose changes come late, and what is in their way: of several causes the first one
     SELECT 7, 'delay', CASE WHEN pg_catalog.count(p.node_id) = 0 THEN 'ok' ELSE 'warning' END,
            coalesce(pg_catalog.string_agg(pg_catalog.format(
-                        CASE WHEN p.cause IS NULL THEN 'No heartbeat of node "%s" has come for %s seconds, though it is connected.' ELSE 'What node "%s" wrote in the last %s seconds is not applied here: %s.' END, p.node_name,
+                        CASE WHEN p.cause IS NULL THEN 'No heartbeat of node "%s" has come for %s seconds, though it is connected.'
+                             WHEN p.cause = p.refused THEN 'The heartbeats that node "%s" has sent in the last %s seconds are parked here, so nobody knows how late the rest comes: %s.'
+                             ELSE 'What node "%s" wrote in the last %s seconds is not applied here: %s.' END, p.node_name,
                         pg_catalog.round(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - p.sent_at), 1), p.cause), ' ' ORDER BY p.node_id) FILTER (WHERE p.node_id IS NOT NULL),
                     'What the other members write arrives in time.'),
            pg_catalog.string_agg(DISTINCT p.remedy, ' ')
       FROM active s LEFT JOIN (
-           SELECT x.*, c.cause, c.remedy
+           SELECT x.*, f.refused, c.cause, c.remedy
              FROM active a CROSS JOIN LATERAL (
                   SELECT y.node_id, y.node_name, h.sent_at + coalesce(repl_ml.counter(h.behind, a.node_id), 0) * '1 us'::interval AS sent_at
                     FROM peer y JOIN repl_ml.heartbeat h ON h.node_id = y.node_id) x
              LEFT JOIN repl_ml.worker_stats() w ON w.peer = x.node_id
-            CROSS JOIN LATERAL (SELECT coalesce(pg_catalog.clock_timestamp() - w.last_message_time > 5 * a.heartbeat, true) AS silent,
+            CROSS JOIN LATERAL (SELECT coalesce(pg_catalog.clock_timestamp() - w.last_message_time > 5 * a.heartbeat, true) AS silent, repl_ml.worker_rests(x.node_id) AS rests,
                                        -- since what is applied now
                                        CASE WHEN w.last_error_time > x.sent_at THEN pg_catalog.rtrim(pg_catalog.split_part(w.last_error_message, E'\n', 1), '.') END AS error,
-                                       EXISTS (SELECT FROM repl_ml.parked_change k WHERE k.put_aside AND k.action = 'bulk' AND k.origin_node = x.node_id) AS bulk) f
+                                       EXISTS (SELECT FROM repl_ml.parked_change k WHERE k.put_aside AND k.action = 'bulk' AND k.origin_node = x.node_id) AS bulk,
+                                       -- they are changes like others
+                                       (SELECT pg_catalog.rtrim(pg_catalog.split_part(k.message, E'\n', 1), '.') FROM repl_ml.parked_change k
+                                         WHERE k.origin_node = x.node_id AND k.schema_name = 'repl_ml' AND k.table_name = 'heartbeat' AND NOT k.put_aside ORDER BY k.id DESC LIMIT 1) AS refused) f
+            CROSS JOIN LATERAL (SELECT b.* FROM (SELECT) one LEFT JOIN repl_ml.who_blocks(w.pid) b ON true) b
             CROSS JOIN LATERAL (
                   SELECT CASE WHEN w.state = 'paused' THEN 'that is paused here'
                               WHEN w.state = 'copying' THEN pg_catalog.format('table %s is being copied from it before', coalesce(w.copy_relation::text, 'after table'))
                               WHEN coalesce(w.state, 'stopped') <> 'streaming' THEN pg_catalog.format('there is no stream from it (%s)', coalesce(w.state, 'stopped')) || coalesce(', and the last one ended with: ' || f.error, '')
-                              WHEN w.locked_since IS NOT NULL THEN pg_catalog.format('one of its transactions has been waiting since %s for locks of transactions of this node', pg_catalog.date_trunc('second', w.locked_since))
+                              WHEN w.locked_since IS NOT NULL THEN pg_catalog.format('one of its transactions has been waiting since %s for locks of transactions of this node', pg_catalog.date_trunc('second', w.locked_since)) || coalesce(' (now ' || b.who || ')', '')
+                              WHEN b.who IS NOT NULL THEN 'what it sends waits for a lock of ' || b.who
                               WHEN w.current_parked > 0 THEN pg_catalog.format('its transaction %s cannot be applied, and %s of the %s changes of it that have come are parked so far', w.current_xid, w.current_parked, w.current_changes)
                               WHEN pg_catalog.clock_timestamp() - w.current_since > a.heartbeat THEN pg_catalog.format('its transaction %s has been being applied since %s, %s changes so far', w.current_xid, pg_catalog.date_trunc('second', w.current_since), w.current_changes)
+                              WHEN f.rests > 5 * a.heartbeat THEN pg_catalog.format('its apply worker here, process %s, has done nothing for %s seconds (wait event: %s)', w.pid, pg_catalog.round(EXTRACT(epoch FROM f.rests), 1),
+                                                                                    coalesce((SELECT v.wait_event FROM pg_catalog.pg_stat_activity v WHERE v.pid = w.pid), 'none'))
                               WHEN f.silent THEN pg_catalog.format('nothing has come from it for %s seconds', pg_catalog.round(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - w.last_message_time), 1))
+                              WHEN f.refused IS NOT NULL THEN f.refused
                               WHEN f.bulk THEN 'a large transaction of it is being applied before'
                               WHEN pg_catalog.clock_timestamp() - w.last_apply_time <= 2 * a.heartbeat THEN 'what it wrote before is being applied, and more of it comes than can be applied in time'
                               WHEN f.error IS NOT NULL THEN pg_catalog.format('its stream has ended, and been begun again, with: %s', f.error) END,
@@ -579,12 +589,15 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
                               WHEN w.state = 'copying' THEN 'See how far that is with SELECT * FROM repl_ml.stat_apply.'
                               WHEN coalesce(w.state, 'stopped') <> 'streaming' THEN coalesce(CASE WHEN f.error IS NOT NULL THEN w.last_error_hint END, 'See the check "applying".')
                               WHEN w.locked_since IS NOT NULL THEN 'See who holds them with SELECT * FROM pg_stat_activity or pg_prepared_xacts; after repl_ml.apply_lock_timeout the changes that meet them are parked.'
+                              WHEN b.who IS NOT NULL THEN b.remedy
                               WHEN w.current_parked > 0 THEN 'See the check "parked_changes" for why.'
                               WHEN pg_catalog.clock_timestamp() - w.current_since > a.heartbeat THEN 'See how far that is with SELECT * FROM repl_ml.stat_apply: current_changes should grow.'
+                              WHEN f.rests > 5 * a.heartbeat THEN pg_catalog.format('If ps shows it as stopped (T), run kill -CONT %1$s. Otherwise run SELECT pg_terminate_backend(%1$s): it is started again.', w.pid)
                               WHEN f.silent THEN 'Check the network to that node and whether its server still works: a connection that is silent for wal_receiver_timeout is ended.'
+                              WHEN f.refused IS NOT NULL THEN 'The rest of what it writes is applied. See the check "parked_changes".'
                               WHEN f.bulk OR pg_catalog.clock_timestamp() - w.last_apply_time <= 2 * a.heartbeat THEN 'See how far that is with SELECT * FROM repl_ml.stat_apply: heartbeat_age should shrink.'
                               WHEN f.error IS NOT NULL THEN coalesce(w.last_error_hint, 'See SELECT * FROM repl_ml.stat_apply, and the server''s log.')
-                              ELSE pg_catalog.format('On node "%s" see SHOW repl_ml.heartbeat_interval, and with SELECT * FROM repl_ml.stat_replication whether it is still reading its WAL for this node.', x.node_name) END) c (cause, remedy)
+                              ELSE pg_catalog.format('On node "%s" see the check "processes" of repl_ml.health, SHOW repl_ml.heartbeat_interval, and with SELECT * FROM repl_ml.stat_replication whether it is still reading its WAL for this node.', x.node_name) END) c (cause, remedy)
             WHERE pg_catalog.clock_timestamp() - x.sent_at > 10 * a.heartbeat) p ON true
     HAVING pg_catalog.count(s.node_id) > 0
     UNION ALL
@@ -819,7 +832,21 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
                   pg_catalog.string_agg(pg_catalog.format('number %s, %s (%s)', c.number, c.command_tag, pg_catalog.array_to_string(c.missing_on, ', ')), ', ' ORDER BY c.number)
                       FILTER (WHERE c.missing_on <> '{}' AND c.changed_at < pg_catalog.clock_timestamp() - '10 s'::interval) AS late
              FROM repl_ml.schema_changes c WHERE c.number > (SELECT pg_catalog.max(x.number) FROM repl_ml.schema_change x) - 100 OR c.state <> 'run') q
-     WHERE s.state = 'ready')
+     WHERE s.state = 'ready'
+    UNION ALL
+    -- 23. this node's own process, without which it sends no heartbeats
+    SELECT 23, 'processes', CASE WHEN p.rests IS NULL THEN 'ok' ELSE 'error' END,
+           CASE WHEN p.rests IS NULL THEN 'The supervisor of this node does its work.'
+                ELSE pg_catalog.format(CASE WHEN p.pid IS NULL THEN 'There has been no supervisor for %2$s seconds' WHEN b.who IS NOT NULL THEN 'The supervisor, process %1$s, has not come round for %2$s seconds, as it waits for a lock of %3$s'
+                                            ELSE 'The supervisor, process %1$s, has not come round for %2$s seconds (wait event: %3$s)' END, p.pid, pg_catalog.round(EXTRACT(epoch FROM p.rests), 1),
+                                       coalesce(b.who, (SELECT a.wait_event FROM pg_catalog.pg_stat_activity a WHERE a.pid = p.pid), 'none')) || ': this node sends no heartbeats, and starts no workers.' END,
+           CASE WHEN p.rests IS NULL THEN NULL
+                WHEN p.pid IS NULL THEN 'It is started again by itself: see the server''s log for why it ends, or raise max_worker_processes if there is no room for it.'
+                WHEN b.who IS NOT NULL THEN b.remedy
+                ELSE pg_catalog.format('If ps shows it as stopped (T), run kill -CONT %1$s. Otherwise run SELECT pg_terminate_backend(%1$s): it is started again.', p.pid) END
+      FROM active s CROSS JOIN LATERAL (
+           SELECT (SELECT w.pid FROM repl_ml.worker_stats() w WHERE w.peer = 0) AS pid, CASE WHEN r.rests > greatest(10 * s.heartbeat, '3 s') THEN r.rests END AS rests FROM repl_ml.worker_rests(0) r (rests)) p
+     CROSS JOIN LATERAL (SELECT b.* FROM (SELECT) one LEFT JOIN repl_ml.who_blocks(p.pid) b ON p.rests IS NOT NULL) b)
     SELECT f.check_name, f.status, f.detail, f.hint FROM finding f ORDER BY f.place;
     END
     $$;

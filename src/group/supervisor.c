@@ -122,6 +122,7 @@ repl_ml_supervisor_main(Datum arg)
 			end_for_good(seen);
 		repl_ml_shmem_set_member(MyDatabaseId);
 		me->state = REPL_ML_WORKER_STREAMING;
+		me->round_time = repl_ml_monotonic_now();
 
 		/* a heartbeat each interval, and a round whenever somebody calls */
 		next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), repl_ml_heartbeat_interval);
@@ -874,16 +875,18 @@ collect_garbage(void)
 		{.statement = "DELETE FROM repl_ml.row_repair WHERE $1 OPERATOR(pg_catalog.>=) 0"
 			" AND repaired_at OPERATOR(pg_catalog.<) (pg_catalog.now() OPERATOR(pg_catalog.-)"
 		" ($1 OPERATOR(pg_catalog.*) '1 min'::pg_catalog.interval))"},
-		{.statement = "DELETE FROM repl_ml.conflict_count WHERE span OPERATOR(pg_catalog.=) 'minute'"
-			" AND since OPERATOR(pg_catalog.<)"
+		{.statement = "DELETE FROM repl_ml.conflict_count"
+			" WHERE span OPERATOR(pg_catalog.=) 'minute' AND since OPERATOR(pg_catalog.<)"
 		" (pg_catalog.now() OPERATOR(pg_catalog.-) '1 h'::pg_catalog.interval)"},
-		{.statement = "DELETE FROM repl_ml.discarded_transaction WHERE discarded_at OPERATOR(pg_catalog.<)"
+		{.statement = "DELETE FROM repl_ml.discarded_transaction"
+			" WHERE discarded_at OPERATOR(pg_catalog.<)"
 		" (pg_catalog.now() OPERATOR(pg_catalog.-) '2 days'::pg_catalog.interval)"},
 		/* what comparisons remember of tables that have been dropped */
 		{.statement = "DELETE FROM repl_ml.verified_page p WHERE NOT EXISTS"
 		" (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) p.relid)"},
 		/* twice as long as transaction_status relies on them */
-		{.statement = "DELETE FROM repl_ml.transaction_record WHERE recorded_at OPERATOR(pg_catalog.<)"
+		{.statement = "DELETE FROM repl_ml.transaction_record"
+			" WHERE recorded_at OPERATOR(pg_catalog.<)"
 		" (pg_catalog.now() OPERATOR(pg_catalog.-) '2 days'::pg_catalog.interval)"}};
 
 	repl_ml_begin();

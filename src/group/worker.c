@@ -489,6 +489,7 @@ read_stream(XLogRecPtr from)
 	for (;;)
 	{
 		CHECK_FOR_INTERRUPTS();
+		apply.worker->round_time = repl_ml_monotonic_now();
 		if (!await_bulk() && !await_schema())
 			receive_all();
 		if (is_at_rest() && (repl_ml_apply_is_to_pause(&apply) || repl_ml_bulk_is_refused()))
@@ -617,6 +618,7 @@ receive_all(void)
 					 errhint("The apply worker connects again by itself; if that goes on, see the "
 							 "server log of that node.")));
 		handle_timed(data, length);
+		apply.worker->round_time = repl_ml_monotonic_now();
 		show_streaming();
 		now = apply.connection.last_message_time = GetCurrentTimestamp();
 		repl_ml_members_alive(apply.peer->node_id);

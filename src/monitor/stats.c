@@ -185,6 +185,31 @@ repl_ml_worker_stats(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
+PG_FUNCTION_INFO_V1(repl_ml_worker_rests);
+
+/*
+ * repl_ml.worker_rests(peer): returns for how long the worker of a peer, or the
+ * supervisor, has not come round, by a clock that nobody sets; where it has not since
+ * the server's start, since then.
+ */
+Datum
+repl_ml_worker_rests(PG_FUNCTION_ARGS)
+{
+	int			count;
+	ReplMlWorker *copies = repl_ml_shmem_copy_workers(&count);
+	Interval   *interval = palloc0(sizeof(Interval));
+	uint64		last = 0;
+
+	for (int i = 0; i < count; i++)
+	{
+		if (copies[i].peer == PG_GETARG_INT32(0))
+			last = Max(last, copies[i].round_time);
+	}
+	interval->time = last != 0 ? (int64) (repl_ml_monotonic_now() - last) :
+		GetCurrentTimestamp() - PgStartTime;
+	PG_RETURN_INTERVAL_P(interval);
+}
+
 /* Returns the id of a peer by name; raises an error if there is none. */
 static int
 find_peer(Name node_name)

@@ -123,6 +123,8 @@ typedef struct ReplMlWorker
 								 * of dropped nodes */
 	bool		stop;			/* not to be started: its database is leaving */
 	TimestampTz launch_time;	/* when the process was last asked for */
+	uint64		round_time;		/* monotonic: when it last came round, or handled a
+								 * message; 0: it has not yet */
 	ReplMlWorkerState state;
 	XLogRecPtr	target_lsn;		/* peer's WAL end when we connected */
 	XLogRecPtr	received_lsn;	/* peer's WAL read so far */

@@ -67,7 +67,7 @@ sub all_is_well
 # nothing
 all_is_well($_) foreach @nodes;
 is(sql($n1, 'SELECT string_agg(check_name, chr(10)) FROM repl_ml.health'),
-	join("\n", qw(membership write_consistency waiting_commits unacknowledged sending applying delay parked_changes slots tables table_shapes unreplicated_tables clock_skew publication unsent prepared_transactions login_roles consistency verify_schedule sequences schema_changes)), 'one row for each check');
+	join("\n", qw(membership write_consistency waiting_commits unacknowledged sending applying delay parked_changes slots tables table_shapes unreplicated_tables clock_skew publication unsent prepared_transactions login_roles consistency verify_schedule sequences schema_changes processes)), 'one row for each check');
 is(sql($n1, 'SELECT count(*) FROM repl_ml.health WHERE hint IS NOT NULL OR detail IS NULL'), '0', 'all are explained, and there is nothing to do');
 is(sql($n1, "SELECT detail FROM repl_ml.health WHERE check_name IN ('membership', 'write_consistency')"),
 	"Node \"n1\" of group \"g\", members: n1, n2, n3.\n3 members, all can be reached, quorum needs 2: can tolerate one failure.", 'a group of three');

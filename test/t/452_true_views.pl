@@ -2,7 +2,7 @@
 # asked; what holds up a peer's changes is named as what it is.
 #
 # Seen failing: without f.error in the check "delay"; without repl_ml.hear_pause (down, and an error in health), and with the sentence of before (a large
-# transaction or a lock, whatever it was).
+# transaction or a lock, whatever it was); without who_blocks, f.refused and f.rests in health, what holds up our own processes.
 use strict;
 use warnings;
 use ReplMl;
@@ -71,7 +71,7 @@ set($n2, q(SET repl_ml.apply_lock_timeout = '1h'));
 my $client = $n2->background_psql('postgres');
 $client->query_safe('BEGIN; LOCK TABLE t IN SHARE MODE');
 sql($n1, q(INSERT INTO t VALUES (1, 'locked')));
-says($n2, 'delay', 'is not applied here: one of its transactions has been waiting since .* for locks of transactions of this node\. See who holds them');
+says($n2, 'delay', 'is not applied here: one of its transactions has been waiting since .* for locks of transactions of this node( \(now process [0-9]+ of role "\w+"\))?\. See who holds them');
 isnt(sql($n2, 'SELECT locked_since FROM repl_ml.worker_stats() WHERE peer > 0'), '', 'since when');
 $client->query_safe('ROLLBACK');
 wait_converged(\@nodes, 't');
@@ -117,8 +117,42 @@ says($n2, 'delay', 'is not applied here: nothing has come from it for [0-9.]+ se
 kill CONT => $walsender;
 all_is_well($n2);
 set($n1, q(SET repl_ml.heartbeat_interval = '60s'));
-says($n2, 'delay', '^warning: No heartbeat of node "n1" has come for [0-9.]+ seconds, though it is connected\. On node "n1" see SHOW repl_ml.heartbeat_interval');
+says($n2, 'delay', '^warning: No heartbeat of node "n1" has come for [0-9.]+ seconds, though it is connected\. On node "n1" see the check "processes" of repl_ml\.health, SHOW repl_ml\.heartbeat_interval');
 set($n1, q(SET repl_ml.heartbeat_interval = '100ms'));
 all_is_well($n2);
+
+# ---- what holds up our own processes ----
+
+# rows and tables of ours that a client has locked: who that is
+my $holder = $client->query_safe('SELECT pg_backend_pid()');
+sub while_locked
+{
+	my ($lock, @said) = @_;
+	$client->query_safe("BEGIN; $lock");
+	says($n2, @said);
+	$client->query_safe('ROLLBACK');
+	all_is_well($n2);
+	return;
+}
+set($n2, q(SET repl_ml.apply_lock_timeout = '200ms'));
+while_locked('SELECT FROM repl_ml.heartbeat WHERE node_id = 1 FOR UPDATE', 'delay',
+	"The heartbeats that node \"n1\" has sent in the last [0-9.]+ seconds are parked here, so nobody knows how late the rest comes: a row it needs is locked by process $holder\\. The rest of what it writes is applied");
+set($n2, q(SET repl_ml.apply_lock_timeout = '1h'));
+while_locked('LOCK TABLE repl_ml.heard IN EXCLUSIVE MODE', 'delay', "is not applied here: (what it sends waits for a lock of|.*\\(now) process $holder of role");
+while_locked('SELECT FROM repl_ml.heartbeat WHERE node_id = 2 FOR UPDATE', 'processes', "^error: The supervisor, process [0-9]+, has not come round for [0-9.]+ seconds, as it waits for a lock of process $holder of role .* run SELECT pg_terminate_backend\\($holder\\)");
+
+# and processes that stand still
+sub while_stopped
+{
+	my ($peer, @said) = @_;
+	my $pid = sql($n2, "SELECT pid FROM repl_ml.worker_stats() WHERE peer = $peer");
+	kill STOP => $pid;
+	says($n2, $said[0], "$said[1], process $pid, $said[2].*kill -CONT $pid");
+	kill CONT => $pid;
+	all_is_well($n2);
+	return;
+}
+while_stopped(0, 'processes', '^error: The supervisor', 'has not come round for [0-9.]+ seconds \(wait event: \w+\)');
+while_stopped(1, 'delay', 'is not applied here: its apply worker here', 'has done nothing for [0-9.]+ seconds \(wait event: \w+\)');
 
 done_testing();
