@@ -170,7 +170,8 @@ CREATE VIEW repl_ml.stat_replication AS
            CASE WHEN k.lacking = '-infinity' THEN h.applied_own ELSE k.lacking END AS lag_since,
            k.behind AS transactions_behind, i.apply_rate,
            CASE WHEN k.lacking IS NULL AND k.behind = 0 THEN '0'::interval
-                WHEN i.apply_rate > 0 THEN least(pg_catalog.pg_wal_lsn_diff(repl_ml.wal_end(), greatest(w.replay_lsn, s.confirmed_flush_lsn))::float8 / i.apply_rate, 1e9) * '1 s'::interval END AS catchup_interval,
+                -- who is not connected does not catch up
+                WHEN w.pid IS NOT NULL AND i.apply_rate > 0 THEN least(pg_catalog.pg_wal_lsn_diff(repl_ml.wal_end(), greatest(w.replay_lsn, s.confirmed_flush_lsn))::float8 / i.apply_rate, 1e9) * '1 s'::interval END AS catchup_interval,
            i.sent_bytes, pg_catalog.pg_wal_lsn_diff(repl_ml.wal_end(), s.restart_lsn)::bigint AS wal_kept,
            CASE WHEN NOT i.reachable AND NOT i.paused THEN coalesce(i.silent_since, pg_catalog.pg_postmaster_start_time()) END AS unreachable_since,
            greatest(i.connections - 1, 0) AS reconnects, i.stats_reset

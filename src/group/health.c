@@ -26,7 +26,8 @@
 
 #define CHANNEL			"repl_ml_health"
 #define MOST_CHECKS		64
-#define REST			1000	/* times the CPU time of a look there is none */
+#define REST			1000	/* times the CPU time of a look there is none, */
+#define LONGEST_REST	(10 * USECS_PER_SEC)	/* up to this: it may have been planned anew */
 
 /* What has been told of a check. */
 typedef struct ToldCheck
@@ -187,6 +188,6 @@ repl_ml_health_tell(bool due)
 	took = (clock() - began) * (double) USECS_PER_SEC / CLOCKS_PER_SEC;
 	/* to plan it takes longest */
 	if (has_planned)
-		next = GetCurrentTimestamp() + (TimestampTz) (took * REST);
+		next = GetCurrentTimestamp() + (TimestampTz) Min(took * REST, LONGEST_REST);
 	has_planned = true;
 }
