@@ -80,6 +80,8 @@ CREATE FUNCTION repl_ml.lease_vote(in_group uuid, round bigint, candidate intege
             UNION ALL SELECT 5, pg_catalog.format('it hears node "%s", which has the lease', m.node_name) FROM repl_ml.member m WHERE m.node_id = gone AND gone <> candidate AND repl_ml.hears(gone)
             ) r (place, reason) ORDER BY r.place LIMIT 1;
         IF FOUND THEN
+            -- the candidate takes no part in this node's round any more, and perhaps others do not either
+            PERFORM repl_ml.lease_want() WHERE s.holder = self.node_id;
             RETURN pg_catalog.jsonb_build_object('node', self.node_id, 'no', reason);
         END IF;
         UPDATE repl_ml.lease_state SET promised = lease_vote.round;
@@ -141,23 +143,22 @@ CREATE FUNCTION repl_ml.lease_stand(round bigint, gone integer) RETURNS text
     AS $$
     DECLARE
         vote jsonb;
-        self repl_ml.local_node;
-        s repl_ml.lease_state;
-        known text;
     BEGIN
-        SELECT * INTO self FROM repl_ml.local_node;
-        SELECT * INTO s FROM repl_ml.lease_state;
-        vote := repl_ml.lease_vote(self.group_id, lease_stand.round, self.node_id, s.accepted, gone, NULL);
-        IF NOT vote ? 'needs' THEN
-            RAISE EXCEPTION 'this node does not stand: %', coalesce(vote->>'no', 'it has voted') USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'It tries again.';
-        END IF;
-        SELECT pg_catalog.string_agg(pg_catalog.format('WHEN %s THEN %L::pg_catalog.text[]', m.node_id, ARRAY[k.server_start::text, k.sequence::text, k.lsn::text, k.counter::text]), ' ')
-          INTO known FROM repl_ml.member m CROSS JOIN LATERAL repl_ml.known_of(m.node_id) k WHERE m.state <> 'dropped' AND m.node_id <> self.node_id;
-        RETURN pg_catalog.format('SELECT repl_ml.lease_vote(%L, %s, %s, %s, %s, %s)', self.group_id, lease_stand.round, self.node_id, s.accepted, gone,
-                   coalesce('CASE (SELECT i.node_id FROM repl_ml.local_info() i) ' || known || ' END', 'NULL'));
+        SELECT repl_ml.lease_vote(l.group_id, lease_stand.round, l.node_id, s.accepted, lease_stand.gone, NULL) INTO STRICT vote FROM repl_ml.local_node l, repl_ml.lease_state s;
+        RETURN CASE WHEN vote ? 'later' THEN 'later' WHEN vote ? 'no' THEN pg_catalog.format('This one does not vote either: %s.', vote->>'no') END;
     END
     $$;
-COMMENT ON FUNCTION repl_ml.lease_stand(bigint, integer) IS 'this node''s own vote for itself; returns the question for the other members';
+COMMENT ON FUNCTION repl_ml.lease_stand(bigint, integer) IS 'this node''s own vote for itself: null; or says why not, "later" if it is to be tried again';
+
+CREATE FUNCTION repl_ml.lease_question(round bigint, gone integer) RETURNS text
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT pg_catalog.format('SELECT repl_ml.lease_vote(%L, %s, %s, %s, %s, %s)', l.group_id, lease_question.round, l.node_id, s.accepted, lease_question.gone, coalesce('CASE (SELECT i.node_id FROM repl_ml.local_info() i) '
+               || (SELECT pg_catalog.string_agg(pg_catalog.format('WHEN %s THEN %L::pg_catalog.text[]', m.node_id, ARRAY[k.server_start::text, k.sequence::text, k.lsn::text, k.counter::text]), ' ')
+                     FROM repl_ml.member m CROSS JOIN LATERAL repl_ml.known_of(m.node_id) k WHERE m.state <> 'dropped' AND m.node_id <> l.node_id) || ' END', 'NULL'))
+      FROM repl_ml.local_node l, repl_ml.lease_state s
+    $$;
+COMMENT ON FUNCTION repl_ml.lease_question(bigint, integer) IS 'what this node asks the other members when it stands in this round: their vote';
 
 CREATE FUNCTION repl_ml.lease_win(round bigint, answers jsonb[]) RETURNS text
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
@@ -253,7 +254,7 @@ COMMENT ON FUNCTION repl_ml.strong_base_lacks() IS 'the nodes of which this one 
 
 CREATE FUNCTION repl_ml.lease_want() RETURNS void
     AS 'MODULE_PATHNAME', 'repl_ml_lease_want' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
-COMMENT ON FUNCTION repl_ml.lease_want() IS 'called by a member whose holder of the lease is gone, on the one that has most of what was written: it gets the lease as if a client here wanted it';
+COMMENT ON FUNCTION repl_ml.lease_want() IS 'called by a member whose holder of the lease is gone, on the one that has most of what was written: it gets the lease as if a client here wanted it; where it has it, it looks whether others have voted for a later round';
 
 -- Strong tables that are unclean are made as they are on another member
 CREATE FUNCTION repl_ml.mend_strong() RETURNS boolean

@@ -171,7 +171,7 @@ typedef struct ReplMlLease
 	uint64		opened;			/* monotonic µs */
 	bool		wanted;			/* somebody here waits for it, or asks us for it */
 	bool		look;			/* the process is to look at its row, or asked for something */
-	bool		outvoted;		/* others have voted for a later round, and want this node's vote */
+	bool		doubted;		/* others may have voted for a later round than ours */
 	bool		mistaken;		/* others take it for the holder, which by its row it is not */
 	pid_t		pid;			/* of the process that takes it and gives it; 0: none */
 	Latch	   *latch;			/* valid while pid is set */

@@ -388,7 +388,8 @@ repl_ml_lease_commits_prepared(void)
 /*
  * Called by commit.c for a commit whose wait ended without an acknowledgement, while core
  * still has the transaction's locks: if it has the lease, that is not given away before the
- * transaction is acknowledged.
+ * transaction is acknowledged, and the process looks whether others have voted for a later
+ * round, as then nobody acknowledges it.
  */
 void
 repl_ml_lease_gives_up(XLogRecPtr lsn)
@@ -401,7 +402,9 @@ repl_ml_lease_gives_up(XLogRecPtr lsn)
 		return;
 	LWLockAcquire(leases_lock, LW_EXCLUSIVE);
 	lease->given_up = Max(lease->given_up, lsn);
+	lease->doubted = true;
 	LWLockRelease(leases_lock);
+	repl_ml_lease_look(lease);
 }
 
 PG_FUNCTION_INFO_V1(repl_ml_lease_close);
@@ -430,7 +433,10 @@ repl_ml_lease_close(PG_FUNCTION_ARGS)
 
 PG_FUNCTION_INFO_V1(repl_ml_lease_want);
 
-/* repl_ml.lease_want(): this node gets the lease, if it can, as if a client wanted it. */
+/*
+ * repl_ml.lease_want(): this node gets the lease, if it can, as if a client wanted it; where it
+ * has it, its process looks whether the round still counts.
+ */
 Datum
 repl_ml_lease_want(PG_FUNCTION_ARGS)
 {
@@ -440,7 +446,7 @@ repl_ml_lease_want(PG_FUNCTION_ARGS)
 	lease = repl_ml_lease();
 	if (lease != NULL)
 	{
-		lease->outvoted = true;
+		lease->doubted = true;
 		repl_ml_lease_call(lease);
 	}
 	PG_RETURN_VOID();

@@ -101,7 +101,9 @@ repl_ml_election_obtain(void)
 {
 	/* where a prepared transaction has it, it has been this node's before */
 	(void) repl_ml_tenure_take_lock(true);
-	if (known_holder == 0 || known_holder == mine->self || repl_ml_tenure_has_forgotten())
+	/* who has voted for a later round takes no part in the one that it knows of */
+	if (known_holder == 0 || known_holder == mine->self || repl_ml_tenure_has_forgotten() ||
+		mine->state.promised > known_epoch.round)
 		survey();
 	else
 		ask_holder();
@@ -324,37 +326,6 @@ own_word(void)
 	return word;
 }
 
-/*
- * Called by tenure.c where clients here may write and another member has asked for this node's
- * vote: if members have voted for a later round, which nobody can win without this node, they
- * acknowledge nothing of this one any more.  So it ends, and this node stands.
- */
-void
-repl_ml_election_renew(void)
-{
-	List	   *voters = list_voters();
-	char	  **errors;
-	char	  **answers = ask_voters(voters, "SELECT repl_ml.lease_state()", 0, NULL, SURVEY_MS,
-									 &errors);
-	int64		promised = 0;
-
-	for (int i = 0; i < list_length(voters); i++)
-	{
-		Word	   *word = read_word(((Voter *) list_nth(voters, i))->node_id, answers[i]);
-
-		if (word != NULL)
-			promised = Max(promised, word->promised);
-	}
-	repl_ml_tenure_load();
-	if (promised <= mine->state.epoch.round)
-		return;
-	LWLockAcquire(repl_ml_lease_lock(), LW_EXCLUSIVE);
-	mine->lease->holds = 0;
-	mine->lease->closings++;
-	LWLockRelease(repl_ml_lease_lock());
-	stand(voters, NEXT_ROUND(promised, mine->self), 0);
-}
-
 /* Returns those members that have said something: nobody waits for the others any more. */
 static List *
 leave_out_silent(const List *voters, const List *words)
@@ -530,26 +501,39 @@ evaluate(const char *query, char **answers, int count)
 }
 
 /*
+ * Asks the other members for their votes; returns NULL if a majority, with this node's own, has
+ * voted for it, and the round has begun; else why not.
+ */
+static char *
+win(const List *voters, int64 round, int gone)
+{
+	char	   *question = evaluate(psprintf("SELECT repl_ml.lease_question(" INT64_FORMAT ", %d)"
+											 " WHERE $1 IS NOT NULL", round, gone), NULL, 0);
+	char	  **errors;
+	char	  **answers = ask_voters(voters, question, 0, NULL, SURVEY_MS, &errors);
+	char	   *reason = evaluate(psprintf("SELECT repl_ml.lease_win(" INT64_FORMAT
+										   ", $1::pg_catalog.jsonb[])", round), answers,
+								  list_length(voters));
+
+	repl_ml_tenure_load();
+	return reason;
+}
+
+/*
  * Begins a round if a majority votes for this node; its first tenure is opened when a majority
  * has accepted it.  "gone" is the last holder that anybody knows of.
  */
 static void
 stand(const List *voters, int64 round, int gone)
 {
-	char	   *question;
-	char	  **answers;
-	char	  **errors;
 	char	   *reason;
 
 	/* its own vote, as any other */
-	question = evaluate(psprintf("SELECT repl_ml.lease_stand(" INT64_FORMAT ", %d)"
-								 " WHERE $1 IS NOT NULL", round, gone), NULL, 0);
+	reason = evaluate(psprintf("SELECT repl_ml.lease_stand(" INT64_FORMAT ", %d)"
+							   " WHERE $1 IS NOT NULL", round, gone), NULL, 0);
 	repl_ml_tenure_load();
-	answers = ask_voters(voters, question, 0, NULL, SURVEY_MS, &errors);
-	reason = evaluate(psprintf("SELECT repl_ml.lease_win(" INT64_FORMAT
-							   ", $1::pg_catalog.jsonb[])", round), answers,
-					  list_length(voters));
-	repl_ml_tenure_load();
+	if (reason == NULL)
+		reason = win(voters, round, gone);
 	if (reason == NULL)
 	{
 		mine->lease->elected++;
@@ -621,7 +605,22 @@ repl_ml_election_confirm(void)
 	return mine->confirmed;
 }
 
-/* The same, of these members. */
+/*
+ * Called by tenure.c where clients here may write: says whether no member that answers has
+ * voted for a later round.  Those that have acknowledge nothing of this one, and may not be
+ * able to elect anybody without this node.
+ */
+bool
+repl_ml_election_counts(void)
+{
+	(void) confirm(list_voters());
+	return !outvoted;
+}
+
+/*
+ * Tells these members of the round; returns whether a majority has accepted it, and notes
+ * whether one knows of a later one.
+ */
 static bool
 confirm(const List *voters)
 {

@@ -17,8 +17,11 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "replication/syncrep.h"
 #include "storage/latch.h"
 #include "storage/lock.h"
+#include "storage/proc.h"
+#include "storage/procarray.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -40,6 +43,7 @@
 
 static ReplMlTenure *const mine = &repl_ml_tenure;
 static uint64 catching_up = 0;	/* since when it tries to open its tenure; 0: it does not */
+static bool closing = false;	/* clients that had the lease may not have ended yet */
 
 static void note_gone(void);
 static bool open_tenure(char **why);
@@ -345,6 +349,58 @@ repl_ml_holding_give(void)
 	LWLockRelease(repl_ml_lease_lock());
 	if (held != 0)
 		repl_ml_tenure_let_go();
+}
+
+/*
+ * Called by tenure.c when others have voted for a later round, and when its process begins
+ * where clients still have the lock: nobody begins to write before this node's round is
+ * confirmed, or a later one is its own, and it does not stand for that as long as
+ * repl_ml_holding_is_closing.
+ */
+void
+repl_ml_holding_close(void)
+{
+	LWLockAcquire(repl_ml_lease_lock(), LW_EXCLUSIVE);
+	mine->lease->holds = 0;
+	mine->lease->closings++;
+	/* what they have committed is in the base of that, acknowledged or not */
+	mine->lease->end_unknown = true;
+	LWLockRelease(repl_ml_lease_lock());
+	mine->confirmed = false;
+	closing = true;
+}
+
+/*
+ * Says whether a client here has begun to write and may still commit.  Those that have
+ * committed, and wait for members that have voted for a later round, are acknowledged in
+ * that only: nobody waits for them.
+ */
+bool
+repl_ml_holding_is_closing(void)
+{
+	if (!closing || repl_ml_tenure_take_lock(true))
+		return closing = false;
+	closing = false;
+	repl_ml_begin();
+	SPI_execute("SELECT w.pid FROM pg_catalog.pg_locks w"
+				" WHERE w.locktype OPERATOR(pg_catalog.=) 'advisory'"
+				" AND w.database OPERATOR(pg_catalog.=) (SELECT d.oid"
+				" FROM pg_catalog.pg_database d"
+				" WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())"
+				" AND w.classid OPERATOR(pg_catalog.=) 0 AND w.objid OPERATOR(pg_catalog.=) 0"
+				" AND w.objsubid OPERATOR(pg_catalog.=) 5 AND w.granted"
+				" AND w.pid IS NOT NULL", true, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		PGPROC	   *proc = BackendPidGetProc(pg_strtoint32(repl_ml_spi_text(i, 0)));
+
+		LWLockAcquire(SyncRepLock, LW_SHARED);
+		closing |= proc != NULL && proc->syncRepState != SYNC_REP_WAITING;
+		LWLockRelease(SyncRepLock);
+	}
+	repl_ml_commit();
+	MemoryContextSwitchTo(mine->context);
+	return closing;
 }
 
 /* ---- the answer to who asks ---- */

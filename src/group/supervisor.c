@@ -50,7 +50,7 @@
 #define SEQUENCE_REST_BEATS	6	/* and where they have not */
 #define COUNT_BEATS			3	/* ... that count conflicts */
 #define CHECK_BEATS			60	/* ... looks at what nobody should have changed */
-#define SEQUENCES_PAUSE_MS	5000	/* until it is asked again, */
+#define SEQUENCES_PAUSE_MS	1000	/* until it is asked again, */
 #define SEQUENCES_REST_MS	500 /* where it had done all */
 #define TEND_SEQUENCES	"DO 'BEGIN WHILE repl_ml.tend_sequence() LOOP COMMIT; END LOOP; END'"
 #define SEQUENCES_MS		50	/* for a session to do what is due, and */

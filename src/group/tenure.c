@@ -272,7 +272,8 @@ repl_ml_tenure_main(Datum arg)
 		mine->lease->end_unknown = true;
 		LWLockRelease(repl_ml_lease_lock());
 		/* a prepared transaction may have it: then the lease is ours, and opens again */
-		(void) repl_ml_tenure_take_lock(true);
+		if (!repl_ml_tenure_take_lock(true))
+			repl_ml_holding_close();
 	}
 	while (is_wanted())
 	{
@@ -374,11 +375,16 @@ act(void)
 
 	if (called)
 		last_call = repl_ml_monotonic_now();
-	if (mine->lease->holds != 0 && mine->lease->outvoted)
-		repl_ml_election_renew();
-	mine->lease->outvoted = false;
+	if (mine->lease->doubted)
+	{
+		mine->lease->doubted = false;
+		if (mine->lease->holds != 0 && !repl_ml_election_counts())
+			repl_ml_holding_close();
+	}
 	if (mine->lease->holds != 0)
 		return act_as_holder(asked);
+	if (repl_ml_holding_is_closing())
+		return BUSY_MS;
 	/* who was refused comes again, and is to find that it has come meanwhile; health, too */
 	retries = !called && mine->lease->refused != 0 &&
 		(repl_ml_monotonic_now() - last_call < RETRY_US ||

@@ -57,6 +57,8 @@ extern int	repl_ml_holding_open(bool is_needed);
 extern bool repl_ml_holding_is_opening(void);
 extern void repl_ml_holding_stop(void);
 extern void repl_ml_holding_give(void);
+extern void repl_ml_holding_close(void);
+extern bool repl_ml_holding_is_closing(void);
 extern void repl_ml_holding_end_deadlock(void);
 
 /* in election.c */
@@ -64,7 +66,7 @@ extern void repl_ml_election_note(Epoch epoch, int holder);
 extern void repl_ml_election_obtain(void);
 extern bool repl_ml_election_confirm(void);
 extern void repl_ml_election_find_gift(void);
-extern void repl_ml_election_renew(void);
+extern bool repl_ml_election_counts(void);
 extern void repl_ml_election_tell(void);
 
 /* Says whether a tenure comes after another. */

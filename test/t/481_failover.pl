@@ -185,6 +185,38 @@ $_->start foreach @nodes;
 have_lease($n3);
 is(sql($n3, 'UPDATE counters SET n = n + 1 WHERE id = 1 RETURNING n'), '6', 'all killed and started: they go on');
 
+# ---- the others have voted for rounds that nobody has won ----
+
+# As if candidates had been cut off, who knew that something of n1 counts: its round does not any more, and no other can be elected.
+sub vote_for_nobody
+{
+	have_lease($n1);
+	wait_converged(\@nodes, 'counters');
+	my $base = sql($n1, q(SELECT format('{%s:%s}', node_id, pg_current_wal_insert_lsn() - '0/0' + 100000) FROM repl_ml.local_node));
+	sql($_, "UPDATE repl_ml.lease_state s SET promised = ((s.promised >> 16) + 1 << 16) + l.node_id, base = repl_ml.merge(base, '$base') FROM repl_ml.local_node l") foreach $n2, $n3;
+	return;
+}
+
+# Then it is here in the WAL.
+sub reach_base { sql($n1, q(SELECT pg_logical_emit_message(false, 'test', repeat('x', 110000)))); return; }
+
+vote_for_nobody();
+psql_fails($n1, q(SET repl_ml.write_timeout = '500ms'; UPDATE counters SET n = 7 WHERE id = 1), '40003', 'committed on this node');
+reach_base();
+is(sql($n2, 'UPDATE counters SET n = n + 1 WHERE id = 1 RETURNING n'), '8', 'voted in vain: the holder stands anew, and what it committed counts');
+vote_for_nobody();
+my $waiting = $n1->background_psql('postgres', on_error_stop => 0);
+$waiting->query_safe(q(SET repl_ml.write_timeout = 0));
+$waiting->query_until(qr/^$/, "UPDATE counters SET n = 19 WHERE id = 1;\n\\echo acknowledged :SQLSTATE\n");
+poll_until($n1, q(SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep'));
+reach_base();
+is(sql($n2, 'UPDATE counters SET n = n + 1 WHERE id = 1 RETURNING n'), '20', 'voted in vain: another one gets it, and a commit that waits at the holder counts');
+$waiting->query_until(qr/acknowledged 00000/, "\n");
+$waiting->quit;
+is(sql($n1, 'UPDATE counters SET n = n + 1 WHERE id = 1 RETURNING n'), '21', 'and the holder again');
+pass_converged();
+is(sql($_, 'SELECT count(*) FROM repl_ml.conflicts WHERE table_name = $$counters$$'), '0', 'no conflict on ' . $_->name) foreach @nodes;
+
 # ---- five nodes ----
 
 my @five = (@nodes, map { new_node($_) } qw(n4 n5));
