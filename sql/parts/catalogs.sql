@@ -374,6 +374,7 @@ CREATE TABLE repl_ml.lease_state (
     accepted bigint NOT NULL DEFAULT 0,
     opened   bigint NOT NULL DEFAULT 0,
     unclean  boolean NOT NULL DEFAULT false,
+    mending  repl_ml.vclock NOT NULL DEFAULT '{}',
     round    bigint NOT NULL DEFAULT 0,
     turn     bigint NOT NULL DEFAULT 0,
     holder   integer NOT NULL DEFAULT 0,
@@ -382,7 +383,7 @@ CREATE TABLE repl_ml.lease_state (
     since    timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
 INSERT INTO repl_ml.lease_state DEFAULT VALUES;
-COMMENT ON TABLE repl_ml.lease_state IS 'the last tenure of strong tables'' lease that this node had, gave to another or accepted: round and turn count them, holder is whose it is (0: it knows of none), base the positions that have to be here before it may be used, timeline where it was written. promised is the last round this node has voted for, accepted the last one whose base it knows, opened the last one that it knows a majority to have accepted; unclean: strong tables here may lack rows, or have some that do not count, and are to be made as they are on another member';
+COMMENT ON TABLE repl_ml.lease_state IS 'the last tenure of strong tables'' lease that this node had, gave to another or accepted: round and turn count them, holder is whose it is (0: it knows of none), base the positions that have to be here before it may be used, timeline where it was written. promised is the last round this node has voted for, accepted the last one whose base it knows, opened the last one that it knows a majority to have accepted; unclean: strong tables here may lack rows, or have some that do not count, and are to be made as they are on another member; mending: the positions that this one is to have for that';
 
 -- The rounds whose bases count: what was written in older rounds and is not in the base is void
 CREATE TABLE repl_ml.lease_round (

@@ -122,6 +122,8 @@ CREATE FUNCTION repl_ml.lease_accept(told jsonb) RETURNS jsonb
                    base = CASE WHEN s.accepted = 0 THEN repl_ml.merge(last.base, s.base) ELSE last.base END, timeline = (SELECT f.timeline FROM repl_ml.local_fingerprint() f),
                    unclean = s.unclean OR s.holder = self.node_id AND last.holder <> self.node_id AND s.accepted > 0
                              OR EXISTS (SELECT FROM repl_ml.strong_place p WHERE p.node_id <> self.node_id AND p.lsn > repl_ml.counter(last.base, p.node_id));
+            -- all tables are to be as they are on a member that has accepted it, too
+            UPDATE repl_ml.table_sync SET replaces = false, state = 'copied' WHERE replaces;
             UPDATE repl_ml.strong_place p SET lsn = repl_ml.counter(last.base, p.node_id) WHERE p.lsn > repl_ml.counter(last.base, p.node_id);
             -- what of that could not be applied is not tried again
             DELETE FROM repl_ml.parked_change p USING repl_ml.replicated_table t
@@ -261,24 +263,35 @@ CREATE FUNCTION repl_ml.mend_strong() RETURNS boolean
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
-        donor integer;
+        s repl_ml.lease_state;
+        needs repl_ml.vclock := repl_ml.lease_needs();
+        donors integer[];
     BEGIN
-        SELECT m.node_id INTO donor FROM repl_ml.member m CROSS JOIN repl_ml.lease_state s LEFT JOIN repl_ml.lease_round r ON r.round = s.accepted
-          JOIN repl_ml.worker_stats() w ON w.peer = m.node_id AND w.state IN ('streaming', 'copying')
-         WHERE m.state = 'ready' AND s.unclean AND s.opened = s.accepted ORDER BY m.node_id = r.holder DESC, m.node_id LIMIT 1;
-        IF donor IS NULL OR EXISTS (SELECT FROM repl_ml.table_sync y WHERE y.replaces AND y.state = 'pending' AND y.node_id = donor) THEN
+        SELECT * INTO s FROM repl_ml.lease_state;
+        IF NOT s.unclean OR s.opened < s.accepted THEN
             RETURN false;
         END IF;
-        UPDATE repl_ml.table_sync SET replaces = false WHERE replaces;
+        donors := ARRAY(SELECT a::integer FROM pg_catalog.unnest(repl_ml.ask_members(
+                ARRAY(SELECT m.dsn FROM repl_ml.member m JOIN repl_ml.worker_stats() w ON w.peer = m.node_id AND w.state IN ('streaming', 'copying') WHERE m.state = 'ready'),
+                pg_catalog.format('SELECT i.node_id FROM repl_ml.local_info() i WHERE repl_ml.may_donate_strong(%s, %L)', s.accepted, needs))) a
+                          WHERE a IS NOT NULL AND NOT EXISTS (SELECT FROM repl_ml.table_sync y JOIN repl_ml.replicated_table t USING (schema_name, table_name)
+                                                               WHERE y.node_id = a::integer AND y.state = 'pending' AND NOT y.replaces AND t.class = 'strong')
+                          ORDER BY a::integer = s.holder DESC, a);
+        IF donors = '{}' OR EXISTS (SELECT FROM repl_ml.table_sync y WHERE y.replaces AND y.state = 'pending' AND y.node_id = ANY (donors)) THEN
+            RETURN false;
+        END IF;
+        -- what was ordered from another one may never come
+        UPDATE repl_ml.table_sync SET replaces = false, state = 'copied' WHERE replaces;
+        UPDATE repl_ml.lease_state SET mending = needs;
         INSERT INTO repl_ml.table_sync (node_id, schema_name, table_name, replaces)
-        SELECT donor, t.schema_name, t.table_name, true FROM repl_ml.replicated_table t WHERE t.state = 'enrolled' AND t.class = 'strong'
+        SELECT donors[1], t.schema_name, t.table_name, true FROM repl_ml.replicated_table t WHERE t.state = 'enrolled' AND t.class = 'strong'
         ON CONFLICT ON CONSTRAINT table_sync_pkey DO UPDATE SET state = 'pending', rows = NULL, bytes = NULL, replaces = true;
         PERFORM repl_ml.finish_mending();
         PERFORM repl_ml.wake_workers();
         RETURN true;
     END
     $$;
-COMMENT ON FUNCTION repl_ml.mend_strong() IS 'orders copies of all strong tables from a member, which replace what is here, if they are unclean and not ordered yet; whether it did';
+COMMENT ON FUNCTION repl_ml.mend_strong() IS 'orders copies of all strong tables from a member that has all of them, which replace what is here, if they are unclean and not ordered yet; whether it did';
 
 CREATE FUNCTION repl_ml.finish_mending() RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
@@ -289,8 +302,8 @@ CREATE FUNCTION repl_ml.finish_mending() RETURNS void
         END IF;
         UPDATE repl_ml.table_sync SET replaces = false WHERE replaces;
         INSERT INTO repl_ml.strong_place AS p (node_id, lsn)
-        SELECT m.node_id, repl_ml.counter(r.base, m.node_id) FROM repl_ml.member m, repl_ml.local_node l, repl_ml.lease_state s JOIN repl_ml.lease_round r ON r.round = s.accepted
-         WHERE m.node_id <> l.node_id AND repl_ml.counter(r.base, m.node_id) > 0
+        SELECT m.node_id, repl_ml.counter(s.mending, m.node_id) FROM repl_ml.member m, repl_ml.local_node l, repl_ml.lease_state s
+         WHERE m.node_id <> l.node_id AND repl_ml.counter(s.mending, m.node_id) > 0
         ON CONFLICT ON CONSTRAINT strong_place_pkey DO UPDATE SET lsn = greatest(p.lsn, excluded.lsn);
         UPDATE repl_ml.lease_state SET unclean = false WHERE unclean;
         PERFORM repl_ml.lease_close(false);
@@ -298,15 +311,15 @@ CREATE FUNCTION repl_ml.finish_mending() RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.finish_mending() IS 'called with each copy that replaces a strong table, in its transaction: notes, after the last one, that the tables are what they are on the other members';
 
-CREATE FUNCTION repl_ml.may_donate_strong(asker_accepted bigint, asker_has text) RETURNS boolean
+CREATE FUNCTION repl_ml.may_donate_strong(asker_accepted bigint, asker_needs text) RETURNS boolean
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT NOT s.unclean AND s.accepted = asker_accepted AND s.promised = s.accepted
-       AND NOT EXISTS (SELECT FROM repl_ml.member o, LATERAL (SELECT greatest(repl_ml.counter(asker_has::repl_ml.vclock, o.node_id), coalesce((SELECT repl_ml.counter(r.base, o.node_id) FROM repl_ml.lease_round r WHERE r.round = s.accepted), 0)) AS lsn) w
+       AND NOT EXISTS (SELECT FROM repl_ml.member o, LATERAL (SELECT repl_ml.counter(asker_needs::repl_ml.vclock, o.node_id) AS lsn) w
                         WHERE o.node_id <> l.node_id AND o.state <> 'dropped' AND w.lsn > greatest(repl_ml.counter(repl_ml.strong_places(), o.node_id), (repl_ml.applied_lsn(o.node_id) - '0/0')::bigint))
       FROM repl_ml.local_node l, repl_ml.lease_state s
     $$;
-COMMENT ON FUNCTION repl_ml.may_donate_strong(bigint, text) IS 'called by a member whose strong tables are unclean: whether those here are as they are to be, and have all that the asker has, by these positions';
+COMMENT ON FUNCTION repl_ml.may_donate_strong(bigint, text) IS 'called by a member whose strong tables are unclean: whether those here are as they are to be, and have all that the asker has or needs, by these positions';
 
 CREATE FUNCTION repl_ml.lease_ask(asker integer) RETURNS text
     AS 'MODULE_PATHNAME', 'repl_ml_lease_ask' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;

@@ -5,7 +5,8 @@
  *
  * Ordered when this node's strong tables are unclean (repl_ml.mend_strong()).  Meanwhile no
  * client reads or writes them here, and no peer's change of them is committed: so the donor,
- * which has to have all that is here and counts, has it in the moment that is copied.
+ * which has to have all that is here and counts, and all that is needed, has it in the moment
+ * that is copied.
  *
  * Runs in the apply worker, within sync.c's copy of the table.  Not here: the rows that come
  * (fetch.c).  Locks: that of commit/round.c, exclusively, until the copy is committed.
@@ -34,7 +35,7 @@
 /*
  * Called by fetch.c before the donor's moment, outside transactions: raises an error, after
  * which it is tried again, unless the donor's strong tables are what they are to be and have
- * all that is here.
+ * all that is here or needed.
  */
 void
 repl_ml_replace_begin(ReplMlApply *apply, WalReceiverConn *conn)
@@ -47,7 +48,8 @@ repl_ml_replace_begin(ReplMlApply *apply, WalReceiverConn *conn)
 	repl_ml_round_block();
 	repl_ml_begin();
 	SPI_execute("SELECT pg_catalog.format('SELECT repl_ml.may_donate_strong(%s, %L)', s.accepted,"
-				" repl_ml.strong_places()) FROM repl_ml.lease_state s", false, 1);
+				" repl_ml.merge(repl_ml.strong_places(), s.mending))"
+				" FROM repl_ml.lease_state s", false, 1);
 	question = MemoryContextStrdup(apply->message_context, repl_ml_spi_text(0, 0));
 	repl_ml_commit();
 	MemoryContextSwitchTo(apply->message_context);

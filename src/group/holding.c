@@ -47,7 +47,6 @@ static bool closing = false;	/* clients that had the lease may not have ended ye
 
 static void note_gone(void);
 static bool open_tenure(char **why);
-static XLogRecPtr find_end(void);
 
 /* Says whether the process has begun to open its tenure. */
 bool
@@ -227,7 +226,7 @@ open_tenure(char **why)
 		*why = _("a majority of the members has not accepted that it has it.");
 		return false;
 	}
-	if (mine->lease->end_unknown && find_end() > repl_ml_unacknowledged_position(REPL_ML_QUORUM))
+	if (repl_ml_holding_find_end() > repl_ml_unacknowledged_position(REPL_ML_QUORUM))
 	{
 		*why = _("a majority does not have yet what was written with it before.");
 		return false;
@@ -274,9 +273,12 @@ leave_line(void)
 	return node;
 }
 
-/* Returns up to where what was written here in this tenure ends in the WAL. */
-static XLogRecPtr
-find_end(void)
+/*
+ * Returns up to where what was written here in this tenure ends in the WAL.  Called by tenure.c,
+ * too, before what it needs is asked of others: from there on that does not move.
+ */
+XLogRecPtr
+repl_ml_holding_find_end(void)
 {
 	XLogRecPtr	end;
 	bool		known;
@@ -314,7 +316,7 @@ repl_ml_holding_give(void)
 
 	(void) repl_ml_tenure_take_lock(false);
 	mine->lease->holds = 0;
-	end = find_end();
+	end = repl_ml_holding_find_end();
 	MemoryContextSwitchTo(context);
 	if ((end == 0 || end <= repl_ml_unacknowledged_position(REPL_ML_QUORUM)) &&
 		(mine->lease->given_up == 0 || !repl_ml_unacknowledged_has(mine->lease->given_up)) &&

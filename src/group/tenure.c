@@ -50,7 +50,7 @@
 #define LOOK_AGAIN_US		UINT64CONST(3000000)	/* and so often later */
 #define MEND_PATIENCE_US	UINT64CONST(10000000)
 #define BUSY_MS				20
-#define MEND_MS				100
+#define MEND_MS				200
 #define PAUSE_MS			10
 #define IDLE_MS				1000
 
@@ -449,6 +449,7 @@ mend(bool is_needed)
 		mending = now;
 	if (repl_ml_tenure_take_lock(true))
 	{
+		(void) repl_ml_holding_find_end();
 		repl_ml_begin();
 		SPI_execute("SELECT repl_ml.mend_strong()", false, 1);
 		repl_ml_commit();

@@ -57,6 +57,7 @@ extern int	repl_ml_holding_open(bool is_needed);
 extern bool repl_ml_holding_is_opening(void);
 extern void repl_ml_holding_stop(void);
 extern void repl_ml_holding_give(void);
+extern XLogRecPtr repl_ml_holding_find_end(void);
 extern void repl_ml_holding_close(void);
 extern bool repl_ml_holding_is_closing(void);
 extern void repl_ml_holding_end_deadlock(void);
