@@ -7,9 +7,9 @@ CREATE FUNCTION repl_ml.lock_strong_changes() RETURNS void
     AS 'MODULE_PATHNAME', 'repl_ml_lock_strong_changes' LANGUAGE C VOLATILE STRICT;
 COMMENT ON FUNCTION repl_ml.lock_strong_changes() IS 'until the transaction ends, which is durable then, no change of strong tables that comes from a peer is committed here';
 
-CREATE FUNCTION repl_ml.lease_close(unclean boolean) RETURNS void
-    AS 'MODULE_PATHNAME', 'repl_ml_lease_close' LANGUAGE C VOLATILE STRICT;
-COMMENT ON FUNCTION repl_ml.lease_close(boolean) IS 'no client of this node commits in the tenure that it had, nor reads strong tables from now on if they are unclean, and the process of the lease looks what has become of it';
+CREATE FUNCTION repl_ml.lease_close(unclean boolean, counted bigint) RETURNS void
+    AS 'MODULE_PATHNAME', 'repl_ml_lease_close' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION repl_ml.lease_close(boolean, bigint) IS 'no client of this node commits in the tenure that it had, nor reads strong tables from now on if they are unclean, and the process of the lease looks what has become of it; what this node has written beyond "counted" is waited for by nobody';
 
 CREATE FUNCTION repl_ml.lease_end() RETURNS bigint
     AS 'MODULE_PATHNAME', 'repl_ml_lease_end' LANGUAGE C VOLATILE STRICT;
@@ -129,7 +129,7 @@ CREATE FUNCTION repl_ml.lease_accept(told jsonb) RETURNS jsonb
             DELETE FROM repl_ml.parked_change p USING repl_ml.replicated_table t
              WHERE t.schema_name = p.schema_name AND t.table_name = p.table_name AND t.class = 'strong' AND p.action NOT IN ('evicted', 'kept')
                AND p.origin_node <> self.node_id AND (p.origin_lsn - '0/0')::bigint >= repl_ml.counter(last.base, p.origin_node);
-            PERFORM repl_ml.lease_close((SELECT x.unclean FROM repl_ml.lease_state x));
+            PERFORM repl_ml.lease_close((SELECT x.unclean FROM repl_ml.lease_state x), repl_ml.counter(last.base, self.node_id));
         END IF;
         IF (told->>'is_open')::boolean THEN
             UPDATE repl_ml.lease_state SET opened = accepted WHERE opened < accepted;
@@ -306,7 +306,7 @@ CREATE FUNCTION repl_ml.finish_mending() RETURNS void
          WHERE m.node_id <> l.node_id AND repl_ml.counter(s.mending, m.node_id) > 0
         ON CONFLICT ON CONSTRAINT strong_place_pkey DO UPDATE SET lsn = greatest(p.lsn, excluded.lsn);
         UPDATE repl_ml.lease_state SET unclean = false WHERE unclean;
-        PERFORM repl_ml.lease_close(false);
+        PERFORM repl_ml.lease_close(false, NULL);
     END
     $$;
 COMMENT ON FUNCTION repl_ml.finish_mending() IS 'called with each copy that replaces a strong table, in its transaction: notes, after the last one, that the tables are what they are on the other members';

@@ -164,6 +164,8 @@ typedef struct ReplMlLease
 	TransactionId opened_xid;	/* a snapshot that does not see it may lack what others
 								 * wrote before; invalid: there is none left */
 	XLogRecPtr	last_end;		/* of our transactions that had it; 0: of none */
+	XLogRecPtr	void_begin;		/* what of them ends behind that, */
+	XLogRecPtr	void_end;		/* and up to there, counts in no tenure */
 	XLogRecPtr	given_up;		/* of the last of these whose commit was not acknowledged
 								 * when its wait ended; 0: there is none */
 	bool		end_unknown;	/* some may have ended behind that: a prepared one, or

@@ -386,6 +386,16 @@ repl_ml_lease_commits_prepared(void)
 }
 
 /*
+ * Says whether a transaction of this node that ends there counts in no tenure.  The caller
+ * holds the lock.
+ */
+static bool
+is_void(const ReplMlLease *lease, XLogRecPtr lsn)
+{
+	return lsn > lease->void_begin && lsn <= lease->void_end;
+}
+
+/*
  * Called by commit.c for a commit whose wait ended without an acknowledgement, while core
  * still has the transaction's locks: if it has the lease, that is not given away before the
  * transaction is acknowledged, and the process looks whether others have voted for a later
@@ -401,7 +411,8 @@ repl_ml_lease_gives_up(XLogRecPtr lsn)
 	if (lease == NULL || !LockHeldByMe_compat(&tag, ShareLock))
 		return;
 	LWLockAcquire(leases_lock, LW_EXCLUSIVE);
-	lease->given_up = Max(lease->given_up, lsn);
+	if (!is_void(lease, lsn))
+		lease->given_up = Max(lease->given_up, lsn);
 	lease->doubted = true;
 	LWLockRelease(leases_lock);
 	repl_ml_lease_look(lease);
@@ -410,9 +421,11 @@ repl_ml_lease_gives_up(XLogRecPtr lsn)
 PG_FUNCTION_INFO_V1(repl_ml_lease_close);
 
 /*
- * repl_ml.lease_close(unclean): called by who accepts a round of another node: nobody commits
- * in the tenure that this one had.  If strong tables are unclean nobody reads them, until the
- * process of the lease finds that they are not.
+ * repl_ml.lease_close(unclean, counted): called by who accepts a round of another node: nobody
+ * commits in the tenure that this one had.  If strong tables are unclean nobody reads them,
+ * until the process of the lease finds that they are not.  What this node has committed beyond
+ * "counted", if that is not NULL, is void, and never acknowledged: the lease is given away
+ * without it.
  */
 Datum
 repl_ml_lease_close(PG_FUNCTION_ARGS)
@@ -425,6 +438,13 @@ repl_ml_lease_close(PG_FUNCTION_ARGS)
 		lease->holds = 0;
 		lease->closings++;
 		lease->closed |= PG_GETARG_BOOL(0);
+		if (!PG_ARGISNULL(1))
+		{
+			lease->void_begin = (XLogRecPtr) PG_GETARG_INT64(1);
+			lease->void_end = GetXLogInsertRecPtr();
+			if (is_void(lease, lease->given_up))
+				lease->given_up = 0;
+		}
 		LWLockRelease(leases_lock);
 		repl_ml_lease_look(lease);
 	}

@@ -357,10 +357,12 @@ stand_back(void)
 static void
 fail(const char *reason)
 {
+	static uint64 last = 0;
 	uint64		now = repl_ml_monotonic_now();
 
-	if (failing == 0)
+	if (failing == 0 || now - last > PATIENCE_US)
 		failing = now;
+	last = now;
 	if (now - failing > PATIENCE_US || repl_ml_members_is_cut_off())
 		repl_ml_tenure_refuse(reason);
 }
