@@ -12,7 +12,7 @@ from strong_history import StrongFinal, StrongHistory, check
 OF_A_NODE = {"lists": "SELECT key, entries FROM strong_list WHERE key / 1000000000 = %d ORDER BY key",
              "versions": "SELECT key, ARRAY[version, value] FROM strong_register WHERE key / 1000000000 = %d ORDER BY key",
              "numbers": "SELECT name, number, id FROM strong_number WHERE name / 1000000000 = %d ORDER BY name, number"}
-CONFLICTS = "SELECT count(*) FROM repl_ml.conflict_history WHERE table_name LIKE 'strong\\_%%' AND key[1]::bigint / 1000000000 = %d"
+CONFLICTS = "SELECT to_jsonb(c)::text FROM repl_ml.conflict_history c WHERE table_name LIKE 'strong\\_%%' AND key[1]::bigint / 1000000000 = %d"
 
 
 class StrongRun(Run):
@@ -37,7 +37,7 @@ class StrongRun(Run):
             lists, versions, numbers = (server.sql(query % self.seed) for query in self.QUERIES)
             self.history.add(StrongFinal(server.name, dict(lists), dict(versions),
                                          {self.shared.prefix + name: [list(row[1:]) for row in numbers if row[0] == self.shared.prefix + name] for name in range(NAMES)},
-                                         server.sql(CONFLICTS % self.seed)[0][0]))
+                                         [row[0] for row in server.sql(CONFLICTS % self.seed)]))
 
     def check(self):
         return check(self.history)

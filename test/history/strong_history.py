@@ -55,7 +55,7 @@ class StrongFinal:
     lists: dict                # key: [ids]
     versions: dict             # key: [version, value] of a register
     numbers: dict              # name: [[number, id]]
-    conflicts: int
+    conflicts: list            # as text
 
 
 KINDS.update({kind.__name__: kind for kind in (Deed, StrongFinal)})
@@ -135,8 +135,8 @@ def ends_equal(case):
     for final in case.history.finals:
         if (final.lists, final.versions, final.numbers) != (case.final.lists, case.final.versions, case.final.numbers):
             yield "%s and %s differ" % (case.final.node, final.node)
-        if final.conflicts:
-            yield "%s has decided %d conflicts of strong tables" % (final.node, final.conflicts)
+        for conflict in final.conflicts:
+            yield "%s has decided a conflict of strong tables: %s" % (final.node, conflict)
 
 
 def nothing_twice(case):

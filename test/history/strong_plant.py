@@ -27,7 +27,7 @@ class Simulation:
             self.step(id)
         for node in NODES:
             self.history.add(StrongFinal(node, {key: list(ids) for key, ids in self.lists.items()}, {key: list(of) for key, of in self.versions.items()},
-                                         {key: [list(row) for row in rows] for key, rows in self.numbers.items()}, 0))
+                                         {key: [list(row) for row in rows] for key, rows in self.numbers.items()}, []))
 
     def step(self, id):
         kind = self.random.choice(("append", "append", "swap", "set", "number", "share", "read"))
@@ -82,7 +82,7 @@ class Plants:
         self.finals[1].lists[1].pop()
 
     def ends_equal__a_conflict(self):
-        self.finals[2].conflicts = 1
+        self.finals[2].conflicts = ["one"]
 
     def nothing_twice__in_a_list(self):
         self.everywhere(lambda final: final.lists[1].append(final.lists[1][-1]))
