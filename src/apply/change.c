@@ -73,6 +73,25 @@ note_start(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleData *tu
 	repl_ml_heard_peer_start(apply, values);
 }
 
+/* Returns the table here that a change, or a deletion, is of; InvalidOid if there is none. */
+static Oid
+find_written(LogicalRepRelId id, LogicalRepTupleData *tuple)
+{
+	ReplMlRemoteTable *table = repl_ml_relation_get(id);
+	Oid			relid = table->local;
+
+	if (strcmp(table->remote.nspname, REPL_ML_SCHEMA) == 0 &&
+		strcmp(table->remote.relname, "tombstone") == 0)
+	{
+		char	   *schema_name = repl_ml_relation_text(table, tuple, "schema_name");
+		char	   *table_name = repl_ml_relation_text(table, tuple, "table_name");
+
+		relid = schema_name == NULL || table_name == NULL ? InvalidOid :
+			repl_ml_table_local(schema_name, table_name);
+	}
+	return relid;
+}
+
 /*
  * Called by dispatch.c: applies one change in the way of its transaction, and of
  * its table.
@@ -93,6 +112,9 @@ repl_ml_change_handle(ReplMlApply *apply, LogicalRepRelId id, char action,
 			 strcmp(table->remote.relname, "peer_start") == 0)
 		note_start(apply, table, tuple);
 	apply->blame_transaction = true;
+	/* what does not count is not kept either: who tries it again does not know */
+	if (apply->transaction.is_void && repl_ml_fence_is_void(apply, find_written(id, tuple)))
+		return;
 	apply->transaction.changes++;
 	/* those that have ended must not wait for it, or for the locks of a changed schema */
 	if (apply->batch.count > 0 && (apply->transaction.changes > REPL_ML_SMALL_TRANSACTION ||
@@ -303,8 +325,6 @@ repl_ml_change_join(ReplMlApply *apply, LogicalRepRelId id, char action,
 	apply->table = table->remote.relname;
 	if (!OidIsValid(table->local))
 		return;					/* no longer replicated */
-	if (repl_ml_fence_is_void(apply, table->local))
-		return;
 	count_row(apply, table, action);
 
 	repl_ml_targets_renew();
@@ -431,7 +451,7 @@ apply_tombstone(ReplMlApply *apply, ReplMlRemoteTable *table, LogicalRepTupleDat
 				 errmsg("the peer sent a deletion without table, key or clock"),
 				 errhint(REPL_ML_SAME_VERSION_HINT)));
 	relid = repl_ml_table_local(schema_name, table_name);
-	if (!OidIsValid(relid) || repl_ml_fence_is_void(apply, relid))
+	if (!OidIsValid(relid))
 		return;
 	note_table_written(relid, schema_name, table_name);
 	deleted = OidInputFunctionCall(F_ARRAY_IN, key, TEXTOID, -1);

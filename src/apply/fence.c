@@ -155,5 +155,5 @@ repl_ml_fence_wait(ReplMlApply *apply, int node, int64 round, XLogRecPtr end)
 bool
 repl_ml_fence_is_void(const ReplMlApply *apply, Oid root)
 {
-	return apply->transaction.is_void && repl_ml_level_is_strong(root);
+	return apply->transaction.is_void && OidIsValid(root) && repl_ml_level_is_strong(root);
 }
