@@ -590,16 +590,16 @@ tell(const List *voters, int patience)
 
 /*
  * Called by holding.c, too, before a tenure is opened that this process has not begun itself:
- * returns whether a majority has accepted its round, and knows of no later one.
+ * returns whether a majority has accepted its round, and nobody has voted for a later one.
  */
 bool
 repl_ml_election_confirm(void)
 {
-	if (confirm(list_voters()))
-		return true;
-	/* those take part in nothing older, and this node may be the only one that they vote for */
+	(void) confirm(list_voters());
+	/* who has voted for a later round takes part in none before, and has to be counted in again */
 	if (outvoted)
 	{
+		mine->confirmed = false;
 		stand_back();
 		known_holder = 0;
 		survey();
