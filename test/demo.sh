@@ -34,6 +34,7 @@ start() {
 	form_group
 	write_everywhere
 	hand_over
+	change_schema
 	provoke_conflict
 	show_views
 	show_result
@@ -161,6 +162,8 @@ start_node() {
 		echo "listen_addresses = '127.0.0.1'"
 		echo "port = $(port "$node")"
 		echo "unix_socket_directories = '$scratch/$node'"
+		# as by default; tests have it off
+		echo "repl_ml.replicate_ddl = on"
 	} | as_user tee -a "$data/postgresql.conf" > /dev/null
 	as_user "$private_bin/pg_ctl" start -s -w -D "$data" -l "$scratch/$node/log" < /dev/null ||
 		die "$node did not start: $(tail -n 5 "$scratch/$node/log")"
@@ -184,10 +187,10 @@ stop_if_incomplete() {
 form_group() {
 	local node
 
-	say "n1 makes the group and enrols the tables"
+	say "n1 makes the group and enrols the tables that it has"
+	print n1 -f "$top/test/sql/demo_schema.sql"
 	run n1 "CREATE EXTENSION repl_ml"
 	run n1 "SELECT repl_ml.create_group('demo', 'n1', '$(dsn n1)')"
-	print n1 -f "$top/test/sql/demo_schema.sql"
 	print n1 -c "SELECT * FROM repl_ml.add_all_tables()"
 
 	say "n2 and n3 join through n1"
@@ -303,6 +306,15 @@ hand_over() {
 	claim "all versions are in production" 30 \
 		"$(sql n3 "SELECT count(*) FROM model_versions WHERE current_stage = 'Production'")"
 	claim_conflicts 0
+}
+
+# One node changes a table: the others have the column, and its values, when they have the rows.
+change_schema() {
+	say "n2 migrates a table, and the others have it"
+	run n2 "ALTER TABLE registered_models ADD COLUMN stage text NOT NULL DEFAULT 'none'; UPDATE registered_models SET stage = 'archived' WHERE creation_time < 3"
+	converge
+	claim_equal
+	claim "n3 has the column" "archived none" "$(sql n3 "SELECT string_agg(DISTINCT stage, ' ' ORDER BY stage) FROM registered_models")"
 }
 
 provoke_conflict() {
