@@ -61,6 +61,8 @@ sub fill
 	$text =~ s/(ENCODING|IS) %[sL]/$1 'x'/g;
 	# what definition.c has there is looked at by 351, in errors
 	$text =~ s/ALTER TABLE %s %s/ALTER TABLE t ADD PRIMARY KEY (id)/g;
+	$text =~ s/%\d+\$([sLI])/%$1/g;
+	$text =~ s/pg_terminate_backend\(%s\)/pg_terminate_backend(1)/g;
 	# of a function with "..." for its arguments any may be meant: it has to be there
 	$text =~ s/(?:SELECT )?repl_ml\.\w+\(\.\.\.\)//g;
 	$text =~ s/(SELECT (?:\* FROM )?repl_ml\.\w+)$arguments/fill_arguments($1, $2)/ge;
