@@ -28,6 +28,21 @@ CREATE FUNCTION repl_ml.strong_places() RETURNS repl_ml.vclock
     $$;
 COMMENT ON FUNCTION repl_ml.strong_places() IS 'up to where this node has what each node wrote to strong tables';
 
+CREATE FUNCTION repl_ml.covered_lsn(node integer) RETURNS bigint
+    AS 'MODULE_PATHNAME', 'repl_ml_covered_lsn' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.covered_lsn(integer) IS 'up to which position of that node''s WAL everything has come, and has been applied or put aside, since this server''s start; 0: not known';
+
+-- A node may have acknowledged more than it remembers after a restart: where nothing is for it, nothing is written here
+CREATE FUNCTION repl_ml.strong_reaches(of_node integer) RETURNS bigint
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT greatest(repl_ml.counter(repl_ml.strong_places(), of_node),
+               CASE WHEN NOT EXISTS (SELECT FROM repl_ml.heard h WHERE h.node_id = of_node AND h.incomplete)
+                    THEN least(greatest((repl_ml.received_lsn(of_node) - '0/0')::bigint, repl_ml.covered_lsn(of_node)),
+                               (SELECT (pg_catalog.min(p.origin_lsn) - '0/0')::bigint - 1 FROM repl_ml.parked_change p WHERE p.put_aside AND p.origin_node = of_node)) END)
+    $$;
+COMMENT ON FUNCTION repl_ml.strong_reaches(integer) IS 'up to which position of that node''s WAL all that it wrote to strong tables is here';
+
 CREATE FUNCTION repl_ml.lease_needs() RETURNS repl_ml.vclock
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
@@ -192,7 +207,7 @@ CREATE FUNCTION repl_ml.lease_win(round bigint, answers jsonb[]) RETURNS text
         -- what a node that has not voted wrote, and this one lacks, may never come
         SELECT pg_catalog.string_agg(pg_catalog.quote_ident(m.node_name), ', ' ORDER BY m.node_id) INTO missing FROM repl_ml.member m
          WHERE m.state <> 'dropped' AND m.node_id NOT IN (SELECT (v->>'node')::integer FROM pg_catalog.unnest(votes) v)
-           AND repl_ml.counter(needs, m.node_id) > greatest(repl_ml.counter(repl_ml.strong_places(), m.node_id), (repl_ml.applied_lsn(m.node_id) - '0/0')::bigint);
+           AND repl_ml.counter(needs, m.node_id) > repl_ml.strong_reaches(m.node_id);
         IF missing IS NOT NULL THEN
             RETURN pg_catalog.format('No member that can be reached has all that was written on these, which cannot: %s.', missing);
         END IF;
@@ -316,7 +331,7 @@ CREATE FUNCTION repl_ml.may_donate_strong(asker_accepted bigint, asker_needs tex
     AS $$
     SELECT NOT s.unclean AND s.accepted = asker_accepted AND s.promised = s.accepted
        AND NOT EXISTS (SELECT FROM repl_ml.member o, LATERAL (SELECT repl_ml.counter(asker_needs::repl_ml.vclock, o.node_id) AS lsn) w
-                        WHERE o.node_id <> l.node_id AND o.state <> 'dropped' AND w.lsn > greatest(repl_ml.counter(repl_ml.strong_places(), o.node_id), (repl_ml.applied_lsn(o.node_id) - '0/0')::bigint))
+                        WHERE o.node_id <> l.node_id AND o.state <> 'dropped' AND w.lsn > repl_ml.strong_reaches(o.node_id))
       FROM repl_ml.local_node l, repl_ml.lease_state s
     $$;
 COMMENT ON FUNCTION repl_ml.may_donate_strong(bigint, text) IS 'called by a member whose strong tables are unclean: whether those here are as they are to be, and have all that the asker has or needs, by these positions';

@@ -923,8 +923,9 @@ CREATE FUNCTION repl_ml.add_table(relation regclass, class text DEFAULT NULL) RE
             -- whoever has the lease later has heard of the table before
             PERFORM repl_ml.take_lease();
         END IF;
-        IF listed.state = 'enrolled' AND listed.class <> class THEN
-            -- of a group of one: its clocks mean nothing to anybody else
+        IF listed.state = 'enrolled' AND listed.class <> class
+           AND NOT EXISTS (SELECT FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id <> m.node_id WHERE m.state <> 'dropped') THEN
+            -- its clocks mean nothing to anybody else
             PERFORM repl_ml.disenrol(relation);
         END IF;
         FOR obstacle IN SELECT o.message, o.hint FROM repl_ml.enrol_obstacle(add_table.relation) o

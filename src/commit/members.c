@@ -404,6 +404,29 @@ repl_ml_hears(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(hears && streams);
 }
 
+PG_FUNCTION_INFO_V1(repl_ml_covered_lsn);
+
+/*
+ * repl_ml.covered_lsn(node): up to which position of that node's WAL everything has come, and
+ * has been applied or put aside, also where nothing was for this node; 0: not known.
+ */
+Datum
+repl_ml_covered_lsn(PG_FUNCTION_ARGS)
+{
+	int			peer = PG_GETARG_INT32(0);
+	XLogRecPtr	covered = 0;
+
+	repl_ml_shmem_require();
+	LWLockAcquire(repl_ml_shared->lock, LW_SHARED);
+	foreach_worker(worker, MyDatabaseId)
+	{
+		if (worker->peer == peer && worker->covered_known)
+			covered = worker->covered_lsn;
+	}
+	LWLockRelease(repl_ml_shared->lock);
+	PG_RETURN_INT64((int64) covered);
+}
+
 PG_FUNCTION_INFO_V1(repl_ml_hear_pause);
 
 /*

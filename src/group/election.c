@@ -240,6 +240,10 @@ ask_holder(void)
 	}
 	else if (sscanf(answer, "given %lld %lld %n", &round, &turn, &base) == 2 && base > 0)
 	{
+		/* that was before this node gave it back, of which nobody there has heard yet */
+		if (!is_after((Epoch) {round, turn}, mine->state.epoch))
+			(void) ask_voters(list_make1(voter), "SELECT repl_ml.lease_want()", 0, NULL, SURVEY_MS,
+							  &errors);
 		if (round > mine->state.accepted)
 			accept_from(voter);
 		/* what it was given before it forgot, it may have given away as well */

@@ -186,6 +186,7 @@ $asleep->query(q(SET repl_ml.write_timeout = '2s'));
 $asleep->query('COMMIT');
 like($asleep->{stderr}, qr/ERROR:  (?:57P03|40003)/, 'awake: it does not commit what it had begun');
 $asleep->quit;
+poll_until($n1, q(SELECT n = 5 FROM counters WHERE id = 1));
 pass_converged();
 is(sql($n3, 'SELECT n FROM counters WHERE id = 1'), '5', 'and nobody has it');
 
@@ -195,6 +196,13 @@ kill_server($_) foreach @nodes;
 $_->start foreach @nodes;
 have_lease($n3);
 is(sql($n3, 'UPDATE counters SET n = n + 1 WHERE id = 1 RETURNING n'), '6', 'all killed and started: they go on');
+
+# ---- given to a node where nobody waits any more, and wanted back ----
+
+have_lease($n2);
+have_lease($n1);
+sql($n1, "BEGIN; UPDATE repl_ml.lease_state SET turn = turn + 1, holder = 2; SELECT repl_ml.lease_close(false, NULL); COMMIT");
+is(sql($n1, q(SET statement_timeout = '60s'; UPDATE counters SET n = n WHERE id = 1 RETURNING n)), '6', 'given in vain: who gave it has it again');
 
 # ---- the others have voted for rounds that nobody has won ----
 

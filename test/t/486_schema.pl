@@ -271,6 +271,8 @@ heal($n2, $n1);
 # ---- a link that is made anew has passed over a change ----
 
 cut($n2, $n1);
+# it has just been started
+poll_until($n1, q(SELECT repl_ml.take_lease() IS NOT NULL));
 sql($n1, q(ALTER TABLE t ADD COLUMN w int DEFAULT 6; CREATE TABLE after_slot (id int PRIMARY KEY); INSERT INTO after_slot VALUES (1)));
 sql($n1, q(SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name LIKE 'repl\_ml\_%\_2'));
 heal($n2, $n1);
