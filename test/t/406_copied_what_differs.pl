@@ -151,8 +151,8 @@ is(sql($n1, q(SELECT count(*) FROM repl_ml.verify_table('t') WHERE status = 'con
 my $n3 = new_node('n3');
 join_node($n3, $n1);
 push @nodes, $n3;
-sql($n1, q(CREATE TABLE everywhere (id int PRIMARY KEY, v text); INSERT INTO everywhere SELECT g, 'v' FROM generate_series(1, 5000) g; SELECT repl_ml.add_table('everywhere')));
-sql($_, q(CREATE TABLE IF NOT EXISTS everywhere (id int PRIMARY KEY, v text))) foreach $n2, $n3;
+sql($_, q(CREATE TABLE everywhere (id int PRIMARY KEY, v text))) foreach @nodes;
+sql($n1, q(INSERT INTO everywhere SELECT g, 'v' FROM generate_series(1, 5000) g; SELECT repl_ml.add_table('everywhere')));
 poll_until($_, q(SELECT count(*) FROM everywhere), 5000) foreach @nodes;
 poll_until($_, q(SELECT count(*) = 0 FROM repl_ml.table_sync WHERE state = 'pending')) foreach @nodes;
 foreach my $node (@nodes)
