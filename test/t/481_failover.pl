@@ -197,6 +197,19 @@ $_->start foreach @nodes;
 have_lease($n3);
 is(sql($n3, 'UPDATE counters SET n = n + 1 WHERE id = 1 RETURNING n'), '6', 'all killed and started: they go on');
 
+# ---- given by a node that is killed then, to one that lacks what it had written ----
+
+have_lease($n1);
+cut($n2, $n1);
+$count = sql($n1, 'UPDATE counters SET n = n + 1 WHERE id = 3 RETURNING n');
+$n2->psql('postgres', q(SET statement_timeout = '1s'; SELECT repl_ml.take_lease()), on_error_stop => 0);
+poll_until($n2, 'SELECT holder = 2 FROM repl_ml.lease_state');
+kill_server($n1);
+heal($n2, $n1);
+is(sql($n2, q(SET statement_timeout = '60s'; UPDATE counters SET n = n + 1 WHERE id = 3 RETURNING n)), $count + 1, 'given by one that is gone: what it had written comes from another one');
+$n1->start;
+pass_converged();
+
 # ---- given to a node where nobody waits any more, and wanted back ----
 
 have_lease($n2);
