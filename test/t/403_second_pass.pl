@@ -59,7 +59,7 @@ sub found_between
 	my $asker = IPC::Run::start([ 'psql', '-XAtq', '-d', dsn($n1), '-c', "SELECT string_agg(key[1] || ' ' || verdict, ', ' ORDER BY key[1]::int) FROM repl_ml.diff_rows('$table')" ], '>', \$out);
 	poll_until($n3, "SELECT count(*) = 1 FROM pg_stat_activity WHERE $asking AND wait_event_type = 'Lock'");
 	poll_until($n1, q(SELECT count(*) = 1 FROM repl_ml.stat_progress_verify WHERE phase = 'waiting for members'));
-	poll_until($n2, "SELECT count(*) = 1 FROM pg_stat_activity WHERE $asking AND state = 'idle'");
+	poll_until($n2, "SELECT count(*) = 1 FROM pg_stat_activity WHERE $asking AND state = 'idle' AND query ~ 'verify_sums'");
 	$happens->();
 	$lock->quit;
 	$asker->finish;
