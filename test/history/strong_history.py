@@ -88,15 +88,22 @@ class StrongCase:
         self.there = {id for ids in [*self.lists.values(), *self.numbers.values()] for id in ids} | {id for of in self.versions.values() for id in of.values()}
 
     def find_versions(self):
-        """For each register: version -> who wrote it, as its writers and those who saw it say."""
+        """For each register: version -> who wrote it, as the end, its writers, and then those who saw it say.
+
+        A void one of this number may have been seen where it was written.
+        """
         found = {key: {version: value} for key, (version, value) in self.final.versions.items()}
         for deed in self.history.deeds:
-            for key, (version, value) in (deed.versions or {}).items():
-                found[key].setdefault(version, value)
             if deed.wrote and deed.outcome == "ok":
                 found[deed.wrote[0]].setdefault(deed.wrote[1], deed.id)
+        for deed in sorted(self.history.deeds, key=lambda deed: not self.binds(deed)):
+            for key, (version, value) in (deed.versions or {}).items():
+                found[key].setdefault(version, value)
         return {key: {version: id for version, id in of.items() if version <= self.final.versions[key][0]} for key, of in found.items()}
 
+    def binds(self, deed):
+        """Says whether what a deed saw was there for good: it was acknowledged, and has written upon it."""
+        return deed.outcome == "ok" and bool(deed.appended or deed.wrote or deed.number)
 
     def vanished(self, deed):
         """What he saw and is not there in the end, or not in this place: (words for it, ids)."""
@@ -115,7 +122,7 @@ class StrongCase:
         At their origin, after their wait was ended or their server; in a group
         of more than three on any other node that had applied them.
         """
-        if deed.outcome == "ok" and (deed.appended or deed.wrote or deed.number):
+        if self.binds(deed):
             return False
         writers = [self.deeds.get(id) for id in gone]
         return all(writer is not None and writer.outcome == "info" and writer.id not in self.there

@@ -60,6 +60,17 @@ class Simulation:
         deed.versions = {key: list(of) for key, of in self.versions.items()}
 
 
+def void_that_was_seen(history):
+    """Makes a version's number that of a void transaction, too, which was seen where it was written, before the valid one was."""
+    valid = [deed for deed in history.deeds if deed.outcome == "ok" and deed.wrote][5]
+    seen = list(valid.versions[valid.wrote[0]])
+    void = Deed(10001, "set", 0, "n1", invoked=valid.invoked - 0.4, returned=valid.invoked - 0.3, outcome="info", error="40003", committing=valid.invoked - 0.35,
+                versions={valid.wrote[0]: seen}, wrote=list(valid.wrote))
+    reader = Deed(10002, "set", 0, "n1", invoked=valid.invoked - 0.2, returned=valid.invoked - 0.1, outcome="fail", error="57P03 nobody has the lease",
+                  versions={valid.wrote[0]: [valid.wrote[1], void.id]})
+    history.deeds[:0] = [void, reader]
+
+
 class Plants:
     """rule__what: makes a history wrong in one way that the rule has to find."""
 
@@ -176,6 +187,13 @@ def main():
     for complaint in complaints[:5]:
         print("    %s" % (complaint,))
     missed = bool(complaints)
+    history = Simulation(7).history
+    void_that_was_seen(history)
+    complaints = check(reloaded(history))
+    print("%s a void version that was seen at its origin only" % ("not ok" if complaints else "ok"))
+    for complaint in complaints[:5]:
+        print("    %s" % (complaint,))
+    missed += bool(complaints)
     for name in [name for name in dir(Plants) if "__" in name.strip("_")]:
         history = Simulation(7).history
         getattr(Plants(history), name)()
