@@ -48,6 +48,7 @@ OBJS = \
 	src/write/definition.o \
 	src/write/output.o \
 	src/commit/level.o \
+	src/commit/gate.o \
 	src/commit/lease.o \
 	src/commit/round.o \
 	src/commit/commit.o \

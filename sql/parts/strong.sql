@@ -28,6 +28,14 @@ CREATE FUNCTION repl_ml.strong_places() RETURNS repl_ml.vclock
     $$;
 COMMENT ON FUNCTION repl_ml.strong_places() IS 'up to where this node has what each node wrote to strong tables';
 
+CREATE FUNCTION repl_ml.strong_given_up() RETURNS bigint
+    AS 'MODULE_PATHNAME', 'repl_ml_strong_given_up' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.strong_given_up() IS 'up to where this node''s WAL has transactions of strong tables that can be seen here and have not been acknowledged, as their wait was given up; 0: there are none';
+
+CREATE FUNCTION repl_ml.strong_shows(lsn bigint) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'repl_ml_strong_shows' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION repl_ml.strong_shows(bigint) IS 'whether all that was committed on this node up to this position of its WAL can be seen here: none of it waits to be acknowledged';
+
 CREATE FUNCTION repl_ml.covered_lsn(node integer) RETURNS bigint
     AS 'MODULE_PATHNAME', 'repl_ml_covered_lsn' LANGUAGE C VOLATILE STRICT;
 COMMENT ON FUNCTION repl_ml.covered_lsn(integer) IS 'up to which position of that node''s WAL everything has come, and has been applied or put aside, since this server''s start; 0: not known';
@@ -288,7 +296,7 @@ CREATE FUNCTION repl_ml.mend_strong() RETURNS boolean
         END IF;
         donors := ARRAY(SELECT a::integer FROM pg_catalog.unnest(repl_ml.ask_members(
                 ARRAY(SELECT m.dsn FROM repl_ml.member m JOIN repl_ml.worker_stats() w ON w.peer = m.node_id AND w.state IN ('streaming', 'copying') WHERE m.state = 'ready'),
-                pg_catalog.format('SELECT i.node_id FROM repl_ml.local_info() i WHERE repl_ml.may_donate_strong(%s, %L)', s.accepted, needs))) a
+                pg_catalog.format('SELECT i.node_id FROM repl_ml.local_info() i WHERE repl_ml.may_donate_strong(%s, %L, %L)', s.accepted, needs, repl_ml.strong_places()))) a
                           WHERE a IS NOT NULL AND NOT EXISTS (SELECT FROM repl_ml.table_sync y JOIN repl_ml.replicated_table t USING (schema_name, table_name)
                                                                WHERE y.node_id = a::integer AND y.state = 'pending' AND NOT y.replaces AND t.class = 'strong')
                           ORDER BY a::integer = s.holder DESC, a);
@@ -326,15 +334,16 @@ CREATE FUNCTION repl_ml.finish_mending() RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.finish_mending() IS 'called with each copy that replaces a strong table, in its transaction: notes, after the last one, that the tables are what they are on the other members';
 
-CREATE FUNCTION repl_ml.may_donate_strong(asker_accepted bigint, asker_needs text) RETURNS boolean
+CREATE FUNCTION repl_ml.may_donate_strong(asker_accepted bigint, asker_needs text, asker_places text) RETURNS boolean
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT NOT s.unclean AND s.accepted = asker_accepted AND s.promised = s.accepted
+    SELECT NOT s.unclean AND s.accepted = asker_accepted AND s.promised = s.accepted AND repl_ml.strong_obstacle() IS NULL
+       AND repl_ml.strong_shows(coalesce(repl_ml.counter(asker_places::repl_ml.vclock, l.node_id), 0))
        AND NOT EXISTS (SELECT FROM repl_ml.member o, LATERAL (SELECT repl_ml.counter(asker_needs::repl_ml.vclock, o.node_id) AS lsn) w
                         WHERE o.node_id <> l.node_id AND o.state <> 'dropped' AND w.lsn > repl_ml.strong_reaches(o.node_id))
       FROM repl_ml.local_node l, repl_ml.lease_state s
     $$;
-COMMENT ON FUNCTION repl_ml.may_donate_strong(bigint, text) IS 'called by a member whose strong tables are unclean: whether those here are as they are to be, and have all that the asker has or needs, by these positions';
+COMMENT ON FUNCTION repl_ml.may_donate_strong(bigint, text, text) IS 'called by a member whose strong tables are unclean: whether those here are as they are to be, have all that the asker needs, by these positions, and show what it has had';
 
 CREATE FUNCTION repl_ml.lease_ask(asker integer) RETURNS text
     AS 'MODULE_PATHNAME', 'repl_ml_lease_ask' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;

@@ -50,6 +50,7 @@ typedef struct Commit
 {
 	bool		waits;			/* announced to commit/waiter.c */
 	ReplMlLevel level;
+	bool		strong;			/* a prepared transaction that has written strong tables */
 	int			timeout;		/* ms; 0: none */
 	char		parked_on[4 * NAMEDATALEN]; /* members, where it ended for that */
 	bool		changed;		/* synchronous_commit is not the user's */
@@ -131,7 +132,7 @@ handle_xact_event(XactEvent event, void *arg)
 			/* whoever commits it waits, and tells the level */
 			if (repl_ml_token_is_out() && repl_ml_ticker_used())
 				tell_level(repl_ml_level_wanted());
-			repl_ml_lease_check();
+			(void) repl_ml_lease_check();
 			repl_ml_lease_mark();
 			if (repl_ml_quorum_owns_waits() && synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
 				set_synchronous_commit(SYNCHRONOUS_COMMIT_LOCAL_FLUSH);
@@ -158,7 +159,9 @@ before_commit(void)
 	if (TransactionIdIsValid(xid) && !repl_ml_internal_write && !repl_ml_applying &&
 		repl_ml_ticker_used())
 		level = repl_ml_level_wanted();
-	repl_ml_lease_check();
+	/* it may have waited for the lock of a row whose commit was given up, and shown that */
+	if (repl_ml_lease_check() && level == REPL_ML_ONE)
+		repl_ml_gate_pass(InvalidSnapshot, write_timeout);
 
 	/*
 	 * also without an id: NOTIFY and temporary tables make the transaction take
@@ -254,16 +257,17 @@ static void
 after_commit(XLogRecPtr lsn, bool committed)
 {
 	bool		waited = commit.waits;
-	ReplMlOutcome outcome = end_wait(lsn, committed);
+	ReplMlOutcome outcome;
+
+	if (waited && committed)
+		repl_ml_lease_gives_up(lsn, false);
+	outcome = end_wait(lsn, committed);
 
 	repl_ml_level_forget();
 	repl_ml_token_forget();
 	if (waited &&
 		(outcome == REPL_ML_TIMED_OUT || outcome == REPL_ML_CANCELLED || outcome == REPL_ML_PARKED))
-	{
-		repl_ml_lease_gives_up(lsn);
 		tell_client_later(outcome, lsn);
-	}
 }
 
 /* Takes back what begin_wait set up, and says what became of the wait. */
@@ -435,6 +439,8 @@ repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run) (void *argu
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
+	if (commit.waits)
+		repl_ml_lease_gives_up(XactLastRecEnd, commit.strong);
 	outcome = end_wait(XactLastRecEnd, true);
 	if (outcome != REPL_ML_ACKNOWLEDGED)
 		raise_unacknowledged(&commit, outcome, XactLastRecEnd);
@@ -452,6 +458,7 @@ level_of_prepared(const char *gid, TransactionId *xid)
 	List	   *written = NIL;
 	MemoryContext context = CurrentMemoryContext;
 	ReplMlLevel level;
+	ListCell   *lc;
 
 	if (!OidIsValid(repl_ml_schema_oid()))
 		return REPL_ML_ONE;
@@ -488,6 +495,9 @@ level_of_prepared(const char *gid, TransactionId *xid)
 	}
 	SPI_finish();
 	PopActiveSnapshot();
+	commit.strong = false;
+	foreach(lc, written)
+		commit.strong |= repl_ml_level_is_strong(lfirst_oid(lc));
 	level = written == NIL ? REPL_ML_ONE : repl_ml_level_of_tables(written);
 	return level;
 }

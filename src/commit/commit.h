@@ -161,6 +161,7 @@ typedef struct ReplMlLease
 	int64		round;			/* of the tenure that it is */
 	uint64		closings;		/* another number each time that a tenure is lost */
 	bool		closed;			/* something here may be void: nobody reads strong tables */
+	bool		settled;		/* nothing of before the server's start is in doubt */
 	TransactionId opened_xid;	/* a snapshot that does not see it may lack what others
 								 * wrote before; invalid: there is none left */
 	XLogRecPtr	last_end;		/* of our transactions that had it; 0: of none */
@@ -230,14 +231,17 @@ extern void repl_ml_lease_tag(LOCKTAG *tag);
 extern void repl_ml_lease_call(ReplMlLease *lease);
 extern void repl_ml_lease_look(ReplMlLease *lease);
 extern void repl_ml_lease_take(void);
-extern bool repl_ml_lease_is_closed(void);
 extern void repl_ml_lease_require_clean(void);
 extern bool repl_ml_lease_is_newer(Snapshot snapshot);
 extern void repl_ml_lease_require(Oid root);
-extern void repl_ml_lease_check(void);
+extern bool repl_ml_lease_check(void);
 extern void repl_ml_lease_mark(void);
 extern void repl_ml_lease_commits_prepared(void);
-extern void repl_ml_lease_gives_up(XLogRecPtr lsn);
+extern void repl_ml_lease_gives_up(XLogRecPtr lsn, bool had_lease);
+
+/* in gate.c */
+extern bool repl_ml_gate_is_watched(void);
+extern void repl_ml_gate_pass(Snapshot snapshot, int timeout);
 
 /* in level.c */
 extern const char *repl_ml_level_name(ReplMlLevel level);
@@ -291,6 +295,7 @@ extern void repl_ml_quorum_shmem_init(void *space, LWLock *lock);
 extern const char *repl_ml_urgency_name(ReplMlUrgency urgency);
 extern bool repl_ml_urgency_parse(const char *name, ReplMlUrgency *urgency);
 extern bool repl_ml_quorum_forget(int index, Oid oid);
+extern bool repl_ml_quorum_has_waiters(void);
 extern bool repl_ml_quorum_owns_waits(void);
 extern void repl_ml_quorum_dismiss_strangers(void);
 extern bool repl_ml_quorum_heard(int peer, XLogRecPtr acknowledged);
@@ -309,6 +314,9 @@ extern void repl_ml_waiter_begin(ReplMlLevel level, TransactionId xid);
 extern ReplMlOutcome repl_ml_waiter_end(XLogRecPtr lsn, ReplMlOutcome otherwise, char *parked_on,
 										Size size);
 extern bool repl_ml_waiter_find(TransactionId xid, ReplMlLevel *level);
+extern bool repl_ml_waiter_is_acknowledged(XLogRecPtr lsn);
+extern bool repl_ml_waiter_has_left(Snapshot snapshot);
+extern bool repl_ml_waiter_is_before(XLogRecPtr lsn);
 extern int	repl_ml_waiter_list(ReplMlWaiting *waiting);
 extern ReplMlLevelStats repl_ml_waiter_stats(ReplMlLevel level);
 extern void repl_ml_waiter_reset_stats(void);
@@ -330,7 +338,8 @@ extern void repl_ml_unacknowledged_mark(XLogRecPtr lsn, int index);
 extern int	repl_ml_unacknowledged_lacking(int peer, XLogRecPtr *commits, int room);
 extern void repl_ml_unacknowledged_is_decided(int peer, XLogRecPtr commit, bool discarded);
 extern XLogRecPtr repl_ml_unacknowledged_position(ReplMlLevel level);
-extern bool repl_ml_unacknowledged_has(XLogRecPtr lsn);
+extern bool repl_ml_unacknowledged_has(XLogRecPtr lsn, bool hopeful);
+extern bool repl_ml_unacknowledged_is_settled(void);
 extern int64 repl_ml_unacknowledged_count(ReplMlLevel level);
 extern ReplMlFate repl_ml_unacknowledged_find(TransactionId xid, ReplMlLevel *level);
 extern bool repl_ml_unacknowledged_is_past(FullTransactionId xid);

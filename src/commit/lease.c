@@ -277,20 +277,16 @@ refuse_cut_off(void)
 			 errhint("See SELECT * FROM repl_ml.health for what to do.")));
 }
 
-/* Says, for write/strong.c, whether strong tables here may have something that does not count. */
-bool
-repl_ml_lease_is_closed(void)
-{
-	ReplMlLease *lease = repl_ml_lease();
-
-	return lease != NULL && lease->closed;
-}
-
-/* Called by write/strong.c before a statement that reads a strong table: raises an error then. */
+/*
+ * Called by gate.c before a statement that reads a strong table, and for a peer that copies one:
+ * raises an error if strong tables here may have something that does not count.
+ */
 void
 repl_ml_lease_require_clean(void)
 {
-	if (!repl_ml_lease_is_closed())
+	ReplMlLease *lease = repl_ml_lease();
+
+	if (lease == NULL || !lease->closed)
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_CANNOT_CONNECT_NOW),
@@ -335,16 +331,16 @@ repl_ml_lease_require(Oid root)
 /*
  * Called by commit.c before a commit: raises an error if the transaction has taken the
  * lease in a tenure that is over.  No protocol of ours gets here, as its lock is held
- * until the end: the last line.
+ * until the end: the last line.  Returns whether it has taken it.
  */
-void
+bool
 repl_ml_lease_check(void)
 {
 	ReplMlLease *lease = taken_in == 0 ? NULL : repl_ml_lease();
 	LOCKTAG		tag;
 
 	if (lease == NULL || lease->holds == taken_in)
-		return;
+		return lease != NULL;
 	repl_ml_lease_tag(&tag);
 	if (LockHeldByMe_compat(&tag, ShareLock))
 		ereport(ERROR,
@@ -352,6 +348,7 @@ repl_ml_lease_check(void)
 				 errmsg("the lease of strong tables has been lost before the commit"),
 				 errdetail("Nothing has been committed."),
 				 errhint("Run the transaction again.")));
+	return false;
 }
 
 /*
@@ -396,19 +393,21 @@ is_void(const ReplMlLease *lease, XLogRecPtr lsn)
 }
 
 /*
- * Called by commit.c for a commit whose wait ended without an acknowledgement, while core
- * still has the transaction's locks: if it has the lease, that is not given away before the
- * transaction is acknowledged, and the process looks whether others have voted for a later
+ * Called by commit.c for a commit whose wait has ended, before its announcement is taken back,
+ * and while core still has the transaction's locks: if it has the lease, or had it as a prepared
+ * one, and a majority does not have it, nobody reads strong tables (gate.c), and the lease is not
+ * given away, before it is acknowledged.  The process looks whether others have voted for a later
  * round, as then nobody acknowledges it.
  */
 void
-repl_ml_lease_gives_up(XLogRecPtr lsn)
+repl_ml_lease_gives_up(XLogRecPtr lsn, bool had_lease)
 {
 	ReplMlLease *lease = repl_ml_lease();
 	LOCKTAG		tag;
 
 	repl_ml_lease_tag(&tag);
-	if (lease == NULL || !LockHeldByMe_compat(&tag, ShareLock))
+	if (lease == NULL || (!had_lease && !LockHeldByMe_compat(&tag, ShareLock)) ||
+		repl_ml_waiter_is_acknowledged(lsn))
 		return;
 	LWLockAcquire(leases_lock, LW_EXCLUSIVE);
 	if (!is_void(lease, lsn))

@@ -131,6 +131,15 @@ has_waiters(const ReplMlQuorumDatabase *database)
 	return database->waiters[REPL_ML_QUORUM] > 0 || database->waiters[REPL_ML_ALL] > 0;
 }
 
+/* Says, for gate.c, whether commits of this database wait: a hint. */
+bool
+repl_ml_quorum_has_waiters(void)
+{
+	ReplMlQuorumDatabase *database = repl_ml_quorum_database(MyDatabaseId);
+
+	return database != NULL && has_waiters(database);
+}
+
 /*
  * Called by the launcher: forgets what is known of a database that is no
  * member, and has this index; returns false if some commit there has not

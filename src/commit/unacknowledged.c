@@ -337,11 +337,11 @@ repl_ml_unacknowledged_position(ReplMlLevel level)
 }
 
 /*
- * Says whether a transaction of this database whose commit ends there is on the list, also
- * if it can never be acknowledged.
+ * Says whether a transaction of this database whose commit ends there is on the list and a
+ * majority does not have it, also if that can never come, unless "hopeful".
  */
 bool
-repl_ml_unacknowledged_has(XLogRecPtr lsn)
+repl_ml_unacknowledged_has(XLogRecPtr lsn, bool hopeful)
 {
 	bool		has = false;
 
@@ -351,11 +351,35 @@ repl_ml_unacknowledged_has(XLogRecPtr lsn)
 	{
 		const Entry *entry = &unacknowledged->entries[i];
 
-		has |= entry->database == MyDatabaseId && entry->level >= REPL_ML_QUORUM &&
-			entry->lsn >= lsn && entry->commit < lsn;
+		has |= entry->database == MyDatabaseId && entry->lsn >= lsn && entry->commit < lsn &&
+			!repl_ml_quorum_has(REPL_ML_QUORUM, entry->lsn, &entry->lacking) &&
+			(!hopeful || repl_ml_quorum_may_have(REPL_ML_QUORUM, &entry->discarded));
 	}
 	LWLockRelease(unacknowledged->lock);
 	return has;
+}
+
+/*
+ * Called by gate.c: says whether it is known that a majority has all transactions of this
+ * database that were committed before the server started with a level above one.
+ */
+bool
+repl_ml_unacknowledged_is_settled(void)
+{
+	Past	   *past = past_of_database();
+	bool		settled;
+
+	LWLockAcquire(unacknowledged->lock, LW_SHARED);
+	settled = is_known(past, REPL_ML_QUORUM) && is_known(past, REPL_ML_ALL);
+	for (int i = 0; i < ROOM && settled; i++)
+	{
+		const Entry *entry = &unacknowledged->entries[i];
+
+		settled = entry->database != MyDatabaseId || entry->lsn > past->end ||
+			repl_ml_quorum_has(REPL_ML_QUORUM, entry->lsn, &entry->lacking);
+	}
+	LWLockRelease(unacknowledged->lock);
+	return settled;
 }
 
 /*

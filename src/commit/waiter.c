@@ -195,6 +195,61 @@ repl_ml_waiter_find(TransactionId xid, ReplMlLevel *level)
 	return false;
 }
 
+/* Called by lease.c: says whether this process's own commit, which ends there, is acknowledged. */
+bool
+repl_ml_waiter_is_acknowledged(XLogRecPtr lsn)
+{
+	const ReplMlWaiter *waiter = &repl_ml_quorum->waiters[my_proc_number_compat()];
+	bool		is_acknowledged;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
+	is_acknowledged = repl_ml_quorum_has(REPL_ML_QUORUM, lsn, &waiter->lacking);
+	LWLockRelease(repl_ml_quorum->lock);
+	return is_acknowledged;
+}
+
+/*
+ * Called by gate.c, without a lock: says whether a snapshot sees a transaction whose wait has
+ * ended and whose announcement has not been taken back yet.
+ */
+bool
+repl_ml_waiter_has_left(Snapshot snapshot)
+{
+	if (snapshot->snapshot_type != SNAPSHOT_MVCC || !repl_ml_quorum_has_waiters())
+		return false;
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		const ReplMlWaiter *waiter = &repl_ml_quorum->waiters[i];
+		TransactionId xid = waiter->xid;
+
+		if (waiter->database == MyDatabaseId && waiter->pid != MyProcPid &&
+			TransactionIdIsValid(xid) && !XidInMVCCSnapshot(xid, snapshot))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Called by gate.c: says whether some commit waits that has been sent to a peer and ends at that
+ * position or before it.
+ */
+bool
+repl_ml_waiter_is_before(XLogRecPtr lsn)
+{
+	bool		is_before = false;
+
+	LWLockAcquire(repl_ml_quorum->lock, LW_SHARED);
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		const ReplMlWaiter *waiter = &repl_ml_quorum->waiters[i];
+
+		is_before |= waiter->database == MyDatabaseId && waiter->lsn != InvalidXLogRecPtr &&
+			waiter->lsn <= lsn;
+	}
+	LWLockRelease(repl_ml_quorum->lock);
+	return is_before;
+}
+
 /*
  * Writes this database's commits that wait now into an array of MaxBackends;
  * returns how many.

@@ -65,7 +65,7 @@ extern void repl_ml_sync_tables(ReplMlApply *apply);
 /* in replace.c */
 extern void repl_ml_replace_begin(ReplMlApply *apply, WalReceiverConn *conn);
 extern void repl_ml_replace_empty(Oid relid, const char *schema_name, const char *table_name);
-extern void repl_ml_replace_finish(void);
+extern void repl_ml_replace_finish(ReplMlApply *apply, WalReceiverConn *conn);
 
 /* in fetch.c */
 extern void repl_ml_fetch_instead(ReplMlApply *apply, WalReceiverConn *conn,

@@ -148,7 +148,7 @@ repl_ml_fetch_table(ReplMlApply *apply, WalReceiverConn *conn, const char *schem
 						3, types, values, NULL);
 	repl_ml_targets_close();
 	if (replaces)
-		repl_ml_replace_finish();
+		repl_ml_replace_finish(apply, conn);
 	repl_ml_piece_end();
 	repl_ml_crash_rests();
 	MemoryContextSwitchTo(apply->message_context);

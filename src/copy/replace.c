@@ -47,9 +47,9 @@ repl_ml_replace_begin(ReplMlApply *apply, WalReceiverConn *conn)
 
 	repl_ml_round_block();
 	repl_ml_begin();
-	SPI_execute("SELECT pg_catalog.format('SELECT repl_ml.may_donate_strong(%s, %L)', s.accepted,"
-				" repl_ml.merge(repl_ml.strong_places(), s.mending))"
-				" FROM repl_ml.lease_state s", false, 1);
+	SPI_execute("SELECT pg_catalog.format('SELECT repl_ml.may_donate_strong(%s, %L, %L)',"
+				" s.accepted, repl_ml.merge(w.places, s.mending), w.places)"
+				" FROM repl_ml.lease_state s, repl_ml.strong_places() w (places)", false, 1);
 	question = MemoryContextStrdup(apply->message_context, repl_ml_spi_text(0, 0));
 	repl_ml_commit();
 	MemoryContextSwitchTo(apply->message_context);
@@ -118,11 +118,40 @@ repl_ml_replace_empty(Oid relid, const char *schema_name, const char *table_name
 }
 
 /*
+ * Asks the donor up to where it shows what has not been acknowledged: 0 where there is no such
+ * transaction.
+ */
+static int64
+ask_given_up(ReplMlApply *apply, WalReceiverConn *conn)
+{
+	static const Oid types[1] = {INT8OID};
+	ReplMlResult *result = repl_ml_stream_query(conn, "SELECT repl_ml.strong_given_up()", 1, types);
+	int64		given_up = 0;
+
+	if (repl_ml_stream_next(result))
+	{
+		slot_getallattrs(result->slot);
+		given_up = DatumGetInt64(result->slot->tts_values[0]);
+	}
+	repl_ml_stream_free(result);
+	return given_up;
+}
+
+/*
  * Called by fetch.c in the copy's transaction, when all has come: notes it, if this was the
- * last of the tables that are replaced.
+ * last of the tables that are replaced.  What of the donor's may have come with it without
+ * being acknowledged is here from now on, and is needed by whoever has the lease next.
  */
 void
-repl_ml_replace_finish(void)
+repl_ml_replace_finish(ReplMlApply *apply, WalReceiverConn *conn)
 {
+	Oid			types[2] = {INT4OID, INT8OID};
+	Datum		values[2] = {Int32GetDatum(apply->peer->node_id),
+	Int64GetDatum(ask_given_up(apply, conn))};
+
+	if (DatumGetInt64(values[1]) != 0)
+		repl_ml_spi_execute("UPDATE repl_ml.lease_state SET mending = repl_ml.merge(mending,"
+							" pg_catalog.format('{%s:%s}', $1, $2)::repl_ml.vclock)", 2, types,
+							values, NULL);
 	repl_ml_spi_execute("SELECT repl_ml.finish_mending()", 0, NULL, NULL, NULL);
 }

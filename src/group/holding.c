@@ -197,6 +197,7 @@ let_in(void)
 	mine->lease->round = mine->state.epoch.round;
 	mine->lease->opened = repl_ml_monotonic_now();
 	mine->lease->refused = 0;
+	mine->lease->settled = true;
 	mine->lease->taken++;
 	/* another number for each time that it is opened */
 	mine->lease->holds = ++mine->lease->serial;
@@ -319,7 +320,7 @@ repl_ml_holding_give(void)
 	end = repl_ml_holding_find_end();
 	MemoryContextSwitchTo(context);
 	if ((end == 0 || end <= repl_ml_unacknowledged_position(REPL_ML_QUORUM)) &&
-		(mine->lease->given_up == 0 || !repl_ml_unacknowledged_has(mine->lease->given_up)) &&
+		(mine->lease->given_up == 0 || !repl_ml_unacknowledged_has(mine->lease->given_up, false)) &&
 		repl_ml_tenure_is_asked())
 		node = leave_line();
 	if (node != 0)

@@ -32,6 +32,7 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "commit/commit.h"
@@ -539,6 +540,24 @@ repl_ml_tenure_refuse(const char *reason)
 	repl_ml_tenure_let_all_look();
 }
 
+/*
+ * Lets clients read strong tables if they are clean.  Whoever accepts a round that makes them
+ * unclean closes them before that can be seen in the row, and is waited for.
+ */
+static void
+open_again(void)
+{
+	repl_ml_begin();
+	repl_ml_round_share();
+	PushActiveSnapshot(GetLatestSnapshot());
+	SPI_execute("SELECT FROM repl_ml.lease_state s WHERE s.unclean", true, 1);
+	PopActiveSnapshot();
+	if (SPI_processed == 0)
+		mine->lease->closed = false;
+	repl_ml_commit();
+	MemoryContextSwitchTo(mine->context);
+}
+
 /* Reads this node's row of the catalog. */
 void
 repl_ml_tenure_load(void)
@@ -565,7 +584,10 @@ repl_ml_tenure_load(void)
 	mine->state.base = repl_ml_clock_from_text(repl_ml_spi_text(0, 8));
 	repl_ml_commit();
 	MemoryContextSwitchTo(mine->context);
-	mine->lease->closed = mine->state.unclean;
+	if (mine->state.unclean)
+		mine->lease->closed = true;
+	else if (mine->lease->closed)
+		open_again();
 	repl_ml_election_note(mine->state.epoch, mine->state.holder);
 }
 

@@ -195,6 +195,13 @@ run_barrier(void)
 	MemoryContextDelete(context);
 }
 
+/* Returns, for write/strong.c, for how long a read may wait, ms. */
+int
+repl_ml_read_timeout(void)
+{
+	return read_timeout;
+}
+
 /*
  * Called from a hook before a statement is begun, at READ COMMITTED: gives it a snapshot
  * of now in the place of its own.  Does nothing for one that has none.

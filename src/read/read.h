@@ -18,6 +18,7 @@
 extern void repl_ml_read_init(void);
 extern void repl_ml_read_begin(void);
 extern void repl_ml_read_copy(CopyStmt *stmt);
+extern int	repl_ml_read_timeout(void);
 extern void repl_ml_read_renew(QueryDesc *query);
 
 /* in position.c */

@@ -60,10 +60,11 @@ start_executor(QueryDesc *query, int flags)
 		refuse_old_snapshot();
 		if (query->snapshot != InvalidSnapshot && repl_ml_lease_is_newer(query->snapshot))
 			repl_ml_read_renew(query);
+		repl_ml_gate_pass(query->snapshot, repl_ml_read_timeout());
 	}
 	else if ((flags & EXEC_FLAG_EXPLAIN_ONLY) == 0 && has_strong_tables() &&
-			 repl_ml_lease_is_closed() && reads_strong(plan))
-		repl_ml_lease_require_clean();
+			 repl_ml_gate_is_watched() && reads_strong(plan))
+		repl_ml_gate_pass(query->snapshot, repl_ml_read_timeout());
 	if (previous_hook)
 		previous_hook(query, flags);
 	else
@@ -160,7 +161,8 @@ repl_ml_strong_utility(Node *stmt)
 		ranges = castNode(LockStmt, stmt)->relations;
 	else if (IsA(stmt, CopyStmt) && castNode(CopyStmt, stmt)->relation != NULL &&
 			 has_strong_tables() && is_any_strong(list_make1(castNode(CopyStmt, stmt)->relation)))
-		repl_ml_lease_require_clean();
+		repl_ml_gate_pass(ActiveSnapshotSet() ? GetActiveSnapshot() : InvalidSnapshot,
+						  repl_ml_read_timeout());
 	if (ranges == NIL || !has_strong_tables() || !is_any_strong(ranges))
 		return;
 	repl_ml_lease_take();

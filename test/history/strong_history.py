@@ -119,14 +119,14 @@ class StrongCase:
     def may_have_seen(self, deed, gone):
         """Void transactions are shown where doc/consistency.md says so, but nobody is told that he has written upon them.
 
-        At their origin, after their wait was ended or their server; in a group
-        of more than three on any other node that had applied them.
+        In a group of more than three, on any node but their origin that had applied
+        them; at their origin to who waited for the lock of the row, and then failed.
         """
         if self.binds(deed):
             return False
         writers = [self.deeds.get(id) for id in gone]
         return all(writer is not None and writer.outcome == "info" and writer.id not in self.there
-                   and (writer.node == deed.node or len(self.history.finals) > 3) for writer in writers)
+                   and (deed.outcome != "ok" if writer.node == deed.node else len(self.history.finals) > 3) for writer in writers)
 
 
 def valid(case):
@@ -276,8 +276,7 @@ class Order:
     def shows_what_nobody_acknowledged(self, deed, lists, versions):
         """Who only reads what may not be acknowledged yet does not bind others: doc/consistency.md says where it is shown.
 
-        At its origin after its wait was ended; in a group of more than three
-        on any other node that has applied it.
+        In a group of more than three, on any node but its origin that has applied it.
         """
         if deed.appended or deed.wrote or deed.number:
             return False
@@ -285,9 +284,7 @@ class Order:
         return any(self.may_be_shown_early(self.case.deeds[id], deed) for id in seen if id in self.case.deeds)
 
     def may_be_shown_early(self, writer, reader):
-        if writer.node == reader.node:
-            return writer.outcome == "info"
-        return len(self.case.history.finals) > 3 and (writer.outcome == "info" or writer.returned > reader.returned)
+        return writer.node != reader.node and len(self.case.history.finals) > 3 and (writer.outcome == "info" or writer.returned > reader.returned)
 
     def find_cycle(self):
         """Nodes of a cycle, or None."""

@@ -55,13 +55,13 @@ change(2, $_) foreach 1, 2;
 heal($n1, $n2);
 heal($n2, $n1);
 my $versions = 4 * @tables;
-poll_until($_, "SELECT count(*) = $versions FROM repl_ml.concurrent_version") foreach $n1, $n2;
+poll_until($_, "SELECT count(*) = $versions FROM repl_ml.concurrent_version WHERE schema_name <> 'repl_ml'") foreach $n1, $n2;
 
 foreach my $node (@nodes)
 {
 	sql($node, $alter{$_}[0]) foreach @tables;
 }
-is(sql($_, q(SELECT string_agg(DISTINCT table_name, ' ' ORDER BY table_name) FROM repl_ml.concurrent_version)), 'again at_once cascaded parted same swapped taken wider', $_->name . ': these can be resolved again') foreach $n1, $n2;
+is(sql($_, q(SELECT string_agg(DISTINCT table_name, ' ' ORDER BY table_name) FROM repl_ml.concurrent_version WHERE schema_name <> 'repl_ml')), 'again at_once cascaded parted same swapped taken wider', $_->name . ': these can be resolved again') foreach $n1, $n2;
 change(3, 2);
 heal($n1, $n3);
 heal($n2, $n3);

@@ -2,7 +2,7 @@
 # was acknowledged is lost, no number is given twice, and what it alone had committed is gone from it when it is back.
 #
 # Seen failing: fence.c without the judgement (what was not acknowledged is seen), fetch.c without repl_ml_replace_empty (it stays where it was committed), holding.c
-# without given_up, or without closings (the former holder gives away, or keeps, what it has lost).
+# without given_up, or without closings (the former holder gives away, or keeps, what it has lost), gate.c that lets everybody pass (what no majority has is read).
 use strict;
 use warnings;
 use FindBin;
@@ -248,6 +248,56 @@ $waiting->quit;
 is(sql($n1, 'UPDATE counters SET n = n + 1 WHERE id = 1 RETURNING n'), '21', 'and the holder again');
 pass_converged();
 is(sql($_, 'SELECT count(*) FROM repl_ml.conflicts WHERE table_name = $$counters$$'), '0', 'no conflict on ' . $_->name) foreach @nodes;
+
+# ---- what a majority does not have is not read, either, where it was written ----
+
+sub not_read
+{
+	my ($when) = @_;
+	psql_fails($n1, "SET repl_ml.read_timeout = '300ms'; $_", '57P03', 'strong tables cannot be (?:read|written) on this node now') foreach 'SELECT n FROM counters', 'SELECT n FROM counters FOR SHARE', 'COPY counters TO STDOUT', 'EXPLAIN ANALYZE SELECT n FROM counters';
+	is(sql($n1, 'SELECT v FROM plain; EXPLAIN (COSTS off) SELECT n FROM counters'), "mixed\nSeq Scan on counters", "$when: eventual tables are read");
+	return;
+}
+
+have_lease($n1);
+never_miss_heartbeats($n1);
+sql($n1, q(BEGIN; UPDATE counters SET n = 600 WHERE id = 2; PREPARE TRANSACTION 'strong'));
+stop_answers($n1, $n2, $n3);
+$waiting = $n1->background_psql('postgres', on_error_stop => 0);
+$waiting->query_until(qr/^$/, "UPDATE counters SET n = 500 WHERE id = 1;\n\\echo acknowledged :SQLSTATE\n");
+poll_until($n1, q(SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep'));
+my $locking = $n1->background_psql('postgres', on_error_stop => 0);
+$locking->query_safe(q(SET repl_ml.read_timeout = '300ms'; SET repl_ml.write_timeout = '300ms'));
+$locking->query_until(qr/^$/, "SELECT n FROM counters WHERE id = 1 FOR SHARE;\n\\echo locked :SQLSTATE\n");
+poll_until($n1, q(SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE '%FOR SHARE%' AND wait_event_type = 'Lock'));
+is(sql($n1, 'SELECT n FROM counters WHERE id = 1'), '21', 'in its wait: others see what was before');
+sql($n1, q(SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'));
+$waiting->query_until(qr/acknowledged 40003/, "\n");
+$locking->query_until(qr/locked 57P03/, "\n");
+not_read('given up');
+$locking->query('RESET repl_ml.read_timeout');
+$locking->query_until(qr/^$/, "\\echo :SQLSTATE\nSELECT n FROM counters WHERE id = 1;\n");
+poll_until($n1, q(SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Extension'));
+continue_answers();
+$locking->query_until(qr/^500$/m, "\n");
+stop_answers($n1, $n2, $n3);
+psql_fails($n1, q(SET repl_ml.write_timeout = '300ms'; COMMIT PREPARED 'strong'), '40003', 'committed on this node');
+not_read('prepared, given up');
+continue_answers();
+is(sql($n1, 'SELECT n FROM counters WHERE id = 2'), '600', 'acknowledged: it is read');
+stop_answers($n1, $n2, $n3);
+$waiting->query_until(qr/^$/, "UPDATE counters SET n = 501 WHERE id = 1;\n");
+poll_until($n1, q(SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep'));
+$proxy->bend(there => 'cut', back => 'cut');
+kill_server($n1);
+$n1->start;
+not_read('after a crash');
+continue_answers();
+$proxy->bend;
+is(sql($n1, 'SELECT n FROM counters WHERE id = 1'), '501', 'after a crash: it is read when others have it');
+$_->quit foreach $locking;
+sql($n1, $_) foreach 'ALTER SYSTEM RESET repl_ml.heartbeat_interval', 'SELECT pg_reload_conf()';
+pass_converged();
 
 # ---- five nodes ----
 
