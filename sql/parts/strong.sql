@@ -291,7 +291,8 @@ CREATE FUNCTION repl_ml.mend_strong() RETURNS boolean
         donors integer[];
     BEGIN
         SELECT * INTO s FROM repl_ml.lease_state;
-        IF NOT s.unclean OR s.opened < s.accepted THEN
+        -- what would come now is not in its vote
+        IF NOT s.unclean OR s.opened < s.accepted OR s.promised > s.accepted THEN
             RETURN false;
         END IF;
         donors := ARRAY(SELECT a::integer FROM pg_catalog.unnest(repl_ml.ask_members(

@@ -49,7 +49,12 @@ repl_ml_replace_begin(ReplMlApply *apply, WalReceiverConn *conn)
 	repl_ml_begin();
 	SPI_execute("SELECT pg_catalog.format('SELECT repl_ml.may_donate_strong(%s, %L, %L)',"
 				" s.accepted, repl_ml.merge(w.places, s.mending), w.places)"
-				" FROM repl_ml.lease_state s, repl_ml.strong_places() w (places)", false, 1);
+				" FROM repl_ml.lease_state s, repl_ml.strong_places() w (places)"
+				" WHERE s.promised OPERATOR(pg_catalog.=) s.accepted", false, 1);
+	if (SPI_processed == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("this node has voted for a round of which it does not know the end")));
 	question = MemoryContextStrdup(apply->message_context, repl_ml_spi_text(0, 0));
 	repl_ml_commit();
 	MemoryContextSwitchTo(apply->message_context);

@@ -17,10 +17,18 @@
  */
 /* other runs than the plain one, and those that a switch needs to be found in */
 #if defined(TWICE) || defined(OLDER_ROUND_WINS) || defined(MENDED_FROM_ANYBODY) || \
-	defined(DONOR_LACKS) || defined(SKIPPED_WHEN_ACCEPTED)
+	defined(DONOR_LACKS) || defined(SKIPPED_WHEN_ACCEPTED) || defined(MENDED_UNNOTED) || \
+	defined(MENDED_AFTER_VOTE)
 #define ROUNDS		2
 #define TURNS		1
 #define CRASHES		0
+#endif
+#if defined(READERS) || defined(SHOWN_UNACKNOWLEDGED) || defined(MENDED_AFTER_VOTE) || \
+	defined(MENDED_UNNOTED)
+#define READ
+#endif
+#if defined(NOT_CLOSED) || defined(HOLDER_VOTES)
+#define CLOSING
 #endif
 #if defined(FIVE)
 #define N			5
@@ -64,6 +72,9 @@ byte number[TX];
 byte saw[TX];					/* whose rows it has seen */
 byte acks[TX];					/* who has it and has said so */
 byte told;						/* those that were acknowledged */
+#ifdef READ
+byte seen;						/* those that a reader has seen */
+#endif
 
 /* ---- what a node has on its disk ---- */
 
@@ -80,6 +91,9 @@ bool unclean[N];				/* something void may be in its tables */
 /* ---- and in its memory ---- */
 
 bool holds[N];
+#ifdef CLOSING
+byte commits_in[N];				/* the round of a client that is about to commit, plus 1 */
+#endif
 
 /* ---- facts ---- */
 
@@ -96,7 +110,7 @@ byte crashes = CRASHES;
 hidden byte c;
 
 /* The names say what is wrong when an assertion fails. */
-hidden byte acknowledged_is_lost, number_is_given_twice, void_was_read;
+hidden byte acknowledged_is_lost, number_is_given_twice, void_was_read, void_was_seen;
 
 #define OF_HOME_1(m, h, t) (HAS(m, t) && home[t] == (h) + 1 -> BIT(t) : 0)
 #if TX == 2
@@ -141,14 +155,14 @@ hidden byte acknowledged_is_lost, number_is_given_twice, void_was_read;
 
 /* ---- clients ---- */
 
-inline write(i)
+inline write(i, r)
 {
 	if
-	:: IS_LAST(ROUND(epoch[i])) && VALID(rows[i], chain[accepted[i]]) != rows[i] -> assert(void_was_read)
+	:: IS_LAST(r) && VALID(rows[i], chain[accepted[i]]) != rows[i] -> assert(void_was_read)
 	:: else
 	fi;
 	home[next] = i + 1;
-	round_of[next] = ROUND(epoch[i]);
+	round_of[next] = r;
 	saw[next] = rows[i];
 	number[next] = POP(rows[i]) + 1;
 	acks[next] = BIT(i);
@@ -156,6 +170,27 @@ inline write(i)
 	counts[i] = counts[i] | BIT(next);
 	next++
 }
+
+/* A client looks that it has the lease, and commits a moment later, whatever has become of that. */
+#ifdef CLOSING
+#define WRITE \
+	:: atomic { holds[i] && next < TX && !COMMITS(i) -> commits_in[i] = ROUND(epoch[i]) + 1 } \
+	:: atomic { COMMITS(i) && next < TX -> write(i, commits_in[i] - 1); commits_in[i] = 0 } \
+	:: atomic { COMMITS(i) && !holds[i] -> commits_in[i] = 0 }
+#define COMMITS(i)		(commits_in[i] != 0)
+#define MAY_WRITE(i)	(whose[i] == i + 1)
+#define END_COMMIT(i)	commits_in[i] = 0
+#else
+#define WRITE			:: atomic { holds[i] && next < TX -> write(i, ROUND(epoch[i])) }
+#define COMMITS(i)		false
+#define MAY_WRITE(i)	false
+#define END_COMMIT(i)	skip
+#endif
+#ifdef NOT_CLOSED
+#define IS_CLOSED(i)	true
+#else
+#define IS_CLOSED(i)	!COMMITS(i)
+#endif
 
 inline acknowledge(t)
 {
@@ -168,6 +203,21 @@ inline acknowledge(t)
 	}
 	c = 0
 }
+
+/* Of its own a node shows what was acknowledged: while its commit waits, and when the wait was given up. */
+#ifdef SHOWN_UNACKNOWLEDGED
+#define SHOWN(i)		rows[i]
+#else
+#define SHOWN(i)		(rows[i] & ~(OF_HOME(rows[i], i) & ~told))
+#endif
+
+#ifdef READ
+#define SELECT			:: atomic { !unclean[i] && (SHOWN(i) & ~seen) != 0 -> seen = seen | SHOWN(i) }
+#define CHECK_SEEN(i)	if :: IS_LAST(ROUND(epoch[i])) && (seen & ~rows[i]) != 0 -> assert(void_was_seen) :: else fi;
+#else
+#define SELECT
+#define CHECK_SEEN(i)
+#endif
 
 #define ACKNOWLEDGE(t) \
 	:: atomic { t < next && home[t] == i + 1 && !HAS(told, t) && IS_MAJORITY(acks[t]) -> acknowledge(t) }
@@ -205,7 +255,7 @@ inline acknowledge(t)
 
 /* ---- the lease is given ---- */
 
-#define OWN_ARE_TOLD(i)	((OF_HOME(counts[i], i) & ~told) == 0)
+#define OWN_ARE_TOLD(i)	(!COMMITS(i) && (OF_HOME(counts[i], i) & ~told) == 0)
 #define MAY_GIVE(i)		(promised[i] <= ROUND(epoch[i]))
 
 #define GIVE(j) \
@@ -237,7 +287,7 @@ inline acknowledge(t)
 
 #define STAND(r) \
 	:: atomic { \
-			candidate[r] == 0 && i < STANDERS && promised[i] < r && IS_CLEAN(i) -> \
+			candidate[r] == 0 && i < STANDERS && promised[i] < r && IS_CLEAN(i) && IS_CLOSED(i) -> \
 			candidate[r] = i + 1; \
 			ahead[r] = accepted[i]; \
 			promised[i] = r; \
@@ -262,10 +312,17 @@ inline acknowledge(t)
 #define LET_GO(i)		holds[i] = false
 #endif
 
+/* A holder does not: its clients may be about to commit. */
+#if defined(CLOSING) && !defined(HOLDER_VOTES)
+#define IS_HOLDER(i)	(whose[i] == i + 1 && ROUND(epoch[i]) >= promised[i])
+#else
+#define IS_HOLDER(i)	false
+#endif
+
 /* All that it has is on its disk, and nothing older is added from here on. */
 #define VOTE(r) \
 	:: atomic { \
-			candidate[r] != 0 && candidate[r] != i + 1 && promised[i] < r && MAY_VOTE(r) -> \
+			candidate[r] != 0 && candidate[r] != i + 1 && promised[i] < r && MAY_VOTE(r) && !IS_HOLDER(i) -> \
 			promised[i] = r; \
 			begins_on[r] = begins_on[r] | TELL(r); \
 			votes[r] = votes[r] | BIT(i); \
@@ -291,7 +348,7 @@ inline acknowledge(t)
 			whose[i] = i + 1 \
 		}
 
-/* It knows the base: what it has beyond that is void, and nobody else's until it is undone. */
+/* It knows the base: what it has beyond that, or is just writing, is void, and nobody else's until it is undone. */
 #define ACCEPT(r) \
 	:: atomic { \
 			elected[r] && accepted[i] < r && promised[i] <= r -> \
@@ -299,7 +356,7 @@ inline acknowledge(t)
 			promised[i] = r; \
 			accepters[r] = accepters[r] | BIT(i); \
 			if \
-			:: VALID(counts[i], chain[r]) != counts[i] -> unclean[i] = true \
+			:: MAY_WRITE(i) || VALID(counts[i], chain[r]) != counts[i] -> unclean[i] = true \
 			:: else \
 			fi; \
 			counts[i] = VALID(counts[i], chain[r]); \
@@ -334,6 +391,7 @@ inline acknowledge(t)
 			:: IS_LAST(ROUND(epoch[i])) && (told & ~rows[i]) != 0 -> assert(acknowledged_is_lost) \
 			:: else \
 			fi; \
+			CHECK_SEEN(i) \
 			for (c : 0 .. TX - 1) { \
 				if \
 				:: IS_LAST(ROUND(epoch[i])) && HAS(told, c) && (saw[c] & ~rows[i]) != 0 -> assert(void_was_read) \
@@ -346,21 +404,35 @@ inline acknowledge(t)
 
 /* ---- what differs is made equal ---- */
 
+/* What comes then is not in its vote. */
+#ifdef MENDED_AFTER_VOTE
+#define HAS_VOTED(i)	false
+#else
+#define HAS_VOTED(i)	(promised[i] != accepted[i])
+#endif
+
 #ifdef MENDED_FROM_ANYBODY
 #define MAY_MEND(i, j)	true
 #elif defined(DONOR_LACKS)
 #define MAY_MEND(i, j)	(!unclean[j] && accepted[j] == accepted[i] && opened[i] == accepted[i])
 #else
-#define MAY_MEND(i, j)	(!unclean[j] && accepted[j] == accepted[i] && opened[i] == accepted[i] && (base[EPOCH(accepted[i], 0)] & ~CLAIM(j)) == 0 && \
+#define MAY_MEND(i, j)	(!unclean[j] && accepted[j] == accepted[i] && opened[i] == accepted[i] && !HAS_VOTED(i) && (base[EPOCH(accepted[i], 0)] & ~CLAIM(j)) == 0 && \
 						 (counts[i] & ~CLAIM(j)) == 0)
+#endif
+
+/* It knows what came with j's rows; j may show of its own what nobody else has. */
+#ifdef MENDED_UNNOTED
+#define NOTED(i, j)		((counts[i] | base[EPOCH(accepted[i], 0)]) & counts[j])
+#else
+#define NOTED(i, j)		counts[j]
 #endif
 
 /* Its tables become j's: what is void goes, and what came to j alone from one that is gone comes. */
 #define MEND(j) \
 	:: atomic { \
-			i != j && !holds[i] && (unclean[i] || (base[EPOCH(accepted[i], 0)] & ~CLAIM(i)) != 0) && MAY_MEND(i, j) -> \
+			i != j && !holds[i] && !COMMITS(i) && (unclean[i] || (base[EPOCH(accepted[i], 0)] & ~CLAIM(i)) != 0) && MAY_MEND(i, j) -> \
 			rows[i] = rows[j]; \
-			counts[i] = counts[j]; \
+			counts[i] = NOTED(i, j); \
 			unclean[i] = false \
 		}
 
@@ -368,7 +440,7 @@ proctype Node(byte i)
 {
 end:
 	do
-	:: atomic { holds[i] && next < TX -> write(i) }
+	WRITE
 	ACKNOWLEDGE(0)
 	ACKNOWLEDGE(1)
 	APPLY(0)
@@ -385,6 +457,7 @@ end:
 	TAKE(1)
 	TAKE(2)
 #endif
+	SELECT
 	OPEN
 	STAND(1) VOTE(1) WIN(1) ACCEPT(1) NOTE_OPENED(1)
 #if ROUNDS > 1
@@ -406,6 +479,7 @@ end:
 #ifdef VOTE_IN_MEMORY
 			promised[i] = accepted[i];
 #endif
+			END_COMMIT(i);
 			holds[i] = false
 		}
 	od
