@@ -59,6 +59,7 @@ OBJS = \
 	src/commit/unacknowledged.o \
 	src/commit/backlog.o \
 	src/commit/recall.o \
+	src/commit/void.o \
 	src/commit/lacking.o \
 	src/commit/token.o \
 	src/commit/status.o \

@@ -586,6 +586,30 @@ CREATE TABLE repl_ml.row_repair (
 CREATE INDEX row_repair_repaired_at_idx ON repl_ml.row_repair (repaired_at);
 COMMENT ON TABLE repl_ml.row_repair IS 'rows that repl_ml.repair_table has changed on this node; see the view repl_ml.repair_history';
 
+-- What this node alone had committed to strong tables when another one took over
+CREATE TABLE repl_ml.void_transaction (
+    commit_lsn   pg_lsn PRIMARY KEY,
+    xid          xid NOT NULL,
+    xids         xid[] NOT NULL,
+    committed_at timestamptz NOT NULL,
+    round        bigint NOT NULL,
+    noted_at     timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    undone_at    timestamptz
+);
+CREATE INDEX void_transaction_noted_at_idx ON repl_ml.void_transaction (noted_at);
+COMMENT ON TABLE repl_ml.void_transaction IS 'transactions of this node that wrote strong tables and count in no tenure; xids are its own and those of its subtransactions; see the view repl_ml.void_transactions';
+
+CREATE TABLE repl_ml.void_change (
+    commit_lsn  pg_lsn NOT NULL REFERENCES repl_ml.void_transaction ON DELETE CASCADE,
+    schema_name name NOT NULL,
+    table_name  name NOT NULL,
+    deleted     boolean NOT NULL,
+    content     text[]
+);
+ALTER TABLE repl_ml.void_change REPLICA IDENTITY FULL;
+CREATE INDEX void_change_commit_lsn_idx ON repl_ml.void_change (commit_lsn);
+COMMENT ON TABLE repl_ml.void_change IS 'what void transactions had left in strong tables when these were made what they are on other members: rows as names and values, of deleted ones the key; of a table and copy the first thousand. See the view repl_ml.void_transactions';
+
 -- Of these a part is lost here: this node does not count for them
 CREATE TABLE repl_ml.discarded_transaction (
     node_id      integer NOT NULL,

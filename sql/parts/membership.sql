@@ -688,6 +688,7 @@ CREATE FUNCTION repl_ml.empty_lists(keep_clocks boolean DEFAULT false) RETURNS v
         UPDATE repl_ml.lease_state SET promised = 0, accepted = 0, opened = 0, unclean = false, round = 0, turn = 0, holder = 0, base = '{}', timeline = (SELECT f.timeline FROM repl_ml.local_fingerprint() f);
         DELETE FROM repl_ml.transaction_record;
         DELETE FROM repl_ml.discarded_transaction;
+        DELETE FROM repl_ml.void_transaction;
         DELETE FROM repl_ml.record_floor;
     END
     $$;

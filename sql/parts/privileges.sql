@@ -43,7 +43,7 @@ GRANT EXECUTE ON FUNCTION repl_ml.worker_stats(), repl_ml.worker_rests(integer),
     repl_ml.wal_end(), repl_ml.lacks_since(pg_lsn), repl_ml.link_name(integer), repl_ml.enrol_obstacle(regclass), repl_ml.sequence_facts(regclass), repl_ml.own_numbers(regclass[]), repl_ml.column_types(regclass), repl_ml.check_setup(text), repl_ml.check_settings(integer),
     repl_ml.listed_tables(), repl_ml.differing_shapes(), repl_ml.forgotten_tables(), repl_ml.planned_checks(), repl_ml.checks(), repl_ml.samples(name) TO pg_monitor;
 GRANT SELECT ON repl_ml.nodes, repl_ml.tables, repl_ml.shape_differences, repl_ml.unreplicated_tables, repl_ml.conflict_policies, repl_ml.stat_replication, repl_ml.stat_apply, repl_ml.stat_conflicts,
-    repl_ml.stat_write_consistency, repl_ml.stat_write_waiters, repl_ml.strong_lease, repl_ml.stat_strong, repl_ml.stat_progress_verify, repl_ml.consistency_checks, repl_ml.scheduled_checks, repl_ml.sequences, repl_ml.health TO pg_monitor;
+    repl_ml.stat_write_consistency, repl_ml.stat_write_waiters, repl_ml.strong_lease, repl_ml.stat_strong, repl_ml.void_transactions, repl_ml.stat_progress_verify, repl_ml.consistency_checks, repl_ml.scheduled_checks, repl_ml.sequences, repl_ml.health TO pg_monitor;
 -- what pg_dump saves of an extension has to be read by whoever dumps the database
 GRANT SELECT ON repl_ml.replicated_table, repl_ml.conflict_policy TO PUBLIC;
 -- they filter their rows by themselves

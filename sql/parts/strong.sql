@@ -44,10 +44,10 @@ COMMENT ON FUNCTION repl_ml.covered_lsn(integer) IS 'up to which position of tha
 CREATE FUNCTION repl_ml.strong_reaches(of_node integer) RETURNS bigint
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT greatest(repl_ml.counter(repl_ml.strong_places(), of_node),
+    SELECT greatest(coalesce(repl_ml.counter(repl_ml.strong_places(), of_node), 0),
                CASE WHEN NOT EXISTS (SELECT FROM repl_ml.heard h WHERE h.node_id = of_node AND h.incomplete)
                     THEN least(greatest((repl_ml.received_lsn(of_node) - '0/0')::bigint, repl_ml.covered_lsn(of_node)),
-                               (SELECT (pg_catalog.min(p.origin_lsn) - '0/0')::bigint - 1 FROM repl_ml.parked_change p WHERE p.put_aside AND p.origin_node = of_node)) END)
+                               (SELECT (pg_catalog.min(p.origin_lsn) - '0/0')::bigint - 1 FROM repl_ml.parked_change p WHERE p.put_aside AND p.origin_node = of_node)) ELSE 0 END)
     $$;
 COMMENT ON FUNCTION repl_ml.strong_reaches(integer) IS 'up to which position of that node''s WAL all that it wrote to strong tables is here';
 
@@ -144,15 +144,15 @@ CREATE FUNCTION repl_ml.lease_accept(told jsonb) RETURNS jsonb
             UPDATE repl_ml.lease_state x SET accepted = last.round, promised = last.round, round = last.round, turn = 0, holder = last.holder, since = pg_catalog.clock_timestamp(),
                    base = CASE WHEN s.accepted = 0 THEN repl_ml.merge(last.base, s.base) ELSE last.base END, timeline = (SELECT f.timeline FROM repl_ml.local_fingerprint() f),
                    unclean = s.unclean OR s.holder = self.node_id AND last.holder <> self.node_id AND s.accepted > 0
-                             OR EXISTS (SELECT FROM repl_ml.strong_place p WHERE p.node_id <> self.node_id AND p.lsn > repl_ml.counter(last.base, p.node_id));
+                             OR EXISTS (SELECT FROM repl_ml.strong_place p WHERE p.node_id <> self.node_id AND p.lsn > coalesce(repl_ml.counter(last.base, p.node_id), 0));
             -- all tables are to be as they are on a member that has accepted it, too
             UPDATE repl_ml.table_sync SET replaces = false, state = 'copied' WHERE replaces;
-            UPDATE repl_ml.strong_place p SET lsn = repl_ml.counter(last.base, p.node_id) WHERE p.lsn > repl_ml.counter(last.base, p.node_id);
+            UPDATE repl_ml.strong_place p SET lsn = coalesce(repl_ml.counter(last.base, p.node_id), 0) WHERE p.lsn > coalesce(repl_ml.counter(last.base, p.node_id), 0);
             -- what of that could not be applied is not tried again
             DELETE FROM repl_ml.parked_change p USING repl_ml.replicated_table t
              WHERE t.schema_name = p.schema_name AND t.table_name = p.table_name AND t.class = 'strong' AND p.action NOT IN ('evicted', 'kept')
-               AND p.origin_node <> self.node_id AND (p.origin_lsn - '0/0')::bigint >= repl_ml.counter(last.base, p.origin_node);
-            PERFORM repl_ml.lease_close((SELECT x.unclean FROM repl_ml.lease_state x), repl_ml.counter(last.base, self.node_id));
+               AND p.origin_node <> self.node_id AND (p.origin_lsn - '0/0')::bigint >= coalesce(repl_ml.counter(last.base, p.origin_node), 0);
+            PERFORM repl_ml.lease_close((SELECT x.unclean FROM repl_ml.lease_state x), coalesce(repl_ml.counter(last.base, self.node_id), 0));
         END IF;
         IF (told->>'is_open')::boolean THEN
             UPDATE repl_ml.lease_state SET opened = accepted WHERE opened < accepted;
@@ -215,7 +215,7 @@ CREATE FUNCTION repl_ml.lease_win(round bigint, answers jsonb[]) RETURNS text
         -- what a node that has not voted wrote, and this one lacks, may never come
         SELECT pg_catalog.string_agg(pg_catalog.quote_ident(m.node_name), ', ' ORDER BY m.node_id) INTO missing FROM repl_ml.member m
          WHERE m.state <> 'dropped' AND m.node_id NOT IN (SELECT (v->>'node')::integer FROM pg_catalog.unnest(votes) v)
-           AND repl_ml.counter(needs, m.node_id) > repl_ml.strong_reaches(m.node_id);
+           AND coalesce(repl_ml.counter(needs, m.node_id), 0) > repl_ml.strong_reaches(m.node_id);
         IF missing IS NOT NULL THEN
             RETURN pg_catalog.format('No member that can be reached has all that was written on these, which cannot: %s.', missing);
         END IF;
@@ -260,7 +260,7 @@ CREATE FUNCTION repl_ml.judge_strong(node integer, round bigint, lsn bigint) RET
     AS $$
     SELECT CASE WHEN s.promised = s.accepted AND s.accepted = judge_strong.round THEN CASE WHEN s.unclean THEN 'unclean' ELSE 'takes' END
                 WHEN s.promised > s.accepted OR s.accepted < judge_strong.round THEN 'waits'
-                WHEN EXISTS (SELECT FROM repl_ml.lease_round r WHERE r.round > judge_strong.round AND repl_ml.counter(r.base, judge_strong.node) < judge_strong.lsn)
+                WHEN EXISTS (SELECT FROM repl_ml.lease_round r WHERE r.round > judge_strong.round AND coalesce(repl_ml.counter(r.base, judge_strong.node), 0) < judge_strong.lsn)
                 THEN CASE WHEN s.opened = s.accepted THEN 'void' ELSE 'waits' END
                 WHEN s.unclean THEN 'unclean' ELSE 'takes' END FROM repl_ml.lease_state s
     $$;
@@ -271,7 +271,7 @@ CREATE FUNCTION repl_ml.strong_base_lacks(OUT node_id integer, OUT lsn bigint) R
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     SELECT b.node_id, b.lsn
-      FROM (SELECT m.node_id, greatest(repl_ml.counter(s.base, m.node_id), (SELECT repl_ml.counter(r.base, m.node_id) FROM repl_ml.lease_round r WHERE r.round = s.accepted)) AS lsn
+      FROM (SELECT m.node_id, greatest(coalesce(repl_ml.counter(s.base, m.node_id), 0), (SELECT coalesce(repl_ml.counter(r.base, m.node_id), 0) FROM repl_ml.lease_round r WHERE r.round = s.accepted)) AS lsn
               FROM repl_ml.member m, repl_ml.local_node l, repl_ml.lease_state s WHERE m.node_id <> l.node_id) b LEFT JOIN repl_ml.strong_place p USING (node_id)
      WHERE b.lsn > coalesce(p.lsn, 0)
     $$;
@@ -326,9 +326,10 @@ CREATE FUNCTION repl_ml.finish_mending() RETURNS void
         END IF;
         UPDATE repl_ml.table_sync SET replaces = false WHERE replaces;
         INSERT INTO repl_ml.strong_place AS p (node_id, lsn)
-        SELECT m.node_id, repl_ml.counter(s.mending, m.node_id) FROM repl_ml.member m, repl_ml.local_node l, repl_ml.lease_state s
-         WHERE m.node_id <> l.node_id AND repl_ml.counter(s.mending, m.node_id) > 0
+        SELECT m.node_id, coalesce(repl_ml.counter(s.mending, m.node_id), 0) FROM repl_ml.member m, repl_ml.local_node l, repl_ml.lease_state s
+         WHERE m.node_id <> l.node_id AND coalesce(repl_ml.counter(s.mending, m.node_id), 0) > 0
         ON CONFLICT ON CONSTRAINT strong_place_pkey DO UPDATE SET lsn = greatest(p.lsn, excluded.lsn);
+        UPDATE repl_ml.void_transaction SET undone_at = pg_catalog.clock_timestamp() WHERE undone_at IS NULL;
         UPDATE repl_ml.lease_state SET unclean = false WHERE unclean;
         PERFORM repl_ml.lease_close(false, NULL);
     END
@@ -340,7 +341,7 @@ CREATE FUNCTION repl_ml.may_donate_strong(asker_accepted bigint, asker_needs tex
     AS $$
     SELECT NOT s.unclean AND s.accepted = asker_accepted AND s.promised = s.accepted AND repl_ml.strong_obstacle() IS NULL
        AND repl_ml.strong_shows(coalesce(repl_ml.counter(asker_places::repl_ml.vclock, l.node_id), 0))
-       AND NOT EXISTS (SELECT FROM repl_ml.member o, LATERAL (SELECT repl_ml.counter(asker_needs::repl_ml.vclock, o.node_id) AS lsn) w
+       AND NOT EXISTS (SELECT FROM repl_ml.member o, LATERAL (SELECT coalesce(repl_ml.counter(asker_needs::repl_ml.vclock, o.node_id), 0) AS lsn) w
                         WHERE o.node_id <> l.node_id AND o.state <> 'dropped' AND w.lsn > repl_ml.strong_reaches(o.node_id))
       FROM repl_ml.local_node l, repl_ml.lease_state s
     $$;
@@ -392,6 +393,15 @@ CREATE VIEW repl_ml.strong_lease AS
       FROM repl_ml.local_node n CROSS JOIN repl_ml.lease_state l CROSS JOIN repl_ml.lease_stats() s LEFT JOIN repl_ml.member m ON m.node_id = l.holder;
 COMMENT ON VIEW repl_ml.strong_lease IS
     'the lease of strong tables as this node knows it: who has it, or whom this node gave it to (null: it knows of nobody), whether clients of this node may write strong tables at once, the last tenure this node had to do with and since when, how many nodes have asked this one for it, and why it did not come when it was last wanted';
+
+CREATE VIEW repl_ml.void_transactions AS
+    SELECT v.xid, v.commit_lsn, v.committed_at, v.round >> 16 AS round, v.noted_at, v.undone_at, c.tables, c.rows
+      FROM repl_ml.local_node n CROSS JOIN repl_ml.void_transaction v
+      CROSS JOIN LATERAL (SELECT coalesce(pg_catalog.array_agg(DISTINCT pg_catalog.format('%I.%I', d.schema_name, d.table_name)), '{}') AS tables,
+                                 coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('table', pg_catalog.format('%I.%I', d.schema_name, d.table_name), CASE WHEN d.deleted THEN 'deleted' ELSE 'row' END, pg_catalog.jsonb_object(d.content))), '[]') AS rows
+                            FROM repl_ml.void_change d WHERE d.commit_lsn = v.commit_lsn) c;
+COMMENT ON VIEW repl_ml.void_transactions IS
+    'transactions of this node that wrote strong tables and were not acknowledged before another node took over from it: they count nowhere. When they were committed here, in which round of votes, when that was found, when it was undone (null: not yet), and what was left of them in these tables then, the first thousand rows of each; kept for repl_ml.conflict_retention';
 
 CREATE VIEW repl_ml.stat_strong AS
     SELECT s.taken, s.given, s.elected, s.waits, s.waits_refused, s.total_wait_time, s.max_wait_time FROM repl_ml.local_node n CROSS JOIN repl_ml.lease_stats() s;

@@ -9,6 +9,7 @@
 #include "repl_ml.h"
 #include "access/transam.h"
 #include "access/xlogdefs.h"
+#include "access/xlogreader.h"
 #include "nodes/pg_list.h"
 #include "server/server.h"
 #include "storage/latch.h"
@@ -349,6 +350,11 @@ extern void repl_ml_unacknowledged_recall_add(ReplMlLevel level, TransactionId x
 
 /* in recall.c */
 extern bool repl_ml_recall(void);
+extern XLogReaderState *repl_ml_recall_open(XLogRecPtr from);
+extern bool repl_ml_recall_next(XLogReaderState *from);
+
+/* in void.c */
+extern void repl_ml_void_note(void);
 
 /* in lacking.c */
 extern void repl_ml_lacking_ask(void);

@@ -226,9 +226,56 @@ ask_peers(Peer *peers, int count, int self, XLogRecPtr end)
 }
 
 /*
- * Opens the reader before the first record at or behind "from"; raises an
- * error if that WAL is gone.
+ * Returns a reader of this server's WAL, in the current memory context, before the first record
+ * at or behind "from"; raises an error if that WAL is gone.  void.c reads, too.
  */
+XLogReaderState *
+repl_ml_recall_open(XLogRecPtr from)
+{
+	XLogReaderRoutine *routine = XL_ROUTINE(.page_read = read_local_xlog_page_no_wait,
+											.segment_open = wal_segment_open,
+											.segment_close = wal_segment_close);
+	XLogReaderState *opened = XLogReaderAllocate(wal_segment_size, NULL, routine,
+												 palloc0(sizeof(ReadLocalXLogPageNoWaitPrivate)));
+
+	if (opened == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory")));
+	/* a slot's position need not be where a record begins */
+	if (XLogFindNextRecord(opened, from) == InvalidXLogRecPtr)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("WAL at %X/%X cannot be read", LSN_FORMAT_ARGS(from)),
+				 errdetail("Which transactions were not acknowledged before the server started is "
+						   "not known until the members have acknowledged everything up to "
+						   "then."),
+				 errhint(WAL_GONE_HINT)));
+	return opened;
+}
+
+/*
+ * Reads the next record; returns false at the end of what was flushed, and raises an error if
+ * the WAL cannot be read.
+ */
+bool
+repl_ml_recall_next(XLogReaderState *from)
+{
+	char	   *reason;
+
+	if (XLogReadRecord(from, &reason) != NULL)
+		return true;
+	/* as far as was flushed: the end, if it is not where a record ends */
+	if (!((ReadLocalXLogPageNoWaitPrivate *) from->private_data)->end_of_wal)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("WAL at %X/%X cannot be read", LSN_FORMAT_ARGS(from->EndRecPtr)),
+				 reason != NULL ? errdetail_internal("%s", reason) : 0,
+				 errhint(WAL_GONE_HINT)));
+	return false;
+}
+
+/* Opens the reader of this file, in its own context. */
 static void
 open_reader(XLogRecPtr from)
 {
@@ -237,24 +284,7 @@ open_reader(XLogRecPtr from)
 	recall_context = AllocSetContextCreate(TopMemoryContext, "repl_ml recall",
 										   ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(recall_context);
-	reader = XLogReaderAllocate(wal_segment_size, NULL,
-								XL_ROUTINE(.page_read = read_local_xlog_page_no_wait,
-										   .segment_open = wal_segment_open,
-										   .segment_close = wal_segment_close),
-								palloc0(sizeof(ReadLocalXLogPageNoWaitPrivate)));
-	if (reader == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("out of memory")));
-	/* a slot's position need not be where a record begins */
-	if (XLogFindNextRecord(reader, from) == InvalidXLogRecPtr)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("WAL at %X/%X cannot be read", LSN_FORMAT_ARGS(from)),
-				 errdetail("Which transactions were not acknowledged before the server started is "
-						   "not known until the members have acknowledged everything up to "
-						   "then."),
-				 errhint(WAL_GONE_HINT)));
+	reader = repl_ml_recall_open(from);
 	MemoryContextSwitchTo(old);
 }
 
@@ -268,20 +298,9 @@ read_bit(XLogRecPtr end)
 
 	while (more && !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), BIT_MS))
 	{
-		char	   *reason;
-
 		CHECK_FOR_INTERRUPTS();
-		if (XLogReadRecord(reader, &reason) == NULL)
-		{
-			/* as far as was flushed: the end, if it is not where a record ends */
-			if (!((ReadLocalXLogPageNoWaitPrivate *) reader->private_data)->end_of_wal)
-				ereport(ERROR,
-						(errcode(ERRCODE_DATA_CORRUPTED),
-						 errmsg("WAL at %X/%X cannot be read", LSN_FORMAT_ARGS(reader->EndRecPtr)),
-						 reason != NULL ? errdetail_internal("%s", reason) : 0,
-						 errhint(WAL_GONE_HINT)));
+		if (!repl_ml_recall_next(reader))
 			more = false;
-		}
 		else if (reader->ReadRecPtr >= end)
 			more = false;
 		else

@@ -14,6 +14,7 @@
 #include "postgres.h"
 
 #include "access/heapam.h"
+#include "access/sysattr.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
@@ -22,6 +23,7 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/pg_lsn.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
@@ -31,6 +33,9 @@
 #include "row/row.h"
 #include "server/server.h"
 #include "wire/wire.h"
+
+#define MOST_REMAINS	1000	/* of void transactions, in one table */
+#define MOST_REMAINS_TEXT	CppAsString2(MOST_REMAINS)
 
 /*
  * Called by fetch.c before the donor's moment, outside transactions: raises an error, after
@@ -70,12 +75,98 @@ repl_ml_replace_begin(ReplMlApply *apply, WalReceiverConn *conn)
 						apply->peer->node_name)));
 }
 
-/* Deletes all rows of a table or partition; no code of users runs, as these rows go nowhere. */
+/* A transaction of this node's, or a subtransaction of it, that is void. */
+typedef struct VoidId
+{
+	TransactionId xid;
+	XLogRecPtr	commit;			/* of which transaction */
+} VoidId;
+
+/* What has been found of void transactions in the table that is replaced. */
+typedef struct Remains
+{
+	const char *schema_name;
+	const char *table_name;
+	int			id_count;
+	VoidId	   *ids;			/* by id */
+	int			noted;
+} Remains;
+
+/* Orders void transactions for qsort and bsearch. */
+static int
+compare_ids(const void *a, const void *b)
+{
+	TransactionId one = ((const VoidId *) a)->xid;
+	TransactionId two = ((const VoidId *) b)->xid;
+
+	return one < two ? -1 : one > two ? 1 : 0;
+}
+
+/* Reads which transactions of this node are void and have not been undone (commit/void.c). */
 static void
-empty_relation(Oid relid)
+load_ids(Remains *remains)
+{
+	MemoryContext context = CurrentMemoryContext;
+	MemoryContext old;
+	bool		isnull;
+
+	SPI_connect();
+	SPI_execute("SELECT x, v.commit_lsn FROM repl_ml.void_transaction v,"
+				" pg_catalog.unnest(v.xids) x WHERE v.undone_at IS NULL", true, 0);
+	old = MemoryContextSwitchTo(context);
+	remains->id_count = SPI_processed;
+	remains->ids = palloc((SPI_processed + 1) * sizeof(VoidId));
+	MemoryContextSwitchTo(old);
+	for (int i = 0; i < remains->id_count; i++)
+	{
+		HeapTuple	row = SPI_tuptable->vals[i];
+
+		remains->ids[i].xid = DatumGetTransactionId(SPI_getbinval(row, SPI_tuptable->tupdesc, 1,
+																  &isnull));
+		remains->ids[i].commit = DatumGetLSN(SPI_getbinval(row, SPI_tuptable->tupdesc, 2,
+														   &isnull));
+	}
+	SPI_finish();
+	qsort(remains->ids, remains->id_count, sizeof(VoidId), compare_ids);
+}
+
+/* Writes a row down if a void transaction has written it; no more than MOST_REMAINS of a table. */
+static void
+note_remains(Remains *remains, TupleTableSlot *slot, AttrNumber clock_attnum)
+{
+	Oid			types[4] = {PG_LSNOID, NAMEOID, NAMEOID, TEXTARRAYOID};
+	Datum		values[4];
+	VoidId		wanted;
+	VoidId	   *found;
+	bool		isnull;
+
+	if (remains->id_count == 0 || remains->noted >= MOST_REMAINS)
+		return;
+	wanted.xid = DatumGetTransactionId(slot_getsysattr(slot, MinTransactionIdAttributeNumber,
+													   &isnull));
+	found = bsearch(&wanted, remains->ids, remains->id_count, sizeof(VoidId), compare_ids);
+	if (found == NULL)
+		return;
+	values[0] = LSNGetDatum(found->commit);
+	values[1] = CStringGetDatum(remains->schema_name);
+	values[2] = CStringGetDatum(remains->table_name);
+	values[3] = repl_ml_version_from_slot(slot, clock_attnum);
+	repl_ml_spi_execute("INSERT INTO repl_ml.void_change"
+						" (commit_lsn, schema_name, table_name, deleted, content)"
+						" VALUES ($1, $2, $3, false, $4)", 4, types, values, NULL);
+	remains->noted++;
+}
+
+/*
+ * Deletes all rows of a table or partition; no code of users runs, as these rows go nowhere.
+ * What void transactions have left there is written down.
+ */
+static void
+empty_relation(Oid relid, Remains *remains)
 {
 	Relation	rel = table_open(relid, RowExclusiveLock);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	AttrNumber	clock_attnum = repl_ml_table_clock_attnum(relid);
 	TableScanDesc scan;
 	TupleTableSlot *slot;
 
@@ -86,6 +177,7 @@ empty_relation(Oid relid)
 		while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 		{
 			CHECK_FOR_INTERRUPTS();
+			note_remains(remains, slot, clock_attnum);
 			simple_table_tuple_delete(rel, &slot->tts_tid, snapshot);
 		}
 		table_endscan(scan);
@@ -104,10 +196,27 @@ repl_ml_replace_empty(Oid relid, const char *schema_name, const char *table_name
 {
 	Oid			types[2] = {TEXTOID, TEXTOID};
 	Datum		values[2] = {CStringGetTextDatum(schema_name), CStringGetTextDatum(table_name)};
+	Remains		remains = {.schema_name = schema_name,.table_name = table_name};
 	ListCell   *lc;
 
+	load_ids(&remains);
 	foreach(lc, find_all_inheritors(relid, RowExclusiveLock, NULL))
-		empty_relation(lfirst_oid(lc));
+		empty_relation(lfirst_oid(lc), &remains);
+	repl_ml_spi_execute("INSERT INTO repl_ml.void_change"
+						" (commit_lsn, schema_name, table_name, deleted, content)"
+						" SELECT v.commit_lsn, t.schema_name, t.table_name, true,"
+						" (SELECT pg_catalog.array_agg(p.part ORDER BY k.place, p.side)"
+						" FROM pg_catalog.unnest(t.key) WITH ORDINALITY k (value, place),"
+						/* a name and a type for each column */
+						" LATERAL (VALUES"
+						" (1, t.key_columns[2 OPERATOR(pg_catalog.*) k.place"
+						" OPERATOR(pg_catalog.-) 1]), (2, k.value)) p (side, part))"
+						" FROM repl_ml.tombstone t JOIN repl_ml.void_transaction v"
+						" ON t.xmin OPERATOR(pg_catalog.=) ANY (v.xids)"
+						" WHERE v.undone_at IS NULL"
+						" AND t.schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
+						" AND t.table_name OPERATOR(pg_catalog.=) $2::pg_catalog.name LIMIT "
+						MOST_REMAINS_TEXT, 2, types, values, NULL);
 	repl_ml_spi_execute("DELETE FROM repl_ml.tombstone"
 						" WHERE schema_name OPERATOR(pg_catalog.=) $1::pg_catalog.name"
 						" AND table_name OPERATOR(pg_catalog.=) $2::pg_catalog.name", 2, types,

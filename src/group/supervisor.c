@@ -878,6 +878,9 @@ collect_garbage(void)
 		{.statement = "DELETE FROM repl_ml.conflict_count"
 			" WHERE span OPERATOR(pg_catalog.=) 'minute' AND since OPERATOR(pg_catalog.<)"
 		" (pg_catalog.now() OPERATOR(pg_catalog.-) '1 h'::pg_catalog.interval)"},
+		{.statement = "DELETE FROM repl_ml.void_transaction WHERE $1 OPERATOR(pg_catalog.>=) 0"
+			" AND undone_at OPERATOR(pg_catalog.<) (pg_catalog.now() OPERATOR(pg_catalog.-)"
+		" ($1 OPERATOR(pg_catalog.*) '1 min'::pg_catalog.interval))"},
 		{.statement = "DELETE FROM repl_ml.discarded_transaction"
 			" WHERE discarded_at OPERATOR(pg_catalog.<)"
 		" (pg_catalog.now() OPERATOR(pg_catalog.-) '2 days'::pg_catalog.interval)"},

@@ -451,6 +451,8 @@ mend(bool is_needed)
 	if (repl_ml_tenure_take_lock(true))
 	{
 		(void) repl_ml_holding_find_end();
+		repl_ml_void_note();
+		MemoryContextSwitchTo(mine->context);
 		repl_ml_begin();
 		SPI_execute("SELECT repl_ml.mend_strong()", false, 1);
 		repl_ml_commit();

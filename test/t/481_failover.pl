@@ -105,6 +105,22 @@ sub check_versions
 	return;
 }
 
+# ---- what no majority has: void, also of a node that has the lease for the first time ----
+
+have_lease($n2);
+never_miss_heartbeats($n2);
+stop_answers($n2, $n1, $n3);
+psql_fails($n2, q(SET repl_ml.write_timeout = '100ms'; UPDATE counters SET n = 70 WHERE id = 3), '40003', 'committed on this node');
+stop_server($n2);
+is(sql($n3, 'UPDATE counters SET n = n + 1 WHERE id = 3 RETURNING n'), '1', 'for the first time: others write upon what had been acknowledged');
+continue_answers();
+wake_server();
+poll_until($n2, q(SELECT undone_at IS NOT NULL FROM repl_ml.void_transactions));
+sql($n2, $_) foreach 'ALTER SYSTEM RESET repl_ml.heartbeat_interval', 'SELECT pg_reload_conf()';
+wait_converged(\@nodes, 'counters');
+is(sql($_, 'SELECT n FROM counters WHERE id = 3'), '1', 'for the first time: it is not on ' . $_->name) foreach @nodes;
+is(sql($n2, 'SELECT tables::text || rows FROM repl_ml.void_transactions'), '{public.counters}[{"row": {"n": "70", "id": "3"}, "table": "public.counters"}]', 'for the first time: it is listed');
+sql($n1, 'UPDATE counters SET n = 0 WHERE id = 3');
 have_lease($_) foreach $n2, $n3, $n1;
 
 # ---- what no majority has: void ----
@@ -133,6 +149,7 @@ is(sql($n3, 'UPDATE counters SET n = n + 1 WHERE id IN (1, 2) RETURNING n'), "3\
 is(sql($_, 'SELECT string_agg(id || $$ $$ || n, $$, $$ ORDER BY id) FROM counters'), '1 3, 2 2, 3 1', 'what was not is not seen on ' . $_->name) foreach $n3;
 wake_server();
 poll_until($n1, q(SELECT string_agg(id || ' ' || n, ', ' ORDER BY id) = '1 3, 2 2, 3 1' FROM counters));
+is(sql($n1, q(SELECT jsonb_agg(r ORDER BY r) FROM repl_ml.void_transactions, jsonb_array_elements(rows) r WHERE undone_at > noted_at)), '[{"row": {"n": "100", "id": "1"}, "table": "public.counters"}, {"row": {"n": "4", "id": "4"}, "table": "public.counters"}, {"table": "public.counters", "deleted": {"id": "2"}}]', 'it is listed on the node that wrote it');
 pass_converged();
 sql($n1, $_) foreach 'ALTER SYSTEM RESET repl_ml.heartbeat_interval', 'SELECT pg_reload_conf()';
 have_lease($n1);
