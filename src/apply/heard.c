@@ -23,13 +23,95 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "utils/builtins.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 
 #include "apply/apply.h"
 #include "server/server.h"
+
+enum
+{
+	Anum_heard_node_id = 1,
+	Anum_heard_sequence
+};
+
+/* Makes the row of a peer that has none; nothing that came over its link is known. */
+static void
+insert_row(int node)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		values[1] = {Int32GetDatum(node)};
+
+	repl_ml_spi_execute("INSERT INTO repl_ml.heard (node_id) VALUES ($1) ON CONFLICT DO NOTHING", 1,
+						types, values, NULL);
+}
+
+/*
+ * Returns the peer's row, in a copy, as this transaction has left it; NULL if there is none.  The
+ * table has a row for each peer.
+ */
+static HeapTuple
+find_row(Relation rel, int node)
+{
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, SnapshotSelf, 0, NULL);
+	HeapTuple	tuple;
+	HeapTuple	found = NULL;
+	bool		isnull;
+
+	while (found == NULL && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		if (DatumGetInt32(heap_getattr(tuple, Anum_heard_node_id, RelationGetDescr(rel),
+									   &isnull)) == node)
+			found = heap_copytuple(tuple);
+	}
+	systable_endscan(scan);
+	return found;
+}
+
+/*
+ * Writes the number down if it is the next one, or not greater than the last, or the first; else
+ * returns false.  Without SQL, as that would be most of what an idle worker does; nobody but the
+ * peer's worker writes the row.
+ */
+static bool
+note_sequence(int node, int64 sequence)
+{
+	Relation	rel = table_open(repl_ml_catalog_oid("heard"), RowExclusiveLock);
+	HeapTuple	row = find_row(rel, node);
+	int			column = Anum_heard_sequence;
+	Datum		value = Int64GetDatum(sequence);
+	bool		isnull;
+	int64		last;
+
+	if (row == NULL)
+	{
+		insert_row(node);
+		row = find_row(rel, node);
+	}
+	if (row == NULL)
+		elog(ERROR, "node %d has no row in repl_ml.heard", node);
+	last = DatumGetInt64(heap_getattr(row, Anum_heard_sequence, RelationGetDescr(rel), &isnull));
+	if (!isnull && sequence - 1 > last)
+	{
+		table_close(rel, NoLock);
+		return false;
+	}
+	isnull = false;
+	CatalogTupleUpdate(rel, &row->t_self,
+					   heap_modify_tuple_by_cols(row, RelationGetDescr(rel), 1, &column, &value,
+												 &isnull));
+	CommandCounterIncrement();
+	table_close(rel, NoLock);
+	return true;
+}
 
 /*
  * Called by change.c, in the transaction of the heartbeat, with its number as
@@ -39,24 +121,11 @@
 void
 repl_ml_heard_note(ReplMlApply *apply, const char *text)
 {
-	static SPIPlanPtr plan = NULL;
-	Oid			types[2] = {INT4OID, INT8OID};
-	Datum		values[2] = {Int32GetDatum(apply->peer->node_id)};
 	bool		follows;
 
 	if (text == NULL)
 		return;
-	values[1] = Int64GetDatum(strtoll(text, NULL, 10));
-	SPI_connect();
-	SPI_execute_plan(repl_ml_spi_plan(&plan,
-									  "INSERT INTO repl_ml.heard AS h (node_id, sequence)"
-									  " VALUES ($1, $2) ON CONFLICT (node_id) DO UPDATE"
-									  " SET sequence = excluded.sequence"
-									  " WHERE coalesce((excluded.sequence OPERATOR(pg_catalog.-) 1)"
-									  " OPERATOR(pg_catalog.<=) h.sequence, true)",
-									  2, types), values, NULL, false, 0);
-	follows = SPI_processed == 1;
-	SPI_finish();
+	follows = note_sequence(apply->peer->node_id, strtoll(text, NULL, 10));
 	if (follows)
 	{
 		repl_ml_network_heartbeat(apply, 0);
