@@ -76,3 +76,4 @@ GRANT SELECT ON repl_ml.schema_changes TO pg_monitor;
 GRANT EXECUTE ON FUNCTION repl_ml.link_stats(), repl_ml.network_stats(), repl_ml.commits_behind(pg_lsn) TO pg_monitor;
 GRANT EXECUTE ON FUNCTION repl_ml.own_status(), repl_ml.status(), repl_ml.short_time(interval) TO pg_monitor;
 GRANT SELECT ON repl_ml.conflicts_by_hour, repl_ml.stat_network, repl_ml.group_status, repl_ml.top TO pg_monitor;
+GRANT EXECUTE ON FUNCTION repl_ml.group_lines() TO pg_monitor;

@@ -327,19 +327,32 @@ CREATE FUNCTION repl_ml.short_time(duration interval) RETURNS text
 COMMENT ON FUNCTION repl_ml.short_time(interval) IS 'a time in no more than five characters, up to a hundred years';
 
 -- For \watch: no row is longer than 100 columns, with numbers below a hundred thousand
+-- A function, so that a session plans it once: that takes longer than to look
+CREATE FUNCTION repl_ml.group_lines(OUT node text, OUT told text, OUT "from" text, OUT lag text, OUT "to" text, OUT behind text, OUT rtt numeric, OUT conf bigint, OUT park bigint, OUT wait bigint, OUT wal_mb numeric)
+    RETURNS SETOF record
+    LANGUAGE plpgsql STABLE ROWS 10 SET search_path = pg_catalog, pg_temp SET jit = off
+    AS $$
+    #variable_conflict use_column
+    BEGIN
+        RETURN QUERY
+        SELECT pg_catalog.left(s.node_name::text, 8) || CASE WHEN s.is_local THEN '*' ELSE '' END AS node,
+               CASE WHEN s.is_local THEN 'now' ELSE coalesce(repl_ml.short_time(s.told_age), 'never') END AS told,
+               CASE WHEN s.is_local THEN '' ELSE coalesce(pg_catalog.left(a.state, 9), '?') END AS "from", repl_ml.short_time(a.heartbeat_age) AS lag,
+               CASE WHEN s.is_local THEN '' ELSE coalesce(pg_catalog.left(r.state, 9), '?') END AS "to", repl_ml.short_time(pg_catalog.clock_timestamp() - r.lag_since) AS behind,
+               -- of a connection that has ended it says nothing any more
+               CASE WHEN n.connected THEN pg_catalog.round((EXTRACT(epoch FROM n.round_trip) * 1000)::numeric, 1) END AS rtt,
+               s.conflicts AS conf, s.parked AS park, s.commits_waiting AS wait, pg_catalog.round(s.wal_kept / 1048576.0) AS wal_mb
+          FROM repl_ml.group_status s
+          LEFT JOIN repl_ml.stat_apply a ON a.node_id = s.node_id
+          LEFT JOIN repl_ml.stat_replication r ON r.node_id = s.node_id
+          LEFT JOIN repl_ml.stat_network n ON n.node_id = s.node_id AND n.direction = 'incoming'
+         ORDER BY s.node_id;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.group_lines() IS 'the rows of the view repl_ml.top';
+
 CREATE VIEW repl_ml.top AS
-    SELECT pg_catalog.left(s.node_name::text, 8) || CASE WHEN s.is_local THEN '*' ELSE '' END AS node,
-           CASE WHEN s.is_local THEN 'now' ELSE coalesce(repl_ml.short_time(s.told_age), 'never') END AS told,
-           CASE WHEN s.is_local THEN '' ELSE coalesce(pg_catalog.left(a.state, 9), '?') END AS "from", repl_ml.short_time(a.heartbeat_age) AS lag,
-           CASE WHEN s.is_local THEN '' ELSE coalesce(pg_catalog.left(r.state, 9), '?') END AS "to", repl_ml.short_time(pg_catalog.clock_timestamp() - r.lag_since) AS behind,
-           -- of a connection that has ended it says nothing any more
-           CASE WHEN n.connected THEN pg_catalog.round((EXTRACT(epoch FROM n.round_trip) * 1000)::numeric, 1) END AS rtt,
-           s.conflicts AS conf, s.parked AS park, s.commits_waiting AS wait, pg_catalog.round(s.wal_kept / 1048576.0) AS wal_mb
-      FROM repl_ml.group_status s
-      LEFT JOIN repl_ml.stat_apply a ON a.node_id = s.node_id
-      LEFT JOIN repl_ml.stat_replication r ON r.node_id = s.node_id
-      LEFT JOIN repl_ml.stat_network n ON n.node_id = s.node_id AND n.direction = 'incoming'
-     ORDER BY s.node_id;
+    SELECT g.node, g.told, g."from", g.lag, g."to", g.behind, g.rtt, g.conf, g.park, g.wait, g.wal_mb FROM repl_ml.group_lines() g;
 COMMENT ON VIEW repl_ml.top IS
     'the group at a glance, for SELECT * FROM repl_ml.top and \watch in psql: of each member (* this one) what it told last, and how long ago; from and to are the connections of this node to it';
 
