@@ -18,9 +18,10 @@ CREATE TABLE repl_ml.member (
     former_id         integer,
     former_safe       bigint,
     former_counter    bigint,
+    preferred_writer  boolean NOT NULL DEFAULT false,
     __repl_clock      repl_ml.vclock NOT NULL DEFAULT repl_ml.tick()
 );
-COMMENT ON TABLE repl_ml.member IS 'members of the group, also former ones; see the view repl_ml.nodes. Of one that is back after it was set back: former_id is what it was; what that wrote above former_counter, when it had its own up to former_safe, is this one''s';
+COMMENT ON TABLE repl_ml.member IS 'members of the group, also former ones; see the view repl_ml.nodes. preferred_writer: the lease of strong tables goes back to it. Of one that is back after it was set back: former_id is what it was; what that wrote above former_counter, when it had its own up to former_safe, is this one''s';
 
 CREATE FUNCTION repl_ml.member_changed() RETURNS pg_catalog.trigger
     AS 'MODULE_PATHNAME', 'repl_ml_member_changed' LANGUAGE C;

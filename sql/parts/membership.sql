@@ -87,8 +87,9 @@ CREATE FUNCTION repl_ml.register_node(group_id uuid, node_id integer, node_name 
         END IF;
         PERFORM repl_ml.require_setup((SELECT pg_catalog.count(*)::integer + 1 FROM repl_ml.member m
                                         WHERE m.state <> 'dropped' AND m.node_id <> register_node.node_id));
-        INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname, system_identifier, state, joined_at, former_id, former_safe, former_counter)
-        VALUES (node_id, node_name, dsn, host, port, dbname, system_identifier, 'joining', joined_at, former_id, former_safe, former_counter)
+        INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname, system_identifier, state, joined_at, former_id, former_safe, former_counter, preferred_writer)
+        VALUES (node_id, node_name, dsn, host, port, dbname, system_identifier, 'joining', joined_at, former_id, former_safe, former_counter,
+                coalesce((SELECT m.preferred_writer FROM repl_ml.member m WHERE m.node_id = register_node.former_id), false))
         ON CONFLICT DO NOTHING;
         PERFORM repl_ml.wake_workers();
         RETURN true;

@@ -387,12 +387,37 @@ CREATE FUNCTION repl_ml.strong_obstacle() RETURNS text
     $$;
 COMMENT ON FUNCTION repl_ml.strong_obstacle() IS 'why this node lacks rows of strong tables though it has applied what it has received; null if it lacks none';
 
+-- Where the lease goes back to
+CREATE FUNCTION repl_ml.set_preferred_writer(node_name name) RETURNS void
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        member repl_ml.member;
+    BEGIN
+        PERFORM repl_ml.require_member();
+        LOCK TABLE repl_ml.member IN SHARE ROW EXCLUSIVE MODE;
+        SELECT m.* INTO member FROM repl_ml.member m WHERE m.node_name = set_preferred_writer.node_name AND m.state <> 'dropped';
+        IF NOT FOUND AND node_name IS NOT NULL THEN
+            RAISE EXCEPTION 'node "%" does not exist', node_name USING ERRCODE = 'undefined_object',
+                HINT = 'Run SELECT node_name, state FROM repl_ml.nodes.';
+        ELSIF member.state <> 'ready' THEN
+            RAISE EXCEPTION 'node "%" is still joining the group', node_name USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = pg_catalog.format('Wait with SELECT repl_ml.wait_for_node(%L, ''10 min'').', node_name);
+        END IF;
+        UPDATE repl_ml.member m SET preferred_writer = NOT m.preferred_writer
+         WHERE m.preferred_writer <> (m.state <> 'dropped' AND m.node_name IS NOT DISTINCT FROM set_preferred_writer.node_name);
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.set_preferred_writer(name) IS
+    'the node to which the lease of strong tables goes back whenever nobody on the node that has it needs it for two seconds, as long as that hears it; others get it when they need it, as ever. null: none. On any member; all learn of it. Superusers only. Errors: 42704 no such node, 55000 joining or not a member';
+
 CREATE VIEW repl_ml.strong_lease AS
     SELECT m.node_name AS holder, s.writable, CASE WHEN l.round > 0 THEN pg_catalog.format('%s.%s', l.round, l.turn) END AS tenure, CASE WHEN l.round > 0 THEN l.since END AS since,
-           s.nodes_waiting, s.refusal, s.pid
+           s.nodes_waiting, s.refusal, s.pid,
+           ARRAY(SELECT p.node_name FROM repl_ml.member p WHERE p.preferred_writer AND p.state <> 'dropped' ORDER BY p.node_name) AS preferred_writers
       FROM repl_ml.local_node n CROSS JOIN repl_ml.lease_state l CROSS JOIN repl_ml.lease_stats() s LEFT JOIN repl_ml.member m ON m.node_id = l.holder;
 COMMENT ON VIEW repl_ml.strong_lease IS
-    'the lease of strong tables as this node knows it: who has it, or whom this node gave it to (null: it knows of nobody), whether clients of this node may write strong tables at once, the last tenure this node had to do with and since when, how many nodes have asked this one for it, and why it did not come when it was last wanted';
+    'the lease of strong tables as this node knows it: who has it, or whom this node gave it to (null: it knows of nobody), whether clients of this node may write strong tables at once, the last tenure this node had to do with and since when, how many nodes have asked this one for it, why it did not come when it was last wanted, and where it goes back to';
 
 CREATE VIEW repl_ml.void_transactions AS
     SELECT v.xid, v.commit_lsn, v.committed_at, v.round >> 16 AS round, v.noted_at, v.undone_at, c.tables, c.rows
@@ -404,7 +429,7 @@ COMMENT ON VIEW repl_ml.void_transactions IS
     'transactions of this node that wrote strong tables and were not acknowledged before another node took over from it: they count nowhere. When they were committed here, in which round of votes, when that was found, when it was undone (null: not yet), and what was left of them in these tables then, the first thousand rows of each; kept for repl_ml.conflict_retention';
 
 CREATE VIEW repl_ml.stat_strong AS
-    SELECT s.taken, s.given, s.elected, s.waits, s.waits_refused, s.total_wait_time, s.max_wait_time FROM repl_ml.local_node n CROSS JOIN repl_ml.lease_stats() s;
+    SELECT s.taken, s.given, s.elected, s.waits, s.waits_refused, s.total_wait_time, s.max_wait_time, pg_catalog.pg_postmaster_start_time() AS stats_reset FROM repl_ml.local_node n CROSS JOIN repl_ml.lease_stats() s;
 COMMENT ON VIEW repl_ml.stat_strong IS
-    'what this node has had to do with the lease of strong tables since its server started: how often clients here could write from then on (taken), it was given to another node (given), a majority voted for this one (elected); how often clients waited for it, in vain (waits_refused), and how long those that had it waited, all together and at most, in milliseconds';
+    'what this node has had to do with the lease of strong tables since its server started: how often clients here could write from then on (taken), it was given to another node (given), a majority voted for this one (elected); how often clients waited for it, in vain (waits_refused), how long those that had it waited, all together and at most, in milliseconds, and since when all this is counted: the server''s start';
 

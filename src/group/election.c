@@ -672,3 +672,43 @@ repl_ml_election_tell(void)
 	if (voters != NIL)
 		(void) tell(voters, TELL_MS);
 }
+
+/* Returns the id of a member that is a preferred writer, and that this node hears; 0: none. */
+static int
+find_preferred(void)
+{
+	static SPIPlanPtr select = NULL;
+	Oid			types[1] = {INT4OID};
+	Datum		values[1] = {Int32GetDatum(mine->self)};
+	int			node = 0;
+
+	repl_ml_begin();
+	(void) repl_ml_spi_plan(&select, "SELECT m.node_id FROM repl_ml.member m"
+							" WHERE m.preferred_writer AND m.state OPERATOR(pg_catalog.=) 'ready'"
+							" AND NOT EXISTS (SELECT FROM repl_ml.member s"
+							" WHERE s.node_id OPERATOR(pg_catalog.=) $1 AND s.preferred_writer)"
+							" AND repl_ml.hears(m.node_id) ORDER BY m.node_id LIMIT 1", 1, types);
+	SPI_execute_plan(select, values, NULL, false, 1);
+	if (SPI_processed == 1)
+		node = pg_strtoint32(repl_ml_spi_text(0, 0));
+	repl_ml_commit();
+	MemoryContextSwitchTo(mine->context);
+	return node;
+}
+
+/*
+ * Called by tenure.c where clients here have not written for a while: has the preferred writer
+ * ask for the lease, unless this node is one, or some client has the lease all the same.
+ */
+void
+repl_ml_election_offer(void)
+{
+	int			node = find_preferred();
+	Voter	   *voter = node == 0 ? NULL : find_voter(list_voters(), node);
+	char	  **errors;
+
+	if (voter == NULL || !repl_ml_tenure_take_lock(true))
+		return;
+	repl_ml_tenure_let_go();
+	(void) ask_voters(list_make1(voter), "SELECT repl_ml.lease_want()", 0, NULL, TELL_MS, &errors);
+}

@@ -56,6 +56,7 @@ enum
 	MEMBER_FORMER_ID,
 	MEMBER_FORMER_SAFE,
 	MEMBER_FORMER_COUNTER,
+	MEMBER_PREFERRED_WRITER,
 	MEMBER_CLOCK,
 	MEMBER_COLUMNS
 };
@@ -330,7 +331,7 @@ static void
 load_members(WalReceiverConn *donor, Candidate *candidate)
 {
 	static const Oid types[MEMBER_COLUMNS] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
-	TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+	TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
 	ReplMlResult *result = repl_ml_stream_query(donor,
 												"SELECT node_id::pg_catalog.text,"
 												" node_name::pg_catalog.text, dsn, host,"
@@ -341,6 +342,7 @@ load_members(WalReceiverConn *donor, Candidate *candidate)
 												" former_id::pg_catalog.text,"
 												" former_safe::pg_catalog.text,"
 												" former_counter::pg_catalog.text,"
+												" preferred_writer::pg_catalog.text,"
 												" __repl_clock::pg_catalog.text"
 												" FROM repl_ml.member ORDER BY node_id",
 												MEMBER_COLUMNS, types);
@@ -620,12 +622,13 @@ insert_member(char *const *row)
 	}
 	SPI_execute_with_args("INSERT INTO repl_ml.member (node_id, node_name, dsn, host, port, dbname,"
 						  " system_identifier, joined_at, state, incarnation, former_id,"
-						  " former_safe, former_counter, __repl_clock)"
+						  " former_safe, former_counter, preferred_writer, __repl_clock)"
 						  " VALUES ($1::pg_catalog.int4, $2::pg_catalog.name, $3, $4,"
 						  " $5::pg_catalog.int4, $6, $7::pg_catalog.int8,"
 						  " $8::pg_catalog.timestamptz, $9, $10::pg_catalog.int4,"
 						  " $11::pg_catalog.int4, $12::pg_catalog.int8, $13::pg_catalog.int8,"
-						  " $14::repl_ml.vclock)",
+						  " coalesce($14::pg_catalog.bool, false),"
+						  " $15::repl_ml.vclock)",
 						  MEMBER_COLUMNS, types, values, nulls, false, 0);
 }
 

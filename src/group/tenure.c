@@ -45,6 +45,7 @@
 #define START_PATIENCE_MS	5000	/* a process that was asked for shows up by then */
 #define FRESH_US			UINT64CONST(1000000)	/* who asks no more waits no more */
 #define LEAST_TENURE_US		UINT64CONST(2000)
+#define OFFER_US			UINT64CONST(2000000)	/* so long nobody has needed it */
 #define DEADLOCK_US			UINT64CONST(1000000)
 #define RETRY_US			UINT64CONST(5000000)	/* so long it is tried though nobody waits */
 #define RETRY_MS			50
@@ -343,6 +344,23 @@ is_called(void)
 	return called || (mine->has_lock && LockHasWaiters(&lock_tag, ExclusiveLock, true));
 }
 
+/* Says whether no client here has written with the lease for OFFER_US. */
+static bool
+is_idle(void)
+{
+	static XLogRecPtr seen_end = 0;
+	static uint64 seen_tenure = 0;
+	static uint64 since = 0;
+	uint64		now = repl_ml_monotonic_now();
+	const ReplMlLease *lease = mine->lease;
+
+	if (lease->last_end != seen_end || lease->opened != seen_tenure)
+		since = now;
+	seen_end = lease->last_end;
+	seen_tenure = lease->opened;
+	return now - since >= OFFER_US;
+}
+
 /* Does what there is to do while clients here may write; returns for how long to sleep, ms. */
 static int
 act_as_holder(bool asked)
@@ -357,6 +375,8 @@ act_as_holder(bool asked)
 	if (!asked)
 	{
 		repl_ml_election_tell();
+		if (is_idle())
+			repl_ml_election_offer();
 		return IDLE_MS;
 	}
 	if (tenure < LEAST_TENURE_US)

@@ -69,6 +69,7 @@ extern bool repl_ml_election_confirm(void);
 extern void repl_ml_election_find_gift(void);
 extern bool repl_ml_election_counts(void);
 extern void repl_ml_election_tell(void);
+extern void repl_ml_election_offer(void);
 
 /* Says whether a tenure comes after another. */
 static inline bool

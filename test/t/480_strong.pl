@@ -3,7 +3,7 @@
 # nothing is lost, double or a conflict; and where the lease cannot come the client is told so at once.
 #
 # Seen failing: strong.c without repl_ml_read_renew (the next number), without refuse_old_snapshot (kept snapshots); tenure.c, give_away without take_lock (lost
-# increments, nobody waits), open_tenure without repl_ml_barrier_covers (what was written before; deadlocks).
+# increments, nobody waits), open_tenure without repl_ml_barrier_covers (what was written before; deadlocks), act_as_holder without the offer (it does not go back to the preferred writer).
 use strict;
 use warnings;
 use FindBin;
@@ -251,6 +251,20 @@ is(sql($n2, 'SELECT n FROM counters WHERE id = 1'), $before + 1, 'another node t
 $n1->start;
 poll_until($n1, qq(SELECT n = $before + 1 FROM counters WHERE id = 1));
 like(sql($n2, q(SELECT status, detail FROM repl_ml.health WHERE check_name = 'strong_tables')), qr/^ok\|This node writes/, 'and health is well');
+
+# it goes back to the preferred writer, also when that was down, and others get it when they need it
+sql($n2, q(SELECT repl_ml.set_preferred_writer('n3')));
+poll_until($n3, q(SELECT holder = 'n3' AND writable FROM repl_ml.strong_lease));
+sql($n1, 'UPDATE counters SET n = n WHERE id = 1');
+is(sql($n1, 'SELECT holder, writable, preferred_writers FROM repl_ml.strong_lease'), 'n1|t|{n3}', 'a preferred writer: others write, too');
+poll_until($n3, q(SELECT holder = 'n3' AND writable FROM repl_ml.strong_lease));
+$n3->stop('immediate');
+sql($n1, 'UPDATE counters SET n = n WHERE id = 1');
+$n3->start;
+poll_until($n3, q(SELECT holder = 'n3' AND writable FROM repl_ml.strong_lease));
+psql_fails($n1, q(SELECT repl_ml.set_preferred_writer('n9')), '42704', 'node "n9" does not exist', 'repl_ml\.nodes');
+sql($n1, 'SELECT repl_ml.set_preferred_writer(NULL)');
+poll_until($_, q(SELECT preferred_writers = '{}' FROM repl_ml.strong_lease)) foreach @nodes;
 
 # the lease outlives a restart of everybody
 $_->restart foreach @nodes;
