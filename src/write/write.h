@@ -111,7 +111,7 @@ extern void repl_ml_schema_change_end(int64 number, const PlannedStmt *pstmt,
 									  const char *query_string);
 extern void repl_ml_schema_change_enter(int64 number);
 extern void repl_ml_schema_change_leave(void);
-extern void repl_ml_schema_change_explain(const PlannedStmt *pstmt) pg_attribute_noreturn();
+extern void repl_ml_schema_change_explain(const PlannedStmt *pstmt);
 extern bool repl_ml_schema_change_runs(void);
 extern void repl_ml_schema_change_tag(LOCKTAG *tag);
 

@@ -252,6 +252,21 @@ $n1->start;
 poll_until($n1, qq(SELECT n = $before + 1 FROM counters WHERE id = 1));
 like(sql($n2, q(SELECT status, detail FROM repl_ml.health WHERE check_name = 'strong_tables')), qr/^ok\|This node writes/, 'and health is well');
 
+# what is not promised: transactions on two nodes that read in eventual tables what the other one changes
+my @skewed = map { $_->background_psql('postgres', on_error_stop => 0) } $n1, $n2;
+sql($n1, q(UPDATE plain SET v = 'on call'));
+wait_converged(\@nodes, 'plain');
+$_->query_safe('BEGIN ISOLATION LEVEL SERIALIZABLE') foreach @skewed;
+is($_->query_safe(q(SELECT count(*) FROM plain WHERE v = 'on call')), '2', 'write skew: each sees both') foreach @skewed;
+$skewed[$_]->query_safe("UPDATE plain SET v = 'at home' WHERE id = $_ + 1") foreach 0, 1;
+foreach my $session (@skewed)
+{
+	$session->query_safe('COMMIT');
+	$session->quit;
+}
+wait_converged(\@nodes, 'plain');
+is(sql($n3, q(SELECT count(*) FROM plain WHERE v = 'on call')), '0', 'write skew: nobody is left');
+
 # it goes back to the preferred writer, also when that was down, and others get it when they need it
 sql($n2, q(SELECT repl_ml.set_preferred_writer('n3')));
 poll_until($n3, q(SELECT holder = 'n3' AND writable FROM repl_ml.strong_lease));
