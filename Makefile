@@ -48,8 +48,8 @@ OBJS = \
 	src/write/definition.o \
 	src/write/output.o \
 	src/commit/level.o \
-	src/commit/gate.o \
 	src/commit/lease.o \
+	src/commit/gate.o \
 	src/commit/round.o \
 	src/commit/commit.o \
 	src/commit/reply.o \
