@@ -193,8 +193,10 @@ PG_FUNCTION_INFO_V1(repl_ml_strong_given_up);
 Datum
 repl_ml_strong_given_up(PG_FUNCTION_ARGS)
 {
-	ReplMlLease *lease = repl_ml_lease();
+	ReplMlLease *lease;
 
+	repl_ml_shmem_require();
+	lease = repl_ml_lease();
 	PG_RETURN_INT64(lease == NULL || !is_given_up(lease) ? 0 : (int64) lease->given_up);
 }
 
@@ -207,5 +209,6 @@ PG_FUNCTION_INFO_V1(repl_ml_strong_shows);
 Datum
 repl_ml_strong_shows(PG_FUNCTION_ARGS)
 {
+	repl_ml_shmem_require();
 	PG_RETURN_BOOL(!repl_ml_waiter_is_before((XLogRecPtr) PG_GETARG_INT64(0)));
 }
