@@ -26,11 +26,15 @@ my $n3 = new_node('n3');
 sql($n3, $_) foreach q(ALTER SYSTEM SET repl_ml.apply_lock_timeout = '5min'), 'SELECT pg_reload_conf()', 'CREATE EXTENSION repl_ml';
 my $holder = $n3->background_psql('postgres');
 $holder->query_safe('SELECT pg_advisory_lock(1)');
+# nor before, as that is done every ten heartbeats
+sub set_heartbeat { my ($how) = @_; foreach my $node (@nodes) { sql($node, $_) foreach "ALTER SYSTEM $how", 'SELECT pg_reload_conf()' } return; }
+set_heartbeat(q(SET repl_ml.heartbeat_interval = '60s'));
 sql($n1, 'DELETE FROM seat WHERE id = 2');
 wait_converged(\@nodes, 'seat');
 my $join = IPC::Run::start([ 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', dsn($n3), '-c', "SELECT repl_ml.join_group('n3', " . literal(dsn($n3)) . ', ' . literal(dsn($n2)) . ')' ], '>', \my $stdout, '2>', \my $stderr);
 poll_until($n3, q(SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted));
 is(sql($n3, q(SELECT (SELECT count(*) FROM repl_ml.tombstone WHERE table_name = 'seat'), (SELECT count(*) FROM seat))), '1|0', 'it has the tombstone, and no row yet');
+set_heartbeat('RESET repl_ml.heartbeat_interval');
 
 # as if n2 had removed it just now, which its stream tells when all has been copied; and then it writes the row again
 my $stone = sql($n2, q(SELECT __repl_clock FROM repl_ml.tombstone WHERE table_name = 'seat'));
