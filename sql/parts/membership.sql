@@ -794,6 +794,25 @@ CREATE FUNCTION repl_ml.create_group(group_name name, node_name name, dsn text) 
 COMMENT ON FUNCTION repl_ml.create_group(name, name, text) IS
     'makes this database the first node of a new group; dsn is how the other nodes will reach it. In a database restored from a dump of a member its tables are replicated again, with their levels and rules. Returns the node id. Superusers only. Errors: 55000 wrong setting or already a member, 08001 unreachable dsn, 22023 bad argument';
 
+CREATE FUNCTION repl_ml.require_ready(of_name name) RETURNS repl_ml.member
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    AS $$
+    DECLARE
+        member repl_ml.member;
+    BEGIN
+        SELECT m.* INTO member FROM repl_ml.member m WHERE m.node_name = of_name AND m.state <> 'dropped';
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'node "%" does not exist', of_name USING ERRCODE = 'undefined_object',
+                HINT = 'Run SELECT node_name, state FROM repl_ml.nodes.';
+        ELSIF member.state <> 'ready' THEN
+            RAISE EXCEPTION 'node "%" is still joining the group', of_name USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = pg_catalog.format('Wait with SELECT repl_ml.wait_for_node(%L, ''10 min'').', of_name);
+        END IF;
+        RETURN member;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.require_ready(name) IS 'the ready member of this name; raises an error if there is none';
+
 -- Where the others find a node from now on. One that cannot be reached is believed: it may be down, or moving. Only the
 -- text of libpq's message tells that from one that is refused, so it has to be in English.
 CREATE FUNCTION repl_ml.set_node_address(node_name name, dsn text) RETURNS void
@@ -809,14 +828,7 @@ CREATE FUNCTION repl_ml.set_node_address(node_name name, dsn text) RETURNS void
         PERFORM repl_ml.refuse_nulls('node_name, dsn', pg_catalog.num_nulls(node_name, dsn));
         PERFORM repl_ml.require_member();
         LOCK TABLE repl_ml.member IN SHARE ROW EXCLUSIVE MODE;
-        SELECT m.* INTO member FROM repl_ml.member m WHERE m.node_name = set_node_address.node_name AND m.state <> 'dropped';
-        IF NOT FOUND THEN
-            RAISE EXCEPTION 'node "%" does not exist', node_name USING ERRCODE = 'undefined_object',
-                HINT = 'Run SELECT node_name, state FROM repl_ml.nodes.';
-        ELSIF member.state <> 'ready' THEN
-            RAISE EXCEPTION 'node "%" is still joining the group', node_name USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = pg_catalog.format('Wait with SELECT repl_ml.wait_for_node(%L, ''10 min'').', node_name);
-        END IF;
+        member := repl_ml.require_ready(node_name);
         SELECT NULL::text AS host, NULL::integer AS port, NULL::text AS dbname INTO there;
         BEGIN
             SELECT p.* INTO there FROM repl_ml.probe(dsn) p;
@@ -867,14 +879,8 @@ CREATE FUNCTION repl_ml.rename_node(node_name name, new_name name) RETURNS void
                 HINT = 'A name is 1 to 63 bytes without control characters.';
         END IF;
         LOCK TABLE repl_ml.member IN SHARE ROW EXCLUSIVE MODE;
-        SELECT m.* INTO member FROM repl_ml.member m WHERE m.node_name = rename_node.node_name AND m.state <> 'dropped';
-        IF NOT FOUND THEN
-            RAISE EXCEPTION 'node "%" does not exist', node_name USING ERRCODE = 'undefined_object',
-                HINT = 'Run SELECT node_name, state FROM repl_ml.nodes.';
-        ELSIF member.state <> 'ready' THEN
-            RAISE EXCEPTION 'node "%" is still joining the group', node_name USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = pg_catalog.format('Wait with SELECT repl_ml.wait_for_node(%L, ''10 min'').', node_name);
-        ELSIF EXISTS (SELECT FROM repl_ml.member m WHERE m.node_name = new_name AND m.state <> 'dropped') THEN
+        member := repl_ml.require_ready(node_name);
+        IF EXISTS (SELECT FROM repl_ml.member m WHERE m.node_name = new_name AND m.state <> 'dropped') THEN
             RAISE EXCEPTION 'node name "%" is already in use in the group', new_name USING ERRCODE = 'duplicate_object',
                 HINT = pg_catalog.format('Choose another name, or remove the old node with SELECT repl_ml.drop_node(%L).', new_name);
         END IF;

@@ -391,18 +391,11 @@ COMMENT ON FUNCTION repl_ml.strong_obstacle() IS 'why this node lacks rows of st
 CREATE FUNCTION repl_ml.set_preferred_writer(node_name name) RETURNS void
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
-    DECLARE
-        member repl_ml.member;
     BEGIN
         PERFORM repl_ml.require_member();
         LOCK TABLE repl_ml.member IN SHARE ROW EXCLUSIVE MODE;
-        SELECT m.* INTO member FROM repl_ml.member m WHERE m.node_name = set_preferred_writer.node_name AND m.state <> 'dropped';
-        IF NOT FOUND AND node_name IS NOT NULL THEN
-            RAISE EXCEPTION 'node "%" does not exist', node_name USING ERRCODE = 'undefined_object',
-                HINT = 'Run SELECT node_name, state FROM repl_ml.nodes.';
-        ELSIF member.state <> 'ready' THEN
-            RAISE EXCEPTION 'node "%" is still joining the group', node_name USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = pg_catalog.format('Wait with SELECT repl_ml.wait_for_node(%L, ''10 min'').', node_name);
+        IF node_name IS NOT NULL THEN
+            PERFORM repl_ml.require_ready(node_name);
         END IF;
         UPDATE repl_ml.member m SET preferred_writer = NOT m.preferred_writer
          WHERE m.preferred_writer <> (m.state <> 'dropped' AND m.node_name IS NOT DISTINCT FROM set_preferred_writer.node_name);

@@ -350,7 +350,7 @@ extern void repl_ml_unacknowledged_recall_add(ReplMlLevel level, TransactionId x
 
 /* in recall.c */
 extern bool repl_ml_recall(void);
-extern XLogReaderState *repl_ml_recall_open(XLogRecPtr from);
+extern XLogReaderState *repl_ml_recall_open(XLogRecPtr from, const char *lost_knowledge);
 extern bool repl_ml_recall_next(XLogReaderState *from);
 
 /* in void.c */

@@ -30,7 +30,8 @@
 #include "compat.h"
 #include "server/server.h"
 
-#define STEP_MS			2
+#define FIRST_STEP_MS	1		/* and twice as long each time */
+#define LAST_STEP_MS	32
 #define CONNECTED_MS	10000	/* so long after its start a server may not hear the others */
 
 /*
@@ -166,6 +167,7 @@ void
 repl_ml_gate_pass(Snapshot snapshot, int timeout)
 {
 	TimestampTz deadline = 0;
+	int			step = FIRST_STEP_MS;
 
 	while (!is_open(snapshot))
 	{
@@ -177,8 +179,9 @@ repl_ml_gate_pass(Snapshot snapshot, int timeout)
 			(repl_ml_members_is_cut_off() &&
 			 TimestampDifferenceExceeds(PgStartTime, GetCurrentTimestamp(), CONNECTED_MS)))
 			refuse();
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, STEP_MS,
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, step,
 						 wait_event_compat("ReplMlGate"));
+		step = Min(2 * step, LAST_STEP_MS);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}

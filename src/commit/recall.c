@@ -227,10 +227,11 @@ ask_peers(Peer *peers, int count, int self, XLogRecPtr end)
 
 /*
  * Returns a reader of this server's WAL, in the current memory context, before the first record
- * at or behind "from"; raises an error if that WAL is gone.  void.c reads, too.
+ * at or behind "from"; raises an error if that WAL is gone, with what nobody will know then.
+ * Called by void.c, too.
  */
 XLogReaderState *
-repl_ml_recall_open(XLogRecPtr from)
+repl_ml_recall_open(XLogRecPtr from, const char *lost_knowledge)
 {
 	XLogReaderRoutine *routine = XL_ROUTINE(.page_read = read_local_xlog_page_no_wait,
 											.segment_open = wal_segment_open,
@@ -247,9 +248,7 @@ repl_ml_recall_open(XLogRecPtr from)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("WAL at %X/%X cannot be read", LSN_FORMAT_ARGS(from)),
-				 errdetail("Which transactions were not acknowledged before the server started is "
-						   "not known until the members have acknowledged everything up to "
-						   "then."),
+				 errdetail_internal("%s", lost_knowledge),
 				 errhint(WAL_GONE_HINT)));
 	return opened;
 }
@@ -284,7 +283,9 @@ open_reader(XLogRecPtr from)
 	recall_context = AllocSetContextCreate(TopMemoryContext, "repl_ml recall",
 										   ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(recall_context);
-	reader = repl_ml_recall_open(from);
+	reader = repl_ml_recall_open(from, _("Which transactions were not acknowledged before the "
+										 "server started is not known until the members have "
+										 "acknowledged everything up to then."));
 	MemoryContextSwitchTo(old);
 }
 

@@ -83,7 +83,7 @@ find_range(XLogRecPtr *from, int64 *round, pg_uuid_t *group)
 		base = strtoll(repl_ml_spi_text(0, 1), NULL, 10);
 	}
 	repl_ml_commit();
-	/* nothing of this node's was in any tenure before: all that is left may be of this one */
+	/* it had written nothing in former tenures: what its WAL still has may be of the last one */
 	*from = base != 0 ? (XLogRecPtr) base :
 		(XLogRecPtr) (XLogGetLastRemovedSegno() + 1) * wal_segment_size;
 	return due && *round != noted_round;
@@ -157,7 +157,9 @@ read_wal(Reading *reading, XLogRecPtr from)
 
 	if (from >= end)
 		return;
-	reading->reader = repl_ml_recall_open(from);
+	reading->reader = repl_ml_recall_open(from, _("Which transactions of strong tables do not "
+												  "count is not listed. They are undone all the "
+												  "same."));
 	while (repl_ml_recall_next(reading->reader) && reading->reader->ReadRecPtr < end)
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -166,7 +168,6 @@ read_wal(Reading *reading, XLogRecPtr from)
 		else if (XLogRecGetRmid(reading->reader) == RM_XACT_ID)
 			note_commit(reading);
 	}
-	XLogReaderFree(reading->reader);
 }
 
 /* Writes down those of them that are void. */
@@ -215,19 +216,21 @@ repl_ml_void_note(void)
 	int64		round;
 	pg_uuid_t	group;
 	HASHCTL		control = {.keysize = sizeof(TransactionId),.entrysize = sizeof(Writer)};
-	Reading		reading = {.group = &group};
+	Reading    *reading;
 
 	if (!find_range(&from, &round, &group))
 		return;
 	context = AllocSetContextCreate(caller, "repl_ml void transactions", ALLOCSET_DEFAULT_SIZES);
+	reading = MemoryContextAllocZero(context, sizeof(Reading));
+	reading->group = &group;
 	PG_TRY();
 	{
 		MemoryContextSwitchTo(context);
 		control.hcxt = context;
-		reading.writers = hash_create("repl_ml writers of strong tables", 256, &control,
-									  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-		read_wal(&reading, from);
-		write_down(reading.found);
+		reading->writers = hash_create("repl_ml writers of strong tables", 256, &control,
+									   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		read_wal(reading, from);
+		write_down(reading->found);
 	}
 	PG_CATCH();
 	{
@@ -237,6 +240,9 @@ repl_ml_void_note(void)
 		AbortOutOfAnyTransaction();
 	}
 	PG_END_TRY();
+	/* with its file, also after an error */
+	if (reading->reader != NULL)
+		XLogReaderFree(reading->reader);
 	noted_round = round;
 	MemoryContextSwitchTo(caller);
 	MemoryContextDelete(context);

@@ -35,6 +35,7 @@
 #include "wire/wire.h"
 
 #define MOST_REMAINS	1000	/* of void transactions, in one table */
+#define MOST_CONTENT	(1024 * 1024)	/* bytes of one of them */
 #define MOST_REMAINS_TEXT	CppAsString2(MOST_REMAINS)
 
 /*
@@ -130,12 +131,34 @@ load_ids(Remains *remains)
 	qsort(remains->ids, remains->id_count, sizeof(VoidId), compare_ids);
 }
 
-/* Writes a row down if a void transaction has written it; no more than MOST_REMAINS of a table. */
+/* A row that a void transaction has written. */
+typedef struct Remnant
+{
+	TupleTableSlot *slot;
+	AttrNumber	clock_attnum;
+	Datum		content;		/* as text[] */
+} Remnant;
+
+/* A step of repl_ml_attempt: has the types of the row write its values. */
+static void
+describe_remnant(void *argument)
+{
+	Remnant    *remnant = argument;
+
+	remnant->content = repl_ml_version_from_slot(remnant->slot, remnant->clock_attnum);
+}
+
+/*
+ * Writes a row down if a void transaction has written it; no more than MOST_REMAINS of a table,
+ * and without its content where that cannot be written as text, or is long.
+ */
 static void
 note_remains(Remains *remains, TupleTableSlot *slot, AttrNumber clock_attnum)
 {
-	Oid			types[4] = {PG_LSNOID, NAMEOID, NAMEOID, TEXTARRAYOID};
+	Oid			types[4] = {PG_LSNOID, TEXTOID, TEXTOID, TEXTARRAYOID};
 	Datum		values[4];
+	char		nulls[5] = "    ";
+	Remnant		remnant = {.slot = slot,.clock_attnum = clock_attnum};
 	VoidId		wanted;
 	VoidId	   *found;
 	bool		isnull;
@@ -148,12 +171,16 @@ note_remains(Remains *remains, TupleTableSlot *slot, AttrNumber clock_attnum)
 	if (found == NULL)
 		return;
 	values[0] = LSNGetDatum(found->commit);
-	values[1] = CStringGetDatum(remains->schema_name);
-	values[2] = CStringGetDatum(remains->table_name);
-	values[3] = repl_ml_version_from_slot(slot, clock_attnum);
+	values[1] = CStringGetTextDatum(remains->schema_name);
+	values[2] = CStringGetTextDatum(remains->table_name);
+	if (repl_ml_attempt(describe_remnant, &remnant) != NULL ||
+		VARSIZE_ANY(DatumGetPointer(remnant.content)) > MOST_CONTENT)
+		nulls[3] = 'n';
+	values[3] = remnant.content;
 	repl_ml_spi_execute("INSERT INTO repl_ml.void_change"
 						" (commit_lsn, schema_name, table_name, deleted, content)"
-						" VALUES ($1, $2, $3, false, $4)", 4, types, values, NULL);
+						" VALUES ($1, $2::pg_catalog.name, $3::pg_catalog.name, false, $4)", 4,
+						types, values, nulls);
 	remains->noted++;
 }
 

@@ -69,13 +69,16 @@ sub lacking
 # Looks at a situation for some seconds: what the views say is between what is true before and after it was asked, and not
 # less than that where it is said that more is not known ("unheard").
 # Returns how late the peer was at most.
+my @late;    # when that was looked at lately, and how late the peer was then
 sub look
 {
 	my ($what, $seconds, %how) = @_;
 	my $end = clock_gettime(CLOCK_MONOTONIC) + $seconds;
-	my (@wrong, $looks, @late);
+	my (@wrong, $looks);
 	my $latest = 0;
 
+	# nobody has looked since: so late it may have been until a moment ago
+	$late[-1][0] = clock_gettime(CLOCK_MONOTONIC) if @late;
 	while (clock_gettime(CLOCK_MONOTONIC) < $end)
 	{
 		my ($before, $said, $after);
