@@ -25,7 +25,7 @@ PGFILEDESC = "repl_ml - multi-master replication with row clocks"
 DATA_built = sql/repl_ml--1.0.sql
 
 # The parts of the install script, in the order in which they need each other.
-SQL_PARTS = extension clock stamp catalogs helpers membership tables setup conflicts parked read strong \
+SQL_PARTS = extension clock stamp catalogs helpers membership tables setup conflicts parked read strong classes \
 	collection transactions sequences schema_changes verify views metrics privileges
 
 # In the order of the way of a change.
@@ -44,6 +44,7 @@ OBJS = \
 	src/write/filled.o \
 	src/write/guard.o \
 	src/write/own.o \
+	src/write/class.o \
 	src/write/strong.o \
 	src/write/definition.o \
 	src/write/output.o \

@@ -38,18 +38,20 @@ CREATE TABLE repl_ml.replicated_table (
     enrolled_by  integer NOT NULL,
     write_consistency text NOT NULL DEFAULT 'one' CHECK (write_consistency IN ('one', 'quorum', 'all')),
     class        text NOT NULL DEFAULT 'eventual' CHECK (class IN ('eventual', 'strong')),
+    pending_class text CHECK (pending_class IN ('eventual', 'strong')),
+    class_change timestamptz,
     made_by      bigint NOT NULL DEFAULT 0,
     now_schema   name,
     now_name     name,
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
     PRIMARY KEY (schema_name, table_name)
 );
-COMMENT ON TABLE repl_ml.replicated_table IS 'tables the group replicates, and the least consistency of transactions that write them and their class; made_by is the number of the change of the schema that has made them ready for it, or has given them this name (0: repl_ml.add_table was called), before which nobody has them; one that is renamed is in the list as now_schema.now_name, and what comes under its former name is for that; see repl_ml.add_table and repl_ml.set_table_consistency';
+COMMENT ON TABLE repl_ml.replicated_table IS 'tables the group replicates, and the least consistency of transactions that write them and their class, pending_class what that becomes, as was ordered at class_change; made_by is the number of the change of the schema that has made them ready for it, or has given them this name (0: repl_ml.add_table was called), before which nobody has them; one that is renamed is in the list as now_schema.now_name, and what comes under its former name is for that; see repl_ml.add_table and repl_ml.set_table_consistency';
 -- whoever makes a group of a restored dump finds in it what the tables were; see repl_ml.take_up_lists
 SELECT pg_catalog.pg_extension_config_dump('repl_ml.replicated_table', '');
 CREATE FUNCTION repl_ml.table_consistency_changed() RETURNS pg_catalog.trigger
     AS 'MODULE_PATHNAME', 'repl_ml_table_consistency_changed' LANGUAGE C;
-COMMENT ON FUNCTION repl_ml.table_consistency_changed() IS 'trigger: makes every process read the tables'' consistency in repl_ml.replicated_table again';
+COMMENT ON FUNCTION repl_ml.table_consistency_changed() IS 'trigger: makes every process read the tables'' consistency and class in repl_ml.replicated_table again';
 CREATE TRIGGER table_consistency_changed AFTER INSERT OR UPDATE OR DELETE ON repl_ml.replicated_table
     FOR EACH ROW EXECUTE FUNCTION repl_ml.table_consistency_changed();
 ALTER TABLE repl_ml.replicated_table ENABLE ALWAYS TRIGGER table_consistency_changed;
@@ -132,10 +134,15 @@ CREATE TABLE repl_ml.table_shape (
     table_name   name NOT NULL,
     shape        jsonb,
     seen         text,
+    class_change timestamptz,
+    class_stage  integer,
     __repl_clock repl_ml.vclock NOT NULL DEFAULT repl_ml.tick(),
     PRIMARY KEY (node_id, schema_name, table_name)
 );
-COMMENT ON TABLE repl_ml.table_shape IS 'what a replicated table is on each member: its columns, types, keys, constraints and partitions, each with a digit for their order, as text that is the same wherever they are the same; null where it is missing; and in seen the identities of all columns it has ever had, or, in the row without names, which is about the database, a sum over all others of the member';
+COMMENT ON TABLE repl_ml.table_shape IS 'what a replicated table is on each member: its columns, types, keys, constraints and partitions, each with a digit for their order, as text that is the same wherever they are the same; null where it is missing; and in seen the identities of all columns it has ever had, or, in the row without names, which is about the database, a sum over all others of the member; class_stage is how far it is with the change of the table''s class that was ordered at class_change, see repl_ml.class_stages()';
+CREATE TRIGGER class_stage_changed AFTER UPDATE ON repl_ml.table_shape
+    FOR EACH ROW WHEN (OLD.class_change IS DISTINCT FROM NEW.class_change) EXECUTE FUNCTION repl_ml.table_consistency_changed();
+ALTER TABLE repl_ml.table_shape ENABLE ALWAYS TRIGGER class_stage_changed;
 
 -- Sequences of the group. Whoever has a row of it gives only what more than half of the members have agreed to
 CREATE TABLE repl_ml.group_sequence (

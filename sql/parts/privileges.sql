@@ -67,7 +67,7 @@ GRANT EXECUTE ON FUNCTION repl_ml.local_info(integer), repl_ml.vouch_for(uuid, i
     repl_ml.repair_source(text, text, text, integer, text[], boolean), repl_ml.repair_rows(text, text, text, integer, text[], integer, boolean, bytea, text[]) TO repl_ml_replication;
 GRANT EXECUTE ON PROCEDURE repl_ml.verify_sums(text, text, text, integer, repl_ml.vclock, integer, integer, bytea), repl_ml.verify_rows(text, text, text, integer, bytea, integer, integer, bytea) TO repl_ml_replication;
 GRANT EXECUTE ON FUNCTION repl_ml.number_marks(uuid, integer, text[]), repl_ml.accept_range(uuid, integer, text[], name, name, bigint, bigint), repl_ml.get_range(oid, name, name, bigint, bigint, bigint, bigint, bigint, bigint), repl_ml.tend_sequence(), repl_ml.require_member() TO repl_ml_replication;
-GRANT EXECUTE ON FUNCTION repl_ml.lease_state(), repl_ml.lease_round(), repl_ml.lease_vote(uuid, bigint, integer, bigint, integer, text[]), repl_ml.lease_accept(jsonb), repl_ml.lease_want(), repl_ml.lease_ask(integer), repl_ml.may_donate_strong(bigint, text, text), repl_ml.strong_given_up(), repl_ml.schema_number(), repl_ml.hear_pause(integer), repl_ml.row_sight(name, name, text[]) TO repl_ml_replication;
+GRANT EXECUTE ON FUNCTION repl_ml.lease_state(), repl_ml.lease_round(), repl_ml.lease_vote(uuid, bigint, integer, bigint, integer, text[]), repl_ml.lease_accept(jsonb), repl_ml.lease_want(), repl_ml.lease_ask(integer), repl_ml.may_donate_strong(bigint, text, text, text), repl_ml.class_obstacle(name, name), repl_ml.strong_given_up(), repl_ml.schema_number(), repl_ml.hear_pause(integer), repl_ml.row_sight(name, name, text[]) TO repl_ml_replication;
 
 GRANT EXECUTE ON FUNCTION repl_ml.run_locally(text) TO PUBLIC;
 GRANT SELECT ON repl_ml.schema_changes TO pg_monitor;

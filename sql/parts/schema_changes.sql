@@ -55,7 +55,7 @@ COMMENT ON FUNCTION repl_ml.schema_number() IS 'called by a node that joins: the
 CREATE FUNCTION repl_ml.forget_table(of_schema name, of_table name, tell_others boolean) RETURNS void
     LANGUAGE sql VOLATILE STRICT SET search_path = pg_catalog, pg_temp
     AS $$
-    UPDATE repl_ml.replicated_table t SET state = 'dropped', write_consistency = 'one', class = 'eventual'
+    UPDATE repl_ml.replicated_table t SET state = 'dropped', write_consistency = 'one', class = 'eventual', pending_class = NULL
      WHERE tell_others AND t.schema_name = of_schema AND t.table_name = of_table AND t.state = 'enrolled';
     UPDATE repl_ml.replicated_table t SET state = 'dropped' WHERE tell_others AND t.state = 'renamed' AND t.now_schema = of_schema AND t.now_name = of_table;
     INSERT INTO repl_ml.conflict_policy (schema_name, table_name, column_name, rule)
@@ -71,10 +71,24 @@ CREATE FUNCTION repl_ml.forget_table(of_schema name, of_table name, tell_others 
     $$;
 COMMENT ON FUNCTION repl_ml.forget_table(name, name, boolean) IS 'forgets what this node knows of a replicated table that has been dropped; with tell_others also takes it from the group''s list';
 
+-- Its members tell how far they are by the name that it had when that was ordered
+CREATE FUNCTION repl_ml.require_settled_class(of_schema name, of_table name) RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        IF EXISTS (SELECT FROM repl_ml.replicated_table t WHERE t.schema_name = of_schema AND t.table_name = of_table AND t.state = 'enrolled' AND t.pending_class IS NOT NULL) THEN
+            RAISE EXCEPTION 'table %.% is changing its class, and cannot get another name now', pg_catalog.quote_ident(of_schema), pg_catalog.quote_ident(of_table) USING ERRCODE = 'object_in_use',
+                HINT = pg_catalog.format('Run SELECT repl_ml.wait_for_table_class(%L) first.', pg_catalog.format('%I.%I', of_schema, of_table));
+        END IF;
+    END
+    $$;
+COMMENT ON FUNCTION repl_ml.require_settled_class(name, name) IS 'raises an error if a table is changing its class';
+
 -- The list is the group's: written by the node that has made the change, and until that comes by who has run it
 CREATE FUNCTION repl_ml.list_as_renamed(of_schema name, of_table name, new_schema name, new_table name, number bigint, clock text) RETURNS void
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
+    SELECT repl_ml.require_settled_class(of_schema, of_table) WHERE clock IS NULL;
     INSERT INTO repl_ml.replicated_table AS n (schema_name, table_name, state, enrolled_by, write_consistency, class, made_by, __repl_clock)
     SELECT new_schema, new_table, t.state, t.enrolled_by, t.write_consistency, t.class, number, coalesce(clock::repl_ml.vclock, repl_ml.tick())
       FROM repl_ml.replicated_table t WHERE t.schema_name = of_schema AND t.table_name = of_table AND t.state = 'enrolled'
@@ -82,7 +96,7 @@ CREATE FUNCTION repl_ml.list_as_renamed(of_schema name, of_table name, new_schem
     ON CONFLICT ON CONSTRAINT replicated_table_pkey DO UPDATE
        SET state = excluded.state, enrolled_by = excluded.enrolled_by, write_consistency = excluded.write_consistency, class = excluded.class, made_by = excluded.made_by, now_schema = NULL, now_name = NULL
      WHERE n.state <> 'enrolled';
-    UPDATE repl_ml.replicated_table t SET state = 'renamed', now_schema = new_schema, now_name = new_table, write_consistency = 'one', class = 'eventual'
+    UPDATE repl_ml.replicated_table t SET state = 'renamed', now_schema = new_schema, now_name = new_table, write_consistency = 'one', class = 'eventual', pending_class = NULL
      WHERE t.schema_name = of_schema AND t.table_name = of_table AND t.state = 'enrolled';
     -- by names that it had before that, too
     UPDATE repl_ml.replicated_table t SET now_schema = new_schema, now_name = new_table WHERE t.state = 'renamed' AND t.now_schema = of_schema AND t.now_name = of_table;
@@ -97,7 +111,7 @@ CREATE FUNCTION repl_ml.rename_table(of_schema name, of_table name, new_schema n
     BEGIN
         -- it was empty, and is a partition now
         IF EXISTS (SELECT FROM repl_ml.replicated_table n WHERE (n.schema_name, n.table_name, n.state) = (new_schema, new_table, 'enrolled') AND n.made_by <> number) THEN
-            UPDATE repl_ml.replicated_table t SET state = 'renamed', now_schema = new_schema, now_name = new_table, write_consistency = 'one', class = 'eventual'
+            UPDATE repl_ml.replicated_table t SET state = 'renamed', now_schema = new_schema, now_name = new_table, write_consistency = 'one', class = 'eventual', pending_class = NULL
              WHERE t.schema_name = of_schema AND t.table_name = of_table AND t.state = 'enrolled';
             PERFORM repl_ml.forget_table(of_schema, of_table, false);
             RETURN;
@@ -134,6 +148,7 @@ CREATE FUNCTION repl_ml.keep_detached(relation regclass, root_schema name, root_
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $$
     BEGIN
+        PERFORM repl_ml.require_settled_class(root_schema, root_table) WHERE clock IS NULL;
         PERFORM repl_ml.enrol(relation);
         INSERT INTO repl_ml.replicated_table AS t (schema_name, table_name, state, enrolled_by, write_consistency, class, made_by, __repl_clock)
         SELECT n.nspname, c.relname, 'enrolled', h.node_id, r.write_consistency, r.class, h.number, coalesce(clock::repl_ml.vclock, repl_ml.tick())

@@ -281,6 +281,13 @@ CREATE FUNCTION repl_ml.lease_want() RETURNS void
     AS 'MODULE_PATHNAME', 'repl_ml_lease_want' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION repl_ml.lease_want() IS 'called by a member whose holder of the lease is gone, on the one that has most of what was written: it gets the lease as if a client here wanted it; where it has it, it looks whether others have voted for a later round';
 
+CREATE FUNCTION repl_ml.strong_tables() RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT coalesce(pg_catalog.string_agg(pg_catalog.format('%I.%I', t.schema_name, t.table_name), ', ' ORDER BY t.schema_name, t.table_name), '') FROM repl_ml.replicated_table t WHERE t.class = 'strong' AND t.state = 'enrolled'
+    $$;
+COMMENT ON FUNCTION repl_ml.strong_tables() IS 'the names of all strong tables, as far as this node knows';
+
 -- Strong tables that are unclean are made as they are on another member
 CREATE FUNCTION repl_ml.mend_strong() RETURNS boolean
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
@@ -297,7 +304,7 @@ CREATE FUNCTION repl_ml.mend_strong() RETURNS boolean
         END IF;
         donors := ARRAY(SELECT a::integer FROM pg_catalog.unnest(repl_ml.ask_members(
                 ARRAY(SELECT m.dsn FROM repl_ml.member m JOIN repl_ml.worker_stats() w ON w.peer = m.node_id AND w.state IN ('streaming', 'copying') WHERE m.state = 'ready'),
-                pg_catalog.format('SELECT i.node_id FROM repl_ml.local_info() i WHERE repl_ml.may_donate_strong(%s, %L, %L)', s.accepted, needs, repl_ml.strong_places()))) a
+                pg_catalog.format('SELECT i.node_id FROM repl_ml.local_info() i WHERE repl_ml.may_donate_strong(%s, %L, %L, %L)', s.accepted, needs, repl_ml.strong_places(), repl_ml.strong_tables()))) a
                           WHERE a IS NOT NULL AND NOT EXISTS (SELECT FROM repl_ml.table_sync y JOIN repl_ml.replicated_table t USING (schema_name, table_name)
                                                                WHERE y.node_id = a::integer AND y.state = 'pending' AND NOT y.replaces AND t.class = 'strong')
                           ORDER BY a::integer = s.holder DESC, a);
@@ -336,16 +343,16 @@ CREATE FUNCTION repl_ml.finish_mending() RETURNS void
     $$;
 COMMENT ON FUNCTION repl_ml.finish_mending() IS 'called with each copy that replaces a strong table, in its transaction: notes, after the last one, that the tables are what they are on the other members';
 
-CREATE FUNCTION repl_ml.may_donate_strong(asker_accepted bigint, asker_needs text, asker_places text) RETURNS boolean
+CREATE FUNCTION repl_ml.may_donate_strong(asker_accepted bigint, asker_needs text, asker_places text, asker_tables text) RETURNS boolean
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT NOT s.unclean AND s.accepted = asker_accepted AND s.promised = s.accepted AND repl_ml.strong_obstacle() IS NULL
+    SELECT NOT s.unclean AND s.accepted = asker_accepted AND s.promised = s.accepted AND repl_ml.strong_obstacle() IS NULL AND repl_ml.strong_tables() = asker_tables
        AND repl_ml.strong_shows(coalesce(repl_ml.counter(asker_places::repl_ml.vclock, l.node_id), 0))
        AND NOT EXISTS (SELECT FROM repl_ml.member o, LATERAL (SELECT coalesce(repl_ml.counter(asker_needs::repl_ml.vclock, o.node_id), 0) AS lsn) w
                         WHERE o.node_id <> l.node_id AND o.state <> 'dropped' AND w.lsn > repl_ml.strong_reaches(o.node_id))
       FROM repl_ml.local_node l, repl_ml.lease_state s
     $$;
-COMMENT ON FUNCTION repl_ml.may_donate_strong(bigint, text, text) IS 'called by a member whose strong tables are unclean: whether those here are as they are to be, have all that the asker needs, by these positions, and show what it has had';
+COMMENT ON FUNCTION repl_ml.may_donate_strong(bigint, text, text, text) IS 'called by a member whose strong tables are unclean: whether those here are the same tables and as they are to be, have all that the asker needs, by these positions, and show what it has had';
 
 CREATE FUNCTION repl_ml.lease_ask(asker integer) RETURNS text
     AS 'MODULE_PATHNAME', 'repl_ml_lease_ask' LANGUAGE C VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
@@ -358,7 +365,7 @@ COMMENT ON FUNCTION repl_ml.lease_stats() IS 'what this server knows of the leas
 
 -- What keeps this node from having all rows of strong tables, whatever positions say
 -- In PL/pgSQL, whose plans stay: it is called at each coming of the lease
-CREATE FUNCTION repl_ml.strong_obstacle() RETURNS text
+CREATE FUNCTION repl_ml.strong_obstacle(of_schema name DEFAULT NULL, of_table name DEFAULT NULL) RETURNS text
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET jit = off
     AS $$
     BEGIN
@@ -366,26 +373,26 @@ CREATE FUNCTION repl_ml.strong_obstacle() RETURNS text
         SELECT 1, pg_catalog.format('table %I.%I is not replicated here yet%s', t.schema_name, t.table_name,
                    (SELECT ': ' || f.message FROM repl_ml.table_failure f WHERE f.schema_name = t.schema_name AND f.table_name = t.table_name LIMIT 1))
           FROM repl_ml.replicated_table t
-         WHERE t.class = 'strong' AND t.state = 'enrolled'
+         WHERE CASE WHEN of_table IS NULL THEN t.class = 'strong' ELSE t.schema_name = of_schema AND t.table_name = of_table END AND t.state = 'enrolled'
            AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication p JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid
                              JOIN pg_catalog.pg_class c ON c.oid = r.prrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                             WHERE p.pubname = 'repl_ml' AND n.nspname = t.schema_name AND c.relname = t.table_name)
         UNION ALL
         SELECT 2, pg_catalog.format('table %I.%I is still to be copied', y.schema_name, y.table_name)
           FROM repl_ml.table_sync y JOIN repl_ml.replicated_table t USING (schema_name, table_name)
-         WHERE y.state = 'pending' AND t.class = 'strong' AND t.state = 'enrolled'
+         WHERE y.state = 'pending' AND CASE WHEN of_table IS NULL THEN t.class = 'strong' ELSE t.schema_name = of_schema AND t.table_name = of_table END AND t.state = 'enrolled'
         UNION ALL
         SELECT 3, pg_catalog.format('a change of table %I.%I could not be applied: %s', p.schema_name, p.table_name, p.message)
           FROM repl_ml.parked_change p LEFT JOIN repl_ml.replicated_table t USING (schema_name, table_name)
-         WHERE p.action NOT IN ('evicted', 'kept') AND (t.class IS NULL OR t.class = 'strong')
+         WHERE p.action NOT IN ('evicted', 'kept') AND (t.class IS NULL OR CASE WHEN of_table IS NULL THEN t.class = 'strong' ELSE t.schema_name = of_schema AND t.table_name = of_table END)
         UNION ALL
         SELECT 4, pg_catalog.format('a row of table %I.%I could not be sent', u.schema_name, u.table_name)
-          FROM repl_ml.unsent u JOIN repl_ml.replicated_table t USING (schema_name, table_name) WHERE t.class = 'strong'
+          FROM repl_ml.unsent u JOIN repl_ml.replicated_table t USING (schema_name, table_name) WHERE CASE WHEN of_table IS NULL THEN t.class = 'strong' ELSE t.schema_name = of_schema AND t.table_name = of_table END
         ) o (place, obstacle)
      ORDER BY o.place, o.obstacle LIMIT 1);
     END
     $$;
-COMMENT ON FUNCTION repl_ml.strong_obstacle() IS 'why this node lacks rows of strong tables though it has applied what it has received; null if it lacks none';
+COMMENT ON FUNCTION repl_ml.strong_obstacle(name, name) IS 'why this node lacks rows of strong tables, or of one table, though it has applied what it has received; null if it lacks none';
 
 -- Where the lease goes back to
 CREATE FUNCTION repl_ml.set_preferred_writer(node_name name) RETURNS void

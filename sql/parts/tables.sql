@@ -335,6 +335,8 @@ CREATE FUNCTION repl_ml.may_become_ready() RETURNS boolean
     SELECT EXISTS (SELECT FROM repl_ml.local_node WHERE state = 'copying')
        AND NOT EXISTS (SELECT FROM repl_ml.table_sync y JOIN repl_ml.local_node l ON l.donor = y.node_id WHERE y.state = 'pending')
        AND NOT EXISTS (SELECT FROM repl_ml.pending_tables())
+       -- members that are not ready do not say that they have all, so it has to come later
+       AND NOT EXISTS (SELECT FROM repl_ml.replicated_table t WHERE t.state = 'enrolled' AND t.pending_class IS NOT NULL)
        AND NOT EXISTS (
            SELECT FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id <> m.node_id
             WHERE m.state = 'ready' AND EXISTS (SELECT FROM repl_ml.worker_stats() w WHERE w.peer = m.node_id AND w.state = 'streaming')
@@ -911,22 +913,15 @@ CREATE FUNCTION repl_ml.add_table(relation regclass, class text DEFAULT NULL) RE
         PERFORM repl_ml.require_member();
         SELECT t.* INTO listed FROM repl_ml.replicated_table t JOIN pg_catalog.pg_namespace n ON n.nspname = t.schema_name
           JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.table_name WHERE c.oid = relation;
-        class := coalesce(class, listed.class, 'eventual');
+        class := coalesce(class, listed.pending_class, listed.class, 'eventual');
         IF class <> ALL ('{eventual, strong}') THEN
             RAISE EXCEPTION 'class "%" does not exist', class USING ERRCODE = 'invalid_parameter_value', HINT = 'Use eventual or strong.';
-        ELSIF listed.state = 'enrolled' AND listed.class <> class
-              AND (class = 'eventual' OR repl_ml.lock_table(relation))
-              AND EXISTS (SELECT FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id <> m.node_id WHERE m.state <> 'dropped') THEN
-            RAISE EXCEPTION 'table % is replicated already, and is %', relation, listed.class USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = pg_catalog.format('While nobody writes it, run SELECT repl_ml.remove_table(%L) here, TRUNCATE %s on every other node, and add it again.', relation, relation);
+        ELSIF listed.state = 'enrolled' AND (listed.class <> class OR listed.pending_class IS NOT NULL) THEN
+            PERFORM repl_ml.set_table_class(relation, class);
+            RETURN;
         ELSIF class = 'strong' THEN
             -- whoever has the lease later has heard of the table before
             PERFORM repl_ml.take_lease();
-        END IF;
-        IF listed.state = 'enrolled' AND listed.class <> class
-           AND NOT EXISTS (SELECT FROM repl_ml.member m JOIN repl_ml.local_node l ON l.node_id <> m.node_id WHERE m.state <> 'dropped') THEN
-            -- its clocks mean nothing to anybody else
-            PERFORM repl_ml.disenrol(relation);
         END IF;
         FOR obstacle IN SELECT o.message, o.hint FROM repl_ml.enrol_obstacle(add_table.relation) o
                         UNION ALL SELECT o.message, o.hint FROM repl_ml.peer_obstacles(ARRAY[add_table.relation]) o LIMIT 1 LOOP
@@ -938,7 +933,7 @@ CREATE FUNCTION repl_ml.add_table(relation regclass, class text DEFAULT NULL) RE
     END
     $$;
 COMMENT ON FUNCTION repl_ml.add_table(regclass, text) IS
-    'replicates a table on all members: they create it if they lack it and get its rows. Adds the column __repl_clock without rewriting the table. Of class strong it is written by one node at a time, with the lease (see the view strong_lease), else by all at once (eventual, the default). Superusers only. Errors: 55000 not a member, the table cannot be replicated, or is of another class, which only a group of one can change, or from eventual while it has no rows, 22023 no such class, 57P03 the lease of strong tables does not come';
+    'replicates a table on all members: they create it if they lack it and get its rows. Adds the column __repl_clock without rewriting the table. Of class strong it is written by one node at a time, with the lease (see the view strong_lease), else by all at once (eventual, the default). Of one that is replicated already it changes the class, as set_table_class() does. Superusers only. Errors: 55000 not a member, or the table cannot be replicated, 22023 no such class, 57P03 the lease of strong tables does not come, and those of set_table_class()';
 
 CREATE FUNCTION repl_ml.add_all_tables(schema_names name[] DEFAULT '{public}', OUT relation regclass, OUT status text, OUT detail text, OUT hint text)
     RETURNS SETOF record
@@ -1002,7 +997,7 @@ CREATE FUNCTION repl_ml.remove_table(relation regclass) RETURNS void
     BEGIN
         PERFORM repl_ml.refuse_nulls('relation', pg_catalog.num_nulls(relation));
         PERFORM repl_ml.require_member();
-        UPDATE repl_ml.replicated_table t SET state = 'removed', write_consistency = 'one', class = 'eventual'
+        UPDATE repl_ml.replicated_table t SET state = 'removed', write_consistency = 'one', class = 'eventual', pending_class = NULL
           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          WHERE c.oid = relation AND t.schema_name = n.nspname AND t.table_name = c.relname AND t.state = 'enrolled';
         IF NOT FOUND THEN

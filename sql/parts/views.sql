@@ -37,24 +37,24 @@ COMMENT ON FUNCTION repl_ml.compared_tables(integer, integer[], boolean) IS
 
 -- What is known of the group's tables here. Joins go by hashes, whatever the planner takes the catalogs' sizes for: many tables may have
 -- come since they were analyzed
-CREATE FUNCTION repl_ml.table_states(only_unready boolean, OUT schema_name name, OUT table_name name, OUT relid oid, OUT enrolled_by integer, OUT state text, OUT pending_copies bigint, OUT write_consistency text, OUT class text)
+CREATE FUNCTION repl_ml.table_states(only_unready boolean, OUT schema_name name, OUT table_name name, OUT relid oid, OUT enrolled_by integer, OUT state text, OUT pending_copies bigint, OUT write_consistency text, OUT class text, OUT pending_class text)
     RETURNS SETOF record
     LANGUAGE plpgsql STABLE STRICT ROWS 1000 SET search_path = pg_catalog, pg_temp SET jit = off SET enable_nestloop = off SET enable_mergejoin = off
     AS $$
     #variable_conflict use_column
     BEGIN
         RETURN QUERY
-        SELECT t.schema_name, t.table_name, t.oid, t.enrolled_by, t.state, coalesce(y.pending, 0), t.write_consistency, t.class
+        SELECT t.schema_name, t.table_name, t.oid, t.enrolled_by, t.state, coalesce(y.pending, 0), t.write_consistency, t.class, t.pending_class
           -- looked up once for each; as a function in FROM it would take longer than all else
           FROM (SELECT f.*, CASE WHEN f.oid IS NULL THEN 'missing' WHEN NOT EXISTS (SELECT FROM repl_ml.local_node) THEN 'restored' WHEN NOT repl_ml.is_published(f.oid) THEN 'pending' ELSE 'replicated' END AS state
-                  FROM (SELECT r.schema_name, r.table_name, r.enrolled_by, r.write_consistency, r.class, repl_ml.find_table(r.schema_name, r.table_name) AS oid
+                  FROM (SELECT r.schema_name, r.table_name, r.enrolled_by, r.write_consistency, r.class, r.pending_class, repl_ml.find_table(r.schema_name, r.table_name) AS oid
                           FROM repl_ml.replicated_table r WHERE r.state = 'enrolled' OFFSET 0) f OFFSET 0) t
           LEFT JOIN (SELECT s.schema_name, s.table_name, pg_catalog.count(*) AS pending FROM repl_ml.table_sync s WHERE s.state = 'pending' GROUP BY 1, 2) y
                  ON y.schema_name = t.schema_name AND y.table_name = t.table_name
-         WHERE NOT only_unready OR t.state <> 'replicated' OR y.pending > 0;
+         WHERE NOT only_unready OR t.state <> 'replicated' OR y.pending > 0 OR t.pending_class IS NOT NULL;
     END
     $$;
-COMMENT ON FUNCTION repl_ml.table_states(boolean) IS 'the tables of the group and their state here, all or those that are not replicated here or are to be copied, for the view repl_ml.tables and what counts them';
+COMMENT ON FUNCTION repl_ml.table_states(boolean) IS 'the tables of the group and their state here, all or those that are not replicated here, are to be copied, or change their class, for the view repl_ml.tables and what counts them';
 
 -- This node's tables beside each other member's; where they are the same there is no row
 CREATE FUNCTION repl_ml.differing_shapes(OUT schema_name name, OUT table_name name, OUT node_id integer, OUT node_name name, OUT object text, OUT here text, OUT there text)
@@ -117,7 +117,7 @@ COMMENT ON VIEW repl_ml.unreplicated_tables IS
     'tables of this database that no other node gets rows of, because nobody has added them to the group; obstacle is why one cannot be added, hint what to do about it. See repl_ml.add_table and repl_ml.keep_local';
 
 CREATE FUNCTION repl_ml.listed_tables(OUT schema_name name, OUT table_name name, OUT relation regclass, OUT resolver text, OUT enrolled_by name, OUT state text, OUT pending_copies bigint,
-        OUT parked_changes bigint, OUT problem text, OUT write_consistency text, OUT class text, OUT differs_on name[], OUT difference text)
+        OUT parked_changes bigint, OUT problem text, OUT write_consistency text, OUT class text, OUT differs_on name[], OUT difference text, OUT pending_class text)
     RETURNS SETOF record
     LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1000 SET search_path = pg_catalog, pg_temp SET jit = off SET enable_nestloop = off SET enable_mergejoin = off
     AS $$
@@ -125,10 +125,10 @@ CREATE FUNCTION repl_ml.listed_tables(OUT schema_name name, OUT table_name name,
     BEGIN
         RETURN QUERY
         SELECT t.schema_name, t.table_name, t.relid::regclass, coalesce(e.resolver, 'last_write'), m.node_name, t.state, t.pending_copies,
-               coalesce(k.parked_changes, 0)::bigint, coalesce(f.problem, k.problem), t.write_consistency, t.class,
+               coalesce(k.parked_changes, 0)::bigint, coalesce(f.problem, k.problem, CASE WHEN t.pending_class IS NOT NULL THEN repl_ml.class_problem(t.schema_name, t.table_name) END), t.write_consistency, t.class,
                CASE WHEN h.differs_on IS NOT NULL THEN h.differs_on
                     -- what was just altered here nobody has been told yet
-                    WHEN s.known = (SELECT pg_catalog.count(*) FROM repl_ml.member x WHERE x.state = 'ready') AND s.seen IS NOT DISTINCT FROM repl_ml.seen_columns(t.relid) THEN '{}' END, h.difference
+                    WHEN s.known = (SELECT pg_catalog.count(*) FROM repl_ml.member x WHERE x.state = 'ready') AND s.seen IS NOT DISTINCT FROM repl_ml.seen_columns(t.relid) THEN '{}' END, h.difference, t.pending_class
           FROM repl_ml.table_states(false) t
           LEFT JOIN repl_ml.member m ON m.node_id = t.enrolled_by
           LEFT JOIN (SELECT p.schema_name, p.table_name, p.resolver FROM repl_ml.conflict_policies p WHERE p.column_name IS NULL) e
@@ -149,9 +149,9 @@ CREATE FUNCTION repl_ml.listed_tables(OUT schema_name name, OUT table_name name,
 COMMENT ON FUNCTION repl_ml.listed_tables() IS 'the rows of the view repl_ml.tables';
 
 CREATE VIEW repl_ml.tables AS
-    SELECT t.schema_name, t.table_name, t.relation, t.resolver, t.enrolled_by, t.state, t.pending_copies, t.parked_changes, t.problem, t.write_consistency, t.class, t.differs_on, t.difference
+    SELECT t.schema_name, t.table_name, t.relation, t.resolver, t.enrolled_by, t.state, t.pending_copies, t.parked_changes, t.problem, t.write_consistency, t.class, t.differs_on, t.difference, t.pending_class
       FROM repl_ml.listed_tables() t;
-COMMENT ON VIEW repl_ml.tables IS 'replicated tables and their state on this node (restored: listed in a dump of a member, and not replicated); problem is why it could not be created or copied, or why the last of the parked_changes could not be applied; differs_on the members on which it is another table, null where that is not known, and difference the first object that differs';
+COMMENT ON VIEW repl_ml.tables IS 'replicated tables and their state on this node (restored: listed in a dump of a member, and not replicated); problem is why it could not be created or copied, or why the last of the parked_changes could not be applied, or what the change of its class waits for, to pending_class (null: none); differs_on the members on which it is another table, null where that is not known, and difference the first object that differs';
 
 CREATE VIEW repl_ml.stat_replication AS
     SELECT s.active_pid AS pid, w.usesysid, w.usename, w.application_name, w.client_addr, w.client_hostname, w.client_port,
@@ -657,7 +657,7 @@ CREATE FUNCTION repl_ml.checks(OUT check_name text, OUT status text, OUT detail 
     -- 10. tables that are not what the group's list says
     SELECT 10, 'tables', CASE WHEN pg_catalog.bool_or(t.state = 'missing') THEN 'error' WHEN pg_catalog.count(t.table_name) > 0 THEN 'warning' ELSE 'ok' END,
            coalesce(pg_catalog.string_agg(pg_catalog.format('Table %I.%I %s%s.', t.schema_name, t.table_name,
-                        CASE t.state WHEN 'missing' THEN 'is not here' WHEN 'pending' THEN 'is not replicated here yet' ELSE 'is being copied' || CASE WHEN t.copy_rows IS NULL THEN '' ELSE pg_catalog.format(' (%s rows so far; copies that are left: %s)', t.copy_rows, t.pending_copies) END END,
+                        CASE t.state WHEN 'missing' THEN 'is not here' WHEN 'pending' THEN 'is not replicated here yet' ELSE CASE WHEN t.pending_copies = 0 THEN 'is changing its class' ELSE 'is being copied' END || CASE WHEN t.copy_rows IS NULL THEN '' ELSE pg_catalog.format(' (%s rows so far; copies that are left: %s)', t.copy_rows, t.pending_copies) END END,
                         ': ' || pg_catalog.rtrim(pg_catalog.split_part(t.problem, E'\n', 1), '.')), ' ' ORDER BY t.schema_name, t.table_name) FILTER (WHERE t.table_name IS NOT NULL),
                     'All of the group''s tables are replicated here.'),
            CASE WHEN pg_catalog.count(t.table_name) > 0 THEN 'This goes on by itself; what keeps it from that is in the column problem of repl_ml.tables.' END

@@ -406,6 +406,13 @@ raise_unacknowledged(const Commit *given_up, ReplMlOutcome outcome, XLogRecPtr l
 					 "repl_ml.transaction_status(token) tells what became of it.")));
 }
 
+/* Returns for how long a commit waits, ms; 0: as long as it takes. */
+int
+repl_ml_write_timeout(void)
+{
+	return write_timeout;
+}
+
 /*
  * Called by statement.c in place of COMMIT PREPARED and ROLLBACK PREPARED, which
  * have no callbacks of their own: "run" runs them, and the commit waits as

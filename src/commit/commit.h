@@ -256,8 +256,11 @@ extern ReplMlLevel repl_ml_level_of_tables(List *relids);
 extern bool repl_ml_level_none_is_strong(void);
 extern bool repl_ml_level_any_strong(void);
 extern bool repl_ml_level_is_strong(Oid root);
+extern bool repl_ml_level_any_changing(void);
+extern bool repl_ml_level_is_closed(Oid root);
 
 /* in commit.c */
+extern int	repl_ml_write_timeout(void);
 extern void repl_ml_commit_init(void);
 extern void repl_ml_commit_prepared(const char *gid, bool is_commit, void (*run) (void *argument),
 									void *argument);

@@ -21,6 +21,7 @@
 #include "access/table.h"
 #include "commands/trigger.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -32,6 +33,8 @@
 #include "server/server.h"
 
 #define TABLE_OF_TABLES		"replicated_table"
+#define TABLE_OF_SHAPES		"table_shape"
+#define KEY_OF_SHAPES		"table_shape_pkey"
 
 enum
 {
@@ -40,16 +43,28 @@ enum
 	Anum_table_state,
 	Anum_table_enrolled_by,
 	Anum_table_write_consistency,
-	Anum_table_class
+	Anum_table_class,
+	Anum_table_pending_class,
+	Anum_table_class_change
 };
 
-/* A table with a minimum, or that is strong; it need not be here yet. */
+enum
+{
+	Anum_shape_node_id = 1,
+	Anum_shape_schema_name,
+	Anum_shape_table_name,
+	Anum_shape_class_change = 6
+};
+
+/* A table with a minimum, or that is strong or closed; it need not be here yet. */
 typedef struct Minimum
 {
 	NameData	schema_name;
 	NameData	table_name;
 	ReplMlLevel level;
 	bool		strong;
+	bool		changing;		/* its class is to change */
+	bool		closed;			/* ... and is: see write/class.c */
 } Minimum;
 
 /* The words for levels, by level. */
@@ -79,7 +94,8 @@ static Oid	noted = InvalidOid;
  */
 static Minimum *minimums = NULL;
 static int	minimum_count = 0;
-static bool any_strong = false; /* among them */
+static bool any_strong = false; /* or changing, among them */
+static bool any_changing = false;
 static uint64 changes = 1;		/* of the catalog, as far as we have heard */
 static uint64 complete_since = 0;
 static Oid	catalog_relid = InvalidOid;
@@ -88,6 +104,7 @@ static Minimum *find_minimum(Oid root);
 static ReplMlLevel minimum_of(Oid root);
 static void load_minimums(void);
 static bool read_minimum(Relation rel, HeapTuple tuple, Minimum *minimum);
+static bool is_closed(Relation rel, HeapTuple tuple);
 static void invalidate_minimums(Datum arg, Oid relid);
 
 /* Called by _PG_init: defines the setting. */
@@ -141,8 +158,8 @@ repl_ml_level_raise(ReplMlLevel level)
 
 /*
  * Called by a backend's stamping triggers: this transaction writes rows of the
- * table "root".  Raises an error if that is strong and nothing has taken the
- * lease for it: what passes by the executor's hook (a subscription of core's, a
+ * table "root".  Raises an error if that is closed, or strong and nothing has
+ * taken the lease for it: what passes by the executor's hook (a subscription of core's, a
  * cascading TRUNCATE) must not write it.
  */
 void
@@ -154,6 +171,12 @@ repl_ml_level_note(Oid root)
 	if (root == noted && complete_since == changes)
 		return;
 	minimum = find_minimum(root);
+	if (minimum != NULL && minimum->closed)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("table \"%s\" cannot be written now: it is changing its class",
+						get_rel_name(root)),
+				 errhint("Run the transaction again in a moment.")));
 	if (minimum != NULL && minimum->strong)
 		repl_ml_lease_require(root);
 	written = Max(written, minimum == NULL ? REPL_ML_ONE : minimum->level);
@@ -185,7 +208,7 @@ minimum_of(Oid root)
 }
 
 /*
- * Says whether it is known that no table is strong, without a look at any catalog.
+ * Says whether it is known that no table is strong or changing, without a look at any catalog.
  * Called before each statement that writes.
  */
 bool
@@ -195,8 +218,8 @@ repl_ml_level_none_is_strong(void)
 }
 
 /*
- * Says whether any table is strong, in a member's database; reads the catalog only after
- * it has changed.
+ * Says whether any table is strong or changing, in a member's database; reads the catalog only
+ * after it has changed.
  */
 bool
 repl_ml_level_any_strong(void)
@@ -213,6 +236,22 @@ repl_ml_level_is_strong(Oid root)
 	Minimum    *minimum = find_minimum(root);
 
 	return minimum != NULL && minimum->strong;
+}
+
+/* Says whether the class of any table is to change; after repl_ml_level_any_strong. */
+bool
+repl_ml_level_any_changing(void)
+{
+	return any_changing;
+}
+
+/* Says whether a table that is here is closed; a partition is what its root is. */
+bool
+repl_ml_level_is_closed(Oid root)
+{
+	Minimum    *minimum = find_minimum(root);
+
+	return minimum != NULL && minimum->closed;
 }
 
 /* Returns the entry of a table that is here, good until the next call; NULL if it has none. */
@@ -261,6 +300,7 @@ load_minimums(void)
 	complete_since = 0;
 	minimum_count = 0;
 	any_strong = false;
+	any_changing = false;
 	catalog_relid = repl_ml_catalog_oid(TABLE_OF_TABLES);
 	rel = table_open(catalog_relid, AccessShareLock);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
@@ -276,7 +316,9 @@ load_minimums(void)
 		}
 		if (!read_minimum(rel, tuple, &minimums[minimum_count]))
 			continue;
-		any_strong |= minimums[minimum_count++].strong;
+		any_changing |= minimums[minimum_count].changing;
+		any_strong |= minimums[minimum_count].strong || minimums[minimum_count].changing;
+		minimum_count++;
 	}
 	systable_endscan(scan);
 	UnregisterSnapshot(snapshot);
@@ -305,12 +347,57 @@ read_minimum(Relation rel, HeapTuple tuple, Minimum *minimum)
 	/* nobody may be told of a strong transaction that only one node has */
 	if (minimum->strong)
 		minimum->level = Max(minimum->level, REPL_ML_QUORUM);
-	if (minimum->level == REPL_ML_ONE)
+	(void) heap_getattr(tuple, Anum_table_pending_class, desc, &isnull);
+	minimum->changing = !isnull && strcmp(TextDatumGetCString(state), "enrolled") == 0;
+	minimum->closed = minimum->changing && is_closed(rel, tuple);
+	if (minimum->level == REPL_ML_ONE && !minimum->changing)
 		return false;
 	minimum->schema_name =
 		*DatumGetName(heap_getattr(tuple, Anum_table_schema_name, desc, &isnull));
 	minimum->table_name = *DatumGetName(heap_getattr(tuple, Anum_table_table_name, desc, &isnull));
 	return true;
+}
+
+/*
+ * Says whether the class of the table of a row of the catalog is changing: this node has
+ * told that none of its transactions writes it in the old one any more.
+ */
+static bool
+is_closed(Relation rel, HeapTuple tuple)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	bool		isnull;
+	Datum		change = heap_getattr(tuple, Anum_table_class_change, desc, &isnull);
+	bool		closed = false;
+	Relation	shapes;
+	ScanKeyData keys[3];
+	Snapshot	snapshot;
+	SysScanDesc scan;
+	HeapTuple	shape;
+
+	if (isnull)
+		return false;
+	ScanKeyInit(&keys[0], Anum_shape_node_id, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(repl_ml_identity()->node_id));
+	ScanKeyInit(&keys[1], Anum_shape_schema_name, BTEqualStrategyNumber, F_NAMEEQ,
+				heap_getattr(tuple, Anum_table_schema_name, desc, &isnull));
+	ScanKeyInit(&keys[2], Anum_shape_table_name, BTEqualStrategyNumber, F_NAMEEQ,
+				heap_getattr(tuple, Anum_table_table_name, desc, &isnull));
+	shapes = table_open(repl_ml_catalog_oid(TABLE_OF_SHAPES), AccessShareLock);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	scan = systable_beginscan(shapes, repl_ml_catalog_oid(KEY_OF_SHAPES), true, snapshot, 3, keys);
+	shape = systable_getnext(scan);
+	if (HeapTupleIsValid(shape))
+	{
+		Datum		told = heap_getattr(shape, Anum_shape_class_change, RelationGetDescr(shapes),
+										&isnull);
+
+		closed = !isnull && DatumGetTimestampTz(told) == DatumGetTimestampTz(change);
+	}
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(shapes, AccessShareLock);
+	return closed;
 }
 
 /*
@@ -327,21 +414,19 @@ invalidate_minimums(Datum arg, Oid relid)
 PG_FUNCTION_INFO_V1(repl_ml_table_consistency_changed);
 
 /*
- * A row trigger on repl_ml.replicated_table: every process reads the minimums
- * again.
+ * A row trigger on repl_ml.replicated_table, and on what repl_ml.table_shape tells of
+ * changes of a class: every process reads the minimums again.
  */
 Datum
 repl_ml_table_consistency_changed(PG_FUNCTION_ARGS)
 {
-	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" must be called as a trigger",
 						"table_consistency_changed"),
 				 errhint("Leave it to the trigger that repl_ml has made.")));
-	CacheInvalidateRelcache(trigdata->tg_relation);
+	CacheInvalidateRelcacheByRelid(repl_ml_catalog_oid(TABLE_OF_TABLES));
 	changes++;
 	return PointerGetDatum(NULL);
 }

@@ -53,8 +53,9 @@ repl_ml_replace_begin(ReplMlApply *apply, WalReceiverConn *conn)
 
 	repl_ml_round_block();
 	repl_ml_begin();
-	SPI_execute("SELECT pg_catalog.format('SELECT repl_ml.may_donate_strong(%s, %L, %L)',"
-				" s.accepted, repl_ml.merge(w.places, s.mending), w.places)"
+	SPI_execute("SELECT pg_catalog.format('SELECT repl_ml.may_donate_strong(%s, %L, %L, %L)',"
+				" s.accepted, repl_ml.merge(w.places, s.mending), w.places,"
+				" repl_ml.strong_tables())"
 				" FROM repl_ml.lease_state s, repl_ml.strong_places() w (places)"
 				" WHERE s.promised OPERATOR(pg_catalog.=) s.accepted", false, 1);
 	if (SPI_processed == 0)

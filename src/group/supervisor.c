@@ -50,6 +50,8 @@
 #define SEQUENCE_REST_BEATS	6	/* and where they have not */
 #define COUNT_BEATS			3	/* ... that count conflicts */
 #define CHECK_BEATS			60	/* ... looks at what nobody should have changed */
+#define CLASS_STEP_MS		50	/* between two looks at tables that change their class, and */
+#define CLASS_RETRY_MS		5000	/* after an error */
 #define SEQUENCES_PAUSE_MS	1000	/* until it is asked again, */
 #define SEQUENCES_REST_MS	500 /* where it had done all */
 #define TEND_SEQUENCES	"DO 'BEGIN WHILE repl_ml.tend_sequence() LOOP COMMIT; END LOOP; END'"
@@ -58,6 +60,7 @@
 
 static ReplMlWorker *me = NULL; /* our slot; set once at start */
 static MemoryContext work_context = NULL;	/* reset each round */
+static bool acts = false;		/* as the node, as far as the last round knows */
 static bool release_slot = false;	/* at exit: nothing to do in this database */
 
 /* What relations may have changed since it was looked at; set by relations_invalidated. */
@@ -76,6 +79,8 @@ static void note_start(void);
 static void watch_relations(void);
 static void tend_sequences(bool anew);
 static void come_back(void);
+static bool rest(TimestampTz until);
+static bool change_classes(void);
 static bool end_apply_workers(void);
 static void finish_join(uint16 self);
 static void count_conflicts(void);
@@ -113,8 +118,6 @@ repl_ml_supervisor_main(Datum arg)
 
 	for (;;)
 	{
-		long		wait;
-
 		MemoryContextReset(work_context);
 		MemoryContextSwitchTo(work_context);
 		seen = repl_ml_shmem_memberships();
@@ -126,17 +129,76 @@ repl_ml_supervisor_main(Datum arg)
 
 		/* a heartbeat each interval, and a round whenever somebody calls */
 		next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), repl_ml_heartbeat_interval);
-		wait = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next);
-		called = (WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, wait,
-							wait_event_compat("ReplMlSupervisorMain")) & WL_LATCH_SET) != 0;
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
+		called = rest(next);
 		if (ConfigReloadPending)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
 		}
 	}
+}
+
+/*
+ * Waits until then, and does meanwhile what there is to be done for tables that change their
+ * class; returns whether somebody has called.
+ */
+static bool
+rest(TimestampTz until)
+{
+	bool		changing;
+	long		wait;
+	int			events;
+
+	do
+	{
+		changing = change_classes();
+		wait = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+		events = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						   changing ? Min(wait, CLASS_STEP_MS) : wait,
+						   wait_event_compat("ReplMlSupervisorMain"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	} while (changing && (events & WL_LATCH_SET) == 0 && wait > CLASS_STEP_MS);
+	return (events & WL_LATCH_SET) != 0;
+}
+
+/*
+ * Takes a step for each table that is to change its class, if there is any; returns whether
+ * there is.  An error is logged, and it is tried again after a while; the supervisor goes on.
+ */
+static bool
+change_classes(void)
+{
+	static SPIPlanPtr plan = NULL;
+	static TimestampTz failed_at = 0;
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool changing = false;
+
+	if (!acts || repl_ml_level_none_is_strong() ||
+		(failed_at != 0 &&
+		 !TimestampDifferenceExceeds(failed_at, GetCurrentTimestamp(), CLASS_RETRY_MS)))
+		return false;
+	failed_at = 0;
+	PG_TRY();
+	{
+		repl_ml_begin();
+		changing = repl_ml_level_any_strong() && repl_ml_level_any_changing();
+		if (changing)
+			SPI_execute_plan(repl_ml_spi_plan(&plan, "SELECT repl_ml.change_classes()", 0, NULL),
+							 NULL, NULL, false, 1);
+		repl_ml_commit();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		EmitErrorReport();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		failed_at = GetCurrentTimestamp();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return changing;
 }
 
 /*
@@ -242,6 +304,7 @@ round_of_work(bool called)
 	if (!copy.member)
 		return false;
 
+	acts = !copy.fenced && !copy.dropped && !copy.set_back;
 	/* it must not touch what is the node's, which may be running elsewhere */
 	if (copy.fenced || copy.dropped)
 	{

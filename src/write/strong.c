@@ -30,7 +30,7 @@
 static ExecutorStart_hook_type previous_hook = NULL;
 
 static void start_executor(QueryDesc *query, int flags);
-static void refuse_old_snapshot(void);
+static void refuse_old_snapshot(bool is_old);
 static bool has_strong_tables(void);
 static bool needs_lease(const PlannedStmt *plan);
 static bool reads_strong(const PlannedStmt *plan);
@@ -47,17 +47,27 @@ repl_ml_strong_init(void)
 	ExecutorStart_hook = start_executor;
 }
 
-/* The executor's hook: takes the lease for a statement that needs it. */
+/*
+ * The executor's hook: waits where a table is changing its class, and takes the lease for a
+ * statement that needs it.
+ */
 static void
 start_executor(QueryDesc *query, int flags)
 {
 	const PlannedStmt *plan = query->plannedstmt;
 
 	if ((plan->resultRelations != NIL || plan->rowMarks != NIL) &&
+		(flags & EXEC_FLAG_EXPLAIN_ONLY) == 0 && has_strong_tables() && repl_ml_class_await(plan))
+	{
+		refuse_old_snapshot(true);
+		if (query->snapshot != InvalidSnapshot)
+			repl_ml_read_renew(query);
+	}
+	if ((plan->resultRelations != NIL || plan->rowMarks != NIL) &&
 		(flags & EXEC_FLAG_EXPLAIN_ONLY) == 0 && has_strong_tables() && needs_lease(plan))
 	{
 		repl_ml_lease_take();
-		refuse_old_snapshot();
+		refuse_old_snapshot(false);
 		if (query->snapshot != InvalidSnapshot && repl_ml_lease_is_newer(query->snapshot))
 			repl_ml_read_renew(query);
 		repl_ml_gate_pass(query->snapshot, repl_ml_read_timeout());
@@ -72,14 +82,14 @@ start_executor(QueryDesc *query, int flags)
 }
 
 /*
- * Raises 40001 in a transaction that keeps its snapshot, if that may lack what other nodes
- * have written before the lease came here.
+ * Raises 40001 in a transaction that keeps its snapshot, if that is old: may lack what other
+ * nodes have written before a change of the class was over, or before the lease came here.
  */
 static void
-refuse_old_snapshot(void)
+refuse_old_snapshot(bool is_old)
 {
 	if (IsolationUsesXactSnapshot() && FirstSnapshotSet &&
-		repl_ml_lease_is_newer(GetTransactionSnapshot()))
+		(is_old || repl_ml_lease_is_newer(GetTransactionSnapshot())))
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("could not serialize access due to concurrent update"),
@@ -88,7 +98,10 @@ refuse_old_snapshot(void)
 				 errhint("Run the transaction again.")));
 }
 
-/* Says whether this is a client's session in a member's database that has strong tables. */
+/*
+ * Says whether this is a client's session in a member's database that has tables which are
+ * strong or changing their class.
+ */
 static bool
 has_strong_tables(void)
 {
@@ -145,13 +158,14 @@ is_strong(Oid relid)
 }
 
 /*
- * Called by statement.c before a utility statement is run: takes the lease for one that
- * writes or locks a strong table itself.
+ * Called by statement.c before a utility statement is run: as the executor's hook, for one
+ * that writes or locks tables itself.
  */
 void
 repl_ml_strong_utility(Node *stmt)
 {
 	List	   *ranges = NIL;
+	ListCell   *lc;
 
 	if (IsA(stmt, CopyStmt) && castNode(CopyStmt, stmt)->is_from)
 		ranges = list_make1(castNode(CopyStmt, stmt)->relation);
@@ -163,10 +177,17 @@ repl_ml_strong_utility(Node *stmt)
 			 has_strong_tables() && is_any_strong(list_make1(castNode(CopyStmt, stmt)->relation)))
 		repl_ml_gate_pass(ActiveSnapshotSet() ? GetActiveSnapshot() : InvalidSnapshot,
 						  repl_ml_read_timeout());
-	if (ranges == NIL || !has_strong_tables() || !is_any_strong(ranges))
+	if (ranges == NIL || !has_strong_tables())
+		return;
+	foreach(lc, ranges)
+	{
+		if (repl_ml_level_any_changing() && repl_ml_class_await_range(lfirst(lc)))
+			refuse_old_snapshot(true);
+	}
+	if (!is_any_strong(ranges))
 		return;
 	repl_ml_lease_take();
-	refuse_old_snapshot();
+	refuse_old_snapshot(false);
 }
 
 /* Says whether one of these tables is there and strong. */

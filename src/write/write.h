@@ -72,6 +72,8 @@ extern void repl_ml_own_check_extension(AlterExtensionContentsStmt *stmt);
 extern void repl_ml_own_check_database(DropdbStmt *stmt);
 
 /* in strong.c */
+extern bool repl_ml_class_await(const PlannedStmt *plan);
+extern bool repl_ml_class_await_range(const RangeVar *range);
 extern void repl_ml_strong_init(void);
 extern void repl_ml_strong_utility(Node *stmt);
 

@@ -200,8 +200,6 @@ sql($n1, 'DELETE FROM parents WHERE id = 1');
 is(sql($n1, 'SELECT string_agg(id::text, $$ $$) FROM children'), '3', 'a cascade deletes what another node had inserted');
 psql_fails($n2, 'INSERT INTO children VALUES (4, 1)', '23503', 'children_parent_fkey');
 sql($n1, q(CREATE TABLE outside (id int PRIMARY KEY); INSERT INTO outside VALUES (1)));
-psql_fails($n2, q(SELECT repl_ml.add_table('counters', class => 'eventual')), '55000', 'is replicated already, and is strong', 'TRUNCATE');
-psql_fails($n2, q(SELECT repl_ml.add_table('plain', class => 'strong')), '55000', 'is replicated already, and is eventual', 'remove_table');
 psql_fails($n2, q(SELECT repl_ml.add_table('plain', class => 'other')), '22023', 'class "other" does not exist', 'eventual or strong');
 sql($n1, 'CREATE TABLE minors (id int PRIMARY KEY, parent int REFERENCES parents)');
 sql($n1, q(SELECT repl_ml.add_table('minors')));

@@ -111,7 +111,6 @@ wait_converged(\@nodes, @made);
 is(schema_of($_), schema_of($n1), 'the schema is the same on ' . $_->name) foreach $n2, $n3;
 everywhere(q(SELECT count(*) FROM repl_ml.tables WHERE schema_name = 'app'), '13', 'new tables are replicated');
 everywhere(q(SELECT string_agg(table_name, ' ' ORDER BY table_name) FROM repl_ml.replicated_table WHERE class = 'strong'), 'made strong strongest', 'as the class that was asked for');
-psql_fails($n1, q(SELECT repl_ml.add_table('app.moods', class => 'strong')), '55000', 'is replicated already, and is eventual', 'remove_table');
 is(sql($n1, q(SELECT count(*) FROM repl_ml.shape_differences)), '0', 'no difference is told');
 nothing_parked();
 sql($n2, q(INSERT INTO app.moods VALUES (2, 'blue'); INSERT INTO app.part_of_2 VALUES (2, 2)));
