@@ -136,15 +136,20 @@ needs_lease(const PlannedStmt *plan)
 	return false;
 }
 
-/* Says whether a statement reads a strong table. */
+/*
+ * Says whether a statement reads a strong table.  One that only names it, as an argument, does
+ * not: members copy tables with such statements.
+ */
 static bool
 reads_strong(const PlannedStmt *plan)
 {
 	ListCell   *lc;
 
-	foreach(lc, plan->relationOids)
+	foreach(lc, plan->rtable)
 	{
-		if (is_strong(lfirst_oid(lc)))
+		const RangeTblEntry *range = lfirst_node(RangeTblEntry, lc);
+
+		if (range->rtekind == RTE_RELATION && is_strong(range->relid))
 			return true;
 	}
 	return false;

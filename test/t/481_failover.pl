@@ -2,7 +2,7 @@
 # was acknowledged is lost, no number is given twice, and what it alone had committed is gone from it when it is back.
 #
 # Seen failing: fence.c without the judgement (what was not acknowledged is seen), fetch.c without repl_ml_replace_empty (it stays where it was committed), holding.c
-# without given_up, or without closings (the former holder gives away, or keeps, what it has lost), gate.c that lets everybody pass (what no majority has is read).
+# without given_up, or without closings (the former holder gives away, or keeps, what it has lost), gate.c that lets everybody pass (what no majority has is read), strong.c with relationOids (a copy waits for what waits for it).
 use strict;
 use warnings;
 use FindBin;
@@ -292,6 +292,7 @@ sql($n1, q(SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event 
 $waiting->query_until(qr/acknowledged 40003/, "\n");
 $locking->query_until(qr/locked 57P03/, "\n");
 not_read('given up');
+is(sql($n1, q(SELECT length(repl_ml.send_columns('counters')) > 0)), 't', '... but who only names it, as a member that copies it, does not wait');
 $locking->query('RESET repl_ml.read_timeout');
 $locking->query_until(qr/asked/, "\\echo asked\nSELECT n FROM counters WHERE id = 1;\n");
 poll_until($n1, q(SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE 'SELECT n FROM counters WHERE id = 1%' AND state = 'active' AND wait_event_type = 'Extension'));
