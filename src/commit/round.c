@@ -14,7 +14,11 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
 #include "access/xact.h"
+#include "catalog/indexing.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -22,6 +26,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/pg_lsn.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 
 #include "commit/commit.h"
@@ -30,6 +35,21 @@
 
 #define LOCK_KIND		8		/* of advisory locks, as that of lease.c */
 #define ROUND			"strong"
+#define TABLE_OF_LEASE	"lease_state"
+#define TABLE_OF_PLACES	"strong_place"
+
+enum
+{
+	Anum_place_node_id = 1,
+	Anum_place_lsn
+};
+
+enum
+{
+	Anum_lease_promised = 2,
+	Anum_lease_accepted,
+	Anum_lease_unclean = 5
+};
 
 /* Sets the tag of the lock. */
 static void
@@ -122,6 +142,30 @@ repl_ml_round_parse(const pg_uuid_t *group, const char *content, int64 *round)
 }
 
 /*
+ * Says whether that is the round that this node has accepted last, which all that is written in
+ * it counts for, and nothing else is to be looked at; without SQL, as each transaction asks.
+ */
+static bool
+is_present_round(int64 round)
+{
+	Relation	rel = table_open(repl_ml_catalog_oid(TABLE_OF_LEASE), AccessShareLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
+	HeapTuple	tuple = systable_getnext(scan);
+	TupleDesc	desc = RelationGetDescr(rel);
+	bool		isnull;
+	bool		is_present = HeapTupleIsValid(tuple) &&
+		DatumGetInt64(heap_getattr(tuple, Anum_lease_promised, desc, &isnull)) == round &&
+		DatumGetInt64(heap_getattr(tuple, Anum_lease_accepted, desc, &isnull)) == round &&
+		!DatumGetBool(heap_getattr(tuple, Anum_lease_unclean, desc, &isnull));
+
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, AccessShareLock);
+	return is_present;
+}
+
+/*
  * Says whether a transaction that a node wrote in this round, and that ends there in its
  * WAL, counts, as far as this node knows; in the caller's transaction.  With the lock of
  * repl_ml_round_share the answer holds until that ends.
@@ -135,6 +179,8 @@ repl_ml_round_judge(int node, int64 round, XLogRecPtr end)
 	ReplMlJudgement verdict = REPL_ML_UNJUDGED;
 	char	   *word;
 
+	if (is_present_round(round))
+		return REPL_ML_IS_VALID;
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_connect();
 	(void) repl_ml_spi_plan(&plan, "SELECT repl_ml.judge_strong($1, $2, $3)", 3, types);
@@ -152,16 +198,58 @@ repl_ml_round_judge(int node, int64 round, XLogRecPtr end)
 }
 
 /*
+ * Moves up to where this node has what another one wrote to strong tables, if that is noted at
+ * all; without SQL, as each transaction does it.
+ */
+static bool
+move_place(int node, XLogRecPtr end)
+{
+	Relation	rel = table_open(repl_ml_catalog_oid(TABLE_OF_PLACES), RowExclusiveLock);
+	TupleDesc	desc = RelationGetDescr(rel);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
+	int			column = Anum_place_lsn;
+	Datum		value = Int64GetDatum((int64) end);
+	HeapTuple	tuple;
+	bool		isnull = false;
+
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		if (DatumGetInt32(heap_getattr(tuple, Anum_place_node_id, desc, &isnull)) == node)
+			break;
+	}
+	if (HeapTupleIsValid(tuple) &&
+		DatumGetInt64(heap_getattr(tuple, Anum_place_lsn, desc, &isnull)) < (int64) end)
+	{
+		HeapTuple	moved = heap_modify_tuple_by_cols(tuple, desc, 1, &column, &value, &isnull);
+
+		CatalogTupleUpdate(rel, &tuple->t_self, moved);
+		heap_freetuple(moved);
+		CommandCounterIncrement();
+	}
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, NoLock);
+	return HeapTupleIsValid(tuple);
+}
+
+/*
  * Notes, in the transaction that applies it, up to where this node has what another one wrote
- * to strong tables.
+ * to strong tables.  Who else does so of the same node, as the process for large transactions,
+ * waits for the end of this one.
  */
 void
 repl_ml_round_note(int node, XLogRecPtr end)
 {
+	LOCKTAG		tag;
 	static SPIPlanPtr plan = NULL;
 	Oid			types[2] = {INT4OID, INT8OID};
 	Datum		values[2] = {Int32GetDatum(node), Int64GetDatum((int64) end)};
 
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, 0, node, LOCK_KIND);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	if (move_place(node, end))
+		return;
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_connect();
 	(void) repl_ml_spi_plan(&plan, "INSERT INTO repl_ml.strong_place AS p (node_id, lsn)"
