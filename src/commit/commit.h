@@ -234,6 +234,7 @@ extern void repl_ml_lease_look(ReplMlLease *lease);
 extern void repl_ml_lease_take(void);
 extern void repl_ml_lease_require_clean(void);
 extern bool repl_ml_lease_is_newer(Snapshot snapshot);
+extern bool repl_ml_lease_is_kept_from_others(void);
 extern void repl_ml_lease_require(Oid root);
 extern bool repl_ml_lease_check(void);
 extern void repl_ml_lease_mark(void);

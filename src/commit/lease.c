@@ -310,6 +310,17 @@ repl_ml_lease_is_newer(Snapshot snapshot)
 	return TransactionIdIsValid(opened) && XidInMVCCSnapshot(opened, snapshot);
 }
 
+/* Says whether this transaction has the lease, and clients of other nodes wait for it. */
+bool
+repl_ml_lease_is_kept_from_others(void)
+{
+	ReplMlLease *lease = repl_ml_lease();
+	LOCKTAG		tag;
+
+	repl_ml_lease_tag(&tag);
+	return lease != NULL && lease->line_count > 0 && LockHeldByMe_compat(&tag, ShareLock);
+}
+
 /* Raises an error unless this transaction has the lease, for a row of the table. */
 void
 repl_ml_lease_require(Oid root)

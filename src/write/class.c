@@ -106,12 +106,24 @@ await_table(Oid relid)
 	return waited;
 }
 
-/* Raises an error if who waits since then has waited for long enough. */
+/*
+ * Raises an error if who waits since then has waited for long enough, or what it waits for may
+ * wait for it: a transaction on another node that has written the table.
+ */
 static void
 refuse_to_wait(Oid root, uint64 begun)
 {
 	uint64		waited = (repl_ml_monotonic_now() - begun) / 1000;
 
+	if (waited >= DeadlockTimeout && repl_ml_lease_is_kept_from_others())
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_DEADLOCK_DETECTED),
+				 errmsg("deadlock detected"),
+				 errdetail("Table \"%s\" is changing its class, which waits for who has written "
+						   "it; this transaction has the lease of strong tables, for which "
+						   "somebody on another node waits.",
+						   get_rel_name(root)),
+				 errhint("Run the transaction again.")));
 	if (LockTimeout > 0 && waited >= LockTimeout)
 		ereport(ERROR,
 				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),

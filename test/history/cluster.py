@@ -266,10 +266,16 @@ class Cluster:
         """Waits until a query has the same result on all nodes that are up, and returns it."""
         servers = [server for server in self.servers if server.is_up()]
 
+        def rows(server):
+            try:
+                return server.sql(query)
+            except psycopg2.errors.CannotConnectNow as error:   # strong tables of a node that was outvoted
+                return str(error)
+
         def equal():
-            results = [server.sql(query) for server in servers]
-            return all(result == results[0] for result in results) and results[:1]
-        return wait_until(equal, lambda: "the nodes are equal: %s" % {server.name: len(server.sql(query)) for server in servers}, patience)[0]
+            results = [rows(server) for server in servers]
+            return isinstance(results[0], list) and all(result == results[0] for result in results) and results[:1]
+        return wait_until(equal, lambda: "the nodes are equal: %s" % {server.name: len(rows(server)) for server in servers}, patience)[0]
 
     def wait_for_streams(self):
         """Until every node has all that any of them had committed before the call."""

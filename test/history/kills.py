@@ -2,7 +2,7 @@
 """Kills servers for good right after an acknowledgement: what was acknowledged must be on the survivors.
 
 kills.py --bin DIRECTORY --conf FILE --directory DIRECTORY --sockets DIRECTORY --logs DIRECTORY
-         [--nodes N] [--kills N] [--power-cuts] [--pretend] SEED
+         [--nodes N] [--kills N] [--power-cuts] [--strong] [--pretend] SEED
 
 Clients on all nodes write. The one that gets a certain acknowledgement, or that
 sees another's write before its client has the answer, kills a node's postmaster
@@ -19,7 +19,8 @@ node's directory is a file system in a file, and what the file holds at the
 moment of the kill is all that node has from then on; now and then the survivors
 lose their power, too, and come back with what they have. With --pretend the
 clients take level one for what they say they take: then acknowledged writes get
-lost, and this program is to find it.
+lost, and this program is to find it. With --strong the tables become strong
+before the first kill.
 """
 import argparse
 import os
@@ -188,8 +189,8 @@ class Reader(Writer):
 
 
 class Tester:
-    def __init__(self, cluster, seed, power_cuts, pretended):
-        self.cluster, self.seed, self.power_cuts, self.pretended = cluster, seed, power_cuts, pretended
+    def __init__(self, cluster, seed, power_cuts, strong, pretended):
+        self.cluster, self.seed, self.power_cuts, self.strong, self.pretended = cluster, seed, power_cuts, strong, pretended
         self.logs_read = {}
         self.sums = {"kills": 0, "acknowledged": 0, "seen": 0, "unknown": 0, "refused": 0, "dropped": 0, "barriers": 0}
 
@@ -197,6 +198,10 @@ class Tester:
         first = self.cluster.servers[0]
         first.sql("INSERT INTO kill_register SELECT key, 0 FROM generate_series(0, %s) key", REGISTERS - 1)
         self.cluster.wait_until_equal("SELECT * FROM kill_register ORDER BY key")
+        for table in ("kill_entry", "kill_register") if self.strong else ():
+            first.sql("SELECT repl_ml.set_table_class(%s, 'strong')", table)
+            for server in self.cluster.servers:
+                server.sql("SELECT repl_ml.wait_for_table_class(%s)", table)
 
     def end(self, server):
         server.cut_power() if self.power_cuts else server.kill()
@@ -259,7 +264,7 @@ class Tester:
     def look_at_survivors(self, round):
         """With the others down: has every promised write reached enough of those that are up?"""
         def missing():
-            ids = [{id for id, in server.sql(IDS % round.number)} for server in round.survivors]
+            ids = [self.ids_on(server, round) for server in round.survivors]
             return [write for write in self.promised(round)
                     if sum(write.id in some for some in ids) < required(write.level, round.members) - len(round.victims)]
         try:
@@ -269,16 +274,23 @@ class Tester:
         except NotAtRest:
             return [("lost", "%s is not on enough of %s" % (write, ", ".join(server.name for server in round.survivors))) for write in missing()]
 
+    def ids_on(self, server, round):
+        """None where strong tables cannot be read yet."""
+        try:
+            return {id for id, in server.sql(IDS % round.number)}
+        except psycopg2.errors.CannotConnectNow:
+            return set()
+
     def read_behind_barrier(self, round, timeout, tolerated=()):
         """A survivor that lets a read pass the barrier shows everything promised."""
         problems = []
         for server in round.survivors:
             try:
                 server.sql("SELECT repl_ml.barrier(%s)", timeout)
+                ids = {id for id, in server.sql(IDS % round.number)}
             except tolerated:
                 continue
             self.sums["barriers"] += 1
-            ids = {id for id, in server.sql(IDS % round.number)}
             problems += [("stale", "%s is not on %s behind the barrier" % (write, server.name)) for write in self.promised(round) if write.id not in ids]
         return problems
 
@@ -351,6 +363,7 @@ def main():
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--power-cuts", action="store_true")
+    parser.add_argument("--strong", action="store_true")
     parser.add_argument("--pretend", action="store_true")
     parser.add_argument("seed", type=int)
     arguments = arguments_of(parser)
@@ -363,7 +376,7 @@ def main():
     failed = 0
     try:
         cluster.form_group(arguments.nodes, *TABLES)
-        tester = Tester(cluster, arguments.seed, arguments.power_cuts, "one" if arguments.pretend else None)
+        tester = Tester(cluster, arguments.seed, arguments.power_cuts, arguments.strong, "one" if arguments.pretend else None)
         tester.prepare()
         for number in range(1, arguments.kills + 1):
             failed += not tester.kill(number)
