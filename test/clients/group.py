@@ -149,6 +149,6 @@ def again(work, attempts=40):
         try:
             return work()
         except Exception as error:  # noqa: BLE001, each client wraps them in its own
-            if attempt == attempts - 1 or not re.search("40001|40P01|57P03|serializ|SerializationFailure|deadlock|CannotConnectNow|OperationalError|INTERNAL_ERROR|TEMPORARILY|lease|StorageInternalError", repr(error)):
+            if attempt == attempts - 1 or not re.search("40001|40P01|57P03|SerializationFailure|could not serialize access|DeadlockDetected|deadlock detected|CannotConnectNow", repr(error)):
                 raise
             pause(0.05 * (1 + attempt % 5))

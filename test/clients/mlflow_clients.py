@@ -96,6 +96,7 @@ def mlflow_work(group, ports):
         return made, versions
 
     done = at_once(work)
+    one_of_a_name(group, clients)
     group.judge("mlflow")
     experiments = [e for made, _ in done.values() for e, _ in made]
     versions = [int(v) for _, given in done.values() for v in given]
@@ -106,6 +107,28 @@ def mlflow_work(group, ports):
         claim(set(versions) <= seen, f"mlflow: every acknowledged version is on {node}", sorted(set(versions) - seen))
         runs = clients[node].search_runs(experiments, max_results=100)
         claim(len(runs) == 12 and all(len(r.data.metrics) == 10 and len(r.data.params) == 3 and r.data.metrics["m3"] == 2.3 for r in runs), f"mlflow: every run is whole on {node}", len(runs))
+
+
+def one_of_a_name(group, clients):
+    """All nodes make experiments of the same names at once: one of them does, and the others are told so."""
+    from mlflow.exceptions import MlflowException
+
+    def make(node, name):
+        try:
+            return clients[node].create_experiment(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return None
+
+    given = at_once(lambda node: [again(lambda: make(node, f"common {e}")) for e in range(6)])
+    for e in range(6):
+        ids = [given[node][e] for node in NODES if given[node][e] is not None]
+        claim(len(ids) == 1, f"mlflow: one client has made the experiment common {e}", given)
+        for node in NODES:
+            group.wait(node, f"SELECT EXISTS (SELECT FROM experiments WHERE name = 'common {e}')", f"mlflow: common {e} is on {node}")
+            seen = clients[node].get_experiment_by_name(f"common {e}").experiment_id
+            claim([seen] == ids[:1], f"mlflow: on {node} common {e} has the id that its client was told", (seen, ids))
 
 
 # ---- an upgrade ----
