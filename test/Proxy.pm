@@ -36,7 +36,7 @@ sub dsn { my ($self) = @_; return "host=$self->{dir} port=" . $self->{node}->por
 
 # How the network is from now on: there and back (to the server and from it) are milliseconds that everything takes, or
 # 'cut': then it waits until that is over; of 100 pieces so many as are lost come 200 ms later, as what TCP sends again does.
-# What is left out is as it should be.
+# '+N': so many more bytes of each connection come, and then it is cut. What is left out is as it should be.
 sub bend
 {
 	my ($self, %how) = @_;
@@ -60,12 +60,16 @@ sub run
 {
 	my ($listener, $server, $file) = @_;
 	my $select = IO::Select->new($listener);
-	my (%partner, %way, %queue);
+	my (%partner, %way, %queue, %passed);
+	my $before = '';
 
 	while (1)
 	{
 		my %how;
-		@how{qw(there back lost)} = split / /, PostgreSQL::Test::Utils::slurp_file($file);
+		my $told = PostgreSQL::Test::Utils::slurp_file($file);
+		%passed = () if $told ne $before;
+		$before = $told;
+		@how{qw(there back lost)} = split / /, $told;
 		foreach my $socket ($select->can_read((grep { @$_ } values %queue) ? 0.002 : 0.05))
 		{
 			if ($socket == $listener)
@@ -90,8 +94,19 @@ sub run
 			next if !$queue{$socket};
 			my $from = $partner{$socket};
 			my $how = $how{ $way{$from} };
+			my $rest = $how =~ s/^\+// ? $how - ($passed{$socket} // 0) : undef;
+			$how = 0 if defined $rest;
 			while (@{ $queue{$socket} } && $how ne 'cut' && time >= $queue{$socket}[0][0] + $how / 1000)
 			{
+				last if defined $rest && $rest <= 0;
+				if (defined $rest && defined $queue{$socket}[0][1])
+				{
+					my $part = substr($queue{$socket}[0][1], 0, $rest, '');
+					unshift @{ $queue{$socket} }, [ 0, $part ];
+					splice @{ $queue{$socket} }, 1, 1 if $queue{$socket}[1][1] eq '';
+					$passed{$socket} += length $part;
+					$rest -= length $part;
+				}
 				my $data = (shift @{ $queue{$socket} })->[1];
 				if (!defined $data || !defined syswrite($partner{$from}, $data))
 				{

@@ -41,6 +41,7 @@
 #include "server/server.h"
 #include "wire/wire.h"
 
+#define UNFINISHED_MS	1000	/* of silence in a transaction that others wait for */
 #define FIRST_DELAY_MS		200
 #define STATUS_INTERVAL_MS	1000
 #define QUIET_STATUS_MS		50	/* the same, while the peer's WAL goes on with
@@ -1133,6 +1134,32 @@ wait_for_stream(pgsocket fd)
 }
 
 /*
+ * Ends the connection with a peer of which a part of a transaction has come, and then nothing
+ * for a while, if somebody waits for what that has locked here: it comes again as a whole.
+ */
+static void
+end_unfinished(TimestampTz last)
+{
+	TransactionId xid = apply.transaction.open && IsTransactionState() ?
+		GetTopTransactionIdIfAny() : InvalidTransactionId;
+	LOCKTAG		tag;
+
+	if (!TransactionIdIsValid(xid) ||
+		!TimestampDifferenceExceeds(last, GetCurrentTimestamp(), UNFINISHED_MS))
+		return;
+	SET_LOCKTAG_TRANSACTION(tag, xid);
+	if (!LockHasWaiters(&tag, ExclusiveLock, false))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_CONNECTION_FAILURE),
+			 errmsg("node \"%s\" has been silent for more than %d ms in a transaction",
+					apply.peer->node_name, UNFINISHED_MS),
+			 errdetail("Others wait for rows that it has written."),
+			 errhint("The transaction comes again when the node can be reached; check the "
+					 "network to it.")));
+}
+
+/*
  * Waits for more, and looks after a silent peer: asks it once whether it is
  * there, and ends the connection if it does not answer.
  */
@@ -1154,9 +1181,11 @@ wait_for_data(pgsocket fd)
 	events = wait_for_stream(fd);
 	if (events & WL_LATCH_SET)
 		ResetLatch(MyLatch);
+	last = apply.connection.last_message_time;
+	if ((events & WL_SOCKET_READABLE) == 0)
+		end_unfinished(last);
 	if (events & WL_SOCKET_READABLE || wal_receiver_timeout <= 0)
 		return;
-	last = apply.connection.last_message_time;
 
 	/* asked, and no answer */
 	if (TimestampDifferenceExceeds(last, GetCurrentTimestamp(), wal_receiver_timeout) &&

@@ -120,8 +120,12 @@ INSERT INTO parted VALUES (:id + 20000, 'w') ON CONFLICT (id) DO UPDATE SET v = 
 sub kill_process
 {
 	my ($node, $query) = @_;
-	my $pid = sql($node, $query);
-	kill 'KILL', $pid if $pid;
+	my $checkpointer = q(FROM pg_stat_activity WHERE backend_type = 'checkpointer');
+	my $before = sql($node, "SELECT pid $checkpointer");
+	my $pid = sql($node, $query) or return;
+	kill 'KILL', $pid;
+	# its server has noticed, and is back
+	poll_until($node, "SELECT pid <> $before $checkpointer");
 	return;
 }
 my %kill = (

@@ -2,7 +2,8 @@
 # was acknowledged is lost, no number is given twice, and what it alone had committed is gone from it when it is back.
 #
 # Seen failing: fence.c without the judgement (what was not acknowledged is seen), fetch.c without repl_ml_replace_empty (it stays where it was committed), holding.c
-# without given_up, or without closings (the former holder gives away, or keeps, what it has lost), gate.c that lets everybody pass (what no majority has is read), strong.c with relationOids (a copy waits for what waits for it).
+# without given_up, or without closings (the former holder gives away, or keeps, what it has lost), gate.c that lets everybody pass (what no majority has is read), strong.c with relationOids (a copy waits for what waits for it), worker.c
+# without end_unfinished (who writes a row waits for wal_receiver_timeout).
 use strict;
 use warnings;
 use FindBin;
@@ -316,6 +317,19 @@ is(sql($n1, 'SELECT n FROM counters WHERE id = 1'), '501', 'after a crash: it is
 $_->quit foreach $locking;
 sql($n1, $_) foreach 'ALTER SYSTEM RESET repl_ml.heartbeat_interval', 'SELECT pg_reload_conf()';
 pass_converged();
+
+# ---- cut off in the middle of what the others read of a transaction ----
+
+have_lease($n1);
+$proxy->bend(back => '+500000');
+my $half = begin_session($n1, "SET repl_ml.write_timeout = '1s'", q(BEGIN; INSERT INTO versions VALUES ('half', 1, 'n1'); INSERT INTO versions SELECT 'half', 2, string_agg(md5(g::text), '') FROM generate_series(1, 60000) g; COMMIT));
+poll_until($_, q(SELECT count(*) = 1 FROM pg_locks l JOIN repl_ml.stat_apply a USING (pid) WHERE a.node_name = 'n1' AND l.locktype = 'transactionid')) foreach $n2, $n3;
+$proxy->bend(there => 'cut', back => 'cut');
+is(sql($n2, q(SET statement_timeout = '20s'; INSERT INTO versions VALUES ('half', 1, 'n2') RETURNING author)), 'n2', 'another one does not wait for the rest of it');
+$proxy->bend;
+like(finish_session($half), qr/40003/, 'it was not acknowledged');
+poll_until($n1, q(SELECT author = 'n2' FROM versions WHERE name = 'half' AND version = 1));
+wait_converged(\@nodes, 'versions');
 
 # ---- five nodes ----
 
