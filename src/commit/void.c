@@ -220,6 +220,7 @@ repl_ml_void_note(void)
 
 	if (!find_range(&from, &round, &group))
 		return;
+	noted_round = round;
 	context = AllocSetContextCreate(caller, "repl_ml void transactions", ALLOCSET_DEFAULT_SIZES);
 	reading = MemoryContextAllocZero(context, sizeof(Reading));
 	reading->group = &group;
@@ -243,7 +244,6 @@ repl_ml_void_note(void)
 	/* with its file, also after an error */
 	if (reading->reader != NULL)
 		XLogReaderFree(reading->reader);
-	noted_round = round;
 	MemoryContextSwitchTo(caller);
 	MemoryContextDelete(context);
 }
